@@ -1,0 +1,1 @@
+"""Networks and nothing else: no sampling, no speculation. One file for each model_type."""

@@ -1,0 +1,92 @@
+"""The seam between a target and everything that uses it: hidden states, features on request, embedding and head."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.kv_cache import KVCache
+from flashdraft.errors import CheckpointError
+
+# model_type of config.json -> where its class is.
+ARCHITECTURES = {"llama": ("flashdraft.models.llama", "LlamaModel")}
+
+
+@dataclass(frozen=True)
+class TargetOutput:
+    """What a target's forward gives."""
+
+    hidden: Tensor  # [batch, num_tokens, hidden_size], after the final norm
+    features: Tensor | None  # [batch, num_tokens, len(feature_layers) * hidden_size]
+
+    def first(self, num_tokens: int) -> "TargetOutput":
+        """The same for the first ``num_tokens`` tokens."""
+        features = None if self.features is None else self.features[:, :num_tokens]
+        return TargetOutput(self.hidden[:, :num_tokens], features)
+
+
+class TargetModel(nn.Module):
+    """A causal language model whose output a drafter must reproduce."""
+
+    config: Any  # the transformers config it was built from
+
+    @abstractmethod
+    def forward(
+        self, batch: ForwardBatch, cache: KVCache | None, feature_layers: Sequence[int] = ()
+    ) -> TargetOutput:
+        """Run the tokens of ``batch``; stage their keys and values in ``cache``.
+
+        ``cache`` None: whole sequences from position 0, causal, nothing kept (training). ``feature_layers`` are
+        0-based decoder layers whose outputs are wanted, concatenated in that order (DFlash paper, section 3).
+        """
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Input embeddings [..., hidden_size] of token ids [...]."""
+
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """The output head, [vocab_size, hidden_size]."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
+        """An empty cache for ``batch_size`` sequences of at most ``max_len`` tokens."""
+
+    @abstractmethod
+    def tie_weights(self) -> None:
+        """Let the head be the embedding, where the config says so. Call after loading weights."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary, float32 [..., vocab_size], of final hidden states [..., hidden_size]."""
+        return nn.functional.linear(hidden, self.head_weight()).float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights and activations."""
+        return self.head_weight().dtype
+
+
+def build_target(config: Any) -> TargetModel:
+    """The network that ``config`` describes, with parameters named as in its transformers checkpoint.
+
+    Raises CheckpointError for a model_type that is not supported.
+    """
+    if config.model_type not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise CheckpointError(
+            f"model_type {config.model_type!r} is not supported as a target; expected one of: {known}"
+        )
+    module, name = ARCHITECTURES[config.model_type]
+    model = getattr(import_module(module), name)(config)
+    assert isinstance(model, TargetModel)
+    return model

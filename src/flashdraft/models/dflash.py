@@ -1,0 +1,250 @@
+"""The DFlash drafter network (arXiv 2602.06036, section 3): one network for training and inference.
+
+It borrows the target's frozen embedding and head, so it maps block embeddings to final hidden states and knows
+no vocabulary. Target features enter as extra keys and values of every layer ("KV injection").
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config
+
+from flashdraft.cache.kv_cache import KVCache
+from flashdraft.errors import CheckpointError
+from flashdraft.models.llama import GatedMLP, split_heads
+from flashdraft.ops.attention import Mask, attention
+from flashdraft.ops.norm import RMSNorm
+from flashdraft.ops.rope import Rotary, rotate
+
+
+def build_target_layer_ids(num_target_layers: int, num_features: int) -> tuple[int, ...]:
+    """Feature layers, evenly spaced from the 2nd layer to the third-to-last (paper, section 3; 0-based)."""
+    if num_features == 1:
+        return (num_target_layers // 2,)
+    step = (num_target_layers - 4) / (num_features - 1)
+    return tuple(round(1 + i * step) for i in range(num_features))
+
+
+@dataclass(frozen=True)
+class DFlashConfig:
+    """A drafter's shape, with the field names of z-lab's config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    block_size: int  # anchor included
+    mask_token_id: int
+    target_layer_ids: tuple[
+        int, ...
+    ]  # 0-based decoder layers of the target whose outputs condition the drafter
+    num_target_layers: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    rope_parameters: dict[str, Any] = field(
+        default_factory=lambda: {"rope_type": "default", "rope_theta": 1e6}
+    )
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "DFlashConfig":
+        """Read a z-lab / SpecForge ``config.json``; ``block_size`` may stand on top or in ``dflash_config``.
+
+        Raises CheckpointError when a needed field is missing or a layer type is not supported.
+        """
+        inner = config.get("dflash_config") or {}
+        if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+            raise CheckpointError(
+                f"drafter layer_types {config['layer_types']} are not supported; expected full_attention only"
+            )
+        merged = {**config, **inner, "rope_parameters": Qwen3Config(**_rope_fields(config)).rope_parameters}
+        wanted = {f.name for f in fields(cls)}
+        missing = sorted(wanted - merged.keys() - {"rms_norm_eps", "attention_bias", "rope_parameters"})
+        if missing:
+            raise CheckpointError(
+                f"drafter config.json lacks {', '.join(missing)}; expected a DFlashDraftModel config"
+            )
+        values = {name: merged[name] for name in wanted if name in merged}
+        values["target_layer_ids"] = tuple(values["target_layer_ids"])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The z-lab ``config.json`` of this drafter."""
+        plain = asdict(self)
+        rope = plain.pop("rope_parameters")
+        inner = {name: plain.pop(name) for name in ("mask_token_id", "target_layer_ids")}
+        inner["target_layer_ids"] = list(inner["target_layer_ids"])
+        scaling = None if rope.get("rope_type", "default") == "default" else rope
+        return {
+            "architectures": ["DFlashDraftModel"],
+            "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+            "model_type": "qwen3",
+            **plain,
+            "attention_dropout": 0.0,
+            "dflash_config": inner,
+            "hidden_act": "silu",
+            "layer_types": ["full_attention"] * self.num_hidden_layers,
+            "rope_scaling": scaling,
+            "rope_theta": rope["rope_theta"],
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_cache": True,
+            "use_sliding_window": False,
+        }
+
+
+def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+    # transformers 5 writes rope_parameters; older checkpoints have rope_theta and rope_scaling.
+    names = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+class KVSource(Protocol):
+    """Where a layer's block meets the context's keys and values: the cache when serving, a concatenation in training."""
+
+    def stage(
+        self, layer_idx: int, k: Tensor, v: Tensor, positions: Tensor, kv_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Take the block's keys and values, give those of context and block."""
+        ...
+
+
+class DFlashAttention(nn.Module):
+    """Attention of the block on context and block (paper, section 3: K = [W_K H_t ; W_K H_d])."""
+
+    def __init__(self, config: DFlashConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys (normed, rotated) and values of ``x``, each [batch, kv_heads, num_tokens, head_dim]."""
+        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
+        return k, split_heads(self.v_proj(x), self.head_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        positions: Tensor,
+        kv_len: int,
+        source: KVSource,
+        mask: Mask,
+    ) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same."""
+        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
+        k, v = source.stage(self.layer_idx, *self.keys_values(x, rope), positions, kv_len)
+        out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return out
+
+
+class DFlashLayer(nn.Module):
+    """One Qwen3-style pre-norm layer of the drafter."""
+
+    def __init__(self, config: DFlashConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DFlashAttention(config, layer_idx)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        positions: Tensor,
+        kv_len: int,
+        source: KVSource,
+        mask: Mask,
+    ) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, positions, kv_len, source, mask)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class DFlashModel(nn.Module):
+    """The drafter network. Its parameters carry z-lab's tensor names."""
+
+    def __init__(self, config: DFlashConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_features = len(config.target_layer_ids)
+        self.fc = nn.Linear(num_features * config.hidden_size, config.hidden_size, bias=False)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DFlashLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        rope_config = Qwen3Config(
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters=dict(config.rope_parameters),
+        )
+        self.rotary = Rotary(rope_config)
+
+    def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer for verified tokens: ``hidden_norm(fc(features))`` projected.
+
+        ``features`` [batch, num_tokens, num_features * hidden_size], ``positions`` [batch, num_tokens]; each pair
+        is [batch, kv_heads, num_tokens, head_dim].
+        """
+        fused = self.hidden_norm(self.fc(features))
+        rope = self.rotary(positions, fused.dtype)
+        return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
+
+    def forward(
+        self, block: Tensor, positions: Tensor, kv_len: int, source: KVSource, mask: Mask = None
+    ) -> Tensor:
+        """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
+
+        Slot k of a block (k >= 1) predicts the token that stands AT its own position. ``mask`` None: every slot
+        sees the whole context and the whole block, as when one request is served.
+        """
+        rope = self.rotary(positions, block.dtype)
+        x = block
+        for layer in self._layers():
+            x = layer(x, rope, positions, kv_len, source, mask)
+        out: Tensor = self.norm(x)
+        return out
+
+    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
+        """An empty cache for the context (and the staged block) of ``batch_size`` requests."""
+        config, weight = self.config, self.fc.weight
+        return KVCache(
+            config.num_hidden_layers,
+            batch_size,
+            config.num_key_value_heads,
+            max_len,
+            config.head_dim,
+            weight.dtype,
+            weight.device,
+        )
+
+    def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
+        """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            elif parameter.dim() > 1:
+                nn.init.normal_(parameter, std=std, generator=generator)
+            else:
+                nn.init.zeros_(parameter)
+
+    def _layers(self) -> Sequence[DFlashLayer]:
+        return self.layers  # type: ignore[return-value]

@@ -1,0 +1,147 @@
+"""Llama: SmolLM2 and every other checkpoint of model_type llama."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.kv_cache import KVCache
+from flashdraft.models.base import TargetModel, TargetOutput
+from flashdraft.ops.attention import CAUSAL, Mask, attention, cached_mask
+from flashdraft.ops.norm import RMSNorm
+from flashdraft.ops.rope import Rotary, rotate
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[batch, num_tokens, heads * head_dim] -> [batch, heads, num_tokens, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with RoPE."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        q_size = config.num_attention_heads * self.head_dim
+        kv_size = config.num_key_value_heads * self.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+
+    def forward(
+        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None
+    ) -> Tensor:
+        """Attention output [batch, num_tokens, hidden_size]; keys and values are staged in ``cache``."""
+        q = rotate(split_heads(self.q_proj(x), self.head_dim), *rope)
+        k = rotate(split_heads(self.k_proj(x), self.head_dim), *rope)
+        v = split_heads(self.v_proj(x), self.head_dim)
+        if cache is not None:
+            k, v = cache.stage(self.layer_idx, k, v, batch.positions, batch.kv_len)
+        out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class LlamaLayer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(config, layer_idx)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
+
+    def forward(
+        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None
+    ) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same."""
+        x = x + self.self_attn(self.input_layernorm(x), batch, rope, mask, cache)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class LlamaDecoder(nn.Module):
+    """Embedding, layers and final norm (``model.*`` in checkpoints)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LlamaLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class LlamaModel(TargetModel):
+    """A Llama target."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaDecoder(config)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rotary = Rotary(config)
+
+    def forward(
+        self, batch: ForwardBatch, cache: KVCache | None, feature_layers: Sequence[int] = ()
+    ) -> TargetOutput:
+        """See :meth:`TargetModel.forward`."""
+        x = self.embed(batch.token_ids)
+        rope = self.rotary(batch.positions, x.dtype)
+        mask: Mask = CAUSAL
+        if cache is not None:
+            mask = None if batch.is_single_token else cached_mask(batch.positions, batch.kv_len)
+        features = []
+        for layer_idx, layer in enumerate(self.model.layers):
+            x = layer(x, batch, rope, mask, cache)
+            if layer_idx in feature_layers:
+                features.append(x)
+        order = sorted(feature_layers)
+        features = [features[order.index(i)] for i in feature_layers]
+        return TargetOutput(self.model.norm(x), torch.cat(features, dim=-1) if features else None)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See :meth:`TargetModel.embed`."""
+        return F.embedding(token_ids, self.model.embed_tokens.weight)
+
+    def head_weight(self) -> Tensor:
+        """See :meth:`TargetModel.head_weight`."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
+        """See :meth:`TargetModel.new_cache`."""
+        config = self.config
+        return KVCache(
+            config.num_hidden_layers,
+            batch_size,
+            config.num_key_value_heads,
+            max_len,
+            config.head_dim,
+            self.dtype,
+            self.device,
+        )
+
+    def tie_weights(self) -> None:
+        """Nothing to do: a tied head is the embedding itself."""

@@ -1,0 +1,57 @@
+"""Grouped-query attention: one entrance, and the form that suits the mask."""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+
+class Causal:
+    """The mask of a whole sequence seen from its start: token i sees tokens 0..i."""
+
+
+CAUSAL = Causal()
+Mask = Tensor | BlockMask | Causal | None
+
+
+def cached_mask(positions: Tensor, kv_len: int) -> Tensor:
+    """What each token may see of a cache: slots up to its own position. Bool [batch, num_tokens, kv_len]."""
+    return positions.unsqueeze(-1) >= torch.arange(kv_len, device=positions.device)
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention written out, in float32; shapes as in :func:`attention`."""
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(repeats, dim=1).float() for x in (k, v))
+    scores = q.float() @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
+    return (scores.softmax(-1) @ v).to(q.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Attention of ``q`` [batch, heads, num_tokens, head_dim] on ``k``, ``v`` [batch, kv_heads, kv_len, head_dim].
+
+    ``mask``: bool [batch or 1, num_tokens, kv_len] (True = may see), a flex BlockMask (training on CUDA),
+    CAUSAL, or None (all see all). Returns [batch, heads, num_tokens, head_dim].
+    """
+    if isinstance(mask, BlockMask):
+        return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[no-any-return]
+    if isinstance(mask, Causal):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    # The query heads of one group become more query rows of their K/V head: no copy of K and V is made.
+    batch, heads, num_tokens, head_dim = q.shape
+    groups = heads // k.shape[1]
+    folded = q.reshape(batch, k.shape[1], groups * num_tokens, head_dim)
+    if mask is not None:
+        mask = mask.unsqueeze(1).repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask)
+    return out.reshape(batch, heads, num_tokens, head_dim)
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=False)

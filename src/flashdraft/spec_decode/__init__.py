@@ -1,0 +1,1 @@
+"""Drafters behind one protocol, and the rule that decides what is kept."""

@@ -1,0 +1,67 @@
+"""What a request cost and what its drafts were worth. Over many requests every rate is a ratio of sums."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RequestMetrics:
+    """Counts and seconds of one request, or the sum over several."""
+
+    num_rounds: int = 0
+    num_drafted: int = 0  # draft tokens proposed
+    num_accepted: int = 0  # draft tokens delivered
+    num_output_tokens: int = 0
+    num_requests: int = 1
+    accepted_histogram: list[int] = field(default_factory=list)  # [i]: rounds that accepted i draft tokens
+    prefill_s: float = 0.0
+    decode_s: float = 0.0  # all rounds, host work included
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens gained a verification: (output tokens - 1) / rounds over delivered tokens; 1.0 without rounds."""
+        if not self.num_rounds:
+            return 1.0
+        return (self.num_output_tokens - self.num_requests) / self.num_rounds
+
+    @property
+    def accepted_by_position(self) -> list[float]:
+        """Share of rounds in which draft token i (0-based) was accepted."""
+        total = sum(self.accepted_histogram)
+        return [
+            sum(self.accepted_histogram[i + 1 :]) / total for i in range(len(self.accepted_histogram) - 1)
+        ]
+
+    def record_round(self, num_drafted: int, num_accepted: int, draft_s: float, verify_s: float) -> None:
+        """Count one verification."""
+        self.num_rounds += 1
+        self.num_drafted += num_drafted
+        missing = max(num_drafted, num_accepted) + 1 - len(self.accepted_histogram)
+        self.accepted_histogram += [0] * missing
+        self.accepted_histogram[num_accepted] += 1
+        self.draft_s += draft_s
+        self.verify_s += verify_s
+
+    def record_tokens(self, num_tokens: int, num_accepted: int) -> None:
+        """Count delivered tokens, of which ``num_accepted`` were drafted."""
+        self.num_output_tokens += num_tokens
+        self.num_accepted += num_accepted
+
+    def add(self, other: "RequestMetrics") -> None:
+        """Add another's counts to these."""
+        longer = max(len(self.accepted_histogram), len(other.accepted_histogram))
+        padded = [h + [0] * (longer - len(h)) for h in (self.accepted_histogram, other.accepted_histogram)]
+        self.accepted_histogram = [a + b for a, b in zip(*padded, strict=True)]
+        for name in (
+            "num_rounds",
+            "num_drafted",
+            "num_accepted",
+            "num_output_tokens",
+            "num_requests",
+            "prefill_s",
+            "decode_s",
+            "draft_s",
+            "verify_s",
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))

@@ -1,0 +1,83 @@
+"""Tiny random models and scripted drafters: real parts, small enough for every test."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from flashdraft.models.base import TargetModel, build_target
+from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+
+
+def llama_config(**changes: object) -> LlamaConfig:
+    """A 6-layer Llama of a few thousand parameters."""
+    values: dict[str, object] = {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**{**values, **changes})
+
+
+def toy_target(seed: int = 0, **changes: object) -> TargetModel:
+    """A float32 target with random weights, large enough that its argmax varies."""
+    torch.manual_seed(seed)
+    target = build_target(llama_config(**changes))
+    for parameter in target.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return target.eval()
+
+
+def toy_dflash(target: TargetModel, seed: int = 1, **changes: object) -> DFlashModel:
+    """A float32 drafter network with random weights for ``target``."""
+    config = target.config
+    values: dict[str, object] = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": config.vocab_size,
+        "block_size": 8,
+        "mask_token_id": config.vocab_size - 1,
+        "target_layer_ids": build_target_layer_ids(config.num_hidden_layers, 2),
+        "num_target_layers": config.num_hidden_layers,
+        "max_position_embeddings": config.max_position_embeddings,
+    }
+    model = DFlashModel(DFlashConfig(**{**values, **changes}))  # type: ignore[arg-type]
+    model.init_weights(torch.Generator().manual_seed(seed), std=0.2)
+    return model.eval()
+
+
+class ScriptedDrafter:
+    """Drafts the known answer, with a wrong token wherever ``is_wrong(position)`` says so."""
+
+    feature_layers: tuple[int, ...] = ()
+
+    def __init__(self, answer: list[int], is_wrong: Callable[[int], bool], max_block_size: int = 16) -> None:
+        self.answer, self.is_wrong, self.max_block_size = answer, is_wrong, max_block_size
+
+    def begin(self, max_len: int) -> "ScriptedDrafter":  # noqa: ARG002
+        """One request at a time: the drafter is its own state."""
+        self.num_seen = 0
+        return self
+
+    def observe(self, token_ids: list[int], features: Tensor | None) -> None:  # noqa: ARG002
+        """Count what is in the cache."""
+        self.num_seen += len(token_ids)
+
+    def propose(self, anchor: int, num_draft: int) -> list[int]:  # noqa: ARG002
+        """The script's next tokens."""
+        start = self.num_seen + 1
+        script = self.answer[start : start + num_draft]
+        return [token ^ 1 if self.is_wrong(start + i) else token for i, token in enumerate(script)]
