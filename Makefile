@@ -48,7 +48,7 @@ $(READY): requirements.lock pyproject.toml Makefile
 	  echo "setup: $(PYTHON) cannot make environments. Mend (Debian, Ubuntu): apt-get install python3-venv" >&2; exit 1; }
 	@echo "setup: installing what requirements.lock names into $(VENV) (a minute or two the first time)"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(PIP) install --quiet --requirement requirements.lock
-	@$(PIP) install --quiet --no-deps $(NO_DEPS)
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --requirement requirements.lock
+	@$(PIP) install -qq --no-deps $(NO_DEPS)
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
