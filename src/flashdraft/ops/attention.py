@@ -19,7 +19,7 @@ Mask = Tensor | BlockMask | Causal | None
 
 def cached_mask(positions: Tensor, kv_len: int) -> Tensor:
     """What each token may see of a cache: slots up to its own position. Bool [batch, num_tokens, kv_len]."""
-    return positions.unsqueeze(-1) >= torch.arange(kv_len, device=positions.device)
+    return positions.unsqueeze(-1).ge(torch.arange(kv_len, device=positions.device))
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

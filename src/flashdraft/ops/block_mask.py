@@ -1,0 +1,115 @@
+"""The training masks: which keys a token of a packed row may see. Predicate first, then dense, then FlexAttention.
+
+A packed row holds whole documents one after the other ([num_rows, seq_len]). Its blocks ([num_rows, num_blocks]
+anchors, ``block_size`` slots each) stand behind it: keys are [context tokens | block slots]. A block sees its own
+document strictly before its anchor (the anchor's features do not exist yet when serving) and itself, both ways.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+TILE = 128  # FlexAttention's tile: rows and blocks are skipped by whole tiles
+
+
+@dataclass(frozen=True)
+class DocumentMask:
+    """Causal attention within each document of a packed row."""
+
+    doc_start: Tensor  # [num_rows, seq_len], where the token's document starts in its row
+
+    def visible(self, row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """The predicate, for index tensors that broadcast (FlexAttention's ``mask_mod``)."""
+        return (self.doc_start[row, query] <= key) & (key <= query)
+
+    def dense(self) -> Tensor:
+        """Bool [num_rows, seq_len, seq_len]."""
+        num_rows, seq_len = self.doc_start.shape
+        return self.visible(*_grid(num_rows, seq_len, seq_len, self.doc_start.device))
+
+    def flex(self) -> BlockMask:
+        """The same as a BlockMask, from tile bounds alone. Needs seq_len divisible by 128."""
+        num_rows, seq_len = self.doc_start.shape
+        tiles = torch.arange(seq_len // TILE, device=self.doc_start.device)
+        # doc_start ascends within a row: a tile's first query has the least, its last the greatest.
+        starts = self.doc_start.view(num_rows, -1, TILE)
+        least, greatest = starts[:, :, :1], starts[:, :, -1:]
+        touched = (tiles <= tiles.unsqueeze(1)) & ((tiles + 1) * TILE > least)
+        full = (tiles < tiles.unsqueeze(1)) & (tiles * TILE >= greatest)
+        return _block_mask(touched & ~full, full, self.visible, seq_len, seq_len)
+
+
+@dataclass(frozen=True)
+class BlockContextMask:
+    """What the slots of blocks may see of their row and of themselves (DFlash paper, figure 4)."""
+
+    anchors: Tensor  # [num_rows, num_blocks], ascending, index of the anchor in its row
+    anchor_doc_start: Tensor  # [num_rows, num_blocks], where the anchor's document starts
+    seq_len: int
+    block_size: int
+
+    def visible(self, row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """The predicate, for index tensors that broadcast (FlexAttention's ``mask_mod``)."""
+        block = query // self.block_size
+        in_context = (self.anchor_doc_start[row, block] <= key) & (key < self.anchors[row, block])
+        in_block = (key >= self.seq_len) & ((key - self.seq_len) // self.block_size == block)
+        return in_context | in_block
+
+    def dense(self) -> Tensor:
+        """Bool [num_rows, num_blocks * block_size, seq_len + num_blocks * block_size]."""
+        num_rows, num_blocks = self.anchors.shape
+        num_slots = num_blocks * self.block_size
+        grid = _grid(num_rows, num_slots, self.seq_len + num_slots, self.anchors.device)
+        return self.visible(*grid)
+
+    def flex(self) -> BlockMask:
+        """The same as a BlockMask, from tile bounds alone. Needs seq_len and slots divisible by 128."""
+        num_rows, num_blocks = self.anchors.shape
+        num_slots = num_blocks * self.block_size
+        per_tile = TILE // self.block_size
+        anchors = self.anchors.view(num_rows, -1, per_tile)
+        starts = self.anchor_doc_start.view(num_rows, -1, per_tile)
+        tiles = torch.arange(self.seq_len // TILE, device=self.anchors.device)
+        # Anchors ascend, and with them their documents' starts.
+        touched = (tiles * TILE < anchors[:, :, -1:]) & ((tiles + 1) * TILE > starts[:, :, :1])
+        full = ((tiles + 1) * TILE <= anchors[:, :, :1]) & (tiles * TILE >= starts[:, :, -1:])
+        own = torch.eye(num_slots // TILE, dtype=torch.bool, device=self.anchors.device)
+        own = own.expand(num_rows, -1, -1)
+        partial = torch.cat((touched & ~full, own), dim=-1)
+        full = torch.cat((full, torch.zeros_like(own)), dim=-1)
+        return _block_mask(partial, full, self.visible, num_slots, self.seq_len + num_slots)
+
+
+TrainingMask = DocumentMask | BlockContextMask
+
+
+def training_mask(mask: TrainingMask) -> Tensor | BlockMask:
+    """The form of ``mask`` that is fast where its tensors are: FlexAttention on CUDA, dense elsewhere."""
+    device = (mask.doc_start if isinstance(mask, DocumentMask) else mask.anchors).device
+    return mask.flex() if device.type == "cuda" else mask.dense()
+
+
+def _grid(num_rows: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def axis(size: int, dim: int) -> Tensor:
+        shape = [1, 1, 1]
+        shape[dim] = size
+        return torch.arange(size, device=device).view(shape)
+
+    return axis(num_rows, 0), axis(1, 0), axis(q_len, 1), axis(kv_len, 2)
+
+
+def _block_mask(partial: Tensor, full: Tensor, mask_mod: object, q_len: int, kv_len: int) -> BlockMask:
+    def listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        # Which tiles, in order, for each query tile; the count says how many of the list are meant.
+        indices = tiles.int().argsort(dim=-1, descending=True, stable=True)
+        return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), indices.int().unsqueeze(1)
+
+    return BlockMask.from_kv_blocks(  # type: ignore[no-any-return]
+        *listed(partial),
+        *listed(full),
+        BLOCK_SIZE=TILE,
+        mask_mod=mask_mod,
+        seq_lengths=(q_len, kv_len),
+    )

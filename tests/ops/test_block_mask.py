@@ -1,0 +1,78 @@
+"""Masks against the definition written as loops, and FlexAttention's tiles against the dense form."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from flashdraft.ops.block_mask import TILE, BlockContextMask, DocumentMask
+
+SEQ_LEN, BLOCK_SIZE = 256, 16
+
+
+def packed_rows(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two rows of documents of odd lengths, and 16 sorted anchors in each."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.zeros(2, SEQ_LEN, dtype=torch.long)
+    for row in starts:
+        begin = 0
+        while begin < SEQ_LEN:
+            length = int(torch.randint(3, 140, (1,), generator=generator))
+            row[begin : begin + length] = begin
+            begin += length
+    anchors = torch.stack([torch.randperm(SEQ_LEN, generator=generator)[:16].sort().values for _ in range(2)])
+    return starts, anchors, starts.gather(1, anchors)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_document_mask_equals_the_definition(seed: int) -> None:
+    starts, _, _ = packed_rows(seed)
+    dense = DocumentMask(starts).dense()
+    for row in range(2):
+        for q in range(0, SEQ_LEN, 7):
+            seen = [k for k in range(SEQ_LEN) if starts[row, k] == starts[row, q] and k <= q]
+            assert dense[row, q].nonzero().flatten().tolist() == seen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_block_mask_equals_the_definition(seed: int) -> None:
+    starts, anchors, anchor_starts = packed_rows(seed)
+    dense = BlockContextMask(anchors, anchor_starts, SEQ_LEN, BLOCK_SIZE).dense()
+    for row in range(2):
+        for block in range(16):
+            anchor = int(anchors[row, block])
+            context = [k for k in range(anchor) if starts[row, k] == starts[row, anchor]]
+            own = [SEQ_LEN + block * BLOCK_SIZE + slot for slot in range(BLOCK_SIZE)]
+            for slot in (0, 1, BLOCK_SIZE - 1):
+                seen = dense[row, block * BLOCK_SIZE + slot].nonzero().flatten().tolist()
+                assert seen == context + own
+
+
+def tiles_as_dense(mask: BlockMask, row: int, q_len: int, kv_len: int) -> torch.Tensor:
+    """What FlexAttention computes from a BlockMask: full tiles whole, partial tiles by the predicate."""
+    out = torch.zeros(q_len, kv_len, dtype=torch.bool)
+    for counts, indices, is_full in (
+        (mask.kv_num_blocks, mask.kv_indices, False),
+        (mask.full_kv_num_blocks, mask.full_kv_indices, True),
+    ):
+        assert counts is not None
+        assert indices is not None
+        for q_tile in range(q_len // TILE):
+            for kv_tile in indices[row, 0, q_tile, : counts[row, 0, q_tile]].tolist():
+                q = torch.arange(q_tile * TILE, (q_tile + 1) * TILE).unsqueeze(1)
+                k = torch.arange(kv_tile * TILE, (kv_tile + 1) * TILE).unsqueeze(0)
+                zero = torch.tensor(row)
+                tile = mask.mask_mod(zero, zero, q, k)
+                out[q, k] = torch.ones_like(tile) if is_full else tile
+    return out
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_flex_tiles_equal_dense(seed: int) -> None:
+    starts, anchors, anchor_starts = packed_rows(seed)
+    documents = DocumentMask(starts)
+    blocks = BlockContextMask(anchors, anchor_starts, SEQ_LEN, BLOCK_SIZE)
+    num_slots = 16 * BLOCK_SIZE
+    for row in range(2):
+        assert torch.equal(tiles_as_dense(documents.flex(), row, SEQ_LEN, SEQ_LEN), documents.dense()[row])
+        dense = blocks.dense()[row]
+        assert torch.equal(tiles_as_dense(blocks.flex(), row, num_slots, SEQ_LEN + num_slots), dense)
