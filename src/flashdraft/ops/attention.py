@@ -19,7 +19,8 @@ Mask = Tensor | BlockMask | Causal | None
 
 def cached_mask(positions: Tensor, kv_len: int) -> Tensor:
     """What each token may see of a cache: slots up to its own position. Bool [batch, num_tokens, kv_len]."""
-    return positions.unsqueeze(-1).ge(torch.arange(kv_len, device=positions.device))
+    slots = torch.arange(kv_len, device=positions.device)
+    return positions.unsqueeze(-1) >= slots
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -29,7 +30,8 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) ->
     scores = q.float() @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
-    return (scores.softmax(-1) @ v).to(q.dtype)
+    weighted: Tensor = scores.softmax(-1) @ v
+    return weighted.to(q.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
@@ -39,7 +41,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     CAUSAL, or None (all see all). Returns [batch, heads, num_tokens, head_dim].
     """
     if isinstance(mask, BlockMask):
-        return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[no-any-return]
+        # Within a compiled layer it is part of that graph; alone it has to be compiled to be fast.
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+        out: Tensor = flex(q, k, v, block_mask=mask, enable_gqa=True)
+        return out
     if isinstance(mask, Causal):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     # The query heads of one group become more query rows of their K/V head: no copy of K and V is made.

@@ -5,12 +5,14 @@ anchors, ``block_size`` slots each) stand behind it: keys are [context tokens | 
 document strictly before its anchor (the anchor's features do not exist yet when serving) and itself, both ways.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 TILE = 128  # FlexAttention's tile: rows and blocks are skipped by whole tiles
 
 
@@ -20,14 +22,20 @@ class DocumentMask:
 
     doc_start: Tensor  # [num_rows, seq_len], where the token's document starts in its row
 
-    def visible(self, row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """The predicate, for index tensors that broadcast (FlexAttention's ``mask_mod``)."""
-        return (self.doc_start[row, query] <= key) & (key <= query)
+    def predicate(self) -> Predicate:
+        """FlexAttention's ``mask_mod``: a function of (row, head, query, key) indices that broadcast."""
+        # Plain closures over tensors: what torch.compile takes without compiling again for each new mask.
+        doc_start = self.doc_start
+
+        def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (doc_start[row, query] <= key) & (key <= query)
+
+        return visible
 
     def dense(self) -> Tensor:
         """Bool [num_rows, seq_len, seq_len]."""
         num_rows, seq_len = self.doc_start.shape
-        return self.visible(*_grid(num_rows, seq_len, seq_len, self.doc_start.device))
+        return self.predicate()(*_grid(num_rows, seq_len, seq_len, self.doc_start.device))
 
     def flex(self) -> BlockMask:
         """The same as a BlockMask, from tile bounds alone. Needs seq_len divisible by 128."""
@@ -38,7 +46,7 @@ class DocumentMask:
         least, greatest = starts[:, :, :1], starts[:, :, -1:]
         touched = (tiles <= tiles.unsqueeze(1)) & ((tiles + 1) * TILE > least)
         full = (tiles < tiles.unsqueeze(1)) & (tiles * TILE >= greatest)
-        return _block_mask(touched & ~full, full, self.visible, seq_len, seq_len)
+        return _block_mask(touched & ~full, full, self.predicate(), seq_len, seq_len)
 
 
 @dataclass(frozen=True)
@@ -50,19 +58,25 @@ class BlockContextMask:
     seq_len: int
     block_size: int
 
-    def visible(self, row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """The predicate, for index tensors that broadcast (FlexAttention's ``mask_mod``)."""
-        block = query // self.block_size
-        in_context = (self.anchor_doc_start[row, block] <= key) & (key < self.anchors[row, block])
-        in_block = (key >= self.seq_len) & ((key - self.seq_len) // self.block_size == block)
-        return in_context | in_block
+    def predicate(self) -> Predicate:
+        """FlexAttention's ``mask_mod``: a function of (row, head, query, key) indices that broadcast."""
+        anchors, doc_start = self.anchors, self.anchor_doc_start
+        seq_len, block_size = self.seq_len, self.block_size
+
+        def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            block = query // block_size
+            in_context = (doc_start[row, block] <= key) & (key < anchors[row, block])
+            in_block = (key >= seq_len) & ((key - seq_len) // block_size == block)
+            return in_context | in_block
+
+        return visible
 
     def dense(self) -> Tensor:
         """Bool [num_rows, num_blocks * block_size, seq_len + num_blocks * block_size]."""
         num_rows, num_blocks = self.anchors.shape
         num_slots = num_blocks * self.block_size
         grid = _grid(num_rows, num_slots, self.seq_len + num_slots, self.anchors.device)
-        return self.visible(*grid)
+        return self.predicate()(*grid)
 
     def flex(self) -> BlockMask:
         """The same as a BlockMask, from tile bounds alone. Needs seq_len and slots divisible by 128."""
@@ -79,7 +93,7 @@ class BlockContextMask:
         own = own.expand(num_rows, -1, -1)
         partial = torch.cat((touched & ~full, own), dim=-1)
         full = torch.cat((full, torch.zeros_like(own)), dim=-1)
-        return _block_mask(partial, full, self.visible, num_slots, self.seq_len + num_slots)
+        return _block_mask(partial, full, self.predicate(), num_slots, self.seq_len + num_slots)
 
 
 TrainingMask = DocumentMask | BlockContextMask
@@ -100,7 +114,7 @@ def _grid(num_rows: int, q_len: int, kv_len: int, device: torch.device) -> tuple
     return axis(num_rows, 0), axis(1, 0), axis(q_len, 1), axis(kv_len, 2)
 
 
-def _block_mask(partial: Tensor, full: Tensor, mask_mod: object, q_len: int, kv_len: int) -> BlockMask:
+def _block_mask(partial: Tensor, full: Tensor, mask_mod: Predicate, q_len: int, kv_len: int) -> BlockMask:
     def listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
         # Which tiles, in order, for each query tile; the count says how many of the list are meant.
         indices = tiles.int().argsort(dim=-1, descending=True, stable=True)

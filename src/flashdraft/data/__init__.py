@@ -1,0 +1,1 @@
+"""From prompts to packed on-policy token rows."""

@@ -1,0 +1,102 @@
+"""Acceptance length without serving: teacher-forced drafts at every anchor, then the walk that serving takes.
+
+On greedy answers this is what serving would measure (up to floating-point ties), at the price of one training
+forward: the next anchor is ``anchor + num_accepted + 1``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flashdraft.data.loader import PackedRows
+from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.train.anchors import blocks_at
+from flashdraft.train.forward import block_hidden, target_features
+
+
+@dataclass
+class Walk:
+    """The rounds that serving would take."""
+
+    num_tokens: int = 0  # tokens gained after each answer's first
+    num_accepted: list[int] = field(default_factory=list)  # by round
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens gained a round; 1.0 without rounds."""
+        return self.num_tokens / len(self.num_accepted) if self.num_accepted else 1.0
+
+
+@torch.no_grad()
+def accepted_at_anchors(
+    target: TargetModel, drafter: DFlashModel, rows: PackedRows, block_size: int, blocks_per_forward: int
+) -> Tensor:
+    """Draft tokens that a block at each anchor gets accepted, int64 [num_rows, seq_len]; -1 where is no anchor."""
+    features = target_features(target, rows, drafter.config.target_layer_ids)
+    accepted = torch.full_like(rows.token_ids, -1)
+    # Anchors first, in order; the rest of a row repeats its last place and is marked as not new.
+    counts = rows.is_anchor.cumsum(-1)
+    for first in range(0, int(counts.max()), blocks_per_forward):
+        rank = torch.arange(first, first + blocks_per_forward, device=counts.device).expand(len(counts), -1)
+        is_valid = rank < counts[:, -1:]
+        places = torch.searchsorted(counts, rank.contiguous() + 1).clamp(max=counts.shape[1] - 1)
+        blocks = blocks_at(rows, places, is_valid, block_size)
+        hidden = block_hidden(target, drafter, rows, features, blocks)
+        for row, row_hidden in enumerate(hidden):
+            draft = target.logits(row_hidden).argmax(-1)
+            agrees = (draft == blocks.labels[row]) & blocks.has_label[row]
+            num_accepted = agrees[:, 1:].long().cumprod(-1).sum(-1)
+            valid = is_valid[row]
+            accepted[row, places[row, valid]] = num_accepted[valid]
+    return accepted
+
+
+def walk(rows: PackedRows, accepted: Tensor) -> Walk:
+    """Take the rounds of serving through every document of ``rows``."""
+    result = Walk()
+    for anchors, values in zip(rows.is_anchor.tolist(), accepted.tolist(), strict=True):
+        for begin, end in _answers(anchors):
+            anchor = begin
+            while anchor < end:
+                result.num_accepted.append(values[anchor])
+                anchor += values[anchor] + 1
+            result.num_tokens += end - begin
+    return result
+
+
+def simulate(
+    target: TargetModel,
+    drafter: DFlashModel,
+    rows: PackedRows,
+    block_size: int,
+    rows_per_forward: int,
+    blocks_per_forward: int,
+) -> Walk:
+    """Simulated serving of every document in ``rows``; sizes only bound memory.
+
+    A short last group is filled up with its first row again, so that shapes stay the same.
+    """
+    total = Walk()
+    for first in range(0, len(rows), rows_per_forward):
+        index = torch.arange(first, first + rows_per_forward, device=rows.token_ids.device)
+        num_real = min(rows_per_forward, len(rows) - first)
+        part = rows.rows(torch.where(index < len(rows), index, first))
+        accepted = accepted_at_anchors(target, drafter, part, block_size, blocks_per_forward)
+        one = walk(PackedRows(*(t[:num_real] for t in (part.token_ids, part.doc_start, part.is_anchor))), accepted[:num_real])
+        total.num_tokens += one.num_tokens
+        total.num_accepted += one.num_accepted
+    return total
+
+
+def _answers(is_anchor: list[bool]) -> Iterator[tuple[int, int]]:
+    """Runs of anchors: (first, one past the last). Documents lie apart, since a last token is no anchor."""
+    begin = None
+    for place, inside in enumerate([*is_anchor, False]):
+        if inside and begin is None:
+            begin = place
+        elif not inside and begin is not None:
+            yield begin, place
+            begin = None

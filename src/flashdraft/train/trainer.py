@@ -1,0 +1,180 @@
+"""The training loop (paper, A.1): random anchors, block mask, decayed cross-entropy, frozen target."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashdraft.data.loader import PackedRows
+from flashdraft.errors import DataError
+from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.train.anchors import draw_blocks, sample_slots
+from flashdraft.train.checkpoint import load_state, save_state
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.forward import block_hidden, target_features
+from flashdraft.train.loss import HeadCrossEntropy, decay_weights
+from flashdraft.train.optimizer import Optimizer
+from flashdraft.train.simulate import simulate
+
+STEPS_BETWEEN_READS = 20  # the device is asked for the loss this often; it runs ahead in between
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+
+    def share(self, config: TrainConfig) -> float:
+        """How much of the run is done, 0 to 1."""
+        by_blocks = self.step * config.rows_per_step * config.blocks_per_row / config.total_blocks
+        by_time = self.elapsed_s / (config.max_minutes * 60) if config.max_minutes > 0 else 0.0
+        return max(by_blocks, by_time)
+
+
+class Trainer:
+    """Trains ``drafter`` for ``target`` on packed rows; everything it leaves goes to ``folder``."""
+
+    def __init__(
+        self,
+        target: TargetModel,
+        drafter: DFlashModel,
+        rows: PackedRows,
+        validation: dict[str, PackedRows],
+        config: TrainConfig,
+        folder: Path,
+    ) -> None:
+        self.target, self.drafter, self.rows, self.config, self.folder = target, drafter, rows, config, folder
+        self.validation = validation
+        device = target.device
+        self.weights = decay_weights(config.block_size, config.gamma, device)
+        self.optimizer = Optimizer(drafter, config.optimizer, config.lr, config.weight_decay, config.grad_clip)
+        self.generator = torch.Generator(device=device)
+        self.progress = Progress()
+        if device.type == "cuda":
+            compile_layers(target, drafter)
+
+    def resume(self) -> bool:
+        """Go on from the folder's state, if there is one. Raises DataError when the settings differ."""
+        state = load_state(self.folder)
+        if state is None:
+            return False
+        now = asdict(self.config)
+        changed = [k for k in now if state["config"].get(k) != now[k] and k not in ("max_minutes", "eval_minutes")]
+        if changed:
+            raise DataError(
+                f"{self.folder}: its run has other settings ({', '.join(sorted(changed))});"
+                " use the same ones, or another --out folder"
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(state["step"], state["elapsed_s"])
+        return True
+
+    def save(self) -> None:
+        """Write the state to resume from."""
+        state = {"config": asdict(self.config), "optimizer": self.optimizer.state_dict(), **asdict(self.progress)}
+        save_state(self.folder, state)
+
+    def train(self, on_report: Any) -> None:
+        """Run to the end of the schedule. ``on_report`` gets a dict for every log line and evaluation."""
+        config, progress = self.config, self.progress
+        next_eval, next_save = (progress.elapsed_s + 60 * m for m in (config.eval_minutes, config.checkpoint_minutes))
+        since, since_step = time.perf_counter(), progress.step
+        losses = []
+        while progress.share(config) < 1:
+            losses.append(self._step())
+            progress.step += 1
+            if progress.step % STEPS_BETWEEN_READS and progress.share(config) < 1:
+                continue
+            loss = torch.stack(losses).mean().item()
+            losses = []
+            seconds = time.perf_counter() - since
+            progress.elapsed_s += seconds
+            self._report(on_report, loss, (progress.step - since_step) / seconds)
+            if progress.elapsed_s >= next_eval:
+                self.evaluate(on_report)
+                next_eval = progress.elapsed_s + 60 * config.eval_minutes
+            if progress.elapsed_s >= next_save:
+                self.save()
+                next_save = progress.elapsed_s + 60 * config.checkpoint_minutes
+            since, since_step = time.perf_counter(), progress.step
+        self.evaluate(on_report)
+        self.save()
+
+    def evaluate(self, on_report: Any) -> dict[str, float]:
+        """Simulated acceptance length on the validation documents, by kind of text and over all of them."""
+        lengths: dict[str, float] = {}
+        num_tokens = num_rounds = 0
+        for name, rows in self.validation.items():
+            config = self.config
+            result = simulate(
+                self.target, self.drafter, rows, config.block_size, config.rows_per_step, config.blocks_per_row
+            )
+            lengths[name] = round(result.acceptance_length, 4)
+            num_tokens += result.num_tokens
+            num_rounds += len(result.num_accepted)
+        lengths["all"] = round(num_tokens / max(num_rounds, 1), 4)
+        self._log(on_report, {"simulated_acceptance_length": lengths})
+        return lengths
+
+    def _step(self) -> torch.Tensor:
+        config, target, drafter = self.config, self.target, self.drafter
+        # All randomness of a step comes from (seed, step): a resumed run draws what it would have drawn.
+        self.generator.manual_seed(config.seed * 1_000_003 + self.progress.step)
+        rows = self.rows.rows(self._row_index())
+        blocks = draw_blocks(rows, config.blocks_per_row, config.block_size, self.generator)
+        features = target_features(target, rows, drafter.config.target_layer_ids)
+        hidden = block_hidden(target, drafter, rows, features, blocks).flatten(0, 2)
+        num_slots = int(config.slots_per_block * config.rows_per_step * config.blocks_per_row)
+        weights = (self.weights * blocks.has_label).flatten()
+        slots = sample_slots(weights, num_slots, self.generator)
+        loss: torch.Tensor = HeadCrossEntropy.apply(hidden[slots], target.head_weight(), blocks.labels.flatten()[slots])
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step(config.lr_factor(self.progress.share(config)))
+        return loss.detach()
+
+    def _row_index(self) -> torch.Tensor:
+        """This step's rows: each epoch is its own shuffle of all rows."""
+        count, total = self.config.rows_per_step, len(self.rows)
+        first = self.progress.step * count
+        parts = []
+        for epoch in range(first // total, (first + count - 1) // total + 1):
+            order = torch.randperm(total, generator=torch.Generator().manual_seed(self.config.seed + epoch))
+            begin, end = max(first - epoch * total, 0), min(first + count - epoch * total, total)
+            parts.append(order[begin:end])
+        return torch.cat(parts).to(self.target.device)
+
+    def _report(self, on_report: Any, loss: float, steps_per_s: float) -> None:
+        config, progress = self.config, self.progress
+        blocks_per_step = config.rows_per_step * config.blocks_per_row
+        self._log(
+            on_report,
+            {
+                "loss": round(loss, 5),
+                "lr": config.lr * config.lr_factor(progress.share(config)),
+                "blocks_per_s": round(steps_per_s * blocks_per_step, 1),
+                "tokens_per_s": round(steps_per_s * config.rows_per_step * config.seq_len, 1),
+                "progress": round(progress.share(config), 5),
+            },
+        )
+
+    def _log(self, on_report: Any, values: dict[str, Any]) -> None:
+        blocks = self.progress.step * self.config.rows_per_step * self.config.blocks_per_row
+        line = {"step": self.progress.step, "blocks": blocks, "elapsed_s": round(self.progress.elapsed_s, 2), **values}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        on_report(line)
+
+
+def compile_layers(target: TargetModel, drafter: DFlashModel) -> None:
+    """Compile the repeated layers, once for all of a model's: seconds instead of minutes for the whole graph."""
+    torch._dynamo.config.cache_size_limit = 64
+    for model in (target, drafter):
+        for module in model.modules():
+            if type(module).__name__.endswith("Layer"):
+                module.compile(dynamic=False)
