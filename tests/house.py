@@ -80,7 +80,7 @@ def package_imports(sources: Sources) -> Iterator[tuple[Source, int, str]]:
     modules = {source.module for source in sources.values() if source.in_package}
     for source in sources.values():
         if source.in_package and source.module != PACKAGE:
-            yield from ((source, line, name) for line, name in imports(source, modules))
+            yield from ((source, line, name) for line, name in dict.fromkeys(imports(source, modules)))
 
 
 def functions(source: Source) -> Iterator[FunctionNode]:
@@ -121,7 +121,7 @@ def arrows_point_down(sources: Sources, architecture: str) -> Iterator[str]:
         if unit not in floors:
             yield f"{source.path}: {unit!r} stands on no floor; add it to docs/architecture.md, Floors"
         elif other not in floors:
-            yield f"{where}, which stands on no floor; import a name from its home, flashdraft.<unit>"
+            yield f"{where}: {other!r} stands on no floor; a name is imported from its home module"
         elif floors[other] >= floors[unit]:
             yield f"{where}, but {unit!r} stands on floor {floors[unit]} and {other!r} on {floors[other]}"
 
@@ -176,6 +176,13 @@ def reexports_are_declared(sources: Sources, _: str) -> Iterator[str]:
             yield f"{source.path}: __all__ lacks {sorted(missing)}"
         if unknown := declared - imported - set(assigned):
             yield f"{source.path}: __all__ names {sorted(unknown)}, which the file does not have"
+
+
+def folders_are_packages(sources: Sources, _: str) -> Iterator[str]:
+    for path, source in sources.items():
+        marker = path.rpartition("/")[0] + "/__init__.py"
+        if source.in_package and marker not in sources:
+            yield f"{path} is left out of an installed package: {marker} is missing"
 
 
 def names_say_something(sources: Sources, _: str) -> Iterator[str]:
@@ -256,6 +263,7 @@ CHECKS: list[Check] = [
     files_are_short,
     functions_are_short,
     reexports_are_declared,
+    folders_are_packages,
     names_say_something,
     public_things_are_explained,
     glossary_words_are_used,
