@@ -17,8 +17,8 @@ class Detokenizer:
     """Turns one answer's tokens into text as they come; special tokens are left out.
 
     A token may hold only part of a character (an emoji is often four tokens), and its text may depend on the
-    token before it (leading spaces). So the last emitted tokens are decoded together with the new ones, and what
-    ends in an unfinished character waits for the rest.
+    token before it (leading spaces). So the last emitted tokens are decoded together with the new ones, and
+    what ends in an unfinished character waits for the rest.
     """
 
     def __init__(self, tokenizer: Decodes) -> None:

@@ -1,0 +1,115 @@
+"""``flashdraft generate``: one prompt, one answer."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flashdraft.cli.answer_stream import AnswerStream, Piece
+from flashdraft.cli.options import (
+    BlockSizeOption,
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    JsonOption,
+    MaxTokensOption,
+    ModelOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    open_llm,
+)
+from flashdraft.errors import UsageError
+
+if TYPE_CHECKING:
+    from flashdraft.llm import RequestOutput
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; left out, stdin is read.")] = None,
+    model: ModelOption = "embedded",
+    draft: DraftOption = None,
+    block_size: BlockSizeOption = None,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = None,
+    dtype: DtypeOption = "bfloat16",
+    device: DeviceOption = "cpu",
+    no_chat: Annotated[
+        bool, typer.Option("--no-chat", help="Continue the raw text, without the chat template.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one prompt; the text streams to stdout.
+
+    \b
+    Examples:
+      flashdraft generate "Why is the sky blue?"
+      flashdraft generate --no-chat --max-tokens 40 "Once upon a time"
+      flashdraft generate --temperature 0.8 --seed 7 "Tell me a story."
+      cat question.txt | flashdraft generate --json
+    """
+    from flashdraft.sampling_params import SamplingParams
+
+    text = _prompt(prompt)
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
+    llm = open_llm(model, draft, dtype, device, block_size)
+    stream = AnswerStream(llm.tokenizer, _show_nothing if as_json else _write)
+    if no_chat:
+        output = llm.generate(text, params, stream.on_round)[0]
+    else:
+        output = llm.chat([{"role": "user", "content": text}], params, stream.on_round)[0]
+    stream.finish()
+    if as_json:
+        settings = {"model": model, "draft": draft, "dtype": dtype, "block_size": llm.block_size}
+        print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))
+    else:
+        print()
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is None and sys.stdin.isatty():
+        raise UsageError('there is no prompt; give one (flashdraft generate "...") or pipe one in')
+    text = sys.stdin.read().rstrip("\n") if argument is None else argument
+    if not text.strip():
+        raise UsageError("the prompt is empty; expected some text")
+    return text
+
+
+def _write(pieces: list[Piece]) -> None:
+    sys.stdout.write("".join(piece.text for piece in pieces))
+    sys.stdout.flush()
+
+
+def _show_nothing(pieces: list[Piece]) -> None:
+    """The whole answer is printed at the end."""
+
+
+def _document(
+    output: "RequestOutput", stream: AnswerStream, settings: dict[str, Any], device: str
+) -> dict[str, Any]:
+    from flashdraft.provenance import collect_provenance
+
+    answer, metrics = output.outputs[0], output.metrics
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "prompt_token_ids": output.prompt_token_ids,
+        "metrics": {
+            **asdict(metrics),
+            "acceptance_length": metrics.acceptance_length,
+            "accepted_by_position": metrics.accepted_by_position,
+            "total_s": stream.total_s,
+            "output_tokens_per_s": stream.tokens_per_s,
+        },
+        "settings": settings,
+        "provenance": collect_provenance(device),
+    }

@@ -1,0 +1,54 @@
+"""Options that several commands share, and the model that they open."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from flashdraft.llm import LLM
+
+Dtype = Literal["float32", "bfloat16"]
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="Target: embedded, a Hugging Face folder, a GGUF file or a hub name."),
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="Drafter: embedded, a folder, a hub name, or none.  [default: embedded for the embedded target]",
+    ),
+]
+BlockSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--block-size",
+        help="Tokens of a block, anchor included; 1 is plain decoding.  [default: the largest trained]",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="Type of weights and activations; float32 is the strict one.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="The longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Sample among the likeliest tokens of this total.")
+]
+TopKOption = Annotated[int, typer.Option("--top-k", help="Sample among this many tokens; 0: all.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed gives one text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout.")]
+
+
+def open_llm(
+    model: str, draft: str | None, dtype: Dtype, device: str, block_size: int | None = None
+) -> "LLM":
+    """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
+    with Console(stderr=True).status("loading the model"):
+        from flashdraft.llm import LLM
+
+        if draft is None:
+            return LLM(model, block_size=block_size, dtype=dtype, device=device)
+        return LLM(model, None if draft == "none" else draft, block_size, dtype=dtype, device=device)

@@ -1,0 +1,177 @@
+"""Aggregation on rows small enough to work out by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from flashdraft.bench.lossless import Difference
+from flashdraft.bench.report import json_document, jsonl, markdown
+from flashdraft.bench.results import BenchRow, Measurement, aggregate, repeated_share
+from flashdraft.spec_decode.metrics import RequestMetrics
+
+PLAIN_1 = Measurement(
+    task="gsm8k",
+    prompt_id="a",
+    turn=0,
+    method="AR",
+    block_size=1,
+    concurrency=1,
+    num_prompt_tokens=5,
+    finish_reason="length",
+    total_s=10.0,
+    metrics=RequestMetrics(
+        num_rounds=8,
+        num_output_tokens=9,
+        accepted_histogram=[8],
+        prefill_s=2.0,
+        decode_s=8.0,
+        verify_s=7.2,
+    ),
+    repeated_share=0.0,
+    difference=None,
+)
+# The same 9 tokens in 4 rounds that accepted 0, 1, 3 and 0 draft tokens: 8 tokens after the prefill's.
+DRAFTED_1 = replace(
+    PLAIN_1,
+    method="DFlash",
+    block_size=4,
+    total_s=8.0,
+    metrics=RequestMetrics(
+        num_rounds=4,
+        num_drafted=12,
+        num_accepted=4,
+        num_output_tokens=9,
+        accepted_histogram=[2, 1, 0, 1],
+        prefill_s=2.0,
+        decode_s=6.0,
+        draft_s=1.0,
+        verify_s=4.0,
+    ),
+)
+# A second prompt: 3 tokens, one round that accepted one draft token, in an answer that loops and differs.
+PLAIN_2 = replace(
+    PLAIN_1,
+    prompt_id="b",
+    total_s=3.0,
+    repeated_share=0.5,
+    metrics=RequestMetrics(
+        num_rounds=2,
+        num_output_tokens=3,
+        accepted_histogram=[2],
+        prefill_s=1.0,
+        decode_s=2.0,
+        verify_s=1.8,
+    ),
+)
+DRAFTED_2 = replace(
+    PLAIN_2,
+    method="DFlash",
+    block_size=4,
+    total_s=2.0,
+    difference=Difference(index=1, gap=0.25, is_near_tie=True),
+    metrics=RequestMetrics(
+        num_rounds=1,
+        num_drafted=2,
+        num_accepted=1,
+        num_output_tokens=3,
+        accepted_histogram=[0, 1, 0],
+        prefill_s=1.0,
+        decode_s=1.0,
+        draft_s=0.25,
+        verify_s=0.75,
+    ),
+)
+ALL = [PLAIN_1, DRAFTED_1, DRAFTED_2, PLAIN_2]
+
+
+def rows() -> dict[str, BenchRow]:
+    return {row.method: row for row in aggregate(ALL)}
+
+
+def test_rates_are_ratios_of_sums() -> None:
+    plain, drafted = rows()["AR"], rows()["DFlash"]
+    assert plain.output_tokens_per_s == pytest.approx(12 / 13)
+    assert drafted.output_tokens_per_s == pytest.approx(12 / 10)
+    assert drafted.speedup == pytest.approx(1.3)
+    assert drafted.speedup_median == pytest.approx((10 / 8 + 3 / 2) / 2)
+    assert plain.decode_tokens_per_s == pytest.approx(10 / 10)
+    assert drafted.decode_tokens_per_s == pytest.approx(10 / 7)
+    assert drafted.decode_speedup == pytest.approx(10 / 7)
+    assert drafted.prefill_s == pytest.approx(1.5)
+    assert (plain.speedup, plain.speedup_median, plain.decode_speedup) == (1, 1, 1)
+
+
+def test_acceptance_counts_all_rounds_and_answers_that_do_not_loop_apart() -> None:
+    plain, drafted = rows()["AR"], rows()["DFlash"]
+    assert drafted.acceptance_length == pytest.approx(10 / 5)
+    assert drafted.acceptance_length_not_looping == pytest.approx(8 / 4)
+    assert drafted.accepted_histogram == [2, 2, 0, 1]
+    assert drafted.accepted_by_position == pytest.approx([3 / 5, 1 / 5, 1 / 5])
+    assert (plain.acceptance_length, plain.num_looping, drafted.num_looping) == (1, 1, 1)
+
+
+def test_a_round_splits_into_draft_verify_and_host() -> None:
+    drafted = rows()["DFlash"]
+    assert drafted.round_draft_s == pytest.approx(1.25 / 5)
+    assert drafted.round_verify_s == pytest.approx(4.75 / 5)
+    assert drafted.round_host_s == pytest.approx((7 - 6) / 5)
+    # Plain decoding takes 1 s a token, a round is busy 1.2 s and gains 2 tokens; 10/7 was reached.
+    assert drafted.promised_speedup == pytest.approx(2.0 * 1.0 / 1.2)
+    assert drafted.promise_share == pytest.approx((10 / 7) / (2 / 1.2))
+
+
+def test_differences_are_counted_by_kind() -> None:
+    wrong = replace(DRAFTED_1, difference=Difference(index=0, gap=3.0, is_near_tie=False))
+    drafted = aggregate([PLAIN_1, PLAIN_2, wrong, DRAFTED_2])[1]
+    assert (drafted.num_prompts, drafted.num_equal, drafted.num_near_ties) == (2, 0, 1)
+    assert drafted.largest_gap == 3.0
+    assert (rows()["DFlash"].num_equal, rows()["DFlash"].num_near_ties) == (1, 1)
+    assert rows()["AR"].largest_gap is None
+
+
+def test_each_turn_meets_its_own_baseline() -> None:
+    second = [replace(m, turn=1, total_s=m.total_s * 2) for m in ALL]
+    drafted = aggregate(ALL + second)[1]
+    assert drafted.speedup == pytest.approx(1.3)
+    assert drafted.num_prompts == 4
+
+
+def test_answers_of_one_token_divide_by_nothing() -> None:
+    metrics = RequestMetrics(num_output_tokens=1, prefill_s=1.0)
+    plain = replace(PLAIN_1, total_s=1.0, metrics=metrics)
+    _, drafted = aggregate([plain, replace(plain, method="DFlash", block_size=4)])
+    assert drafted.acceptance_length == 1.0
+    assert drafted.decode_tokens_per_s is drafted.promised_speedup is drafted.round_host_s is None
+    assert "–" in markdown([drafted], {}, {})
+
+
+def test_repeated_share() -> None:
+    assert repeated_share([]) == repeated_share(range(8)) == repeated_share(range(100)) == 0
+    assert repeated_share([7] * 17) == pytest.approx(9 / 10)
+    assert repeated_share([*range(20), *range(20)]) == pytest.approx(13 / 33)
+
+
+def test_the_document_and_the_rows_file_are_json() -> None:
+    document = json.loads(json.dumps(json_document(aggregate(ALL), {"git_sha": None}, {"limit": 2})))
+    assert document["rows"][1]["task"] == "gsm8k"
+    wanted = {"method", "block_size", "concurrency", "output_tokens_per_s", "speedup", "acceptance_length"}
+    assert wanted <= document["rows"][1].keys()
+    lines = [json.loads(line) for line in jsonl(ALL).splitlines()]
+    assert [line["prompt_id"] for line in lines] == ["a", "a", "b", "b"]
+    assert lines[1]["metrics"]["accepted_histogram"] == [2, 1, 0, 1]
+    assert lines[2]["difference"]["gap"] == 0.25
+
+
+def test_the_report_shows_every_figure() -> None:
+    other = [replace(m, task="mbpp", total_s=m.total_s / 2) for m in ALL]
+    text = markdown(aggregate(ALL + other), {"git_sha": "abc", "versions": {"torch": "2"}}, {"limit": 2})
+    assert "| task | AR | DFlash B4 |" in text
+    assert "| gsm8k | 0.9 | 1.2 (1.30x) |" in text
+    assert "| mbpp | 1.8 | 2.4 (1.30x) |" in text
+    assert "| mean of tasks | 1.38 | 1.80 |" in text
+    assert "| gsm8k | 2.00 (2.00) |" in text
+    assert "| gsm8k | DFlash B4 | 60 | 20 | 20 |" in text
+    assert "| gsm8k | DFlash B4 | 5 | 250.00 | 950.00 | 200.00 | 1.43x | 1.67x | 86% |" in text
+    assert "| gsm8k | DFlash B4 | 2 | 1 | 1 | 0 | 0.25 | 1 |" in text
+    assert "- versions: torch 2" in text

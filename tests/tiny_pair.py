@@ -1,0 +1,51 @@
+"""A target and a drafter as folders on disk: tiny, random, with a tokenizer and a chat template."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from toys import toy_dflash, toy_target
+
+END = "<|im_end|>"
+SPECIAL_TOKENS = ("<|im_start|>", END, "<mask>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, then the special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tiny_pair(folder: Path, block_size: int = 8) -> tuple[str, str]:
+    """Write ``folder``/target and ``folder``/drafter; their paths."""
+    tokenizer = byte_tokenizer()
+    target = toy_target(
+        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048
+    )
+    drafter = toy_dflash(target, block_size=block_size)
+    for name, model, config in (
+        ("target", target, target.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}),
+        ("drafter", drafter, drafter.config.to_dict()),
+    ):
+        (folder / name).mkdir(parents=True)
+        weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+        save_file(weights, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(folder / "target")
+    return str(folder / "target"), str(folder / "drafter")
