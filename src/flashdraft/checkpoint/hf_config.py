@@ -1,0 +1,91 @@
+"""The JSON files of a Hugging Face folder: config, generation config, end-of-text ids. Reads no tensor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from flashdraft.errors import CheckpointError
+
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in ``file``. Raises CheckpointError when it is missing or no JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing; expected a Hugging Face checkpoint folder") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _read_json_if_there(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def read_config(folder: Path) -> Any:
+    """The transformers config of a target's folder.
+
+    Raises CheckpointError for a config that is missing, contradicts itself, or asks for what targets do not
+    do.
+    """
+    raw = read_json(folder / "config.json")
+    if "DFlashDraftModel" in (raw.get("architectures") or ()):
+        raise CheckpointError(
+            f"{folder} holds a drafter; expected a target model: give it as the draft instead"
+        )
+    if "quantization_config" in raw:
+        method = (raw["quantization_config"] or {}).get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{folder} is quantized ({method}); expected float weights: give the original model"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {reason}") from error
+    check_supported(config, str(folder / "config.json"))
+    return config
+
+
+def check_supported(config: Any, label: str) -> None:
+    """Refuse what our layers would compute differently. Raises CheckpointError."""
+    activation = getattr(config, "hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise CheckpointError(
+            f"{label}: hidden_act is {activation!r}; expected 'silu', the only one supported"
+        )
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type not in _ROPE_TYPES:
+        raise CheckpointError(
+            f"{label}: rope_type is {rope_type!r}; expected one of {', '.join(_ROPE_TYPES)}"
+        )
+
+
+def folder_eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """Every id that ends a text: of generation config, config and tokenizer together, ascending."""
+    found = {_tokenizer_eos(folder)}
+    for name in ("generation_config.json", "config.json"):
+        ids = _read_json_if_there(folder / name).get("eos_token_id")
+        found |= set(ids) if isinstance(ids, list) else {ids}
+    return tuple(sorted(token_id for token_id in found if token_id is not None))
+
+
+def _tokenizer_eos(folder: Path) -> int | None:
+    token = _read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    added = _read_json_if_there(folder / "tokenizer.json").get("added_tokens") or ()
+    return next((entry["id"] for entry in added if entry["content"] == text), None)
+
+
+def folder_generation_defaults(folder: Path) -> dict[str, Any]:
+    """What generation_config.json asks for, by the names of SamplingParams; empty when it says nothing."""
+    config = _read_json_if_there(folder / "generation_config.json")
+    return {name: config[name] for name in _SAMPLING_FIELDS if config.get(name) is not None}

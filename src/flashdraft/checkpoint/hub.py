@@ -1,0 +1,34 @@
+"""From what the user names to files on this machine: a local path as it is, a hub name by download."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from flashdraft.errors import CheckpointError
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """A local file or folder, or the local copy of a hub model.
+
+    Raises CheckpointError when there is no such path and a hub does not give the model either.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.exists():
+        return path
+    name = str(path_or_name)
+    mend = "download the model elsewhere and give its local folder"
+    if not _HUB_NAME.fullmatch(name) or name.startswith(".") or name.endswith(".gguf"):
+        raise CheckpointError(f"{name} does not exist; expected a folder, a .gguf file or a hub name: {mend}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{name!r} is no local path, and no hub gave a model of that name ({reason}); check the name,"
+            f" or {mend}"
+        ) from error

@@ -1,0 +1,95 @@
+"""The door: models, tokenizers and drafters from what the user names. Everything behind it is a format."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashdraft.checkpoint.embedded import embedded_drafter, embedded_target
+from flashdraft.checkpoint.gguf import GGUFFile
+from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
+from flashdraft.checkpoint.hf_config import (
+    folder_eos_token_ids,
+    folder_generation_defaults,
+    read_config,
+)
+from flashdraft.checkpoint.hub import locate
+from flashdraft.checkpoint.safetensors import SafetensorsWeights
+from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
+from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
+from flashdraft.checkpoint.zlab import read_drafter
+from flashdraft.models.base import TargetModel, build_target
+from flashdraft.models.dflash import DFlashModel
+
+EMBEDDED = "embedded"  # the pair that needs no download; a folder of that name is "./embedded"
+
+
+def load_target(
+    path_or_name: str | Path = EMBEDDED,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> TargetModel:
+    """A target, frozen, ready to run, its weights as ``dtype`` in memory of its own.
+
+    ``path_or_name``: "embedded", a Hugging Face folder, a GGUF file or a hub name. Quantized GGUF weights are
+    dequantized in float32. Raises CheckpointError before any tensor is read for what is missing, truncated or
+    contradicts itself, UsageError for a dtype or device that is not there.
+    """
+    where, wanted = check_device(device), check_dtype(dtype)
+    place = _locate_target(path_or_name)
+    source: WeightSource
+    if place.is_file():
+        file = GGUFFile(place)
+        config: Any = read_gguf_config(file)
+        source = GGUFWeights(file, config)
+    else:
+        config = read_config(place)
+        source = SafetensorsWeights(place)
+    with torch.device("meta"):
+        model = build_target(config)
+    fill(model, source, wanted, where)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:
+    """The tokenizer of a target, a transformers PreTrainedTokenizerFast with its chat template.
+
+    Raises CheckpointError when there is none or its kind is not supported.
+    """
+    place = _locate_target(path_or_name)
+    return gguf_tokenizer(GGUFFile(place)) if place.is_file() else folder_tokenizer(place)
+
+
+def load_drafter(
+    path_or_name: str | Path = EMBEDDED,
+    target: TargetModel | None = None,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> DFlashModel:
+    """A drafter network ("embedded", a folder in z-lab's format or a hub name), frozen, ready to run.
+
+    With ``target``: raises IncompatibleDrafterError when it was made for another. Raises CheckpointError
+    for what is missing, truncated or contradicts itself, UsageError for a dtype or device that is not
+    there.
+    """
+    where, wanted = check_device(device), check_dtype(dtype)
+    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name)
+    target_config = None if target is None else target.config
+    return read_drafter(folder, target_config, wanted, where).eval().requires_grad_(False)
+
+
+def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:
+    """Every id that ends a text, ascending: what config, generation config and tokenizer say, together."""
+    place = _locate_target(path_or_name)
+    return gguf_eos_token_ids(GGUFFile(place)) if place.is_file() else folder_eos_token_ids(place)
+
+
+def generation_defaults(path_or_name: str | Path = EMBEDDED) -> dict[str, Any]:
+    """The sampling settings that the model's makers ship, by the names of SamplingParams; may be empty."""
+    place = _locate_target(path_or_name)
+    return {} if place.is_file() else folder_generation_defaults(place)
+
+
+def _locate_target(path_or_name: str | Path) -> Path:
+    return embedded_target() if path_or_name == EMBEDDED else locate(path_or_name)

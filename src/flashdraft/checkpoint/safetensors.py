@@ -1,0 +1,122 @@
+"""Weights in a folder of safetensors files, one or several shards: headers first, tensors on request.
+
+Format: 8 bytes header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then the
+data (https://github.com/huggingface/safetensors).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from flashdraft.checkpoint.hf_config import read_json
+from flashdraft.checkpoint.weights import list_some
+from flashdraft.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+class SafetensorsWeights:
+    """The tensors of ``folder`` (see :class:`flashdraft.checkpoint.weights.WeightSource`).
+
+    Raises CheckpointError for a file that is missing, truncated or no safetensors file, for a tensor that
+    the index names and its shard lacks, and for tensors that are not plain floats.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.label = str(folder)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        weight_map = _weight_map(folder)
+        for file in weight_files(folder):
+            for name, entry in read_header(file).items():
+                if entry["dtype"] not in _FLOATS:
+                    raise CheckpointError(
+                        f"{file}: {name} is {entry['dtype']}; expected one of {', '.join(_FLOATS)}: give an"
+                        " unquantized checkpoint"
+                    )
+                self.shapes[name] = tuple(entry["shape"])
+                self._files[name] = file
+        strays = [f"{n} in {f}" for n, f in weight_map.items() if self._files.get(n) != folder / f]
+        if strays:
+            raise CheckpointError(
+                f"{folder / INDEX} names {list_some(strays)}, not there: fetch all files again"
+            )
+
+    def read(self, name: str) -> Tensor:
+        """One tensor; it shares memory with the file."""
+        file = self._files[name]
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt", device="cpu")
+        tensor: Tensor = self._open[file].get_tensor(name)
+        return tensor
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> file of a sharded checkpoint; empty for a single file."""
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        return {}
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX} has no weight_map; fetch the file again")
+    return weight_map
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the checkpoint. Raises CheckpointError when one is missing."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    shards = sorted(set(_weight_map(folder).values()))
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(shards)} weight shards: {list_some(missing)}; fetch them"
+            " again"
+        )
+    if not shards:
+        found = list_some(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise CheckpointError(
+            f"{folder} has neither {SINGLE} nor {INDEX} (found: {found}); convert other weight formats to"
+            " safetensors"
+        )
+    return [folder / shard for shard in shards]
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> {dtype, shape, data_offsets} of every tensor in ``file``.
+
+    Raises CheckpointError that gives found and expected bytes when the file was cut short.
+    """
+    found = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        header_bytes = int.from_bytes(head, "little")
+        text = stream.read(min(header_bytes, found))
+    if len(head) == 8 and not text.startswith(b"{"):
+        raise CheckpointError(f"{file} is no safetensors file (it has no JSON header); fetch it again")
+    if len(head) < 8 or len(text) < header_bytes:
+        raise CheckpointError(_truncated(file, found, 8 + header_bytes))
+    header = _parse_header(file, text)
+    expected = 8 + header_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if found < expected:
+        raise CheckpointError(_truncated(file, found, expected))
+    return header
+
+
+def _parse_header(file: Path, text: bytes) -> dict[str, dict[str, Any]]:
+    try:
+        header = json.loads(text)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for entry in entries.values():
+            entry["dtype"], entry["shape"], entry["data_offsets"][1]
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{file} is no safetensors file ({error}); fetch it again") from error
+    return entries
+
+
+def _truncated(file: Path, found: int, expected: int) -> str:
+    return f"{file} is truncated: found {found} bytes, expected at least {expected}; fetch it again"

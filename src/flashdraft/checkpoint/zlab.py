@@ -1,0 +1,139 @@
+"""Drafters in z-lab's format: config.json of a DFlashDraftModel and model.safetensors, names unprefixed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from flashdraft.checkpoint.hf_config import check_supported, read_json
+from flashdraft.checkpoint.safetensors import SINGLE, SafetensorsWeights
+from flashdraft.checkpoint.weights import fill
+from flashdraft.errors import CheckpointError, IncompatibleDrafterError
+from flashdraft.models.dflash import DFlashConfig, DFlashModel
+
+_ARCHITECTURE = "DFlashDraftModel"
+# Fields that other drafters of the family use, with the values that mean plain DFlash.
+_PLAIN = {
+    "is_causal": False,
+    "causal": False,
+    "use_swa": False,
+    "sample_from_anchor": False,
+    "shift_label": False,
+    "attention_sink_bias": False,
+    "attention_value_scale": 1.0,
+    "final_logit_softcapping": 0.0,
+    "input_embedding_scale": 1.0,
+    "output_multiplier": 1.0,
+}
+
+
+def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> DFlashModel:
+    """The drafter in ``folder``, checked against the target's config unless that is None.
+
+    Raises CheckpointError for a drafter that contradicts itself, IncompatibleDrafterError for one made for
+    another target; both before any tensor is read.
+    """
+    raw = read_json(folder / "config.json")
+    config = _parse_config(raw, folder)
+    if target_config is not None:
+        check_fits_target(config, target_config, str(folder))
+    source = SafetensorsWeights(folder)
+    _check_fc(config, source)
+    with torch.device("meta"):
+        model = DFlashModel(config)
+    fill(model, source, dtype, device)
+    return model
+
+
+def save_drafter(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``drafter`` to ``folder`` in z-lab's format, its weights as ``dtype`` (None: as they are).
+
+    Each file is written aside and renamed, the config last: a reader finds whole files, the old or the new,
+    and other files of the folder stay.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in drafter.state_dict().items()
+    }
+    stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    config = {**drafter.config.to_dict(), "dtype": stored, "transformers_version": transformers.__version__}
+    weights_aside, config_aside = folder / f".{SINGLE}.new", folder / ".config.json.new"
+    save_file(state, weights_aside, metadata={"format": "pt"})
+    config_aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(weights_aside, folder / SINGLE)
+    os.replace(config_aside, folder / "config.json")
+
+
+def check_fits_target(config: DFlashConfig, target_config: Any, label: str) -> None:
+    """Raise IncompatibleDrafterError, naming all that differs, for a drafter made for another target."""
+    pairs = (
+        ("hidden_size", config.hidden_size, target_config.hidden_size),
+        ("vocab_size", config.vocab_size, target_config.vocab_size),
+        ("num_target_layers", config.num_target_layers, target_config.num_hidden_layers),
+    )
+    wrong = [f"{name} {found} (target: {expected})" for name, found, expected in pairs if found != expected]
+    if wrong:
+        raise IncompatibleDrafterError(
+            f"drafter {label} was made for another target: it has {', '.join(wrong)}; give the drafter of"
+            " this target, or none"
+        )
+
+
+def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
+    """Read and check what does not depend on a target."""
+    architectures = raw.get("architectures")
+    if architectures != [_ARCHITECTURE]:
+        raise CheckpointError(
+            f"{folder} holds {architectures}; expected a drafter, whose config.json has architectures"
+            f" ['{_ARCHITECTURE}']"
+        )
+    _check_is_plain(raw, folder)
+    config = DFlashConfig.from_dict(raw)
+    check_supported(config, str(folder))
+    num_layers, ids = config.num_target_layers, list(config.target_layer_ids)
+    checks = (
+        (config.block_size >= 2, f"block_size {config.block_size} (expected 2 or more)"),
+        (
+            0 <= config.mask_token_id < config.vocab_size,
+            f"mask_token_id {config.mask_token_id} (expected 0 to {config.vocab_size - 1}: a vocabulary id)",
+        ),
+        (
+            ids and all(0 <= layer < num_layers for layer in ids),
+            f"target_layer_ids {ids} (expected layers from 0 to {num_layers - 1})",
+        ),
+    )
+    if wrong := [text for is_fine, text in checks if not is_fine]:
+        raise CheckpointError(
+            f"drafter {folder} has {'; '.join(wrong)}: mend its config.json or fetch it again"
+        )
+    return config
+
+
+def _check_is_plain(raw: dict[str, Any], folder: Path) -> None:
+    inner = raw.get("dflash_config") or {}
+    found = {name: inner.get(name, raw.get(name)) for name in _PLAIN}
+    if raw.get("use_sliding_window") and not raw.get("layer_types"):
+        found["use_sliding_window"] = True
+    wrong = [f"{name} {value!r}" for name, value in found.items() if value not in (None, _PLAIN.get(name))]
+    if raw.get("hidden_act", "silu") != "silu":
+        wrong.append(f"hidden_act {raw['hidden_act']!r}")
+    if wrong:
+        raise CheckpointError(
+            f"drafter {folder} asks for {', '.join(wrong)}; expected plain DFlash: not supported"
+        )
+
+
+def _check_fc(config: DFlashConfig, source: SafetensorsWeights) -> None:
+    num_inputs = source.shapes.get("fc.weight", (0, 0))[-1]
+    num_features = len(config.target_layer_ids)
+    if "fc.weight" in source.shapes and num_inputs != num_features * config.hidden_size:
+        raise CheckpointError(
+            f"drafter {source.label}: fc.weight takes {num_inputs} inputs; expected {num_features}"
+            f" target_layer_ids x hidden_size {config.hidden_size} = {num_features * config.hidden_size}:"
+            " config.json and weights must be from one drafter"
+        )
