@@ -49,9 +49,9 @@ Check = Callable[[Sources, str], Iterator[str]]
 
 
 def read_sources(root: Path) -> Sources:
-    """Every Python file of the package, the tests and the recipes, by path."""
+    """Every Python file of the package, its tests, recipes and benchmarks, by path."""
     sources = {}
-    for folder in ("src", "tests", "recipes"):
+    for folder in ("src", "tests", "recipes", "benchmarks"):
         for file in sorted((root / folder).rglob("*.py")):
             path, text = file.relative_to(root).as_posix(), file.read_text()
             module = path.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")

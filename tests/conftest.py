@@ -1,0 +1,13 @@
+"""Every test: one thread, and memory that nobody wrote holds NaN."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that a test starts; tiny models are fastest on one thread
+
+import torch
+
+torch.set_num_threads(1)
+# Deterministic mode is what makes torch.empty come filled: a read of unwritten memory shows as NaN.
+torch.use_deterministic_algorithms(True)
+assert torch.utils.deterministic.fill_uninitialized_memory
+assert torch.empty(8).isnan().all()
