@@ -25,9 +25,14 @@ from house import (
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    return read_sources(REPO)
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_house_is_in_order(check: Check) -> None:
-    faults = list(check(read_sources(REPO), (REPO / "docs/architecture.md").read_text()))
+def test_the_house_is_in_order(check: Check, sources: Sources) -> None:
+    faults = list(check(sources, (REPO / "docs/architecture.md").read_text()))
     assert not faults, "\n" + "\n".join(faults)
 
 
