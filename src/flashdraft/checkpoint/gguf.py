@@ -102,21 +102,18 @@ class GGUFFile:
                 f"{path} is no GGUF file (it begins with {magic!r}, expected {_MAGIC!r}); give a .gguf file"
                 " or a Hugging Face folder"
             )
-        self._data = np.memmap(path, np.uint8, mode="r")
+        self._data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         try:
-            header = _Header(self._data.data)
-            self._read_header(header)
-        except (struct.error, ValueError, KeyError, OverflowError) as error:
+            self._read_header(_Header(self._data.data))
+        except (struct.error, ArithmeticError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} is truncated or damaged: its header does not end within its {len(self._data)} bytes"
                 f" ({error}); fetch it again"
             ) from error
-        alignment = self.fields.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
-        self._start = -(-header.offset // alignment) * alignment
         self._check_data()
 
     def read(self, name: str) -> Tensor:
-        """A tensor dequantized to float32; it may share memory with the file."""
+        """A tensor dequantized to float32, in memory of its own."""
         tensor = self.tensors[name]
         start = self._start + tensor.offset
         stored = self._data[start : start + tensor.num_bytes].reshape(*tensor.shape[:-1], tensor.row_bytes)
@@ -139,6 +136,8 @@ class GGUFFile:
             shape = tuple(header.scalar("<Q") for _ in range(num_dims))[::-1]
             kind = GGMLQuantizationType(header.scalar("<I"))
             self.tensors[name] = GGUFTensor(shape, kind, header.scalar("<Q"))
+        alignment = self.fields.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+        self._start = math.ceil(header.offset / alignment) * alignment
 
     def _check_data(self) -> None:
         found = len(self._data)

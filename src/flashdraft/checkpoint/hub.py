@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
 from flashdraft.errors import CheckpointError
 
@@ -26,7 +26,7 @@ def locate(path_or_name: str | Path) -> Path:
         raise CheckpointError(f"{name} does not exist; expected a folder, a .gguf file or a hub name: {mend}")
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{name!r} is no local path, and no hub gave a model of that name ({reason}); check the name,"

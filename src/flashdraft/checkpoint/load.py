@@ -17,9 +17,19 @@ from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
-from flashdraft.checkpoint.zlab import read_drafter
+from flashdraft.checkpoint.zlab import read_drafter, save_drafter
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
+
+__all__ = [
+    "EMBEDDED",
+    "eos_token_ids",
+    "generation_defaults",
+    "load_drafter",
+    "load_target",
+    "load_tokenizer",
+    "save_drafter",
+]
 
 EMBEDDED = "embedded"  # the pair that needs no download; a folder of that name is "./embedded"
 
@@ -67,7 +77,7 @@ def load_drafter(
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> DFlashModel:
-    """A drafter network ("embedded", a folder in z-lab's format or a hub name), frozen, ready to run.
+    """A drafter network ("embedded", a folder in z-lab's format or a hub name), ready to run or train.
 
     With ``target``: raises IncompatibleDrafterError when it was made for another. Raises CheckpointError
     for what is missing, truncated or contradicts itself, UsageError for a dtype or device that is not
@@ -76,7 +86,7 @@ def load_drafter(
     where, wanted = check_device(device), check_dtype(dtype)
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name)
     target_config = None if target is None else target.config
-    return read_drafter(folder, target_config, wanted, where).eval().requires_grad_(False)
+    return read_drafter(folder, target_config, wanted, where).eval()
 
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:
