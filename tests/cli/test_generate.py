@@ -1,0 +1,51 @@
+"""``flashdraft generate``: text or JSON, from an argument or from stdin."""
+
+import io
+import json
+
+import pytest
+
+from command_line import Run
+from flashdraft import LLM, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
+
+
+def reference(pair: list[str]) -> LLM:
+    return LLM(pair[1], None, dtype="float32")
+
+
+def test_the_text_is_that_of_plain_decoding(run: Run, pair: list[str]) -> None:
+    result = run("generate", "Hello", "--max-tokens", "20", *pair)
+    expected = reference(pair).chat([{"role": "user", "content": "Hello"}], GREEDY)[0].outputs[0].text
+    assert result.exit_code == 0
+    assert result.stdout == expected + "\n"
+
+
+def test_stdin_is_the_prompt_when_none_is_given(
+    run: Run, pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argument = run("generate", "Hello", "--max-tokens", "20", *pair)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    assert run("generate", "--max-tokens", "20", *pair).stdout == argument.stdout
+
+
+def test_json_holds_tokens_metrics_and_origin(run: Run, pair: list[str]) -> None:
+    result = run("generate", "--no-chat", "Hello", "--max-tokens", "20", "--json", *pair)
+    document = json.loads(result.stdout)
+    assert document["prompt_token_ids"] == reference(pair).tokenizer.encode("Hello")
+    assert document["token_ids"] == reference(pair).generate("Hello", GREEDY)[0].outputs[0].token_ids
+    assert document["metrics"]["num_output_tokens"] == len(document["token_ids"])
+    assert document["metrics"]["acceptance_length"] >= 1
+    assert document["metrics"]["output_tokens_per_s"] > 0
+    assert document["settings"]["block_size"] == 8
+    assert document["provenance"]["versions"]["torch"]
+
+
+def test_one_seed_gives_one_text(run: Run, pair: list[str]) -> None:
+    def sampled(seed: int, *more: str) -> str:
+        options = ("--temperature", "1", "--seed", str(seed), "--max-tokens", "20")
+        return run("generate", "Hello", *options, *more, *pair).stdout
+
+    assert sampled(1) == sampled(1, "--block-size", "1")
+    assert sampled(1) != sampled(2)

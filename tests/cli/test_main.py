@@ -1,0 +1,71 @@
+"""The front door: help, version, errors in one line, exit codes, and no heavy import on the way."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from command_line import Run
+from flashdraft import __version__
+from flashdraft.cli.main import COMMANDS
+
+
+def test_help_names_every_command_and_each_has_examples(run: Run) -> None:
+    top = run("--help")
+    assert top.exit_code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command.__name__} ", top.stdout, re.MULTILINE)
+        page = run(command.__name__, "--help")
+        assert page.exit_code == 0
+        assert f"\n    flashdraft {command.__name__}" in page.stdout
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"flashdraft {__version__}\n"
+
+
+def test_help_does_not_pay_for_torch() -> None:
+    code = (
+        "import sys, flashdraft.cli.main\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; expected 0 (greedy) or more"),
+        (["generate", "hi", "--block-size", "0"], "block_size is 0; expected 1 to 8"),
+        (["generate", "hi", "--block-size", "9"], "block_size is 9; expected 1 to 8"),
+        (["generate", "  "], "the prompt is empty"),
+        (["generate", "hi " * 1000], "expected at most 2047"),
+        (["bench", "--tasks", "gsm9k"], "there is no task 'gsm9k'"),
+        (["bench", "--methods", "mtp"], "there is no method 'mtp'"),
+        (["bench", "--block-sizes", "8,x"], "expected numbers with commas"),
+        (["bench", "--block-sizes", "16"], "block size 16; expected 2 to 8"),
+        (["bench", "--limit", "0"], "expected 1 or more"),
+        (["demo", "hi", "--block-size", "1"], "a --block-size above 1"),
+    ],
+)
+def test_a_wrong_use_is_told_in_one_line(run: Run, pair: list[str], argv: list[str], said: str) -> None:
+    result = run(*argv, *pair)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.fullmatch(r"flashdraft: [^\n]*\n", result.stderr.replace("loading the model\n", ""))
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("argv", [["nonsense"], ["generate", "--nonsense"], ["generate", "--dtype", "int3"]])
+def test_an_unknown_command_or_option_is_a_wrong_use(run: Run, argv: list[str]) -> None:
+    result = run(*argv)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Error: " in result.stderr
+
+
+def test_a_broken_checkpoint_is_another_error(run: Run, tmp_path: object) -> None:
+    result = run("generate", "hi", "--model", str(tmp_path))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "flashdraft: " in result.stderr
+    assert "config.json is missing" in result.stderr
