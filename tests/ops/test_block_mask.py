@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from flashdraft.ops.block_mask import TILE, BlockContextMask, DocumentMask
+from flashdraft.ops.block_mask import TILE, BlockContextMask, CachedMask, DocumentMask
 
 SEQ_LEN, BLOCK_SIZE = 256, 16
 
@@ -56,9 +56,9 @@ def tiles_as_dense(mask: BlockMask, row: int, q_len: int, kv_len: int) -> torch.
     ):
         assert counts is not None
         assert indices is not None
-        for q_tile in range(q_len // TILE):
+        for q_tile in range(-(-q_len // TILE)):
             for kv_tile in indices[row, 0, q_tile, : counts[row, 0, q_tile]].tolist():
-                q = torch.arange(q_tile * TILE, (q_tile + 1) * TILE).unsqueeze(1)
+                q = torch.arange(q_tile * TILE, min((q_tile + 1) * TILE, q_len)).unsqueeze(1)
                 k = torch.arange(kv_tile * TILE, (kv_tile + 1) * TILE).unsqueeze(0)
                 zero = torch.tensor(row)
                 tile = mask.mask_mod(zero, zero, q, k)
@@ -76,3 +76,13 @@ def test_flex_tiles_equal_dense(seed: int) -> None:
         assert torch.equal(tiles_as_dense(documents.flex(), row, SEQ_LEN, SEQ_LEN), documents.dense()[row])
         dense = blocks.dense()[row]
         assert torch.equal(tiles_as_dense(blocks.flex(), row, num_slots, SEQ_LEN + num_slots), dense)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16])
+def test_cached_mask_flex_equals_dense_and_the_definition(num_tokens: int) -> None:
+    first = torch.tensor([0, 111, 112, 127, 128, 239, 240, 300])
+    mask = CachedMask(first.unsqueeze(1) + torch.arange(num_tokens), kv_len=384)
+    dense, flex = mask.dense(), mask.flex()
+    for row, start in enumerate(first.tolist()):
+        assert dense[row].sum(-1).tolist() == list(range(start + 1, start + 1 + num_tokens))
+        assert torch.equal(tiles_as_dense(flex, row, num_tokens, 384), dense[row])

@@ -3,12 +3,37 @@
 import torch
 from torch import Tensor
 
+from flashdraft.ops.attention import CAUSAL, Mask
+from flashdraft.ops.block_mask import CachedMask, fast_mask
+
+
+class LayerKV:
+    """One layer's keys and values, each [rows, kv_heads, max_len, head_dim], addressed by absolute position."""
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = k, v
+        self._rows = torch.arange(k.shape[0], device=k.device).unsqueeze(1)
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Write ``k``, ``v`` [rows, kv_heads, num_tokens, head_dim] at ``positions`` [rows, num_tokens].
+
+        Returns keys and values up to ``kv_len``, each [rows, kv_heads, kv_len, head_dim].
+        """
+        if self.k.shape[0] == 1:
+            start = kv_len - k.shape[2]
+            self.k[:, :, start:kv_len] = k
+            self.v[:, :, start:kv_len] = v
+        else:
+            self.k[self._rows, :, positions] = k.transpose(1, 2)
+            self.v[self._rows, :, positions] = v.transpose(1, 2)
+        return self.k[:, :, :kv_len], self.v[:, :, :kv_len]
+
 
 class KVCache:
-    """Keys and values of every layer, one row for each sequence, addressed by absolute position.
+    """Keys and values of every layer, one row for each sequence.
 
-    ``stage`` writes at any position at or past the committed length; what is not committed is overwritten by the
-    next stage. ``lengths[row]`` is the number of committed tokens.
+    ``stage`` of a layer writes at any position at or past the committed length; what is not committed is
+    overwritten by the next stage. ``lengths[row]`` is the number of committed tokens.
     """
 
     def __init__(
@@ -21,31 +46,41 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (num_layers, batch_size, num_kv_heads, max_len, head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (num_layers, 2, batch_size, num_kv_heads, max_len, head_dim)
+        storage = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers = [LayerKV(layer[0], layer[1]) for layer in storage]
         self.max_len = max_len
         self.lengths = [0] * batch_size
-        self._rows = torch.arange(batch_size, device=device).unsqueeze(1)
 
-    def stage(
-        self, layer_idx: int, k: Tensor, v: Tensor, positions: Tensor, kv_len: int
-    ) -> tuple[Tensor, Tensor]:
-        """Write ``k``, ``v`` [batch, kv_heads, num_tokens, head_dim] at ``positions`` [batch, num_tokens].
-
-        Returns the layer's keys and values up to ``kv_len``, each [batch, kv_heads, kv_len, head_dim].
-        """
-        layer_k, layer_v = self.k[layer_idx], self.v[layer_idx]
-        if len(self.lengths) == 1:
-            start = kv_len - k.shape[2]
-            layer_k[:, :, start:kv_len] = k
-            layer_v[:, :, start:kv_len] = v
-        else:
-            layer_k[self._rows, :, positions] = k.transpose(1, 2)
-            layer_v[self._rows, :, positions] = v.transpose(1, 2)
-        return layer_k[:, :, :kv_len], layer_v[:, :, :kv_len]
+    def mask(self, positions: Tensor, kv_len: int) -> Mask:
+        """What tokens at ``positions`` [rows, num_tokens] may see of the first ``kv_len`` slots."""
+        if positions.numel() == 1:
+            return None
+        mask = CachedMask(positions, kv_len)
+        return mask.dense() if len(self.lengths) == 1 else fast_mask(mask, positions.device)
 
     def commit(self, num_tokens: int, row: int = 0) -> None:
         """Make the next ``num_tokens`` staged tokens of ``row`` true."""
         self.lengths[row] += num_tokens
         assert self.lengths[row] <= self.max_len
+
+
+class PrefillRows:
+    """A few rows of a cache, filled from position 0 by whole prompts that see only themselves."""
+
+    def __init__(self, cache: KVCache, rows: Tensor) -> None:
+        self.layers = [_PrefillLayer(layer, rows) for layer in cache.layers]
+
+    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the cache's interface
+        """Causal: nothing was cached before."""
+        return CAUSAL
+
+
+class _PrefillLayer:
+    def __init__(self, layer: LayerKV, rows: Tensor) -> None:
+        self.layer, self.rows = layer, rows
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        self.layer.k[self.rows, :, :kv_len] = k
+        self.layer.v[self.rows, :, :kv_len] = v
+        return k, v

@@ -15,7 +15,7 @@ from flashdraft.cache.kv_cache import PrefillRows
 from flashdraft.models.base import TargetModel
 
 STEPS_BETWEEN_SYNCS = 16  # finished rows are noticed this often; the device runs ahead in between
-KV_LEN_STEP = 64  # attention runs over a multiple of this
+KV_LEN_STEP = 128  # attention runs over a multiple of this
 PREFILL_TOKENS = 65_536  # padded prompt tokens of one prefill forward
 
 
@@ -73,6 +73,8 @@ class AnswerGenerator:
                 return
             longest = int(torch.where(self.done, 0, self.lengths).max())
             kv_len = min(-(-(longest + STEPS_BETWEEN_SYNCS) // KV_LEN_STEP) * KV_LEN_STEP, self.max_len)
+            if self.target.device.type == "cuda":
+                kv_len = self.max_len  # its attention skips what a row has not filled; one shape, one kernel
             for _ in range(STEPS_BETWEEN_SYNCS):
                 self._step(kv_len)
             yield self._harvest()

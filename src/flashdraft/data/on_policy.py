@@ -132,14 +132,17 @@ def _requests(
     ]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     fitting = [(p, ids) for p, ids in zip(prompts, encoded, strict=True) if len(ids) <= config.max_prompt_len]
-    # Long prompts first: rows in flight then have much the same length.
-    fitting.sort(key=lambda pair: -len(pair[1]))
     wanted = [
         (prompt, ids, temperature)
         for prompt, ids in fitting
         for temperature in config.temperatures
         if (prompt.id, round(temperature, 4)) not in done
     ]
+    # Long prompts first within a window, so that rows in flight have much the same length; windows in the given
+    # order, so that what an interrupted run leaves is a fair sample.
+    window = 8 * config.num_rows
+    order = sorted(range(len(wanted)), key=lambda i: (i // window, -len(wanted[i][1])))
+    wanted = [wanted[i] for i in order]
     requests = [AnswerRequest(key, ids, temperature) for key, (_, ids, temperature) in enumerate(wanted)]
     return requests, [prompt for prompt, _, _ in wanted], len(prompts) - len(fitting)
 

@@ -17,12 +17,6 @@ CAUSAL = Causal()
 Mask = Tensor | BlockMask | Causal | None
 
 
-def cached_mask(positions: Tensor, kv_len: int) -> Tensor:
-    """What each token may see of a cache: slots up to its own position. Bool [batch, num_tokens, kv_len]."""
-    slots = torch.arange(kv_len, device=positions.device)
-    return positions.unsqueeze(-1) >= slots
-
-
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention written out, in float32; shapes as in :func:`attention`."""
     repeats = q.shape[1] // k.shape[1]

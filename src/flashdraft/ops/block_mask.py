@@ -96,12 +96,38 @@ class BlockContextMask:
         return _block_mask(partial, full, self.predicate(), num_slots, self.seq_len + num_slots)
 
 
-TrainingMask = DocumentMask | BlockContextMask
+@dataclass(frozen=True)
+class CachedMask:
+    """What tokens at ``positions`` see of a cache of ``kv_len`` slots: those up to their own."""
+
+    positions: Tensor  # [num_rows, num_tokens], ascending within a row
+    kv_len: int
+
+    def predicate(self) -> Predicate:
+        """FlexAttention's ``mask_mod``: a function of (row, head, query, key) indices that broadcast."""
+        positions = self.positions
+
+        def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return key <= positions[row, query]
+
+        return visible
+
+    def dense(self) -> Tensor:
+        """Bool [num_rows, num_tokens, kv_len]."""
+        slots = torch.arange(self.kv_len, device=self.positions.device)
+        return self.positions.unsqueeze(-1) >= slots
+
+    def flex(self) -> BlockMask:
+        """The same as a BlockMask: a row's cost grows with its own length. For at most 128 tokens a row."""
+        tiles = torch.arange(-(-self.kv_len // TILE), device=self.positions.device)
+        least, greatest = self.positions[:, :1, None], self.positions[:, -1:, None]
+        full = (tiles + 1) * TILE - 1 <= least
+        touched = tiles * TILE <= greatest
+        return _block_mask(touched & ~full, full, self.predicate(), self.positions.shape[1], self.kv_len)
 
 
-def training_mask(mask: TrainingMask) -> Tensor | BlockMask:
-    """The form of ``mask`` that is fast where its tensors are: FlexAttention on CUDA, dense elsewhere."""
-    device = (mask.doc_start if isinstance(mask, DocumentMask) else mask.anchors).device
+def fast_mask(mask: DocumentMask | BlockContextMask | CachedMask, device: torch.device) -> Tensor | BlockMask:
+    """The form of ``mask`` that is fast on ``device``: FlexAttention on CUDA, dense elsewhere."""
     return mask.flex() if device.type == "cuda" else mask.dense()
 
 

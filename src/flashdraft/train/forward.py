@@ -9,7 +9,7 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import OwnTokens, TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.ops.block_mask import BlockContextMask, DocumentMask, training_mask
+from flashdraft.ops.block_mask import BlockContextMask, DocumentMask, fast_mask
 from flashdraft.train.anchors import Blocks
 
 
@@ -27,7 +27,7 @@ class ContextKV:
 @torch.no_grad()
 def target_features(target: TargetModel, rows: PackedRows, layers: Sequence[int]) -> Tensor:
     """Features [num_rows, seq_len, len(layers) * hidden_size] of packed documents that do not see each other."""
-    own = OwnTokens(target.config.num_hidden_layers, training_mask(DocumentMask(rows.doc_start)))
+    own = OwnTokens(target.config.num_hidden_layers, fast_mask(DocumentMask(rows.doc_start), target.device))
     features = target.forward(ForwardBatch(rows.token_ids, _positions(rows), 0), own, layers).features
     assert features is not None
     return features
@@ -46,7 +46,7 @@ def block_hidden(
     in_document = (blocks.anchors - blocks.doc_start).unsqueeze(-1)
     positions = (in_document + torch.arange(block_size, device=slots.device)).flatten(1)
     seq_len = rows.token_ids.shape[1]
-    mask = training_mask(BlockContextMask(blocks.anchors, blocks.doc_start, seq_len, block_size))
+    mask = fast_mask(BlockContextMask(blocks.anchors, blocks.doc_start, seq_len, block_size), target.device)
     sources = [ContextKV(k, v) for k, v in drafter.context(features, _positions(rows))]
     hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, 0, sources, mask)
     return hidden.view(num_rows, num_blocks, block_size, -1)

@@ -80,13 +80,17 @@ class Trainer:
         state = {"config": asdict(self.config), "optimizer": self.optimizer.state_dict(), **asdict(self.progress)}
         save_state(self.folder, state)
 
-    def train(self, on_report: Any) -> None:
-        """Run to the end of the schedule. ``on_report`` gets a dict for every log line and evaluation."""
+    def train(self, on_report: Any, pause_s: float = float("inf")) -> None:
+        """Run to the end of the schedule, or for ``pause_s`` seconds; either way the state is saved.
+
+        ``on_report`` gets a dict for every log line and evaluation.
+        """
         config, progress = self.config, self.progress
+        pause_s += progress.elapsed_s
         next_eval, next_save = (progress.elapsed_s + 60 * m for m in (config.eval_minutes, config.checkpoint_minutes))
         since, since_step = time.perf_counter(), progress.step
         losses = []
-        while progress.share(config) < 1:
+        while progress.share(config) < 1 and progress.elapsed_s < pause_s:
             losses.append(self._step())
             progress.step += 1
             if progress.step % STEPS_BETWEEN_READS and progress.share(config) < 1:

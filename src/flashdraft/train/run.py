@@ -1,0 +1,148 @@
+"""One run from prompts to a drafter: answers, packing, training, and the checkpoint that serving loads."""
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
+from flashdraft.checkpoint.zlab import save_drafter
+from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_documents
+from flashdraft.data.prompts import group_of, read_prompts
+from flashdraft.errors import UsageError
+from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+from flashdraft.provenance import collect_provenance
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.trainer import Trainer
+
+VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
+
+
+def make_answers(
+    data: OnPolicyConfig, prompts: str | Path, folder: Path, device: str, dtype: str, limit: int | None = None
+) -> None:
+    """Let the target answer the prompts into ``folder`` (see :func:`generate_answers`)."""
+    target = load_target(data.target, dtype=dtype, device=device)
+    wanted = read_prompts(prompts)
+    # The same subset for every limit's prefix, spread over all sources.
+    wanted.sort(key=lambda prompt: zlib.crc32(prompt.id.encode()))
+    generate_answers(
+        target, load_tokenizer(data.target), eos_token_ids(data.target), wanted[:limit], data, folder
+    )
+
+
+def train_drafter(
+    target_name: str,
+    answers: Sequence[Path],
+    folder: Path,
+    config: TrainConfig,
+    device: str,
+    dtype: str,
+    init: str | None,
+    on_report: Callable[[dict[str, Any]], None],
+    pause_minutes: float = float("inf"),
+) -> Path:
+    """Train on the answers and write ``folder/drafter``; resumes what ``folder`` holds. Returns that path.
+
+    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed. Raises UsageError, DataError or CheckpointError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = load_target(target_name, dtype=dtype, device=device).requires_grad_(False)
+    documents = [doc for one in answers for doc in read_documents(one)]
+    training, validation = split(documents, config, device)
+    if init is None:
+        drafter = new_drafter(target, load_tokenizer(target_name), config).to(device=device, dtype=target.dtype)
+    else:
+        drafter = load_drafter(init, target, dtype=dtype, device=device).requires_grad_(True)
+    trainer = Trainer(target, drafter, training, validation, config, folder)
+    resumed = trainer.resume()
+    facts = {
+        "config": asdict(config),
+        "drafter": drafter.config.to_dict(),
+        "resumed": resumed,
+        "init": init,
+        "num_documents": len(documents),
+        "num_answer_tokens": sum(len(doc.answer_token_ids) for doc in documents),
+        "num_rows": len(training),
+        "num_anchors": int(training.is_anchor.sum()),
+        "provenance": collect_provenance(device),
+    }
+    (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+    on_report({k: facts[k] for k in ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")})
+    trainer.train(on_report, 60 * pause_minutes)
+    save_drafter(drafter, folder / "drafter", torch.bfloat16)
+    return folder / "drafter"
+
+
+def split(
+    documents: Sequence[Document], config: TrainConfig, device: torch.device | str
+) -> tuple[PackedRows, dict[str, PackedRows]]:
+    """Packed training rows, and validation rows by kind of text (greedy answers alone, so that they can be walked).
+
+    Every answer to a validation prompt stays out of training.
+    """
+    training: list[Document] = []
+    held_back: dict[str, list[Document]] = {}
+    for document in documents:
+        if zlib.crc32(b"validation " + document.id.encode()) / 2**32 >= VALIDATION_SHARE:
+            training.append(document)
+        elif document.temperature == 0:
+            held_back.setdefault(group_of(document.source), []).append(document)
+    if not held_back:
+        raise UsageError(
+            f"none of {len(documents)} documents falls into the validation split (2 % of the prompts, greedy answers);"
+            " give more prompts, and 0 among the temperatures"
+        )
+    share = max(config.validation_documents // len(held_back), 1)
+    validation = {name: pack(docs[:share], config.seq_len, device) for name, docs in sorted(held_back.items())}
+    return pack(training, config.seq_len, device), validation
+
+
+def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashModel:
+    """A drafter with random weights in the shape of the target's own layers."""
+    theirs = target.config
+    mask_token_id = config.mask_token_id
+    if mask_token_id is None:
+        mask_token_id = spare_token_id(tokenizer)
+    shape = DFlashConfig(
+        hidden_size=theirs.hidden_size,
+        intermediate_size=config.intermediate_size or theirs.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=theirs.num_attention_heads,
+        num_key_value_heads=theirs.num_key_value_heads,
+        head_dim=theirs.head_dim,
+        vocab_size=theirs.vocab_size,
+        block_size=config.block_size,
+        mask_token_id=mask_token_id,
+        target_layer_ids=build_target_layer_ids(theirs.num_hidden_layers, config.num_features),
+        num_target_layers=theirs.num_hidden_layers,
+        max_position_embeddings=theirs.max_position_embeddings,
+        rms_norm_eps=theirs.rms_norm_eps,
+        rope_parameters=dict(theirs.rope_parameters),
+    )
+    drafter = DFlashModel(shape)
+    drafter.init_weights(torch.Generator().manual_seed(config.seed))
+    return drafter
+
+
+def spare_token_id(tokenizer: Any) -> int:
+    """A special token that neither texts nor the chat template use: its embedding stands for MASK.
+
+    Raises UsageError when the tokenizer has none.
+    """
+    named = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    template = str(tokenizer.chat_template or "")
+    spare = [
+        token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token_id not in named and token.content not in template
+    ]
+    if not spare:
+        raise UsageError("the tokenizer has no spare special token for MASK; name one with --mask-token-id")
+    return int(max(spare))
