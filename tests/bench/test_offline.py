@@ -54,7 +54,8 @@ def test_methods_take_turns_at_going_first_and_find_the_same_tokens(llm: LLM) ->
     measured = bench.run(tasks, heard.append)
     assert heard == measured
     assert len(measured) == bench.num_answers(tasks) == 9
-    assert [m.method for m in measured[::3]] == ["AR", "n-gram", "DFlash"]
+    assert [m.method for m in measured] == ["AR", "n-gram", "DFlash"] * 3
+    assert [m.order_idx for m in measured] == [0, 1, 2, 2, 0, 1, 1, 2, 0]
     assert {m.prompt_id for m in measured[:3]} == {"gsm8k-test-0"}
     assert all(m.difference is None for m in measured)
     for m in measured:
@@ -86,7 +87,7 @@ def test_the_second_turn_follows_the_first_answer(llm: LLM) -> None:
     measured = double.run({"mt-bench": prompt})
     name = prompt[0].id
     assert labels(single) == [f"{name}/0 AR1", f"{name}/0 DFlash8"]
-    assert labels(measured) == [f"{name}/0 AR1", f"{name}/0 DFlash8", f"{name}/1 DFlash8", f"{name}/1 AR1"]
+    assert labels(measured) == [f"{name}/0 AR1", f"{name}/0 DFlash8", f"{name}/1 AR1", f"{name}/1 DFlash8"]
     assert double.num_answers({"mt-bench": prompt}) == 4
     first = generate(
         llm.target, None, llm.chat_token_ids(turn(prompt[0].turns[0])), GREEDY, 1, llm.eos_token_ids

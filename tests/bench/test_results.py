@@ -17,6 +17,7 @@ PLAIN_1 = Measurement(
     method="AR",
     block_size=1,
     concurrency=1,
+    order_idx=0,
     num_prompt_tokens=5,
     finish_reason="length",
     total_s=10.0,

@@ -104,7 +104,8 @@ class OfflineBench:
             order = [*self.methods[first:], *self.methods[:first]]
             answers = {method: self._answer(method, token_ids, self.params) for method in order}
             plain = answers[self.methods[0]].output.token_ids
-            for method, answer in answers.items():
+            for method in self.methods:
+                answer = answers[method]
                 tokens = answer.output.token_ids
                 yield Measurement(
                     task=task,
@@ -113,6 +114,7 @@ class OfflineBench:
                     method=method.name,
                     block_size=method.block_size,
                     concurrency=1,
+                    order_idx=order.index(method),
                     num_prompt_tokens=len(token_ids),
                     finish_reason=answer.output.finish_reason,
                     total_s=answer.total_s,

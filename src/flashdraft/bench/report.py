@@ -54,8 +54,8 @@ def method_label(method: str, block_size: int) -> str:
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
+    """A Markdown table; the columns "task" and "method" are text, the others numbers."""
+    rule = ["---" if name in ("task", "method") else "---:" for name in header]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
@@ -141,7 +141,8 @@ def _intro(settings: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {value}" for name, value in settings.items())
     return (
         f"Settings: {told}. One request at a time, methods interleaved prompt by prompt in rotating order;"
-        " rates are ratios of sums over all answers. An answer loops when 10 % of its 8-grams or more are repeats."
+        " rates are ratios of sums over all answers. An answer loops when 10 % of its 8-grams or more are"
+        " repeats."
     )
 
 

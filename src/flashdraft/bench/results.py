@@ -26,6 +26,7 @@ class Measurement:
     method: str
     block_size: int  # anchor included; 1: plain decoding
     concurrency: int
+    order_idx: int  # place among the methods that answered this prompt, 0: first
     num_prompt_tokens: int
     finish_reason: str
     total_s: float

@@ -1,7 +1,6 @@
 """``flashdraft bench``: plain decoding and speculative decoding on the five tasks, one request at a time."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +88,8 @@ def bench(
     llm = open_llm(model, draft, dtype, device)
     run = OfflineBench(llm, choose_methods(llm, _names(methods), sizes), params, multi_turn)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype, "limit": limit}
-    settings |= {"multi_turn": multi_turn, **asdict(params)}
+    settings |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    settings |= {"ignore_eos": ignore_eos, "multi_turn": multi_turn}
     _present(_run_with_progress(run, prompts), settings, device, out, as_json)
 
 

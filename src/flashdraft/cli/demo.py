@@ -36,7 +36,7 @@ def demo(
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
     max_tokens: MaxTokensOption = 128,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
 ) -> None:
     """Answer prompts twice, by plain decoding and by DFlash, and check that the tokens are the same.
@@ -47,7 +47,7 @@ def demo(
     \b
     Examples:
       flashdraft demo
-      flashdraft demo --dtype float32 --max-tokens 64
+      flashdraft demo --dtype bfloat16 --max-tokens 64
       flashdraft demo "Write a haiku about speed." "What is a prime number?"
     """
     from flashdraft.bench.tasks import load_task
