@@ -141,6 +141,12 @@ def test_no_config(folder):
     refused(folder, r"config\.json is missing; expected a Hugging Face checkpoint folder")
 
 
+def test_a_folder_of_gguf_files(folder):
+    (folder / "config.json").unlink()
+    (folder / "tiny.Q8_0.gguf").write_bytes(b"GGUF")
+    refused(folder, r"has no config\.json, but tiny\.Q8_0\.gguf: give that file instead")
+
+
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
@@ -164,6 +170,7 @@ def test_bad_config(folder, content, pattern):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
+        ({"num_key_value_heads": 3}, r"4 attention heads cannot share 3 key-value heads"),
         ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; expected 'silu'"),
         ({"rope_parameters": LONGROPE}, r"rope_type is 'longrope'; expected one of default"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantized \(gptq\); expected float weights"),

@@ -19,26 +19,33 @@ from flashdraft.checkpoint.load import (
 )
 from flashdraft.errors import CheckpointError, UsageError
 
+
+def scaled_rope(rope_type):
+    return {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 4.0}
+
+
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
-CONFIGS = {
-    "plain": {},
-    "untied head": {"tie_word_embeddings": False},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "one head of keys": {"num_key_value_heads": 1},
-    "wide heads": {"head_dim": 32},
-    "llama 3 rope": {
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }
-    },
-    "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    "yarn rope": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}},
+ON_META = pytest.mark.xfail(
+    raises=NotImplementedError, strict=True, reason="rope scaling is worked out on the meta device"
+)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }
+CONFIGS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"tie_word_embeddings": False}, id="untied head"),
+    pytest.param({"attention_bias": True, "mlp_bias": True}, id="biases"),
+    pytest.param({"num_key_value_heads": 1}, id="one head of keys"),
+    pytest.param({"head_dim": 32}, id="wide heads"),
+    pytest.param({"rope_parameters": LLAMA3_ROPE}, id="llama 3 rope", marks=ON_META),
+    pytest.param({"rope_parameters": scaled_rope("linear")}, id="linear rope", marks=ON_META),
+    pytest.param({"rope_parameters": scaled_rope("yarn")}, id="yarn rope", marks=ON_META),
+]
 
 
 @torch.inference_mode()
@@ -46,7 +53,7 @@ def transformers_logits(model, token_ids):
     return model(torch.tensor([token_ids])).logits[0]
 
 
-@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("changes", CONFIGS)
 @pytest.mark.parametrize("max_shard_size", ["1GB", "100KB"])
 def test_folder_gives_transformers_logits(tmp_path, make_llama, logits_of, changes, max_shard_size):
     make_llama(**changes).save_pretrained(tmp_path, max_shard_size=max_shard_size)

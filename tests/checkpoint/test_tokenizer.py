@@ -169,7 +169,7 @@ def test_embedded_special_tokens(embedded_tokenizer):
     assert len(tokenizer) == 49152
     assert tokenizer.model_max_length == 8192
     assert tokenizer.encode("<|im_end|>") == [2]
-    assert tokenizer.decode([1, 9690, 2], skip_special_tokens=True) == "system"
+    assert tokenizer.decode([1, 9690, 2, 3], skip_special_tokens=True) == "system"
 
 
 def test_folder_equals_what_was_saved(embedded_tokenizer, tmp_path):
@@ -201,6 +201,17 @@ def test_added_bos_and_user_defined_tokens(embedded):
     assert tokenizer.encode("Hi there") == [1, *plain]
     assert tokenizer.encode("Hi there", add_special_tokens=False) == plain
     assert tokenizer.decode([9, 2], skip_special_tokens=True) == "<issue_comment>"
+
+
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["the"]), ("gpt-2", ["th", "e"])])
+def test_llama3_takes_whole_words_first(make_llama, write_gguf, pre, expected):
+    """A word that is a token stays whole, though no merges lead to it."""
+    tokens = [*"eht", "th", "the"]
+    fields = {"pre": pre, "tokens": tokens, "token_type": [1] * 5, "merges": ["t h"]}
+    fields |= {"bos_token_id": None, "eos_token_id": None, "padding_token_id": None}
+    path = write_gguf(make_llama(), {f"tokenizer.ggml.{key}": value for key, value in fields.items()})
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("the")) == expected
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ def read_config(folder: Path) -> Any:
     Raises CheckpointError for a config that is missing, contradicts itself, or asks for what targets do not
     do.
     """
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json, but {ggufs[0].name}: give that file instead")
     raw = read_json(folder / "config.json")
     if "DFlashDraftModel" in (raw.get("architectures") or ()):
         raise CheckpointError(
@@ -57,6 +60,9 @@ def read_config(folder: Path) -> Any:
 
 def check_supported(config: Any, label: str) -> None:
     """Refuse what our layers would compute differently. Raises CheckpointError."""
+    heads, kv_heads = (getattr(config, f"num_{kind}_heads", 1) for kind in ("attention", "key_value"))
+    if kv_heads < 1 or heads % kv_heads:
+        raise CheckpointError(f"{label}: {heads} attention heads cannot share {kv_heads} key-value heads")
     activation = getattr(config, "hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(

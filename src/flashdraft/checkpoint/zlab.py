@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 
 from flashdraft.checkpoint.hf_config import check_supported, read_json
@@ -63,10 +64,15 @@ def save_drafter(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | 
     stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
     config = {**drafter.config.to_dict(), "dtype": stored, "transformers_version": transformers.__version__}
     weights_aside, config_aside = folder / f".{SINGLE}.new", folder / ".config.json.new"
-    save_file(state, weights_aside, metadata={"format": "pt"})
-    config_aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(weights_aside, folder / SINGLE)
-    os.replace(config_aside, folder / "config.json")
+    try:
+        config_aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(state, weights_aside, metadata={"format": "pt"})
+        weights_aside.chmod(config_aside.stat().st_mode)  # safetensors writes for the owner alone
+        os.replace(weights_aside, folder / SINGLE)
+        os.replace(config_aside, folder / "config.json")
+    finally:
+        weights_aside.unlink(missing_ok=True)
+        config_aside.unlink(missing_ok=True)
 
 
 def check_fits_target(config: DFlashConfig, target_config: Any, label: str) -> None:
@@ -93,8 +99,20 @@ def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
             f" ['{_ARCHITECTURE}']"
         )
     _check_is_plain(raw, folder)
-    config = DFlashConfig.from_dict(raw)
-    check_supported(config, str(folder))
+    try:
+        config = DFlashConfig.from_dict(raw)
+        check_supported(config, str(folder))
+        wrong = _contradictions(config)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a usable drafter config: {error}") from error
+    if wrong:
+        raise CheckpointError(
+            f"drafter {folder} has {'; '.join(wrong)}: mend its config.json or fetch it again"
+        )
+    return config
+
+
+def _contradictions(config: DFlashConfig) -> list[str]:
     num_layers, ids = config.num_target_layers, list(config.target_layer_ids)
     checks = (
         (config.block_size >= 2, f"block_size {config.block_size} (expected 2 or more)"),
@@ -103,15 +121,11 @@ def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
             f"mask_token_id {config.mask_token_id} (expected 0 to {config.vocab_size - 1}: a vocabulary id)",
         ),
         (
-            ids and all(0 <= layer < num_layers for layer in ids),
-            f"target_layer_ids {ids} (expected layers from 0 to {num_layers - 1})",
+            ids and len(set(ids)) == len(ids) and all(0 <= layer < num_layers for layer in ids),
+            f"target_layer_ids {ids} (expected different layers from 0 to {num_layers - 1})",
         ),
     )
-    if wrong := [text for is_fine, text in checks if not is_fine]:
-        raise CheckpointError(
-            f"drafter {folder} has {'; '.join(wrong)}: mend its config.json or fetch it again"
-        )
-    return config
+    return [text for is_fine, text in checks if not is_fine]
 
 
 def _check_is_plain(raw: dict[str, Any], folder: Path) -> None:
