@@ -23,8 +23,3 @@ class ForwardBatch:
         end = start + len(token_ids)
         ids = torch.tensor([token_ids], dtype=torch.long, device=device)
         return cls(ids, torch.arange(start, end, device=device).unsqueeze(0), end)
-
-    @property
-    def is_single_token(self) -> bool:
-        """Whether the pass holds one token of one sequence, which sees all that is cached: no mask needed."""
-        return self.token_ids.numel() == 1

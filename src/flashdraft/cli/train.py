@@ -21,7 +21,9 @@ def train(
     ] = None,
     answers: Annotated[
         list[Path] | None,
-        typer.Option("--answers", help="Folder of answers already made; may be repeated.", rich_help_panel=_DATA),
+        typer.Option(
+            "--answers", help="Folder of answers already made; may be repeated.", rich_help_panel=_DATA
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Use this many of the prompts.", rich_help_panel=_DATA)
@@ -35,7 +37,8 @@ def train(
         ),
     ] = None,
     max_prompt_len: Annotated[
-        int, typer.Option("--max-prompt-len", help="Leave out longer prompts (tokens).", rich_help_panel=_DATA)
+        int,
+        typer.Option("--max-prompt-len", help="Leave out longer prompts (tokens).", rich_help_panel=_DATA),
     ] = 512,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="The longest answer.", rich_help_panel=_DATA)
@@ -53,12 +56,15 @@ def train(
         int, typer.Option("--features", help="Target layers it is conditioned on.", rich_help_panel=_NETWORK)
     ] = 5,
     block_size: Annotated[
-        int, typer.Option("--block-size", help="Tokens of a block, anchor included.", rich_help_panel=_NETWORK)
+        int,
+        typer.Option("--block-size", help="Tokens of a block, anchor included.", rich_help_panel=_NETWORK),
     ] = 16,
     mask_token_id: Annotated[
         int | None,
         typer.Option(
-            "--mask-token-id", help="Token for MASK.  [default: a spare special token]", rich_help_panel=_NETWORK
+            "--mask-token-id",
+            help="Token for MASK.  [default: a spare special token]",
+            rich_help_panel=_NETWORK,
         ),
     ] = None,
     init: Annotated[
@@ -70,7 +76,9 @@ def train(
     ] = 2e6,
     minutes: Annotated[
         float,
-        typer.Option("--minutes", help="End by then (the schedule adapts); 0: no limit.", rich_help_panel=_SCHEDULE),
+        typer.Option(
+            "--minutes", help="End by then (the schedule adapts); 0: no limit.", rich_help_panel=_SCHEDULE
+        ),
     ] = 0.0,
     pause_minutes: Annotated[
         float,
@@ -92,9 +100,12 @@ def train(
     ] = "muon",
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=_SCHEDULE)] = 2e-3,
     gamma: Annotated[
-        float, typer.Option("--gamma", help="Decay of the loss over a block's slots.", rich_help_panel=_SCHEDULE)
+        float,
+        typer.Option("--gamma", help="Decay of the loss over a block's slots.", rich_help_panel=_SCHEDULE),
     ] = 4.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, rows and anchors.", rich_help_panel=_SCHEDULE)] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of weights, rows and anchors.", rich_help_panel=_SCHEDULE)
+    ] = 0,
     eval_minutes: Annotated[
         float, typer.Option("--eval-minutes", help="Between evaluations.", rich_help_panel=_SCHEDULE)
     ] = 10.0,
@@ -133,7 +144,9 @@ def train(
     )
     folders = list(answers or [])
     if prompts is None and not folders:
-        raise UsageError("there is nothing to train on; give --prompts (to be answered) or --answers (made before)")
+        raise UsageError(
+            "there is nothing to train on; give --prompts (to be answered) or --answers (made before)"
+        )
     if prompts is not None:
         data = OnPolicyConfig(
             target, tuple(temperature or (0.0, 0.7)), max_prompt_len, max_new_tokens, answer_rows, seed

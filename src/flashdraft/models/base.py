@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,47 @@ from torch import Tensor, nn
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.errors import CheckpointError
+from flashdraft.ops.attention import CAUSAL, Mask
 
 # model_type of config.json -> where its class is.
 ARCHITECTURES = {"llama": ("flashdraft.models.llama", "LlamaModel")}
+
+
+class LayerSource(Protocol):
+    """Where one layer's new keys and values meet those of earlier tokens."""
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Take new keys and values [rows, kv_heads, num_tokens, head_dim], give all that may be attended to."""
+        ...
+
+
+class KVSource(Protocol):
+    """What a forward attends to beyond its own tokens: a cache when serving, other things in training."""
+
+    @property
+    def layers(self) -> Sequence[LayerSource]:
+        """One source for each layer."""
+        ...
+
+    def mask(self, positions: Tensor, kv_len: int) -> Mask:
+        """What tokens at ``positions`` [rows, num_tokens] may see."""
+        ...
+
+
+class OwnTokens:
+    """Whole sequences that see only themselves; nothing is kept. ``mask`` may keep packed documents apart."""
+
+    def __init__(self, num_layers: int, mask: Mask = CAUSAL) -> None:
+        self.layers = [self] * num_layers
+        self.sequence_mask = mask
+
+    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the protocol's arguments
+        """Causal, or as given."""
+        return self.sequence_mask
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Give the tokens their own keys and values."""
+        return k, v
 
 
 @dataclass(frozen=True)
@@ -37,13 +75,9 @@ class TargetModel(nn.Module):
 
     @abstractmethod
     def forward(
-        self, batch: ForwardBatch, cache: KVCache | None, feature_layers: Sequence[int] = ()
+        self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
-        """Run the tokens of ``batch``; stage their keys and values in ``cache``.
-
-        ``cache`` None: whole sequences from position 0, causal, nothing kept (training). ``feature_layers`` are
-        0-based decoder layers whose outputs are wanted, concatenated in that order (DFlash paper, section 3).
-        """
+        """Run the tokens of ``batch``; stage their keys and values in ``cache``. ``feature_layers`` are 0-based decoder layers whose outputs are wanted, concatenated in that order (DFlash paper, section 3)."""
 
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:

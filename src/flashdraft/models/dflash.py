@@ -6,7 +6,7 @@ no vocabulary. Target features enter as extra keys and values of every layer ("K
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from transformers import Qwen3Config
 
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.errors import CheckpointError
+from flashdraft.models.base import LayerSource
 from flashdraft.models.llama import GatedMLP, split_heads
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
@@ -105,22 +106,11 @@ def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
-class KVSource(Protocol):
-    """Where a layer's block meets the context's keys and values: the cache when serving, a concatenation in training."""
-
-    def stage(
-        self, layer_idx: int, k: Tensor, v: Tensor, positions: Tensor, kv_len: int
-    ) -> tuple[Tensor, Tensor]:
-        """Take the block's keys and values, give those of context and block."""
-        ...
-
-
 class DFlashAttention(nn.Module):
     """Attention of the block on context and block (paper, section 3: K = [W_K H_t ; W_K H_d])."""
 
-    def __init__(self, config: DFlashConfig, layer_idx: int) -> None:
+    def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
-        self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
@@ -143,12 +133,12 @@ class DFlashAttention(nn.Module):
         rope: tuple[Tensor, Tensor],
         positions: Tensor,
         kv_len: int,
-        source: KVSource,
+        source: LayerSource,
         mask: Mask,
     ) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same."""
         q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
-        k, v = source.stage(self.layer_idx, *self.keys_values(x, rope), positions, kv_len)
+        k, v = source.stage(*self.keys_values(x, rope), positions, kv_len)
         out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
 
@@ -156,10 +146,10 @@ class DFlashAttention(nn.Module):
 class DFlashLayer(nn.Module):
     """One Qwen3-style pre-norm layer of the drafter."""
 
-    def __init__(self, config: DFlashConfig, layer_idx: int) -> None:
+    def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DFlashAttention(config, layer_idx)
+        self.self_attn = DFlashAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
@@ -169,7 +159,7 @@ class DFlashLayer(nn.Module):
         rope: tuple[Tensor, Tensor],
         positions: Tensor,
         kv_len: int,
-        source: KVSource,
+        source: LayerSource,
         mask: Mask,
     ) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same."""
@@ -187,7 +177,7 @@ class DFlashModel(nn.Module):
         num_features = len(config.target_layer_ids)
         self.fc = nn.Linear(num_features * config.hidden_size, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(DFlashLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         rope_config = Qwen3Config(
             hidden_size=config.hidden_size,
@@ -209,7 +199,7 @@ class DFlashModel(nn.Module):
         return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
 
     def forward(
-        self, block: Tensor, positions: Tensor, kv_len: int, source: KVSource, mask: Mask = None
+        self, block: Tensor, positions: Tensor, kv_len: int, sources: Sequence[LayerSource], mask: Mask = None
     ) -> Tensor:
         """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
 
@@ -218,7 +208,7 @@ class DFlashModel(nn.Module):
         """
         rope = self.rotary(positions, block.dtype)
         x = block
-        for layer in self._layers():
+        for layer, source in zip(self._layers(), sources, strict=True):
             x = layer(x, rope, positions, kv_len, source, mask)
         out: Tensor = self.norm(x)
         return out

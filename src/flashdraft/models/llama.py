@@ -9,23 +9,22 @@ from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
-from flashdraft.models.base import TargetModel, TargetOutput
-from flashdraft.ops.attention import CAUSAL, Mask, attention, cached_mask
+from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
+from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[batch, num_tokens, heads * head_dim] -> [batch, heads, num_tokens, head_dim]."""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return x.view(*x.shape[:-1], -1, head_dim).transpose(1, 2)
 
 
 class LlamaAttention(nn.Module):
     """Grouped-query attention with RoPE."""
 
-    def __init__(self, config: Any, layer_idx: int) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         q_size = config.num_attention_heads * self.head_dim
         kv_size = config.num_key_value_heads * self.head_dim
@@ -36,14 +35,13 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
 
     def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None
+        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
     ) -> Tensor:
-        """Attention output [batch, num_tokens, hidden_size]; keys and values are staged in ``cache``."""
+        """Attention output [batch, num_tokens, hidden_size]; keys and values go through ``source``."""
         q = rotate(split_heads(self.q_proj(x), self.head_dim), *rope)
         k = rotate(split_heads(self.k_proj(x), self.head_dim), *rope)
         v = split_heads(self.v_proj(x), self.head_dim)
-        if cache is not None:
-            k, v = cache.stage(self.layer_idx, k, v, batch.positions, batch.kv_len)
+        k, v = source.stage(k, v, batch.positions, batch.kv_len)
         out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
 
@@ -66,18 +64,18 @@ class GatedMLP(nn.Module):
 class LlamaLayer(nn.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: Any, layer_idx: int) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_idx)
+        self.self_attn = LlamaAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
     def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None
+        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
     ) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), batch, rope, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), batch, rope, mask, source)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -88,7 +86,7 @@ class LlamaDecoder(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -105,17 +103,15 @@ class LlamaModel(TargetModel):
         self.rotary = Rotary(config)
 
     def forward(
-        self, batch: ForwardBatch, cache: KVCache | None, feature_layers: Sequence[int] = ()
+        self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
         rope = self.rotary(batch.positions, x.dtype)
-        mask: Mask = CAUSAL
-        if cache is not None:
-            mask = None if batch.is_single_token else cached_mask(batch.positions, batch.kv_len)
+        mask = cache.mask(batch.positions, batch.kv_len)
         features = []
-        for layer_idx, layer in enumerate(self.model.layers):
-            x = layer(x, batch, rope, mask, cache)
+        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):
+            x = layer(x, batch, rope, mask, source)
             if layer_idx in feature_layers:
                 features.append(x)
         order = sorted(feature_layers)

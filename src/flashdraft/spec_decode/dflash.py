@@ -37,8 +37,9 @@ class DFlashState:
         start = self.cache.lengths[0]
         end = start + len(token_ids)
         positions = torch.arange(start, end, device=features.device).unsqueeze(0)
-        for layer_idx, (k, v) in enumerate(self.drafter.model.context(features, positions)):
-            self.cache.stage(layer_idx, k, v, positions, end)
+        pairs = self.drafter.model.context(features, positions)
+        for layer, (k, v) in zip(self.cache.layers, pairs, strict=True):
+            layer.stage(k, v, positions, end)
         self.cache.commit(len(token_ids))
 
     def propose(self, anchor: int, num_draft: int) -> list[int]:
@@ -49,6 +50,6 @@ class DFlashState:
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
         positions = torch.arange(start, end, device=token.device).unsqueeze(0)
-        hidden = drafter.model(block.unsqueeze(0), positions, end, self.cache)
+        hidden = drafter.model(block.unsqueeze(0), positions, end, self.cache.layers)
         draft: list[int] = drafter.target.logits(hidden[0, 1:]).argmax(-1).tolist()
         return draft
