@@ -44,11 +44,14 @@ def main() -> None:
             )
             for p in prompts
         ]
-        generator = AnswerGenerator(target, min(len(ids), 64), 1024, args.max_tokens, eos_token_ids(args.target))
+        generator = AnswerGenerator(
+            target, min(len(ids), 64), 1024, args.max_tokens, eos_token_ids(args.target)
+        )
         requests = [AnswerRequest(key, one, 0.0) for key, one in enumerate(ids)]
         answers = sorted((a for part in generator.run(requests) for a in part), key=lambda a: a.key)
         documents = [
-            Document(prompts[a.key].id, task, 0.0, list(ids[a.key]), a.token_ids, a.finish_reason) for a in answers
+            Document(prompts[a.key].id, task, 0.0, list(ids[a.key]), a.token_ids, a.finish_reason)
+            for a in answers
         ]
         for block_size in args.block_sizes:
             walk = simulate(target, drafter, pack(documents, 1408, args.device), block_size, 8, 256)
@@ -61,7 +64,11 @@ def main() -> None:
             }
             print(json.dumps(row), flush=True)
             rows.append(row)
-    result = {"rows": rows, "provenance": collect_provenance(args.device), "settings": vars(args) | {"out": None}}
+    result = {
+        "rows": rows,
+        "provenance": collect_provenance(args.device),
+        "settings": vars(args) | {"out": None},
+    }
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -103,11 +103,15 @@ def step_flops(config: TrainConfig) -> float:
     tokens = config.rows_per_step * config.seq_len
     slots = config.rows_per_step * config.blocks_per_row * config.block_size
     context = 5 * hidden * hidden + config.num_layers * 2 * hidden * kv
-    head = config.slots_per_block * config.rows_per_step * config.blocks_per_row * SHAPE["vocab_size"] * hidden
+    head = (
+        config.slots_per_block * config.rows_per_step * config.blocks_per_row * SHAPE["vocab_size"] * hidden
+    )
     return 2 * tokens * 30 * layer + 6 * slots * config.num_layers * layer + 6 * tokens * context + 4 * head
 
 
-def measure_step(config: TrainConfig, rate: float, device: str, dtype: torch.dtype, profile: bool) -> dict[str, Any]:
+def measure_step(
+    config: TrainConfig, rate: float, device: str, dtype: torch.dtype, profile: bool
+) -> dict[str, Any]:
     target = random_target(device, dtype)
     rows = random_rows(40 * config.rows_per_step, config.seq_len, device)
     drafter = random_drafter(target, config.num_layers, device)
@@ -124,7 +128,11 @@ def measure_step(config: TrainConfig, rate: float, device: str, dtype: torch.dty
     if profile:
         with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as recorded:
             timed(step, device, 2)
-        print(recorded.key_averages().table(sort_by="self_device_time_total", row_limit=28, max_name_column_width=70))
+        print(
+            recorded.key_averages().table(
+                sort_by="self_device_time_total", row_limit=28, max_name_column_width=70
+            )
+        )
     blocks = config.rows_per_step * config.blocks_per_row
     floor_s = step_flops(config) / rate
     return {

@@ -39,6 +39,28 @@ class GenerateOutput:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
 
+class _Delivery:
+    """Hands tokens to the caller, cuts after an end token, and knows when the request is over."""
+
+    def __init__(
+        self, stop_ids: set[int], num_wanted: int, on_round: Callable[[RoundEvent], None] | None
+    ) -> None:
+        self.output = GenerateOutput()
+        self.stop_ids, self.num_wanted, self.on_round = stop_ids, num_wanted, on_round
+        self.goes_on = True
+
+    def deliver(self, token_ids: list[int], num_drafted: int, num_accepted: int) -> None:
+        stop_at = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), None)
+        kept = token_ids if stop_at is None else token_ids[: stop_at + 1]
+        self.output.token_ids += kept
+        self.output.metrics.record_tokens(len(kept), min(num_accepted, len(kept)))
+        if self.on_round:
+            self.on_round(RoundEvent(kept, num_drafted, min(num_accepted, len(kept))))
+        if stop_at is not None:
+            self.output.finish_reason = "stop"
+        self.goes_on = stop_at is None and len(self.output.token_ids) < self.num_wanted
+
+
 @torch.inference_mode()
 def generate(
     target: TargetModel,
@@ -60,54 +82,40 @@ def generate(
     max_len = min(len(prompt) + params.max_tokens, target.config.max_position_embeddings)
     stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
     seed = secrets.randbits(62) if params.seed is None else params.seed
-    layers = drafter.feature_layers if drafter and block_size > 1 else ()
     state = drafter.begin(max_len) if drafter and block_size > 1 else None
+    layers = drafter.feature_layers if drafter and state else ()
     cache = target.new_cache(1, max_len)
-    output, metrics = GenerateOutput(), RequestMetrics()
-    output.metrics = metrics
-
-    def deliver(token_ids: list[int], num_drafted: int, num_accepted: int) -> bool:
-        """Hand tokens over, cut after an end token; whether the request goes on."""
-        stop_at = next((i for i, token in enumerate(token_ids) if token in stop_ids), None)
-        kept = token_ids if stop_at is None else token_ids[: stop_at + 1]
-        output.token_ids += kept
-        metrics.record_tokens(len(kept), min(num_accepted, len(kept)))
-        if on_round:
-            on_round(RoundEvent(kept, num_drafted, min(num_accepted, len(kept))))
-        if stop_at is not None:
-            output.finish_reason = "stop"
-        return stop_at is None and len(prompt) + len(output.token_ids) < max_len
+    delivery = _Delivery(stop_ids, max_len - len(prompt), on_round)
+    metrics = delivery.output.metrics
 
     started = perf_counter()
-    batch = ForwardBatch.of_row(prompt, 0, target.device)
-    forward = target.forward(batch, cache, layers)
+    forward = target.forward(ForwardBatch.of_row(prompt, 0, target.device), cache, layers)
     anchor = int(sample(target.logits(forward.hidden[0, -1:]), params, seed, len(prompt)))
     cache.commit(len(prompt))
     metrics.prefill_s = perf_counter() - started
+    delivery.deliver([anchor], 0, 0)
     verified = prompt  # tokens whose features the drafter has not seen yet
-    goes_on = deliver([anchor], 0, 0)
-    while goes_on:
-        round_started = perf_counter()
+    while delivery.goes_on:
+        started = perf_counter()
         start = cache.lengths[0]
-        num_draft = min(block_size, max_len - start - 1) - 1
         draft: list[int] = []
         if state:
             state.observe(verified, forward.features)
             # The drafter always sees a whole block, as in training; the verified part may be shorter.
-            draft = state.propose(anchor, block_size - 1)[:num_draft]
-        draft_s = perf_counter() - round_started
+            draft = state.propose(anchor, block_size - 1)[: max_len - start - 2]
+        drafted = perf_counter()
         block = [anchor, *draft]
         forward = target.forward(ForwardBatch.of_row(block, start, target.device), cache, layers)
         wanted = sample(target.logits(forward.hidden[0]), params, seed, start + 1).tolist()
-        verify_s = perf_counter() - round_started - draft_s
+        metrics.verify_s += perf_counter() - drafted
         num_accepted, anchor = verify(draft, wanted)
         cache.commit(1 + num_accepted)
-        verified = block[: 1 + num_accepted]
-        forward = forward.first(1 + num_accepted)
-        metrics.record_round(len(draft), num_accepted, draft_s, verify_s)
-        goes_on = deliver([*draft[:num_accepted], anchor], len(draft), num_accepted)
-        metrics.decode_s += perf_counter() - round_started
-    return output
+        verified, forward = block[: 1 + num_accepted], forward.first(1 + num_accepted)
+        metrics.record_round(len(draft), num_accepted)
+        delivery.deliver([*draft[:num_accepted], anchor], len(draft), num_accepted)
+        metrics.draft_s += drafted - started
+        metrics.decode_s += perf_counter() - started
+    return delivery.output
 
 
 def check_request(

@@ -85,10 +85,10 @@ class LLM:
         ``on_round`` hears every verification (see :func:`flashdraft.generate.generate`). Raises UsageError before
         any prompt is run when one of them cannot be served.
         """
-        if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-            prompts = [prompts]  # type: ignore[list-item]
-        each_params = _per_prompt(params, len(prompts))
-        token_ids = [self._encode(prompt) for prompt in prompts]  # type: ignore[arg-type]
+        is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        every: Sequence[Any] = [prompts] if is_one else prompts
+        each_params = _per_prompt(params, len(every))
+        token_ids = [self._encode(prompt) for prompt in every]
         for ids in token_ids:
             check_request(self.target, self.drafter, ids, self.block_size)
         outputs = []
@@ -107,9 +107,9 @@ class LLM:
         on_round: Callable[[RoundEvent], None] | None = None,
     ) -> list[RequestOutput]:
         """Answer each conversation, a list of {"role": ..., "content": ...}, through the chat template."""
-        if len(conversations) > 0 and isinstance(conversations[0], dict):
-            conversations = [conversations]  # type: ignore[list-item]
-        return self.generate([self.chat_token_ids(c) for c in conversations], params, on_round)  # type: ignore[arg-type]
+        is_one = len(conversations) > 0 and isinstance(conversations[0], dict)
+        every: Sequence[Any] = [conversations] if is_one else conversations
+        return self.generate([self.chat_token_ids(c) for c in every], params, on_round)
 
     def chat_token_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation through the chat template, ready for the answer."""

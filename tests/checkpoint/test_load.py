@@ -25,9 +25,6 @@ def scaled_rope(rope_type):
 
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
-ON_META = pytest.mark.xfail(
-    raises=NotImplementedError, strict=True, reason="rope scaling is worked out on the meta device"
-)
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -42,9 +39,9 @@ CONFIGS = [
     pytest.param({"attention_bias": True, "mlp_bias": True}, id="biases"),
     pytest.param({"num_key_value_heads": 1}, id="one head of keys"),
     pytest.param({"head_dim": 32}, id="wide heads"),
-    pytest.param({"rope_parameters": LLAMA3_ROPE}, id="llama 3 rope", marks=ON_META),
-    pytest.param({"rope_parameters": scaled_rope("linear")}, id="linear rope", marks=ON_META),
-    pytest.param({"rope_parameters": scaled_rope("yarn")}, id="yarn rope", marks=ON_META),
+    pytest.param({"rope_parameters": LLAMA3_ROPE}, id="llama 3 rope"),
+    pytest.param({"rope_parameters": scaled_rope("linear")}, id="linear rope"),
+    pytest.param({"rope_parameters": scaled_rope("yarn")}, id="yarn rope"),
 ]
 
 

@@ -55,7 +55,9 @@ class AnswerGenerator:
         device = target.device
         self.cache = target.new_cache(num_rows, self.max_len)
         self.token_ids = torch.zeros(num_rows, self.max_len, dtype=torch.long, device=device)
-        self.lengths = torch.ones(num_rows, dtype=torch.long, device=device)  # tokens decided: prompt and answer
+        self.lengths = torch.ones(
+            num_rows, dtype=torch.long, device=device
+        )  # tokens decided: prompt and answer
         self.limits = torch.ones(num_rows, dtype=torch.long, device=device)
         self.done = torch.ones(num_rows, dtype=torch.bool, device=device)
         self.temperatures = torch.zeros(num_rows, 1, device=device)

@@ -35,7 +35,9 @@ def pack(documents: Sequence[Document], seq_len: int, device: torch.device | str
 
     Raises DataError when no document has an answer of two tokens (an anchor and something to predict).
     """
-    documents = [doc for doc in documents if len(doc.answer_token_ids) > 1 and len(doc.prompt_token_ids) < seq_len - 1]
+    documents = [
+        doc for doc in documents if len(doc.answer_token_ids) > 1 and len(doc.prompt_token_ids) < seq_len - 1
+    ]
     if not documents:
         raise DataError(
             f"no document has a prompt shorter than {seq_len - 1} tokens and an answer of 2 tokens or more"

@@ -13,7 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.prompts import Prompt
@@ -77,7 +84,12 @@ def generate_answers(
     requests, owners, num_too_long = _requests(tokenizer, prompts, config, done)
     _write_manifest(folder, config, {"num_prompts": len(prompts), "num_too_long": num_too_long})
     generator = AnswerGenerator(
-        target, config.num_rows, config.max_prompt_len, config.max_new_tokens, eos_token_ids, config.seed + len(done)
+        target,
+        config.num_rows,
+        config.max_prompt_len,
+        config.max_new_tokens,
+        eos_token_ids,
+        config.seed + len(done),
     )
     pending: list[dict[str, Any]] = []
     num_tokens = 0
@@ -117,7 +129,9 @@ def read_documents(folder: str | Path, allow_empty: bool = False) -> list[Docume
         try:
             rows = pq.read_table(shard, schema=SCHEMA).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{shard}: a damaged shard ({error}); delete it and run again to remake it") from error
+            raise DataError(
+                f"{shard}: a damaged shard ({error}); delete it and run again to remake it"
+            ) from error
         documents += [Document(**row) for row in rows]
     return documents
 

@@ -73,6 +73,8 @@ def _parse(line: str, place: str, stem: str, number: int) -> Prompt:
         turns = row.get("turns")
         text = row.get("prompt") if turns is None else (turns[0] if turns else None)
         if not isinstance(text, str) or not text:
-            raise DataError(f"{place}: found keys {sorted(row)}; expected a text under prompt, turns or messages")
+            raise DataError(
+                f"{place}: found keys {sorted(row)}; expected a text under prompt, turns or messages"
+            )
         messages = ({"role": "user", "content": text},)
     return Prompt(f"{stem}/{row.get('id', number)}", stem, messages)

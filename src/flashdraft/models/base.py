@@ -77,7 +77,11 @@ class TargetModel(nn.Module):
     def forward(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
-        """Run the tokens of ``batch``; stage their keys and values in ``cache``. ``feature_layers`` are 0-based decoder layers whose outputs are wanted, concatenated in that order (DFlash paper, section 3)."""
+        """Run the tokens of ``batch``; stage their keys and values in ``cache``.
+
+        ``feature_layers`` are 0-based decoder layers whose outputs are wanted, concatenated in that order
+        (DFlash paper, section 3).
+        """
 
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -131,7 +131,9 @@ def fast_mask(mask: DocumentMask | BlockContextMask | CachedMask, device: torch.
     return mask.flex() if device.type == "cuda" else mask.dense()
 
 
-def _grid(num_rows: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _grid(
+    num_rows: int, q_len: int, kv_len: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def axis(size: int, dim: int) -> Tensor:
         shape = [1, 1, 1]
         shape[dim] = size
@@ -146,7 +148,7 @@ def _block_mask(partial: Tensor, full: Tensor, mask_mod: Predicate, q_len: int, 
         indices = tiles.int().argsort(dim=-1, descending=True, stable=True)
         return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), indices.int().unsqueeze(1)
 
-    return BlockMask.from_kv_blocks(  # type: ignore[no-any-return]
+    return BlockMask.from_kv_blocks(
         *listed(partial),
         *listed(full),
         BLOCK_SIZE=TILE,

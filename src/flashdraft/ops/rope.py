@@ -16,7 +16,8 @@ def inverse_frequencies(config: Any) -> tuple[Tensor, float]:
     parameters = config.rope_parameters
     rope_type = parameters.get("rope_type", "default")
     if rope_type != "default":
-        inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+        with torch.device("cpu"):  # not the meta device, where networks are built
+            inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
         return inv_freq.float(), float(factor)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim

@@ -33,15 +33,13 @@ class RequestMetrics:
             sum(self.accepted_histogram[i + 1 :]) / total for i in range(len(self.accepted_histogram) - 1)
         ]
 
-    def record_round(self, num_drafted: int, num_accepted: int, draft_s: float, verify_s: float) -> None:
+    def record_round(self, num_drafted: int, num_accepted: int) -> None:
         """Count one verification."""
         self.num_rounds += 1
         self.num_drafted += num_drafted
         missing = max(num_drafted, num_accepted) + 1 - len(self.accepted_histogram)
         self.accepted_histogram += [0] * missing
         self.accepted_histogram[num_accepted] += 1
-        self.draft_s += draft_s
-        self.verify_s += verify_s
 
     def record_tokens(self, num_tokens: int, num_accepted: int) -> None:
         """Count delivered tokens, of which ``num_accepted`` were drafted."""

@@ -1,41 +1,50 @@
 """What a training run is: saved beside its checkpoints and compared when it resumes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from flashdraft.errors import UsageError
+
+
+def _described(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of one run. Raises UsageError for values that do not go together."""
 
-    num_layers: int = 5
-    num_features: int = 5  # target layers, evenly spaced
-    block_size: int = 16
-    intermediate_size: int | None = None  # None: the target's
-    mask_token_id: int | None = None  # None: the target's last special token
-    seq_len: int = 1024  # tokens of a packed row
-    rows_per_step: int = 16
-    blocks_per_row: int = 256
-    slots_per_block: float = 4.0  # slots whose loss is computed, drawn in proportion to the decay weights
-    gamma: float = 4.0  # decay of the loss over the block's slots
-    optimizer: str = "muon"
-    lr: float = 2e-3
-    warmup: float = 0.02  # share of the run
-    final_lr: float = 0.02  # share of ``lr`` at the end of the cosine
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    total_blocks: int = 2_000_000
-    max_minutes: float = 0.0  # > 0: the schedule ends by then at the latest; resuming is no longer exact
-    eval_minutes: float = 10.0
-    checkpoint_minutes: float = 10.0
-    validation_documents: int = 256
-    seed: int = 0
+    num_layers: int = _described(5, "Layers of the drafter.")
+    num_features: int = _described(5, "Target layers it is conditioned on, evenly spaced.")
+    block_size: int = _described(16, "Tokens of a block, anchor included.")
+    intermediate_size: int | None = _described(None, "Width of its MLP.  [default: the target's]")
+    mask_token_id: int | None = _described(None, "Token for MASK.  [default: a spare special token]")
+    seq_len: int = _described(1024, "Tokens of a packed row.")
+    rows_per_step: int = _described(4, "Packed rows in a step.")
+    blocks_per_row: int = _described(64, "Anchors drawn in a row.")
+    slots_per_block: float = _described(4.0, "Slots whose loss is computed, drawn by the decay weights.")
+    gamma: float = _described(4.0, "Decay of the loss over the block's slots.")
+    optimizer: str = _described("muon", "muon or adamw.")
+    lr: float = _described(2e-3, "Peak learning rate.")
+    warmup: float = _described(0.02, "Share of the run in which it rises.")
+    final_lr: float = _described(0.02, "Share of the peak at the end of the cosine.")
+    weight_decay: float = _described(0.01, "Weight decay of the matrices.")
+    grad_clip: float = _described(1.0, "Largest gradient norm.")
+    total_blocks: int = _described(2_000_000, "Blocks to train on.")
+    max_minutes: float = _described(
+        0.0, "End by then, the schedule adapts (resuming is no longer exact); 0: never."
+    )
+    eval_minutes: float = _described(10.0, "Between evaluations.")
+    checkpoint_minutes: float = _described(10.0, "Between saved states.")
+    validation_documents: int = _described(256, "Held-back answers that are evaluated.")
+    seed: int = _described(0, "Of weights, rows and anchors.")
 
     def __post_init__(self) -> None:
         if self.block_size < 2:
-            raise UsageError(f"block_size is {self.block_size}; expected 2 or more (anchor and a draft token)")
+            raise UsageError(
+                f"block_size is {self.block_size}; expected 2 or more (anchor and a draft token)"
+            )
         slots = self.blocks_per_row * self.block_size
         if slots % 128 or self.seq_len % 128:
             raise UsageError(

@@ -38,7 +38,7 @@ class HeadCrossEntropy(torch.autograd.Function):
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         """Scale the gradient that forward left."""
         (gradient,) = ctx.saved_tensors
         return gradient * (grad_output / len(gradient)), None, None

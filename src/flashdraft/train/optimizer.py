@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flashdraft.errors import UsageError
 
@@ -24,7 +24,9 @@ class Optimizer:
         self.masters = [p.detach().float().clone() for p in self.parameters]
         self.lr, self.grad_clip = lr, grad_clip
         matrices = [m for m in self.masters if m.dim() == 2]
-        groups = [{"params": [m for m in self.masters if m.dim() != 2], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": [m for m in self.masters if m.dim() != 2], "weight_decay": 0.0}
+        ]
         self.optimizers: list[torch.optim.Optimizer] = []
         if kind == "muon":
             muon = torch.optim.Muon(
@@ -48,7 +50,7 @@ class Optimizer:
                 group["lr"] = self.lr * lr_factor
             optimizer.step()
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.masters)
+            torch._foreach_copy_(list[Tensor](self.parameters), self.masters)
 
     def state_dict(self) -> dict[str, Any]:
         """Master weights by name and the optimizers' states."""

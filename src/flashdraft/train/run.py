@@ -50,14 +50,17 @@ def train_drafter(
 ) -> Path:
     """Train on the answers and write ``folder/drafter``; resumes what ``folder`` holds. Returns that path.
 
-    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed. Raises UsageError, DataError or CheckpointError.
+    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed. Raises
+    UsageError, DataError or CheckpointError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = load_target(target_name, dtype=dtype, device=device).requires_grad_(False)
     documents = [doc for one in answers for doc in read_documents(one)]
     training, validation = split(documents, config, device)
     if init is None:
-        drafter = new_drafter(target, load_tokenizer(target_name), config).to(device=device, dtype=target.dtype)
+        drafter = new_drafter(target, load_tokenizer(target_name), config).to(
+            device=device, dtype=target.dtype
+        )
     else:
         drafter = load_drafter(init, target, dtype=dtype, device=device).requires_grad_(True)
     trainer = Trainer(target, drafter, training, validation, config, folder)
@@ -74,7 +77,9 @@ def train_drafter(
         "provenance": collect_provenance(device),
     }
     (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    on_report({k: facts[k] for k in ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")})
+    on_report(
+        {k: facts[k] for k in ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")}
+    )
     trainer.train(on_report, 60 * pause_minutes)
     save_drafter(drafter, folder / "drafter", torch.bfloat16)
     return folder / "drafter"
@@ -100,7 +105,9 @@ def split(
             " give more prompts, and 0 among the temperatures"
         )
     share = max(config.validation_documents // len(held_back), 1)
-    validation = {name: pack(docs[:share], config.seq_len, device) for name, docs in sorted(held_back.items())}
+    validation = {
+        name: pack(docs[:share], config.seq_len, device) for name, docs in sorted(held_back.items())
+    }
     return pack(training, config.seq_len, device), validation
 
 

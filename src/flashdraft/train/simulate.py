@@ -85,7 +85,10 @@ def simulate(
         num_real = min(rows_per_forward, len(rows) - first)
         part = rows.rows(torch.where(index < len(rows), index, first))
         accepted = accepted_at_anchors(target, drafter, part, block_size, blocks_per_forward)
-        one = walk(PackedRows(*(t[:num_real] for t in (part.token_ids, part.doc_start, part.is_anchor))), accepted[:num_real])
+        one = walk(
+            PackedRows(*(t[:num_real] for t in (part.token_ids, part.doc_start, part.is_anchor))),
+            accepted[:num_real],
+        )
         total.num_tokens += one.num_tokens
         total.num_accepted += one.num_accepted
     return total

@@ -53,7 +53,9 @@ class Trainer:
         self.validation = validation
         device = target.device
         self.weights = decay_weights(config.block_size, config.gamma, device)
-        self.optimizer = Optimizer(drafter, config.optimizer, config.lr, config.weight_decay, config.grad_clip)
+        self.optimizer = Optimizer(
+            drafter, config.optimizer, config.lr, config.weight_decay, config.grad_clip
+        )
         self.generator = torch.Generator(device=device)
         self.progress = Progress()
         if device.type == "cuda":
@@ -65,7 +67,9 @@ class Trainer:
         if state is None:
             return False
         now = asdict(self.config)
-        changed = [k for k in now if state["config"].get(k) != now[k] and k not in ("max_minutes", "eval_minutes")]
+        changed = [
+            k for k in now if state["config"].get(k) != now[k] and k not in ("max_minutes", "eval_minutes")
+        ]
         if changed:
             raise DataError(
                 f"{self.folder}: its run has other settings ({', '.join(sorted(changed))});"
@@ -77,7 +81,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to resume from."""
-        state = {"config": asdict(self.config), "optimizer": self.optimizer.state_dict(), **asdict(self.progress)}
+        state = {
+            "config": asdict(self.config),
+            "optimizer": self.optimizer.state_dict(),
+            **asdict(self.progress),
+        }
         save_state(self.folder, state)
 
     def train(self, on_report: Any, pause_s: float = float("inf")) -> None:
@@ -87,7 +95,9 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         pause_s += progress.elapsed_s
-        next_eval, next_save = (progress.elapsed_s + 60 * m for m in (config.eval_minutes, config.checkpoint_minutes))
+        next_eval, next_save = (
+            progress.elapsed_s + 60 * m for m in (config.eval_minutes, config.checkpoint_minutes)
+        )
         since, since_step = time.perf_counter(), progress.step
         losses = []
         while progress.share(config) < 1 and progress.elapsed_s < pause_s:
@@ -117,7 +127,12 @@ class Trainer:
         for name, rows in self.validation.items():
             config = self.config
             result = simulate(
-                self.target, self.drafter, rows, config.block_size, config.rows_per_step, config.blocks_per_row
+                self.target,
+                self.drafter,
+                rows,
+                config.block_size,
+                config.rows_per_step,
+                config.blocks_per_row,
             )
             lengths[name] = round(result.acceptance_length, 4)
             num_tokens += result.num_tokens
@@ -137,7 +152,9 @@ class Trainer:
         num_slots = int(config.slots_per_block * config.rows_per_step * config.blocks_per_row)
         weights = (self.weights * blocks.has_label).flatten()
         slots = sample_slots(weights, num_slots, self.generator)
-        loss: torch.Tensor = HeadCrossEntropy.apply(hidden[slots], target.head_weight(), blocks.labels.flatten()[slots])
+        loss: torch.Tensor = HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden[slots], target.head_weight(), blocks.labels.flatten()[slots]
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step(config.lr_factor(self.progress.share(config)))
         return loss.detach()
@@ -169,7 +186,12 @@ class Trainer:
 
     def _log(self, on_report: Any, values: dict[str, Any]) -> None:
         blocks = self.progress.step * self.config.rows_per_step * self.config.blocks_per_row
-        line = {"step": self.progress.step, "blocks": blocks, "elapsed_s": round(self.progress.elapsed_s, 2), **values}
+        line = {
+            "step": self.progress.step,
+            "blocks": blocks,
+            "elapsed_s": round(self.progress.elapsed_s, 2),
+            **values,
+        }
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         on_report(line)

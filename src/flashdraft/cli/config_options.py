@@ -1,0 +1,41 @@
+"""Options of a command that are the fields of a config: declared, explained and defaulted where the config is."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def with_config(config_type: type[Any], panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, whose first parameter is ``config``, one option for each field of ``config_type``.
+
+    A field's help is its metadata; ``--no-`` forms and types are typer's own. The command gets the config built.
+    """
+    hints = get_type_hints(config_type)
+    described = [one for one in fields(config_type) if "help" in one.metadata]
+
+    def option(one: Field[Any]) -> inspect.Parameter:
+        info = typer.Option(
+            "--" + one.name.replace("_", "-"), help=one.metadata["help"], rich_help_panel=panel
+        )
+        return inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=one.default,
+            annotation=Annotated[hints[one.name], info],
+        )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            config = config_type(**{one.name: values.pop(one.name) for one in described})
+            command(config, **values)
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "config"]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        run.__signature__ = inspect.Signature([*own, *map(option, described)])  # type: ignore[attr-defined]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
