@@ -170,7 +170,8 @@ def test_the_report_shows_every_figure() -> None:
     assert "| task | AR | DFlash B4 |" in text
     assert "| gsm8k | 0.9 | 1.2 (1.30x) |" in text
     assert "| mbpp | 1.8 | 2.4 (1.30x) |" in text
-    assert "| mean of tasks | 1.38 | 1.80 |" in text
+    assert "| mean of tasks | 1.4 | 1.8 (1.30x) |" in text
+    assert "| mean of tasks | 2.00 (2.00) |" in text
     assert "| gsm8k | 2.00 (2.00) |" in text
     assert "| gsm8k | DFlash B4 | 60 | 20 | 20 |" in text
     assert "| gsm8k | DFlash B4 | 5 | 250.00 | 950.00 | 200.00 | 1.43x | 1.67x | 86% |" in text

@@ -30,11 +30,11 @@ def markdown(rows: Sequence[BenchRow], provenance: dict[str, Any], settings: dic
         "# Benchmark, one stream",
         _intro(settings),
         "## Tokens a second, end to end (speed-up over plain decoding)",
-        _by_task(rows, lambda row: row.output_tokens_per_s, _speed),
+        _by_task(rows, _speed),
         "## Speed-up, median over prompts",
-        _by_task(_drafted(rows), lambda row: row.speedup_median, lambda row: f"{row.speedup_median:.2f}x"),
+        _by_task(_drafted(rows), _median_speedup),
         "## Acceptance length (answers that do not loop alone)",
-        _by_task(_drafted(rows), lambda row: row.acceptance_length, _acceptance),
+        _by_task(_drafted(rows), _acceptance),
         "## Share of rounds that accept the draft token at each position (percent)",
         _positions_table(_drafted(rows)),
         "## Where a round's time goes",
@@ -63,30 +63,36 @@ def _drafted(rows: Sequence[BenchRow]) -> list[BenchRow]:
     return [row for row in rows if row.method != BASELINE]
 
 
-def _by_task(
-    rows: Sequence[BenchRow], value: Callable[[BenchRow], float], cell: Callable[[BenchRow], str]
-) -> str:
-    """Tasks down, methods across, and the mean of the tasks' ``value`` at the bottom."""
-    found = {(row.task, (row.method, row.block_size)): row for row in rows}
-    tasks = list(dict.fromkeys(task for task, _ in found))
-    columns: list[Column] = list(dict.fromkeys(column for _, column in found))
+def _by_task(rows: Sequence[BenchRow], cell: Callable[[Sequence[BenchRow]], str]) -> str:
+    """Tasks down, methods across; ``cell`` shows the mean of its rows: one, or all tasks' in the last line."""
+    found: dict[Column, dict[str, BenchRow]] = {}
+    for row in rows:
+        found.setdefault((row.method, row.block_size), {})[row.task] = row
+    tasks = list(dict.fromkeys(row.task for row in rows))
     lines = [
-        [task, *(cell(found[task, column]) if (task, column) in found else _MISSING for column in columns)]
+        [task, *(cell([column[task]]) if task in column else _MISSING for column in found.values())]
         for task in tasks
     ]
-    means = [fmean(value(row) for (_, at), row in found.items() if at == column) for column in columns]
     if len(tasks) > 1:
-        lines.append(["mean of tasks", *(f"{mean:.2f}" for mean in means)])
-    return table(["task", *(method_label(*column) for column in columns)], lines)
+        lines.append(["mean of tasks", *(cell(list(column.values())) for column in found.values())])
+    return table(["task", *(method_label(*column) for column in found)], lines)
 
 
-def _speed(row: BenchRow) -> str:
-    speed = f"{row.output_tokens_per_s:.1f}"
-    return speed if row.method == BASELINE else f"{speed} ({row.speedup:.2f}x)"
+def _speed(rows: Sequence[BenchRow]) -> str:
+    speed = f"{fmean(row.output_tokens_per_s for row in rows):.1f}"
+    if rows[0].method == BASELINE:
+        return speed
+    return f"{speed} ({fmean(row.speedup for row in rows):.2f}x)"
 
 
-def _acceptance(row: BenchRow) -> str:
-    return f"{row.acceptance_length:.2f} ({_number(row.acceptance_length_not_looping, '.2f')})"
+def _median_speedup(rows: Sequence[BenchRow]) -> str:
+    return f"{fmean(row.speedup_median for row in rows):.2f}x"
+
+
+def _acceptance(rows: Sequence[BenchRow]) -> str:
+    steady = [x for row in rows if (x := row.acceptance_length_not_looping) is not None]
+    apart = f"{fmean(steady):.2f}" if steady else _MISSING
+    return f"{fmean(row.acceptance_length for row in rows):.2f} ({apart})"
 
 
 def _positions_table(rows: Sequence[BenchRow]) -> str:
