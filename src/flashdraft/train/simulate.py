@@ -22,7 +22,7 @@ class Walk:
     """The rounds that serving would take."""
 
     num_tokens: int = 0  # tokens gained after each answer's first
-    num_accepted: list[int] = field(default_factory=list)  # by round
+    num_accepted: list[int] = field(default_factory=list)  # by round, delivered ones
 
     @property
     def acceptance_length(self) -> float:
@@ -61,8 +61,10 @@ def walk(rows: PackedRows, accepted: Tensor) -> Walk:
         for begin, end in _answers(anchors):
             anchor = begin
             while anchor < end:
-                result.num_accepted.append(values[anchor])
-                anchor += values[anchor] + 1
+                # The last round delivers no more than is left of the answer, one token of it not from the draft.
+                num_accepted = min(values[anchor], end - anchor - 1)
+                result.num_accepted.append(num_accepted)
+                anchor += num_accepted + 1
             result.num_tokens += end - begin
     return result
 

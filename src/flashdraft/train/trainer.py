@@ -51,6 +51,7 @@ class Trainer:
     ) -> None:
         self.target, self.drafter, self.rows, self.config, self.folder = target, drafter, rows, config, folder
         self.validation = validation
+        folder.mkdir(parents=True, exist_ok=True)
         device = target.device
         self.weights = decay_weights(config.block_size, config.gamma, device)
         self.optimizer = Optimizer(

@@ -1,0 +1,141 @@
+"""Prompts, answers in a batch, and the folder they are kept in."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flashdraft.data.on_policy as on_policy
+from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.loader import pack
+from flashdraft.data.on_policy import OnPolicyConfig, generate_answers, read_documents
+from flashdraft.data.prompts import Prompt, read_prompts
+from flashdraft.errors import DataError
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from toys import toy_target
+
+TARGET = toy_target()
+EOS = (5, 9)
+
+
+class DigitTokenizer:
+    """Reads "3 1 4" as token ids: what the data code needs of a tokenizer, without one on disk."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: object) -> str:
+        assert kwargs["add_generation_prompt"]
+        return "1 " + messages[-1]["content"]
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+
+def some_prompts(count: int, seed: int = 0) -> list[Prompt]:
+    rng = random.Random(seed)
+    contents = [" ".join(str(rng.randrange(97)) for _ in range(rng.randrange(1, 30))) for _ in range(count)]
+    return [Prompt(f"p{i}", "toy", ({"role": "user", "content": text},)) for i, text in enumerate(contents)]
+
+
+def test_answers_of_a_batch_are_those_of_one_stream() -> None:
+    rng = random.Random(0)
+    requests = [
+        AnswerRequest(i, [rng.randrange(97) for _ in range(rng.randrange(1, 30))], 0.0) for i in range(30)
+    ]
+    generator = AnswerGenerator(TARGET, 7, 30, 40, EOS)
+    answers = {a.key: a for part in generator.run(requests) for a in part}
+    assert sorted(answers) == list(range(30))
+    for request in requests:
+        params = SamplingParams(temperature=0.0, max_tokens=40)
+        expected = generate(TARGET, None, request.token_ids, params, eos_token_ids=EOS)
+        assert answers[request.key].token_ids == expected.token_ids
+        assert answers[request.key].finish_reason == expected.finish_reason
+
+
+def test_temperature_draws_and_a_seed_repeats() -> None:
+    request = [AnswerRequest(0, [1, 2, 3], 1.0)]
+
+    def answer(seed: int) -> list[int]:
+        parts = AnswerGenerator(TARGET, 1, 8, 30, (), seed).run(request)
+        return [token for part in parts for one in part for token in one.token_ids]
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+def make(folder: Path, prompts: list[Prompt], **changes: Any) -> None:
+    settings = {"target": "toy", "max_prompt_len": 24, "max_new_tokens": 20, "num_rows": 4, **changes}
+    generate_answers(TARGET, DigitTokenizer(), EOS, prompts, OnPolicyConfig(**settings), folder)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_policy, "ANSWERS_PER_SHARD", 5)
+    prompts = some_prompts(20)
+    fitting = [p for p in prompts if len(p.messages[0]["content"].split()) + 1 <= 24]
+    assert len(fitting) < 20
+    make(tmp_path, prompts[:8])
+    first = {shard.name: shard.read_bytes() for shard in tmp_path.glob("*.parquet")}
+    make(tmp_path, prompts)
+    for name, content in first.items():
+        assert (tmp_path / name).read_bytes() == content
+    documents = read_documents(tmp_path)
+    assert sorted((d.id, round(d.temperature, 2)) for d in documents) == sorted(
+        (p.id, t) for p in fitting for t in (0.0, 0.7)
+    )
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["num_too_long"] == 20 - len(fitting)
+    greedy = next(d for d in documents if d.temperature == 0)
+    params = SamplingParams(temperature=0.0, max_tokens=20)
+    assert (
+        greedy.answer_token_ids
+        == generate(TARGET, None, greedy.prompt_token_ids, params, eos_token_ids=EOS).token_ids
+    )
+
+
+def test_other_settings_and_damage_are_told(tmp_path: Path) -> None:
+    make(tmp_path, some_prompts(3))
+    with pytest.raises(DataError, match="max_new_tokens = 20, now it is 21"):
+        make(tmp_path, some_prompts(3), max_new_tokens=21)
+    shard = next(tmp_path.glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(DataError, match="damaged shard"):
+        read_documents(tmp_path)
+    with pytest.raises(DataError, match="no answers-"):
+        read_documents(tmp_path / "nowhere")
+
+
+def test_prompts_of_every_form_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a-plain.jsonl").write_text(
+        '{"prompt": "hello", "id": 7}\n\n{"turns": ["first", "second"]}\n'
+    )
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}\n')
+    prompts = read_prompts(tmp_path)
+    assert [(p.id, p.source, p.messages[-1]["content"]) for p in prompts] == [
+        ("a-plain/7", "a-plain", "hello"),
+        ("a-plain/3", "a-plain", "first"),
+        ("b/1", "b", "u"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not a JSON object"),
+        ("[1]", "found a JSON list"),
+        ('{"question": "?"}', r"found keys \['question'\]; expected a text"),
+        ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}', "stands twice"),
+    ],
+)
+def test_bad_prompts_are_told(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_prompts(tmp_path)
+
+
+def test_no_prompts_and_nothing_to_train_on_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no prompts found"):
+        read_prompts(tmp_path)
+    with pytest.raises(DataError, match="answer of 2 tokens"):
+        pack([], 128)

@@ -1,0 +1,193 @@
+"""Training on a toy: the loss against autograd, resume to the bit, and simulated acceptance against served."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.on_policy import Document
+from flashdraft.errors import DataError, UsageError
+from flashdraft.generate import RoundEvent, generate
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.train.anchors import draw_blocks, sample_anchors, sample_slots
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.forward import block_hidden, target_features
+from flashdraft.train.loss import HeadCrossEntropy, decay_weights
+from flashdraft.train.simulate import simulate
+from flashdraft.train.trainer import Trainer
+from toys import toy_dflash, toy_target
+
+TARGET = toy_target().requires_grad_(False)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
+
+
+def answered(count: int, seed: int = 0) -> list[Document]:
+    rng = random.Random(seed)
+    documents = []
+    for i in range(count):
+        prompt = [rng.randrange(97) for _ in range(rng.randrange(3, 20))]
+        answer = generate(TARGET, None, prompt, GREEDY).token_ids
+        documents.append(Document(str(i), "toy", 0.0, prompt, answer, "length"))
+    return documents
+
+
+DOCUMENTS = answered(12)
+ROWS = pack(DOCUMENTS, 128)
+CONFIG = TrainConfig(
+    block_size=8,
+    seq_len=128,
+    rows_per_step=2,
+    blocks_per_row=16,
+    total_blocks=32 * 40,
+    lr=5e-3,
+    eval_minutes=60.0,
+)
+
+
+def test_packing_keeps_every_document_whole_and_apart() -> None:
+    packed = []
+    for row in range(len(ROWS)):
+        starts = ROWS.doc_start[row].tolist()
+        for start in sorted(set(starts)):
+            end = start + starts.count(start)
+            if ROWS.is_anchor[row, start:end].any():
+                packed.append(ROWS.token_ids[row, start:end].tolist())
+    assert sorted(packed) == sorted(doc.prompt_token_ids + doc.answer_token_ids for doc in DOCUMENTS)
+    assert int(ROWS.is_anchor.sum()) == sum(len(doc.answer_token_ids) - 1 for doc in DOCUMENTS)
+
+
+def test_anchors_are_spread_over_the_answers_and_repeats_do_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.zeros_like(ROWS.is_anchor, dtype=torch.long)
+    for _ in range(200):
+        anchors, is_new = sample_anchors(ROWS.is_anchor, 16, generator)
+        assert (anchors.diff() >= 0).all()
+        for row in range(len(ROWS)):
+            new = anchors[row, is_new[row]]
+            assert len(set(new.tolist())) == len(new)
+            drawn[row, new] += 1
+    assert (drawn > 0).equal(ROWS.is_anchor)
+    few = torch.zeros(1, 64, dtype=torch.bool)
+    few[0, [5, 9, 40]] = True
+    anchors, is_new = sample_anchors(few, 16, generator)
+    assert anchors[0, is_new[0]].tolist() == [5, 9, 40]
+
+
+def test_slots_are_drawn_in_proportion_to_their_weights() -> None:
+    weights = torch.tensor([0.0, 3.0, 1.0, 0.0, 2.0, 0.5])
+    counts = torch.zeros(6)
+    for seed in range(3000):
+        counts.index_add_(0, sample_slots(weights, 3, torch.Generator().manual_seed(seed)), torch.ones(3))
+    torch.testing.assert_close(counts / counts.sum(), weights / weights.sum(), atol=0.01, rtol=0)
+
+
+def test_loss_and_gradient_equal_autograds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(70, 12, generator=generator), torch.randn(33, 12, generator=generator)
+    labels = torch.randint(33, (70,), generator=generator)
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    loss = HeadCrossEntropy.apply(ours, head, labels)
+    expected = torch.nn.functional.cross_entropy(theirs @ head.T, labels)
+    (2 * loss).backward()
+    (2 * expected).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_decay_is_the_papers() -> None:
+    weights = decay_weights(16, 7.0, torch.device("cpu")).tolist()
+    assert weights[0] == 0
+    assert weights[1] == 1
+    assert weights[8] == pytest.approx(2.718281828**-1)
+
+
+def test_a_training_block_equals_the_served_one() -> None:
+    drafter = toy_dflash(TARGET)
+    rows = pack(DOCUMENTS[:4], 256)
+    blocks = draw_blocks(rows, 16, 8, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        features = target_features(TARGET, rows, drafter.config.target_layer_ids)
+        hidden = block_hidden(TARGET, drafter, rows, features, blocks)
+        drafts = TARGET.logits(hidden).argmax(-1)
+        for j in range(16):
+            start, anchor = int(blocks.doc_start[0, j]), int(blocks.anchors[0, j])
+            state = DFlashDrafter(drafter, TARGET).begin(256)
+            state.observe(rows.token_ids[0, start:anchor].tolist(), features[:, start:anchor])
+            assert state.propose(int(rows.token_ids[0, anchor]), 7) == drafts[0, j, 1:].tolist()
+
+
+def train(
+    folder: Path, pauses: tuple[float, ...] = (float("inf"),), config: TrainConfig = CONFIG
+) -> tuple[list[dict[str, object]], DFlashModel]:
+    lines: list[dict[str, object]] = []
+    for pause in pauses:
+        drafter = toy_dflash(TARGET)
+        trainer = Trainer(TARGET, drafter, ROWS, {"toy": ROWS}, config, folder)
+        trainer.resume()
+        trainer.train(lines.append, pause)
+    return lines, drafter
+
+
+def test_training_learns_and_simulated_acceptance_is_the_served_one(tmp_path: Path) -> None:
+    untrained = simulate(TARGET, toy_dflash(TARGET), ROWS, 8, 2, 16)
+    _, drafter = train(tmp_path, config=TrainConfig(**{**CONFIG.__dict__, "total_blocks": 32 * 120}))
+    trained = simulate(TARGET, drafter, ROWS, 8, 2, 16)
+    assert untrained.acceptance_length < 1.2 < trained.acceptance_length
+    served: list[int] = []
+
+    def hear(event: RoundEvent) -> None:
+        served.append(len(event.token_ids) - 1)
+
+    rounds = []
+    for document in DOCUMENTS:
+        served.clear()
+        generate(TARGET, DFlashDrafter(drafter, TARGET), document.prompt_token_ids, GREEDY, on_round=hear)
+        rounds += served[1:]
+        one = simulate(TARGET, drafter, pack([document], 128), 8, 1, 16)
+        assert one.num_accepted == served[1:]
+    assert trained.acceptance_length == pytest.approx((sum(rounds) + len(rounds)) / len(rounds))
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole, one = train(tmp_path / "whole")
+    parts, two = train(tmp_path / "parts", (1e-9, float("inf")))
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (whole, parts)]
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+    for (name, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    log = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 40
+
+
+def test_other_settings_do_not_resume(tmp_path: Path) -> None:
+    train(tmp_path, (1e-9,))
+    changed = TrainConfig(**{**CONFIG.__dict__, "lr": 1e-4})
+    trainer = Trainer(TARGET, toy_dflash(TARGET), ROWS, {}, changed, tmp_path)
+    with pytest.raises(DataError, match=r"other settings \(lr\)"):
+        trainer.resume()
+    (tmp_path / "state.pt").write_bytes(b"cut off")
+    with pytest.raises(DataError, match="cannot be read"):
+        Trainer(TARGET, toy_dflash(TARGET), ROWS, {}, CONFIG, tmp_path).resume()
+
+
+def test_rows_of_an_epoch_are_all_rows_once(tmp_path: Path) -> None:
+    rows = PackedRows(*(torch.cat([t] * 3)[:7] for t in (ROWS.token_ids, ROWS.doc_start, ROWS.is_anchor)))
+    trainer = Trainer(TARGET, toy_dflash(TARGET), rows, {}, CONFIG, tmp_path)
+    seen = []
+    for step in range(7):
+        trainer.progress.step = step
+        seen += trainer._row_index().tolist()
+    assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7))
+
+
+def test_settings_that_do_not_go_together_are_told() -> None:
+    with pytest.raises(UsageError, match="multiples of 128"):
+        TrainConfig(blocks_per_row=3)
+    with pytest.raises(UsageError, match="block_size is 1"):
+        TrainConfig(block_size=1)
