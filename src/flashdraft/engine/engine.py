@@ -159,8 +159,7 @@ class Engine:
             request.answer.output.metrics.prefill_s += share
             if last:
                 outputs.append(self._deliver(request, self._choose(request, result, []), 0, 0, result))
-            else:
-                self._register(request)
+        self._settle(requests)
         return outputs
 
     def _run_blocks(self, blocks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
@@ -191,6 +190,7 @@ class Engine:
             metrics.decode_s += (ended - started) / len(requests)
             new = [*draft[:num_accepted], anchor]
             outputs.append(self._deliver(request, new, len(draft), num_accepted, result))
+        self._settle(requests)
         return outputs
 
     def _choose(self, request: Request, result: Verified, draft: list[int]) -> list[int]:
@@ -202,15 +202,22 @@ class Engine:
         self, request: Request, token_ids: list[int], num_drafted: int, num_accepted: int, result: Verified
     ) -> StepOutput:
         answer = request.answer
-        self._register(request)
         event = answer.deliver(token_ids, num_drafted, num_accepted, result.logits)
         reason = None if answer.goes_on else answer.output.finish_reason
-        if reason:
-            self._finish(request)
         return self._output(request, event.token_ids, event.text, num_drafted, event.num_accepted, reason)
 
-    def _register(self, request: Request) -> None:
-        self.scheduler.register_pages(request, request.num_observed)
+    def _settle(self, requests: Sequence[Request]) -> None:
+        """After delivery: full pages can be found from now on, and who is finished leaves."""
+        size = self.config.page_size
+        # Features wait for the next draft, but no longer than until they fill a page.
+        self.runner.catch_up(
+            [r for r in requests if r.answer.goes_on and r.num_committed // size > r.num_observed // size]
+        )
+        for request in requests:
+            # What was accepted behind a stop text was dropped: it is no part of the tokens.
+            self.scheduler.register_pages(request, min(request.num_observed, len(request.token_ids)))
+            if not request.answer.goes_on:
+                self._finish(request)
 
     def _finish(self, request: Request) -> None:
         if self.runner.drafter:

@@ -35,7 +35,6 @@ class ModelRunner:
         self.cache = PagedKVCache(
             num_layers, num_pages, page_size, shape[1], shape[3], target.dtype, target.device
         )
-        self.page_size = page_size
         # Prefill chunks and blocks differ too much in width to share rows.
         self.chunk_rows = GatheredRows(self.cache)
         self.block_rows = GatheredRows(self.cache)
@@ -111,7 +110,7 @@ class ModelRunner:
     ) -> None:
         """Make the first ``counts[i]`` tokens of each request, as :meth:`run` had them, true.
 
-        Keeps their features until the drafter takes them, which is at the latest when they fill a page.
+        Keeps their features until the drafter takes them (:meth:`catch_up`).
         """
         count_of = {request.row.key: count for request, count in zip(requests, counts, strict=True)}
         order = rows.seat([request.row.key for request in requests])
@@ -123,4 +122,3 @@ class ModelRunner:
                 request.pending.append(given[:count].clone())
             if self.drafter is None:
                 request.num_observed = request.num_committed
-        self.catch_up([r for r in requests if r.num_committed - r.num_observed >= self.page_size])
