@@ -4,21 +4,23 @@ DFlash (arXiv 2602.06036, algorithm 1). Plain decoding is a block of size 1 thro
 also the oracle that faster engines are tested against.
 """
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.detokenizer import Decodes
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
-from flashdraft.sampler import sample
+from flashdraft.sampler import TokenChooser, TokenLogprobs, token_logprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.verify import verify
+from flashdraft.stopping import StopCondition
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class RoundEvent:
     token_ids: list[int]
     num_drafted: int
     num_accepted: int  # of token_ids, the first this many were drafted
+    text: str = ""  # the new text that is certain; empty without a tokenizer
 
 
 @dataclass
@@ -35,30 +38,52 @@ class GenerateOutput:
     """A finished request."""
 
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "length"  # or "stop": an end token, which is the last of token_ids
+    text: str = ""  # empty without a tokenizer
+    finish_reason: str = "length"  # or "stop": an end token or stop token, which is the last, or a stop text
+    stop_reason: int | str | None = None  # the stop token or stop text
+    logprobs: list[TokenLogprobs] | None = None  # one a token, where asked for
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
 
-class _Delivery:
-    """Hands tokens to the caller, cuts after an end token, and knows when the request is over."""
+class Answer:
+    """One request's answer as it grows: chooses tokens, hands them on, knows when it is over.
+
+    Raises UsageError for a stop text without a tokenizer.
+    """
 
     def __init__(
-        self, stop_ids: set[int], num_wanted: int, on_round: Callable[[RoundEvent], None] | None
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        max_tokens: int,
+        eos_token_ids: Sequence[int],
+        tokenizer: Decodes | None,
     ) -> None:
-        self.output = GenerateOutput()
-        self.stop_ids, self.num_wanted, self.on_round = stop_ids, num_wanted, on_round
+        self.stop = StopCondition(params, eos_token_ids, max_tokens, tokenizer)
+        self.chooser = TokenChooser(params, prompt, self.stop.end_ids)
+        self.output = GenerateOutput(logprobs=None if params.logprobs is None else [])
         self.goes_on = True
 
-    def deliver(self, token_ids: list[int], num_drafted: int, num_accepted: int) -> None:
-        stop_at = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), None)
-        kept = token_ids if stop_at is None else token_ids[: stop_at + 1]
-        self.output.token_ids += kept
-        self.output.metrics.record_tokens(len(kept), min(num_accepted, len(kept)))
-        if self.on_round:
-            self.on_round(RoundEvent(kept, num_drafted, min(num_accepted, len(kept))))
-        if stop_at is not None:
-            self.output.finish_reason = "stop"
-        self.goes_on = stop_at is None and len(self.output.token_ids) < self.num_wanted
+    def choose(self, logits: Tensor, draft: Sequence[int] = ()) -> list[int]:
+        """The target's own tokens after the answer so far and each of ``draft`` (TokenChooser.choose)."""
+        return self.chooser.choose(logits, self.output.token_ids, draft)
+
+    def deliver(
+        self, token_ids: list[int], num_drafted: int, num_accepted: int, logits: Tensor
+    ) -> RoundEvent:
+        """Add one round's tokens, chosen from the rows of ``logits``, up to where the answer ends."""
+        kept, output = self.stop.push(token_ids), self.output
+        token_ids = token_ids[: kept.num_tokens]
+        num_accepted = min(num_accepted, kept.num_tokens)
+        output.token_ids += token_ids
+        output.text += kept.text
+        output.metrics.record_tokens(len(token_ids), num_accepted)
+        if output.logprobs is not None:
+            output.logprobs += token_logprobs(logits, token_ids, self.chooser.params.logprobs or 0)
+        if kept.finish_reason is not None:
+            self.goes_on = False
+            output.finish_reason, output.stop_reason = kept.finish_reason, kept.stop_reason
+        return RoundEvent(token_ids, num_drafted, num_accepted, kept.text)
 
 
 @torch.inference_mode()
@@ -70,32 +95,34 @@ def generate(
     block_size: int | None = None,
     eos_token_ids: Sequence[int] = (),
     on_round: Callable[[RoundEvent], None] | None = None,
+    tokenizer: Decodes | None = None,
 ) -> GenerateOutput:
     """Answer one prompt.
 
     ``block_size``: tokens of a block, anchor included; 1 is plain decoding, None the drafter's largest.
     ``on_round`` hears every verification as it happens; the first call carries the token of the prefill.
+    ``tokenizer``: for the answer's text and for stop texts.
     Raises UsageError for a prompt that is empty or too long and for a block size out of range.
     """
     prompt = list(prompt_token_ids)
-    block_size = check_request(target, drafter, prompt, block_size)
+    block_size = check_request(target, drafter, prompt, block_size, params)
     max_len = min(len(prompt) + params.max_tokens, target.config.max_position_embeddings)
-    stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
-    seed = secrets.randbits(62) if params.seed is None else params.seed
     state = drafter.begin(max_len) if drafter and block_size > 1 else None
     layers = drafter.feature_layers if drafter and state else ()
     cache = target.new_cache(1, max_len)
-    delivery = _Delivery(stop_ids, max_len - len(prompt), on_round)
-    metrics = delivery.output.metrics
+    answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer)
+    metrics = answer.output.metrics
+    hear = on_round or (lambda _event: None)
 
     started = perf_counter()
     forward = target.forward(ForwardBatch.of_row(prompt, 0, target.device), cache, layers)
-    anchor = int(sample(target.logits(forward.hidden[0, -1:]), params, seed, len(prompt)))
+    logits = target.logits(forward.hidden[0, -1:])
+    [anchor] = answer.choose(logits)
     cache.commit(len(prompt))
     metrics.prefill_s = perf_counter() - started
-    delivery.deliver([anchor], 0, 0)
+    hear(answer.deliver([anchor], 0, 0, logits))
     verified = prompt  # tokens whose features the drafter has not seen yet
-    while delivery.goes_on:
+    while answer.goes_on:
         started = perf_counter()
         start = cache.lengths[0]
         draft: list[int] = []
@@ -106,20 +133,25 @@ def generate(
         drafted = perf_counter()
         block = [anchor, *draft]
         forward = target.forward(ForwardBatch.of_row(block, start, target.device), cache, layers)
-        wanted = sample(target.logits(forward.hidden[0]), params, seed, start + 1).tolist()
+        logits = target.logits(forward.hidden[0])
+        wanted = answer.choose(logits, draft)
         metrics.verify_s += perf_counter() - drafted
         num_accepted, anchor = verify(draft, wanted)
         cache.commit(1 + num_accepted)
         verified, forward = block[: 1 + num_accepted], forward.first(1 + num_accepted)
         metrics.record_round(len(draft), num_accepted)
-        delivery.deliver([*draft[:num_accepted], anchor], len(draft), num_accepted)
+        hear(answer.deliver([*draft[:num_accepted], anchor], len(draft), num_accepted, logits))
         metrics.draft_s += drafted - started
         metrics.decode_s += perf_counter() - started
-    return delivery.output
+    return answer.output
 
 
 def check_request(
-    target: TargetModel, drafter: Drafter | None, prompt: Sequence[int], block_size: int | None
+    target: TargetModel,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    block_size: int | None,
+    params: SamplingParams | None = None,
 ) -> int:
     """The block size to use. Raises UsageError, before any work, for what cannot be served."""
     context = target.config.max_position_embeddings
@@ -134,6 +166,11 @@ def check_request(
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         bad = next(token for token in prompt if not 0 <= token < vocab_size)
         raise UsageError(f"the prompt holds token id {bad}; expected ids from 0 to {vocab_size - 1}")
+    for token in (*(params.logit_bias if params else ()), *(params.stop_token_ids if params else ())):
+        if not 0 <= token < vocab_size:
+            raise UsageError(
+                f"logit_bias or stop_token_ids names token id {token}; expected 0 to {vocab_size - 1}"
+            )
     largest = drafter.max_block_size if drafter else 1
     if block_size is None:
         return largest

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flashdraft.checkpoint.load import (
@@ -11,8 +12,12 @@ from flashdraft.checkpoint.load import (
     load_target,
     load_tokenizer,
 )
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import GenerateOutput, RoundEvent, check_request, generate
+from flashdraft.generate import RoundEvent, check_request
+from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
@@ -30,11 +35,13 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     finish_reason: str
+    stop_reason: int | str | None = None  # the stop token or stop text that ended it
+    logprobs: list[TokenLogprobs] | None = None  # one a token, where asked for
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A prompt with its answers and what they cost."""
+    """A prompt with its answers (``params.n``) and what they cost together."""
 
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
@@ -58,6 +65,7 @@ class LLM:
         dtype: str = "bfloat16",
         device: str = "cpu",
         skip_tokenizer_init: bool = False,
+        max_running: int = 32,
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
@@ -73,6 +81,19 @@ class LLM:
         self.tokenizer: Any = None if skip_tokenizer_init else load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(model)
         self.metrics = RequestMetrics(num_requests=0)
+        self.engine_config = EngineConfig(max_running=max_running)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine behind :meth:`generate`, made, with its cache, when it is first needed."""
+        return Engine(
+            self.target,
+            self.drafter,
+            self.engine_config,
+            self.eos_token_ids,
+            self.tokenizer,
+            self.block_size,
+        )
 
     def generate(
         self,
@@ -80,24 +101,29 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         on_round: Callable[[RoundEvent], None] | None = None,
     ) -> list[RequestOutput]:
-        """Continue each prompt, a text or token ids, in order.
+        """Continue each prompt, a text or token ids; the outputs stand in the order of the prompts.
 
-        ``on_round`` hears every verification (see :func:`flashdraft.generate.generate`). Raises UsageError before
-        any prompt is run when one of them cannot be served.
+        ``on_round`` hears every verification as it happens (see :func:`flashdraft.generate.generate`); of several
+        prompts they are mixed. Raises UsageError before any prompt is run when one of them cannot be served.
         """
         is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         every: Sequence[Any] = [prompts] if is_one else prompts
         each_params = _per_prompt(params, len(every))
         token_ids = [self._encode(prompt) for prompt in every]
-        for ids in token_ids:
-            check_request(self.target, self.drafter, ids, self.block_size)
+        wanted = [one.split() for one in each_params]
+        for ids, split in zip(token_ids, wanted, strict=True):
+            self.engine.check(ids, split[0], self.block_size)
+        answers = self._run(
+            [(ids, one) for ids, split in zip(token_ids, wanted, strict=True) for one in split], on_round
+        )
         outputs = []
-        for ids, one in zip(token_ids, each_params, strict=True):
-            output = generate(
-                self.target, self.drafter, ids, one, self.block_size, self.eos_token_ids, on_round
-            )
-            self.metrics.add(output.metrics)
-            outputs.append(self._request_output(ids, output))
+        for ids, split in zip(token_ids, wanted, strict=True):
+            own, answers = answers[: len(split)], answers[len(split) :]
+            metrics = RequestMetrics(num_requests=0)
+            for _, cost in own:
+                metrics.add(cost)
+            self.metrics.add(metrics)
+            outputs.append(RequestOutput(ids, [completion for completion, _ in own], metrics))
         return outputs
 
     def chat(
@@ -132,12 +158,42 @@ class LLM:
         ids: list[int] = self.tokenizer.encode(prompt)
         return ids
 
-    def _request_output(self, prompt: list[int], output: GenerateOutput) -> RequestOutput:
-        text = ""
-        if self.tokenizer is not None:
-            text = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
-        completion = CompletionOutput(text, output.token_ids, output.finish_reason)
-        return RequestOutput(prompt, [completion], output.metrics)
+    def _run(
+        self, jobs: Sequence[tuple[list[int], SamplingParams]], on_round: Callable[[RoundEvent], None] | None
+    ) -> list[tuple[CompletionOutput, RequestMetrics]]:
+        """The answer of each (prompt, params) and its cost, in order."""
+        names = [str(idx) for idx in range(len(jobs))]
+        news: dict[str, list[StepOutput]] = {name: [] for name in names}
+        try:
+            for name, (ids, params) in zip(names, jobs, strict=True):
+                self.engine.add_request(name, ids, params, self.block_size)
+            for output in self.engine.run():
+                news[output.request_id].append(output)
+                if on_round:
+                    on_round(
+                        RoundEvent(output.token_ids, output.num_drafted, output.num_accepted, output.text)
+                    )
+        except BaseException:  # Ctrl-C too: the next call starts from an empty engine
+            for name in names:
+                self.engine.abort(name)
+            for _ in self.engine.run():
+                pass
+            raise
+        return [(_completion(news[name]), news[name][-1].metrics) for name in names]
+
+
+def _completion(news: Sequence[StepOutput]) -> CompletionOutput:
+    last = news[-1]
+    logprobs = None
+    if last.logprobs is not None:
+        logprobs = [entry for output in news for entry in output.logprobs or ()]
+    return CompletionOutput(
+        text="".join(output.text for output in news),
+        token_ids=[token for output in news for token in output.token_ids],
+        finish_reason=last.finish_reason or "abort",
+        stop_reason=last.stop_reason,
+        logprobs=logprobs,
+    )
 
 
 def _per_prompt(

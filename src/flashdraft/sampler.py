@@ -2,8 +2,13 @@
 
 A sampled token is ``argmax(log p + g)`` with Gumbel noise g that depends on (seed, position) alone (the Gumbel-max
 trick). So a seed gives one text whatever the block size, and a draft is accepted iff it equals the target's own
-sample: lossless by construction.
+sample: lossless by construction. Penalties, biases and bans are a function of the tokens before a position too:
+slot k of a block sees prompt, answer and the drafts before k, as if they had been decoded one by one.
 """
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from secrets import randbits
 
 import torch
 from torch import Tensor
@@ -55,3 +60,83 @@ def sample(logits: Tensor, params: SamplingParams, seed: int, first_position: in
     return (
         log_probs(logits, params) + gumbel_noise(seed, positions, logits.shape[-1], logits.device)
     ).argmax(-1)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token's natural log-probability by the model's raw logits, and the most likely tokens beside it."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+
+
+def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+    """For each of ``token_ids``, chosen from the row of ``logits`` [at least len(token_ids), vocab_size]."""
+    rows = logits[: len(token_ids)].log_softmax(-1)
+    best = rows.topk(min(num_top, rows.shape[-1]), dim=-1)
+    chosen = rows[range(len(token_ids)), list(token_ids)].tolist()
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    tops = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
+    return [TokenLogprobs(*row) for row in zip(token_ids, chosen, tops, strict=True)]
+
+
+class TokenChooser:
+    """Chooses the tokens of one request: what its params make of the logits, then :func:`sample`.
+
+    ``banned_early``: the tokens that may not come before ``min_tokens`` (end and stop tokens).
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], banned_early: Iterable[int]) -> None:
+        self.params = params
+        self.seed = randbits(62) if params.seed is None else params.seed
+        self.prompt = prompt
+        self.banned_early = sorted(banned_early) if params.min_tokens else []
+        self._counts = params.presence_penalty != 0 or params.frequency_penalty != 0
+        self._repeats = params.repetition_penalty != 1
+        self.adjusts = bool(self._counts or self._repeats or params.logit_bias or self.banned_early)
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the choice is the plain argmax of the logits, which a batch can take for all its rows."""
+        return self.params.is_greedy and not self.adjusts
+
+    def choose(self, logits: Tensor, output: Sequence[int], draft: Sequence[int] = ()) -> list[int]:
+        """The target's own tokens after ``output`` and after each of ``draft``.
+
+        ``logits`` [1 + len(draft), vocab_size], float32; row k follows prompt, ``output`` and ``draft[:k]``.
+        """
+        if self.adjusts:
+            logits = self._adjust(logits.clone(), output, draft)
+        chosen: list[int] = sample(logits, self.params, self.seed, len(self.prompt) + len(output)).tolist()
+        return chosen
+
+    def _adjust(self, logits: Tensor, output: Sequence[int], draft: Sequence[int]) -> Tensor:
+        # vLLM's order: bias, bans, repetition, frequency and presence penalties.
+        params = self.params
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=logits.device)
+            logits[:, ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
+        num_banned = min(max(params.min_tokens - len(output), 0), len(logits))
+        if num_banned and self.banned_early:
+            logits[:num_banned, self.banned_early] = float("-inf")
+        if not (self._counts or self._repeats):
+            return logits
+        counts = _running_counts(output, draft, logits)
+        if self._repeats:
+            seen = counts > 0
+            seen[:, list(self.prompt)] = True
+            factor = params.repetition_penalty
+            logits = torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+        return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+
+
+def _running_counts(output: Sequence[int], draft: Sequence[int], logits: Tensor) -> Tensor:
+    """How often each token came before each slot, float32, of the shape of ``logits``."""
+    counts = torch.zeros_like(logits)
+    if output:
+        ids = torch.tensor(list(output), device=logits.device)
+        counts += torch.bincount(ids, minlength=logits.shape[-1])
+    for slot, token in enumerate(draft, start=1):
+        counts[slot:, token] += 1
+    return counts

@@ -1,6 +1,8 @@
 """How a request wants its tokens chosen. Names and meanings are vLLM's."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from secrets import randbits
 
 from flashdraft.errors import UsageError
 
@@ -17,20 +19,51 @@ class SamplingParams:
     max_tokens: int = 16
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    stop: str | Sequence[str] = ()  # texts that end the answer; kept as a tuple
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0  # no end token and no stop text before this many
+    presence_penalty: float = 0.0  # off the logit of every token of the answer so far
+    frequency_penalty: float = 0.0  # the same, times how often it was there
+    repetition_penalty: float = 1.0  # divides (a negative logit: multiplies) those of prompt and answer
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
+    logprobs: int | None = None  # 0: of the chosen tokens; k: of the k most likely too; None: none
+    n: int = 1  # how many answers
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", {int(t): float(b) for t, b in self.logit_bias.items()})
         checks = (
-            (self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more"),
-            (0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1"),
-            (self.top_k >= -1, "top_k", self.top_k, "a count, or 0 or -1 for all tokens"),
-            (0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1"),
-            (self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more"),
+            (self.temperature >= 0, "temperature", "0 (greedy) or more"),
+            (0 < self.top_p <= 1, "top_p", "above 0, at most 1"),
+            (self.top_k >= -1, "top_k", "a count, or 0 or -1 for all tokens"),
+            (0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
+            (self.max_tokens >= 1, "max_tokens", "1 or more"),
+            (0 <= self.min_tokens <= self.max_tokens, "min_tokens", "between 0 and max_tokens"),
+            (-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2"),
+            (-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2"),
+            (self.repetition_penalty > 0, "repetition_penalty", "above 0; 1 for none"),
+            (all(self.stop), "stop", "texts of at least one character"),
+            (self.logprobs is None or self.logprobs >= 0, "logprobs", "None, 0 or a count"),
+            (self.n >= 1, "n", "1 or more"),
         )
-        for is_fine, name, found, expected in checks:
+        for is_fine, name, expected in checks:
             if not is_fine:
-                raise UsageError(f"{name} is {found}; expected {expected}")
+                raise UsageError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken."""
         return self.temperature == 0
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """``stop`` as it is kept."""
+        return tuple(self.stop)
+
+    def split(self) -> list["SamplingParams"]:
+        """One set of params for each of the ``n`` answers; their seeds follow one another."""
+        if self.n == 1:
+            return [self]
+        seed = randbits(62) if self.seed is None else self.seed
+        return [replace(self, n=1, seed=seed + i) for i in range(self.n)]

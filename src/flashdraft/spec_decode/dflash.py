@@ -1,10 +1,17 @@
-"""DFlash as a drafter: a whole block from one forward of the network (arXiv 2602.06036, algorithm 1)."""
+"""DFlash as a drafter: a whole block from one forward of the network (arXiv 2602.06036, algorithm 1).
+
+One request (DFlashState) or many at once (DFlashBatch): the same two functions of DFlashDrafter.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flashdraft.models.base import TargetModel
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.ops.attention import Mask
 
 
 class DFlashDrafter:
@@ -21,6 +28,25 @@ class DFlashDrafter:
     def begin(self, max_len: int) -> "DFlashState":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         return DFlashState(self, max_len)
+
+    def draft(
+        self,
+        anchors: Sequence[int],
+        positions: Tensor,
+        kv_len: int,
+        sources: Sequence[LayerSource],
+        mask: Mask = None,
+    ) -> Tensor:
+        """Draft greedily behind each anchor: the block is [anchor, MASK, ...].
+
+        ``positions`` [rows, num_tokens] are the blocks'; returns draft tokens [rows, num_tokens - 1].
+        """
+        tokens = torch.tensor(anchors, device=self.target.device).unsqueeze(1)
+        rows, num_tokens = positions.shape
+        masks = self.mask_embedding.expand(rows, num_tokens - 1, -1)
+        block = torch.cat((self.target.embed(tokens), masks), dim=1)
+        hidden = self.model(block, positions, kv_len, sources, mask)
+        return self.target.logits(hidden[:, 1:]).argmax(-1)
 
 
 class DFlashState:
@@ -43,13 +69,74 @@ class DFlashState:
         self.cache.commit(len(token_ids))
 
     def propose(self, anchor: int, num_draft: int) -> list[int]:
-        """Draft greedily: the block is [anchor, MASK, ...]; its keys and values are staged, never committed."""
-        drafter = self.drafter
-        token = torch.tensor([anchor], device=drafter.target.device)
-        block = torch.cat((drafter.target.embed(token), drafter.mask_embedding.expand(num_draft, -1)))
+        """Draft a block; its keys and values are staged, never committed."""
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
-        positions = torch.arange(start, end, device=token.device).unsqueeze(0)
-        hidden = drafter.model(block.unsqueeze(0), positions, end, self.cache.layers)
-        draft: list[int] = drafter.target.logits(hidden[0, 1:]).argmax(-1).tolist()
+        positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
+        draft: list[int] = self.drafter.draft([anchor], positions, end, self.cache.layers)[0].tolist()
         return draft
+
+
+class DFlashBatch:
+    """The draft caches of many requests: pages of their own storage under the target's page tables."""
+
+    shares_prefix = True
+
+    def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int) -> None:
+        self.drafter = drafter
+        config, weight = drafter.model.config, drafter.model.fc.weight
+        self.cache = PagedKVCache(
+            config.num_hidden_layers,
+            num_pages,
+            page_size,
+            config.num_key_value_heads,
+            config.head_dim,
+            weight.dtype,
+            weight.device,
+        )
+        self.rows = GatheredRows(self.cache)
+
+    def join(self, row: CacheRow, token_ids: list[int], max_len: int) -> None:
+        """A found prefix lies in the pages already."""
+
+    def leave(self, row: CacheRow) -> None:
+        """Nothing is kept of a request but its pages."""
+
+    def observe(
+        self, rows: Sequence[CacheRow], token_ids: Sequence[list[int]], features: Sequence[Tensor | None]
+    ) -> None:
+        """Project the features of all rows' newly verified tokens in one pass, end to end without padding."""
+        given = [row_features for row_features in features if row_features is not None]
+        ends = [row.start + len(ids) for row, ids in zip(rows, token_ids, strict=True)]
+        positions = torch.cat([torch.arange(row.start, end) for row, end in zip(rows, ends, strict=True)])
+        pairs = self.drafter.model.context(
+            torch.cat(given).unsqueeze(0), positions.to(given[0].device).unsqueeze(0)
+        )
+        # [num_tokens, num_layers, 2, kv_heads, head_dim]
+        keys_values = torch.stack([torch.cat(pair) for pair in pairs]).permute(3, 0, 1, 2, 4)
+        slots: list[int] = []
+        done = 0
+        for row, end in zip(rows, ends, strict=True):
+            tokens = keys_values[done : done + end - row.start]
+            done += len(tokens)
+            slots += self.cache.slot_mapping(row.pages, row.start, end)
+            self.rows.add(row.key, row.start, tokens)
+        self.cache.write(slots, keys_values)
+
+    def propose(
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
+    ) -> list[list[int]]:
+        """Draft ``block_sizes[i] - 1`` tokens for each row in one forward.
+
+        A row sees its own context and block alone, so a wider neighbour does not change its draft.
+        """
+        order = self.rows.seat([row.key for row in rows])
+        positions, kv_len = self.rows.arrange([rows[i] for i in order], max(block_sizes))
+        ends = torch.tensor([rows[i].start + block_sizes[i] for i in order], device=positions.device)
+        mask = None
+        if len(rows) > 1:
+            visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
+            mask = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
+        drafted = self.drafter.draft([anchors[i] for i in order], positions, kv_len, self.rows.layers, mask)
+        by_row = dict(zip(order, drafted.tolist(), strict=True))
+        return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]

@@ -1,0 +1,176 @@
+"""Keys and values in pages, and the rows of one step gathered from them.
+
+The pages are the truth: what is shared, kept after a request and found again. Attention in plain PyTorch wants
+each sequence's keys and values in one piece, so a step works on gathered rows: a forward stages in the rows,
+``commit`` copies what is true to the pages, all layers at once. Padding and rejected drafts never reach a page.
+Rows are kept between steps; pages are copied only for a sequence that joins the rows.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashdraft.ops.attention import Mask
+from flashdraft.ops.block_mask import CachedMask, fast_mask
+
+_LEN_STEP = 128  # rows grow by whole steps of this many tokens
+
+
+class PagedKVCache:
+    """Storage of all pages, [num_pages * page_size, num_layers, 2 (k, v), kv_heads, head_dim]."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        shape = (num_pages * page_size, num_layers, 2, num_kv_heads, head_dim)
+        self.slots = torch.empty(shape, dtype=dtype, device=device)
+        self.page_size = page_size
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Cache bytes of one token, all layers."""
+        return self.slots[0].numel() * self.slots.element_size()
+
+    def slot_mapping(self, pages: Sequence[int], start: int, end: int) -> list[int]:
+        """Where the tokens at positions ``start`` .. ``end`` - 1 of a sequence lie."""
+        size = self.page_size
+        return [pages[at // size] * size + at % size for at in range(start, end)]
+
+    def write(self, slots: Sequence[int], keys_values: Tensor) -> None:
+        """Put tokens, [num_tokens, num_layers, 2, kv_heads, head_dim], into ``slots``."""
+        self.slots.index_copy_(0, torch.tensor(slots, device=self.slots.device), keys_values)
+
+    def read(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        """A sequence's first tokens, [num_tokens, num_layers, 2, kv_heads, head_dim], by whole pages."""
+        count = -(-num_tokens // self.page_size)
+        paged = self.slots.view(-1, self.page_size, *self.slots.shape[1:])
+        ids = torch.tensor(pages[:count], device=self.slots.device)
+        return paged.index_select(0, ids).flatten(0, 1)[:num_tokens]
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """One sequence of a step."""
+
+    key: Hashable  # who it is: a new key after each loss of its pages
+    pages: Sequence[int]
+    start: int  # committed tokens; the step's tokens stand at start, start + 1, ...
+
+
+class GatheredRows:
+    """Sequences in contiguous rows, [num_layers, 2, rows, max_len, kv_heads, head_dim]: a step's KVSource."""
+
+    def __init__(self, cache: PagedKVCache) -> None:
+        self.cache = cache
+        self._keys: list[Hashable] = []
+        self._rows = cache.slots.new_zeros((*cache.slots.shape[1:3], 0, 0, *cache.slots.shape[3:]))
+        self.layers: list[_RowsLayer] = []
+        self.num_gathered_tokens = 0  # copied from pages so far
+
+    @property
+    def max_len(self) -> int:
+        """Tokens that a row holds."""
+        return self._rows.shape[3]
+
+    def seat(self, keys: Sequence[Hashable]) -> list[int]:
+        """An order of ``keys`` (their indices) in which as many as can be sit where they lie already."""
+        places = [self._keys.index(key) if key in self._keys else len(keys) for key in keys]
+        order = [-1] * len(keys)
+        for idx, place in enumerate(places):
+            if place < len(keys):
+                order[place] = idx
+        rest = iter([idx for idx, place in enumerate(places) if place >= len(keys)])
+        return [idx if idx >= 0 else next(rest) for idx in order]
+
+    def arrange(self, rows: Sequence[CacheRow], width: int) -> tuple[Tensor, int]:
+        """Make ``rows`` the first rows; the next forward runs ``width`` tokens of each, padding included.
+
+        Returns their positions [rows, width] and kv_len.
+        """
+        kv_len = max(row.start for row in rows) + width
+        self._make_room(len(rows), kv_len)
+        for idx, row in enumerate(rows):
+            if self._keys[idx] != row.key:
+                self._gather(idx, row)
+        device = self._rows.device
+        starts = torch.tensor([row.start for row in rows], device=device)
+        positions = starts.unsqueeze(1) + torch.arange(width, device=device)
+        row_idx = torch.arange(len(rows), device=device).unsqueeze(1)
+        self.layers = [_RowsLayer(layer[:, : len(rows)], row_idx) for layer in self._rows]
+        return positions, kv_len
+
+    def mask(self, positions: Tensor, kv_len: int) -> Mask:
+        """Each token sees its own sequence up to itself."""
+        if positions.numel() == 1:
+            return None
+        return fast_mask(CachedMask(positions, kv_len), positions.device)
+
+    def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
+        """Make the first ``counts[i]`` staged tokens of ``rows[i]``, as they were arranged, true."""
+        slots: list[int] = []
+        staged: list[int] = []
+        for idx, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            slots += self.cache.slot_mapping(row.pages, row.start, row.start + count)
+            first = idx * self.max_len + row.start
+            staged += range(first, first + count)
+        ids = torch.tensor(staged, device=self._rows.device)
+        tokens = self._rows.flatten(2, 3).index_select(2, ids)
+        self.cache.write(slots, tokens.permute(2, 0, 1, 3, 4))
+
+    def add(self, key: Hashable, start: int, keys_values: Tensor) -> None:
+        """Tokens [num_tokens, num_layers, 2, kv_heads, head_dim] that went to the pages go to the row as well."""
+        if key not in self._keys:
+            return
+        idx, end = self._keys.index(key), start + len(keys_values)
+        if end > self.max_len:
+            self._keys[idx] = None  # gathered again, with room, when it is arranged next
+            return
+        self._rows[:, :, idx, start:end] = keys_values.permute(1, 2, 0, 3, 4)
+
+    def _make_room(self, num_rows: int, kv_len: int) -> None:
+        if num_rows <= len(self._keys) and kv_len <= self.max_len:
+            return
+        num_layers, both, old_rows, old_len, kv_heads, head_dim = self._rows.shape
+        num_rows = max(num_rows, old_rows)
+        max_len = max(-(-kv_len // _LEN_STEP) * _LEN_STEP, old_len)
+        # Zeros: what a mask hides is multiplied by 0 and has to be finite.
+        rows = self._rows.new_zeros((num_layers, both, num_rows, max_len, kv_heads, head_dim))
+        rows[:, :, :old_rows, :old_len] = self._rows
+        self._rows = rows
+        self._keys += [None] * (num_rows - old_rows)
+
+    def _gather(self, idx: int, row: CacheRow) -> None:
+        if row.start:
+            tokens = self.cache.read(row.pages, row.start)
+            self._rows[:, :, idx, : row.start] = tokens.permute(1, 2, 0, 3, 4)
+        self._keys = [None if key == row.key else key for key in self._keys]
+        self._keys[idx] = row.key
+        self.num_gathered_tokens += row.start
+
+
+class _RowsLayer:
+    """One layer of the rows: a LayerSource."""
+
+    def __init__(self, rows: Tensor, row_idx: Tensor) -> None:
+        self.k, self.v = rows  # each [rows, max_len, kv_heads, head_dim]
+        self.row_idx = row_idx
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Write ``k``, ``v`` [rows, kv_heads, num_tokens, head_dim] at ``positions``; give all to ``kv_len``."""
+        if len(k) == 1:
+            start = kv_len - k.shape[2]
+            self.k[:, start:kv_len] = k.transpose(1, 2)
+            self.v[:, start:kv_len] = v.transpose(1, 2)
+        else:
+            self.k[self.row_idx, positions] = k.transpose(1, 2)
+            self.v[self.row_idx, positions] = v.transpose(1, 2)
+        return self.k[:, :kv_len].transpose(1, 2), self.v[:, :kv_len].transpose(1, 2)

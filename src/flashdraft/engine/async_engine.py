@@ -1,0 +1,154 @@
+"""asyncio's door to the engine: an iterator for each request, one background thread for the steps."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import count
+from threading import Condition, Thread
+
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.types import EngineStats, StepOutput
+from flashdraft.errors import EngineError
+from flashdraft.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+_News = StepOutput | Exception
+
+
+class AsyncEngine:
+    """Runs an engine in a thread that sleeps when there is nothing to do.
+
+    Only that thread touches the engine's state: requests and aborts wait in a list until it has finished a step.
+    When a step fails, every request ends with EngineError and :attr:`healthy` is False for good.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._commands: list[Callable[[], None]] = []
+        self._wake = Condition()  # guards _commands, _stopping, _failure
+        self._queues: dict[str, asyncio.Queue[_News]] = {}  # belongs to the event loop
+        self._ids = count()
+        self._stopping = False
+        self._failure: str | None = None
+        self._thread: Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine runs and no step has failed."""
+        return self._failure is None and self._thread is not None and self._thread.is_alive()
+
+    async def start(self) -> None:
+        """Start the thread. Needs to be called once, in the event loop that will use the engine."""
+        assert self._thread is None, "started already"
+        self._loop = asyncio.get_running_loop()
+        self._thread = Thread(target=self._run, name="flashdraft-engine", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread after its current step; unfinished requests end with EngineError."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._end_all("the engine was stopped")
+
+    def stats(self) -> EngineStats:
+        """How the engine is doing; counts of one moment, read without waiting for the step."""
+        return self.engine.stats()
+
+    async def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        block_size: int | None = None,
+        priority: int = 0,
+    ) -> AsyncIterator[StepOutput]:
+        """The news of one request until it is finished. Leaving the iterator aborts the request.
+
+        Raises UsageError for a request that cannot be served, EngineError when the engine fails or stops.
+        """
+        request_id = f"request-{next(self._ids)}" if request_id is None else request_id
+        self.engine.check(prompt_token_ids, params, block_size)
+        if request_id in self._queues:
+            raise EngineError(f"request id {request_id!r} is in use; choose another")
+        queue: asyncio.Queue[_News] = asyncio.Queue()
+        self._queues[request_id] = queue
+        finished = False
+        try:
+            self._tell(lambda: self._add(request_id, list(prompt_token_ids), params, block_size, priority))
+            while not finished:
+                news = await queue.get()
+                finished = isinstance(news, Exception) or news.finished
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+        finally:
+            del self._queues[request_id]
+            if not finished and self.healthy and not self._stopping:
+                self._tell(lambda: self._abort(request_id))
+
+    def _tell(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            if not self.healthy or self._stopping:
+                raise EngineError(self._failure or "the engine does not run; await start() first")
+            self._commands.append(command)
+            self._wake.notify()
+
+    # In the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                for output in self.engine.step():
+                    self._send(output.request_id, output)
+        except Exception as error:
+            logger.exception("the engine failed")
+            failure = f"the engine failed: {type(error).__name__}: {error}"
+            with self._wake:
+                self._failure = failure
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._end_all, failure)
+
+    def _take_commands(self) -> bool:
+        """Carry out what was asked; sleep while there is nothing to do. False: stop."""
+        with self._wake:
+            while not (self._commands or self._stopping or self.engine.has_unfinished):
+                self._wake.wait()
+            commands, self._commands = self._commands, []
+            stopping = self._stopping
+        for command in commands:
+            command()
+        return not stopping
+
+    def _add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        block_size: int | None,
+        priority: int,
+    ) -> None:
+        try:
+            self.engine.add_request(request_id, prompt, params, block_size, priority)
+        except Exception as error:  # told to the one who asked
+            self._send(request_id, error)
+
+    def _abort(self, request_id: str) -> None:
+        self.engine.abort(request_id)
+
+    def _send(self, request_id: str, news: _News) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._put, request_id, news)
+
+    # In the event loop.
+
+    def _put(self, request_id: str, news: _News) -> None:
+        if request_id in self._queues:
+            self._queues[request_id].put_nowait(news)
+
+    def _end_all(self, reason: str) -> None:
+        for queue in self._queues.values():
+            queue.put_nowait(EngineError(reason))

@@ -1,0 +1,257 @@
+"""Many requests at once. ``step`` is the loop of generate.py for a whole batch."""
+
+from collections.abc import Iterable, Sequence
+from itertools import count, groupby
+from time import perf_counter
+
+import torch
+
+from flashdraft.detokenizer import Decodes
+from flashdraft.engine.model_runner import ModelRunner, Verified
+from flashdraft.engine.request import Request
+from flashdraft.engine.scheduler import EngineConfig, Scheduler
+from flashdraft.engine.types import EngineStats, StepOutput
+from flashdraft.errors import UsageError
+from flashdraft.generate import Answer, check_request
+from flashdraft.models.base import TargetModel
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.verify import verify
+
+
+class Engine:
+    """Answers requests in steps; every step serves all that run. Not for several threads (see AsyncEngine).
+
+    ``block_size``: of requests that name none; None: the drafter's largest.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        drafter: Drafter | None = None,
+        config: EngineConfig | None = None,
+        eos_token_ids: Sequence[int] = (),
+        tokenizer: Decodes | None = None,
+        block_size: int | None = None,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
+        self.eos_token_ids = eos_token_ids
+        self.block_size = check_request(target, drafter, [0], block_size)
+        num_pages = self.config.pages_for(target.config.max_position_embeddings)
+        self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size)
+        self.scheduler = Scheduler(self.config, num_pages)
+        self.requests: dict[str, Request] = {}
+        self.metrics = RequestMetrics(num_requests=0)  # over finished requests
+        self._arrivals = count()
+        self._news: list[StepOutput] = []
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether :meth:`step` has something to do or to tell."""
+        return bool(self.requests or self._news)
+
+    def check(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: int | None = None
+    ) -> int:
+        """The block size to use. Raises UsageError for a request that cannot be served. Touches no state."""
+        block_size = self.block_size if block_size is None else block_size
+        size = check_request(self.target, self.drafter, prompt_token_ids, block_size, params)
+        if params.n != 1:
+            raise UsageError(f"n is {params.n}; the engine runs one answer a request: add params.split()")
+        if params.stop_texts and self.tokenizer is None:
+            raise UsageError(f"stop is {params.stop_texts!r}, but there is no tokenizer; use stop_token_ids")
+        max_len, room = (
+            self._max_len(prompt_token_ids, params),
+            self.scheduler.pool.num_pages * self.config.page_size,
+        )
+        if max_len > room:
+            raise UsageError(
+                f"prompt and answer may take {max_len} tokens, the cache holds {room}: lower max_tokens, shorten"
+                " the prompt or raise num_pages"
+            )
+        return size
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        block_size: int | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Queue a request; lower ``priority`` runs first. Raises UsageError, see :meth:`check`."""
+        if request_id in self.requests:
+            raise UsageError(f"request id {request_id!r} is taken by an unfinished request; choose another")
+        size = self.check(prompt_token_ids, params, block_size)
+        prompt = list(prompt_token_ids)
+        max_len = self._max_len(prompt, params)
+        answer = Answer(prompt, params, max_len - len(prompt), self.eos_token_ids, self.tokenizer)
+        request = Request(request_id, prompt, answer, max_len, size, priority, next(self._arrivals))
+        self.requests[request_id] = request
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now; the next step tells of it. False when there is no such request any more."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return False
+        request.answer.output.finish_reason = "abort"
+        self._finish(request)
+        self._news.append(self._output(request, [], "", 0, 0, "abort"))
+        return True
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        """Run one step: what it brought to each request that ran."""
+        outputs, self._news = self._news, []
+        step = self.scheduler.schedule()
+        if self.runner.drafter:
+            for row in step.left:
+                self.runner.drafter.leave(row)
+        for request in step.joined:
+            self.runner.join(request)
+        if step.blocks:
+            outputs += self._run_blocks(step.blocks)
+        # Chunks of similar length share a forward: padding at most doubles it.
+        chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
+        for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
+            outputs += self._run_chunks(list(group))
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """How the engine is doing."""
+        scheduler = self.scheduler
+        return EngineStats(
+            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running),
+            num_pages=scheduler.pool.num_pages,
+            num_free_pages=scheduler.pool.num_free,
+            num_preemptions=scheduler.num_preemptions,
+            num_cached_tokens=scheduler.num_cached_tokens,
+            metrics=self.metrics,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that the engine's state is sane: requests, pages, references."""
+        self.scheduler.check_integrity()
+        queued = {id(r) for r in (*self.scheduler.waiting, *self.scheduler.running)}
+        assert queued == {id(r) for r in self.requests.values()}, "a request is lost"
+
+    def _max_len(self, prompt: Sequence[int], params: SamplingParams) -> int:
+        return min(len(prompt) + params.max_tokens, int(self.target.config.max_position_embeddings))
+
+    def _run_chunks(self, chunks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
+        started = perf_counter()
+        runner, requests = self.runner, [request for request, _ in chunks]
+        sizes = [size for _, size in chunks]
+        tokens = [r.token_ids[r.num_committed : r.num_committed + size] for r, size in chunks]
+        # The last chunk of a fresh prompt gives the first token; after preemption it is known already.
+        is_last = [
+            r.num_committed + size == r.prefill_len and not r.answer.output.token_ids for r, size in chunks
+        ]
+        results = runner.run(runner.chunk_rows, requests, tokens, [int(last) for last in is_last])
+        runner.commit(runner.chunk_rows, requests, sizes, [result.features for result in results])
+        share = (perf_counter() - started) / len(requests)
+        outputs = []
+        for request, result, last in zip(requests, results, is_last, strict=True):
+            request.answer.output.metrics.prefill_s += share
+            if last:
+                outputs.append(self._deliver(request, self._choose(request, result, []), 0, 0, result))
+        self._settle(requests)
+        return outputs
+
+    def _run_blocks(self, blocks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
+        started = perf_counter()
+        runner, requests = self.runner, [request for request, _ in blocks]
+        drafting = [request for request, size in blocks if size > 1]
+        proposed = dict(zip(drafting, runner.propose(drafting), strict=True))
+        drafts = [proposed.get(request, [])[: size - 1] for request, size in blocks]
+        drafted = perf_counter()
+        tokens = [[request.anchor, *draft] for request, draft in zip(requests, drafts, strict=True)]
+        results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens])
+        decided = [
+            verify(draft, self._choose(request, result, draft))
+            for request, result, draft in zip(requests, results, drafts, strict=True)
+        ]
+        verified = perf_counter()
+        counts = [1 + num_accepted for num_accepted, _ in decided]
+        runner.commit(runner.block_rows, requests, counts, [result.features for result in results])
+        ended = perf_counter()
+        outputs = []
+        for request, draft, (num_accepted, anchor), result in zip(
+            requests, drafts, decided, results, strict=True
+        ):
+            metrics = request.answer.output.metrics
+            metrics.record_round(len(draft), num_accepted)
+            metrics.draft_s += (drafted - started) / len(requests)
+            metrics.verify_s += (verified - drafted) / len(requests)
+            metrics.decode_s += (ended - started) / len(requests)
+            new = [*draft[:num_accepted], anchor]
+            outputs.append(self._deliver(request, new, len(draft), num_accepted, result))
+        self._settle(requests)
+        return outputs
+
+    def _choose(self, request: Request, result: Verified, draft: list[int]) -> list[int]:
+        if request.answer.chooser.is_argmax:
+            return result.argmax
+        return request.answer.choose(result.logits, draft)
+
+    def _deliver(
+        self, request: Request, token_ids: list[int], num_drafted: int, num_accepted: int, result: Verified
+    ) -> StepOutput:
+        answer = request.answer
+        event = answer.deliver(token_ids, num_drafted, num_accepted, result.logits)
+        reason = None if answer.goes_on else answer.output.finish_reason
+        return self._output(request, event.token_ids, event.text, num_drafted, event.num_accepted, reason)
+
+    def _settle(self, requests: Sequence[Request]) -> None:
+        """After delivery: full pages can be found from now on, and who is finished leaves."""
+        size = self.config.page_size
+        # Features wait for the next draft, but no longer than until they fill a page.
+        self.runner.catch_up(
+            [r for r in requests if r.answer.goes_on and r.num_committed // size > r.num_observed // size]
+        )
+        for request in requests:
+            # What was accepted behind a stop text was dropped: it is no part of the tokens.
+            self.scheduler.register_pages(request, min(request.num_observed, len(request.token_ids)))
+            if not request.answer.goes_on:
+                self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        if self.runner.drafter:
+            self.runner.drafter.leave(request.draft_row)
+        self.scheduler.finish(request)
+        del self.requests[request.request_id]
+        self.metrics.add(request.answer.output.metrics)
+
+    def _output(
+        self,
+        request: Request,
+        token_ids: list[int],
+        text: str,
+        num_drafted: int,
+        num_accepted: int,
+        reason: str | None,
+    ) -> StepOutput:
+        output = request.answer.output
+        logprobs = output.logprobs
+        return StepOutput(
+            request_id=request.request_id,
+            token_ids=token_ids,
+            text=text,
+            num_drafted=num_drafted,
+            num_accepted=num_accepted,
+            logprobs=None if logprobs is None else logprobs[len(logprobs) - len(token_ids) :],
+            finished=reason is not None,
+            finish_reason=reason,
+            stop_reason=output.stop_reason,
+            num_cached_tokens=request.num_cached_tokens,
+            metrics=output.metrics,
+        )
+
+    def run(self) -> Iterable[StepOutput]:
+        """Step until nothing is left, telling the news as they come."""
+        while self.has_unfinished:
+            yield from self.step()

@@ -1,0 +1,70 @@
+"""One request within the engine: its tokens, how far they are computed, its pages."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.generate import Answer
+
+
+@dataclass(eq=False)
+class Request:
+    """State of one request. Its last token, once there is an answer, is the anchor: decided, not computed."""
+
+    request_id: str
+    prompt: list[int]
+    answer: Answer
+    max_len: int  # prompt and answer
+    block_size: int  # wanted; 1: plain decoding
+    priority: int  # lower runs first
+    arrival: int
+    pages: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as they were needed
+    num_committed: int = 0  # tokens whose keys and values the target's pages hold
+    num_observed: int = 0  # tokens that the drafter has taken
+    pending: list[Tensor] = field(default_factory=list)  # features of committed, not yet observed tokens
+    num_registered: int = 0  # pages that can be found by their prefix
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who runs first: priority, then first come, first served."""
+        return self.priority, self.arrival
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and answer so far."""
+        return self.prompt + self.answer.output.token_ids
+
+    @property
+    def anchor(self) -> int:
+        """The last decided token."""
+        return self.answer.output.token_ids[-1]
+
+    @property
+    def prefill_len(self) -> int:
+        """Tokens to compute before a block can run: the prompt, or after preemption all but the anchor."""
+        return len(self.prompt) + max(len(self.answer.output.token_ids) - 1, 0)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether there is something to compute before a block can run."""
+        return self.num_committed < self.prefill_len or not self.answer.output.token_ids
+
+    @property
+    def row(self) -> CacheRow:
+        """Its row in the target's cache for the next forward."""
+        return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_committed)
+
+    @property
+    def draft_row(self) -> CacheRow:
+        """Its row in the drafter's cache."""
+        return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_observed)
+
+    def lose_pages(self) -> None:
+        """Preempted: everything but the tokens is to be computed again."""
+        self.pages, self.pending = [], []
+        self.num_committed = self.num_observed = self.num_registered = 0
+        self.num_preemptions += 1

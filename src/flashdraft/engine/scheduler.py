@@ -1,0 +1,176 @@
+"""Who runs in the next step, and in which pages. Touches no tensor.
+
+First come, first served within a priority. A step first serves the blocks of requests that decode, then prefills in
+chunks, within a budget of tokens. When pages run out, the request that would be served last gives up its own and
+is computed again later; what of it is still cached then is found by its prefix.
+"""
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from flashdraft.cache.page_pool import PagePool, page_hashes
+from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.engine.request import Request
+from flashdraft.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much the engine does at once. Raises UsageError for a value out of range."""
+
+    max_running: int = 32  # requests in one step
+    max_step_tokens: int = 512  # tokens of one step, prefill chunks and blocks together
+    page_size: int = 16  # tokens
+    num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
+    prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_step_tokens", "page_size", "num_pages"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; expected 1 or more")
+
+    def pages_for(self, context: int) -> int:
+        """``num_pages``, or its default for a model of ``context`` tokens."""
+        if self.num_pages is not None:
+            return self.num_pages
+        return -(-min(max(context, 16384), context * self.max_running) // self.page_size)
+
+
+@dataclass
+class Step:
+    """What to run: (request, tokens) pairs of prefill chunks and of blocks (anchor and drafts verified)."""
+
+    chunks: list[tuple[Request, int]] = field(default_factory=list)
+    blocks: list[tuple[Request, int]] = field(default_factory=list)
+    joined: list[Request] = field(default_factory=list)  # admitted in this step
+    left: list[CacheRow] = field(default_factory=list)  # rows of the requests preempted in this step
+
+
+class Scheduler:
+    """Holds all unfinished requests."""
+
+    def __init__(self, config: EngineConfig, num_pages: int) -> None:
+        self.config = config
+        self.pool = PagePool(num_pages, config.page_size)
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0
+
+    def add(self, request: Request) -> None:
+        """A new request."""
+        insort(self.waiting, request, key=lambda r: r.rank)
+
+    def finish(self, request: Request) -> None:
+        """The request is over, wherever it stands: its pages are free."""
+        (self.running if request in self.running else self.waiting).remove(request)
+        self.pool.free(request.pages)
+        request.pages = []
+
+    def schedule(self) -> Step:
+        """The next step, with pages for all that it writes."""
+        step = Step()
+        budget = self.config.max_step_tokens - self._schedule_blocks(step)
+        budget -= self._schedule_chunks(step, budget)
+        if not step.left:
+            self._admit(step, budget)
+        return step
+
+    def register_pages(self, request: Request, num_final: int) -> None:
+        """The request's first ``num_final`` tokens are in the pages, of target and drafter: let them be found."""
+        full = num_final // self.pool.page_size
+        if not self.config.prefix_caching or full <= request.num_registered:
+            return
+        if len(request.hashes) < full:
+            request.hashes = page_hashes(request.token_ids, self.pool.page_size, request.hashes)
+        for idx in range(request.num_registered, full):
+            self.pool.register(request.pages[idx], request.hashes[idx])
+        request.num_registered = full
+
+    def check_integrity(self) -> None:
+        """Assert that requests and pages are in a sane state."""
+        assert not {id(r) for r in self.running} & {id(r) for r in self.waiting}, "waiting and running"
+        assert len(self.running) <= self.config.max_running, "too many run"
+        assert not any(r.pages for r in self.waiting), "a waiting request holds pages"
+        for queue in (self.waiting, self.running):
+            assert queue == sorted(queue, key=lambda r: r.rank), "out of order"
+        for request in self.running:
+            assert request.num_observed <= request.num_committed <= len(request.token_ids)
+            assert request.num_committed <= len(request.pages) * self.pool.page_size, "too few pages"
+        self.pool.check_integrity([r.pages for r in self.running])
+
+    def _schedule_blocks(self, step: Step) -> int:
+        num_left = sum(not r.is_prefilling for r in self.running)
+        used = 0
+        for request in list(self.running):
+            if request not in self.running or request.is_prefilling:
+                continue
+            share = max((self.config.max_step_tokens - used) // max(num_left, 1), 1)
+            num_left -= 1
+            # The last token of an answer is never verified itself: nothing follows it.
+            most = max(request.max_len - request.num_committed - 1, 1)
+            num_tokens = min(request.block_size, most, share)
+            if self._make_room(request, request.num_committed + num_tokens, step):
+                step.blocks.append((request, num_tokens))
+                used += num_tokens
+        return used
+
+    def _schedule_chunks(self, step: Step, budget: int) -> int:
+        used = 0
+        for request in self.running:
+            num_tokens = min(request.prefill_len - request.num_committed, budget - used)
+            if request.is_prefilling and num_tokens > 0:
+                step.chunks.append((request, num_tokens))
+                used += num_tokens
+        return used
+
+    def _admit(self, step: Step, budget: int) -> None:
+        while self.waiting and len(self.running) < self.config.max_running and budget > 0:
+            request = self.waiting[0]
+            found = self._find_prefix(request)
+            missing = self.pool.num_pages_for(request.prefill_len + 1) - len(found)
+            if missing + self.pool.num_idle(found) > self.pool.num_free:
+                return
+            self.waiting.pop(0)
+            self.pool.share(found)
+            pages = self.pool.allocate(missing)
+            assert pages is not None
+            request.pages = found + pages
+            request.num_registered = len(found)
+            request.num_committed = request.num_observed = len(found) * self.pool.page_size
+            request.num_cached_tokens = max(request.num_cached_tokens, request.num_committed)
+            self.num_cached_tokens += request.num_committed
+            insort(self.running, request, key=lambda r: r.rank)
+            step.joined.append(request)
+            num_tokens = min(request.prefill_len - request.num_committed, budget)
+            if num_tokens:
+                step.chunks.append((request, num_tokens))
+                budget -= num_tokens
+
+    def _find_prefix(self, request: Request) -> list[int]:
+        if not self.config.prefix_caching:
+            return []
+        size = self.pool.page_size
+        request.hashes = page_hashes(request.token_ids, size, request.hashes)
+        # Without an answer yet, the last prompt token has to run: its logits give the first token.
+        usable = request.prefill_len - (not request.answer.output.token_ids)
+        return self.pool.find_prefix(request.hashes[: usable // size])
+
+    def _make_room(self, request: Request, num_tokens: int, step: Step) -> bool:
+        """Pages for ``num_tokens`` tokens of ``request``, at the cost of those served last, itself included."""
+        missing = self.pool.num_pages_for(num_tokens) - len(request.pages)
+        while missing > 0:
+            pages = self.pool.allocate(missing)
+            if pages is not None:
+                request.pages += pages
+                return True
+            last = self.running.pop()
+            step.left.append(last.draft_row)
+            self.pool.free(last.pages)
+            last.lose_pages()
+            self.num_preemptions += 1
+            self.add(last)
+            if last is request:
+                return False
+        return True

@@ -1,0 +1,70 @@
+"""Rows gathered from pages equal one cache a sequence, through joins, leaves, padding and rejected drafts."""
+
+import torch
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from toys import toy_target
+
+
+@torch.inference_mode()
+def test_ragged_rows_give_what_each_sequence_gives_alone() -> None:
+    target = toy_target()
+    generator = torch.Generator().manual_seed(0)
+    lengths = [21, 9, 14]
+    sequences = [torch.randint(97, (n,), generator=generator).tolist() for n in lengths]
+    cache = PagedKVCache(6, 30, 4, 2, 12, torch.float32, "cpu")
+    rows, pages = GatheredRows(cache), [list(range(i, 30, 3)) for i in range(3)]
+    done = [0, 0, 0]
+    # (sequences in the step, tokens staged of each, tokens committed of each)
+    steps = [
+        ([0, 1], [5, 3], [5, 3]),
+        ([0], [6], [2]),
+        ([2, 1, 0], [4, 4, 1], [4, 1, 1]),
+        ([1, 2], [2, 5], [0, 5]),
+    ]
+    for members, staged, committed in steps:
+        order = rows.seat(members)
+        members, staged, committed = ([x[i] for i in order] for x in (members, staged, committed))
+        width = max(staged)
+        step_rows = [CacheRow(s, pages[s], done[s]) for s in members]
+        positions, kv_len = rows.arrange(step_rows, width)
+        ids = [
+            sequences[s][done[s] : done[s] + n] + [0] * (width - n)
+            for s, n in zip(members, staged, strict=True)
+        ]
+        out = target(ForwardBatch(torch.tensor(ids), positions, kv_len), rows)
+        for i, (s, n) in enumerate(zip(members, staged, strict=True)):
+            alone = sequences[s][: done[s] + n]
+            expected = target(ForwardBatch.of_row(alone, 0), target.new_cache(1, len(alone)))
+            torch.testing.assert_close(out.hidden[i, :n], expected.hidden[0, -n:], atol=2e-5, rtol=1e-4)
+        rows.commit(step_rows, committed)
+        for s, n in zip(members, committed, strict=True):
+            done[s] += n
+    # The pages alone carry everything: fresh rows give the same.
+    assert done == [8, 4, 9]
+    fresh = GatheredRows(cache)
+    positions, kv_len = fresh.arrange([CacheRow(s, pages[s], done[s]) for s in range(3)], 1)
+    ids = torch.tensor([[sequences[s][done[s]]] for s in range(3)])
+    out = target(ForwardBatch(ids, positions, kv_len), fresh)
+    for s in range(3):
+        alone = sequences[s][: done[s] + 1]
+        expected = target(ForwardBatch.of_row(alone, 0), target.new_cache(1, len(alone)))
+        torch.testing.assert_close(out.hidden[s, 0], expected.hidden[0, -1], atol=2e-5, rtol=1e-4)
+
+
+def test_a_sequence_that_stays_is_not_copied_again() -> None:
+    cache = PagedKVCache(1, 8, 4, 1, 2, torch.float32, "cpu")
+    cache.slots.zero_()
+    rows = GatheredRows(cache)
+    for keys, expected in (("ab", 8), ("ab", 0), ("abc", 4), ("ca", 4), ("cb", 4)):
+        before = rows.num_gathered_tokens
+        order = rows.seat(keys)
+        rows.arrange([CacheRow(keys[i], [i], 4) for i in order], 1)
+        assert rows.num_gathered_tokens - before == expected, keys
+
+
+def test_bytes_per_token() -> None:
+    cache = PagedKVCache(30, 2, 16, 3, 64, torch.bfloat16, "cpu")
+    assert cache.bytes_per_token == 30 * 2 * 3 * 64 * 2
+    assert cache.slots.numel() * 2 == 32 * cache.bytes_per_token

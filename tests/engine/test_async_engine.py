@@ -1,0 +1,106 @@
+"""The asyncio door: streams, aborts on leaving, failures that reach everybody."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from flashdraft.engine.async_engine import AsyncEngine
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.errors import EngineError, UsageError
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from toys import toy_dflash, toy_target
+
+TARGET = toy_target()
+LONG = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+
+
+def serve(work: Callable[[AsyncEngine], Awaitable[None]]) -> Engine:
+    engine = Engine(TARGET, DFlashDrafter(toy_dflash(TARGET), TARGET), EngineConfig(page_size=4))
+
+    async def main() -> None:
+        door = AsyncEngine(engine)
+        await door.start()
+        try:
+            await asyncio.wait_for(work(door), 60)
+        finally:
+            await door.stop()
+        assert not door.healthy
+
+    asyncio.run(main())
+    return engine
+
+
+def test_requests_stream_side_by_side() -> None:
+    async def one(door: AsyncEngine, seed: int) -> None:
+        params = SamplingParams(temperature=0.0, max_tokens=15 + seed, ignore_eos=True)
+        outputs = [out async for out in door.generate([seed, 5], params)]
+        tokens = [token for out in outputs for token in out.token_ids]
+        assert tokens == generate(TARGET, None, [seed, 5], params).token_ids
+        assert [out.finished for out in outputs] == [False] * (len(outputs) - 1) + [True]
+
+    async def work(door: AsyncEngine) -> None:
+        await asyncio.gather(*(one(door, seed) for seed in range(12)))
+
+    serve(work).check_integrity()
+
+
+def test_leaving_the_iterator_aborts() -> None:
+    async def work(door: AsyncEngine) -> None:
+        stream = door.generate([1, 2], LONG)
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+        task = asyncio.ensure_future(anext(door.generate([3], LONG, "cancelled")))  # type: ignore[arg-type]
+        await task
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if not door.engine.requests:
+                return
+        raise AssertionError("still running")
+
+    engine = serve(work)
+    assert engine.metrics.num_output_tokens < 2 * LONG.max_tokens
+
+
+def test_a_bad_request_is_told_and_harms_nobody() -> None:
+    async def work(door: AsyncEngine) -> None:
+        with pytest.raises(UsageError, match="empty"):
+            await anext(door.generate([], LONG))
+        assert door.healthy
+        assert door.stats().num_running == 0
+
+    serve(work)
+
+
+def test_a_failure_ends_every_request(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(door: AsyncEngine) -> None:
+        streams = [door.generate([i], LONG) for i in range(3)]
+        for stream in streams:
+            await anext(stream)
+        del door.engine.runner.cache.slots  # the next commit fails
+        for stream in streams:
+            with pytest.raises(EngineError, match="the engine failed: AttributeError"):
+                async for _ in stream:
+                    pass
+        assert not door.healthy
+        with pytest.raises(EngineError):
+            await anext(door.generate([1], LONG))
+
+    serve(work)
+    assert "the engine failed" in caplog.text
+
+
+def test_stopping_ends_what_runs() -> None:
+    async def work(door: AsyncEngine) -> None:
+        stream = door.generate([1], LONG)
+        await anext(stream)
+        await door.stop()
+        with pytest.raises(EngineError, match="stopped"):
+            async for _ in stream:
+                pass
+
+    serve(work)

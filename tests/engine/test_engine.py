@@ -1,0 +1,219 @@
+"""The engine against generate.py: whatever shares the batch, every request gets the tokens it gets alone."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.errors import UsageError
+from flashdraft.generate import generate
+from flashdraft.models.base import TargetModel
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.ngram import NgramDrafter
+from toys import toy_dflash, toy_target
+
+SMALL_VOCAB = 11  # random drafts are right now and then
+
+
+def pair() -> tuple[TargetModel, DFlashDrafter]:
+    target = toy_target(vocab_size=SMALL_VOCAB)
+    return target, DFlashDrafter(toy_dflash(target), target)
+
+
+@dataclass
+class Case:
+    prompt: list[int]
+    params: SamplingParams
+    block_size: int | None
+    priority: int = 0
+
+
+def mixed_cases(count: int, rng: random.Random, max_block: int = 8) -> list[Case]:
+    prefixes = [[rng.randrange(SMALL_VOCAB) for _ in range(rng.choice([9, 24, 33]))] for _ in range(4)]
+    cases = []
+    for _ in range(count):
+        shared = rng.choice([[], *prefixes])
+        prompt = shared + [rng.randrange(SMALL_VOCAB) for _ in range(rng.randrange(1, 30))]
+        params = SamplingParams(
+            temperature=0.0, max_tokens=rng.randrange(1, 40), ignore_eos=rng.random() < 0.5
+        )
+        cases.append(Case(prompt, params, rng.choice([1, 2, 5, max_block, None]), rng.randrange(2)))
+    return cases
+
+
+def run_arriving_at_random(
+    engine: Engine, cases: list[Case], rng: random.Random, abort_share: float = 0.0
+) -> tuple[dict[int, list[int]], set[int]]:
+    """Tokens by case, and which were aborted. Integrity is checked at every step."""
+    tokens: dict[int, list[int]] = {idx: [] for idx in range(len(cases))}
+    aborted: set[int] = set()
+    ended: set[int] = set()
+    arriving = list(range(len(cases)))
+    while arriving or engine.has_unfinished:
+        for _ in range(min(rng.choice([0, 0, 1, 4, 9]), len(arriving))):
+            idx = arriving.pop(0)
+            case = cases[idx]
+            engine.add_request(str(idx), case.prompt, case.params, case.block_size, case.priority)
+        if engine.requests and rng.random() < abort_share:
+            victim = rng.choice(list(engine.requests))
+            assert engine.abort(victim)
+            aborted.add(int(victim))
+        for output in engine.step():
+            idx = int(output.request_id)
+            assert idx not in ended, "news after the end"
+            tokens[idx] += output.token_ids
+            if output.finished:
+                ended.add(idx)
+                assert (output.finish_reason == "abort") == (idx in aborted)
+                assert output.metrics.num_output_tokens == len(tokens[idx])
+        engine.check_integrity()
+    assert ended == set(tokens)
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_pages
+    return tokens, aborted
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_200_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(prefix_caching: bool) -> None:
+    rng = random.Random(7)
+    target, drafter = pair()
+    config = EngineConfig(
+        max_running=12, max_step_tokens=96, page_size=4, num_pages=70, prefix_caching=prefix_caching
+    )
+    engine = Engine(target, drafter, config, eos_token_ids=[2])
+    cases = mixed_cases(200, rng)
+    tokens, aborted = run_arriving_at_random(engine, cases, rng, abort_share=0.04)
+    stats = engine.stats()
+    assert stats.num_preemptions >= 10, "the pool is meant to be too small"
+    assert (stats.num_cached_tokens > 500) == prefix_caching
+    assert len(aborted) >= 5
+    assert stats.metrics.num_accepted > 100, "drafts are meant to be right now and then"
+    for idx, case in enumerate(cases):
+        alone = generate(target, None, case.prompt, case.params, eos_token_ids=[2]).token_ids
+        expected = alone[: len(tokens[idx])] if idx in aborted else alone
+        assert tokens[idx] == expected, f"request {idx}"
+
+
+@pytest.mark.parametrize("kind", ["ngram", "none"])
+def test_other_drafters_equal_the_oracle(kind: str) -> None:
+    rng = random.Random(3)
+    target, _ = pair()
+    drafter: Drafter | None = NgramDrafter(8) if kind == "ngram" else None
+    config = EngineConfig(max_running=6, max_step_tokens=64, page_size=4, num_pages=50)
+    engine = Engine(target, drafter, config)
+    cases = mixed_cases(40, rng, 8)
+    if drafter is None:
+        cases = [Case(case.prompt, case.params, 1) for case in cases]
+    tokens, _ = run_arriving_at_random(engine, cases, rng)
+    for idx, case in enumerate(cases):
+        assert tokens[idx] == generate(target, None, case.prompt, case.params).token_ids
+    if drafter:
+        assert engine.metrics.acceptance_length > 1.1
+
+
+def test_the_drafts_themselves_do_not_depend_on_the_batch() -> None:
+    """Block 3 beside block 8 drafts what it drafts alone: accepted and drafted counts equal generate.py's."""
+    rng = random.Random(1)
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(page_size=4, max_running=16))
+    cases = [case for case in mixed_cases(12, rng) if case.block_size != 1]
+    for idx, case in enumerate(cases):
+        engine.add_request(str(idx), case.prompt, case.params, case.block_size)
+    metrics = {int(out.request_id): out.metrics for out in engine.run()}
+    for idx, case in enumerate(cases):
+        alone = generate(target, drafter, case.prompt, case.params, case.block_size).metrics
+        assert metrics[idx].accepted_histogram == alone.accepted_histogram
+        assert (metrics[idx].num_rounds, metrics[idx].num_drafted) == (alone.num_rounds, alone.num_drafted)
+
+
+def test_a_prefix_hit_reuses_both_caches_and_drafts_the_same() -> None:
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(page_size=4))
+    prompt = [i * i % SMALL_VOCAB for i in range(50)]
+    params = SamplingParams(temperature=0.0, max_tokens=20)
+    runs = []
+    for name in ("first", "second"):
+        engine.add_request(name, prompt, params)
+        outputs = list(engine.run())
+        runs.append(([t for o in outputs for t in o.token_ids], outputs[-1].metrics.accepted_histogram))
+        cached = outputs[-1].num_cached_tokens
+    assert runs[0] == runs[1]
+    assert cached == 48, "12 whole pages; the last prompt token has to run"
+
+
+def test_drafting_can_come_back_after_plain_decoding() -> None:
+    """A draft cache that catches up in one projection equals one that was kept at every step."""
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(page_size=16))
+    params = SamplingParams(temperature=0.0, max_tokens=40)
+    engine.add_request("r", [1, 2, 3], params, block_size=1)
+    tokens: list[int] = []
+    for _ in range(10):
+        tokens += [token for out in engine.step() for token in out.token_ids]
+    request = engine.requests["r"]
+    assert request.num_observed < request.num_committed, "features wait"
+    request.block_size = 8
+    for out in engine.step():
+        tokens += out.token_ids
+    state = drafter.begin(64)
+    with torch.inference_mode():
+        known = [1, 2, 3, *tokens[:9]]
+        forward = target.forward(
+            ForwardBatch.of_row(known, 0), target.new_cache(1, 64), drafter.feature_layers
+        )
+        state.observe(known, forward.features)
+        expected = state.propose(tokens[9], 7)
+        engine.runner.catch_up([request])
+        # The same place, asked again: the committed part of the draft cache is what matters.
+        request.num_observed = len(known)
+        [draft] = engine.runner.drafter.propose([request.draft_row], [tokens[9]], [8])  # type: ignore[union-attr]
+    assert draft == expected
+
+
+def test_who_comes_first_and_priorities() -> None:
+    target, _ = pair()
+    engine = Engine(target, None, EngineConfig(max_running=1))
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    for name, priority in (("a", 1), ("b", 1), ("urgent", 0)):
+        engine.add_request(name, [1], params, priority=priority)
+    ended = [out.request_id for out in engine.run() if out.finished]
+    assert ended == ["urgent", "a", "b"]
+
+
+def test_what_cannot_be_served_is_refused_at_once() -> None:
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=5))
+    params = SamplingParams(max_tokens=4)
+    for prompt, given, size, words in (
+        ([], params, None, "empty"),
+        ([1], params, 9, "block_size is 9"),
+        ([1] * 30, params, None, "the cache holds 20"),
+        ([1], SamplingParams(n=2), None, "split"),
+        ([1], SamplingParams(stop="x"), None, "no tokenizer"),
+        ([1], SamplingParams(logit_bias={99: 1.0}), None, "token id 99"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            engine.add_request("r", prompt, given, size)
+    engine.add_request("r", [1], params)
+    with pytest.raises(UsageError, match="taken"):
+        engine.add_request("r", [1], params)
+    assert not engine.abort("nobody")
+    with pytest.raises(UsageError, match="max_running is 0"):
+        EngineConfig(max_running=0)
+
+
+def test_many_requests_leave_nothing_behind() -> None:
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=40, max_running=8))
+    rng = random.Random(5)
+    cases = [Case([rng.randrange(SMALL_VOCAB)], SamplingParams(max_tokens=2), 2) for _ in range(300)]
+    run_arriving_at_random(engine, cases, rng)
+    pool = engine.scheduler.pool
+    assert not engine.requests
+    assert not engine.scheduler.waiting
+    assert len(pool._hash_of) <= pool.num_pages

@@ -1,0 +1,58 @@
+"""The offline face on the engine: the oracle's tokens, in order, and an engine that is empty afterwards."""
+
+from pathlib import Path
+
+import pytest
+
+from flashdraft.generate import RoundEvent, generate
+from flashdraft.llm import LLM
+from flashdraft.sampling_params import SamplingParams
+from tiny_pair import save_tiny_pair
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    folder: Path = tmp_path_factory.mktemp("pair")
+    target, drafter = save_tiny_pair(folder)
+    return LLM(target, drafter, dtype="float32", max_running=3)
+
+
+def oracle(llm: LLM, prompt: str, params: SamplingParams):  # type: ignore[no-untyped-def]
+    ids = llm.tokenizer.encode(prompt)
+    return generate(llm.target, None, ids, params, eos_token_ids=llm.eos_token_ids, tokenizer=llm.tokenizer)
+
+
+def test_prompts_side_by_side_equal_each_alone(llm: LLM) -> None:
+    prompts = [f"{'tell me ' * (i % 3)}{i}" for i in range(8)]
+    params = [SamplingParams(temperature=0.7 * (i % 2), seed=i, max_tokens=10 + i) for i in range(8)]
+    outs = llm.generate(prompts, params)
+    for prompt, one, out in zip(prompts, params, outs, strict=True):
+        alone = oracle(llm, prompt, one)
+        assert out.outputs[0].token_ids == alone.token_ids
+        assert out.outputs[0].text == alone.text
+        assert out.outputs[0].text == llm.tokenizer.decode(alone.token_ids, skip_special_tokens=True)
+        assert out.outputs[0].finish_reason == alone.finish_reason
+    assert llm.metrics.num_requests == 8
+    llm.engine.check_integrity()
+
+
+def test_n_answers_are_those_of_seeds_in_a_row(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=5, max_tokens=12, logprobs=1)
+    [out] = llm.generate("hello", params)
+    assert len(out.outputs) == 3
+    assert out.metrics.num_requests == 3
+    for i, one in enumerate(out.outputs):
+        assert one.token_ids == oracle(llm, "hello", SamplingParams(seed=5 + i, max_tokens=12)).token_ids
+        assert one.logprobs is not None
+        assert [entry.token_id for entry in one.logprobs] == one.token_ids
+
+
+def test_an_interrupted_call_leaves_the_engine_empty(llm: LLM) -> None:
+    def interrupt(_event: RoundEvent) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["a", "b", "c", "d"], SamplingParams(max_tokens=30), interrupt)
+    assert not llm.engine.has_unfinished
+    assert llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_pages
+    assert llm.generate("a", SamplingParams(temperature=0, max_tokens=4))[0].outputs[0].token_ids
