@@ -56,6 +56,7 @@ def clock(owner: type, name: str) -> None:
     setattr(owner, name, timed)
 
 
+@torch.inference_mode()
 def measure(engine: Engine, num_requests: int, block_size: int) -> None:
     """Print one line."""
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
@@ -79,7 +80,6 @@ def measure(engine: Engine, num_requests: int, block_size: int) -> None:
     print(f"requests {num_requests} block {block_size}: {step_s * 1e3:.0f} ms; {shares}; anew {anew:.1%}")
 
 
-@torch.inference_mode()
 def main() -> None:
     """Build both networks and measure."""
     for owner, name in (
@@ -92,7 +92,8 @@ def main() -> None:
         (_RowsLayer, "stage"),
     ):
         clock(owner, name)
-    target = build_target(LlamaConfig(**SHAPE, num_hidden_layers=30)).bfloat16().eval()
+    target = build_target(LlamaConfig(**SHAPE, num_hidden_layers=30, tie_word_embeddings=True))
+    target = target.bfloat16().eval()
     network = DFlashModel(DFlashConfig(**SHAPE, **DRAFTER)).bfloat16().eval()
     for num_requests in (1, 8):
         for block_size in (1, 8):
