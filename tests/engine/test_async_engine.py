@@ -70,8 +70,13 @@ def test_a_bad_request_is_told_and_harms_nobody() -> None:
     async def work(door: AsyncEngine) -> None:
         with pytest.raises(UsageError, match="empty"):
             await anext(door.generate([], LONG))
+        stream = door.generate([1], LONG, "same")
+        await anext(stream)
+        with pytest.raises(UsageError, match="'same' is taken"):
+            await anext(door.generate([1], LONG, "same"))
+        await stream.aclose()  # type: ignore[attr-defined]
         assert door.healthy
-        assert door.stats().num_running == 0
+        assert door.stats().num_waiting == 0
 
     serve(work)
 

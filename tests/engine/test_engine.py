@@ -185,6 +185,20 @@ def test_who_comes_first_and_priorities() -> None:
     assert ended == ["urgent", "a", "b"]
 
 
+def test_prefill_goes_on_where_blocks_would_take_the_whole_budget() -> None:
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(max_step_tokens=16, page_size=4))
+    params = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
+    for name in "ab":
+        engine.add_request(name, [1, 2], params)
+    engine.step()
+    engine.add_request("c", [3] * 40, SamplingParams(temperature=0.0, max_tokens=1))
+    heard = [out.request_id for _ in range(10) for out in engine.step()]
+    assert heard.count("a") == heard.count("b") == 10
+    assert heard.count("c") == 1, "40 tokens, 4 a step"
+    engine.check_integrity()
+
+
 def test_what_cannot_be_served_is_refused_at_once() -> None:
     target, drafter = pair()
     engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=5))

@@ -83,7 +83,8 @@ class GatheredRows:
 
     def seat(self, keys: Sequence[Hashable]) -> list[int]:
         """An order of ``keys`` (their indices) in which as many as can be sit where they lie already."""
-        places = [self._keys.index(key) if key in self._keys else len(keys) for key in keys]
+        lies_at = {key: place for place, key in enumerate(self._keys)}
+        places = [lies_at.get(key, len(keys)) for key in keys]
         order = [-1] * len(keys)
         for idx, place in enumerate(places):
             if place < len(keys):
@@ -98,6 +99,8 @@ class GatheredRows:
         """
         kv_len = max(row.start for row in rows) + width
         self._make_room(len(rows), kv_len)
+        moved = {row.key for idx, row in enumerate(rows) if self._keys[idx] != row.key}
+        self._keys = [None if key in moved else key for key in self._keys]
         for idx, row in enumerate(rows):
             if self._keys[idx] != row.key:
                 self._gather(idx, row)
@@ -152,7 +155,6 @@ class GatheredRows:
         if row.start:
             tokens = self.cache.read(row.pages, row.start)
             self._rows[:, :, idx, : row.start] = tokens.permute(1, 2, 0, 3, 4)
-        self._keys = [None if key == row.key else key for key in self._keys]
         self._keys[idx] = row.key
         self.num_gathered_tokens += row.start
 

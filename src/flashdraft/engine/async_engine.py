@@ -8,7 +8,7 @@ from threading import Condition, Thread
 
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.types import EngineStats, StepOutput
-from flashdraft.errors import EngineError
+from flashdraft.errors import EngineError, UsageError
 from flashdraft.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class AsyncEngine:
         request_id = f"request-{next(self._ids)}" if request_id is None else request_id
         self.engine.check(prompt_token_ids, params, block_size)
         if request_id in self._queues:
-            raise EngineError(f"request id {request_id!r} is in use; choose another")
+            raise UsageError(f"request id {request_id!r} is taken by an unfinished request; choose another")
         queue: asyncio.Queue[_News] = asyncio.Queue()
         self._queues[request_id] = queue
         finished = False

@@ -1,8 +1,8 @@
 """Who runs in the next step, and in which pages. Touches no tensor.
 
 First come, first served within a priority. A step first serves the blocks of requests that decode, then prefills in
-chunks, within a budget of tokens. When pages run out, the request that would be served last gives up its own and
-is computed again later; what of it is still cached then is found by its prefix.
+chunks, within a budget of tokens of which prefill always gets a quarter. When pages run out, the request that would
+be served last gives up its own and is computed again later; what of it is still cached then is found by its prefix.
 """
 
 from bisect import insort
@@ -19,7 +19,7 @@ class EngineConfig:
     """How much the engine does at once. Raises UsageError for a value out of range."""
 
     max_running: int = 32  # requests in one step
-    max_step_tokens: int = 512  # tokens of one step, prefill chunks and blocks together
+    max_step_tokens: int = 512  # tokens of one step's blocks; prefill gets what they leave, or a quarter
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
@@ -71,7 +71,9 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step, with pages for all that it writes."""
         step = Step()
-        budget = self.config.max_step_tokens - self._schedule_blocks(step)
+        most = self.config.max_step_tokens
+        # A quarter is for prefill even where blocks would take all: nobody waits for the others' last token.
+        budget = max(most - self._schedule_blocks(step), most // 4, 1)
         budget -= self._schedule_chunks(step, budget)
         if not step.left:
             self._admit(step, budget)
