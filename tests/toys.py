@@ -37,7 +37,7 @@ def toy_target(seed: int = 0, **changes: object) -> TargetModel:
     return target.eval()
 
 
-def toy_dflash(target: TargetModel, seed: int = 1, **changes: object) -> DFlashModel:
+def toy_dflash(target: TargetModel, seed: int = 1, std: float = 0.2, **changes: object) -> DFlashModel:
     """A float32 drafter network with random weights for ``target``."""
     config = target.config
     values: dict[str, object] = {
@@ -55,7 +55,7 @@ def toy_dflash(target: TargetModel, seed: int = 1, **changes: object) -> DFlashM
         "max_position_embeddings": config.max_position_embeddings,
     }
     model = DFlashModel(DFlashConfig(**{**values, **changes}))  # type: ignore[arg-type]
-    model.init_weights(torch.Generator().manual_seed(seed), std=0.2)
+    model.init_weights(torch.Generator().manual_seed(seed), std=std)
     return model.eval()
 
 

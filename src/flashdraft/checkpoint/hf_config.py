@@ -40,7 +40,7 @@ def read_config(folder: Path) -> Any:
     if ggufs and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json, but {ggufs[0].name}: give that file instead")
     raw = read_json(folder / "config.json")
-    if "DFlashDraftModel" in (raw.get("architectures") or ()):
+    if "DFlashDraftModel" in (raw.get("architectures") or ()) or "speculators_model_type" in raw:
         raise CheckpointError(
             f"{folder} holds a drafter; expected a target model: give it as the draft instead"
         )
@@ -54,7 +54,7 @@ def read_config(folder: Path) -> Any:
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {reason}") from error
-    check_supported(config, str(folder / "config.json"))
+    check_supported(config.get_text_config(), str(folder / "config.json"))
     return config
 
 
@@ -79,8 +79,9 @@ def folder_eos_token_ids(folder: Path) -> tuple[int, ...]:
     """Every id that ends a text: of generation config, config and tokenizer together, ascending."""
     found = {_tokenizer_eos(folder)}
     for name in ("generation_config.json", "config.json"):
-        ids = _read_json_if_there(folder / name).get("eos_token_id")
-        found |= set(ids) if isinstance(ids, list) else {ids}
+        content = _read_json_if_there(folder / name)
+        for ids in (content.get("eos_token_id"), (content.get("text_config") or {}).get("eos_token_id")):
+            found |= set(ids) if isinstance(ids, list) else {ids}
     return tuple(sorted(token_id for token_id in found if token_id is not None))
 
 

@@ -66,16 +66,19 @@ def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: tor
     with the config that the model was built from.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    surplus = source.shapes.keys() - wanted.keys()
-    tied_head = {"lm_head.weight"} & surplus if "model.embed_tokens.weight" in wanted else set()
+    skipped = getattr(model, "skipped_tensors", ())
+    surplus = {name for name in source.shapes.keys() - wanted.keys() if not name.startswith(skipped)}
+    embedding = next((name for name in wanted if name.endswith("embed_tokens.weight")), None)
+    tied_head = {"lm_head.weight"} & surplus if embedding else set()
     _check_names_and_shapes(wanted, source, surplus - tied_head)
     state = {name: source.read(name).to(device, dtype, copy=True) for name in source.shapes if name in wanted}
     for name in tied_head:
         head = source.read(name).to(device, dtype)
-        if not torch.equal(head, state["model.embed_tokens.weight"]):
+        assert embedding is not None
+        if not torch.equal(head, state[embedding]):
             raise CheckpointError(
                 f"{source.label}: the config ties head and embedding, but {name} differs from"
-                " model.embed_tokens.weight; set tie_word_embeddings to false"
+                f" {embedding}; set tie_word_embeddings to false"
             )
     model.load_state_dict(state, assign=True)
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from flashdraft.checkpoint.hf_config import check_supported, read_json
 from flashdraft.checkpoint.safetensors import SINGLE, SafetensorsWeights
+from flashdraft.checkpoint.speculators import MARK, to_zlab
 from flashdraft.checkpoint.weights import fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.models.dflash import DFlashConfig, DFlashModel
@@ -19,8 +20,6 @@ from flashdraft.models.dflash import DFlashConfig, DFlashModel
 _ARCHITECTURE = "DFlashDraftModel"
 # Fields that other drafters of the family use, with the values that mean plain DFlash.
 _PLAIN = {
-    "is_causal": False,
-    "causal": False,
     "use_swa": False,
     "sample_from_anchor": False,
     "shift_label": False,
@@ -39,6 +38,8 @@ def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: t
     another target; both before any tensor is read.
     """
     raw = read_json(folder / "config.json")
+    if MARK in raw:
+        raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
     config = _parse_config(raw, folder)
     if target_config is not None:
         check_fits_target(config, target_config, str(folder))

@@ -15,7 +15,12 @@ from flashdraft.errors import CheckpointError
 from flashdraft.ops.attention import CAUSAL, Mask
 
 # model_type of config.json -> where its class is.
-ARCHITECTURES = {"llama": ("flashdraft.models.llama", "LlamaModel")}
+ARCHITECTURES = {
+    "llama": ("flashdraft.models.llama", "LlamaModel"),
+    "qwen3": ("flashdraft.models.qwen3", "Qwen3Model"),
+    "qwen3_5": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
+    "qwen3_5_text": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
+}
 
 
 class LayerSource(Protocol):
@@ -71,7 +76,8 @@ class TargetOutput:
 class TargetModel(nn.Module):
     """A causal language model whose output a drafter must reproduce."""
 
-    config: Any  # the transformers config it was built from
+    config: Any  # the transformers config of its language model
+    skipped_tensors: tuple[str, ...] = ()  # parts of a checkpoint that it knowingly leaves out, by prefix
 
     @abstractmethod
     def forward(

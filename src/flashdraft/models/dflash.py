@@ -5,7 +5,7 @@ no vocabulary. Target features enter as extra keys and values of every layer ("K
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from flashdraft.errors import CheckpointError
 from flashdraft.models.base import LayerSource
 from flashdraft.models.llama import GatedMLP, split_heads
 from flashdraft.ops.attention import Mask, attention
+from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
 
@@ -49,6 +50,10 @@ class DFlashConfig:
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False
+    layer_types: tuple[str, ...] | None = None  # full_attention or sliding_attention; None: all full
+    sliding_window: int | None = None  # tokens that a sliding layer sees
+    is_causal: bool | None = None  # within the block; None: sliding layers are, full ones are not
+    window_from_anchor: bool = False  # where the window ends, see BlockRule; speculators' trainer: True
     rope_parameters: dict[str, Any] = field(
         default_factory=lambda: {"rope_type": "default", "rope_theta": 1e6}
     )
@@ -57,16 +62,19 @@ class DFlashConfig:
     def from_dict(cls, config: dict[str, Any]) -> "DFlashConfig":
         """Read a z-lab / SpecForge ``config.json``; ``block_size`` may stand on top or in ``dflash_config``.
 
-        Raises CheckpointError when a needed field is missing or a layer type is not supported.
+        Whether a block is causal is said by ``is_causal``, else by ``dflash_config.causal``, else by the layer type.
+        Raises CheckpointError when a needed field is missing or the layer types cannot be.
         """
         inner = config.get("dflash_config") or {}
-        if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
-            raise CheckpointError(
-                f"drafter layer_types {config['layer_types']} are not supported; expected full_attention only"
-            )
-        merged = {**config, **inner, "rope_parameters": Qwen3Config(**_rope_fields(config)).rope_parameters}
+        merged = {**config, **inner, "rope_parameters": _plain_rope(config)}
+        if merged.get("is_causal") is None:
+            merged["is_causal"] = inner.get("causal")
+        merged["layer_types"] = _layer_types(config)
+        if merged["layer_types"] is None:
+            merged["sliding_window"] = None
         wanted = {f.name for f in fields(cls)}
-        missing = sorted(wanted - merged.keys() - {"rms_norm_eps", "attention_bias", "rope_parameters"})
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        missing = sorted(needed - merged.keys())
         if missing:
             raise CheckpointError(
                 f"drafter config.json lacks {', '.join(missing)}; expected a DFlashDraftModel config"
@@ -75,12 +83,28 @@ class DFlashConfig:
         values["target_layer_ids"] = tuple(values["target_layer_ids"])
         return cls(**values)
 
+    def rules(self) -> list[BlockRule]:
+        """What each layer's block may see."""
+        kinds = self.layer_types or ("full_attention",) * self.num_hidden_layers
+        return [self._rule(kind == "sliding_attention") for kind in kinds]
+
+    def _rule(self, slides: bool) -> BlockRule:
+        is_causal = slides if self.is_causal is None else self.is_causal
+        return BlockRule(
+            self.sliding_window if slides else None, is_causal, self.window_from_anchor and slides
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The z-lab ``config.json`` of this drafter."""
         plain = asdict(self)
+        layer_types = plain.pop("layer_types")
+        if plain["is_causal"] is None:
+            del plain["is_causal"]
         rope = plain.pop("rope_parameters")
         inner = {name: plain.pop(name) for name in ("mask_token_id", "target_layer_ids")}
         inner["target_layer_ids"] = list(inner["target_layer_ids"])
+        if plain.pop("window_from_anchor"):
+            inner["window_from_anchor"] = True
         scaling = None if rope.get("rope_type", "default") == "default" else rope
         return {
             "architectures": ["DFlashDraftModel"],
@@ -90,20 +114,40 @@ class DFlashConfig:
             "attention_dropout": 0.0,
             "dflash_config": inner,
             "hidden_act": "silu",
-            "layer_types": ["full_attention"] * self.num_hidden_layers,
+            "layer_types": list(layer_types or ["full_attention"] * self.num_hidden_layers),
             "rope_scaling": scaling,
             "rope_theta": rope["rope_theta"],
-            "sliding_window": None,
             "tie_word_embeddings": True,
             "use_cache": True,
-            "use_sliding_window": False,
+            "use_sliding_window": layer_types is not None,
         }
 
 
-def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+def _plain_rope(config: dict[str, Any]) -> dict[str, Any]:
     # transformers 5 writes rope_parameters; older checkpoints have rope_theta and rope_scaling.
     names = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings")
-    return {name: config[name] for name in names if config.get(name) is not None}
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    return one_dimensional(dict(Qwen3Config(**given).rope_parameters or {}))
+
+
+def one_dimensional(rope_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Rope parameters for a drafter: whole heads, plain positions, whatever its target does with images."""
+    of_targets = ("mrope_section", "mrope_interleaved", "partial_rotary_factor")
+    return {name: value for name, value in rope_parameters.items() if name not in of_targets}
+
+
+def _layer_types(config: dict[str, Any]) -> tuple[str, ...] | None:
+    kinds, num_layers = tuple(config.get("layer_types") or ()), config.get("num_hidden_layers")
+    if not kinds or set(kinds) == {"full_attention"}:
+        return None
+    window = config.get("sliding_window")
+    is_usable = set(kinds) <= {"full_attention", "sliding_attention"} and len(kinds) == num_layers
+    if not is_usable or not isinstance(window, int) or window < 1:
+        raise CheckpointError(
+            f"drafter layer_types {list(kinds)} with sliding_window {window} do not go together; expected"
+            f" {num_layers} of full_attention or sliding_attention, and a window of 1 or more: fetch its config again"
+        )
+    return kinds
 
 
 class DFlashAttention(nn.Module):
@@ -199,19 +243,41 @@ class DFlashModel(nn.Module):
         return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
 
     def forward(
-        self, block: Tensor, positions: Tensor, kv_len: int, sources: Sequence[LayerSource], mask: Mask = None
+        self,
+        block: Tensor,
+        positions: Tensor,
+        kv_len: int,
+        sources: Sequence[LayerSource],
+        mask: Mask | Sequence[Mask] = None,
     ) -> Tensor:
         """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
 
         Slot k of a block (k >= 1) predicts the token that stands AT its own position. ``mask`` None: every slot
-        sees the whole context and the whole block, as when one request is served.
+        sees what its layer's rule says of context and block, as when one request is served. One mask for each
+        layer where layers differ.
         """
+        if mask is None:
+            masks = self.served_masks(positions, kv_len)
+        elif isinstance(mask, Sequence):
+            masks = list(mask)
+        else:
+            assert all(rule.is_plain for rule in self.config.rules()), "give one mask for each layer"
+            masks = [mask] * self.config.num_hidden_layers
         rope = self.rotary(positions, block.dtype)
         x = block
-        for layer, source in zip(self._layers(), sources, strict=True):
-            x = layer(x, rope, positions, kv_len, source, mask)
+        for layer, source, its_mask in zip(self._layers(), sources, masks, strict=True):
+            x = layer(x, rope, positions, kv_len, source, its_mask)
         out: Tensor = self.norm(x)
         return out
+
+    def served_masks(self, positions: Tensor, kv_len: int) -> list[Mask]:
+        """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots."""
+        rules = self.config.rules()
+        made = {
+            rule: None if rule.is_plain else ServedBlockMask(positions, kv_len, rule).dense()
+            for rule in set(rules)
+        }
+        return [made[rule] for rule in rules]
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for the context (and the staged block) of ``batch_size`` requests."""

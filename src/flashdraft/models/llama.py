@@ -33,13 +33,15 @@ class LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+        self.q_norm: nn.Module = nn.Identity()  # models that norm queries and keys put theirs here
+        self.k_norm: nn.Module = nn.Identity()
 
     def forward(
         self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
     ) -> Tensor:
         """Attention output [batch, num_tokens, hidden_size]; keys and values go through ``source``."""
-        q = rotate(split_heads(self.q_proj(x), self.head_dim), *rope)
-        k = rotate(split_heads(self.k_proj(x), self.head_dim), *rope)
+        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
+        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
         v = split_heads(self.v_proj(x), self.head_dim)
         k, v = source.stage(k, v, batch.positions, batch.kv_len)
         out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
@@ -64,12 +66,13 @@ class GatedMLP(nn.Module):
 class LlamaLayer(nn.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, attention_class: type[LlamaAttention]) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config)
+        self.self_attn = attention_class(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        bias = getattr(config, "mlp_bias", False)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias)
 
     def forward(
         self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
@@ -83,20 +86,24 @@ class LlamaLayer(nn.Module):
 class LlamaDecoder(nn.Module):
     """Embedding, layers and final norm (``model.*`` in checkpoints)."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, attention_class: type[LlamaAttention]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            LlamaLayer(config, attention_class) for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class LlamaModel(TargetModel):
     """A Llama target."""
 
+    attention_class: type[LlamaAttention] = LlamaAttention
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = LlamaDecoder(config)
+        self.model = LlamaDecoder(config, self.attention_class)
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

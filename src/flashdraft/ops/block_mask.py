@@ -17,6 +17,44 @@ TILE = 128  # FlexAttention's tile: rows and blocks are skipped by whole tiles
 
 
 @dataclass(frozen=True)
+class BlockRule:
+    """What a drafter layer's block may see: of the context, and of itself.
+
+    Trainers differ at the window's edge. Counted from the slot (z-lab, SpecForge), slot k at position ``anchor + k``
+    sees context from ``anchor + k - window + 1``; counted from the anchor (speculators), every slot sees context
+    from ``anchor - window``.
+    """
+
+    window: int | None = None  # None: the whole context
+    is_causal: bool = False  # within the block
+    from_anchor: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """All of the context and all of the block."""
+        return self.window is None and not self.is_causal
+
+    def sees_context(self, anchor: Tensor, slot: Tensor, key: Tensor) -> Tensor:
+        """Of positions before the anchor; ``slot`` counts from 0, ``key`` is a position as ``anchor`` is."""
+        if self.window is None:
+            return key < anchor
+        first = anchor - self.window if self.from_anchor else anchor + slot - self.window + 1
+        return (key < anchor) & (key >= first)
+
+    def sees_block(self, slot: Tensor, key_slot: Tensor) -> Tensor:
+        """Of the block's slots, both counted from 0."""
+        ahead = 1 if self.is_causal else self._reach()
+        seen = key_slot - slot < ahead
+        return seen & ((slot - key_slot) < self._reach())
+
+    def _reach(self) -> int:
+        return 1 << 30 if self.window is None or self.from_anchor else self.window
+
+
+PLAIN = BlockRule()
+
+
+@dataclass(frozen=True)
 class DocumentMask:
     """Causal attention within each document of a packed row."""
 
@@ -57,17 +95,18 @@ class BlockContextMask:
     anchor_doc_start: Tensor  # [num_rows, num_blocks], where the anchor's document starts
     seq_len: int
     block_size: int
+    rule: BlockRule = PLAIN
 
     def predicate(self) -> Predicate:
         """FlexAttention's ``mask_mod``: a function of (row, head, query, key) indices that broadcast."""
         anchors, doc_start = self.anchors, self.anchor_doc_start
-        seq_len, block_size = self.seq_len, self.block_size
+        seq_len, block_size, rule = self.seq_len, self.block_size, self.rule
 
         def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            block = query // block_size
-            in_context = (doc_start[row, block] <= key) & (key < anchors[row, block])
+            block, slot = query // block_size, query % block_size
+            in_context = (doc_start[row, block] <= key) & rule.sees_context(anchors[row, block], slot, key)
             in_block = (key >= seq_len) & ((key - seq_len) // block_size == block)
-            return in_context | in_block
+            return in_context | (in_block & rule.sees_block(slot, (key - seq_len) % block_size))
 
         return visible
 
@@ -89,6 +128,8 @@ class BlockContextMask:
         # Anchors ascend, and with them their documents' starts.
         touched = (tiles * TILE < anchors[:, :, -1:]) & ((tiles + 1) * TILE > starts[:, :, :1])
         full = ((tiles + 1) * TILE <= anchors[:, :, :1]) & (tiles * TILE >= starts[:, :, -1:])
+        if self.rule.window is not None:
+            full = torch.zeros_like(full)  # a window may cut any tile: the predicate decides
         own = torch.eye(num_slots // TILE, dtype=torch.bool, device=self.anchors.device)
         own = own.expand(num_rows, -1, -1)
         partial = torch.cat((touched & ~full, own), dim=-1)
@@ -124,6 +165,25 @@ class CachedMask:
         full = (tiles + 1) * TILE - 1 <= least
         touched = tiles * TILE <= greatest
         return _block_mask(touched & ~full, full, self.predicate(), self.positions.shape[1], self.kv_len)
+
+
+@dataclass(frozen=True)
+class ServedBlockMask:
+    """What one block a row, at ``positions``, sees of a cache of ``kv_len`` slots that holds context and block."""
+
+    positions: Tensor  # [num_rows, num_tokens], from the anchor on
+    kv_len: int
+    rule: BlockRule
+
+    def dense(self) -> Tensor:
+        """Bool [num_rows, num_tokens, kv_len]."""
+        anchor = self.positions[:, :1, None]
+        slot = self.positions.unsqueeze(-1) - anchor
+        key = torch.arange(self.kv_len, device=self.positions.device)
+        in_block = (key >= anchor) & (key <= self.positions[:, -1:, None])
+        return self.rule.sees_context(anchor, slot, key) | (
+            in_block & self.rule.sees_block(slot, key - anchor)
+        )
 
 
 def fast_mask(mask: DocumentMask | BlockContextMask | CachedMask, device: torch.device) -> Tensor | BlockMask:

@@ -10,6 +10,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
+class ZeroCenteredRMSNorm(nn.Module):
+    """RMSNorm whose weight is stored as its distance from 1, all of it in float32 (Qwen3-Next, Qwen3.5)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of ``x``."""
+        return rms_norm(x.float(), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """RMSNorm with its weight, as every model here uses it."""
 

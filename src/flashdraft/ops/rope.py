@@ -10,7 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 def inverse_frequencies(config: Any) -> tuple[Tensor, float]:
     """Rotation speeds of a transformers config.
 
-    Returns ``inv_freq`` ([head_dim / 2], float32, radians a position) and the factor that the rope type
+    Returns ``inv_freq`` ([rotary_dim / 2], float32, radians a position) and the factor that the rope type
     (linear, llama3, yarn, ...) puts on cos and sin. The scaled types are transformers' own functions.
     """
     parameters = config.rope_parameters
@@ -20,7 +20,8 @@ def inverse_frequencies(config: Any) -> tuple[Tensor, float]:
             inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
         return inv_freq.float(), float(factor)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device="cpu") / rotary_dim
     return 1.0 / parameters["rope_theta"] ** exponent, 1.0
 
 
@@ -31,7 +32,7 @@ class Rotary:
         self.inv_freq, self.factor = inverse_frequencies(config)
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [batch, 1, num_tokens, head_dim], for positions [batch, num_tokens]."""
+        """cos and sin, each [batch, 1, num_tokens, rotary_dim], for positions [batch, num_tokens]."""
         if self.inv_freq.device != positions.device:
             self.inv_freq = self.inv_freq.to(positions.device)
         angles = positions.unsqueeze(-1).float() * self.inv_freq
@@ -40,6 +41,8 @@ class Rotary:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE to ``x`` ([batch, heads, num_tokens, head_dim])."""
+    """Apply RoPE to ``x`` [batch, heads, num_tokens, head_dim], or to as much of each head as cos is wide."""
+    if (rotary_dim := cos.shape[-1]) < x.shape[-1]:
+        return torch.cat((rotate(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]), dim=-1)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

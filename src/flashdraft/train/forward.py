@@ -46,9 +46,16 @@ def block_hidden(
     in_document = (blocks.anchors - blocks.doc_start).unsqueeze(-1)
     positions = (in_document + torch.arange(block_size, device=slots.device)).flatten(1)
     seq_len = rows.token_ids.shape[1]
-    mask = fast_mask(BlockContextMask(blocks.anchors, blocks.doc_start, seq_len, block_size), target.device)
+    rules = drafter.config.rules()
+    made = {
+        rule: fast_mask(
+            BlockContextMask(blocks.anchors, blocks.doc_start, seq_len, block_size, rule), target.device
+        )
+        for rule in set(rules)
+    }
+    masks = [made[rule] for rule in rules]
     sources = [ContextKV(k, v) for k, v in drafter.context(features, _positions(rows))]
-    hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, 0, sources, mask)
+    hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, 0, sources, masks)
     return hidden.view(num_rows, num_blocks, block_size, -1)
 
 

@@ -16,7 +16,7 @@ from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers
 from flashdraft.data.prompts import group_of, read_prompts
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids, one_dimensional
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.trainer import Trainer
@@ -131,7 +131,7 @@ def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFl
         num_target_layers=theirs.num_hidden_layers,
         max_position_embeddings=theirs.max_position_embeddings,
         rms_norm_eps=theirs.rms_norm_eps,
-        rope_parameters=dict(theirs.rope_parameters),
+        rope_parameters=one_dimensional(theirs.rope_parameters),
     )
     drafter = DFlashModel(shape)
     drafter.init_weights(torch.Generator().manual_seed(config.seed))

@@ -1,0 +1,41 @@
+"""A drafter's folder in another format: the config is told anew, the weights are copied as they are."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashdraft.checkpoint.hf_config import read_json
+from flashdraft.checkpoint.hub import locate
+from flashdraft.checkpoint.safetensors import INDEX, weight_files
+from flashdraft.checkpoint.speculators import from_zlab
+from flashdraft.checkpoint.zlab import read_drafter
+from flashdraft.errors import UsageError
+
+FORMATS = ("z-lab", "speculators")
+
+
+def convert_drafter(source: str | Path, to: str, out: Path, target_config: Any = None) -> None:
+    """Write the drafter ``source`` (folder or hub name, any format that is read) to the new folder ``out``.
+
+    Raises UsageError for an unknown format and for a folder that is not empty, CheckpointError for a drafter
+    that cannot be read or that the format cannot say.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"the format is {to!r}; expected {' or '.join(FORMATS)}")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty; expected a new folder: give another or remove it")
+    folder = locate(source)
+    # Loading is the check: every name and shape against the config.
+    drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"))
+    config = drafter.config.to_dict()
+    config = config if to == "z-lab" else from_zlab(config)
+    raw = read_json(folder / "config.json")
+    kept = {name: raw[name] for name in ("dtype", "torch_dtype", "transformers_version") if name in raw}
+    out.mkdir(parents=True, exist_ok=True)
+    files = weight_files(folder)
+    for file in [*files, folder / INDEX] if len(files) > 1 else files:
+        shutil.copyfile(file, out / file.name)
+    (out / "config.json").write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")

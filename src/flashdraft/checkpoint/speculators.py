@@ -1,0 +1,108 @@
+"""The config of a speculators checkpoint told in z-lab's fields, and back. The tensors have the same names.
+
+What differs (speculators 0.9, models/dflash): ``aux_hidden_state_layer_ids`` count the embedding as 0 and are one
+higher, the layer's shape stands in ``transformer_layer_config``, full layers are never causal, and its trainer counts
+a sliding window from the anchor. ``num_target_layers`` and ``window_from_anchor`` are fields of ours that its readers
+pass over; without them a file means what its trainer did.
+"""
+
+from typing import Any
+
+from flashdraft.errors import CheckpointError
+
+MARK = "speculators_model_type"
+_OF_A_LAYER = (
+    "attention_bias",
+    "attention_dropout",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_cache",
+    "use_sliding_window",
+    "vocab_size",
+)
+
+
+def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any]:
+    """A speculators ``config.json`` in z-lab's fields; ``num_target_layers`` where the file does not know.
+
+    Raises CheckpointError for other algorithms and for a reduced vocabulary.
+    """
+    layer = raw.get("transformer_layer_config") or {}
+    if raw.get(MARK) != "dflash" or not layer:
+        raise CheckpointError(
+            f"the drafter is a speculators {raw.get(MARK)!r}; expected 'dflash' with a transformer_layer_config"
+        )
+    vocab_size = layer.get("vocab_size")
+    if raw.get("draft_vocab_size", vocab_size) != vocab_size:
+        raise CheckpointError(
+            f"the drafter has a reduced vocabulary of {raw['draft_vocab_size']} tokens; expected all {vocab_size}:"
+            " train it with the full vocabulary"
+        )
+    if raw.get("target_hidden_size") not in (None, layer.get("hidden_size")):
+        raise CheckpointError(
+            f"the drafter's target_hidden_size is {raw['target_hidden_size']}; expected its own hidden_size"
+            f" {layer.get('hidden_size')}"
+        )
+    ids = [layer_id - 1 for layer_id in raw.get("aux_hidden_state_layer_ids") or ()]
+    num_layers = raw.get("num_target_layers") or num_target_layers or max(ids, default=-1) + 1
+    inner = {"mask_token_id": raw.get("mask_token_id"), "target_layer_ids": ids}
+    if raw.get("sample_from_anchor"):
+        inner["sample_from_anchor"] = True
+    slides = "sliding_attention" in (layer.get("layer_types") or ())
+    if slides and raw.get("window_from_anchor", True):
+        inner["window_from_anchor"] = True
+    zlab = {**layer, "block_size": raw.get("block_size", 8), "num_target_layers": num_layers}
+    zlab |= {"architectures": ["DFlashDraftModel"], "dflash_config": inner}
+    if slides and raw.get("sliding_window_non_causal"):
+        zlab["is_causal"] = False
+    return zlab
+
+
+def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
+    """z-lab's ``config.json``, as :meth:`DFlashConfig.to_dict` writes it, in speculators' fields.
+
+    Raises CheckpointError for full layers that are causal within the block: speculators has none.
+    """
+    inner = config["dflash_config"]
+    if config.get("is_causal") and "full_attention" in config["layer_types"]:
+        raise CheckpointError(
+            "the drafter's full layers are causal (is_causal true); expected a drafter whose full layers see the whole"
+            " block, as every one of speculators: stay with z-lab's format"
+        )
+    slides = "sliding_attention" in config["layer_types"]
+    layer = {name: config[name] for name in _OF_A_LAYER if name in config}
+    block_size, mask_token_id = config["block_size"], inner["mask_token_id"]
+    proposal = {"proposal_type": "greedy", "speculative_tokens": block_size - 1}
+    return {
+        "architectures": ["DFlashSpeculator"],
+        MARK: "dflash",
+        "aux_hidden_state_layer_ids": [layer_id + 1 for layer_id in inner["target_layer_ids"]],
+        "block_size": block_size,
+        "draft_vocab_size": config["vocab_size"],
+        "mask_token_id": mask_token_id,
+        "num_target_layers": config["num_target_layers"],
+        "sample_from_anchor": False,
+        "sliding_window_non_causal": slides and config.get("is_causal") is False,
+        "speculators_config": {
+            "algorithm": "dflash",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [proposal],
+            "verifier": {"name_or_path": None, "architectures": []},
+        },
+        "target_hidden_size": config["hidden_size"],
+        "transformer_layer_config": layer,
+        "window_from_anchor": bool(inner.get("window_from_anchor")),
+    }

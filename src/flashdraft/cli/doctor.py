@@ -1,0 +1,38 @@
+"""``flashdraft doctor``: why a drafter is slow, one verdict first."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption
+
+
+def doctor(
+    draft: Annotated[str, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")],
+    target: Annotated[str, typer.Option("--target", help="Target, as --model elsewhere.")] = "embedded",
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="JSON lines of prompts.  [default: four of our own]")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="The first prompts of the file.")] = 8,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest answer.")] = 128,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Examine a pair: format, shapes, vocabulary, then layer ids, labels, mask, RoPE, window and block size.
+
+    \b
+    Examples:
+      flashdraft doctor --draft embedded
+      flashdraft doctor --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --device cuda --dtype bfloat16
+    """
+    from flashdraft.data.prompts import read_prompts
+    from flashdraft.doctor.examine import PROMPTS, examine
+
+    texts = (
+        [prompt.messages[0]["content"] for prompt in read_prompts(prompts)[:limit]] if prompts else PROMPTS
+    )
+    found = examine(target, draft, texts, max_tokens, dtype, device)
+    typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())

@@ -1,0 +1,96 @@
+"""A drafter as its config says it, and with one thing read otherwise: what accepts most tells what is wrong.
+
+Every trial shares the drafter's weights and the target's own answers, so a trial costs one training forward.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashdraft.data.loader import PackedRows
+from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.train.simulate import simulate
+
+BLOCKS_PER_FORWARD = 128
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to read a drafter, and what it accepts."""
+
+    name: str
+    fault: str  # what is wrong with the drafter where this way accepts more; empty for the drafter as it is
+    config: DFlashConfig
+    shifts_labels: bool = False
+    acceptance_length: float = 0.0
+    accepted_by_position: tuple[float, ...] = ()  # share of rounds that accept draft token i
+
+
+class _ShiftedModel(DFlashModel):
+    """The network read as if slot k predicted the token after its own position."""
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        """Each slot gets its left neighbour's output; a block's first is not used."""
+        return super().forward(*arguments, **named).roll(1, dims=1)
+
+
+def trials_of(config: DFlashConfig, target_config: Any, mask_token_ids: Sequence[int]) -> Iterator[Trial]:
+    """The drafter as it is, then each other reading that its config allows.
+
+    ``mask_token_ids`` are other tokens that may stand for MASK.
+    """
+    yield Trial("as it is", "", config)
+    for offset in (-1, 1):
+        ids = tuple(layer + offset for layer in config.target_layer_ids)
+        if min(ids) >= 0 and max(ids) < config.num_target_layers:
+            fault = f"target_layer_ids are off by {-offset:+d}; set them to {list(ids)}"
+            yield Trial(f"layer ids {offset:+d}", fault, replace(config, target_layer_ids=ids))
+    turned = config.target_layer_ids[::-1]
+    if turned != config.target_layer_ids:
+        fault = f"the features are in the wrong order; set target_layer_ids to {list(turned)}"
+        yield Trial("features reversed", fault, replace(config, target_layer_ids=turned))
+    fault = "slot k predicts the token after its position (shift_label); train it to fill in its own, or convert it"
+    yield Trial("labels shifted", fault, config, shifts_labels=True)
+    for token_id in mask_token_ids:
+        fault = f"mask_token_id is {config.mask_token_id}; set it to {token_id}"
+        yield Trial(f"mask {token_id}", fault, replace(config, mask_token_id=token_id))
+    theta, theirs = config.rope_parameters.get("rope_theta"), target_config.rope_parameters.get("rope_theta")
+    if theta != theirs:
+        fault = f"rope_theta is {theta}; set it to the target's {theirs}"
+        rope = {**config.rope_parameters, "rope_theta": theirs}
+        yield Trial(f"rope_theta {theirs}", fault, replace(config, rope_parameters=rope))
+    yield from _rule_trials(config)
+    if config.block_size >= 4:
+        half = config.block_size // 2
+        fault = f"block_size is {config.block_size}, larger than it was trained for; set it to {half}"
+        yield Trial(f"block size {half}", fault, replace(config, block_size=half))
+
+
+def _rule_trials(config: DFlashConfig) -> Iterator[Trial]:
+    if config.layer_types is None:
+        return
+    other = not config.window_from_anchor
+    where = "the anchor" if other else "the slot"
+    fault = f"the sliding window counts from {where}; set window_from_anchor to {str(other).lower()}"
+    yield Trial(f"window from {where}", fault, replace(config, window_from_anchor=other))
+    is_causal = False if config.is_causal is None else None
+    fault = f"causality in the block is wrong; set is_causal to {'false' if is_causal is False else 'null'}"
+    yield Trial(f"is_causal {is_causal}", fault, replace(config, is_causal=is_causal))
+
+
+def measure(target: TargetModel, drafter: DFlashModel, rows: PackedRows, trial: Trial) -> Trial:
+    """``trial`` with what it accepts on the answers in ``rows``."""
+    with torch.device("meta"):
+        model = (_ShiftedModel if trial.shifts_labels else DFlashModel)(trial.config)
+    model.load_state_dict(drafter.state_dict(), assign=True)
+    block_size = trial.config.block_size
+    walked = simulate(target, model.eval(), rows, block_size, 1, BLOCKS_PER_FORWARD)
+    num_rounds = max(len(walked.num_accepted), 1)
+    by_position = tuple(
+        sum(accepted > i for accepted in walked.num_accepted) / num_rounds for i in range(block_size - 1)
+    )
+    return replace(trial, acceptance_length=walked.acceptance_length, accepted_by_position=by_position)

@@ -1,0 +1,218 @@
+"""Every drafter format in and out, and the traps between them: each has bitten users of some engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dflash import DFlashDraftModel
+from safetensors.torch import load_file
+
+from command_line import run_command
+from flashdraft.checkpoint.convert import convert_drafter
+from flashdraft.checkpoint.load import load_drafter, load_target, save_drafter
+from flashdraft.data.loader import PackedRows
+from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.generate import generate
+from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.train.anchors import blocks_at
+from flashdraft.train.forward import block_hidden, target_features
+from toys import toy_dflash, toy_target
+
+MIXED = ("sliding_attention", "sliding_attention", "full_attention")
+
+
+def mixed(target, **changes):
+    values = {"num_hidden_layers": 3, "layer_types": MIXED, "sliding_window": 12, **changes}
+    return toy_dflash(target, **values)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return toy_target()
+
+
+@torch.inference_mode()
+def served(drafter: DFlashModel, features: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """A block's hidden states behind a context, as :class:`DFlashState` runs them."""
+    context, end = features.shape[1], features.shape[1] + block.shape[1]
+    cache = drafter.new_cache(1, end)
+    positions = torch.arange(context)[None]
+    for layer, (k, v) in zip(cache.layers, drafter.context(features, positions), strict=True):
+        layer.stage(k, v, positions, context)
+    cache.commit(context)
+    return drafter(block, torch.arange(context, end)[None], end, cache.layers)
+
+
+def inputs(target, context: int, block_size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(context)
+    features = torch.randn(1, context, 2 * target.config.hidden_size, generator=generator)
+    return features, torch.randn(1, block_size, target.config.hidden_size, generator=generator)
+
+
+def loaded_config(folder, change) -> DFlashConfig:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return load_drafter(folder, dtype="float32").config
+
+
+@pytest.mark.parametrize("is_causal", [None, False, True])
+@pytest.mark.parametrize("context", [1, 4, 11, 12, 13, 40])
+def test_layers_see_what_z_labs_do(target, tmp_path, context, is_causal):
+    """Their class on the same files, at contexts below, at and above the window."""
+    drafter = mixed(target, is_causal=is_causal)
+    save_drafter(drafter, tmp_path)
+    theirs = DFlashDraftModel.from_pretrained(tmp_path, dtype=torch.float32)
+    features, block = inputs(target, context)
+    with torch.inference_mode():
+        expected = theirs(torch.arange(context + 8)[None], noise_embedding=block, target_hidden=features)
+    assert (served(load_drafter(tmp_path, dtype="float32"), features, block) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("from_anchor", [False, True])
+@pytest.mark.parametrize("is_causal", [None, False])
+def test_training_sees_what_serving_does(target, from_anchor, is_causal):
+    drafter = mixed(target, window_from_anchor=from_anchor, is_causal=is_causal)
+    ids = torch.randint(0, 90, (1, 64), generator=torch.Generator().manual_seed(1))
+    rows = PackedRows(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+    features = target_features(target, rows, drafter.config.target_layer_ids)
+    anchors = torch.tensor([[1, 11, 12, 13, 40]])
+    blocks = blocks_at(rows, anchors, torch.ones_like(anchors, dtype=torch.bool), 8)
+    with torch.inference_mode():
+        trained = block_hidden(target, drafter, rows, features, blocks)[0]
+        for i, anchor in enumerate(anchors[0].tolist()):
+            slots = torch.tensor([[int(ids[0, anchor])] + [drafter.config.mask_token_id] * 7])
+            one = served(drafter, features[:, :anchor], target.embed(slots))
+            assert (one[0] - trained[i]).abs().max() < 1e-4, anchor
+
+
+def test_trap_window_edge(target):
+    """Trainers differ by a token at slot 0 and more later: only contexts past the window tell."""
+    slot, anchor = mixed(target), mixed(target, window_from_anchor=True)
+    for context, differs in ((4, False), (12, True), (30, True)):
+        features, block = inputs(target, context)
+        difference = (served(slot, features, block) - served(anchor, features, block)).abs().max()
+        assert (difference > 1e-3) == differs, context
+
+
+@pytest.mark.parametrize("from_anchor", [False, True])
+def test_masks_by_brute_force(target, from_anchor):
+    drafter = mixed(target, window_from_anchor=from_anchor)
+    for start in (3, 11, 12, 13, 30):
+        masks = drafter.served_masks(torch.arange(start, start + 8)[None], start + 8)
+        assert masks[2] is None
+        for slot in range(8):
+            first = start - 12 if from_anchor else start + slot - 11
+            seen = [key for key in range(start) if key >= first] + list(range(start, start + slot + 1))
+            if not from_anchor:
+                seen = [key for key in seen if key >= first]
+            assert masks[0][0, slot].nonzero().flatten().tolist() == seen
+
+
+def test_trap_layer_ids(target, tmp_path):
+    """speculators counts the embedding as layer 0."""
+    save_drafter(mixed(target), tmp_path / "z")
+    convert_drafter(tmp_path / "z", "speculators", tmp_path / "s")
+    raw = json.loads((tmp_path / "s" / "config.json").read_text())
+    ids = load_drafter(tmp_path / "z").config.target_layer_ids
+    assert raw["aux_hidden_state_layer_ids"] == [layer + 1 for layer in ids]
+    assert load_drafter(tmp_path / "s", target).config.target_layer_ids == ids
+
+
+def test_trap_block_size_in_both_places(target, tmp_path):
+    save_drafter(toy_dflash(target, block_size=4), tmp_path)
+    assert loaded_config(tmp_path, bool).block_size == 4
+    moved = loaded_config(tmp_path, lambda c: c["dflash_config"].update(block_size=c.pop("block_size")))
+    assert moved.block_size == 4
+
+
+def test_trap_causality(target, tmp_path):
+    """is_causal goes before dflash_config.causal, and that before the layer's type."""
+    save_drafter(mixed(target), tmp_path)
+
+    def causal(change):
+        return [rule.is_causal for rule in loaded_config(tmp_path, change).rules()]
+
+    assert causal(bool) == [True, True, False]
+    assert causal(lambda c: c["dflash_config"].update(causal=False)) == [False] * 3
+    assert causal(lambda c: c.update(is_causal=True)) == [True] * 3
+
+
+def test_trap_mrope(target, tmp_path):
+    """A drafter config copied from a target with images: the drafter rotates whole heads by plain positions."""
+    save_drafter(toy_dflash(target), tmp_path)
+    scaling = {"rope_type": "default", "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
+    config = loaded_config(tmp_path, lambda c: c.update(rope_scaling=scaling))
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"draft_vocab_size": 32}, r"reduced vocabulary of 32 tokens; expected all 97"),
+        ({"speculators_model_type": "eagle3"}, r"speculators 'eagle3'; expected 'dflash'"),
+        ({"target_hidden_size": 64}, r"target_hidden_size is 64; expected its own hidden_size 48"),
+        ({"sample_from_anchor": True}, r"asks for sample_from_anchor True"),
+        ({"aux_hidden_state_layer_ids": [0, 3]}, r"target_layer_ids \[-1, 2\]"),
+    ],
+)
+def test_speculators_that_do_not_fit(target, tmp_path, change, pattern):
+    save_drafter(toy_dflash(target), tmp_path / "z")
+    convert_drafter(tmp_path / "z", "speculators", tmp_path / "s")
+    with pytest.raises(CheckpointError, match=pattern):
+        loaded_config(tmp_path / "s", lambda c: c.update(change))
+    with pytest.raises(CheckpointError, match="holds a drafter; expected a target"):
+        load_target(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"is_causal": False}, {"window_from_anchor": True}, {"layer_types": None, "sliding_window": None}],
+)
+def test_there_and_back_is_bit_equal(target, tmp_path, changes):
+    drafter = mixed(target, **changes)
+    save_drafter(drafter, tmp_path / "z")
+    convert_drafter(tmp_path / "z", "speculators", tmp_path / "s")
+    convert_drafter(tmp_path / "s", "z-lab", tmp_path / "back")
+    for name in ("config.json", "model.safetensors"):
+        first, last = ((tmp_path / folder / name).read_bytes() for folder in ("z", "back"))
+        assert first == last, name
+    first = load_file(tmp_path / "s" / "model.safetensors")
+    assert all(torch.equal(tensor, drafter.state_dict()[name]) for name, tensor in first.items())
+
+
+@torch.inference_mode()
+def test_formats_draft_the_same_tokens(target, tmp_path):
+    save_drafter(mixed(target, window_from_anchor=True), tmp_path / "z")
+    convert_drafter(tmp_path / "z", "speculators", tmp_path / "s")
+    ours = ("num_target_layers", "window_from_anchor")
+    # What speculators itself writes: without our two fields its own rules hold.
+    loaded_config(tmp_path / "s", lambda c: [c.pop(name) for name in ours])
+    params = SamplingParams(max_tokens=40, temperature=0)
+    drafts: list[list[list[int]]] = []
+    for folder in ("z", "s"):
+        drafter = DFlashDrafter(load_drafter(tmp_path / folder, target, dtype="float32"), target)
+        state = drafter.begin(64)
+        state.observe(list(range(20)), inputs(target, 20)[0])
+        drafts.append([state.propose(anchor, 7) for anchor in range(10)])
+        plain = generate(target, None, [1, 2, 3], params)
+        assert generate(target, drafter, [1, 2, 3], params).token_ids == plain.token_ids
+    assert drafts[0] == drafts[1]
+
+
+def test_command(target, tmp_path, capsys):
+    save_drafter(toy_dflash(target), tmp_path / "z")
+    argv = ("convert", "--draft", str(tmp_path / "z"), "--to", "speculators", "--out", str(tmp_path / "s"))
+    assert run_command(argv, capsys).exit_code == 0
+    assert load_drafter(tmp_path / "s", target).config == toy_dflash(target).config
+    again = run_command(argv, capsys)
+    assert (again.exit_code, "is not empty" in again.stderr) == (2, True)
+    with pytest.raises(UsageError, match="expected z-lab or speculators"):
+        convert_drafter(tmp_path / "z", "gguf", Path(tmp_path / "g"))
+    full = mixed(target, is_causal=True)
+    save_drafter(full, tmp_path / "causal")
+    with pytest.raises(CheckpointError, match="full layers are causal"):
+        convert_drafter(tmp_path / "causal", "speculators", tmp_path / "c")
