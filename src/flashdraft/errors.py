@@ -22,3 +22,7 @@ class IncompatibleDrafterError(CheckpointError):
 
 class DataError(FlashdraftError):
     """A prompts file, an on-policy dataset or a training run folder that cannot be read or resumed."""
+
+
+class EngineError(FlashdraftError):
+    """The engine failed or was stopped before an answer was finished. Not the caller's mistake."""
