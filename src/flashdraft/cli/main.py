@@ -11,11 +11,12 @@ from flashdraft.cli.bench import bench
 from flashdraft.cli.chat import chat
 from flashdraft.cli.demo import demo
 from flashdraft.cli.generate import generate
+from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
 from flashdraft.errors import FlashdraftError, UsageError
 
 # In the order of the help text. A command's name, help and options are those of its function.
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, generate, chat, train, bench)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, generate, chat, serve, train, bench)
 
 app = typer.Typer(
     name="flashdraft",

@@ -13,7 +13,9 @@ from flashdraft.errors import FlashdraftError
 from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
 from flashdraft.server.gate import Gate
 from flashdraft.server.openai_api import chat_completions, completions
+from flashdraft.server.responses_api import responses
 from flashdraft.server.service import Service
+from flashdraft.server.sglang_api import flush_cache, generate
 from flashdraft.server.side_api import detokenize, health, metrics, models, tokenize
 
 ROUTES = [
@@ -24,6 +26,9 @@ ROUTES = [
     Route("/v1/models/{name:path}", models),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
+    Route("/generate", generate, methods=["POST"]),
+    Route("/flush_cache", flush_cache, methods=["GET", "POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
 ]

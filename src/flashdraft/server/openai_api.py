@@ -116,7 +116,7 @@ class _Form:
 
     def _choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
         asked = self.asked
-        if not (delta.text or delta.finish_reason or asked.token_origins):
+        if not (is_first or delta.text or delta.finish_reason or asked.token_origins):
             return None
         said = self.delta(delta.text, is_first)
         choice = {"index": delta.index, **said, "finish_reason": delta.finish_reason, "logprobs": None}
