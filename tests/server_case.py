@@ -43,7 +43,7 @@ def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterat
     """A server of ``llm`` until the end of the block."""
     settings = ServerConfig(**({"model_names": (MODEL,)} | config))
     context_len = llm.target.config.max_position_embeddings
-    service = Service(engine or OneStreamEngine(llm), llm.tokenizer, context_len, settings)
+    service = Service(engine or OneStreamEngine(llm), llm.tokenizer, context_len, llm.block_size, settings)
     server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

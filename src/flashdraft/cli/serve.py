@@ -165,5 +165,6 @@ def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculati
     llm = open_llm(said["model"], speculation.draft, said["dtype"], said["device"], speculation.block_size)
     context_len = llm.target.config.max_position_embeddings
     defaults = generation_defaults(said["model"])
-    service = Service(OneStreamEngine(llm), llm.tokenizer, context_len, config, defaults)
+    engine = OneStreamEngine(llm)
+    service = Service(engine, llm.tokenizer, context_len, llm.block_size, config, defaults)
     run_server(build_app(service), said["host"], said["port"], said["drain_s"])

@@ -16,9 +16,10 @@ from flashdraft.server.openai_api import chat_completions, completions
 from flashdraft.server.responses_api import responses
 from flashdraft.server.service import Service
 from flashdraft.server.sglang_api import flush_cache, generate
-from flashdraft.server.side_api import detokenize, health, metrics, models, tokenize
+from flashdraft.server.side_api import detokenize, health, metrics, models, playground, tokenize
 
 ROUTES = [
+    Route("/", playground),
     Route("/health", health),
     Route("/ready", health),
     Route("/metrics", metrics),

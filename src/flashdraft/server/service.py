@@ -57,17 +57,23 @@ class Delta:
 
 
 class Service:
-    """What the handlers share. ``defaults``: the sampling settings that the model's makers ship."""
+    """What the handlers share.
+
+    ``context_len``: tokens of prompt and answer together; ``block_size``: the engine's own,
+    where a request asks for none; ``defaults``: the sampling settings that the model's makers ship.
+    """
 
     def __init__(
         self,
         engine: EngineDoor,
         tokenizer: Any,
         context_len: int,
+        block_size: int,
         config: ServerConfig,
         defaults: dict[str, Any] | None = None,
     ) -> None:
-        self.engine, self.tokenizer, self.context_len = engine, tokenizer, context_len
+        self.engine, self.tokenizer = engine, tokenizer
+        self.context_len, self.block_size = context_len, block_size
         self.config, self.defaults = config, defaults or {}
         self.metrics = ServerMetrics(config.model_names[0])
         self.num_unfinished = 0

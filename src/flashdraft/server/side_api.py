@@ -1,10 +1,11 @@
-"""The small endpoints: which model, is it alive, tokens from text and back, metrics."""
+"""The small endpoints: the page, which model, is it alive, tokens from text and back, metrics."""
 
+from importlib.resources import files
 from time import time
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.handlers import check_model, service_of
@@ -13,6 +14,16 @@ from flashdraft.server.prompts import encode_chat, encode_text
 from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
 
 _STARTED = int(time())
+
+# The page is one file and asks for nothing elsewhere.
+_INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_PAGE_POLICY = f"default-src 'none'; {_INLINE}; connect-src 'self'; img-src data:"
+
+
+async def playground(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
+    """``GET /``: the page."""
+    page = files("flashdraft.server").joinpath("playground/index.html").read_text(encoding="utf-8")
+    return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
 
 
 async def models(request: Request) -> Response:
@@ -25,6 +36,7 @@ async def models(request: Request) -> Response:
             "created": _STARTED,
             "owned_by": "flashdraft",
             "max_model_len": service.context_len,
+            "block_size": service.block_size,
         }
         for name in service.config.model_names
     ]
