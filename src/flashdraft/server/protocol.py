@@ -33,6 +33,10 @@ class SamplingFields(_Fields):
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: TokenIds | None = None
     n: Annotated[int, Field(ge=1, le=4096)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
 
     @property
     def stop_texts(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The one list of what OpenAI, vLLM and SGLang clients may ask for and this server cannot do: refused, by name.
 
-A field that is here and in SamplingParams is supported as soon as the engine's SamplingParams has it.
+A field that both the requests (``SamplingFields``) and the engine's ``SamplingParams`` have is supported; so one that
+is declared there already opens by itself on the day that the engine can do it.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.api_errors import ApiError
+from flashdraft.server.protocol import SamplingFields
 
 # field -> values that ask for nothing; None and a field that is left out never do.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -70,7 +72,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 def refuse_unsupported(fields_asked: Mapping[str, Any], prefix: str = "") -> None:
     """Raise ApiError 400 that names the first field that asks for something this server cannot do."""
-    there = {one.name for one in fields(SamplingParams)}
+    there = {one.name for one in fields(SamplingParams)} & set(SamplingFields.model_fields)
     for name, neutral in _NEUTRAL.items():
         value = fields_asked.get(name)
         if value is None or name in there or any(_same(value, one) for one in neutral):
