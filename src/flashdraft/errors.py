@@ -25,4 +25,4 @@ class DataError(FlashdraftError):
 
 
 class EngineError(FlashdraftError):
-    """The engine failed or was stopped while the request ran; not the request's mistake."""
+    """The engine failed or was stopped before an answer was finished. Not the caller's mistake."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: JSON in, typed requests, an engine behind one door, chunks out."""

@@ -1,0 +1,70 @@
+"""What a client is told when something is wrong: OpenAI's error shape, and 400 for every invalid request."""
+
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from flashdraft.errors import EngineError, FlashdraftError
+
+Json = dict[str, Any]
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An answer other than 200. ``param`` names the field of the request that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.retry_after_s = status, param, code, retry_after_s
+
+    def body(self) -> Json:
+        """{"error": {message, type, param, code}}."""
+        usual = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = _TYPES.get(self.status, usual)
+        message = str(self).encode(errors="replace").decode()  # it may quote half a surrogate pair
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The whole answer."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of ``error``. Of an error that nobody foresaw it learns nothing but that."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        return ApiError(400, f"{where}: {first['msg']}", where)
+    if isinstance(error, EngineError):
+        return ApiError(503, str(error), code="engine_failed")
+    if isinstance(error, FlashdraftError):
+        return ApiError(400, str(error))
+    return ApiError(500, "the server failed at this request; its log says more")
+
+
+async def answer_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """Starlette's exception handler."""
+    return as_api_error(error).response()
+
+
+async def answer_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the same shape."""
+    status = int(getattr(error, "status_code", 500))
+    return ApiError(
+        status, f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"
+    ).response()

@@ -1,0 +1,62 @@
+"""The application: which path is answered by whom. It begins and ends with its engine."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from flashdraft.errors import FlashdraftError
+from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
+from flashdraft.server.gate import Gate
+from flashdraft.server.openai_api import chat_completions, completions
+from flashdraft.server.responses_api import responses
+from flashdraft.server.service import Service
+from flashdraft.server.sglang_api import flush_cache, generate
+from flashdraft.server.side_api import detokenize, health, metrics, models, playground, tokenize
+
+ROUTES = [
+    Route("/", playground),
+    Route("/health", health),
+    Route("/ready", health),
+    Route("/metrics", metrics),
+    Route("/v1/models", models),
+    Route("/v1/models/{name:path}", models),
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
+    Route("/generate", generate, methods=["POST"]),
+    Route("/flush_cache", flush_cache, methods=["GET", "POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+]
+
+
+def build_app(service: Service) -> Starlette:
+    """The ASGI application of ``service``, whose engine runs from its startup to its shutdown."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        app.state.service = service
+        await service.engine.start()
+        try:
+            yield
+        finally:
+            await service.engine.stop()
+
+    handlers = {
+        HTTPException: answer_http_error,
+        ApiError: answer_error,
+        FlashdraftError: answer_error,
+        ValidationError: answer_error,
+        Exception: answer_error,
+    }
+    return Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(Gate, service.config)],
+        exception_handlers=handlers,
+        lifespan=lifespan,
+    )

@@ -1,0 +1,35 @@
+"""What a server is told at its start, beside the model: names, limits and keys."""
+
+from dataclasses import dataclass, field
+
+from flashdraft.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Limits and names of a server. Raises UsageError for a value out of range."""
+
+    model_names: tuple[str, ...] = ("embedded",)  # the first is what answers say
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: everybody is served
+    max_queue: int = 128  # requests that may wait while others run; more get 429
+    max_running_requests: int = 1
+    max_body_bytes: int = 4 << 20
+    max_n: int = 16  # answers of one request, over all its prompts
+    max_answer_tokens: int | None = None  # None: what the context leaves
+    retry_after_s: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_running_requests", "max_body_bytes", "max_n", "retry_after_s"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.max_queue < 0:
+            raise UsageError(f"max_queue is {self.max_queue}; expected 0 or more")
+        if self.max_answer_tokens is not None and self.max_answer_tokens < 1:
+            raise UsageError(f"max_answer_tokens is {self.max_answer_tokens}; expected 1 or more")
+        if not all(self.api_keys) or not all(self.model_names):
+            raise UsageError("an API key or a model name is empty; expected some text")
+
+    @property
+    def capacity(self) -> int:
+        """Answers that may be unfinished at one time."""
+        return self.max_running_requests + self.max_queue

@@ -1,0 +1,68 @@
+"""What the server asks of an engine: answers as async iterators, a health and two counts. Nothing of tensors."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.metrics import RequestMetrics
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step brought to one request."""
+
+    request_id: str
+    token_ids: list[int]
+    num_drafted: int = 0
+    num_accepted: int = 0  # of token_ids, the first this many were drafted
+    finished: bool = False
+    finish_reason: str | None = None  # "stop" or "length"
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)  # the request's own, as it stands
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """How busy the engine is."""
+
+    num_waiting: int
+    num_running: int
+
+
+class EngineDoor(Protocol):
+    """An engine as the server sees it."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can answer; False before the start, after the stop and after a failure."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """How busy it is."""
+        ...
+
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: int | None) -> None:
+        """Raise UsageError for what cannot be served; no work, no state."""
+        ...
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        block_size: int | None = None,
+    ) -> AsyncGenerator[StepOutput, None]:
+        """Answer one prompt; closing the iterator aborts. Raises UsageError, or EngineError when it died."""
+        ...
+
+    def flush_cache(self) -> bool:
+        """Forget what is kept between requests; False when that cannot be done now."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        ...
+
+    async def stop(self) -> None:
+        """End; what is unfinished gets an EngineError."""
+        ...

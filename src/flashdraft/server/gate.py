@@ -1,0 +1,62 @@
+"""Who may come in and with how much: API keys and the body's size. Wraps the whole application."""
+
+from hashlib import sha256
+from hmac import compare_digest
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flashdraft.server.api_errors import ApiError
+from flashdraft.server.config import ServerConfig
+
+OPEN_PATHS = {"/", "/health", "/ready"}  # without a key: the page (which asks for one) and the probes
+
+
+class Gate:
+    """ASGI middleware. Keys are compared as digests in constant time, and never kept or written in clear."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app = app
+        self._max_body_bytes = config.max_body_bytes
+        self._digests = [sha256(key.encode()).digest() for key in config.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass or answer it here."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                self._check_key(headers.get("authorization", ""))
+            self._check_size(int(headers.get("content-length", "0")))
+            await self._app(scope, self._counted(receive), send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+
+    def _check_key(self, authorization: str) -> None:
+        scheme, _, key = authorization.partition(" ")
+        given = sha256(key.strip().encode()).digest()
+        matches = [compare_digest(given, digest) for digest in self._digests]  # all of them, always
+        if self._digests and not (any(matches) and scheme.lower() == "bearer"):
+            raise ApiError(
+                401,
+                "the API key is missing or wrong; send Authorization: Bearer KEY",
+                None,
+                "invalid_api_key",
+            )
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self._max_body_bytes:
+            raise ApiError(413, f"the body is larger than {self._max_body_bytes} bytes: shorten the request")
+
+    def _counted(self, receive: Receive) -> Receive:
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            self._check_size(num_bytes)  # a body sent in chunks says no length
+            return message
+
+        return counted

@@ -1,0 +1,91 @@
+"""Between HTTP and the handlers: JSON bodies in, event streams out, and work that ends when the client is gone."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from flashdraft.server.api_errors import ApiError, Json, as_api_error
+
+T = TypeVar("T")
+Release = Callable[[], None]
+
+
+async def read_json(request: Request) -> Json:
+    """The body as a JSON object. Raises ApiError 400 for anything else."""
+    try:
+        body: Any = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body is a {type(body).__name__}; expected a JSON object")
+    return body
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client leaves. Raises ClientGoneError then."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(data: Json, name: str | None = None) -> str:
+    """One server-sent event."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Sends ``events`` as they come, and closes them when the client leaves. An error is the last event."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[str, None], release: Release) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events, self._release = events, release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Run the response."""
+        try:
+            await until_disconnect(receive, self._send_all(send))
+        except ClientGoneError:
+            pass
+        finally:
+            self._release()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self._events) as events:
+            try:
+                async for one in events:
+                    await send({"type": "http.response.body", "body": one.encode(), "more_body": True})
+            except Exception as error:
+                last = event(as_api_error(error).body()) + DONE
+                await send({"type": "http.response.body", "body": last.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

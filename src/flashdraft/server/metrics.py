@@ -1,0 +1,87 @@
+"""What Prometheus sees: vLLM's metrics by their names, with the prefix ``flashdraft:``."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from flashdraft.server.engine_door import EngineStats, StepOutput
+
+_TTFT_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20, 40, 80, 160)
+_TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+_E2E_S = (0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 240, 480, 960)
+_LABEL = "model_name"
+
+
+class ServerMetrics:
+    """The metrics of one server; every one has the label ``model_name``."""
+
+    def __init__(self, model_name: str) -> None:
+        self._registry = CollectorRegistry()
+        self._model_name = model_name
+        self._running = self._gauge("num_requests_running", "Answers being decoded.")
+        self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their turn.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were prefilled.")
+        self._output_tokens = self._counter("generation_tokens", "Tokens delivered.")
+        self._drafts = self._counter("spec_decode_num_drafts", "Blocks drafted.")
+        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens drafted.")
+        self._accepted = self._counter(
+            "spec_decode_num_accepted_tokens", "Drafted tokens that were delivered."
+        )
+        self._accepted_per_pos = Counter(
+            "flashdraft:spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens that were delivered, by their place in the draft (0-based).",
+            [_LABEL, "position"],
+            registry=self._registry,
+        )
+        self._finished = Counter(
+            "flashdraft:request_success",
+            "Finished answers.",
+            [_LABEL, "finished_reason"],
+            registry=self._registry,
+        )
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", _TTFT_S
+        )
+        self._tpot = self._histogram(
+            "request_time_per_output_token_seconds", "Mean seconds a token after the first.", _TPOT_S
+        )
+        self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _E2E_S)
+
+    def record_step(self, step: StepOutput) -> None:
+        """Count what one step brought."""
+        self._output_tokens.inc(len(step.token_ids))
+        if not step.num_drafted:
+            return
+        self._drafts.inc()
+        self._draft_tokens.inc(step.num_drafted)
+        self._accepted.inc(step.num_accepted)
+        for position in range(step.num_accepted):
+            self._accepted_per_pos.labels(self._model_name, str(position)).inc()
+
+    def record_first_token(self, num_prompt_tokens: int, ttft_s: float) -> None:
+        """Count a prefill."""
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._ttft.observe(ttft_s)
+
+    def record_end(self, finish_reason: str, total_s: float, ttft_s: float, num_tokens: int) -> None:
+        """Count a finished answer ("stop", "length") or one that was left ("abort")."""
+        self._finished.labels(self._model_name, finish_reason).inc()
+        self._e2e.observe(total_s)
+        if num_tokens > 1:
+            self._tpot.observe((total_s - ttft_s) / (num_tokens - 1))
+
+    def exposition(self, stats: EngineStats) -> bytes:
+        """Prometheus' text format."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        return generate_latest(self._registry)
+
+    def _gauge(self, name: str, what: str) -> Gauge:
+        gauge = Gauge(f"flashdraft:{name}", what, [_LABEL], registry=self._registry)
+        return gauge.labels(self._model_name)
+
+    def _counter(self, name: str, what: str) -> Counter:
+        counter = Counter(f"flashdraft:{name}", what, [_LABEL], registry=self._registry)
+        return counter.labels(self._model_name)
+
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(f"flashdraft:{name}", what, [_LABEL], registry=self._registry, buckets=buckets)
+        return histogram.labels(self._model_name)

@@ -1,0 +1,189 @@
+"""The server without HTTP: a model with its tokenizer and engine, and the answers that are under way."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.server.answer_text import AnswerText, TokenPiece
+from flashdraft.server.api_errors import ApiError
+from flashdraft.server.config import ServerConfig
+from flashdraft.server.engine_door import EngineDoor, StepOutput
+from flashdraft.server.metrics import ServerMetrics
+from flashdraft.spec_decode.metrics import RequestMetrics
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One answer that is wanted."""
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    stop_texts: tuple[str, ...] = ()
+    block_size: int | None = None
+
+
+@dataclass
+class Answer:
+    """One answer as far as it came."""
+
+    wish: Wish
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    pieces: list[TokenPiece] = field(default_factory=list)
+    finish_reason: str | None = None
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Delta:
+    """News of the answer number ``index``; the last has a ``finish_reason``."""
+
+    index: int
+    pieces: list[TokenPiece]
+    num_drafted: int = 0
+    num_accepted: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Service:
+    """What the handlers share.
+
+    ``context_len``: tokens of prompt and answer together; ``block_size``: the engine's own,
+    where a request asks for none; ``defaults``: the sampling settings that the model's makers ship.
+    """
+
+    def __init__(
+        self,
+        engine: EngineDoor,
+        tokenizer: Any,
+        context_len: int,
+        block_size: int,
+        config: ServerConfig,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        self.engine, self.tokenizer = engine, tokenizer
+        self.context_len, self.block_size = context_len, block_size
+        self.config, self.defaults = config, defaults or {}
+        self.metrics = ServerMetrics(config.model_names[0])
+        self.num_unfinished = 0
+
+    def submit(self, wishes: Sequence[Wish]) -> "Submission":
+        """Accept all the answers that a request wants, or none.
+
+        Raises ApiError (too many, queue full, engine dead) and UsageError before any work.
+        """
+        config = self.config
+        if len(wishes) > config.max_n:
+            raise ApiError(
+                400, f"the request asks for {len(wishes)} answers; expected at most {config.max_n}", "n"
+            )
+        for wish in wishes:
+            self.engine.check(wish.prompt_token_ids, wish.params, wish.block_size)
+        if not self.engine.healthy:
+            raise ApiError(503, "the engine cannot answer; /ready says when it can", code="engine_failed")
+        if self.num_unfinished and self.num_unfinished + len(wishes) > config.capacity:
+            raise ApiError(
+                429,
+                f"{self.num_unfinished} answers are under way and at most {config.capacity} may be: try again",
+                code="queue_full",
+                retry_after_s=config.retry_after_s,
+            )
+        return Submission(self, wishes)
+
+
+class Submission:
+    """The answers of one request. It takes its place in the queue at once and keeps it until ``release``."""
+
+    def __init__(self, service: Service, wishes: Sequence[Wish]) -> None:
+        self.id = uuid4().hex
+        self.answers = [Answer(wish) for wish in wishes]
+        self._service = service
+        self._started = perf_counter()
+        self._num_held = len(wishes)
+        service.num_unfinished += self._num_held
+
+    def release(self) -> None:
+        """Give the place in the queue back; more than once is once."""
+        self._service.num_unfinished -= self._num_held
+        self._num_held = 0
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The news of all answers as they come. Closing it aborts them; one that fails ends them all."""
+        news: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(index, news)) for index in range(len(self.answers))]
+        try:
+            num_open = len(tasks)
+            while num_open:
+                item = await news.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    num_open -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.release()
+
+    async def _pump(self, index: int, news: "asyncio.Queue[Delta | Exception | None]") -> None:
+        try:
+            async with aclosing(self._answer(index)) as deltas:
+                async for delta in deltas:
+                    news.put_nowait(delta)
+            news.put_nowait(None)
+        except Exception as error:
+            news.put_nowait(error)
+
+    async def _answer(self, index: int) -> AsyncGenerator[Delta, None]:
+        answer, metrics, ttft_s = self.answers[index], self._service.metrics, 0.0
+        wish = answer.wish
+        text = AnswerText(self._service.tokenizer, wish.stop_texts)
+        request_id = f"{self.id}-{index}"
+        engine = self._service.engine
+        steps = engine.generate(wish.prompt_token_ids, wish.params, request_id, wish.block_size)
+        try:
+            async with aclosing(steps):
+                async for step in steps:
+                    if not answer.token_ids and step.token_ids:
+                        ttft_s = perf_counter() - self._started
+                        metrics.record_first_token(len(wish.prompt_token_ids), ttft_s)
+                    metrics.record_step(step)
+                    yield _take(index, answer, text, step)
+                    if answer.finish_reason:
+                        break
+        finally:
+            answer.total_s = perf_counter() - self._started
+            if ttft_s:
+                num_tokens = len(answer.token_ids)
+                metrics.record_end(answer.finish_reason or "abort", answer.total_s, ttft_s, num_tokens)
+
+
+def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Delta:
+    """Add one step to ``answer``; what may be shown of it."""
+    pieces = []
+    own = "bonus" if step.num_drafted else "plain"
+    for idx, token in enumerate(step.token_ids):
+        pieces += text.push(token, "accepted" if idx < step.num_accepted else own)
+    answer.token_ids += step.token_ids[: text.num_tokens - len(answer.token_ids)]
+    answer.metrics = step.metrics
+    if text.is_stopped:
+        answer.finish_reason = "stop"
+    elif step.finished:
+        pieces += text.flush()
+        answer.finish_reason = step.finish_reason
+    answer.pieces += pieces
+    answer.text += "".join(piece.text for piece in pieces)
+    return Delta(index, pieces, step.num_drafted, step.num_accepted, answer.finish_reason)

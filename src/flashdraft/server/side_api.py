@@ -1,0 +1,84 @@
+"""The small endpoints: the page, which model, is it alive, tokens from text and back, metrics."""
+
+from importlib.resources import files
+from time import time
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from flashdraft.server.api_errors import ApiError
+from flashdraft.server.handlers import check_model, service_of
+from flashdraft.server.http_io import read_json
+from flashdraft.server.prompts import encode_chat, encode_text
+from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
+
+_STARTED = int(time())
+
+# The page is one file and asks for nothing elsewhere.
+_INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_PAGE_POLICY = f"default-src 'none'; {_INLINE}; connect-src 'self'; img-src data:"
+
+
+async def playground(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
+    """``GET /``: the page."""
+    page = files("flashdraft.server").joinpath("playground/index.html").read_text(encoding="utf-8")
+    return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+async def models(request: Request) -> Response:
+    """``GET /v1/models``, and ``GET /v1/models/NAME`` for one."""
+    service = service_of(request)
+    cards = [
+        {
+            "id": name,
+            "object": "model",
+            "created": _STARTED,
+            "owned_by": "flashdraft",
+            "max_model_len": service.context_len,
+            "block_size": service.block_size,
+        }
+        for name in service.config.model_names
+    ]
+    if (wanted := request.path_params.get("name")) is None:
+        return JSONResponse({"object": "list", "data": cards})
+    check_model(service, wanted)
+    return JSONResponse(next(card for card in cards if card["id"] == wanted))
+
+
+async def health(request: Request) -> Response:
+    """``GET /health`` and ``GET /ready``: 200 while the engine can answer, else 503."""
+    is_healthy = service_of(request).engine.healthy
+    status = "ok" if is_healthy else "the engine cannot answer"
+    return JSONResponse({"status": status}, 200 if is_healthy else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """``GET /metrics`` for Prometheus."""
+    service = service_of(request)
+    return Response(service.metrics.exposition(service.engine.stats()), media_type=CONTENT_TYPE_LATEST)
+
+
+async def tokenize(request: Request) -> Response:
+    """``POST /tokenize``, as vLLM's."""
+    asked = TokenizeRequest.model_validate(await read_json(request))
+    service = service_of(request)
+    check_model(service, asked.model)
+    if asked.messages is not None:
+        tokens = await encode_chat(service.tokenizer, asked.messages)
+    elif asked.prompt is not None:
+        tokens = await encode_text(service.tokenizer, asked.prompt, asked.add_special_tokens)
+    else:
+        raise ApiError(400, "there is neither prompt nor messages; expected one of them", "prompt")
+    return JSONResponse({"count": len(tokens), "max_model_len": service.context_len, "tokens": tokens})
+
+
+async def detokenize(request: Request) -> Response:
+    """``POST /detokenize``, as vLLM's."""
+    asked = DetokenizeRequest.model_validate(await read_json(request))
+    service = service_of(request)
+    check_model(service, asked.model)
+    if wrong := [token for token in asked.tokens if not 0 <= token < len(service.tokenizer)]:
+        largest = len(service.tokenizer) - 1
+        raise ApiError(400, f"tokens holds id {wrong[0]}; expected ids from 0 to {largest}", "tokens")
+    return JSONResponse({"prompt": service.tokenizer.decode(asked.tokens, skip_special_tokens=False)})

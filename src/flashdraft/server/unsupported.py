@@ -1,0 +1,87 @@
+"""The one list of what OpenAI, vLLM and SGLang clients may ask for and this server cannot do: refused, by name.
+
+A field that both the requests (``SamplingFields``) and the engine's ``SamplingParams`` have is supported; so one that
+is declared there already opens by itself on the day that the engine can do it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.server.api_errors import ApiError
+from flashdraft.server.protocol import SamplingFields
+
+# field -> values that ask for nothing; None and a field that is left out never do.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "min_tokens": (0,),
+    "min_new_tokens": (0,),
+    "include_stop_str_in_output": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "return_logprob": (False,),
+    "logprob_start_len": (-1,),
+    "response_format": ({"type": "text"},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "stop_regex": (),
+    "custom_logit_processor": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "skip_special_tokens": (True,),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "chat_template": (),
+    "prompt_embeds": (),
+    "input_embeds": (),
+    "image_data": (),
+    "audio_data": (),
+    "video_data": (),
+    "lora_path": (),
+    "session_params": (),
+    "return_hidden_states": (False,),
+    "previous_response_id": (),
+    "conversation": (),
+    "background": (False,),
+    "reasoning": (),
+}
+
+
+def refuse_unsupported(fields_asked: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ApiError 400 that names the first field that asks for something this server cannot do."""
+    there = {one.name for one in fields(SamplingParams)} & set(SamplingFields.model_fields)
+    for name, neutral in _NEUTRAL.items():
+        value = fields_asked.get(name)
+        if value is None or name in there or any(_same(value, one) for one in neutral):
+            continue
+        raise ApiError(
+            400, f"{prefix}{name} is not supported by this server; leave it out", f"{prefix}{name}"
+        )
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, and 0 is not false: ``logprobs: 0`` asks for something."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)

@@ -1,0 +1,115 @@
+"""What cannot be served is told in OpenAI's error shape, with the field's name, and never ignored."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from flashdraft.llm import LLM
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.server.protocol import SamplingFields
+from server_case import MODEL, Running, serving
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def image(content: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {}, "messages"),
+        (CHAT, {"messages": []}, "messages"),
+        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        (CHAT, HI | {"max_tokens": 0}, "max_tokens"),
+        (CHAT, HI | {"n": 0}, "n"),
+        (CHAT, HI | {"n": 17}, "n"),
+        (CHAT, HI | {"stop": [""]}, "stop"),
+        (CHAT, HI | {"tools": [{"type": "function"}]}, "tools"),
+        (CHAT, HI | {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, HI | {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
+        (CHAT, image([{"type": "image_url", "image_url": {"url": "x"}}]), "messages[0].content[0]"),
+        (TEXT, {}, None),
+        (TEXT, {"prompt": "a", "echo": True}, "echo"),
+        (TEXT, {"prompt": "a", "suffix": "b"}, "suffix"),
+        (TEXT, {"prompt": "a\ud800"}, "prompt"),
+    ],
+)
+def test_a_bad_request_names_its_field(running: Running, path: str, body: dict[str, Any], param: str) -> None:
+    response = httpx2.post(running.url + path, content=json.dumps(body).encode())
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert param is None or error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"min_p": 2}, "min_p"),
+        ({"block_size": 9}, "block_size is 9; expected 1 to 8"),
+        ({"prompt": [5] * 2048}, "2048 tokens"),
+        ({"prompt": [100000]}, "100000"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": []}, "empty"),
+    ],
+)
+def test_a_value_out_of_range_says_what_was_expected(
+    running: Running, more: dict[str, Any], part: str
+) -> None:
+    response = running.post(TEXT, **({"prompt": "a"} | more))
+    assert response.status_code == 400, response.text
+    assert part in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "logit_bias", "min_tokens", "logprobs"])
+def test_a_parameter_that_the_engine_lacks_is_refused_unless_it_asks_for_nothing(
+    running: Running, name: str
+) -> None:
+    asked, nothing = {"logit_bias": ({"5": 1}, {}), "logprobs": (0, None)}.get(name, (1, 0))
+    refused = running.post(TEXT, prompt="a", max_tokens=1, **{name: asked})
+    if name in {one.name for one in fields(SamplingParams)} & set(SamplingFields.model_fields):
+        assert refused.status_code == 200
+        return
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == name
+    assert running.post(TEXT, prompt="a", max_tokens=1, **{name: nothing}).status_code == 200
+
+
+def test_unknown_fields_are_tolerated_and_unknown_models_are_not(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"prompt": "a", "max_tokens": 1, "extra_body": {"what_is_this": 1}}
+    assert client.completions.create(model=MODEL, **asked).choices
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.completions.create(model="gpt-5", **asked)
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000, b"\xff"])
+def test_a_body_that_is_no_json_object_is_a_400(running: Running, content: bytes) -> None:
+    response = httpx2.post(running.url + CHAT, content=content)
+    assert response.status_code == 400
+    assert "body" in response.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(running: Running) -> None:
+    assert running.get("/v2/nothing").json()["error"]["message"] == "GET /v2/nothing: Not Found"
+    assert running.get(CHAT).status_code == 405
+    assert running.get("/v1/models/nothing").json()["error"]["code"] == "model_not_found"
+
+
+def test_limits_are_the_servers_own(llm: LLM) -> None:
+    with serving(llm, max_body_bytes=2000, max_answer_tokens=8) as small:
+        too_long = small.post(TEXT, prompt="a", max_tokens=9)
+        assert (too_long.status_code, too_long.json()["error"]["param"]) == (400, "max_tokens")
+        assert small.post(CHAT, **HI).json()["usage"]["completion_tokens"] <= 8
+        assert small.post(TEXT, prompt="a" * 2000).status_code == 413
+        pieces = (b"x" * 1000 for _ in range(3))  # sent in chunks: no length is said
+        assert httpx2.post(small.url + TEXT, content=pieces).status_code == 413

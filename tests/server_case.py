@@ -1,0 +1,64 @@
+"""A tiny pair behind a real server on a free port, in a thread of the test's process."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+import uvicorn
+
+from flashdraft.llm import LLM
+from flashdraft.server.app import build_app
+from flashdraft.server.config import ServerConfig
+from flashdraft.server.engine_door import EngineDoor
+from flashdraft.server.one_stream import OneStreamEngine
+from flashdraft.server.service import Service
+
+MODEL = "tiny"
+
+
+@dataclass
+class Running:
+    """A server under way."""
+
+    url: str
+    service: Service
+
+    def openai(self, api_key: str = "EMPTY") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def post(self, path: str, **body: Any) -> httpx2.Response:
+        return httpx2.post(self.url + path, json=body)
+
+    def get(self, path: str) -> httpx2.Response:
+        return httpx2.get(self.url + path)
+
+
+@contextlib.contextmanager
+def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterator[Running]:
+    """A server of ``llm`` until the end of the block."""
+    settings = ServerConfig(**({"model_names": (MODEL,)} | config))
+    context_len = llm.target.config.max_position_embeddings
+    service = Service(engine or OneStreamEngine(llm), llm.tokenizer, context_len, llm.block_size, settings)
+    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Running(f"http://127.0.0.1:{port}", service)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
