@@ -216,3 +216,36 @@ def test_command(target, tmp_path, capsys):
     save_drafter(full, tmp_path / "causal")
     with pytest.raises(CheckpointError, match="full layers are causal"):
         convert_drafter(tmp_path / "causal", "speculators", tmp_path / "c")
+
+
+def test_the_drafter_of_the_27b():
+    """z-lab/Qwen3.5-27B-DFlash: five sliding layers and a full one, block_size within dflash_config."""
+    config = DFlashConfig.from_dict(
+        {
+            "architectures": ["DFlashDraftModel"],
+            "hidden_size": 5120,
+            "intermediate_size": 17408,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 248320,
+            "num_target_layers": 64,
+            "max_position_embeddings": 262144,
+            "rope_theta": 1e7,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+            "sliding_window": 4096,
+            "use_sliding_window": True,
+            "dflash_config": {
+                "block_size": 16,
+                "mask_token_id": 248070,
+                "target_layer_ids": [1, 16, 31, 46, 61],
+            },
+        }
+    )
+    assert [rule.window for rule in config.rules()] == [4096] * 5 + [None]
+    assert [rule.is_causal for rule in config.rules()] == [True] * 5 + [False]
+    with torch.device("meta"):
+        drafter = DFlashModel(config)
+    assert len(drafter.state_dict()) == 3 + 6 * 11
+    assert drafter.fc.weight.shape == (5120, 25600)

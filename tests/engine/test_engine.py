@@ -26,6 +26,15 @@ def pair() -> tuple[TargetModel, DFlashDrafter]:
     return target, DFlashDrafter(toy_dflash(target), target)
 
 
+def test_a_prompt_answered_by_one_token_can_be_found_whole() -> None:
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(page_size=4, max_step_tokens=16))
+    for name in ("first", "second"):
+        engine.add_request(name, list(range(10)) * 5, SamplingParams(temperature=0.0, max_tokens=1))
+        outputs = list(engine.run())
+    assert outputs[-1].num_cached_tokens == 48
+
+
 @dataclass
 class Case:
     prompt: list[int]

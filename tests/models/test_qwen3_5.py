@@ -14,7 +14,9 @@ from against_transformers import (
     straight,
 )
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.kv_cache import PrefillRows
 from flashdraft.checkpoint.load import eos_token_ids
+from flashdraft.errors import UsageError
 from flashdraft.models.base import OwnTokens, build_target
 from flashdraft.ops.block_mask import DocumentMask
 
@@ -115,6 +117,12 @@ def test_rows_commit_alone(tmp_path):
             cache.commit(kept[row], row)
             starts[row] += kept[row]
     assert cache.lengths == [19, 17]
+
+
+def test_padded_prompts_are_refused(tmp_path):
+    _, ours = save_and_load(tmp_path, Qwen3_5ForCausalLM, flat(), STD)
+    with pytest.raises(UsageError, match="has gated delta layers; expected attention layers only"):
+        PrefillRows(ours.new_cache(2, 8), torch.tensor([0]))
 
 
 def test_the_27b_has_the_published_names():

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flashdraft.errors import UsageError
 from flashdraft.ops.attention import CAUSAL, Mask
 from flashdraft.ops.block_mask import CachedMask, fast_mask
 
@@ -66,9 +67,17 @@ class KVCache:
 
 
 class PrefillRows:
-    """A few rows of a cache, filled from position 0 by whole prompts that see only themselves."""
+    """A few rows of a cache, filled from position 0 by whole prompts that see only themselves.
+
+    Raises UsageError for a cache with states: padding behind a prompt would become part of them.
+    """
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
+        if not all(isinstance(layer, LayerKV) for layer in cache.layers):
+            raise UsageError(
+                "the target has gated delta layers; expected attention layers only where many prompts are answered at"
+                " once: make the answers with another engine and give them to flashdraft train as --answers"
+            )
         self.layers = [_PrefillLayer(layer, rows) for layer in cache.layers]
 
     def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the cache's interface

@@ -209,12 +209,11 @@ class Engine:
     def _settle(self, requests: Sequence[Request]) -> None:
         """After delivery: full pages can be found from now on, and who is finished leaves."""
         size = self.config.page_size
-        # Features wait for the next draft, but no longer than until they fill a page.
-        self.runner.catch_up(
-            [r for r in requests if r.answer.goes_on and r.num_committed // size > r.num_observed // size]
-        )
+        # Features wait for the next draft, but no longer than until they fill a page. What was accepted behind a
+        # stop text was dropped: it is no part of the tokens, and nothing there is worth keeping.
+        whole = [r for r in requests if r.num_committed <= len(r.token_ids)]
+        self.runner.catch_up([r for r in whole if r.num_committed // size > r.num_observed // size])
         for request in requests:
-            # What was accepted behind a stop text was dropped: it is no part of the tokens.
             self.scheduler.register_pages(request, min(request.num_observed, len(request.token_ids)))
             if not request.answer.goes_on:
                 self._finish(request)
