@@ -11,11 +11,13 @@ import httpx2
 import openai
 import uvicorn
 
+from flashdraft.engine.async_engine import AsyncEngine
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.server.app import build_app
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
-from flashdraft.server.one_stream import OneStreamEngine
 from flashdraft.server.service import Service
 
 MODEL = "tiny"
@@ -43,7 +45,8 @@ def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterat
     """A server of ``llm`` until the end of the block."""
     settings = ServerConfig(**({"model_names": (MODEL,)} | config))
     context_len = llm.target.config.max_position_embeddings
-    service = Service(engine or OneStreamEngine(llm), llm.tokenizer, context_len, llm.block_size, settings)
+    own = engine or AsyncEngine(own_engine(llm, settings))
+    service = Service(own, llm.tokenizer, context_len, llm.block_size, settings)
     server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -55,6 +58,12 @@ def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterat
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
+
+
+def own_engine(llm: LLM, config: ServerConfig) -> Engine:
+    """An engine of the server's own: the test goes on using the one of ``llm`` in its thread."""
+    engine_config = EngineConfig(max_running=config.max_running_requests)
+    return Engine(llm.target, llm.drafter, engine_config, llm.eos_token_ids, llm.tokenizer, llm.block_size)
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:

@@ -57,7 +57,6 @@ def test_flags_of_vllm_and_sglang_mean_ours(run: Run, argv: tuple[str, ...]) -> 
         (("--speculative-config", VLLM, "--block-size", "8"), "say it once"),
         (("--mem-fraction-static", "0.8"), "--mem-fraction-static"),
         (("--tp-size", "2"), "--tp-size"),
-        (("--max-running-requests", "4"), "expected 1"),
         (("--max-queue", "-1"), "max_queue is -1"),
         (("--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
     ],

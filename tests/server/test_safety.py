@@ -77,7 +77,7 @@ def test_keys_open_everything_but_the_probes(llm: LLM, caplog: pytest.LogCapture
 
 
 def test_a_full_queue_is_a_429_and_a_client_that_leaves_makes_room(gated: LLM, drafter: GatedDrafter) -> None:
-    with serving(gated, max_queue=1) as small:
+    with serving(gated, max_queue=1, max_running_requests=1) as small:
         stream = small.openai().completions.create(
             model=MODEL, stream=True, max_tokens=99, prompt="a", temperature=0
         )

@@ -88,6 +88,11 @@ class PagePool:
             self._page_of[link] = page
             self._hash_of[page] = link
 
+    def forget(self) -> None:
+        """Free pages lose their reusable content; pages that are held keep theirs."""
+        while self._reusable:
+            self._blank.append(self._evict())
+
     def check_integrity(self, holders: Iterable[Sequence[int]] | None = None) -> None:
         """Assert that every page is in exactly one state and, given all ``holders``, that references add up."""
         states = [*self._blank, *self._reusable, *self._num_refs]

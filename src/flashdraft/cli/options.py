@@ -1,6 +1,6 @@
 """Options that several commands share, and the model that they open."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -43,12 +43,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document as t
 
 
 def open_llm(
-    model: str, draft: str | None, dtype: Dtype, device: str, block_size: int | None = None
+    model: str,
+    draft: str | None,
+    dtype: Dtype,
+    device: str,
+    block_size: int | None = None,
+    max_running: int = 32,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
     with Console(stderr=True).status("loading the model"):
         from flashdraft.llm import LLM
 
+        shared: dict[str, Any] = {"dtype": dtype, "device": device, "max_running": max_running}
         if draft is None:
-            return LLM(model, block_size=block_size, dtype=dtype, device=device)
-        return LLM(model, None if draft == "none" else draft, block_size, dtype=dtype, device=device)
+            return LLM(model, block_size=block_size, **shared)
+        return LLM(model, None if draft == "none" else draft, block_size, **shared)

@@ -57,7 +57,7 @@ def serve(
         list[str] | None,
         typer.Option("--served-model-name", help="Name in the API; may be repeated.  [default: MODEL]"),
     ] = None,
-    max_running_requests: Annotated[int, typer.Option(help="Answers decoded at one time.")] = 1,
+    max_running_requests: Annotated[int, typer.Option(help="Answers decoded at one time.")] = 32,
     max_queue: Annotated[int, typer.Option(help="Answers that may wait; more get 429.")] = 128,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request body.")] = 4 << 20,
     max_n: Annotated[int, typer.Option(help="Most answers of one request.")] = 16,
@@ -104,11 +104,6 @@ def _run(said: dict[str, Any]) -> None:
         **{name: said[name] for name in ("max_running_requests", "max_queue", "max_body_bytes", "max_n")},
         max_answer_tokens=said["max_answer_tokens"],
     )
-    if config.max_running_requests > 1:
-        raise UsageError(
-            f"--max-running-requests is {config.max_running_requests}; expected 1: this engine decodes one"
-            " request after the other"
-        )
     if said["dry_run"]:
         typer.echo(_document(said, config, speculation), nl=False)
     else:
@@ -157,14 +152,21 @@ def _document(said: dict[str, Any], config: "ServerConfig", speculation: "Specul
 
 def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculation") -> None:
     from flashdraft.checkpoint.load import generation_defaults
+    from flashdraft.engine.async_engine import AsyncEngine
     from flashdraft.server.app import build_app
-    from flashdraft.server.one_stream import OneStreamEngine
     from flashdraft.server.run import run_server
     from flashdraft.server.service import Service
 
-    llm = open_llm(said["model"], speculation.draft, said["dtype"], said["device"], speculation.block_size)
+    llm = open_llm(
+        said["model"],
+        speculation.draft,
+        said["dtype"],
+        said["device"],
+        speculation.block_size,
+        config.max_running_requests,
+    )
     context_len = llm.target.config.max_position_embeddings
     defaults = generation_defaults(said["model"])
-    engine = OneStreamEngine(llm)
+    engine = AsyncEngine(llm.engine)
     service = Service(engine, llm.tokenizer, context_len, llm.block_size, config, defaults)
     run_server(build_app(service), said["host"], said["port"], said["drain_s"])

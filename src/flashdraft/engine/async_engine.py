@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from threading import Condition, Thread
 
@@ -56,7 +57,21 @@ class AsyncEngine:
 
     def stats(self) -> EngineStats:
         """How the engine is doing; counts of one moment, read without waiting for the step."""
-        return self.engine.stats()
+        stats = self.engine.stats()
+        # A request that the engine has not taken yet, because a step runs, waits as well.
+        return replace(stats, num_waiting=max(len(self._queues) - stats.num_running, 0))
+
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: int | None) -> None:
+        """Raise UsageError for what cannot be served; no work, no state."""
+        self.engine.check(prompt_token_ids, params, block_size)
+
+    def flush_cache(self) -> bool:
+        """Forget all prefixes; False, and nothing done, while a request is unfinished."""
+        with self._wake:  # the engine's thread sleeps in here whenever it has nothing to do
+            if self._commands or self.engine.has_unfinished:
+                return False
+            self.engine.scheduler.pool.forget()
+            return True
 
     async def generate(
         self,
@@ -65,7 +80,7 @@ class AsyncEngine:
         request_id: str | None = None,
         block_size: int | None = None,
         priority: int = 0,
-    ) -> AsyncIterator[StepOutput]:
+    ) -> AsyncGenerator[StepOutput, None]:
         """The news of one request until it is finished. Leaving the iterator aborts the request.
 
         Raises UsageError for a request that cannot be served, EngineError when the engine fails or stops.

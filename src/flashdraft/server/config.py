@@ -12,7 +12,7 @@ class ServerConfig:
     model_names: tuple[str, ...] = ("embedded",)  # the first is what answers say
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: everybody is served
     max_queue: int = 128  # requests that may wait while others run; more get 429
-    max_running_requests: int = 1
+    max_running_requests: int = 32
     max_body_bytes: int = 4 << 20
     max_n: int = 16  # answers of one request, over all its prompts
     max_answer_tokens: int | None = None  # None: what the context leaves

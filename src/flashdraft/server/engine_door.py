@@ -1,32 +1,10 @@
 """What the server asks of an engine: answers as async iterators, a health and two counts. Nothing of tensors."""
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.metrics import RequestMetrics
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one step brought to one request."""
-
-    request_id: str
-    token_ids: list[int]
-    num_drafted: int = 0
-    num_accepted: int = 0  # of token_ids, the first this many were drafted
-    finished: bool = False
-    finish_reason: str | None = None  # "stop" or "length"
-    metrics: RequestMetrics = field(default_factory=RequestMetrics)  # the request's own, as it stands
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """How busy the engine is."""
-
-    num_waiting: int
-    num_running: int
 
 
 class EngineDoor(Protocol):

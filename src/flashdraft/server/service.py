@@ -8,11 +8,12 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
+from flashdraft.engine.types import StepOutput
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.answer_text import AnswerText, TokenPiece
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
-from flashdraft.server.engine_door import EngineDoor, StepOutput
+from flashdraft.server.engine_door import EngineDoor
 from flashdraft.server.metrics import ServerMetrics
 from flashdraft.spec_decode.metrics import RequestMetrics
 
