@@ -35,6 +35,21 @@ def test_a_prompt_answered_by_one_token_can_be_found_whole() -> None:
     assert outputs[-1].num_cached_tokens == 48
 
 
+def test_a_sliding_drafter_drafts_in_a_batch_what_it_drafts_alone() -> None:
+    target = toy_target(vocab_size=SMALL_VOCAB)
+    network = toy_dflash(target, layer_types=("sliding_attention", "full_attention"), sliding_window=6)
+    drafter = DFlashDrafter(network, target)
+    engine = Engine(target, drafter, EngineConfig(page_size=4))
+    prompts = [[i, *range(3 * i), 5] for i in range(1, 4)]
+    params = SamplingParams(temperature=0.0, max_tokens=30)
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params)
+    last = {out.request_id: out for out in engine.run()}
+    for i, prompt in enumerate(prompts):
+        alone = generate(target, drafter, prompt, params)
+        assert last[str(i)].metrics.accepted_histogram == alone.metrics.accepted_histogram
+
+
 @dataclass
 class Case:
     prompt: list[int]

@@ -76,7 +76,7 @@ def meta_info(submission: Submission, index: int) -> dict[str, Any]:
         "finish_reason": {"type": answer.finish_reason} if answer.finish_reason else None,
         "prompt_tokens": len(answer.wish.prompt_token_ids),
         "completion_tokens": len(answer.token_ids),
-        "cached_tokens": 0,
+        "cached_tokens": answer.num_cached_tokens,
         "e2e_latency": answer.total_s,
         "spec_accept_length": metrics.acceptance_length,
         "spec_verify_ct": metrics.num_rounds,

@@ -132,7 +132,7 @@ def _usage(submission: Submission) -> Json:
     counts = usage(submission)
     return {
         "input_tokens": counts["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": submission.answers[0].num_cached_tokens},
         "output_tokens": counts["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": counts["total_tokens"],

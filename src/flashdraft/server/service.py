@@ -37,6 +37,7 @@ class Answer:
     text: str = ""
     pieces: list[TokenPiece] = field(default_factory=list)
     finish_reason: str | None = None
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     total_s: float = 0.0
 
@@ -179,7 +180,7 @@ def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Del
     for idx, token in enumerate(step.token_ids):
         pieces += text.push(token, "accepted" if idx < step.num_accepted else own)
     answer.token_ids += step.token_ids[: text.num_tokens - len(answer.token_ids)]
-    answer.metrics = step.metrics
+    answer.metrics, answer.num_cached_tokens = step.metrics, step.num_cached_tokens
     if text.is_stopped:
         answer.finish_reason = "stop"
     elif step.finished:

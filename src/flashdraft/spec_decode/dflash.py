@@ -35,7 +35,7 @@ class DFlashDrafter:
         positions: Tensor,
         kv_len: int,
         sources: Sequence[LayerSource],
-        mask: Mask = None,
+        mask: Sequence[Mask] | None = None,
     ) -> Tensor:
         """Draft greedily behind each anchor: the block is [anchor, MASK, ...].
 
@@ -133,10 +133,12 @@ class DFlashBatch:
         order = self.rows.seat([row.key for row in rows])
         positions, kv_len = self.rows.arrange([rows[i] for i in order], max(block_sizes))
         ends = torch.tensor([rows[i].start + block_sizes[i] for i in order], device=positions.device)
-        mask = None
+        mask: Sequence[Mask] | None = None
         if len(rows) > 1:
             visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
-            mask = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
+            own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
+            by_rule = self.drafter.model.served_masks(positions, kv_len)
+            mask = [own & rule if isinstance(rule, Tensor) else own for rule in by_rule]
         drafted = self.drafter.draft([anchors[i] for i in order], positions, kv_len, self.rows.layers, mask)
         by_row = dict(zip(order, drafted.tolist(), strict=True))
         return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]
