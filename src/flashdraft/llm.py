@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from flashdraft.cache.model_cache import ModelCache
 from flashdraft.checkpoint.load import (
     EMBEDDED,
     eos_token_ids,
@@ -16,7 +17,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import RoundEvent, check_request
+from flashdraft.generate import RoundEvent, check_request, generate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -112,7 +113,10 @@ class LLM:
         token_ids = [self._encode(prompt) for prompt in every]
         wanted = [one.split() for one in each_params]
         for ids, split in zip(token_ids, wanted, strict=True):
-            self.engine.check(ids, split[0], self.block_size)
+            if self._is_batched:
+                self.engine.check(ids, split[0], self.block_size)
+            else:
+                check_request(self.target, self.drafter, ids, self.block_size, split[0])
         answers = self._run(
             [(ids, one) for ids, split in zip(token_ids, wanted, strict=True) for one in split], on_round
         )
@@ -162,6 +166,8 @@ class LLM:
         self, jobs: Sequence[tuple[list[int], SamplingParams]], on_round: Callable[[RoundEvent], None] | None
     ) -> list[tuple[CompletionOutput, RequestMetrics]]:
         """The answer of each (prompt, params) and its cost, in order."""
+        if not self._is_batched:
+            return [self._run_alone(ids, params, on_round) for ids, params in jobs]
         names = [str(idx) for idx in range(len(jobs))]
         news: dict[str, list[StepOutput]] = {name: [] for name in names}
         try:
@@ -180,6 +186,29 @@ class LLM:
                 pass
             raise
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
+
+    @cached_property
+    def _is_batched(self) -> bool:
+        """Whether the engine can hold what the target remembers; else prompts are answered one at a time."""
+        return not isinstance(self.target.new_cache(1, 1), ModelCache)
+
+    def _run_alone(
+        self, ids: list[int], params: SamplingParams, on_round: Callable[[RoundEvent], None] | None
+    ) -> tuple[CompletionOutput, RequestMetrics]:
+        output = generate(
+            self.target,
+            self.drafter,
+            ids,
+            params,
+            self.block_size,
+            self.eos_token_ids,
+            on_round,
+            self.tokenizer,
+        )
+        completion = CompletionOutput(
+            output.text, output.token_ids, output.finish_reason, output.stop_reason, output.logprobs
+        )
+        return completion, output.metrics
 
 
 def _completion(news: Sequence[StepOutput]) -> CompletionOutput:

@@ -1,5 +1,6 @@
 """Qwen3.5, nested as published and flat, against transformers; its state rolls back; the 27B's own names."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,13 @@ from against_transformers import (
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import PrefillRows
 from flashdraft.checkpoint.load import eos_token_ids
+from flashdraft.engine.engine import Engine
 from flashdraft.errors import UsageError
+from flashdraft.generate import generate
+from flashdraft.llm import LLM
 from flashdraft.models.base import OwnTokens, build_target
 from flashdraft.ops.block_mask import DocumentMask
+from flashdraft.sampling_params import SamplingParams
 
 STD = 0.1  # of the matrices: rounding grows less than with larger ones
 TEXT = {
@@ -156,3 +161,21 @@ def test_the_27b_has_the_published_names():
     assert ours.state_dict().keys() == expected.keys()
     assert sum(parameter.numel() for parameter in ours.parameters()) == pytest.approx(27e9, rel=0.01)
     assert "model.language_model.layers.63.self_attn.q_proj.weight" in expected
+
+
+def test_the_offline_face_answers_one_at_a_time_and_the_engine_says_why(tmp_path: Path) -> None:
+    theirs, target = save_and_load(tmp_path, Qwen3_5ForCausalLM, flat(), STD)
+    llm = LLM(str(tmp_path), dtype="float32", skip_tokenizer_init=True)
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    outs = llm.generate([[3, 4, 5], [9, 8]], params)
+    for prompt, out in zip([[3, 4, 5], [9, 8]], outs, strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]), max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        assert len(out.outputs[0].token_ids) == 12
+        assert out.outputs[0].token_ids == generate(target, None, prompt, params).token_ids
+        # transformers bars the end token until the last place; up to the first one both go the same way.
+        first_eos = [*out.outputs[0].token_ids, 2].index(2)
+        assert expected[0, len(prompt) :].tolist()[:first_eos] == out.outputs[0].token_ids[:first_eos]
+    with pytest.raises(UsageError, match="states that the batched engine cannot page"):
+        Engine(target)

@@ -6,6 +6,7 @@ from time import perf_counter
 
 import torch
 
+from flashdraft.cache.model_cache import ModelCache
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.model_runner import ModelRunner, Verified
 from flashdraft.engine.request import Request
@@ -35,6 +36,11 @@ class Engine:
         tokenizer: Decodes | None = None,
         block_size: int | None = None,
     ) -> None:
+        if isinstance(target.new_cache(1, 1), ModelCache):
+            raise UsageError(
+                f"targets of model_type {target.config.model_type} keep states that the batched engine cannot"
+                " page yet; LLM answers them one at a time"
+            )
         self.config = config or EngineConfig()
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
