@@ -58,7 +58,6 @@ def load_target(
     with torch.device("meta"):
         model = build_target(config)
     fill(model, source, wanted, where)
-    model.tie_weights()
     return model.eval().requires_grad_(False)
 
 

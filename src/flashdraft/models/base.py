@@ -1,7 +1,7 @@
 """The seam between a target and everything that uses it: hidden states, features on request, embedding and head."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -67,6 +67,14 @@ class TargetOutput:
     hidden: Tensor  # [batch, num_tokens, hidden_size], after the final norm
     features: Tensor | None  # [batch, num_tokens, len(feature_layers) * hidden_size]
 
+    @classmethod
+    def of(
+        cls, hidden: Tensor, features: Mapping[int, Tensor], feature_layers: Sequence[int]
+    ) -> "TargetOutput":
+        """Join the ``features`` of the wanted layers, by layer index, in the order of ``feature_layers``."""
+        joined = torch.cat([features[i] for i in feature_layers], dim=-1) if features else None
+        return cls(hidden, joined)
+
     def first(self, num_tokens: int) -> "TargetOutput":
         """The same for the first ``num_tokens`` tokens."""
         features = None if self.features is None else self.features[:, :num_tokens]
@@ -100,10 +108,6 @@ class TargetModel(nn.Module):
     @abstractmethod
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for ``batch_size`` sequences of at most ``max_len`` tokens."""
-
-    @abstractmethod
-    def tie_weights(self) -> None:
-        """Let the head be the embedding, where the config says so. Call after loading weights."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over the vocabulary, float32 [..., vocab_size], of final hidden states [..., hidden_size]."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -116,14 +115,12 @@ class LlamaModel(TargetModel):
         x = self.embed(batch.token_ids)
         rope = self.rotary(batch.positions, x.dtype)
         mask = cache.mask(batch.positions, batch.kv_len)
-        features = []
+        features: dict[int, Tensor] = {}
         for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):
             x = layer(x, batch, rope, mask, source)
             if layer_idx in feature_layers:
-                features.append(x)
-        order = sorted(feature_layers)
-        features = [features[order.index(i)] for i in feature_layers]
-        return TargetOutput(self.model.norm(x), torch.cat(features, dim=-1) if features else None)
+                features[layer_idx] = x
+        return TargetOutput.of(self.model.norm(x), features, feature_layers)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See :meth:`TargetModel.embed`."""
@@ -145,6 +142,3 @@ class LlamaModel(TargetModel):
             self.dtype,
             self.device,
         )
-
-    def tie_weights(self) -> None:
-        """Nothing to do: a tied head is the embedding itself."""

@@ -177,8 +177,7 @@ class Qwen3_5Model(TargetModel):  # noqa: N801
             x = layer(x, batch, rope, mask, source)
             if layer_idx in feature_layers:
                 features[layer_idx] = x
-        joined = torch.cat([features[i] for i in feature_layers], dim=-1) if features else None
-        return TargetOutput(self.decoder.norm(x), joined)
+        return TargetOutput.of(self.decoder.norm(x), features, feature_layers)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See :meth:`TargetModel.embed`."""
@@ -206,6 +205,3 @@ class Qwen3_5Model(TargetModel):  # noqa: N801
             self.dtype,
             self.device,
         )
-
-    def tie_weights(self) -> None:
-        """Nothing to do: a tied head is the embedding itself."""

@@ -111,7 +111,7 @@ class Trainer:
             seconds = time.perf_counter() - since
             progress.elapsed_s += seconds
             self._report(on_report, loss, (progress.step - since_step) / seconds)
-            if progress.elapsed_s >= next_eval:
+            if progress.elapsed_s >= next_eval and progress.share(config) < 1:  # the end has its own
                 self.evaluate(on_report)
                 next_eval = progress.elapsed_s + 60 * config.eval_minutes
             if progress.elapsed_s >= next_save:
