@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from flashdraft.errors import UsageError
-from flashdraft.ops.attention import CAUSAL, Mask
+from flashdraft.ops.attention import CAUSAL, FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask, fast_mask
 
 
@@ -57,6 +57,8 @@ class KVCache:
         """What tokens at ``positions`` [rows, num_tokens] may see of the first ``kv_len`` slots."""
         if positions.numel() == 1:
             return None
+        if positions.is_cuda and positions.shape[1] == 1:
+            return FirstKeys(positions[:, 0] + 1)
         mask = CachedMask(positions, kv_len)
         return mask.dense() if len(self.lengths) == 1 else fast_mask(mask, positions.device)
 

@@ -1,7 +1,8 @@
 """Answers of the target itself to many prompts at once: rows of one cache, refilled as answers end.
 
 Knows token ids alone. Plain decoding: with hundreds of rows in flight a step is bound by arithmetic and cache
-reads, and drafting has nothing to win.
+reads, and drafting has nothing to win. On CUDA the step is compiled and replayed as one graph: some thousand small
+kernels, launched one by one, would take longer than they run.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import PrefillRows
-from flashdraft.models.base import TargetModel
+from flashdraft.models.base import TargetModel, compile_layers
 
 STEPS_BETWEEN_SYNCS = 16  # finished rows are noticed this often; the device runs ahead in between
 KV_LEN_STEP = 128  # attention runs over a multiple of this
@@ -64,6 +65,7 @@ class AnswerGenerator:
         self.eos = torch.tensor(list(eos_token_ids), device=device)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         self.requests: list[AnswerRequest | None] = [None] * num_rows
+        self._graph = self._capture() if device.type == "cuda" else None
 
     @torch.inference_mode()
     def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
@@ -73,13 +75,31 @@ class AnswerGenerator:
             self._refill(waiting)
             if all(request is None for request in self.requests):
                 return
-            longest = int(torch.where(self.done, 0, self.lengths).max())
-            kv_len = min(-(-(longest + STEPS_BETWEEN_SYNCS) // KV_LEN_STEP) * KV_LEN_STEP, self.max_len)
-            if self.target.device.type == "cuda":
-                kv_len = self.max_len  # its attention skips what a row has not filled; one shape, one kernel
+            if self._graph is None:
+                longest = int(torch.where(self.done, 0, self.lengths).max())
+                kv_len = min(-(-(longest + STEPS_BETWEEN_SYNCS) // KV_LEN_STEP) * KV_LEN_STEP, self.max_len)
             for _ in range(STEPS_BETWEEN_SYNCS):
-                self._step(kv_len)
+                if self._graph is None:
+                    self._step(kv_len)
+                else:
+                    self._graph.replay()
             yield self._harvest()
+
+    @torch.inference_mode()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """One step as a CUDA graph. No row holds a request yet, so the steps that warm it up change nothing."""
+        compile_layers(self.target)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step(self.max_len)  # its attention reads what a row has filled and no more
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.noise)
+        with torch.cuda.graph(graph):
+            self._step(self.max_len)
+        return graph
 
     def _step(self, kv_len: int) -> None:
         last = (self.lengths - 1).unsqueeze(1)
@@ -101,7 +121,8 @@ class AnswerGenerator:
         done = self.done[rows]
         self.token_ids[rows, places] = torch.where(done, self.token_ids[rows, places], tokens)
         self.lengths[rows] += ~done
-        self.done[rows] = done | torch.isin(tokens, self.eos) | (self.lengths[rows] >= self.limits[rows])
+        is_end = (tokens.unsqueeze(1) == self.eos).any(1)
+        self.done[rows] = done | is_end | (self.lengths[rows] >= self.limits[rows])
 
     def _refill(self, waiting: Iterator[AnswerRequest]) -> None:
         free = [row for row, request in enumerate(self.requests) if request is None]
@@ -132,7 +153,10 @@ class AnswerGenerator:
         self.done[rows] = False
         self.temperatures[rows] = temperatures
         positions = torch.arange(padded_len, device=device).expand(len(chunk), -1)
-        output = self.target.forward(ForwardBatch(ids, positions, padded_len), PrefillRows(self.cache, rows))
+        with torch.compiler.set_stance("force_eager"):  # of ever new shapes
+            output = self.target.forward(
+                ForwardBatch(ids, positions, padded_len), PrefillRows(self.cache, rows)
+            )
         last = output.hidden[torch.arange(len(chunk), device=device), lengths - 1]
         self._append(self._choose(last, temperatures), rows)
 

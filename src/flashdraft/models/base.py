@@ -141,3 +141,12 @@ def build_target(config: Any) -> TargetModel:
     model = getattr(import_module(module), name)(config)
     assert isinstance(model, TargetModel)
     return model
+
+
+def compile_layers(*models: nn.Module) -> None:
+    """Compile the repeated layers, once for all of a model's: seconds instead of minutes for the whole graph."""
+    torch._dynamo.config.cache_size_limit = 64
+    for model in models:
+        for module in model.modules():
+            if type(module).__name__.endswith("Layer"):
+                module.compile(dynamic=False)

@@ -1,5 +1,6 @@
 """Grouped-query attention: one entrance, and the form that suits the mask."""
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,20 @@ class Causal:
 
 
 CAUSAL = Causal()
-Mask = Tensor | BlockMask | Causal | None
+
+
+@dataclass(frozen=True)
+class FirstKeys:
+    """The mask of one query a row: it sees the first ``lengths[row]`` keys. For CUDA, where it has a kernel."""
+
+    lengths: Tensor  # [rows], at least 1
+
+    def dense(self, kv_len: int) -> Tensor:
+        """Bool [rows, 1, kv_len]."""
+        return torch.arange(kv_len, device=self.lengths.device) < self.lengths[:, None, None]
+
+
+Mask = Tensor | BlockMask | Causal | FirstKeys | None
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -32,7 +46,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention of ``q`` [batch, heads, num_tokens, head_dim] on ``k``, ``v`` [batch, kv_heads, kv_len, head_dim].
 
     ``mask``: bool [batch or 1, num_tokens, kv_len] (True = may see), a flex BlockMask (training on CUDA),
-    CAUSAL, or None (all see all). Returns [batch, heads, num_tokens, head_dim].
+    CAUSAL, FirstKeys (one token a row), or None (all see all). Returns [batch, heads, num_tokens, head_dim].
     """
     if isinstance(mask, BlockMask):
         # Within a compiled layer it is part of that graph; alone it has to be compiled to be fast.
@@ -41,6 +55,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         return out
     if isinstance(mask, Causal):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    if isinstance(mask, FirstKeys):
+        head_dim = q.shape[-1]
+        if q.is_cuda and head_dim >= 16 and head_dim & (head_dim - 1) == 0:
+            from flashdraft.ops.triton.decode_attention import decode_attention
+
+            return decode_attention(q, k, v, mask.lengths)
+        mask = mask.dense(k.shape[2])
     # The query heads of one group become more query rows of their K/V head: no copy of K and V is made.
     batch, heads, num_tokens, head_dim = q.shape
     groups = heads // k.shape[1]

@@ -10,7 +10,7 @@ import torch
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
-from flashdraft.models.base import TargetModel
+from flashdraft.models.base import TargetModel, compile_layers
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.train.anchors import draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
@@ -196,12 +196,3 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         on_report(line)
-
-
-def compile_layers(target: TargetModel, drafter: DFlashModel) -> None:
-    """Compile the repeated layers, once for all of a model's: seconds instead of minutes for the whole graph."""
-    torch._dynamo.config.cache_size_limit = 64
-    for model in (target, drafter):
-        for module in model.modules():
-            if type(module).__name__.endswith("Layer"):
-                module.compile(dynamic=False)
