@@ -15,12 +15,13 @@ MIN_QUERIES = 16  # the least that the matrix units take; groups are padded to i
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
-    q, k, v, lengths, out, scale,
+    q, k, v, lengths, out,
     q_row, q_head, k_row, k_head, k_token, v_row, v_head, v_token, out_row, out_head,
     groups: tl.constexpr, head_dim: tl.constexpr, num_queries: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(lengths + row)
+    scale: tl.constexpr = head_dim**-0.5  # a constant: as an argument, a compiled graph makes it float64
     queries, dims = tl.arange(0, num_queries), tl.arange(0, head_dim)
     is_query = (queries < groups)[:, None]
     heads = (head * groups + queries)[:, None]
@@ -59,7 +60,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor
     groups = num_heads // k.shape[1]
     out = torch.empty((rows, num_heads, 1, head_dim), dtype=q.dtype, device=q.device)
     _kernel[(rows, k.shape[1])](
-        q, k, v, lengths, out, head_dim**-0.5,
+        q, k, v, lengths, out,
         q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3], out.stride(0), out.stride(1),
         groups=groups, head_dim=head_dim, num_queries=max(triton.next_power_of_2(groups), MIN_QUERIES), tile=TILE,
         num_warps=2, num_stages=3,
