@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,26 +11,11 @@ from transformers import LlamaForCausalLM
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.models.base import TargetModel
+from gguf_files import write_llama_gguf
 from toys import llama_config
 
 MakeLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
-TOKENS = [*"abcdefghijklmnopqrstuvwxyz0123456789", "Ġ", "Ċ", "th", "<|start|>", "<|end|>"]
-
-STORED_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 @pytest.fixture(scope="session")
@@ -83,94 +66,7 @@ def sharded_folder(tmp_path: Path, make_llama: MakeLlama) -> Path:
 def write_gguf(tmp_path: Path) -> WriteGGUF:
     """Writes a transformers Llama as llama.cpp's converter would; fields can be replaced (None: left out)."""
 
-    def write(
-        model: LlamaForCausalLM,
-        fields: dict[str, Any] | None = None,
-        extra_tensors: dict[str, np.ndarray] | None = None,
-        kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
-        path: Path | None = None,
-    ) -> Path:
-        config = model.config
-        path = path or tmp_path / "tiny.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        values = llama_fields(config) | tokenizer_fields() | (fields or {})
-        for key, value in values.items():
-            if value is not None:
-                add_field(writer, key, value)
-        for name, tensor in model.state_dict().items():
-            if name == "lm_head.weight" and config.tie_word_embeddings:
-                continue
-            array = permute(tensor, name, config).numpy()
-            as_kind = kind if array.ndim > 1 else gguf.GGMLQuantizationType.F32
-            writer.add_tensor(stored_name(name), gguf.quants.quantize(array, as_kind), raw_dtype=as_kind)
-        for name, array in (extra_tensors or {}).items():
-            writer.add_tensor(name, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+    def write(model: LlamaForCausalLM, *arguments: Any, path: Path | None = None, **named: Any) -> Path:
+        return write_llama_gguf(path or tmp_path / "tiny.gguf", model, *arguments, **named)
 
     return write
-
-
-def llama_fields(config: Any) -> dict[str, Any]:
-    return {
-        "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.block_count": config.num_hidden_layers,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "llama.rope.freq_base": float(config.rope_parameters["rope_theta"]),
-    }
-
-
-def tokenizer_fields() -> dict[str, Any]:
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": TOKENS,
-        "tokenizer.ggml.token_type": [3 if token.startswith("<|") else 1 for token in TOKENS],
-        "tokenizer.ggml.merges": ["t h"],
-        "tokenizer.ggml.bos_token_id": TOKENS.index("<|start|>"),
-        "tokenizer.ggml.eos_token_id": TOKENS.index("<|end|>"),
-        "tokenizer.ggml.padding_token_id": TOKENS.index("<|end|>"),
-    }
-
-
-def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if key == "general.alignment":
-        writer.add_custom_alignment(value)
-    elif isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
-
-
-def stored_name(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module.startswith("model.layers."):
-        _, _, layer, part = module.split(".", 3)
-        return f"blk.{layer}.{STORED_NAMES[part]}.{kind}"
-    return f"{STORED_NAMES[module]}.{kind}"
-
-
-def permute(tensor: Tensor, name: str, config: Any) -> Tensor:
-    """llama.cpp's order of query and key rows: [2, head_dim / 2] of a head becomes [head_dim / 2, 2]."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
-        name.split(".")[-2]
-    )
-    if heads is None:
-        return tensor
-    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape).contiguous()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hf_config import read_json
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.safetensors import INDEX, weight_files
@@ -18,7 +19,7 @@ FORMATS = ("z-lab", "speculators")
 
 
 def convert_drafter(source: str | Path, to: str, out: Path, target_config: Any = None) -> None:
-    """Write the drafter ``source`` (folder or hub name, any format that is read) to the new folder ``out``.
+    """Write the drafter ``source`` (embedded, folder or hub name, any format that is read) to the new folder ``out``.
 
     Raises UsageError for an unknown format and for a folder that is not empty, CheckpointError for a drafter
     that cannot be read or that the format cannot say.
@@ -27,7 +28,7 @@ def convert_drafter(source: str | Path, to: str, out: Path, target_config: Any =
         raise UsageError(f"the format is {to!r}; expected {' or '.join(FORMATS)}")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; expected a new folder: give another or remove it")
-    folder = locate(source)
+    folder = embedded_drafter() if source == EMBEDDED else locate(source)
     # Loading is the check: every name and shape against the config.
     drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"))
     config = drafter.config.to_dict()

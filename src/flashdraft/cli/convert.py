@@ -1,24 +1,44 @@
-"""``flashdraft convert``: a drafter's folder in the format that another engine reads."""
+"""``flashdraft convert``: a drafter's or target's folder in the format that another engine reads."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flashdraft.cli.options import DtypeOption
+from flashdraft.errors import UsageError
+
 
 def convert(
-    draft: Annotated[str, typer.Option("--draft", help="Drafter: a folder or a hub name.")],
-    to: Annotated[str, typer.Option("--to", help="z-lab (SpecForge, SGLang, vLLM) or speculators.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", help="A drafter: z-lab (SpecForge, SGLang, vLLM), speculators; a target: hf."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
+    draft: Annotated[
+        str | None, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Target: embedded or a GGUF file.")] = None,
+    dtype: DtypeOption = "bfloat16",
 ) -> None:
-    """Write a drafter in another format; weights stay the same, bit by bit.
+    """Write a drafter in another format, its weights bit by bit, or a GGUF target as a Hugging Face folder.
 
     \b
     Examples:
       flashdraft convert --draft runs/first/drafter --to speculators --out for-vllm
       flashdraft convert --draft from-speculators --to z-lab --out for-sglang
+      flashdraft convert --target embedded --to hf --dtype float32 --out smollm2
     """
-    from flashdraft.checkpoint.convert import convert_drafter
+    if (draft is None) == (target is None):
+        raise UsageError("convert takes one of --draft and --target; give exactly one")
+    if target is not None:
+        from flashdraft.export.target_folder import export_target
 
-    convert_drafter(draft, to, out)
-    typer.echo(f"the drafter is in {out}")
+        if to != "hf":
+            raise UsageError(f"the format of a target is {to!r}; expected hf")
+        export_target(target, out, dtype)
+    if draft is not None:
+        from flashdraft.checkpoint.convert import convert_drafter
+
+        convert_drafter(draft, to, out)
+    typer.echo(f"the {'target' if draft is None else 'drafter'} is in {out}")

@@ -1,0 +1,1 @@
+"""Handing a pair to another engine: folders that it loads, and the command that it is started with."""
