@@ -3,7 +3,8 @@
     python benchmarks/acceptance.py --limit 40 --out benchmarks/results/acceptance.jsonl
 
 One JSON line for each prompt and block size, in rounds over the tasks, so that an interrupted run is a balanced
-sample and a second run goes on. Prompt lookup needs no model: its rounds are replayed on the answer. The table is
+sample and a second run goes on. Several prompts are answered at a time; what a request accepts does not depend on
+its neighbours. Prompt lookup needs no model: its rounds are replayed on the answer. The table is
 `benchmarks/acceptance.py --table` on the same file.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flashdraft.bench.tasks import TASKS, load_task
-from flashdraft.llm import LLM
+from flashdraft.llm import LLM, RequestOutput
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.ngram import NgramDrafter
@@ -53,32 +54,35 @@ def serve(args: argparse.Namespace) -> None:
     llm = LLM(draft=args.draft, dtype=args.dtype)
     args.out.with_suffix(".provenance.json").write_text(json.dumps(collect_provenance(), indent=1) + "\n")
     prompts = {task: load_task(task, args.limit) for task in TASKS}
+    params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
     with args.out.open("a") as out:
-        for i, task, block_size in product(range(args.limit), TASKS, args.block_sizes):
-            prompt = prompts[task][i]
-            if (task, prompt.id, block_size) in done:
-                continue
+        for block_size in args.block_sizes:
+            asked = [(task, prompts[task][i]) for i, task in product(range(args.limit), TASKS)]
+            asked = [(task, prompt) for task, prompt in asked if (task, prompt.id, block_size) not in done]
             llm.block_size = block_size
-            params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
-            output = llm.chat([{"role": "user", "content": prompt.turns[0]}], params)[0]
-            token_ids, metrics = output.outputs[0].token_ids, output.metrics
-            row = {
-                "task": task,
-                "id": prompt.id,
-                "block_size": block_size,
-                "num_output_tokens": metrics.num_output_tokens,
-                "num_rounds": metrics.num_rounds,
-                "accepted_histogram": metrics.accepted_histogram,
-                "loops": loops(token_ids),
-                "ngram_rounds": ngram_rounds(output.prompt_token_ids, token_ids, block_size),
-                "prefill_s": round(metrics.prefill_s, 4),
-                "draft_s": round(metrics.draft_s, 4),
-                "verify_s": round(metrics.verify_s, 4),
-                "decode_s": round(metrics.decode_s, 4),
-                "token_ids": token_ids,
-            }
-            out.write(json.dumps(row) + "\n")
-            out.flush()
+            for start in range(0, len(asked), args.concurrency):
+                some = asked[start : start + args.concurrency]
+                outputs = llm.chat(
+                    [[{"role": "user", "content": prompt.turns[0]}] for _, prompt in some], params
+                )
+                for (task, prompt), output in zip(some, outputs, strict=True):
+                    out.write(json.dumps(as_row(task, prompt.id, block_size, output)) + "\n")
+                out.flush()
+
+
+def as_row(task: str, prompt_id: str, block_size: int, output: RequestOutput) -> dict[str, Any]:
+    token_ids, metrics = output.outputs[0].token_ids, output.metrics
+    return {
+        "task": task,
+        "id": prompt_id,
+        "block_size": block_size,
+        "num_output_tokens": metrics.num_output_tokens,
+        "num_rounds": metrics.num_rounds,
+        "accepted_histogram": metrics.accepted_histogram,
+        "loops": loops(token_ids),
+        "ngram_rounds": ngram_rounds(output.prompt_token_ids, token_ids, block_size),
+        "token_ids": token_ids,
+    }
 
 
 def ratio(rows: list[dict[str, Any]], rounds: str) -> str:
@@ -113,6 +117,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[16, 8])
+    parser.add_argument("--concurrency", type=int, default=8, help="prompts answered at a time")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table of what is in the file")
