@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+from flashdraft.models.mtp import MTPConfig, MTPModel
 
 
 def llama_config(**changes: object) -> LlamaConfig:
@@ -55,6 +56,13 @@ def toy_dflash(target: TargetModel, seed: int = 1, std: float = 0.2, **changes: 
         "max_position_embeddings": config.max_position_embeddings,
     }
     model = DFlashModel(DFlashConfig(**{**values, **changes}))  # type: ignore[arg-type]
+    model.init_weights(torch.Generator().manual_seed(seed), std=std)
+    return model.eval()
+
+
+def toy_mtp(target: TargetModel, seed: int = 1, std: float = 0.2, block_size: int = 8) -> MTPModel:
+    """A float32 MTP head with random weights for ``target``."""
+    model = MTPModel(MTPConfig(target.config, block_size))
     model.init_weights(torch.Generator().manual_seed(seed), std=std)
     return model.eval()
 

@@ -20,9 +20,9 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import RoundEvent, check_request, generate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.networks import drafter_of
 
 Prompt = str | Sequence[int]
 Message = dict[str, str]
@@ -74,7 +74,7 @@ class LLM:
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             network = load_drafter(draft, self.target, dtype=dtype, device=device)
-            self.drafter = DFlashDrafter(network, self.target)
+            self.drafter = drafter_of(network, self.target)
         else:
             self.drafter = draft
         # A dummy prompt: a wrong block size is told now and not at the first request.

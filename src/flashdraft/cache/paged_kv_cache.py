@@ -66,6 +66,12 @@ class CacheRow:
     start: int  # committed tokens; the step's tokens stand at start, start + 1, ...
 
 
+def row_positions(rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:
+    """Positions of the next ``counts[i]`` tokens of each row, row after row, [1, sum of counts]."""
+    ranges = [torch.arange(row.start, row.start + count) for row, count in zip(rows, counts, strict=True)]
+    return torch.cat(ranges).unsqueeze(0)
+
+
 class GatheredRows:
     """Sequences in contiguous rows, [num_layers, 2, rows, max_len, kv_heads, head_dim]: a step's KVSource."""
 
@@ -129,8 +135,22 @@ class GatheredRows:
         tokens = self._rows.flatten(2, 3).index_select(2, ids)
         self.cache.write(slots, tokens.permute(2, 0, 1, 3, 4))
 
-    def add(self, key: Hashable, start: int, keys_values: Tensor) -> None:
-        """Tokens [num_tokens, num_layers, 2, kv_heads, head_dim] that went to the pages go to the row as well."""
+    def append(
+        self, rows: Sequence[CacheRow], counts: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Make ``counts[i]`` more tokens of each row true, in its pages and where it lies.
+
+        ``pairs``: keys and values of each layer, [1, kv_heads, sum of counts, head_dim], row after row.
+        """
+        # [num_tokens, num_layers, 2, kv_heads, head_dim]
+        keys_values = torch.stack([torch.cat(pair) for pair in pairs]).permute(3, 0, 1, 2, 4)
+        slots: list[int] = []
+        for row, count, tokens in zip(rows, counts, keys_values.split(list(counts)), strict=True):
+            slots += self.cache.slot_mapping(row.pages, row.start, row.start + count)
+            self._add(row.key, row.start, tokens)
+        self.cache.write(slots, keys_values)
+
+    def _add(self, key: Hashable, start: int, keys_values: Tensor) -> None:
         if key not in self._keys:
             return
         idx, end = self._keys.index(key), start + len(keys_values)

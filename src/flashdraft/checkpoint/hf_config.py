@@ -40,7 +40,8 @@ def read_config(folder: Path) -> Any:
     if ggufs and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json, but {ggufs[0].name}: give that file instead")
     raw = read_json(folder / "config.json")
-    if "DFlashDraftModel" in (raw.get("architectures") or ()) or "speculators_model_type" in raw:
+    drafters = {"DFlashDraftModel", "MTPDraftModel"}
+    if drafters & set(raw.get("architectures") or ()) or "speculators_model_type" in raw:
         raise CheckpointError(
             f"{folder} holds a drafter; expected a target model: give it as the draft instead"
         )
@@ -49,6 +50,11 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} is quantized ({method}); expected float weights: give the original model"
         )
+    return parse_config(folder)
+
+
+def parse_config(folder: Path) -> Any:
+    """What transformers makes of the folder's config.json. Raises CheckpointError where that is of no use."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:

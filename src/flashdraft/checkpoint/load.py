@@ -14,12 +14,14 @@ from flashdraft.checkpoint.hf_config import (
     read_config,
 )
 from flashdraft.checkpoint.hub import locate
+from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
-from flashdraft.checkpoint.zlab import read_drafter, save_drafter
+from flashdraft.checkpoint.zlab import read_drafter, save_dflash
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.mtp import MTPModel
 
 __all__ = [
     "EMBEDDED",
@@ -73,8 +75,10 @@ def load_drafter(
     target: TargetModel | None = None,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
-) -> DFlashModel:
-    """A drafter network ("embedded", a folder in z-lab's format or a hub name), ready to run or train.
+) -> DFlashModel | MTPModel:
+    """A drafter network ("embedded", a folder or a hub name), ready to run or train.
+
+    The folder is in z-lab's or speculators' format, or holds an MTP head.
 
     With ``target``: raises IncompatibleDrafterError when it was made for another. Raises CheckpointError
     for what is missing, truncated or contradicts itself, UsageError for a dtype or device that is not
@@ -83,7 +87,19 @@ def load_drafter(
     where, wanted = check_device(device), check_dtype(dtype)
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name)
     target_config = None if target is None else target.config
+    if holds_mtp_head(folder):
+        return read_mtp_head(folder, target_config, wanted, where).eval()
     return read_drafter(folder, target_config, wanted, where).eval()
+
+
+def save_drafter(
+    drafter: DFlashModel | MTPModel, folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write ``drafter`` to ``folder``, for :func:`load_drafter`; its weights as ``dtype`` (None: as they are)."""
+    if isinstance(drafter, MTPModel):
+        save_mtp_head(drafter, Path(folder), dtype)
+    else:
+        save_dflash(drafter, folder, dtype)
 
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:

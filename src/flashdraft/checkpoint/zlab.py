@@ -1,21 +1,19 @@
 """Drafters in z-lab's format: config.json of a DFlashDraftModel and model.safetensors, names unprefixed."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
 
 from flashdraft.checkpoint.hf_config import check_supported, read_json
-from flashdraft.checkpoint.safetensors import SINGLE, SafetensorsWeights
+from flashdraft.checkpoint.safetensors import SafetensorsWeights
+from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
 from flashdraft.checkpoint.weights import fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.mtp import MTPConfig
 
 _ARCHITECTURE = "DFlashDraftModel"
 # Fields that other drafters of the family use, with the values that mean plain DFlash.
@@ -51,32 +49,12 @@ def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: t
     return model
 
 
-def save_drafter(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write ``drafter`` to ``folder`` in z-lab's format, its weights as ``dtype`` (None: as they are).
-
-    Each file is written aside and renamed, the config last: a reader finds whole files, the old or the new,
-    and other files of the folder stay.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in drafter.state_dict().items()
-    }
-    stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    config = {**drafter.config.to_dict(), "dtype": stored, "transformers_version": transformers.__version__}
-    weights_aside, config_aside = folder / f".{SINGLE}.new", folder / ".config.json.new"
-    try:
-        config_aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(state, weights_aside, metadata={"format": "pt"})
-        weights_aside.chmod(config_aside.stat().st_mode)  # safetensors writes for the owner alone
-        os.replace(weights_aside, folder / SINGLE)
-        os.replace(config_aside, folder / "config.json")
-    finally:
-        weights_aside.unlink(missing_ok=True)
-        config_aside.unlink(missing_ok=True)
+def save_dflash(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``drafter`` to ``folder`` in z-lab's format, its weights as ``dtype`` (None: as they are)."""
+    write_folder(Path(folder), drafter.config.to_dict(), drafter.state_dict(), dtype)
 
 
-def check_fits_target(config: DFlashConfig, target_config: Any, label: str) -> None:
+def check_fits_target(config: DFlashConfig | MTPConfig, target_config: Any, label: str) -> None:
     """Raise IncompatibleDrafterError, naming all that differs, for a drafter made for another target."""
     pairs = (
         ("hidden_size", config.hidden_size, target_config.hidden_size),

@@ -45,7 +45,7 @@ def train(
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
 ) -> None:
-    """Train a DFlash drafter: the target answers the prompts, the drafter learns from the answers.
+    """Train a drafter, DFlash or an MTP head: the target answers the prompts, the drafter learns from the answers.
 
     \b
     Examples:

@@ -77,6 +77,10 @@ def examine(
     except CheckpointError as error:
         return Examination(UNUSABLE, [str(error)])
     token_ids = [_prompt_token_ids(tokenizer, prompt) for prompt in prompts]
+    if not isinstance(drafter, DFlashModel):
+        raise UsageError(
+            f"{draft} holds an MTP head; expected a DFlash drafter: give one, or flashdraft bench it"
+        )
     spare = [i for i in sorted(tokenizer.added_tokens_decoder) if i not in eos_token_ids(target)]
     masks = [i for i in spare if i != drafter.config.mask_token_id and i < drafter.config.vocab_size]
     return examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], eos_token_ids(target))

@@ -23,6 +23,10 @@ ARCHITECTURES = {
 }
 
 
+# Among feature layers: the hidden states after the final norm, those that the head reads.
+FINAL_HIDDEN = -1
+
+
 class LayerSource(Protocol):
     """Where one layer's new keys and values meet those of earlier tokens."""
 
@@ -72,8 +76,10 @@ class TargetOutput:
         cls, hidden: Tensor, features: Mapping[int, Tensor], feature_layers: Sequence[int]
     ) -> "TargetOutput":
         """Join the ``features`` of the wanted layers, by layer index, in the order of ``feature_layers``."""
-        joined = torch.cat([features[i] for i in feature_layers], dim=-1) if features else None
-        return cls(hidden, joined)
+        if not feature_layers:
+            return cls(hidden, None)
+        wanted = [hidden if i == FINAL_HIDDEN else features[i] for i in feature_layers]
+        return cls(hidden, torch.cat(wanted, dim=-1))
 
     def first(self, num_tokens: int) -> "TargetOutput":
         """The same for the first ``num_tokens`` tokens."""
@@ -94,7 +100,7 @@ class TargetModel(nn.Module):
         """Run the tokens of ``batch``; stage their keys and values in ``cache``.
 
         ``feature_layers`` are 0-based decoder layers whose outputs are wanted, concatenated in that order
-        (DFlash paper, section 3).
+        (DFlash paper, section 3); FINAL_HIDDEN stands for the output of the final norm.
         """
 
     @abstractmethod

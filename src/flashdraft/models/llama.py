@@ -35,14 +35,17 @@ class LlamaAttention(nn.Module):
         self.q_norm: nn.Module = nn.Identity()  # models that norm queries and keys put theirs here
         self.k_norm: nn.Module = nn.Identity()
 
+    def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys (normed, rotated) and values of ``x``, each [batch, kv_heads, num_tokens, head_dim]."""
+        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
+        return k, split_heads(self.v_proj(x), self.head_dim)
+
     def forward(
         self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
     ) -> Tensor:
         """Attention output [batch, num_tokens, hidden_size]; keys and values go through ``source``."""
         q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
-        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
-        v = split_heads(self.v_proj(x), self.head_dim)
-        k, v = source.stage(k, v, batch.positions, batch.kv_len)
+        k, v = source.stage(*self.keys_values(x, rope), batch.positions, batch.kv_len)
         out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
 

@@ -43,15 +43,18 @@ class GatedAttention(nn.Module):
         self.q_norm = ZeroCenteredRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCenteredRMSNorm(self.head_dim, config.rms_norm_eps)
 
+    def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys (normed, rotated) and values of ``x``, each [batch, kv_heads, num_tokens, head_dim]."""
+        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
+        return k, split_heads(self.v_proj(x), self.head_dim)
+
     def forward(
         self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
     ) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same; keys and values go through ``source``."""
         q, gate = split_heads(self.q_proj(x), 2 * self.head_dim).chunk(2, dim=-1)
         q = rotate(self.q_norm(q), *rope)
-        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
-        v = split_heads(self.v_proj(x), self.head_dim)
-        k, v = source.stage(k, v, batch.positions, batch.kv_len)
+        k, v = source.stage(*self.keys_values(x, rope), batch.positions, batch.kv_len)
         mixed = attention(q, k, v, mask) * gate.sigmoid()
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out

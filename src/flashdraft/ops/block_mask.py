@@ -138,6 +138,67 @@ class BlockContextMask:
 
 
 @dataclass(frozen=True)
+class ChainMask:
+    """What one step of chains may see, each chain a token a step from its anchor on (MTP heads).
+
+    Keys are [context tokens | entries of step 0 | of step 1 | ...], ``stride`` entries a step, of which the first
+    num_blocks are used. A chain sees its document strictly before the anchor, less the document's first token (which
+    has no entry), and its own entries of this step and the earlier ones.
+    """
+
+    anchors: Tensor  # [num_rows, num_blocks], ascending, index of the anchor in its row
+    anchor_doc_start: Tensor  # [num_rows, num_blocks], where the anchor's document starts
+    seq_len: int
+    num_steps: int
+    step: int
+
+    @property
+    def stride(self) -> int:
+        """Entries of a step: the blocks, in whole tiles."""
+        return -(-self.anchors.shape[1] // TILE) * TILE
+
+    def predicate(self) -> Predicate:
+        """FlexAttention's ``mask_mod``, but for the steps that are still to come."""
+        anchors, doc_start = self.anchors, self.anchor_doc_start
+        seq_len, stride = self.seq_len, self.stride
+
+        def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            in_context = (doc_start[row, query] < key) & (key < anchors[row, query])
+            return in_context | ((key >= seq_len) & ((key - seq_len) % stride == query))
+
+        return visible
+
+    def dense(self) -> Tensor:
+        """Bool [num_rows, num_blocks, seq_len + num_steps * stride]."""
+        num_rows, num_blocks = self.anchors.shape
+        grid = _grid(num_rows, num_blocks, self.seq_len + self.num_steps * self.stride, self.anchors.device)
+        return self.predicate()(*grid) & (grid[3] < self.seq_len + (self.step + 1) * self.stride)
+
+    def flex(self) -> BlockMask:
+        """The same as a BlockMask, from tile bounds alone. Needs seq_len divisible by 128."""
+        num_rows, num_blocks = self.anchors.shape
+        pad = (0, self.stride - num_blocks)
+        # Padding repeats the last chain, so that a tile's last anchor is its greatest.
+        anchors, starts = (
+            torch.nn.functional.pad(x.float(), pad, mode="replicate").long().view(num_rows, -1, TILE)
+            for x in (self.anchors, self.anchor_doc_start)
+        )
+        tiles = torch.arange(self.seq_len // TILE, device=self.anchors.device)
+        touched = (tiles * TILE < anchors[:, :, -1:]) & ((tiles + 1) * TILE > starts[:, :, :1])
+        full = ((tiles + 1) * TILE <= anchors[:, :, :1]) & (tiles * TILE > starts[:, :, -1:])
+        own = torch.eye(self.stride // TILE, dtype=torch.bool, device=self.anchors.device)
+        entries = torch.stack(
+            [own if at <= self.step else own & False for at in range(self.num_steps)], dim=1
+        )
+        entries = entries.flatten(1).expand(num_rows, -1, -1)
+        partial = torch.cat((touched & ~full, entries), dim=-1)
+        full = torch.cat((full, torch.zeros_like(entries)), dim=-1)
+        return _block_mask(
+            partial, full, self.predicate(), num_blocks, self.seq_len + self.num_steps * self.stride
+        )
+
+
+@dataclass(frozen=True)
 class CachedMask:
     """What tokens at ``positions`` see of a cache of ``kv_len`` slots: those up to their own."""
 
@@ -186,7 +247,9 @@ class ServedBlockMask:
         )
 
 
-def fast_mask(mask: DocumentMask | BlockContextMask | CachedMask, device: torch.device) -> Tensor | BlockMask:
+def fast_mask(
+    mask: DocumentMask | BlockContextMask | ChainMask | CachedMask, device: torch.device
+) -> Tensor | BlockMask:
     """The form of ``mask`` that is fast on ``device``: FlexAttention on CUDA, dense elsewhere."""
     return mask.flex() if device.type == "cuda" else mask.dense()
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.spec_decode.dflash import DFlashBatch, DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter, DraftState
+from flashdraft.spec_decode.mtp import MTPBatch, MTPDrafter
 
 
 class BatchDrafter(Protocol):
@@ -76,4 +77,6 @@ def batch_drafter(drafter: Drafter, num_pages: int, page_size: int) -> BatchDraf
     """The batched form of ``drafter``; a draft cache gets ``num_pages`` pages, numbered as the target's."""
     if isinstance(drafter, DFlashDrafter):
         return DFlashBatch(drafter, num_pages, page_size)
+    if isinstance(drafter, MTPDrafter):
+        return MTPBatch(drafter, num_pages, page_size)
     return OneByOne(drafter)

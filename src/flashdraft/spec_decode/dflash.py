@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, row_positions
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.ops.attention import Mask
@@ -106,22 +106,12 @@ class DFlashBatch:
         self, rows: Sequence[CacheRow], token_ids: Sequence[list[int]], features: Sequence[Tensor | None]
     ) -> None:
         """Project the features of all rows' newly verified tokens in one pass, end to end without padding."""
-        given = [row_features for row_features in features if row_features is not None]
-        ends = [row.start + len(ids) for row, ids in zip(rows, token_ids, strict=True)]
-        positions = torch.cat([torch.arange(row.start, end) for row, end in zip(rows, ends, strict=True)])
-        pairs = self.drafter.model.context(
-            torch.cat(given).unsqueeze(0), positions.to(given[0].device).unsqueeze(0)
+        counts = [len(ids) for ids in token_ids]
+        positions = row_positions(rows, counts)
+        given = torch.cat([row_features for row_features in features if row_features is not None]).unsqueeze(
+            0
         )
-        # [num_tokens, num_layers, 2, kv_heads, head_dim]
-        keys_values = torch.stack([torch.cat(pair) for pair in pairs]).permute(3, 0, 1, 2, 4)
-        slots: list[int] = []
-        done = 0
-        for row, end in zip(rows, ends, strict=True):
-            tokens = keys_values[done : done + end - row.start]
-            done += len(tokens)
-            slots += self.cache.slot_mapping(row.pages, row.start, end)
-            self.rows.add(row.key, row.start, tokens)
-        self.cache.write(slots, keys_values)
+        self.rows.append(rows, counts, self.drafter.model.context(given, positions.to(given.device)))
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]

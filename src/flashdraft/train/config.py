@@ -6,6 +6,8 @@ from typing import Any
 
 from flashdraft.errors import UsageError
 
+METHODS = ("dflash", "mtp")
+
 
 def _described(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -15,8 +17,9 @@ def _described(default: Any, text: str) -> Any:
 class TrainConfig:
     """Settings of one run. Raises UsageError for values that do not go together."""
 
-    num_layers: int = _described(5, "Layers of the drafter.")
-    num_features: int = _described(5, "Target layers it is conditioned on, evenly spaced.")
+    method: str = _described("dflash", "dflash, or mtp: a head that drafts token by token.")
+    num_layers: int = _described(5, "Layers of a DFlash drafter; an MTP head has one.")
+    num_features: int = _described(5, "Target layers that DFlash is conditioned on, evenly spaced.")
     block_size: int = _described(16, "Tokens of a block, anchor included.")
     intermediate_size: int | None = _described(None, "Width of its MLP.  [default: the target's]")
     mask_token_id: int | None = _described(None, "Token for MASK.  [default: a spare special token]")
@@ -41,6 +44,8 @@ class TrainConfig:
     seed: int = _described(0, "Of weights, rows and anchors.")
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
         if self.block_size < 2:
             raise UsageError(
                 f"block_size is {self.block_size}; expected 2 or more (anchor and a draft token)"

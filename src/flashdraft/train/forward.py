@@ -9,8 +9,11 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import OwnTokens, TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.ops.block_mask import BlockContextMask, DocumentMask, fast_mask
+from flashdraft.models.mtp import MTPModel
+from flashdraft.ops.block_mask import BlockContextMask, ChainMask, DocumentMask, fast_mask
 from flashdraft.train.anchors import Blocks
+
+Network = DFlashModel | MTPModel
 
 
 class ContextKV:
@@ -33,13 +36,67 @@ def target_features(target: TargetModel, rows: PackedRows, layers: Sequence[int]
     return features
 
 
+class ChainKV:
+    """Keys and values of the row's tokens, and behind them the chains' own, a token a step."""
+
+    def __init__(self, k: Tensor, v: Tensor, mask: ChainMask) -> None:
+        # All steps have one shape, so that one compiled graph serves them all.
+        room = (0, 0, 0, mask.num_steps * mask.stride)
+        self.k, self.v = torch.nn.functional.pad(k, room), torch.nn.functional.pad(v, room)
+        slots = torch.arange(mask.anchors.shape[1], device=k.device)
+        self.slots = mask.seq_len + slots  # of the next step's entries
+        self.stride = mask.stride
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Put one step's entries into their slots; all that has been and room for what will be."""
+        self.k, self.v = self.k.index_copy(2, self.slots, k), self.v.index_copy(2, self.slots, v)
+        self.slots = self.slots + self.stride
+        return self.k, self.v
+
+
 def block_hidden(
+    target: TargetModel, drafter: Network, rows: PackedRows, features: Tensor, blocks: Blocks
+) -> Tensor:
+    """Final hidden states, [num_rows, num_blocks, block_size, hidden_size], that predict each slot's token.
+
+    Each block sees the features of its document strictly before its anchor, and itself. The anchor's own are of no
+    use: it is given.
+    """
+    kind = mtp_hidden if isinstance(drafter, MTPModel) else dflash_hidden
+    hidden: Tensor = kind(target, drafter, rows, features, blocks)  # type: ignore[arg-type]
+    return hidden
+
+
+def mtp_hidden(
+    target: TargetModel, drafter: MTPModel, rows: PackedRows, features: Tensor, blocks: Blocks
+) -> Tensor:
+    """:func:`block_hidden` of an MTP head: each step on its own last output, the tokens teacher-forced.
+
+    As served: context entries come from the target's hidden states, a chain's own from the head's.
+    """
+    block_size = blocks.labels.shape[-1]
+    before = features.roll(1, dims=1)  # nobody sees what a document's first token gets by it
+    [(k, v)] = drafter.context(target.embed(rows.token_ids), before, _positions(rows))
+    masks = [
+        ChainMask(blocks.anchors, blocks.doc_start, rows.token_ids.shape[1], block_size - 1, step)
+        for step in range(block_size - 1)
+    ]
+    source = ChainKV(k, v, masks[0])
+    embeddings = target.embed(blocks.labels[:, :, :-1])
+    at = blocks.anchors.unsqueeze(-1).expand(-1, -1, features.shape[-1])
+    hidden = before.gather(1, at)  # [num_rows, num_blocks, hidden_size]
+    slots = [torch.zeros_like(hidden)]
+    for step, mask in enumerate(masks):
+        positions = blocks.anchors - blocks.doc_start + step
+        hidden = drafter(embeddings[:, :, step], hidden, positions, 0, source, fast_mask(mask, target.device))
+        slots.append(hidden)
+    return torch.stack(slots, dim=2)
+
+
+def dflash_hidden(
     target: TargetModel, drafter: DFlashModel, rows: PackedRows, features: Tensor, blocks: Blocks
 ) -> Tensor:
-    """Final hidden states of every slot, [num_rows, num_blocks, block_size, hidden_size].
-
-    Each block sees the features of its document strictly before its anchor, and itself.
-    """
+    """:func:`block_hidden` of a DFlash drafter: all slots at once."""
     num_rows, num_blocks, block_size = blocks.labels.shape
     slots = torch.full_like(blocks.labels, drafter.config.mask_token_id)
     slots[:, :, 0] = rows.token_ids.gather(1, blocks.anchors)

@@ -1,5 +1,6 @@
 """One run from prompts to a drafter: answers, packing, training, and the checkpoint that serving loads."""
 
+import copy
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -9,16 +10,23 @@ from typing import Any
 
 import torch
 
-from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
-from flashdraft.checkpoint.zlab import save_drafter
+from flashdraft.checkpoint.load import (
+    eos_token_ids,
+    load_drafter,
+    load_target,
+    load_tokenizer,
+    save_drafter,
+)
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_documents
 from flashdraft.data.prompts import group_of, read_prompts
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids, one_dimensional
+from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
+from flashdraft.train.forward import Network
 from flashdraft.train.trainer import Trainer
 
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
@@ -63,6 +71,10 @@ def train_drafter(
         )
     else:
         drafter = load_drafter(init, target, dtype=dtype, device=device).requires_grad_(True)
+        if isinstance(drafter, MTPModel) != (config.method == "mtp"):
+            raise UsageError(
+                f"{init} is no drafter of method {config.method}; give another --init or --method"
+            )
     trainer = Trainer(target, drafter, training, validation, config, folder)
     resumed = trainer.resume()
     facts = {
@@ -111,13 +123,25 @@ def split(
     return pack(training, config.seq_len, device), validation
 
 
-def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashModel:
+def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:
     """A drafter with random weights in the shape of the target's own layers."""
+    drafter: Network
+    if config.method == "mtp":
+        layer = copy.deepcopy(target.config)
+        layer.intermediate_size = config.intermediate_size or layer.intermediate_size
+        drafter = MTPModel(MTPConfig(layer, config.block_size))
+    else:
+        drafter = DFlashModel(_dflash_shape(target, tokenizer, config))
+    drafter.init_weights(torch.Generator().manual_seed(config.seed))
+    return drafter
+
+
+def _dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig:
     theirs = target.config
     mask_token_id = config.mask_token_id
     if mask_token_id is None:
         mask_token_id = spare_token_id(tokenizer)
-    shape = DFlashConfig(
+    return DFlashConfig(
         hidden_size=theirs.hidden_size,
         intermediate_size=config.intermediate_size or theirs.intermediate_size,
         num_hidden_layers=config.num_layers,
@@ -133,9 +157,6 @@ def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFl
         rms_norm_eps=theirs.rms_norm_eps,
         rope_parameters=one_dimensional(theirs.rope_parameters),
     )
-    drafter = DFlashModel(shape)
-    drafter.init_weights(torch.Generator().manual_seed(config.seed))
-    return drafter
 
 
 def spare_token_id(tokenizer: Any) -> int:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashModel
 from flashdraft.train.anchors import blocks_at
-from flashdraft.train.forward import block_hidden, target_features
+from flashdraft.train.forward import Network, block_hidden, target_features
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Walk:
 
 @torch.no_grad()
 def accepted_at_anchors(
-    target: TargetModel, drafter: DFlashModel, rows: PackedRows, block_size: int, blocks_per_forward: int
+    target: TargetModel, drafter: Network, rows: PackedRows, block_size: int, blocks_per_forward: int
 ) -> Tensor:
     """Draft tokens that a block at each anchor gets accepted, int64 [num_rows, seq_len]; -1 where is no anchor."""
     features = target_features(target, rows, drafter.config.target_layer_ids)
@@ -71,7 +70,7 @@ def walk(rows: PackedRows, accepted: Tensor) -> Walk:
 
 def simulate(
     target: TargetModel,
-    drafter: DFlashModel,
+    drafter: Network,
     rows: PackedRows,
     block_size: int,
     rows_per_forward: int,

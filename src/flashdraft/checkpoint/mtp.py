@@ -1,0 +1,66 @@
+"""MTP heads in folders of their own: the target's config.json as an MTPDraftModel's, and the ``mtp.*`` tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashdraft.checkpoint.hf_config import parse_config, read_json
+from flashdraft.checkpoint.safetensors import SafetensorsWeights
+from flashdraft.checkpoint.save import write_folder
+from flashdraft.checkpoint.weights import fill
+from flashdraft.checkpoint.zlab import check_fits_target
+from flashdraft.errors import CheckpointError
+from flashdraft.models.mtp import MTPConfig, MTPModel
+
+_ARCHITECTURE = "MTPDraftModel"
+_PREFIX = "mtp."
+
+
+def holds_mtp_head(folder: Path) -> bool:
+    """Whether ``folder``'s config.json is that of an MTP head. Raises CheckpointError when there is none."""
+    return read_json(folder / "config.json").get("architectures") == [_ARCHITECTURE]
+
+
+def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> MTPModel:
+    """The MTP head in ``folder``, checked against the target's config unless that is None.
+
+    Raises CheckpointError for a head that contradicts itself, IncompatibleDrafterError for one made for another
+    target; both before any tensor is read.
+    """
+    layer = parse_config(folder).get_text_config()
+    block_size = getattr(layer, "block_size", None)
+    if not isinstance(block_size, int) or block_size < 2:
+        raise CheckpointError(f"{folder / 'config.json'}: block_size is {block_size}; expected 2 or more")
+    config = MTPConfig(layer, block_size)
+    if target_config is not None:
+        check_fits_target(config, target_config, str(folder))
+    with torch.device("meta"):
+        model = MTPModel(config)
+    fill(model, _Head(SafetensorsWeights(folder)), dtype, device)
+    return model
+
+
+def save_mtp_head(head: MTPModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``head`` to ``folder``, its weights as ``dtype`` (None: as they are)."""
+    state = {_PREFIX + name: tensor for name, tensor in head.state_dict().items()}
+    write_folder(folder, head.config.to_dict(), state, dtype)
+
+
+class _Head:
+    """The ``mtp.*`` tensors of a checkpoint, by the head's own names."""
+
+    def __init__(self, source: SafetensorsWeights) -> None:
+        self.source, self.label = source, source.label
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See :class:`flashdraft.checkpoint.weights.WeightSource`."""
+        every = self.source.shapes.items()
+        return {name.removeprefix(_PREFIX): shape for name, shape in every if name.startswith(_PREFIX)}
+
+    def read(self, name: str) -> Tensor:
+        """See :class:`flashdraft.checkpoint.weights.WeightSource`."""
+        return self.source.read(_PREFIX + name)

@@ -1,0 +1,37 @@
+"""A drafter's folder on disk, written so that a reader finds whole files, the old or the new."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flashdraft.checkpoint.safetensors import SINGLE
+
+
+def write_folder(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """Write config.json and model.safetensors to ``folder``, the weights as ``dtype`` (None: as they are).
+
+    Each file is written aside and renamed, the config last; other files of the folder stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    stored = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    facts = {**config, "dtype": stored, "transformers_version": transformers.__version__}
+    weights_aside, config_aside = folder / f".{SINGLE}.new", folder / ".config.json.new"
+    try:
+        config_aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, weights_aside, metadata={"format": "pt"})
+        weights_aside.chmod(config_aside.stat().st_mode)  # safetensors writes for the owner alone
+        os.replace(weights_aside, folder / SINGLE)
+        os.replace(config_aside, folder / "config.json")
+    finally:
+        weights_aside.unlink(missing_ok=True)
+        config_aside.unlink(missing_ok=True)

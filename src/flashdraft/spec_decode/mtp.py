@@ -1,0 +1,162 @@
+"""An MTP head as a drafter: one token a forward, each from the head's own state after the one before.
+
+A verified token's keys and values come from its embedding and the target's hidden state one token earlier, as in
+vLLM's draft loop. The first token of a text has nothing before it, so it has no entry: its slot is never seen.
+The anchor is the first draft step; further steps stand on the head's own hidden states. Their keys and values are
+staged and never committed: when those tokens are verified, the target's hidden states replace the head's.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, row_positions
+from flashdraft.models.base import LayerSource, TargetModel
+from flashdraft.models.mtp import MTPModel
+from flashdraft.ops.block_mask import CachedMask
+
+
+class MTPDrafter:
+    """Drafts with an MTP head and the target's embedding and output head."""
+
+    def __init__(self, model: MTPModel, target: TargetModel) -> None:
+        self.model = model
+        self.target = target
+        self.feature_layers = model.config.target_layer_ids
+        self.max_block_size = model.config.block_size
+        size = target.config.hidden_size
+        self.before_text = torch.zeros(1, size, dtype=target.dtype, device=target.device)
+
+    def begin(self, max_len: int) -> "MTPState":
+        """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
+        return MTPState(self, max_len)
+
+    def context(
+        self, token_ids: Sequence[int], hidden: Tensor, positions: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of verified tokens; ``hidden`` [1, num_tokens, hidden_size] of the ones before them."""
+        tokens = torch.tensor([list(token_ids)], device=self.target.device)
+        return self.model.context(self.target.embed(tokens), hidden, positions)
+
+    def draft(
+        self, anchors: Sequence[int], hidden: Tensor, positions: Tensor, kv_len: int, source: LayerSource
+    ) -> Tensor:
+        """Draft greedily behind each anchor, as many tokens as there are ``positions`` [rows, num_draft].
+
+        ``hidden`` [rows, hidden_size]: the target's before each anchor. ``kv_len`` covers the last position.
+        Returns draft tokens [rows, num_draft].
+        """
+        tokens = torch.tensor(anchors, device=self.target.device).unsqueeze(1)
+        state, drafted = hidden.unsqueeze(1), []
+        num_draft = positions.shape[1]
+        for step in range(num_draft):
+            own, seen = positions[:, step : step + 1], kv_len - num_draft + step + 1
+            mask = CachedMask(own, seen).dense()
+            mask[:, :, 0] = False
+            state = self.model(self.target.embed(tokens), state, own, seen, source, mask)
+            tokens = self.target.logits(state).argmax(-1)
+            drafted.append(tokens)
+        return torch.cat(drafted, dim=1)
+
+
+class MTPState:
+    """The draft cache of one request, and the target's hidden state of its last verified token."""
+
+    def __init__(self, drafter: MTPDrafter, max_len: int) -> None:
+        self.drafter = drafter
+        # Drafts are staged behind the context even where the request ends within them.
+        self.cache = drafter.model.new_cache(1, max_len + drafter.max_block_size)
+        self.last_hidden = drafter.before_text  # [1, hidden_size]
+
+    def observe(self, token_ids: list[int], features: Tensor | None) -> None:
+        """Take newly verified tokens with the target's final hidden states [1, num_tokens, hidden_size]."""
+        assert features is not None
+        start = self.cache.lengths[0]
+        end = start + len(token_ids)
+        positions = torch.arange(start, end, device=features.device).unsqueeze(0)
+        before = torch.cat((self.last_hidden.unsqueeze(1), features[:, :-1]), dim=1)
+        for layer, (k, v) in zip(
+            self.cache.layers, self.drafter.context(token_ids, before, positions), strict=True
+        ):
+            layer.stage(k, v, positions, end)
+        self.cache.commit(len(token_ids))
+        self.last_hidden = features[:, -1]
+
+    def propose(self, anchor: int, num_draft: int) -> list[int]:
+        """Draft ``num_draft`` tokens, one forward each."""
+        start = self.cache.lengths[0]
+        end = start + num_draft
+        positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
+        source = self.cache.layers[0]
+        drafted: list[int] = self.drafter.draft([anchor], self.last_hidden, positions, end, source)[
+            0
+        ].tolist()
+        return drafted
+
+
+class MTPBatch:
+    """The draft caches of many requests: pages of their own storage under the target's page tables.
+
+    With each full page lies the target's hidden state of its last token: a request that finds its prefix needs it.
+    """
+
+    shares_prefix = True
+
+    def __init__(self, drafter: MTPDrafter, num_pages: int, page_size: int) -> None:
+        self.drafter = drafter
+        config, weight = drafter.model.config.layer, drafter.model.fc.weight
+        heads = config.num_key_value_heads
+        self.cache = PagedKVCache(
+            1, num_pages, page_size, heads, config.head_dim, weight.dtype, weight.device
+        )
+        self.rows = GatheredRows(self.cache)
+        self.page_ends = weight.new_zeros((num_pages, config.hidden_size))
+        self.last_hidden: dict[Hashable, Tensor] = {}  # [1, hidden_size]
+
+    def join(self, row: CacheRow, token_ids: list[int], max_len: int) -> None:  # noqa: ARG002
+        """A found prefix lies in the pages already, and so does its last hidden state."""
+        last = self.drafter.before_text
+        if token_ids:
+            page = row.pages[len(token_ids) // self.cache.page_size - 1]
+            last = self.page_ends[page : page + 1].clone()
+        self.last_hidden[row.key] = last
+
+    def leave(self, row: CacheRow) -> None:
+        """Nothing is kept of a request but its pages."""
+        self.last_hidden.pop(row.key, None)
+
+    def observe(
+        self, rows: Sequence[CacheRow], token_ids: Sequence[list[int]], features: Sequence[Tensor | None]
+    ) -> None:
+        """Take all rows' newly verified tokens in one pass, end to end without padding."""
+        counts, before = [len(ids) for ids in token_ids], []
+        for row, hidden in zip(rows, features, strict=True):
+            assert hidden is not None
+            before += [self.last_hidden[row.key], hidden[:-1]]
+            self.last_hidden[row.key] = hidden[-1:].clone()
+            self._keep_page_ends(row, hidden)
+        positions = row_positions(rows, counts).to(before[0].device)
+        every = [token for ids in token_ids for token in ids]
+        self.rows.append(rows, counts, self.drafter.context(every, torch.cat(before).unsqueeze(0), positions))
+
+    def propose(
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
+    ) -> list[list[int]]:
+        """Draft ``block_sizes[i] - 1`` tokens for each row, one forward a token for all rows together."""
+        if (num_draft := max(block_sizes) - 1) < 1:
+            return [[] for _ in rows]
+        order = self.rows.seat([row.key for row in rows])
+        positions, kv_len = self.rows.arrange([rows[i] for i in order], num_draft)
+        hidden = torch.cat([self.last_hidden[rows[i].key] for i in order])
+        ordered = [anchors[i] for i in order]
+        drafted = self.drafter.draft(ordered, hidden, positions, kv_len, self.rows.layers[0]).tolist()
+        by_row = dict(zip(order, drafted, strict=True))
+        return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]
+
+    def _keep_page_ends(self, row: CacheRow, hidden: Tensor) -> None:
+        size, end = self.cache.page_size, row.start + len(hidden)
+        lasts = range(row.start + (-row.start - 1) % size, end, size)
+        if lasts:
+            pages = torch.tensor([row.pages[at // size] for at in lasts], device=hidden.device)
+            self.page_ends[pages] = hidden[lasts.start - row.start :: size]
