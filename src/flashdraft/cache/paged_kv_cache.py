@@ -145,7 +145,7 @@ class GatheredRows:
         # [num_tokens, num_layers, 2, kv_heads, head_dim]
         keys_values = torch.stack([torch.cat(pair) for pair in pairs]).permute(3, 0, 1, 2, 4)
         slots: list[int] = []
-        for row, count, tokens in zip(rows, counts, keys_values.split(list(counts)), strict=True):
+        for row, count, tokens in zip(rows, counts, torch.split(keys_values, list(counts)), strict=True):
             slots += self.cache.slot_mapping(row.pages, row.start, row.start + count)
             self._add(row.key, row.start, tokens)
         self.cache.write(slots, keys_values)

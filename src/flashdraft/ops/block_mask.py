@@ -158,13 +158,16 @@ class ChainMask:
         return -(-self.anchors.shape[1] // TILE) * TILE
 
     def predicate(self) -> Predicate:
-        """FlexAttention's ``mask_mod``, but for the steps that are still to come."""
+        """FlexAttention's ``mask_mod``: a function of (row, head, query, key) indices that broadcast."""
         anchors, doc_start = self.anchors, self.anchor_doc_start
         seq_len, stride = self.seq_len, self.stride
+        # A tensor, not a number: one compiled graph serves all steps.
+        end = anchors.new_full((len(anchors),), seq_len + (self.step + 1) * stride)
 
         def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             in_context = (doc_start[row, query] < key) & (key < anchors[row, query])
-            return in_context | ((key >= seq_len) & ((key - seq_len) % stride == query))
+            in_chain = (key >= seq_len) & (key < end[row]) & ((key - seq_len) % stride == query)
+            return in_context | in_chain
 
         return visible
 
@@ -172,7 +175,7 @@ class ChainMask:
         """Bool [num_rows, num_blocks, seq_len + num_steps * stride]."""
         num_rows, num_blocks = self.anchors.shape
         grid = _grid(num_rows, num_blocks, self.seq_len + self.num_steps * self.stride, self.anchors.device)
-        return self.predicate()(*grid) & (grid[3] < self.seq_len + (self.step + 1) * self.stride)
+        return self.predicate()(*grid)
 
     def flex(self) -> BlockMask:
         """The same as a BlockMask, from tile bounds alone. Needs seq_len divisible by 128."""
