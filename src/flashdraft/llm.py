@@ -8,8 +8,10 @@ from typing import Any
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.checkpoint.load import (
     EMBEDDED,
+    OWN_MTP,
     eos_token_ids,
     load_drafter,
+    load_own_mtp,
     load_target,
     load_tokenizer,
 )
@@ -53,8 +55,9 @@ class LLM:
     """A target with its drafter, ready to answer.
 
     ``model``: "embedded", a Hugging Face folder, a GGUF file or a hub name. ``draft`` left out: the embedded
-    drafter for the embedded target and none for another; None: none. ``block_size``: tokens of a block, anchor
-    included; None the drafter's own; 1 plain decoding. ``dtype``: "float32" or "bfloat16".
+    drafter for the embedded target and none for another; "mtp": the target's own MTP head; None: none.
+    ``block_size``: tokens of a block, anchor included; None the drafter's own; 1 plain decoding. ``dtype``:
+    "float32" or "bfloat16".
     Raises CheckpointError or UsageError before any long work.
     """
 
@@ -73,8 +76,9 @@ class LLM:
         self.target = load_target(model, dtype=dtype, device=device)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
-            network = load_drafter(draft, self.target, dtype=dtype, device=device)
-            self.drafter = drafter_of(network, self.target)
+            own = draft == OWN_MTP
+            load, name = (load_own_mtp, model) if own else (load_drafter, draft)
+            self.drafter = drafter_of(load(name, self.target, dtype=dtype, device=device), self.target)
         else:
             self.drafter = draft
         # A dummy prompt: a wrong block size is told now and not at the first request.

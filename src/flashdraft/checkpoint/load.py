@@ -19,19 +19,24 @@ from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, save_dflash
+from flashdraft.errors import CheckpointError
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
 
 __all__ = [
     "EMBEDDED",
+    "OWN_MTP",
     "eos_token_ids",
     "generation_defaults",
     "load_drafter",
+    "load_own_mtp",
     "load_target",
     "load_tokenizer",
     "save_drafter",
 ]
+
+OWN_MTP = "mtp"  # as a drafter: the MTP head published with the target; a folder of that name is "./mtp"
 
 
 def load_target(
@@ -90,6 +95,27 @@ def load_drafter(
     if holds_mtp_head(folder):
         return read_mtp_head(folder, target_config, wanted, where).eval()
     return read_drafter(folder, target_config, wanted, where).eval()
+
+
+def load_own_mtp(
+    target_name: str | Path,
+    target: TargetModel,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> MTPModel:
+    """The MTP head among the weights of the target that ``target_name`` names, as Qwen3.5 has one.
+
+    Raises CheckpointError when there is none or it contradicts itself, UsageError for a dtype or device that is not
+    there.
+    """
+    where, wanted = check_device(device), check_dtype(dtype)
+    place = _locate_target(target_name)
+    if place.is_file():
+        raise CheckpointError(
+            f"{place} is a GGUF file, and no MTP head is read from those; give a trained head's folder, or another"
+            " drafter"
+        )
+    return read_mtp_head(place, target.config, wanted, where).eval()
 
 
 def save_drafter(

@@ -1,4 +1,8 @@
-"""MTP heads in folders of their own: the target's config.json as an MTPDraftModel's, and the ``mtp.*`` tensors."""
+"""MTP heads: in a folder of their own, or beside the target that was published with one.
+
+A head is the target's config and the ``mtp.*`` tensors. In its own folder the config.json says MTPDraftModel and
+how long a block may be; in a target's folder it is the target's.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +21,7 @@ from flashdraft.models.mtp import MTPConfig, MTPModel
 
 _ARCHITECTURE = "MTPDraftModel"
 _PREFIX = "mtp."
+_LARGEST_BLOCK = 16  # of a published head, whose config names none: it drafts on and on, worse and worse
 
 
 def holds_mtp_head(folder: Path) -> bool:
@@ -25,13 +30,20 @@ def holds_mtp_head(folder: Path) -> bool:
 
 
 def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> MTPModel:
-    """The MTP head in ``folder``, checked against the target's config unless that is None.
+    """The MTP head in ``folder``, its own or a target's, checked against the target's config unless that is None.
 
-    Raises CheckpointError for a head that contradicts itself, IncompatibleDrafterError for one made for another
-    target; both before any tensor is read.
+    Raises CheckpointError for a folder without a head and for a head that contradicts itself,
+    IncompatibleDrafterError for one made for another target; all before any tensor is read.
     """
     layer = parse_config(folder).get_text_config()
-    block_size = getattr(layer, "block_size", None)
+    source = _Head(SafetensorsWeights(folder))
+    if not source.shapes:
+        raise CheckpointError(
+            f"{folder} holds no MTP head (no {_PREFIX}* tensors); give a trained head's folder, or another drafter"
+        )
+    if (num_layers := getattr(layer, "mtp_num_hidden_layers", 1)) != 1:
+        raise CheckpointError(f"{folder} has an MTP head of {num_layers} layers; expected 1: not supported")
+    block_size = getattr(layer, "block_size", _LARGEST_BLOCK)
     if not isinstance(block_size, int) or block_size < 2:
         raise CheckpointError(f"{folder / 'config.json'}: block_size is {block_size}; expected 2 or more")
     config = MTPConfig(layer, block_size)
@@ -39,7 +51,7 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
         check_fits_target(config, target_config, str(folder))
     with torch.device("meta"):
         model = MTPModel(config)
-    fill(model, _Head(SafetensorsWeights(folder)), dtype, device)
+    fill(model, source, dtype, device)
     return model
 
 

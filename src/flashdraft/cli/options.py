@@ -18,7 +18,8 @@ DraftOption = Annotated[
     str | None,
     typer.Option(
         "--draft",
-        help="Drafter: embedded, a folder, a hub name, or none.  [default: embedded for the embedded target]",
+        help="Drafter: embedded, a folder, a hub name, mtp (the target's own head), or none."
+        "  [default: embedded for the embedded target]",
     ),
 ]
 BlockSizeOption = Annotated[
