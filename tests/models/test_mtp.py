@@ -9,7 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
+from transformers import (
+    LlamaForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5TextConfig,
+)
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5DecoderLayer,
     Qwen3_5RMSNorm,
@@ -23,6 +28,7 @@ from flashdraft.errors import CheckpointError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.models.base import FINAL_HIDDEN, TargetModel
+from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.mtp import MTPDrafter
 from models.test_qwen3_5 import STD, flat, nested
@@ -121,6 +127,41 @@ def test_50_greedy_answers_equal_plain_decodings(tmp_path: Path) -> None:
         prompt = [rng.randrange(97) for _ in range(rng.randrange(1, 20))]
         plain = generate(ours, None, prompt, params).token_ids
         assert generate(ours, drafter, prompt, params, 2 + i % 15).token_ids == plain
+
+
+def test_the_27bs_head_has_the_published_names() -> None:
+    """The ``mtp.*`` tensors of Qwen/Qwen3.5-27B as its config.json says it, without any weight."""
+    hidden_size, mlp, head_dim, heads, kv_heads = 5120, 17408, 256, 24, 4
+    text = Qwen3_5TextConfig(
+        hidden_size=hidden_size,
+        intermediate_size=mlp,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        num_hidden_layers=64,
+    )
+    with torch.device("meta"):
+        ours = MTPModel(MTPConfig(text, 16))
+    layer = {
+        "input_layernorm": [hidden_size],
+        "post_attention_layernorm": [hidden_size],
+        "mlp.gate_proj": [mlp, hidden_size],
+        "mlp.up_proj": [mlp, hidden_size],
+        "mlp.down_proj": [hidden_size, mlp],
+        "self_attn.q_proj": [2 * heads * head_dim, hidden_size],  # queries and gates
+        "self_attn.k_proj": [kv_heads * head_dim, hidden_size],
+        "self_attn.v_proj": [kv_heads * head_dim, hidden_size],
+        "self_attn.o_proj": [hidden_size, heads * head_dim],
+        "self_attn.q_norm": [head_dim],
+        "self_attn.k_norm": [head_dim],
+    }
+    expected = {f"layers.0.{name}.weight": shape for name, shape in layer.items()} | {
+        "fc.weight": [hidden_size, 2 * hidden_size],
+        "norm.weight": [hidden_size],
+        "pre_fc_norm_embedding.weight": [hidden_size],
+        "pre_fc_norm_hidden.weight": [hidden_size],
+    }
+    assert {name: list(p.shape) for name, p in ours.named_parameters()} == expected
 
 
 def test_mtp_names_the_targets_own_head(tmp_path: Path) -> None:

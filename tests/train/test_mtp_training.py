@@ -8,6 +8,7 @@ import torch
 from flashdraft.checkpoint.load import load_drafter, save_drafter
 from flashdraft.data.loader import pack
 from flashdraft.generate import RoundEvent, generate
+from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.block_mask import TILE, ChainMask
 from flashdraft.spec_decode.mtp import MTPDrafter
@@ -17,6 +18,7 @@ from flashdraft.train.forward import block_hidden, target_features
 from flashdraft.train.run import new_drafter
 from flashdraft.train.simulate import simulate
 from flashdraft.train.trainer import Trainer
+from models.test_qwen3_5 import flat
 from toys import toy_mtp
 from train.test_training import DOCUMENTS, GREEDY, ROWS, TARGET
 
@@ -70,16 +72,30 @@ def test_a_chain_sees_its_document_before_the_anchor_and_itself(num_blocks: int)
         assert (full[:, : rest.shape[1]] <= rest.all(-1)).all(), "a tile is not seen whole"
 
 
-def test_a_training_chain_equals_the_served_one() -> None:
-    head = toy_mtp(TARGET)
+def hybrid_target() -> TargetModel:
+    """A Qwen3.5 of this vocabulary, with gated delta layers."""
+    target = build_target(flat()).requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in target.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+        elif name.endswith("A_log"):
+            parameter.sub_(3.0)
+    return target
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_5"])
+def test_a_training_chain_equals_the_served_one(kind: str) -> None:
+    target = TARGET if kind == "llama" else hybrid_target()
+    head = toy_mtp(target)
     rows = pack(DOCUMENTS[:4], 256)
     blocks = draw_blocks(rows, 16, 8, torch.Generator().manual_seed(3))
     with torch.no_grad():
-        features = target_features(TARGET, rows, head.config.target_layer_ids)
+        features = target_features(target, rows, head.config.target_layer_ids)
         served = []
         for j in range(16):
             start, anchor = int(blocks.doc_start[0, j]), int(blocks.anchors[0, j])
-            state = MTPDrafter(head, TARGET).begin(256)
+            state = MTPDrafter(head, target).begin(256)
             middle = (start + anchor) // 2
             for first, last in ((start, middle), (middle, anchor)):  # two prefill chunks
                 if last > first:
@@ -87,8 +103,8 @@ def test_a_training_chain_equals_the_served_one() -> None:
             state.propose(int(rows.token_ids[0, anchor]) ^ 1, 5)  # staged, and gone
             served.append(state.propose(int(rows.token_ids[0, anchor]), 7))
             blocks.labels[0, j, 1:] = torch.tensor(served[-1])  # teacher-forced with the drafts themselves
-        hidden = block_hidden(TARGET, head, rows, features, blocks)
-        assert TARGET.logits(hidden).argmax(-1)[0, :, 1:].tolist() == served
+        hidden = block_hidden(target, head, rows, features, blocks)
+        assert target.logits(hidden).argmax(-1)[0, :, 1:].tolist() == served
 
 
 def train(
