@@ -95,7 +95,8 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
         "mask_token_id": mask_token_id,
         "num_target_layers": config["num_target_layers"],
         "sample_from_anchor": False,
-        "sliding_window_non_causal": slides and config.get("is_causal") is False,
+        # vLLM 0.32 reads this for every layer, so without sliding layers it has to say what full ones are.
+        "sliding_window_non_causal": not slides or config.get("is_causal") is False,
         "speculators_config": {
             "algorithm": "dflash",
             "default_proposal_method": "greedy",

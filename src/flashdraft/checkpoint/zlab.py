@@ -35,18 +35,24 @@ def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: t
     Raises CheckpointError for a drafter that contradicts itself, IncompatibleDrafterError for one made for
     another target; both before any tensor is read.
     """
-    raw = read_json(folder / "config.json")
-    if MARK in raw:
-        raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
-    config = _parse_config(raw, folder)
-    if target_config is not None:
-        check_fits_target(config, target_config, str(folder))
+    config = read_drafter_config(folder, target_config)
     source = SafetensorsWeights(folder)
     _check_fc(config, source)
     with torch.device("meta"):
         model = DFlashModel(config)
     fill(model, source, dtype, device)
     return model
+
+
+def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
+    """The config of the drafter in ``folder``, in either format; checked and raising as :func:`read_drafter`."""
+    raw = read_json(folder / "config.json")
+    if MARK in raw:
+        raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
+    config = _parse_config(raw, folder)
+    if target_config is not None:
+        check_fits_target(config, target_config, str(folder))
+    return config
 
 
 def save_dflash(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
