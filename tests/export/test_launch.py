@@ -152,6 +152,13 @@ def test_what_is_refused(pair, engine, values, part):
         {"vllm": vllm_command, "sglang": sglang_command}[engine](read_pair(*pair), LaunchConfig(**values))
 
 
+def test_a_reduced_vocabulary_is_vllms_alone(tmp_path, pair):
+    both = read_pair(pair[0], drafter_of(toy_target(vocab_size=259), tmp_path / "d", draft_vocab_size=32))
+    assert options(vllm_command(both, LaunchConfig()).argv)
+    with pytest.raises(UsageError, match="32 rows of its own"):
+        sglang_command(both, LaunchConfig())
+
+
 def test_pairs_that_do_not_fit(pair):
     with pytest.raises(UsageError, match="flashdraft convert --target embedded --to hf"):
         read_pair("embedded", "embedded")

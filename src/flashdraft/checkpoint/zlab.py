@@ -41,6 +41,7 @@ def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: t
     with torch.device("meta"):
         model = DFlashModel(config)
     fill(model, source, dtype, device)
+    _check_draft_tokens(model, source.label)
     return model
 
 
@@ -106,11 +107,29 @@ def _contradictions(config: DFlashConfig) -> list[str]:
             f"mask_token_id {config.mask_token_id} (expected 0 to {config.vocab_size - 1}: a vocabulary id)",
         ),
         (
+            1 <= (config.draft_vocab_size or 1) <= config.vocab_size,
+            f"draft_vocab_size {config.draft_vocab_size} (expected 1 to {config.vocab_size})",
+        ),
+        (
             ids and len(set(ids)) == len(ids) and all(0 <= layer < num_layers for layer in ids),
             f"target_layer_ids {ids} (expected different layers from 0 to {num_layers - 1})",
         ),
     )
     return [text for is_fine, text in checks if not is_fine]
+
+
+def _check_draft_tokens(model: DFlashModel, label: str) -> None:
+    if model.lm_head is None:
+        return
+    vocab_size = model.config.vocab_size
+    tokens = model.head_tokens(torch.arange(len(model.d2t), device=model.d2t.device))
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise CheckpointError(
+            f"drafter {label}: d2t names tokens {int(tokens.min())} to {int(tokens.max())}; expected 0 to"
+            f" {vocab_size - 1}: fetch it again"
+        )
+    if not torch.equal(model.t2d.nonzero().flatten(), tokens.sort().values):
+        raise CheckpointError(f"drafter {label}: t2d and d2t name different tokens; fetch it again")
 
 
 def _check_is_plain(raw: dict[str, Any], folder: Path) -> None:

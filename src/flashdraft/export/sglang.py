@@ -46,6 +46,10 @@ def _refuse(pair: Pair, config: LaunchConfig) -> None:
         raise UsageError(
             f"SGLang drafts with DFlash without a pipeline only; expected pp 1, found {config.pp}"
         )
+    if (num_rows := pair.drafter.draft_vocab_size) is not None:
+        raise UsageError(
+            f"SGLang drafts through the target's head only; this drafter has a head of {num_rows} rows of its own"
+        )
     # models/dflash.py reads is_causal or goes by the layer's type, and knows no speculators config.
     is_causal = pair.raw.get("is_causal")
     theirs = [
