@@ -254,7 +254,7 @@ def test_command(target, tmp_path, capsys):
     assert load_drafter(tmp_path / "s", target).config == toy_dflash(target).config
     again = run_command(argv, capsys)
     assert (again.exit_code, "is not empty" in again.stderr) == (2, True)
-    with pytest.raises(UsageError, match="expected z-lab or speculators"):
+    with pytest.raises(UsageError, match="expected z-lab, speculators or transformers"):
         convert_drafter(tmp_path / "z", "gguf", Path(tmp_path / "g"))
     full = mixed(target, is_causal=True)
     save_drafter(full, tmp_path / "causal")
