@@ -150,11 +150,12 @@ class DFlashDraftModel(PreTrainedModel):
         # The plain rows of the embedding, without the factor that some targets (Gemma) put on them.
         block = F.embedding(ids, target.get_input_embeddings().weight)
         hidden = self(block, context)[:, 1:]
-        if not hasattr(self, "lm_head"):
-            tokens: list[int] = target.get_output_embeddings()(hidden).argmax(-1)[0].tolist()
-            return tokens
-        rows = self.lm_head(hidden).argmax(-1)[0]
-        tokens = (rows + self.d2t[rows]).tolist()
+        if hasattr(self, "lm_head"):
+            rows = self.lm_head(hidden).argmax(-1)[0]
+            drafted = rows + self.d2t[rows]
+        else:
+            drafted = target.get_output_embeddings()(hidden).argmax(-1)[0]
+        tokens: list[int] = drafted.tolist()
         return tokens
 
     @torch.inference_mode()
