@@ -152,7 +152,8 @@ def test_trap_mrope(target, tmp_path):
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
-        ({"draft_vocab_size": 32}, r"reduced vocabulary of 32 tokens; expected all 97"),
+        ({"draft_vocab_size": 32}, r"lacks d2t, t2d, lm_head.weight"),
+        ({"draft_vocab_size": 98}, r"draft_vocab_size 98 \(expected 1 to 97\)"),
         ({"speculators_model_type": "eagle3"}, r"speculators 'eagle3'; expected 'dflash'"),
         ({"target_hidden_size": 64}, r"target_hidden_size is 64; expected its own hidden_size 48"),
         ({"sample_from_anchor": True}, r"asks for sample_from_anchor True"),
@@ -203,6 +204,49 @@ def test_formats_draft_the_same_tokens(target, tmp_path):
     assert drafts[0] == drafts[1]
 
 
+@torch.inference_mode()
+def test_specforge_and_speculators_draft_the_same_tokens(target, tmp_path):
+    """The same weights under a config as SpecForge writes it and under one as speculators does."""
+    drafter = toy_dflash(target)
+    save_drafter(drafter, tmp_path / "f")
+    convert_drafter(tmp_path / "f", "speculators", tmp_path / "s")
+    config = drafter.config
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
+    names += (
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "num_target_layers",
+        "block_size",
+    )
+    written = {name: getattr(config, name) for name in names}
+    written |= {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "attention_dropout": 0.0}
+    written |= {"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "initializer_range": 0.02}
+    written |= {"attention_bias": False, "max_window_layers": 2, "rope_scaling": None, "rope_theta": 1000000}
+    written |= {
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+    }
+    written |= {"layer_types": ["full_attention"] * 2, "use_sliding_window": False}
+    inner = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
+    (tmp_path / "f" / "config.json").write_text(json.dumps(written | {"dflash_config": inner}))
+    drafts = []
+    for folder in ("f", "s"):
+        state = DFlashDrafter(load_drafter(tmp_path / folder, target, "float32"), target).begin(64)
+        state.observe(list(range(20)), inputs(target, 20)[0])
+        drafts.append([state.propose(anchor, 7) for anchor in range(10)])
+    assert drafts[0] == drafts[1]
+
+
 def test_command(target, tmp_path, capsys):
     save_drafter(toy_dflash(target), tmp_path / "z")
     argv = ("convert", "--draft", str(tmp_path / "z"), "--to", "speculators", "--out", str(tmp_path / "s"))
@@ -210,7 +254,7 @@ def test_command(target, tmp_path, capsys):
     assert load_drafter(tmp_path / "s", target).config == toy_dflash(target).config
     again = run_command(argv, capsys)
     assert (again.exit_code, "is not empty" in again.stderr) == (2, True)
-    with pytest.raises(UsageError, match="expected z-lab or speculators"):
+    with pytest.raises(UsageError, match="expected z-lab, speculators or transformers"):
         convert_drafter(tmp_path / "z", "gguf", Path(tmp_path / "g"))
     full = mixed(target, is_causal=True)
     save_drafter(full, tmp_path / "causal")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from flashdraft.checkpoint.speculators import from_zlab
 from flashdraft.checkpoint.zlab import read_drafter
 from flashdraft.errors import UsageError
 
-FORMATS = ("z-lab", "speculators")
+FORMATS = ("z-lab", "speculators", "transformers")
+# What auto_map of z-lab's config names: AutoModel takes the class from this file of the folder.
+MODELING_FILE = "dflash.py"
 
 
 def convert_drafter(source: str | Path, to: str, out: Path, target_config: Any = None) -> None:
@@ -25,18 +28,21 @@ def convert_drafter(source: str | Path, to: str, out: Path, target_config: Any =
     that cannot be read or that the format cannot say.
     """
     if to not in FORMATS:
-        raise UsageError(f"the format is {to!r}; expected {' or '.join(FORMATS)}")
+        raise UsageError(f"the format is {to!r}; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; expected a new folder: give another or remove it")
     folder = embedded_drafter() if source == EMBEDDED else locate(source)
     # Loading is the check: every name and shape against the config.
     drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"))
     config = drafter.config.to_dict()
-    config = config if to == "z-lab" else from_zlab(config)
+    config = from_zlab(config) if to == "speculators" else config
     raw = read_json(folder / "config.json")
     kept = {name: raw[name] for name in ("dtype", "torch_dtype", "transformers_version") if name in raw}
     out.mkdir(parents=True, exist_ok=True)
-    files = weight_files(folder)
-    for file in [*files, folder / INDEX] if len(files) > 1 else files:
+    stored = weight_files(folder)
+    for file in [*stored, folder / INDEX] if len(stored) > 1 else stored:
         shutil.copyfile(file, out / file.name)
+    if to == "transformers":
+        modeling = files("flashdraft.export") / "modeling_dflash.py"
+        (out / MODELING_FILE).write_text(modeling.read_text(encoding="utf-8"), encoding="utf-8")
     (out / "config.json").write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """From what the user names to files on this machine: a local path as it is, a hub name by download."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -8,12 +9,13 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 
 from flashdraft.errors import CheckpointError
 
-_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+CONFIGS = ("*.json", "*.jinja")
+_ALL = (*CONFIGS, "*.safetensors")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def locate(path_or_name: str | Path) -> Path:
-    """A local file or folder, or the local copy of a hub model.
+def locate(path_or_name: str | Path, wanted: Sequence[str] = _ALL) -> Path:
+    """A local file or folder, or the local copy of a hub model's ``wanted`` files.
 
     Raises CheckpointError when there is no such path and a hub does not give the model either.
     """
@@ -25,7 +27,7 @@ def locate(path_or_name: str | Path) -> Path:
     if not _HUB_NAME.fullmatch(name) or name.startswith(".") or name.endswith(".gguf"):
         raise CheckpointError(f"{name} does not exist; expected a folder, a .gguf file or a hub name: {mend}")
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=list(wanted)))
     except (HTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

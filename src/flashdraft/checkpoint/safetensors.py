@@ -18,6 +18,7 @@ from flashdraft.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_TABLES = {"d2t": ("I64", "I32"), "t2d": ("BOOL",)}  # which tokens a drafter's reduced vocabulary holds
 
 
 class SafetensorsWeights:
@@ -35,9 +36,9 @@ class SafetensorsWeights:
         weight_map = _weight_map(folder)
         for file in weight_files(folder):
             for name, entry in read_header(file).items():
-                if entry["dtype"] not in _FLOATS:
+                if entry["dtype"] not in (wanted := _TABLES.get(name, _FLOATS)):
                     raise CheckpointError(
-                        f"{file}: {name} is {entry['dtype']}; expected one of {', '.join(_FLOATS)}: give an"
+                        f"{file}: {name} is {entry['dtype']}; expected one of {', '.join(wanted)}: give an"
                         " unquantized checkpoint"
                     )
                 self.shapes[name] = tuple(entry["shape"])

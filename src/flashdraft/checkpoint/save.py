@@ -17,12 +17,15 @@ from flashdraft.checkpoint.safetensors import SINGLE
 def write_folder(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> None:
-    """Write config.json and model.safetensors to ``folder``, the weights as ``dtype`` (None: as they are).
+    """Write config.json and model.safetensors to ``folder``, floats as ``dtype`` (None: as they are).
 
     Each file is written aside and renamed, the config last; other files of the folder stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    weights = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in state.items()
+    }
     stored = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     facts = {**config, "dtype": stored, "transformers_version": transformers.__version__}
     weights_aside, config_aside = folder / f".{SINGLE}.new", folder / ".config.json.new"

@@ -38,18 +38,12 @@ _OF_A_LAYER = (
 def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any]:
     """A speculators ``config.json`` in z-lab's fields; ``num_target_layers`` where the file does not know.
 
-    Raises CheckpointError for other algorithms and for a reduced vocabulary.
+    Raises CheckpointError for other algorithms.
     """
     layer = raw.get("transformer_layer_config") or {}
     if raw.get(MARK) != "dflash" or not layer:
         raise CheckpointError(
             f"the drafter is a speculators {raw.get(MARK)!r}; expected 'dflash' with a transformer_layer_config"
-        )
-    vocab_size = layer.get("vocab_size")
-    if raw.get("draft_vocab_size", vocab_size) != vocab_size:
-        raise CheckpointError(
-            f"the drafter has a reduced vocabulary of {raw['draft_vocab_size']} tokens; expected all {vocab_size}:"
-            " train it with the full vocabulary"
         )
     if raw.get("target_hidden_size") not in (None, layer.get("hidden_size")):
         raise CheckpointError(
@@ -65,6 +59,8 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
     if slides and raw.get("window_from_anchor", True):
         inner["window_from_anchor"] = True
     zlab = {**layer, "block_size": raw.get("block_size", 8), "num_target_layers": num_layers}
+    if (draft_vocab_size := raw.get("draft_vocab_size")) is not None:
+        zlab["draft_vocab_size"] = draft_vocab_size
     zlab |= {"architectures": ["DFlashDraftModel"], "dflash_config": inner}
     if slides and raw.get("sliding_window_non_causal"):
         zlab["is_causal"] = False
@@ -91,11 +87,12 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
         MARK: "dflash",
         "aux_hidden_state_layer_ids": [layer_id + 1 for layer_id in inner["target_layer_ids"]],
         "block_size": block_size,
-        "draft_vocab_size": config["vocab_size"],
+        "draft_vocab_size": config.get("draft_vocab_size", config["vocab_size"]),
         "mask_token_id": mask_token_id,
         "num_target_layers": config["num_target_layers"],
         "sample_from_anchor": False,
-        "sliding_window_non_causal": slides and config.get("is_causal") is False,
+        # vLLM 0.32 reads this for every layer, so without sliding layers it has to say what full ones are.
+        "sliding_window_non_causal": not slides or config.get("is_causal") is False,
         "speculators_config": {
             "algorithm": "dflash",
             "default_proposal_method": "greedy",

@@ -28,7 +28,7 @@ class WeightSource(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, of any float type; it may share memory with the file."""
+        """One tensor, on the CPU, of any type; it may share memory with the file."""
         ...
 
 
@@ -60,7 +60,7 @@ def list_some(items: Iterable[str]) -> str:
 
 
 def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
-    """Give a meta-device ``model`` the tensors of ``source`` as ``dtype`` on ``device``, in its own memory.
+    """Give a meta-device ``model`` the tensors of ``source``, floats as ``dtype``, on ``device``, in its own memory.
 
     Raises CheckpointError that names every missing and unexpected tensor and every shape that disagrees
     with the config that the model was built from.
@@ -71,7 +71,10 @@ def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: tor
     embedding = next((name for name in wanted if name.endswith("embed_tokens.weight")), None)
     tied_head = {"lm_head.weight"} & surplus if embedding else set()
     _check_names_and_shapes(wanted, source, surplus - tied_head)
-    state = {name: source.read(name).to(device, dtype, copy=True) for name in source.shapes if name in wanted}
+    state = {}
+    for name in (name for name in source.shapes if name in wanted):
+        tensor = source.read(name)
+        state[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
     for name in tied_head:
         head = source.read(name).to(device, dtype)
         assert embedding is not None

@@ -35,18 +35,25 @@ def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: t
     Raises CheckpointError for a drafter that contradicts itself, IncompatibleDrafterError for one made for
     another target; both before any tensor is read.
     """
+    config = read_drafter_config(folder, target_config)
+    source = SafetensorsWeights(folder)
+    _check_fc(config, source)
+    with torch.device("meta"):
+        model = DFlashModel(config)
+    fill(model, source, dtype, device)
+    _check_draft_tokens(model, source.label)
+    return model
+
+
+def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
+    """The config of the drafter in ``folder``, in either format; checked and raising as :func:`read_drafter`."""
     raw = read_json(folder / "config.json")
     if MARK in raw:
         raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
     config = _parse_config(raw, folder)
     if target_config is not None:
         check_fits_target(config, target_config, str(folder))
-    source = SafetensorsWeights(folder)
-    _check_fc(config, source)
-    with torch.device("meta"):
-        model = DFlashModel(config)
-    fill(model, source, dtype, device)
-    return model
+    return config
 
 
 def save_dflash(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -100,11 +107,29 @@ def _contradictions(config: DFlashConfig) -> list[str]:
             f"mask_token_id {config.mask_token_id} (expected 0 to {config.vocab_size - 1}: a vocabulary id)",
         ),
         (
+            1 <= (config.draft_vocab_size or 1) <= config.vocab_size,
+            f"draft_vocab_size {config.draft_vocab_size} (expected 1 to {config.vocab_size})",
+        ),
+        (
             ids and len(set(ids)) == len(ids) and all(0 <= layer < num_layers for layer in ids),
             f"target_layer_ids {ids} (expected different layers from 0 to {num_layers - 1})",
         ),
     )
     return [text for is_fine, text in checks if not is_fine]
+
+
+def _check_draft_tokens(model: DFlashModel, label: str) -> None:
+    if model.lm_head is None:
+        return
+    vocab_size = model.config.vocab_size
+    tokens = model.head_tokens(torch.arange(len(model.d2t), device=model.d2t.device))
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise CheckpointError(
+            f"drafter {label}: d2t names tokens {int(tokens.min())} to {int(tokens.max())}; expected 0 to"
+            f" {vocab_size - 1}: fetch it again"
+        )
+    if not torch.equal(model.t2d.nonzero().flatten(), tokens.sort().values):
+        raise CheckpointError(f"drafter {label}: t2d and d2t name different tokens; fetch it again")
 
 
 def _check_is_plain(raw: dict[str, Any], folder: Path) -> None:

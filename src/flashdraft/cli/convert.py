@@ -12,7 +12,10 @@ from flashdraft.errors import UsageError
 def convert(
     to: Annotated[
         str,
-        typer.Option("--to", help="A drafter: z-lab (SpecForge, SGLang, vLLM), speculators; a target: hf."),
+        typer.Option(
+            "--to",
+            help="z-lab (SpecForge, SGLang, vLLM), speculators or transformers; a target: hf.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
     draft: Annotated[

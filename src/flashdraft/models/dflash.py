@@ -1,7 +1,8 @@
 """The DFlash drafter network (arXiv 2602.06036, section 3): one network for training and inference.
 
-It borrows the target's frozen embedding and head, so it maps block embeddings to final hidden states and knows
-no vocabulary. Target features enter as extra keys and values of every layer ("KV injection").
+It borrows the target's frozen embedding and head, so it maps block embeddings to final hidden states and knows no
+vocabulary; a drafter with a reduced one brings a small head of its own, and which tokens its rows mean. Target
+features enter as extra keys and values of every layer ("KV injection").
 """
 
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ class DFlashConfig:
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False
+    draft_vocab_size: int | None = (
+        None  # rows of a head of its own; None: it drafts through the target's head
+    )
     layer_types: tuple[str, ...] | None = None  # full_attention or sliding_attention; None: all full
     sliding_window: int | None = None  # tokens that a sliding layer sees
     is_causal: bool | None = None  # within the block; None: sliding layers are, full ones are not
@@ -72,6 +76,8 @@ class DFlashConfig:
         merged["layer_types"] = _layer_types(config)
         if merged["layer_types"] is None:
             merged["sliding_window"] = None
+        if merged.get("draft_vocab_size") == merged.get("vocab_size"):
+            merged["draft_vocab_size"] = None
         wanted = {f.name for f in fields(cls)}
         needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         missing = sorted(needed - merged.keys())
@@ -100,6 +106,8 @@ class DFlashConfig:
         layer_types = plain.pop("layer_types")
         if plain["is_causal"] is None:
             del plain["is_causal"]
+        if plain["draft_vocab_size"] is None:
+            del plain["draft_vocab_size"]
         rope = plain.pop("rope_parameters")
         inner = {name: plain.pop(name) for name in ("mask_token_id", "target_layer_ids")}
         inner["target_layer_ids"] = list(inner["target_layer_ids"])
@@ -223,6 +231,14 @@ class DFlashModel(nn.Module):
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head: nn.Linear | None = None
+        if (num_rows := config.draft_vocab_size) is not None:
+            self.lm_head = nn.Linear(config.hidden_size, num_rows, bias=False)
+            # speculators' tables: row i is token i + d2t[i]; t2d marks those tokens among all.
+            self.d2t: Tensor
+            self.t2d: Tensor
+            self.register_buffer("d2t", torch.zeros(num_rows, dtype=torch.int64))
+            self.register_buffer("t2d", torch.arange(config.vocab_size) < num_rows)
         rope_config = Qwen3Config(
             hidden_size=config.hidden_size,
             num_attention_heads=config.num_attention_heads,
@@ -278,6 +294,10 @@ class DFlashModel(nn.Module):
             for rule in set(rules)
         }
         return [made[rule] for rule in rules]
+
+    def head_tokens(self, rows: Tensor) -> Tensor:
+        """The target's token ids of rows [...] of the head of its own."""
+        return rows + self.d2t[rows]
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for the context (and the staged block) of ``batch_size`` requests."""

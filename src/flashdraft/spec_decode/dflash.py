@@ -11,6 +11,7 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, row_positions
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.attention import Mask
 
 
@@ -46,7 +47,14 @@ class DFlashDrafter:
         masks = self.mask_embedding.expand(rows, num_tokens - 1, -1)
         block = torch.cat((self.target.embed(tokens), masks), dim=1)
         hidden = self.model(block, positions, kv_len, sources, mask)
-        return self.target.logits(hidden[:, 1:]).argmax(-1)
+        return greedy_tokens(self.model, self.target, hidden[:, 1:])
+
+
+def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
+    """The likeliest tokens [...] of the drafter's final hidden states: by its own head, or by the target's."""
+    if isinstance(model, MTPModel) or model.lm_head is None:
+        return target.logits(hidden).argmax(-1)
+    return model.head_tokens(model.lm_head(hidden).argmax(-1))
 
 
 class DFlashState:

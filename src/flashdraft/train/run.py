@@ -64,7 +64,6 @@ def train_drafter(
     folder.mkdir(parents=True, exist_ok=True)
     target = load_target(target_name, dtype=dtype, device=device).requires_grad_(False)
     documents = [doc for one in answers for doc in read_documents(one)]
-    training, validation = split(documents, config, device)
     if init is None:
         drafter = new_drafter(target, load_tokenizer(target_name), config).to(
             device=device, dtype=target.dtype
@@ -75,6 +74,12 @@ def train_drafter(
             raise UsageError(
                 f"{init} is no drafter of method {config.method}; give another --init or --method"
             )
+        if isinstance(drafter, DFlashModel) and (num_rows := drafter.config.draft_vocab_size) is not None:
+            raise UsageError(
+                f"drafter {init} has a head of its own over {num_rows} tokens; expected one that drafts through the"
+                " target's head, which is what is trained here"
+            )
+    training, validation = split(documents, config, device)
     trainer = Trainer(target, drafter, training, validation, config, folder)
     resumed = trainer.resume()
     facts = {

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
+from flashdraft.spec_decode.dflash import greedy_tokens
 from flashdraft.train.anchors import blocks_at
 from flashdraft.train.forward import Network, block_hidden, target_features
 
@@ -45,7 +46,7 @@ def accepted_at_anchors(
         blocks = blocks_at(rows, places, is_valid, block_size)
         hidden = block_hidden(target, drafter, rows, features, blocks)
         for row, row_hidden in enumerate(hidden):
-            draft = target.logits(row_hidden).argmax(-1)
+            draft = greedy_tokens(drafter, target, row_hidden)
             agrees = (draft == blocks.labels[row]) & blocks.has_label[row]
             num_accepted = agrees[:, 1:].long().cumprod(-1).sum(-1)
             valid = is_valid[row]

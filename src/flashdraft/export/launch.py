@@ -1,0 +1,141 @@
+"""What starting another engine needs to know: the pair, read from its configs alone, and what the user wants."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
+from flashdraft.checkpoint.hf_config import read_config, read_json
+from flashdraft.checkpoint.hub import CONFIGS, locate
+from flashdraft.checkpoint.speculators import MARK
+from flashdraft.checkpoint.zlab import read_drafter_config
+from flashdraft.errors import UsageError
+from flashdraft.models.dflash import DFlashConfig
+
+DEVICES = ("cuda", "cpu")
+
+
+def _described(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How the other engine shall run. Raises UsageError for values that no engine takes."""
+
+    device: str = _described("cuda", "cuda or cpu.")
+    dtype: str = _described("bfloat16", "Type of weights and activations.")
+    block_size: int | None = _described(None, "Tokens of a block, anchor included.  [default: as trained]")
+    tp: int = _described(1, "Devices that share each layer (tensor parallel).")
+    pp: int = _described(1, "Groups of devices that share the layers out (pipeline parallel).")
+    nodes: int = _described(1, "Machines.")
+    node_rank: int = _described(0, "Which of them this one is; 0 answers.")
+    master: str = _described("", "HOST:PORT of machine 0, for more than one.")
+    memory: float | None = _described(None, "Share of a GPU's memory; on cpu GiB for keys and values.")
+    max_model_len: int | None = _described(None, "Longest text, prompt and answer.")
+    max_running: int | None = _described(None, "Requests decoded at one time.")
+    window: int | None = _described(None, "Context tokens that the drafter keeps (SGLang).")
+    host: str = _described("127.0.0.1", "Address to listen on.")
+    port: int = _described(8000, "Port.")
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError(f"device is {self.device!r}; expected {' or '.join(DEVICES)}")
+        if min(self.tp, self.pp, self.nodes) < 1 or not 0 <= self.node_rank < self.nodes:
+            raise UsageError(
+                f"tp {self.tp}, pp {self.pp}, nodes {self.nodes}, node_rank {self.node_rank}; expected 1 or more, and"
+                " a node_rank below nodes"
+            )
+        if self.nodes > 1 and ":" not in self.master:
+            raise UsageError(
+                f"{self.nodes} machines and master {self.master!r}; expected HOST:PORT of machine 0"
+            )
+        if self.nodes > 1 and self.tp * self.pp % self.nodes:
+            raise UsageError(f"{self.tp * self.pp} devices do not spread evenly over {self.nodes} machines")
+        if self.memory is not None and not (self.memory > 0 and (self.memory < 1 or self.device == "cpu")):
+            raise UsageError(f"memory is {self.memory}; expected a share between 0 and 1, or GiB on cpu")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and its drafter as another engine sees them."""
+
+    target: str
+    draft: str
+    target_config: Any  # of its language model
+    drafter: DFlashConfig
+    raw: dict[str, Any]  # the drafter's config.json as it stands
+
+    @property
+    def is_speculators(self) -> bool:
+        """Whether the drafter's config is in speculators' format."""
+        return MARK in self.raw
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some of the target's layers carry a state in place of keys and values."""
+        return "linear_attention" in (getattr(self.target_config, "layer_types", None) or ())
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the drafter has sliding layers beside full ones."""
+        return len(set(self.drafter.layer_types or ())) > 1
+
+    def block_size(self, config: LaunchConfig) -> int:
+        """The block size to run. Raises UsageError for one that the drafter was not trained for."""
+        largest = self.drafter.block_size
+        wanted = largest if config.block_size is None else config.block_size
+        if not 2 <= wanted <= largest:
+            raise UsageError(f"block_size is {wanted}; expected 2 to {largest}, the drafter's own")
+        return wanted
+
+    def check_heads(self, tp: int) -> None:
+        """Raise UsageError where the target's attention heads do not spread evenly over ``tp`` devices."""
+        if (heads := self.target_config.num_attention_heads) % tp:
+            raise UsageError(f"tp is {tp}; expected a divisor of the target's {heads} attention heads")
+
+
+def read_pair(target: str, draft: str) -> Pair:
+    """The pair's configs; no weights are read or fetched.
+
+    Raises UsageError for a target that other engines cannot read, CheckpointError for a config that is missing or
+    damaged, IncompatibleDrafterError for a drafter made for another target.
+    """
+    if target == EMBEDDED or Path(target).expanduser().is_file():
+        raise UsageError(
+            f"{target} is a GGUF file; expected a Hugging Face folder or a hub name: write one with"
+            f" flashdraft convert --target {target} --to hf --out FOLDER"
+        )
+    target_config = read_config(locate(target, CONFIGS)).get_text_config()
+    folder = embedded_drafter() if draft == EMBEDDED else locate(draft, CONFIGS)
+    drafter = read_drafter_config(folder, target_config)
+    name = str(folder) if draft == EMBEDDED else draft
+    return Pair(target, name, target_config, drafter, read_json(folder / "config.json"))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line of another engine. ``notes`` are what a person should know before starting it."""
+
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_text(self) -> str:
+        """What a shell takes: notes as comments, then one option a line."""
+        lines = [shlex.join([f"{name}={value}"]) for name, value in sorted(self.env.items())]
+        start = next((i for i, word in enumerate(self.argv) if word.startswith("--")), len(self.argv))
+        lines.append(shlex.join(self.argv[:start]))
+        for word in self.argv[start:]:
+            if word.startswith("--"):
+                lines.append(word)
+            else:
+                lines[-1] += f" {shlex.quote(word)}"
+        return "".join(f"# {note}\n" for note in self.notes) + " \\\n  ".join(lines)
+
+
+def flags(**values: object) -> list[str]:
+    """``max_model_len=5`` -> ``--max-model-len 5``; None is left out."""
+    told = [(name, value) for name, value in values.items() if value is not None]
+    return [word for name, value in told for word in ("--" + name.replace("_", "-"), str(value))]

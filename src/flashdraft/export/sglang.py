@@ -1,0 +1,62 @@
+"""The command that serves a pair with SGLang, and what SGLang 0.5.23 cannot do (read in its source; paths below)."""
+
+from flashdraft.errors import UsageError
+from flashdraft.export.launch import Command, LaunchConfig, Pair, flags
+
+# Targets with set_dflash_layers_to_capture: srt/models/.
+TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+
+
+def sglang_command(pair: Pair, config: LaunchConfig) -> Command:
+    """What to start. Raises UsageError, with the reason, for what SGLang cannot do with this pair."""
+    _refuse(pair, config)
+    pair.check_heads(config.tp)
+    block_size = pair.block_size(config)
+    if config.window is not None and config.window < block_size:
+        raise UsageError(f"window is {config.window}; expected at least the block size, {block_size}")
+    multi_node = {"nnodes": config.nodes, "node_rank": config.node_rank, "dist_init_addr": config.master}
+    argv = [
+        *("python", "-m", "sglang.launch_server", "--model-path", pair.target),
+        *flags(speculative_algorithm="DFLASH", speculative_draft_model_path=pair.draft),
+        *flags(speculative_num_draft_tokens=block_size, speculative_draft_window_size=config.window),
+        *flags(dtype=config.dtype, tp_size=None if config.tp == 1 else config.tp),
+        *(flags(**multi_node) if config.nodes > 1 else []),
+        *flags(context_length=config.max_model_len, max_running_requests=config.max_running),
+        # Prefixes of hybrids are found again through checkpoints of their states.
+        *(flags(mamba_radix_cache_strategy="extra_buffer") if pair.is_hybrid else []),
+        *flags(mem_fraction_static=config.memory, host=config.host, port=config.port),
+    ]
+    notes = []
+    if any(rule.from_anchor for rule in pair.drafter.rules()):
+        notes.append(
+            "this drafter's window was counted from the anchor in training; SGLang counts from each slot"
+        )
+    return Command(argv, notes=notes)
+
+
+def _refuse(pair: Pair, config: LaunchConfig) -> None:
+    kind = pair.target_config.model_type
+    if kind not in TARGETS:
+        raise UsageError(f"SGLang gives no features of {kind} targets; expected one of {', '.join(TARGETS)}")
+    if config.device != "cuda":  # arg_groups/speculative_hook.py, _handle_dflash
+        raise UsageError(
+            f"SGLang drafts with DFlash on cuda only, not on {config.device}: use flashdraft serve"
+        )
+    if config.pp > 1:
+        raise UsageError(
+            f"SGLang drafts with DFlash without a pipeline only; expected pp 1, found {config.pp}"
+        )
+    if (num_rows := pair.drafter.draft_vocab_size) is not None:
+        raise UsageError(
+            f"SGLang drafts through the target's head only; this drafter has a head of {num_rows} rows of its own"
+        )
+    # models/dflash.py reads is_causal or goes by the layer's type, and knows no speculators config.
+    is_causal = pair.raw.get("is_causal")
+    theirs = [
+        rule.window is not None if is_causal is None else bool(is_causal) for rule in pair.drafter.rules()
+    ]
+    if pair.is_speculators or theirs != [rule.is_causal for rule in pair.drafter.rules()]:
+        raise UsageError(
+            "SGLang does not read this drafter's config as it was meant; write it anew with flashdraft convert --draft"
+            f" {pair.draft} --to z-lab --out FOLDER"
+        )

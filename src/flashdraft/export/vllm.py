@@ -1,0 +1,92 @@
+"""The command that serves a pair with vLLM, and what vLLM 0.32 cannot do (read in its source; paths below)."""
+
+import json
+from typing import Any
+
+from flashdraft.errors import UsageError
+from flashdraft.export.launch import Command, LaunchConfig, Pair, flags
+
+# Targets whose layers hand out features (SupportsEagle3), and those that also do so across a pipeline
+# (supports_aux_hidden_states_over_pp): model_executor/models/.
+TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+_PIPELINED = ("llama", "qwen3")
+
+
+def vllm_command(pair: Pair, config: LaunchConfig) -> Command:
+    """What to start. Raises UsageError, with the reason, for what vLLM cannot do with this pair."""
+    _refuse(pair, config)
+    pair.check_heads(config.tp)
+    speculative: dict[str, Any] = {
+        "method": "dflash",
+        "model": pair.draft,
+        "num_speculative_tokens": pair.block_size(config) - 1,
+    }
+    if pair.drafter.num_attention_heads % config.tp:
+        speculative["draft_tensor_parallel_size"] = 1
+    on_cpu = config.device == "cpu"
+    # vLLM's CPU build comes under another distribution name, which its `vllm serve` looks up in vain.
+    start = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", pair.target]
+    argv = [
+        *(start if on_cpu else ["vllm", "serve", pair.target]),
+        *flags(speculative_config=json.dumps(speculative), dtype=config.dtype),
+        *flags(tensor_parallel_size=None if config.tp == 1 else config.tp),
+        *flags(pipeline_parallel_size=None if config.pp == 1 else config.pp),
+        *_nodes(config),
+        *flags(max_model_len=config.max_model_len, max_num_seqs=config.max_running),
+        *([] if on_cpu else flags(gpu_memory_utilization=config.memory, attention_backend="flash_attn")),
+        *flags(host=config.host, port=config.port),
+    ]
+    env = {}
+    if on_cpu and config.memory is not None:
+        env["VLLM_CPU_KVCACHE_SPACE"] = f"{config.memory:g}"
+    if pair.is_mixed:
+        env["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # for releases where it is not the default
+    return Command(argv, env, _notes(pair, config))
+
+
+def _refuse(pair: Pair, config: LaunchConfig) -> None:
+    kind = pair.target_config.model_type
+    if kind not in TARGETS:
+        raise UsageError(f"vLLM gives no features of {kind} targets; expected one of {', '.join(TARGETS)}")
+    if pair.is_mixed and config.device == "cpu":
+        # models/qwen3_dflash.py, _resolve_layer_attention: several KV groups exist in the V2 runner alone.
+        raise UsageError(
+            "the drafter has sliding layers beside full ones, which needs vLLM's V2 model runner, and its CPU build has"
+            " the V1 runner only; expected layers of one type: serve it with flashdraft serve, or on cuda"
+        )
+    if config.pp > 1 and kind not in _PIPELINED:
+        raise UsageError(
+            f"vLLM gives no features of {kind} targets across a pipeline; expected pp 1 and more tp"
+        )
+    if config.window is not None:
+        raise UsageError(
+            "vLLM has no flag for a draft window; leave --window out: the drafter's own layers say theirs"
+        )
+    if pair.is_speculators:
+        # transformers_utils/configs/speculators/algos.py, update_dflash: one causality for all layers.
+        theirs = not pair.raw.get("sliding_window_non_causal", True)
+        if any(rule.is_causal != theirs for rule in pair.drafter.rules()):
+            raise UsageError(
+                f"vLLM reads all layers of this speculators drafter as {'' if theirs else 'not '}causal within the"
+                f" block, and it was not trained so: write it anew with flashdraft convert --draft {pair.draft} --to"
+                " z-lab --out FOLDER"
+            )
+
+
+def _nodes(config: LaunchConfig) -> list[str]:
+    if config.nodes == 1:
+        return []
+    address, _, port = config.master.rpartition(":")
+    argv = flags(nnodes=config.nodes, node_rank=config.node_rank, master_addr=address, master_port=port)
+    return [*argv, "--headless"] if config.node_rank else argv
+
+
+def _notes(pair: Pair, config: LaunchConfig) -> list[str]:
+    notes = []
+    if config.device == "cpu":
+        notes.append("preload libiomp5 and tcmalloc (LD_PRELOAD): vLLM's CPU build is faster with them")
+    if any(rule.from_anchor for rule in pair.drafter.rules()):
+        notes.append(
+            "this drafter's window was counted from the anchor in training; vLLM counts from each slot"
+        )
+    return notes
