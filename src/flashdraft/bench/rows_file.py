@@ -58,6 +58,24 @@ def read_rows(path: Path) -> Results:
     return results
 
 
+def merged(parts: Sequence[Results]) -> Results:
+    """Several files as one: runs of the same workload with other methods, tasks or concurrencies.
+
+    Raises UsageError where an answer is in two of them, and where there is none at all.
+    """
+    seen: set[tuple[object, ...]] = set()
+    for m in (m for part in parts for m in part.measurements):
+        key = (m.task, m.concurrency, m.method, m.block_size, m.prompt_id, m.turn, m.repeat)
+        if key in seen:
+            name = f"{m.method} {m.block_size} on {m.prompt_id} at concurrency {m.concurrency}"
+            raise UsageError(f"two files measured {name}; report each of them alone")
+        seen.add(key)
+    if not seen:
+        raise UsageError("there are no measurements in these files; run bench first")
+    runs = [run for part in parts for run in part.runs]
+    return Results(runs, [m for part in parts for m in part.measurements])
+
+
 def measurement_line(measurement: Measurement) -> str:
     """One answer as a line of the file."""
     return _MEASUREMENT.dump_json(measurement).decode() + "\n"

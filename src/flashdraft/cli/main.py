@@ -13,12 +13,23 @@ from flashdraft.cli.convert import convert
 from flashdraft.cli.demo import demo
 from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
+from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
 from flashdraft.errors import FlashdraftError, UsageError
 
 # In the order of the help text. A command's name, help and options are those of its function.
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, generate, chat, serve, train, bench, convert, doctor)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    demo,
+    generate,
+    chat,
+    serve,
+    train,
+    bench,
+    report,
+    convert,
+    doctor,
+)
 
 app = typer.Typer(
     name="flashdraft",
