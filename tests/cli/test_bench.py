@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
+from flashdraft.checkpoint.load import load_target, save_drafter
+from toys import toy_mtp
 
 SMALL = ["--tasks", "gsm8k,mt-bench", "--limit", "1", "--max-tokens", "12", "--block-sizes", "8,4"]
 
@@ -74,12 +76,15 @@ def test_quick_is_small_and_never_larger_than_asked(run: Run, pair: list[str], e
     assert settings["concurrency"] == ("2" if extra else "1")
 
 
-def test_a_named_drafter_is_a_method(run: Run, pair: list[str]) -> None:
-    mine = f"mine={pair[pair.index('--draft') + 1]}"
-    result = run("bench", "--tasks", "mbpp", "--limit", "1", "--max-tokens", "5", "--block-sizes", "4",
-                 "--draft", mine, "--json", *pair)  # fmt: skip
-    assert [row["method"] for row in json.loads(result.stdout)["rows"]] == ["AR", "DFlash", "mine"]
-    twice = run("bench", *pair, "--draft", pair[pair.index("--draft") + 1])
+def test_a_named_drafter_is_a_method(run: Run, pair: list[str], tmp_path: Path) -> None:
+    target = load_target(pair[1], dtype="float32")
+    save_drafter(toy_mtp(target), tmp_path / "head")
+    small = ["bench", "--tasks", "mbpp", "--limit", "1", "--max-tokens", "5", "--block-sizes", "4", *pair]
+    result = run(*small, "--draft", f"mtp={tmp_path / 'head'}", "--json")
+    found = json.loads(result.stdout)["rows"]
+    assert [row["method"] for row in found] == ["AR", "DFlash", "MTP"]
+    assert all(row["num_equal"] == 1 for row in found)
+    twice = run(*small, "--draft", pair[3])
     assert (twice.exit_code, "twice" in twice.stderr) == (2, True)
 
 

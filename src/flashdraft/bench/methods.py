@@ -34,8 +34,8 @@ def choose_methods(
             continue
         if name not in (NGRAM, *drafters):
             raise UsageError(
-                f"method {name!r} has no drafter; expected some of: {', '.join((AR, NGRAM, *drafters))}."
-                f" Name its drafter with --draft {name}=FOLDER"
+                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, *drafters))}."
+                f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)
         for size in block_sizes:

@@ -109,13 +109,13 @@ def _named(drafts: list[str]) -> dict[str, str]:
 def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "dict[str, Drafter]":
     """The opened drafters, by method name; the LLM's own is dflash."""
     from flashdraft.checkpoint.load import load_drafter
-    from flashdraft.spec_decode.dflash import DFlashDrafter
+    from flashdraft.spec_decode.networks import drafter_of
 
     drafters: dict[str, Drafter] = {"dflash": llm.drafter} if llm.drafter else {}
     for name, folder in named.items():
         if name != "dflash":
             network = load_drafter(folder, llm.target, dtype=dtype, device=device)
-            drafters[name] = DFlashDrafter(network, llm.target)
+            drafters[name] = drafter_of(network, llm.target)
     return drafters
 
 
