@@ -1,13 +1,19 @@
-"""The one-stream benchmark on a tiny pair: what it runs, in which order, and what it finds."""
+"""The offline benchmark on a tiny pair: what it runs, in which order, and what it finds."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from flashdraft.bench.offline import Method, OfflineBench, choose_methods
+from flashdraft.bench.closed_loop import answer_all
+from flashdraft.bench.methods import Method, choose_methods
+from flashdraft.bench.offline import Chunk, OfflineBench, split
 from flashdraft.bench.results import Measurement, aggregate
+from flashdraft.bench.rows_file import RowsFile, read_rows
 from flashdraft.bench.tasks import BenchPrompt, load_task
-from flashdraft.errors import UsageError
+from flashdraft.engine.engine import Engine
+from flashdraft.errors import DataError, UsageError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
@@ -23,77 +29,123 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     return LLM(target, drafter, dtype="float32")
 
 
-def labels(measurements: list[Measurement]) -> list[str]:
-    return [f"{m.prompt_id}/{m.turn} {m.method}{m.block_size}" for m in measurements]
+def methods(llm: LLM, names: list[str], sizes: list[int]) -> list[Method]:
+    assert llm.drafter is not None
+    return choose_methods(names, sizes, {"dflash": llm.drafter})
+
+
+def chunk_of(prompts: list[BenchPrompt], concurrency: int = 1, index: int = 0, task: str = "t") -> Chunk:
+    return Chunk(task, concurrency, 0, index, tuple(prompts))
 
 
 def test_methods_are_what_was_asked_for(llm: LLM) -> None:
-    methods = choose_methods(llm, ["dflash", "ngram"], [8, 4])
-    assert [(m.name, m.block_size) for m in methods] == [
+    assert [(m.name, m.block_size) for m in methods(llm, ["ar", "dflash", "ngram"], [8, 4])] == [
         ("AR", 1),
-        ("n-gram", 8),
-        ("n-gram", 4),
         ("DFlash", 8),
         ("DFlash", 4),
+        ("n-gram", 8),
+        ("n-gram", 4),
     ]
+    assert llm.drafter is not None
+    named = choose_methods(["mtp", "mine"], [4], {"mtp": llm.drafter, "mine": llm.drafter})
+    assert [m.name for m in named] == ["AR", "MTP", "mine"]
     for names, sizes in ((["mtp"], [8]), (["dflash"], [9]), (["dflash"], [1]), (["ngram"], [0])):
         with pytest.raises(UsageError, match="expected"):
-            choose_methods(llm, names, sizes)
+            methods(llm, names, sizes)
 
 
-def test_dflash_needs_a_drafter(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "drafter", None)
-    with pytest.raises(UsageError, match="--draft"):
-        choose_methods(llm, ["dflash"], [8])
+def test_chunks_are_even_and_long_enough_for_their_concurrency() -> None:
+    prompts = load_task("gsm8k", 40)
+    lengths = {c: [len(part) for part in split(prompts, c)] for c in (1, 8, 16, 32)}
+    assert lengths == {1: [4] * 10, 8: [20, 20], 16: [40], 32: [40]}
+    assert [prompt for part in split(prompts[:7], 2) for prompt in part] == prompts[:7]
 
 
-def test_methods_take_turns_at_going_first_and_find_the_same_tokens(llm: LLM) -> None:
-    tasks = {"gsm8k": load_task("gsm8k", 2), "mbpp": load_task("mbpp", 1)}
-    bench = OfflineBench(llm, choose_methods(llm, ["ngram", "dflash"], [8]), GREEDY)
-    heard: list[Measurement] = []
-    measured = bench.run(tasks, heard.append)
-    assert heard == measured
-    assert len(measured) == bench.num_answers(tasks) == 9
-    assert [m.method for m in measured] == ["AR", "n-gram", "DFlash"] * 3
-    assert [m.order_idx for m in measured] == [0, 1, 2, 2, 0, 1, 1, 2, 0]
-    assert {m.prompt_id for m in measured[:3]} == {"gsm8k-test-0"}
+def test_as_many_prompts_are_asked_as_are_under_way(llm: LLM) -> None:
+    bench = OfflineBench(llm, methods(llm, [], []), GREEDY, concurrencies=(1, 6), repeats=2)
+    chunks = bench.chunks({"gsm8k": load_task("gsm8k", 10)}, limit=3)
+    assert [(c.repeat, c.concurrency, len(c.prompts)) for c in chunks] == [
+        (0, 1, 3),
+        (0, 6, 6),
+        (1, 1, 3),
+        (1, 6, 6),
+    ]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_methods_take_turns_at_going_first_and_find_the_same_tokens(llm: LLM, concurrency: int) -> None:
+    heard: list[str] = []
+    bench = OfflineBench(
+        llm,
+        methods(llm, ["ngram", "dflash"], [8]),
+        GREEDY,
+        [concurrency],
+        on_answer=lambda _, method: heard.append(method.name),
+    )
+    prompts = load_task("gsm8k", 5)
+    chunks = [chunk_of(prompts[:4], concurrency), chunk_of(prompts[4:], concurrency, 1)]
+    measured = [m for chunk in chunks for m in bench.measure(chunk)]
+    assert len(measured) == sum(map(bench.num_answers, chunks)) == 15
+    assert heard == ["AR"] * 4 + ["n-gram"] * 4 + ["DFlash"] * 4 + ["n-gram", "DFlash", "AR"]
+    assert [m.order_idx for m in measured[:3]] == [0, 1, 2]
+    assert [m.order_idx for m in measured[12:]] == [2, 0, 1]
     assert all(m.difference is None for m in measured)
     for m in measured:
         assert m.metrics.num_output_tokens == 24 or m.finish_reason == "stop"
-        assert 0 < m.metrics.prefill_s + m.metrics.decode_s <= m.total_s
-        assert m.metrics.draft_s + m.metrics.verify_s <= m.metrics.decode_s
+        assert 0 < m.ttft_s < m.total_s
+        assert m.metrics.prefill_s + m.metrics.decode_s <= m.wall_s * 1.001
+        assert sum(m.gaps.values()) == m.metrics.num_rounds
+        assert m.is_correct is False
     rows = aggregate(measured)
-    assert [row.num_equal for row in rows] == [row.num_prompts for row in rows] == [2, 2, 2, 1, 1, 1]
+    assert [row.num_equal for row in rows] == [row.num_answers for row in rows] == [5, 5, 5]
     assert {row.acceptance_length for row in rows if row.method == "AR"} == {1.0}
 
 
+def test_no_more_than_the_concurrency_are_under_way_and_shares_add_up(llm: LLM) -> None:
+    engine = Engine(llm.target, None, eos_token_ids=())
+    most = 0
+    add = engine.add_request
+
+    def counted(*args: object) -> None:
+        nonlocal most
+        add(*args)  # type: ignore[arg-type]
+        most = max(most, len(engine.requests))
+
+    engine.add_request = counted  # type: ignore[method-assign, assignment]
+    prompts = [[5, 6, 7 + i] for i in range(7)]
+    answers = answer_all(engine, prompts, GREEDY, 1, 3)
+    assert most == 3
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == generate(llm.target, None, prompt, GREEDY).token_ids
+    wall_s = max(a.delivered_at[-1] for a in answers) - answers[0].asked_at
+    assert sum(a.wall_s for a in answers) == pytest.approx(wall_s, rel=0.05)
+
+
 def test_a_drafter_that_knows_the_answer_gains_a_block_a_round(llm: LLM) -> None:
-    prompt = BenchPrompt("p", ("Hello",))
-    token_ids = llm.chat_token_ids([{"role": "user", "content": "Hello"}])
+    token_ids = llm.chat_token_ids(turn("Hello"))
     params = replace(GREEDY, max_tokens=25, ignore_eos=True)
     answer = generate(llm.target, None, token_ids, params).token_ids
     oracle = ScriptedDrafter([*token_ids, *answer], lambda _: False, max_block_size=4)
-    methods = [Method("AR", 1, None), Method("oracle", 4, oracle)]
-    row = aggregate(OfflineBench(llm, methods, params).run({"t": [prompt]}))[1]
+    bench = OfflineBench(llm, [Method("AR", 1, None), Method("oracle", 4, oracle)], params)
+    bench._warm.add(1)
+    row = aggregate(bench.measure(chunk_of([BenchPrompt("p", ("Hello",))])))[1]
     assert (row.num_rounds, row.acceptance_length, row.num_equal) == (6, 4.0, 1)
     assert row.accepted_by_position == [1.0, 1.0, 1.0]
 
 
 def test_the_second_turn_follows_the_first_answer(llm: LLM) -> None:
     prompt = load_task("mt-bench", 1)
-    methods = choose_methods(llm, ["dflash"], [8])
-    single = OfflineBench(llm, methods, GREEDY).run({"mt-bench": prompt})
-    double = OfflineBench(llm, methods, GREEDY, multi_turn=True)
-    measured = double.run({"mt-bench": prompt})
-    name = prompt[0].id
-    assert labels(single) == [f"{name}/0 AR1", f"{name}/0 DFlash8"]
-    assert labels(measured) == [f"{name}/0 AR1", f"{name}/0 DFlash8", f"{name}/1 AR1", f"{name}/1 DFlash8"]
-    assert double.num_answers({"mt-bench": prompt}) == 4
-    first = generate(
-        llm.target, None, llm.chat_token_ids(turn(prompt[0].turns[0])), GREEDY, 1, llm.eos_token_ids
-    )
+    chosen = methods(llm, ["dflash"], [8])
+    single = OfflineBench(llm, chosen, GREEDY).measure(chunk_of(prompt))
+    double = OfflineBench(llm, chosen, GREEDY, multi_turn=True)
+    measured = double.measure(chunk_of(prompt))
+    assert [(m.turn, m.method) for m in single] == [(0, "AR"), (0, "DFlash")]
+    assert [(m.turn, m.method) for m in measured] == [(0, "AR"), (0, "DFlash"), (1, "AR"), (1, "DFlash")]
+    assert double.num_answers(chunk_of(prompt)) == 4
+    question, second = prompt[0].turns
+    first = generate(llm.target, None, llm.chat_token_ids(turn(question)), GREEDY, 1, llm.eos_token_ids)
     text = llm.tokenizer.decode(first.token_ids, skip_special_tokens=True)
-    both = [*turn(prompt[0].turns[0]), {"role": "assistant", "content": text}, *turn(prompt[0].turns[1])]
+    both = [*turn(question), {"role": "assistant", "content": text}, *turn(second)]
     assert measured[2].num_prompt_tokens == measured[3].num_prompt_tokens == len(llm.chat_token_ids(both))
 
 
@@ -103,6 +155,48 @@ def turn(question: str) -> list[dict[str, str]]:
 
 def test_sampled_answers_agree_too(llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, seed=5, max_tokens=24)
-    methods = choose_methods(llm, ["ngram", "dflash"], [4])
-    measured = OfflineBench(llm, methods, params).run({"gsm8k": load_task("gsm8k", 2)})
-    assert all(m.difference is None for m in measured)
+    bench = OfflineBench(llm, methods(llm, ["ngram", "dflash"], [4]), params, [2])
+    assert all(m.difference is None for m in bench.measure(chunk_of(load_task("gsm8k", 3), 2)))
+
+
+def measured_rows(llm: LLM) -> list[Measurement]:
+    return OfflineBench(llm, methods(llm, ["dflash"], [8]), GREEDY).measure(chunk_of(load_task("mbpp", 2)))
+
+
+def test_rows_come_back_as_they_were_and_a_torn_line_goes(llm: LLM, tmp_path: Path) -> None:
+    path, rows = tmp_path / "deep" / "rows.jsonl", measured_rows(llm)
+    file = RowsFile(path, {"limit": 2}, {"git_sha": "abc"})
+    file.start([])
+    file.append(rows[:2])
+    file.append(rows[2:])
+    assert read_rows(path).measurements == rows
+    path.write_text(path.read_text()[:-9])
+    again = RowsFile(path, {"limit": 2}, {"git_sha": "def"})
+    assert again.results.measurements == rows[:-1]
+    again.start(rows[:2])
+    found = read_rows(path)
+    assert found.measurements == rows[:2]
+    assert [run["provenance"]["git_sha"] for run in found.runs] == ["abc", "def"]
+    assert found.settings == {"limit": 2}
+
+
+def test_rows_of_other_settings_or_another_form_are_refused(llm: LLM, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    RowsFile(path, {"limit": 2, "tasks": "a"}, {}).start(measured_rows(llm))
+    with pytest.raises(UsageError, match=r"limit 2 \(now 3\).*--out"):
+        RowsFile(path, {"limit": 3, "tasks": "a"}, {})
+    path.write_text(json.dumps({"task": "old"}) + "\n")
+    with pytest.raises(DataError, match=r"line 1.*measure again"):
+        read_rows(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rows(tmp_path / "none.jsonl")
+
+
+def test_a_chunk_knows_its_own_answers(llm: LLM) -> None:
+    prompts = load_task("mbpp", 2)
+    rows = measured_rows(llm)
+    own = [replace(m, task="t") for m in rows]
+    assert chunk_of(prompts).own(own) == own
+    assert chunk_of(prompts[1:]).own(own) == own[2:]
+    assert not chunk_of(prompts, concurrency=8).own(own)
+    assert not chunk_of(prompts, task="other").own(own)

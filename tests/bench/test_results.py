@@ -6,21 +6,26 @@ from dataclasses import replace
 import pytest
 
 from flashdraft.bench.lossless import Difference
-from flashdraft.bench.report import json_document, jsonl, markdown
+from flashdraft.bench.report import json_document, markdown
 from flashdraft.bench.results import BenchRow, Measurement, aggregate, repeated_share
+from flashdraft.bench.rows_file import Results
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 PLAIN_1 = Measurement(
     task="gsm8k",
     prompt_id="a",
     turn=0,
+    repeat=0,
     method="AR",
     block_size=1,
     concurrency=1,
     order_idx=0,
     num_prompt_tokens=5,
     finish_reason="length",
-    total_s=10.0,
+    wall_s=10.0,
+    ttft_s=2.5,
+    total_s=10.5,
+    gaps={0: 8},
     metrics=RequestMetrics(
         num_rounds=8,
         num_output_tokens=9,
@@ -31,13 +36,15 @@ PLAIN_1 = Measurement(
     ),
     repeated_share=0.0,
     difference=None,
+    is_correct=True,
 )
 # The same 9 tokens in 4 rounds that accepted 0, 1, 3 and 0 draft tokens: 8 tokens after the prefill's.
 DRAFTED_1 = replace(
     PLAIN_1,
     method="DFlash",
     block_size=4,
-    total_s=8.0,
+    wall_s=8.0,
+    gaps={-32: 3, 32: 1},
     metrics=RequestMetrics(
         num_rounds=4,
         num_drafted=12,
@@ -54,7 +61,8 @@ DRAFTED_1 = replace(
 PLAIN_2 = replace(
     PLAIN_1,
     prompt_id="b",
-    total_s=3.0,
+    wall_s=3.0,
+    is_correct=False,
     repeated_share=0.5,
     metrics=RequestMetrics(
         num_rounds=2,
@@ -69,7 +77,7 @@ DRAFTED_2 = replace(
     PLAIN_2,
     method="DFlash",
     block_size=4,
-    total_s=2.0,
+    wall_s=2.0,
     difference=Difference(index=1, gap=0.25, is_near_tie=True),
     metrics=RequestMetrics(
         num_rounds=1,
@@ -125,26 +133,26 @@ def test_a_round_splits_into_draft_verify_and_host() -> None:
 def test_differences_are_counted_by_kind() -> None:
     wrong = replace(DRAFTED_1, difference=Difference(index=0, gap=3.0, is_near_tie=False))
     drafted = aggregate([PLAIN_1, PLAIN_2, wrong, DRAFTED_2])[1]
-    assert (drafted.num_prompts, drafted.num_equal, drafted.num_near_ties) == (2, 0, 1)
+    assert (drafted.num_answers, drafted.num_equal, drafted.num_near_ties) == (2, 0, 1)
     assert drafted.largest_gap == 3.0
     assert (rows()["DFlash"].num_equal, rows()["DFlash"].num_near_ties) == (1, 1)
     assert rows()["AR"].largest_gap is None
 
 
 def test_each_turn_meets_its_own_baseline() -> None:
-    second = [replace(m, turn=1, total_s=m.total_s * 2) for m in ALL]
+    second = [replace(m, turn=1, wall_s=m.wall_s * 2) for m in ALL]
     drafted = aggregate(ALL + second)[1]
     assert drafted.speedup == pytest.approx(1.3)
-    assert drafted.num_prompts == 4
+    assert drafted.num_answers == 4
 
 
 def test_answers_of_one_token_divide_by_nothing() -> None:
     metrics = RequestMetrics(num_output_tokens=1, prefill_s=1.0)
-    plain = replace(PLAIN_1, total_s=1.0, metrics=metrics)
+    plain = replace(PLAIN_1, wall_s=1.0, metrics=metrics)
     _, drafted = aggregate([plain, replace(plain, method="DFlash", block_size=4)])
     assert drafted.acceptance_length == 1.0
     assert drafted.decode_tokens_per_s is drafted.promised_speedup is drafted.round_host_s is None
-    assert "–" in markdown([drafted], {}, {})
+    assert "–" in markdown([drafted], RESULTS)
 
 
 def test_repeated_share() -> None:
@@ -153,27 +161,55 @@ def test_repeated_share() -> None:
     assert repeated_share([*range(20), *range(20)]) == pytest.approx(13 / 33)
 
 
-def test_the_document_and_the_rows_file_are_json() -> None:
-    document = json.loads(json.dumps(json_document(aggregate(ALL), {"git_sha": None}, {"limit": 2})))
+RESULTS = Results([{"settings": {"limit": 2}, "provenance": {"git_sha": "abc", "versions": {"torch": "2"}}}])
+
+
+def test_the_document_is_json() -> None:
+    document = json.loads(json.dumps(json_document(aggregate(ALL), RESULTS)))
     assert document["rows"][1]["task"] == "gsm8k"
     wanted = {"method", "block_size", "concurrency", "output_tokens_per_s", "speedup", "acceptance_length"}
     assert wanted <= document["rows"][1].keys()
-    lines = [json.loads(line) for line in jsonl(ALL).splitlines()]
-    assert [line["prompt_id"] for line in lines] == ["a", "a", "b", "b"]
-    assert lines[1]["metrics"]["accepted_histogram"] == [2, 1, 0, 1]
-    assert lines[2]["difference"]["gap"] == 0.25
+    assert document["rows"][1]["itl_s"]["p50"] == 1.0
+    assert (document["settings"], document["provenance"]["git_sha"]) == ({"limit": 2}, "abc")
+
+
+def test_latencies_are_those_of_answers_and_gaps() -> None:
+    drafted = rows()["DFlash"]
+    assert drafted.ttft_s is not None
+    assert drafted.ttft_s.p50 == 2.5
+    assert drafted.tpot_s is not None
+    assert (drafted.tpot_s.p50, drafted.tpot_s.p99) == (8 / 8, 8 / 2)
+    assert drafted.itl_s is not None
+    assert (drafted.itl_s.p50, drafted.itl_s.p90, drafted.itl_s.p99) == (1.0, 1.0, 2.0)
+
+
+def test_right_answers_are_counted_where_there_are_any() -> None:
+    assert [(r.num_graded, r.num_correct) for r in aggregate(ALL)] == [(2, 1), (2, 1)]
+    ungraded = aggregate([replace(m, is_correct=None) for m in ALL])
+    assert [(r.num_graded, r.num_correct) for r in ungraded] == [(0, 0), (0, 0)]
+
+
+def test_repeats_meet_their_own_baseline() -> None:
+    again = [replace(m, repeat=1, wall_s=m.wall_s * (3 if m.method == "AR" else 1)) for m in ALL]
+    plain, drafted = aggregate(ALL + again)
+    assert drafted.speedup == pytest.approx((13 + 39) / 20)
+    assert plain.num_answers == 4
 
 
 def test_the_report_shows_every_figure() -> None:
-    other = [replace(m, task="mbpp", total_s=m.total_s / 2) for m in ALL]
-    text = markdown(aggregate(ALL + other), {"git_sha": "abc", "versions": {"torch": "2"}}, {"limit": 2})
-    assert "| task | AR | DFlash B4 |" in text
-    assert "| gsm8k | 0.9 | 1.2 (1.30x) |" in text
-    assert "| mbpp | 1.8 | 2.4 (1.30x) |" in text
-    assert "| mean of tasks | 1.4 | 1.8 (1.30x) |" in text
+    other = [replace(m, task="mbpp", wall_s=m.wall_s / 2) for m in ALL]
+    text = markdown(aggregate(ALL + other), RESULTS)
+    assert "Settings: limit 2." in text
+    assert "speed-up, block size 4\n\n| task | concurrency | AR | DFlash |" in text
+    assert "| gsm8k | 1 | 0.9 | 1.2 (1.30x) |" in text
+    assert "| mbpp | 1 | 1.8 | 2.4 (1.30x) |" in text
+    assert "| mean of tasks | 1 | 1.4 | 1.8 (1.30x) |" in text
     assert "| mean of tasks | 2.00 (2.00) |" in text
     assert "| gsm8k | 2.00 (2.00) |" in text
     assert "| gsm8k | DFlash B4 | 60 | 20 | 20 |" in text
-    assert "| gsm8k | DFlash B4 | 5 | 250.00 | 950.00 | 200.00 | 1.43x | 1.67x | 86% |" in text
-    assert "| gsm8k | DFlash B4 | 2 | 1 | 1 | 0 | 0.25 | 1 |" in text
+    assert "| gsm8k | 1 | DFlash B4 | 2 | 1.30x | 1.25 to 1.50 | 1.38x | 1.43x |" in text
+    assert "| gsm8k | 1 | DFlash B4 | 2500.0 / 2500.0 | 1000.0 / 4000.0 | 1000.0 / 2000.0 |" in text
+    assert "| gsm8k | 1 | DFlash B4 | 5 | 250.00 | 950.00 | 200.00 | 1.43x | 1.67x | 86% |" in text
+    assert "| gsm8k | 1 | DFlash B4 | 2 | 1 | 1 | 0 | 50% | 0.25 | 1 |" in text
+    assert "| gsm8k | 1 | AR | 2 | 1 | 50.0% |" in text
     assert "- versions: torch 2" in text

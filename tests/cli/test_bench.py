@@ -1,4 +1,4 @@
-"""``flashdraft bench``: the report, the JSON line and the files."""
+"""``flashdraft bench``: the report, the JSON line, the files, and going on where it was cut off."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
+from flashdraft.checkpoint.load import load_target, save_drafter
+from toys import toy_mtp
 
 SMALL = ["--tasks", "gsm8k,mt-bench", "--limit", "1", "--max-tokens", "12", "--block-sizes", "8,4"]
 
@@ -14,34 +16,84 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
     run: Run, pair: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "results"
-    result = run("bench", *SMALL, "--methods", "ar,ngram,dflash", "--json", "--out", str(out), *pair)
+    asked = [
+        "bench",
+        *SMALL,
+        "--methods",
+        "ar,ngram,dflash",
+        "--concurrency",
+        "1,2",
+        "--out",
+        str(out),
+        *pair,
+    ]
+    result = run(*asked, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout.splitlines()[-1])
     columns = [("AR", 1), ("n-gram", 8), ("n-gram", 4), ("DFlash", 8), ("DFlash", 4)]
-    found = [(row["task"], row["method"], row["block_size"]) for row in document["rows"]]
-    assert sorted(found) == sorted((task, *column) for task in ("gsm8k", "mt-bench") for column in columns)
+    found = [(r["task"], r["concurrency"], r["method"], r["block_size"]) for r in document["rows"]]
+    wanted = [(task, c, *column) for task in ("gsm8k", "mt-bench") for c in (1, 2) for column in columns]
+    assert sorted(found) == sorted(wanted)
     for row in document["rows"]:
-        assert row["concurrency"] == 1
-        assert row["num_equal"] == row["num_prompts"] == 1
+        assert row["num_equal"] == row["num_answers"] == row["concurrency"]
         assert row["output_tokens_per_s"] > 0
         assert row["speedup"] > 0
         assert row["acceptance_length"] >= 1
     assert document["settings"]["max_tokens"] == 12
     assert document["provenance"]["num_threads"] >= 1
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 10
+    lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 30
     assert (out / "report.md").read_text().startswith("# Benchmark")
+
+    # Cut off within a chunk: that chunk is measured anew, the others are taken from the file.
+    (out / "rows.jsonl").write_text("".join(lines[:20]) + lines[20][:50])
+    assert run(*asked).exit_code == 0
+    again = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+    assert (again[0], again[2:12]) == (lines[0], lines[1:11])
+    assert len(again) == 2 + 30
+    drawn = run("report", str(out), "--title", "Tiny")
+    assert drawn.exit_code == 0
+    assert (out / "report.html").read_text().count("<svg") == 2 + 2 + 2 + 2
+    assert len(list((out / "charts").iterdir())) == 8
+    assert run("report", str(out / "none.jsonl")).exit_code == 1
+    other = run(*asked, "--max-tokens", "11")
+    assert other.exit_code == 2
+    assert "max_tokens 12 (now 11)" in other.stderr
 
 
 def test_the_report_is_markdown_where_it_is_piped(run: Run, pair: list[str]) -> None:
-    result = run("bench", *SMALL, *pair)
+    result = run("bench", *SMALL, "--mixed", *pair)
     assert result.exit_code == 0
-    assert "\n| task | AR | DFlash B8 | DFlash B4 |\n" in result.stdout
-    assert "\n| mean of tasks | " in result.stdout
+    assert "\n| task | concurrency | AR | DFlash |\n" in result.stdout
+    assert "\n| mixed | 1 | " in result.stdout
 
 
-@pytest.mark.parametrize("extra", [[], ["--max-tokens", "5"]])
+@pytest.mark.parametrize("extra", [[], ["--max-tokens", "5", "--concurrency", "32,2"]])
 def test_quick_is_small_and_never_larger_than_asked(run: Run, pair: list[str], extra: list[str]) -> None:
     result = run("bench", "--quick", "--tasks", "mbpp", "--block-sizes", "8", "--json", *extra, *pair)
     settings = json.loads(result.stdout)["settings"]
-    assert (settings["limit"], settings["max_tokens"]) == (2, 5 if extra else 64)
+    assert (settings["limit"], settings["max_tokens"]) == (2, 5 if extra else 48)
+    assert settings["concurrency"] == ("2" if extra else "1")
+
+
+def test_a_named_drafter_is_a_method(run: Run, pair: list[str], tmp_path: Path) -> None:
+    target = load_target(pair[1], dtype="float32")
+    save_drafter(toy_mtp(target), tmp_path / "head")
+    small = ["bench", "--tasks", "mbpp", "--limit", "1", "--max-tokens", "5", "--block-sizes", "4", *pair]
+    result = run(*small, "--draft", f"mtp={tmp_path / 'head'}", "--json")
+    found = json.loads(result.stdout)["rows"]
+    assert [row["method"] for row in found] == ["AR", "DFlash", "MTP"]
+    assert all(row["num_equal"] == 1 for row in found)
+    twice = run(*small, "--draft", pair[3])
+    assert (twice.exit_code, "twice" in twice.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--concurrency", "a"), ("--concurrency", "0"), ("--limit", "0"), ("--tasks", ""), ("--repeats", "0")],
+)
+def test_what_cannot_be_measured_is_refused(run: Run, pair: list[str], option: str, value: str) -> None:
+    result = run("bench", option, value, *pair)
+    assert result.exit_code == 2
+    assert f"{option} " in result.stderr
+    assert "expected" in result.stderr

@@ -1,144 +1,180 @@
-"""The one-stream benchmark: every prompt is answered by every method in turn, in this process.
+"""The offline benchmark: methods take turns at answering the same prompts, in this process.
 
-Methods are interleaved prompt by prompt and their order rotates, so a machine that warms up or slows down
-does so for all of them. Plain decoding (AR) always runs: speed and tokens are measured against it.
+A chunk of prompts is answered by every method before the next chunk begins, and the order of methods rotates, so a
+machine that warms up or slows down does so for all of them. Plain decoding (AR) always runs: speed and tokens are
+measured against it. Prefix caching is off: a method must not find what another one has computed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from time import perf_counter
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from flashdraft.bench.accuracy import is_correct
+from flashdraft.bench.closed_loop import TimedAnswer, answer_all
+from flashdraft.bench.latency import gap_histogram
 from flashdraft.bench.lossless import find_difference
-from flashdraft.bench.results import BASELINE, Measurement, repeated_share
+from flashdraft.bench.methods import Method
+from flashdraft.bench.results import Measurement, repeated_share
 from flashdraft.bench.tasks import BenchPrompt
-from flashdraft.errors import UsageError
-from flashdraft.generate import GenerateOutput, generate
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.ngram import NgramDrafter
 
-METHODS = ("ar", "ngram", "dflash")
-_WARM_UP_TOKENS = 16
+_WARM_UP_TOKENS = 8
+_PROMPT_ROOM = 512  # tokens of cache beside the longest answer; longer prompts may have to wait
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way of decoding, under the name that the tables give it."""
+class Chunk:
+    """Prompts of one task that every method answers before the next chunk begins."""
 
-    name: str
-    block_size: int  # anchor included; 1: plain decoding
-    drafter: Drafter | None
+    task: str
+    concurrency: int
+    repeat: int
+    index: int
+    prompts: tuple[BenchPrompt, ...]
 
-
-def choose_methods(llm: LLM, names: Sequence[str], block_sizes: Sequence[int]) -> list[Method]:
-    """Plain decoding and, for each block size, what ``names`` ("ar", "ngram", "dflash") asks for.
-
-    Raises UsageError for an unknown name, for "dflash" without a drafter and for a block size that it was not
-    trained for.
-    """
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise UsageError(f"there is no method {unknown[0]!r}; expected some of: {', '.join(METHODS)}")
-    methods = [Method(BASELINE, 1, None)]
-    if "ngram" in names:
-        methods += [Method("n-gram", size, NgramDrafter(size)) for size in block_sizes]
-    if "dflash" in names:
-        if llm.drafter is None:
-            raise UsageError(
-                "method dflash needs a drafter; name one with --draft, or leave dflash out of --methods"
-            )
-        methods += [Method("DFlash", size, llm.drafter) for size in block_sizes]
-    for method in methods[1:]:
-        largest = method.drafter.max_block_size if method.drafter else 1
-        if not 2 <= method.block_size <= largest:
-            raise UsageError(f"{method.name} got block size {method.block_size}; expected 2 to {largest}")
-    return methods
+    def own(self, measurements: Sequence[Measurement]) -> list[Measurement]:
+        """Those that are of this chunk."""
+        ids = {prompt.id for prompt in self.prompts}
+        key = self.task, self.concurrency, self.repeat
+        return [m for m in measurements if (m.task, m.concurrency, m.repeat) == key and m.prompt_id in ids]
 
 
-@dataclass(frozen=True)
+def split(prompts: Sequence[BenchPrompt], concurrency: int) -> list[tuple[BenchPrompt, ...]]:
+    """Even chunks, each long enough that its end, where fewer are under way, is a small part of it."""
+    count = max(len(prompts) // max(2 * concurrency, 4), 1)
+    edges = [len(prompts) * i // count for i in range(count + 1)]
+    return [tuple(prompts[start:end]) for start, end in itertools.pairwise(edges)]
+
+
+@dataclass
 class OfflineBench:
     """The measuring itself: which methods (the first is plain decoding) answer how.
 
     ``multi_turn``: the second question is asked too, after plain decoding's first answer, which is every
-    method's up to near-ties.
+    method's up to near-ties. ``on_answer`` hears of each answer as it is finished.
     """
 
     llm: LLM
     methods: Sequence[Method]
     params: SamplingParams
+    concurrencies: Sequence[int] = (1,)
+    repeats: int = 1
     multi_turn: bool = False
+    on_answer: Callable[[Chunk, Method], None] = lambda _chunk, _method: None
+    _engines: dict[int, Engine] = field(default_factory=dict)
+    _warm: set[int] = field(default_factory=set)
 
-    def run(
-        self,
-        tasks: Mapping[str, Sequence[BenchPrompt]],
-        on_answer: Callable[[Measurement], None] | None = None,
-    ) -> list[Measurement]:
-        """Answer all prompts with all methods; ``on_answer`` hears of each answer as it is measured."""
-        self._warm_up()
-        measurements = []
-        questions = [(task, prompt) for task, prompts in tasks.items() for prompt in prompts]
-        for rotation, (task, prompt) in enumerate(questions):
-            for measurement in self._measure(task, prompt, rotation):
-                measurements.append(measurement)
-                if on_answer:
-                    on_answer(measurement)
-        return measurements
+    def chunks(self, tasks: Mapping[str, Sequence[BenchPrompt]], limit: int) -> list[Chunk]:
+        """What there is to measure: of each task ``limit`` prompts, but at least as many as are under way."""
+        return [
+            Chunk(task, concurrency, repeat, index, prompts)
+            for repeat in range(self.repeats)
+            for concurrency in self.concurrencies
+            for task, every in tasks.items()
+            for index, prompts in enumerate(split(every[: max(limit, concurrency)], concurrency))
+        ]
 
-    def num_answers(self, tasks: Mapping[str, Sequence[BenchPrompt]]) -> int:
-        """How many answers :meth:`run` will measure."""
-        return len(self.methods) * sum(
-            len(self._questions(prompt)) for prompts in tasks.values() for prompt in prompts
-        )
+    def num_answers(self, chunk: Chunk) -> int:
+        """How many answers :meth:`measure` will give."""
+        return len(self.methods) * sum(len(self._questions(prompt)) for prompt in chunk.prompts)
+
+    def measure(self, chunk: Chunk) -> list[Measurement]:
+        """Answer the chunk with all methods, turn by turn."""
+        self._warm_up(chunk.concurrency)
+        measured: list[Measurement] = []
+        conversations: list[list[dict[str, str]]] = [[] for _ in chunk.prompts]
+        for turn in range(max(len(self._questions(prompt)) for prompt in chunk.prompts)):
+            places = [i for i, prompt in enumerate(chunk.prompts) if turn < len(self._questions(prompt))]
+            for i in places:
+                conversations[i].append({"role": "user", "content": chunk.prompts[i].turns[turn]})
+            token_ids = [self.llm.chat_token_ids(conversations[i]) for i in places]
+            first = (chunk.index + chunk.repeat + turn) % len(self.methods)
+            order = [*self.methods[first:], *self.methods[:first]]
+            answers = {method: self._answer(chunk, method, token_ids) for method in order}
+            for row, i in enumerate(places):
+                plain = answers[self.methods[0]][row].token_ids
+                asked = _Asked(chunk, chunk.prompts[i], turn, token_ids[row], plain)
+                measured += [
+                    self._measurement(asked, method, order.index(method), answers[method][row])
+                    for method in self.methods
+                ]
+                text = self.llm.tokenizer.decode(plain, skip_special_tokens=True)
+                conversations[i].append({"role": "assistant", "content": text})
+        return measured
 
     def _questions(self, prompt: BenchPrompt) -> tuple[str, ...]:
         return prompt.turns if self.multi_turn else prompt.turns[:1]
 
-    def _measure(self, task: str, prompt: BenchPrompt, rotation: int) -> Iterator[Measurement]:
-        """One prompt, turn by turn; the order of methods starts at ``rotation``."""
-        messages: list[dict[str, str]] = []
-        for turn, question in enumerate(self._questions(prompt)):
-            messages.append({"role": "user", "content": question})
-            token_ids = self.llm.chat_token_ids(messages)
-            first = (rotation + turn) % len(self.methods)
-            order = [*self.methods[first:], *self.methods[:first]]
-            answers = {method: self._answer(method, token_ids, self.params) for method in order}
-            plain = answers[self.methods[0]].output.token_ids
-            for method in self.methods:
-                answer = answers[method]
-                tokens = answer.output.token_ids
-                yield Measurement(
-                    task=task,
-                    prompt_id=prompt.id,
-                    turn=turn,
-                    method=method.name,
-                    block_size=method.block_size,
-                    concurrency=1,
-                    order_idx=order.index(method),
-                    num_prompt_tokens=len(token_ids),
-                    finish_reason=answer.output.finish_reason,
-                    total_s=answer.total_s,
-                    metrics=answer.output.metrics,
-                    repeated_share=repeated_share(tokens),
-                    difference=find_difference(self.llm.target, token_ids, plain, tokens, self.params),
-                )
-            text = self.llm.tokenizer.decode(plain, skip_special_tokens=True)
-            messages.append({"role": "assistant", "content": text})
+    def _answer(self, chunk: Chunk, method: Method, token_ids: list[list[int]]) -> list[TimedAnswer]:
+        engine = self._engine(method)
+        return answer_all(
+            engine,
+            token_ids,
+            self.params,
+            method.block_size,
+            chunk.concurrency,
+            lambda: self.on_answer(chunk, method),
+        )
 
-    def _answer(self, method: Method, token_ids: list[int], params: SamplingParams) -> "_Answer":
-        llm, started = self.llm, perf_counter()
-        output = generate(llm.target, method.drafter, token_ids, params, method.block_size, llm.eos_token_ids)
-        return _Answer(output, perf_counter() - started)
+    def _measurement(
+        self, asked: "_Asked", method: Method, order_idx: int, answer: TimedAnswer
+    ) -> Measurement:
+        text = self.llm.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        return Measurement(
+            task=asked.chunk.task,
+            prompt_id=asked.prompt.id,
+            turn=asked.turn,
+            repeat=asked.chunk.repeat,
+            method=method.name,
+            block_size=method.block_size,
+            concurrency=asked.chunk.concurrency,
+            order_idx=order_idx,
+            num_prompt_tokens=len(asked.token_ids),
+            finish_reason=answer.finish_reason,
+            wall_s=answer.wall_s,
+            ttft_s=answer.delivered_at[0] - answer.asked_at,
+            total_s=answer.delivered_at[-1] - answer.asked_at,
+            gaps=gap_histogram(answer.delivered_at),
+            metrics=answer.metrics,
+            repeated_share=repeated_share(answer.token_ids),
+            difference=find_difference(
+                self.llm.target, asked.token_ids, asked.plain, answer.token_ids, self.params
+            ),
+            is_correct=is_correct(asked.prompt, text),
+        )
 
-    def _warm_up(self) -> None:
+    def _engine(self, method: Method) -> Engine:
+        """One engine a drafter, kept; its cache holds all that is under way at once."""
+        key = id(method.drafter)
+        if key not in self._engines:
+            config = EngineConfig(max_running=max(self.concurrencies), prefix_caching=False)
+            context = self.llm.target.config.max_position_embeddings
+            longest = min(self.params.max_tokens + _PROMPT_ROOM, context)
+            num_pages = max(config.max_running * longest // config.page_size, config.pages_for(context))
+            config = replace(config, num_pages=num_pages)
+            self._engines[key] = Engine(self.llm.target, method.drafter, config, self.llm.eos_token_ids)
+        return self._engines[key]
+
+    def _warm_up(self, concurrency: int) -> None:
         """First calls pay for memory and threads: answer something short that nobody measures."""
+        if concurrency in self._warm:
+            return
+        self._warm.add(concurrency)
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": "Count to ten."}])
         short = replace(self.params, max_tokens=min(self.params.max_tokens, _WARM_UP_TOKENS))
         for method in self.methods:
-            self._answer(method, token_ids, short)
+            answer_all(self._engine(method), [token_ids] * concurrency, short, method.block_size, concurrency)
 
 
 @dataclass(frozen=True)
-class _Answer:
-    output: GenerateOutput
-    total_s: float
+class _Asked:
+    """One question with plain decoding's answer."""
+
+    chunk: Chunk
+    prompt: BenchPrompt
+    turn: int
+    token_ids: list[int]
+    plain: list[int]

@@ -1,8 +1,11 @@
-"""``flashdraft bench``: plain decoding and speculative decoding on the five tasks, one request at a time."""
+"""``flashdraft bench``: plain decoding and speculative decoding on the five tasks."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,94 +19,129 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flashdraft.cli.options import (
-    DeviceOption,
-    DraftOption,
-    DtypeOption,
-    JsonOption,
-    MaxTokensOption,
-    ModelOption,
-    SeedOption,
-    TemperatureOption,
-    open_llm,
-)
+from flashdraft.bench.config import BenchConfig
+from flashdraft.cli.config_options import with_config
+from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, open_llm
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
-    from flashdraft.bench.offline import OfflineBench
-    from flashdraft.bench.results import Measurement
-    from flashdraft.bench.tasks import BenchPrompt
+    from flashdraft.bench.offline import Chunk, OfflineBench
+    from flashdraft.bench.rows_file import Results, RowsFile
+    from flashdraft.llm import LLM
+    from flashdraft.spec_decode.drafter import Drafter
 
-ALL_TASKS = "gsm8k,math500,humaneval,mbpp,mt-bench"
-QUICK_LIMIT, QUICK_MAX_TOKENS = 2, 64
+DraftsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--draft",
+        help="Drafter of method dflash: as elsewhere. NAME=DRAFTER adds a method NAME. May be repeated.",
+    ),
+]
+MethodsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        help="With commas: ar, ngram, dflash and names of --draft; ar always runs: it is the yardstick."
+        "  [default: ar, dflash and the names of --draft]",
+    ),
+]
 
 
+@with_config(BenchConfig, panel="Workload")
 def bench(
+    config: BenchConfig,
     model: ModelOption = "embedded",
-    draft: DraftOption = None,
-    tasks: Annotated[str, typer.Option("--tasks", help="Which tasks, with commas.")] = ALL_TASKS,
-    methods: Annotated[
-        str,
-        typer.Option("--methods", help="Which of ar, ngram, dflash; ar always runs: it is the yardstick."),
-    ] = "ar,dflash",
+    draft: DraftsOption = None,
+    methods: MethodsOption = None,
     block_sizes: Annotated[str, typer.Option("--block-sizes", help="Block sizes, with commas.")] = "16,8",
-    limit: Annotated[int, typer.Option("--limit", help="The first prompts of each task.")] = 40,
-    max_tokens: MaxTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = False,
-    multi_turn: Annotated[bool, typer.Option("--multi-turn", help="MT-Bench: ask both questions.")] = False,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help=f"{QUICK_LIMIT} prompts a task, {QUICK_MAX_TOKENS} tokens: minutes, not hours."
-        ),
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few short answers: minutes, not hours.")] = False,
     dtype: DtypeOption = "bfloat16",
     device: DeviceOption = "cpu",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write rows.jsonl and report.md to.")
+        Path | None,
+        typer.Option("--out", help="Folder of rows.jsonl and report.md; running again goes on."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure speed, acceptance and losslessness against plain decoding.
+    """Measure speed, acceptance, losslessness and accuracy against plain decoding.
 
-    Every prompt is answered by every method in turn. The report goes to stdout, progress to stderr.
+    Chunks of prompts are answered by every method in turn. The report goes to stdout, progress to stderr.
 
     \b
     Examples:
       flashdraft bench --quick
-      flashdraft bench --methods ar,ngram,dflash --out results/embedded
-      flashdraft bench --tasks gsm8k,mbpp --limit 10 --block-sizes 8 --json
+      flashdraft bench --methods ar,ngram,dflash --concurrency 1,8,16,32 --out results/embedded
+      flashdraft bench --draft dflash=my/drafter --draft mtp=my/mtp --tasks gsm8k,mbpp --limit 10 --json
     """
-    from flashdraft.bench.offline import OfflineBench, choose_methods
-    from flashdraft.bench.tasks import load_task
-    from flashdraft.sampling_params import SamplingParams
+    from flashdraft.bench.config import names_in, numbers_in
+    from flashdraft.bench.methods import choose_methods
+    from flashdraft.bench.offline import OfflineBench
+    from flashdraft.bench.rows_file import RowsFile
+    from flashdraft.bench.tables import method_label
+    from flashdraft.provenance import collect_provenance
 
-    if quick:
-        limit, max_tokens = min(limit, QUICK_LIMIT), min(max_tokens, QUICK_MAX_TOKENS)
-    prompts = {name: load_task(name, limit) for name in _names(tasks)}
-    params = SamplingParams(temperature=temperature, seed=seed, max_tokens=max_tokens, ignore_eos=ignore_eos)
-    sizes = _sizes(block_sizes)
-    llm = open_llm(model, draft, dtype, device)
-    run = OfflineBench(llm, choose_methods(llm, _names(methods), sizes), params, multi_turn)
-    settings = {"model": model, "draft": draft or "default", "dtype": dtype, "limit": limit}
-    settings |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    settings |= {"ignore_eos": ignore_eos, "multi_turn": multi_turn}
-    _present(_run_with_progress(run, prompts), settings, device, out, as_json)
-
-
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",") if name.strip()]
-
-
-def _sizes(listed: str) -> list[int]:
-    if not all(name.isdecimal() for name in _names(listed)):
-        raise UsageError(f"--block-sizes is {listed!r}; expected numbers with commas, for example 16,8")
-    return [int(name) for name in _names(listed)]
+    config = config.quick() if quick else config
+    sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
+    llm = open_llm(model, named.get("dflash"), dtype, device)
+    drafters = _drafters(llm, named, dtype, device)
+    chosen = choose_methods(names_in(methods) if methods else [*drafters], sizes, drafters)
+    settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
+    settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
+    rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
+    run = OfflineBench(llm, chosen, config.params, config.concurrencies, config.repeats, config.multi_turn)
+    _measure(run, run.chunks(prompts, config.limit), rows)
+    _present(rows.results, out, as_json)
 
 
-def _run_with_progress(run: "OfflineBench", tasks: "dict[str, list[BenchPrompt]]") -> "list[Measurement]":
+def _named(drafts: list[str]) -> dict[str, str]:
+    """What --draft said, by method name."""
+    named: dict[str, str] = {}
+    for said in drafts:
+        name, equals, folder = said.partition("=")
+        if not (equals and name.isidentifier()):
+            name, folder = "dflash", said
+        if name in named or name in ("ar", "ngram", "auto"):
+            raise UsageError(f"--draft names {name!r} twice, or a method of its own; choose another NAME")
+        named[name] = folder
+    return named
+
+
+def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "dict[str, Drafter]":
+    """The opened drafters, by method name; the LLM's own is dflash."""
+    from flashdraft.checkpoint.load import load_drafter
+    from flashdraft.spec_decode.networks import drafter_of
+
+    drafters: dict[str, Drafter] = {"dflash": llm.drafter} if llm.drafter else {}
+    for name, folder in named.items():
+        if name != "dflash":
+            network = load_drafter(folder, llm.target, dtype=dtype, device=device)
+            drafters[name] = drafter_of(network, llm.target)
+    return drafters
+
+
+def _measure(run: "OfflineBench", chunks: "list[Chunk]", rows: "RowsFile") -> None:
+    """Measure what the file does not hold yet, chunk by chunk."""
+    from flashdraft.bench.tables import method_label
+
+    found = rows.results.measurements
+    left, kept = [], []
+    for chunk in chunks:
+        own = chunk.own(found)
+        if len(own) == run.num_answers(chunk):
+            kept += own
+        else:
+            left.append(chunk)
+    rows.start(kept)
+    with _progress(sum(map(run.num_answers, chunks)), sum(map(run.num_answers, left))) as tell:
+        run.on_answer = lambda chunk, method: tell(
+            f"{chunk.task} x{chunk.concurrency} {method_label(method.name, method.block_size)}"
+        )
+        for chunk in left:
+            rows.append(run.measure(chunk))
+
+
+@contextmanager
+def _progress(total: int, left: int) -> Iterator[Callable[[str], None]]:
     # The bar moves after an answer, never during one: a thread that draws would share the measured cores.
     with Progress(
         TextColumn("{task.description}"),
@@ -114,34 +152,24 @@ def _run_with_progress(run: "OfflineBench", tasks: "dict[str, list[BenchPrompt]]
         TimeRemainingColumn(),
         console=Console(stderr=True),
         auto_refresh=False,
+        speed_estimate_period=600,
     ) as progress:
-        bar = progress.add_task("warming up", total=run.num_answers(tasks))
-
-        def on_answer(measurement: "Measurement") -> None:
-            speed = f"{measurement.tokens_per_s:.0f} tokens/s"
-            label = f"{measurement.task} {measurement.method} {speed}"
-            progress.update(bar, advance=1, description=label, refresh=True)
-
-        return run.run(tasks, on_answer)
+        bar = progress.add_task("warming up", total=total, completed=total - left)
+        yield lambda label: progress.update(bar, advance=1, description=label, refresh=True)
 
 
-def _present(
-    measurements: "list[Measurement]", settings: dict[str, Any], device: str, out: Path | None, as_json: bool
-) -> None:
-    """Write the files of ``--out``, and print the report or the JSON document."""
-    from flashdraft.bench.report import json_document, jsonl, markdown
+def _present(results: "Results", out: Path | None, as_json: bool) -> None:
+    """Write report.md into ``out``, and print the report or the JSON document."""
+    from flashdraft.bench.report import json_document, markdown
     from flashdraft.bench.results import aggregate
-    from flashdraft.provenance import collect_provenance
 
-    rows, provenance = aggregate(measurements), collect_provenance(device)
-    report = markdown(rows, provenance, settings)
+    rows = aggregate(results.measurements)
+    report = markdown(rows, results)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "rows.jsonl").write_text(jsonl(measurements))
         (out / "report.md").write_text(report)
     console = Console()
     if as_json:
-        print(json.dumps(json_document(rows, provenance, settings), ensure_ascii=False))
+        print(json.dumps(json_document(rows, results), ensure_ascii=False))
     elif console.is_terminal:
         console.print(Markdown(report))
     else:

@@ -14,6 +14,7 @@ from flashdraft.cli.demo import demo
 from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
 from flashdraft.cli.launch import launch
+from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
 from flashdraft.errors import FlashdraftError, UsageError
@@ -26,6 +27,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     serve,
     train,
     bench,
+    report,
     convert,
     launch,
     doctor,

@@ -1,0 +1,85 @@
+"""What a benchmark asks, and how: saved with its rows and compared when it goes on."""
+
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any
+
+from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
+from flashdraft.errors import UsageError
+from flashdraft.sampling_params import SamplingParams
+
+MIXED = "mixed"
+_QUICK: dict[str, int] = {"limit": 2, "max_tokens": 48, "repeats": 1}
+_QUICK_CONCURRENCY = 8
+
+
+def _described(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Settings of one benchmark. Raises UsageError for values that cannot be measured."""
+
+    tasks: str = _described(",".join(TASKS), "Which tasks, with commas.")
+    mixed: bool = _described(False, "Ask the tasks' prompts in turns, as one task.")
+    concurrency: str = _described("1", "Requests under way at a time, with commas.")
+    limit: int = _described(40, "The first prompts of each task; at least as many as are under way.")
+    max_tokens: int = _described(256, "The longest answer, in tokens.")
+    temperature: float = _described(0.0, "0 takes the likeliest token.")
+    seed: int = _described(0, "One seed gives one text.")
+    ignore_eos: bool = _described(False, "Go on to --max-tokens.")
+    multi_turn: bool = _described(False, "MT-Bench: ask both questions.")
+    repeats: int = _described(1, "Measure everything this often, one round after the other.")
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "repeats"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}; expected 1 or more")
+        if min(self.concurrencies) < 1:
+            raise UsageError(f"--concurrency is {self.concurrency!r}; expected 1 or more of each")
+
+    @property
+    def concurrencies(self) -> list[int]:
+        """In the order in which they are measured."""
+        return numbers_in(self.concurrency, "--concurrency")
+
+    @property
+    def params(self) -> SamplingParams:
+        """Of every request."""
+        return SamplingParams(
+            temperature=self.temperature,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+        )
+
+    def quick(self) -> "BenchConfig":
+        """Minutes instead of hours; never more than was asked."""
+        fewer: dict[str, Any] = {name: min(getattr(self, name), most) for name, most in _QUICK.items()}
+        kept = [str(one) for one in self.concurrencies if one <= _QUICK_CONCURRENCY]
+        return replace(self, **fewer, concurrency=",".join(kept or [str(_QUICK_CONCURRENCY)]))
+
+    def prompts(self) -> dict[str, list[BenchPrompt]]:
+        """The prompts of each task in the source's order, as many as are needed at most."""
+        most = max(self.limit, *self.concurrencies)
+        by_task = {name: load_task(name, most) for name in names_in(self.tasks)}
+        if not by_task:
+            raise UsageError(f"--tasks names none; expected some of: {', '.join(TASKS)}")
+        if not self.mixed:
+            return by_task
+        rounds = zip_longest(*(prompts[: self.limit] for prompts in by_task.values()))
+        return {MIXED: [prompt for one in rounds for prompt in one if prompt]}
+
+
+def names_in(listed: str) -> list[str]:
+    """Names with commas between them."""
+    return list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+
+
+def numbers_in(listed: str, option: str) -> list[int]:
+    """Numbers with commas between them. Raises UsageError, naming ``option``, for anything else."""
+    names = names_in(listed)
+    if not names or not all(name.isdecimal() for name in names):
+        raise UsageError(f"{option} is {listed!r}; expected numbers with commas, for example 16,8")
+    return [int(name) for name in names]

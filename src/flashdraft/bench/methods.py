@@ -1,0 +1,46 @@
+"""The ways of decoding that a benchmark compares."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flashdraft.bench.results import BASELINE
+from flashdraft.errors import UsageError
+from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.ngram import NgramDrafter
+
+AR, NGRAM, DFLASH = "ar", "ngram", "dflash"
+_LABELS = {AR: BASELINE, NGRAM: "n-gram", DFLASH: "DFlash", "mtp": "MTP"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of decoding, under the name that the tables give it."""
+
+    name: str
+    block_size: int  # anchor included; 1: plain decoding
+    drafter: Drafter | None
+
+
+def choose_methods(
+    names: Sequence[str], block_sizes: Sequence[int], drafters: Mapping[str, Drafter]
+) -> list[Method]:
+    """Plain decoding, and for each block size what ``names`` asks for: "ngram" or one of ``drafters``.
+
+    Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
+    """
+    methods = [Method(BASELINE, 1, None)]
+    for name in names:
+        if name == AR:
+            continue
+        if name not in (NGRAM, *drafters):
+            raise UsageError(
+                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, *drafters))}."
+                f" Another one needs its drafter: --draft {name}=FOLDER"
+            )
+        label = _LABELS.get(name, name)
+        for size in block_sizes:
+            drafter = NgramDrafter(size) if name == NGRAM else drafters[name]
+            if not 2 <= size <= drafter.max_block_size:
+                raise UsageError(f"{label} got block size {size}; expected 2 to {drafter.max_block_size}")
+            methods.append(Method(label, size, drafter))
+    return methods

@@ -1,0 +1,42 @@
+"""``flashdraft report``: rows of a benchmark as Markdown, as a page and as figures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def report(
+    rows: Annotated[list[Path], typer.Argument(help="rows.jsonl of bench, or folders that hold one.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to.  [default: beside the first ROWS]")
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Of the page.")] = "flashdraft benchmark",
+) -> None:
+    """Write report.md, report.html and the charts as SVG and PNG.
+
+    \b
+    Examples:
+      flashdraft report results/embedded
+      flashdraft report a/rows.jsonl b/rows.jsonl --out both
+    """
+    from flashdraft.bench.page import html_page
+    from flashdraft.bench.plots import charts_of, figure_file
+    from flashdraft.bench.report import markdown
+    from flashdraft.bench.results import aggregate
+    from flashdraft.bench.rows_file import merged, read_rows
+
+    files = [path / "rows.jsonl" if path.is_dir() else path for path in rows]
+    results = merged([read_rows(file) for file in files])
+    folder = out or files[0].parent
+    with Console(stderr=True).status("drawing"):
+        table_rows = aggregate(results.measurements)
+        text = markdown(table_rows, results)
+        (folder / "charts").mkdir(parents=True, exist_ok=True)
+        (folder / "report.md").write_text(text)
+        (folder / "report.html").write_text(html_page(table_rows, text, title))
+        for chart in charts_of(table_rows):
+            for form in ("svg", "png"):
+                (folder / "charts" / f"{chart.name}.{form}").write_bytes(figure_file(chart, form))
+    typer.echo(f"{folder}: report.md, report.html, charts/")
