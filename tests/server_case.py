@@ -46,7 +46,7 @@ def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterat
     settings = ServerConfig(**({"model_names": (MODEL,)} | config))
     context_len = llm.target.config.max_position_embeddings
     own = engine or AsyncEngine(own_engine(llm, settings))
-    service = Service(own, llm.tokenizer, context_len, llm.block_size, settings)
+    service = Service(own, llm.tokenizer, context_len, llm.max_block_size, settings)
     server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -15,6 +15,7 @@ from flashdraft.checkpoint.load import (
     load_target,
     load_tokenizer,
 )
+from flashdraft.engine.block_control import check_block_size
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
@@ -22,6 +23,7 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import RoundEvent, check_request, generate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.networks import drafter_of
@@ -56,8 +58,8 @@ class LLM:
 
     ``model``: "embedded", a Hugging Face folder, a GGUF file or a hub name. ``draft`` left out: the embedded
     drafter for the embedded target and none for another; "mtp": the target's own MTP head; None: none.
-    ``block_size``: tokens of a block, anchor included; None the drafter's own; 1 plain decoding. ``dtype``:
-    "float32" or "bfloat16".
+    ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
+    the controller (targets that answer one prompt at a time: the drafter's own). ``dtype``: "float32" or "bfloat16".
     Raises CheckpointError or UsageError before any long work.
     """
 
@@ -65,7 +67,7 @@ class LLM:
         self,
         model: str = EMBEDDED,
         draft: str | Drafter | None = _UNSET,
-        block_size: int | None = None,
+        block_size: BlockSize | None = None,
         dtype: str = "bfloat16",
         device: str = "cpu",
         skip_tokenizer_init: bool = False,
@@ -81,12 +83,16 @@ class LLM:
             self.drafter = drafter_of(load(name, self.target, dtype=dtype, device=device), self.target)
         else:
             self.drafter = draft
-        # A dummy prompt: a wrong block size is told now and not at the first request.
-        self.block_size = check_request(self.target, self.drafter, [0], block_size)
+        self.block_size = self._check_block_size(block_size)
         self.tokenizer: Any = None if skip_tokenizer_init else load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(model)
         self.metrics = RequestMetrics(num_requests=0)
         self.engine_config = EngineConfig(max_running=max_running)
+
+    @property
+    def max_block_size(self) -> int:
+        """The largest block that may be asked for; 1 without a drafter."""
+        return self.drafter.max_block_size if self.drafter else 1
 
     @cached_property
     def engine(self) -> Engine:
@@ -120,7 +126,7 @@ class LLM:
             if self._is_batched:
                 self.engine.check(ids, split[0], self.block_size)
             else:
-                check_request(self.target, self.drafter, ids, self.block_size, split[0])
+                check_request(self.target, self.drafter, ids, None, split[0])
         answers = self._run(
             [(ids, one) for ids, split in zip(token_ids, wanted, strict=True) for one in split], on_round
         )
@@ -196,9 +202,21 @@ class LLM:
         """Whether the engine can hold what the target remembers; else prompts are answered one at a time."""
         return not isinstance(self.target.new_cache(1, 1), ModelCache)
 
+    def _check_block_size(self, block_size: BlockSize | None) -> BlockSize:
+        """A wrong block size is told now and not at the first request."""
+        if self._is_batched:
+            return check_block_size(self.target, self.drafter, AUTO if block_size is None else block_size)
+        if block_size == AUTO:
+            raise UsageError(
+                f"block_size is {AUTO}, but targets of model_type {self.target.config.model_type} are answered one at"
+                f" a time, without the controller; expected 1 to {self.max_block_size}"
+            )
+        return check_request(self.target, self.drafter, [0], block_size)
+
     def _run_alone(
         self, ids: list[int], params: SamplingParams, on_round: Callable[[RoundEvent], None] | None
     ) -> tuple[CompletionOutput, RequestMetrics]:
+        assert isinstance(self.block_size, int)
         output = generate(
             self.target,
             self.drafter,

@@ -38,7 +38,7 @@ def test_json_holds_tokens_metrics_and_origin(run: Run, pair: list[str]) -> None
     assert document["metrics"]["num_output_tokens"] == len(document["token_ids"])
     assert document["metrics"]["acceptance_length"] >= 1
     assert document["metrics"]["output_tokens_per_s"] > 0
-    assert document["settings"]["block_size"] == 8
+    assert document["settings"]["block_size"] == "auto"
     assert document["provenance"]["versions"]["torch"]
 
 

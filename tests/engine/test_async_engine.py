@@ -19,7 +19,8 @@ LONG = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
 
 
 def serve(work: Callable[[AsyncEngine], Awaitable[None]]) -> Engine:
-    engine = Engine(TARGET, DFlashDrafter(toy_dflash(TARGET), TARGET), EngineConfig(page_size=4))
+    drafter = DFlashDrafter(toy_dflash(TARGET), TARGET)
+    engine = Engine(TARGET, drafter, EngineConfig(page_size=4), block_size=8)
 
     async def main() -> None:
         door = AsyncEngine(engine)

@@ -1,6 +1,7 @@
 """The engine against generate.py: whatever shares the batch, every request gets the tokens it gets alone."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,7 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
@@ -43,7 +45,7 @@ def test_a_sliding_drafter_drafts_in_a_batch_what_it_drafts_alone() -> None:
     prompts = [[i, *range(3 * i), 5] for i in range(1, 4)]
     params = SamplingParams(temperature=0.0, max_tokens=30)
     for i, prompt in enumerate(prompts):
-        engine.add_request(str(i), prompt, params)
+        engine.add_request(str(i), prompt, params, 8)
     last = {out.request_id: out for out in engine.run()}
     for i, prompt in enumerate(prompts):
         alone = generate(target, drafter, prompt, params)
@@ -54,11 +56,13 @@ def test_a_sliding_drafter_drafts_in_a_batch_what_it_drafts_alone() -> None:
 class Case:
     prompt: list[int]
     params: SamplingParams
-    block_size: int | None
+    block_size: BlockSize
     priority: int = 0
 
 
-def mixed_cases(count: int, rng: random.Random, max_block: int = 8) -> list[Case]:
+def mixed_cases(
+    count: int, rng: random.Random, max_block: int = 8, more: Sequence[BlockSize] = ("auto",)
+) -> list[Case]:
     prefixes = [[rng.randrange(SMALL_VOCAB) for _ in range(rng.choice([9, 24, 33]))] for _ in range(4)]
     cases = []
     for _ in range(count):
@@ -67,7 +71,7 @@ def mixed_cases(count: int, rng: random.Random, max_block: int = 8) -> list[Case
         params = SamplingParams(
             temperature=0.0, max_tokens=rng.randrange(1, 40), ignore_eos=rng.random() < 0.5
         )
-        cases.append(Case(prompt, params, rng.choice([1, 2, 5, max_block, None]), rng.randrange(2)))
+        cases.append(Case(prompt, params, rng.choice([1, 2, 5, max_block, *more]), rng.randrange(2)))
     return cases
 
 
@@ -145,19 +149,19 @@ def test_the_drafts_themselves_do_not_depend_on_the_batch() -> None:
     rng = random.Random(1)
     target, drafter = pair()
     engine = Engine(target, drafter, EngineConfig(page_size=4, max_running=16))
-    cases = [case for case in mixed_cases(12, rng) if case.block_size != 1]
+    cases = [case for case in mixed_cases(12, rng, more=()) if case.block_size != 1]
     for idx, case in enumerate(cases):
         engine.add_request(str(idx), case.prompt, case.params, case.block_size)
     metrics = {int(out.request_id): out.metrics for out in engine.run()}
     for idx, case in enumerate(cases):
-        alone = generate(target, drafter, case.prompt, case.params, case.block_size).metrics
+        alone = generate(target, drafter, case.prompt, case.params, int(case.block_size)).metrics
         assert metrics[idx].accepted_histogram == alone.accepted_histogram
         assert (metrics[idx].num_rounds, metrics[idx].num_drafted) == (alone.num_rounds, alone.num_drafted)
 
 
 def test_a_prefix_hit_reuses_both_caches_and_drafts_the_same() -> None:
     target, drafter = pair()
-    engine = Engine(target, drafter, EngineConfig(page_size=4))
+    engine = Engine(target, drafter, EngineConfig(page_size=4), block_size=8)
     prompt = [i * i % SMALL_VOCAB for i in range(50)]
     params = SamplingParams(temperature=0.0, max_tokens=20)
     runs = []

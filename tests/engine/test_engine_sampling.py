@@ -177,7 +177,14 @@ def test_one_seed_gives_one_text_alone_and_in_a_crowd_at_any_block_size(name: st
     alone = [
         generate(target, None, p, one, eos_token_ids=[2]) for p, one in zip(prompts, params, strict=True)
     ]
-    for block_sizes, max_running in (([1], 32), ([8], 32), ([8], 1), ([1, 3, 8], 32)):
+    for block_sizes, max_running in (
+        ([1], 32),
+        ([8], 32),
+        ([8], 1),
+        (["auto"], 1),
+        (["auto"], 32),
+        ([1, 3, 8, "auto"], 32),
+    ):
         engine = Engine(target, drafter, EngineConfig(max_running=max_running), eos_token_ids=[2])
         for idx, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
             engine.add_request(str(idx), prompt, one, block_sizes[idx % len(block_sizes)])
@@ -209,7 +216,7 @@ def test_stop_texts_end_at_the_same_character_whatever_the_block() -> None:
             cut -= len(str(alone.stop_reason))
         assert alone.text == free.text[:cut]
         stopped += alone.finish_reason == "stop"
-        for block_size in (1, 3, 8):
+        for block_size in (1, 3, 8, "auto"):
             engine = Engine(target, drafter, tokenizer=tokenizer)
             engine.add_request("r", [seed], params, block_size)
             outputs = list(engine.run())

@@ -15,7 +15,7 @@ from tiny_pair import save_tiny_pair
 def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     """The tiny target with an n-gram drafter, some of whose drafts are accepted (a random network's never are)."""
     target, _ = save_tiny_pair(tmp_path_factory.mktemp("pair"))
-    return LLM(target, NgramDrafter(max_block_size=8), dtype="float32")
+    return LLM(target, NgramDrafter(max_block_size=8), 8, dtype="float32")
 
 
 @pytest.fixture(scope="session")

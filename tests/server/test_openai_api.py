@@ -116,6 +116,16 @@ def test_a_block_of_one_is_plain_decoding_and_origins_say_so(running: Running) -
     assert meta["spec_accept_length"] == pytest.approx(59 / meta["spec_verify_ct"])
 
 
+def test_the_controller_may_choose_the_blocks(running: Running) -> None:
+    asked = {"prompt": "abc", "max_tokens": 60, "temperature": 0}
+    plain, chosen = (running.post("/v1/completions", **asked, block_size=size).json() for size in (1, "auto"))
+    assert chosen["choices"][0]["text"] == plain["choices"][0]["text"]
+    rounds = [
+        line for line in running.get("/metrics").text.splitlines() if "spec_decode_num_rounds_total" in line
+    ]
+    assert any('block_size="1"' in line for line in rounds), "those of plain decoding at least"
+
+
 def test_a_stream_says_how_each_token_came(running: Running, llm: LLM) -> None:
     body = {"prompt": "abc", "max_tokens": 60, "temperature": 0, "token_origins": True, "stream": True}
     events = running.post("/v1/completions", **body).text.split("\n\n")

@@ -16,7 +16,7 @@ def test_the_page_is_one_file_without_outside_assets(running: Running) -> None:
 
 
 def test_what_the_page_asks_for_is_answered(running: Running, llm: LLM) -> None:
-    assert running.get("/v1/models").json()["data"][0]["block_size"] == llm.block_size
+    assert running.get("/v1/models").json()["data"][0]["block_size"] == llm.max_block_size
     messages = [{"role": "user", "content": "hi"}]
     flags = {"stream": True, "token_origins": True, "return_meta_info": True, "seed": 3}
     text = running.post("/v1/chat/completions", messages=messages, max_tokens=9, block_size=8, **flags).text

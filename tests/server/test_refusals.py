@@ -56,6 +56,7 @@ def test_a_bad_request_names_its_field(running: Running, path: str, body: dict[s
         ({"top_p": 0}, "top_p"),
         ({"min_p": 2}, "min_p"),
         ({"block_size": 9}, "block_size is 9; expected 1 to 8"),
+        ({"block_size": "most"}, "expected auto or a number of tokens"),
         ({"prompt": [5] * 2048}, "2048 tokens"),
         ({"prompt": [100000]}, "100000"),
         ({"prompt": ""}, "empty"),

@@ -19,6 +19,7 @@ from flashdraft.cli.options import (
     TopKOption,
     TopPOption,
     open_llm,
+    parse_block_size,
 )
 from flashdraft.errors import UsageError
 
@@ -54,7 +55,7 @@ def chat(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    conversation = Conversation(open_llm(model, draft, dtype, device, block_size), params)
+    conversation = Conversation(open_llm(model, draft, dtype, device, parse_block_size(block_size)), params)
     conversation.console.print(f"{LEGEND}\n{HELP}")
     while (line := conversation.ask()) is not None:
         if line == "/quit":

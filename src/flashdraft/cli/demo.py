@@ -16,6 +16,7 @@ from flashdraft.cli.options import (
     MaxTokensOption,
     ModelOption,
     open_llm,
+    parse_block_size,
 )
 from flashdraft.errors import UsageError
 
@@ -53,7 +54,7 @@ def demo(
     from flashdraft.bench.tasks import load_task
 
     questions = prompts or [load_task(task, 1)[0].turns[0] for task in DEMO_TASKS]
-    llm = open_llm(model, draft, dtype, device, block_size)
+    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size))
     if llm.drafter is None or llm.block_size == 1:
         raise UsageError("the demo compares with a drafter; name one with --draft and a --block-size above 1")
     console = Console(highlight=False)
@@ -72,6 +73,8 @@ class Contest:
         from flashdraft.spec_decode.metrics import RequestMetrics
 
         self.llm, self.screen = llm, screen
+        # One block size throughout: the page that decodes here is the one to read, without the controller.
+        self.block_size = llm.block_size if isinstance(llm.block_size, int) else llm.max_block_size
         self.params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         self.total_s = [0.0, 0.0]
         self.metrics = [RequestMetrics(num_requests=0), RequestMetrics(num_requests=0)]
@@ -81,7 +84,7 @@ class Contest:
     def answer(self, question: str) -> None:
         """One question through both, and what came of it."""
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": question}])
-        self.screen.open(question, (PLAIN, f"DFlash, block {self.llm.block_size}"))
+        self.screen.open(question, (PLAIN, f"DFlash, block {self.block_size}"))
         outputs, streams = zip(*(self._decode(side, token_ids) for side in (0, 1)), strict=True)
         self.screen.close()
         for side in (0, 1):
@@ -117,7 +120,7 @@ class Contest:
             self.llm.drafter if side else None,
             token_ids,
             self.params,
-            self.llm.block_size if side else 1,
+            self.block_size if side else 1,
             self.llm.eos_token_ids,
             stream.on_round,
         )
@@ -150,4 +153,4 @@ class Contest:
         short = replace(self.params, max_tokens=WARM_UP_TOKENS)
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": "Count to ten."}])
         generate(self.llm.target, None, token_ids, short, 1)
-        generate(self.llm.target, self.llm.drafter, token_ids, short, self.llm.block_size)
+        generate(self.llm.target, self.llm.drafter, token_ids, short, self.block_size)

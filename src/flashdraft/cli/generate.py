@@ -21,6 +21,7 @@ from flashdraft.cli.options import (
     TopKOption,
     TopPOption,
     open_llm,
+    parse_block_size,
 )
 from flashdraft.errors import UsageError
 
@@ -60,7 +61,7 @@ def generate(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    llm = open_llm(model, draft, dtype, device, block_size)
+    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size))
     stream = AnswerStream(llm.tokenizer, _show_nothing if as_json else _write)
     if no_chat:
         output = llm.generate(text, params, stream.on_round)[0]

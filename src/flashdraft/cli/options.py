@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from flashdraft.errors import UsageError
+
 if TYPE_CHECKING:
     from flashdraft.llm import LLM
+    from flashdraft.spec_decode.controller import BlockSize
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -23,10 +26,12 @@ DraftOption = Annotated[
     ),
 ]
 BlockSizeOption = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--block-size",
-        help="Tokens of a block, anchor included; 1 is plain decoding.  [default: the largest trained]",
+        help="Tokens of a block, anchor included; 1 is plain decoding; auto chooses for every step."
+        "  [default: auto]",
+        metavar="auto|N",
     ),
 ]
 DtypeOption = Annotated[
@@ -43,12 +48,24 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed gives o
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout.")]
 
 
+def parse_block_size(said: str | None) -> "BlockSize | None":
+    """``--block-size``; None where nothing was said. Raises UsageError."""
+    if said is None:
+        return None
+    if said == "auto":
+        return "auto"
+    try:
+        return int(said)
+    except ValueError:
+        raise UsageError(f"--block-size is {said!r}; expected auto or a number, for example 8") from None
+
+
 def open_llm(
     model: str,
     draft: str | None,
     dtype: Dtype,
     device: str,
-    block_size: int | None = None,
+    block_size: "BlockSize | None" = None,
     max_running: int = 32,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""

@@ -4,8 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from flashdraft.cli.options import BlockSizeOption, DeviceOption, DraftOption, DtypeOption, open_llm
+from flashdraft.cli.options import (
+    BlockSizeOption,
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    open_llm,
+    parse_block_size,
+)
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +137,7 @@ def _speculation(said: dict[str, Any]) -> "Speculation":
     vllm = said["speculative_config"]
     names = ("speculative_algorithm", "speculative_draft_model_path", "speculative_num_draft_tokens")
     return merged(
-        flashdraft=Speculation(said["draft"], said["block_size"]),
+        flashdraft=Speculation(said["draft"], parse_block_size(said["block_size"])),
         vLLM=from_vllm(vllm) if vllm else Speculation(),
         SGLang=from_sglang(*(said[name] for name in names)),
     )
@@ -156,6 +164,7 @@ def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculati
     from flashdraft.server.app import build_app
     from flashdraft.server.run import run_server
     from flashdraft.server.service import Service
+    from flashdraft.spec_decode.controller import AUTO
 
     llm = open_llm(
         said["model"],
@@ -167,6 +176,9 @@ def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculati
     )
     context_len = llm.target.config.max_position_embeddings
     defaults = generation_defaults(said["model"])
+    if llm.block_size == AUTO:
+        with Console(stderr=True).status("measuring this machine's steps"):
+            llm.engine.control.calibrate()
     engine = AsyncEngine(llm.engine)
-    service = Service(engine, llm.tokenizer, context_len, llm.block_size, config, defaults)
+    service = Service(engine, llm.tokenizer, context_len, llm.max_block_size, config, defaults)
     run_server(build_app(service), said["host"], said["port"], said["drain_s"])

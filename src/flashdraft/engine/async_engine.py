@@ -11,6 +11,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import EngineError, UsageError
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import BlockSize
 
 logger = logging.getLogger(__name__)
 _News = StepOutput | Exception
@@ -61,7 +62,9 @@ class AsyncEngine:
         # A request that the engine has not taken yet, because a step runs, waits as well.
         return replace(stats, num_waiting=max(len(self._queues) - stats.num_running, 0))
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: int | None) -> None:
+    def check(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: BlockSize | None
+    ) -> None:
         """Raise UsageError for what cannot be served; no work, no state."""
         self.engine.check(prompt_token_ids, params, block_size)
 
@@ -78,7 +81,7 @@ class AsyncEngine:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         request_id: str | None = None,
-        block_size: int | None = None,
+        block_size: BlockSize | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[StepOutput, None]:
         """The news of one request until it is finished. Leaving the iterator aborts the request.
@@ -143,7 +146,7 @@ class AsyncEngine:
         request_id: str,
         prompt: list[int],
         params: SamplingParams,
-        block_size: int | None,
+        block_size: BlockSize | None,
         priority: int,
     ) -> None:
         try:

@@ -8,6 +8,7 @@ import torch
 
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.detokenizer import Decodes
+from flashdraft.engine.block_control import BlockControl, check_block_size
 from flashdraft.engine.model_runner import ModelRunner, Verified
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
@@ -16,15 +17,20 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import Answer, check_request
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.verify import verify
+
+_MOST_PENDING = 128  # tokens of an answer whose features wait for a draft
 
 
 class Engine:
     """Answers requests in steps; every step serves all that run. Not for several threads (see AsyncEngine).
 
-    ``block_size``: of requests that name none; None: the drafter's largest.
+    ``block_size``: of requests that name none; "auto": the controller's choice at every step; None: "auto" where
+    there is a drafter. ``costs``: of steps on this machine; None: measured before the first automatic block.
     """
 
     def __init__(
@@ -34,7 +40,8 @@ class Engine:
         config: EngineConfig | None = None,
         eos_token_ids: Sequence[int] = (),
         tokenizer: Decodes | None = None,
-        block_size: int | None = None,
+        block_size: BlockSize | None = None,
+        costs: StepCosts | None = None,
     ) -> None:
         if isinstance(target.new_cache(1, 1), ModelCache):
             raise UsageError(
@@ -44,9 +51,10 @@ class Engine:
         self.config = config or EngineConfig()
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
-        self.block_size = check_request(target, drafter, [0], block_size)
+        self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size)
+        self.control = BlockControl(self.runner, drafter.max_block_size if drafter else 1, costs)
         self.scheduler = Scheduler(self.config, num_pages)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
@@ -59,11 +67,12 @@ class Engine:
         return bool(self.requests or self._news)
 
     def check(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: int | None = None
-    ) -> int:
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: BlockSize | None = None
+    ) -> BlockSize:
         """The block size to use. Raises UsageError for a request that cannot be served. Touches no state."""
-        block_size = self.block_size if block_size is None else block_size
-        size = check_request(self.target, self.drafter, prompt_token_ids, block_size, params)
+        size = self.block_size if block_size is None else block_size
+        size = check_block_size(self.target, self.drafter, size)
+        check_request(self.target, self.drafter, prompt_token_ids, None, params)
         if params.n != 1:
             raise UsageError(f"n is {params.n}; the engine runs one answer a request: add params.split()")
         if params.stop_texts and self.tokenizer is None:
@@ -84,7 +93,7 @@ class Engine:
         request_id: str,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
-        block_size: int | None = None,
+        block_size: BlockSize | None = None,
         priority: int = 0,
     ) -> None:
         """Queue a request; lower ``priority`` runs first. Raises UsageError, see :meth:`check`."""
@@ -94,7 +103,16 @@ class Engine:
         prompt = list(prompt_token_ids)
         max_len = self._max_len(prompt, params)
         answer = Answer(prompt, params, max_len - len(prompt), self.eos_token_ids, self.tokenizer)
-        request = Request(request_id, prompt, answer, max_len, size, priority, next(self._arrivals))
+        request = Request(
+            request_id,
+            prompt,
+            answer,
+            max_len,
+            size if isinstance(size, int) else 1,
+            priority,
+            next(self._arrivals),
+            is_automatic=size == AUTO,
+        )
         self.requests[request_id] = request
         self.scheduler.add(request)
 
@@ -112,6 +130,7 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Run one step: what it brought to each request that ran."""
         outputs, self._news = self._news, []
+        self.control.plan([request for request in self.scheduler.running if not request.is_prefilling])
         step = self.scheduler.schedule()
         if self.runner.drafter:
             for row in step.left:
@@ -177,6 +196,7 @@ class Engine:
         drafted = perf_counter()
         tokens = [[request.anchor, *draft] for request, draft in zip(requests, drafts, strict=True)]
         results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens])
+        answered = perf_counter()
         decided = [
             verify(draft, self._choose(request, result, draft))
             for request, result, draft in zip(requests, results, drafts, strict=True)
@@ -185,6 +205,8 @@ class Engine:
         counts = [1 + num_accepted for num_accepted, _ in decided]
         runner.commit(runner.block_rows, requests, counts, [result.features for result in results])
         ended = perf_counter()
+        seconds = drafted - started, answered - drafted, verified - answered, ended - verified
+        self.control.learn(blocks, drafts, [num_accepted for num_accepted, _ in decided], seconds)
         outputs = []
         for request, draft, (num_accepted, anchor), result in zip(
             requests, drafts, decided, results, strict=True
@@ -215,10 +237,11 @@ class Engine:
     def _settle(self, requests: Sequence[Request]) -> None:
         """After delivery: full pages can be found from now on, and who is finished leaves."""
         size = self.config.page_size
-        # Features wait for the next draft, but no longer than until they fill a page. What was accepted behind a
-        # stop text was dropped: it is no part of the tokens, and nothing there is worth keeping.
+        # Features wait for the next draft, but those of a full page of the prompt are wanted by others now. What
+        # was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
         whole = [r for r in requests if r.num_committed <= len(r.token_ids)]
-        self.runner.catch_up([r for r in whole if r.num_committed // size > r.num_observed // size])
+        late = [r for r in whole if r.num_committed // size > r.num_observed // size]
+        self.runner.catch_up([r for r in late if not r.can_wait(_MOST_PENDING)])
         for request in requests:
             self.scheduler.register_pages(request, min(request.num_observed, len(request.token_ids)))
             if not request.answer.goes_on:

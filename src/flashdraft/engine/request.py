@@ -6,6 +6,7 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.generate import Answer
+from flashdraft.spec_decode.acceptance import Acceptance
 
 
 @dataclass(eq=False)
@@ -16,7 +17,7 @@ class Request:
     prompt: list[int]
     answer: Answer
     max_len: int  # prompt and answer
-    block_size: int  # wanted; 1: plain decoding
+    block_size: int  # of its drafts; 1: plain decoding
     priority: int  # lower runs first
     arrival: int
     pages: list[int] = field(default_factory=list)
@@ -27,6 +28,9 @@ class Request:
     num_registered: int = 0  # pages that can be found by their prefix
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    is_automatic: bool = False  # the controller sets block_size and num_verified before each step
+    num_verified: int | None = None  # tokens of the next block to verify, anchor included; None: all
+    acceptance: Acceptance | None = None  # what the controller knows of it
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -54,6 +58,11 @@ class Request:
         return self.num_committed < self.prefill_len or not self.answer.output.token_ids
 
     @property
+    def most_tokens(self) -> int:
+        """Of its next block: the last token of an answer is never verified itself, for nothing follows it."""
+        return max(self.max_len - self.num_committed - 1, 1)
+
+    @property
     def row(self) -> CacheRow:
         """Its row in the target's cache for the next forward."""
         return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_committed)
@@ -62,6 +71,11 @@ class Request:
     def draft_row(self) -> CacheRow:
         """Its row in the drafter's cache."""
         return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_observed)
+
+    def can_wait(self, most: int) -> bool:
+        """Whether its features may go on waiting for a draft, up to ``most`` tokens of the answer."""
+        is_of_answer = self.num_observed >= len(self.prompt)
+        return self.answer.goes_on and is_of_answer and self.num_committed - self.num_observed < most
 
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""

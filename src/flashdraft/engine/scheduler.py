@@ -110,9 +110,7 @@ class Scheduler:
                 continue
             share = max((self.config.max_step_tokens - used) // max(num_left, 1), 1)
             num_left -= 1
-            # The last token of an answer is never verified itself: nothing follows it.
-            most = max(request.max_len - request.num_committed - 1, 1)
-            num_tokens = min(request.block_size, most, share)
+            num_tokens = min(request.num_verified or request.block_size, request.most_tokens, share)
             if self._make_room(request, request.num_committed + num_tokens, step):
                 step.blocks.append((request, num_tokens))
                 used += num_tokens

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import BlockSize
 
 
 class EngineDoor(Protocol):
@@ -19,7 +20,9 @@ class EngineDoor(Protocol):
         """How busy it is."""
         ...
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: int | None) -> None:
+    def check(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: BlockSize | None
+    ) -> None:
         """Raise UsageError for what cannot be served; no work, no state."""
         ...
 
@@ -28,7 +31,7 @@ class EngineDoor(Protocol):
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         request_id: str | None = None,
-        block_size: int | None = None,
+        block_size: BlockSize | None = None,
     ) -> AsyncGenerator[StepOutput, None]:
         """Answer one prompt; closing the iterator aborts. Raises UsageError, or EngineError when it died."""
         ...

@@ -31,6 +31,12 @@ class ServerMetrics:
             [_LABEL, "position"],
             registry=self._registry,
         )
+        self._blocks = Counter(
+            "flashdraft:spec_decode_num_rounds",
+            "Rounds, by tokens verified, anchor included; 1: plain decoding.",
+            [_LABEL, "block_size"],
+            registry=self._registry,
+        )
         self._finished = Counter(
             "flashdraft:request_success",
             "Finished answers.",
@@ -45,9 +51,11 @@ class ServerMetrics:
         )
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _E2E_S)
 
-    def record_step(self, step: StepOutput) -> None:
-        """Count what one step brought."""
+    def record_step(self, step: StepOutput, is_round: bool) -> None:
+        """Count what one step brought; ``is_round``: it was no prefill."""
         self._output_tokens.inc(len(step.token_ids))
+        if is_round and step.token_ids:
+            self._blocks.labels(self._model_name, str(1 + step.num_drafted)).inc()
         if not step.num_drafted:
             return
         self._drafts.inc()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashdraft.errors import UsageError
+from flashdraft.spec_decode.controller import BlockSize
 
 _METHOD = "dflash"
 _KNOWN_KEYS = {"method", "model", "num_speculative_tokens"}
@@ -15,7 +16,7 @@ class Speculation:
     """Which drafter and how long a block, as far as it was said."""
 
     draft: str | None = None
-    block_size: int | None = None
+    block_size: BlockSize | None = None
 
 
 def from_vllm(speculative_config: str) -> Speculation:

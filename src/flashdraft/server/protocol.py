@@ -3,9 +3,10 @@
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictInt
 
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import AUTO, BlockSize
 
 MAX_STOPS, MAX_STOP_LEN = 16, 256
 MAX_INT = 2**62
@@ -13,6 +14,15 @@ MAX_INT = 2**62
 TokenIds = list[StrictInt]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LEN)]
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]
+
+
+def _block_size(value: Any) -> Any:
+    if value == AUTO or (type(value) is int and 1 <= value <= MAX_INT):
+        return value
+    raise ValueError(f"expected {AUTO} or a number of tokens, 1 or more")
+
+
+BlockSizeField = Annotated[BlockSize, PlainValidator(_block_size)]
 
 
 class _Fields(BaseModel):
@@ -66,7 +76,7 @@ class OpenAIRequest(SamplingFields):
     max_tokens: Count | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    block_size: Count | None = None  # tokens of a block; 1: plain decoding
+    block_size: BlockSizeField | None = None
     return_meta_info: bool = False  # SGLang's meta_info beside each choice
     token_origins: bool = False  # each token's text and how it came
 

@@ -13,7 +13,7 @@ from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.handlers import answer_len, check_model, respond, service_of, usage
 from flashdraft.server.http_io import event, read_json
 from flashdraft.server.prompts import encode_chat
-from flashdraft.server.protocol import Count, Message, SamplingFields
+from flashdraft.server.protocol import BlockSizeField, Count, Message, SamplingFields
 from flashdraft.server.service import Submission, Wish
 from flashdraft.server.unsupported import refuse_unsupported
 
@@ -25,7 +25,7 @@ class ResponsesRequest(SamplingFields):
     input: str | Annotated[list[Message], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    block_size: Count | None = None
+    block_size: BlockSizeField | None = None
     stream: bool = False
     text: dict[str, Any] | None = None
 

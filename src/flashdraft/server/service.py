@@ -15,6 +15,7 @@ from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
 from flashdraft.server.metrics import ServerMetrics
+from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 
@@ -25,7 +26,7 @@ class Wish:
     prompt_token_ids: list[int]
     params: SamplingParams
     stop_texts: tuple[str, ...] = ()
-    block_size: int | None = None
+    block_size: BlockSize | None = None
 
 
 @dataclass
@@ -61,8 +62,8 @@ class Delta:
 class Service:
     """What the handlers share.
 
-    ``context_len``: tokens of prompt and answer together; ``block_size``: the engine's own,
-    where a request asks for none; ``defaults``: the sampling settings that the model's makers ship.
+    ``context_len``: tokens of prompt and answer together; ``block_size``: the largest that a request may name;
+    ``defaults``: the sampling settings that the model's makers ship.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class Submission:
                     if not answer.token_ids and step.token_ids:
                         ttft_s = perf_counter() - self._started
                         metrics.record_first_token(len(wish.prompt_token_ids), ttft_s)
-                    metrics.record_step(step)
+                    metrics.record_step(step, is_round=bool(answer.token_ids))
                     yield _take(index, answer, text, step)
                     if answer.finish_reason:
                         break

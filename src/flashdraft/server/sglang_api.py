@@ -12,7 +12,7 @@ from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.handlers import answer_len, meta_info, respond, service_of
 from flashdraft.server.http_io import DONE, event, read_json
 from flashdraft.server.prompts import encode_text
-from flashdraft.server.protocol import Count, SamplingFields, TokenIds
+from flashdraft.server.protocol import BlockSizeField, Count, SamplingFields, TokenIds
 from flashdraft.server.service import Service, Submission, Wish
 from flashdraft.server.unsupported import refuse_unsupported
 
@@ -34,7 +34,7 @@ class GenerateRequest(BaseModel):
     input_ids: TokenIds | list[TokenIds] | None = None
     sampling_params: SGLangSampling | Annotated[list[SGLangSampling], Field(min_length=1)] = SGLangSampling()
     stream: bool = False
-    block_size: Count | None = None
+    block_size: BlockSizeField | None = None
 
 
 async def generate(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """What a request cost and what its drafts were worth. Over many requests every rate is a ratio of sums."""
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 
 @dataclass
@@ -13,6 +14,9 @@ class RequestMetrics:
     num_output_tokens: int = 0
     num_requests: int = 1
     accepted_histogram: list[int] = field(default_factory=list)  # [i]: rounds that accepted i draft tokens
+    verified_histogram: list[int] = field(
+        default_factory=list
+    )  # [i]: rounds that verified i tokens; 1: plain
     prefill_s: float = 0.0
     decode_s: float = 0.0  # all rounds, host work included
     draft_s: float = 0.0
@@ -37,9 +41,8 @@ class RequestMetrics:
         """Count one verification."""
         self.num_rounds += 1
         self.num_drafted += num_drafted
-        missing = max(num_drafted, num_accepted) + 1 - len(self.accepted_histogram)
-        self.accepted_histogram += [0] * missing
-        self.accepted_histogram[num_accepted] += 1
+        _count(self.accepted_histogram, num_accepted, max(num_drafted, num_accepted) + 1)
+        _count(self.verified_histogram, 1 + num_drafted, 2 + num_drafted)
 
     def record_tokens(self, num_tokens: int, num_accepted: int) -> None:
         """Count delivered tokens, of which ``num_accepted`` were drafted."""
@@ -48,9 +51,9 @@ class RequestMetrics:
 
     def add(self, other: "RequestMetrics") -> None:
         """Add another's counts to these."""
-        longer = max(len(self.accepted_histogram), len(other.accepted_histogram))
-        padded = [h + [0] * (longer - len(h)) for h in (self.accepted_histogram, other.accepted_histogram)]
-        self.accepted_histogram = [a + b for a, b in zip(*padded, strict=True)]
+        for name in ("accepted_histogram", "verified_histogram"):
+            both = zip_longest(getattr(self, name), getattr(other, name), fillvalue=0)
+            setattr(self, name, [a + b for a, b in both])
         for name in (
             "num_rounds",
             "num_drafted",
@@ -63,3 +66,8 @@ class RequestMetrics:
             "verify_s",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def _count(histogram: list[int], value: int, length: int) -> None:
+    histogram += [0] * (length - len(histogram))
+    histogram[value] += 1

@@ -1,0 +1,196 @@
+"""How long every request's block is in the next step, so that expected tokens a second are highest.
+
+A step drafts blocks of one length for some requests and verifies them, the anchors of all others beside them, in
+one forward as wide as the longest piece that is verified. What is drafted and what of it is verified are two
+choices. 1 is plain decoding. Costs and acceptance are passed in: no clock here, and no tensors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
+from flashdraft.spec_decode.step_costs import Array, StepCosts
+
+AUTO: Literal["auto"] = "auto"
+BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the controller's choice
+
+_PROBE_SHARE = 0.015  # of the time may go into finding out whether drafting has come to pay
+_PROBE_WIDTH = 4
+_PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
+_MAX_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A request that decodes in the next step."""
+
+    acceptance: Acceptance
+    most: int  # tokens that its block may have at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step drafts and verifies, and what that should bring and cost."""
+
+    block: int  # length of the blocks drafted; 1: nothing is drafted
+    lengths: list[int]  # tokens verified of each request, anchor included; 1: plain decoding
+    num_tokens: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens a second."""
+        return self.num_tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Others:
+    """Requests of the same step whose block is not for the controller to choose."""
+
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Of the longest."""
+        return max(self.lengths, default=1)
+
+    @property
+    def num_drafting(self) -> int:
+        """How many draft."""
+        return sum(length > 1 for length in self.lengths)
+
+
+class Controller:
+    """Plans steps. ``blocks``: the lengths that may be drafted, the trained one among them."""
+
+    def __init__(self, max_block: int, costs: StepCosts, blocks: Sequence[int] | None = None) -> None:
+        self.costs = costs
+        self.blocks = tuple(blocks or drafted_blocks(max_block))
+        self.acceptance = AcceptanceModel(max_block, self.blocks)
+        self._credit_s = 0.0  # saved for probes
+        self._rate = 0.0  # of the last plan
+
+    def plan(self, candidates: Sequence[Candidate], others: Others | None = None) -> Plan:
+        """The best step for ``candidates``; now and then a slightly worse one that tells more."""
+        search = _Search(self.acceptance, self.costs, candidates, others or Others())
+        best = search.best(self.blocks, self._rate)
+        self._rate = best.rate
+        chosen = self._with_probes(search, best)
+        for candidate, length, on_merit in zip(candidates, chosen.lengths, best.lengths, strict=True):
+            state = candidate.acceptance
+            if on_merit > 1:
+                state.patience = _PATIENCE
+            elif length > 1:
+                state.patience = min(2 * state.patience, _MAX_PATIENCE)
+            else:
+                state.num_plain += 1
+        return chosen
+
+    def observe(self, acceptance: Acceptance, block: int, num_asked: int, num_accepted: int) -> None:
+        """What came of ``num_asked`` draft tokens of one request, cut from a block of ``block``."""
+        self.acceptance.observe(acceptance, block, num_asked, num_accepted)
+        acceptance.num_plain = 0
+
+    def _with_probes(self, search: "_Search", best: Plan) -> Plan:
+        self._credit_s = min(self._credit_s + _PROBE_SHARE * best.seconds, best.seconds)
+        due = [
+            idx
+            for idx, (candidate, length) in enumerate(zip(search.candidates, best.lengths, strict=True))
+            if length == 1
+            and candidate.most > 1
+            and candidate.acceptance.num_plain >= candidate.acceptance.patience
+        ]
+        if not due:
+            return best
+        width = max(max(best.lengths), min(_PROBE_WIDTH, max(self.blocks)))
+        lengths = list(best.lengths)
+        for idx in due:
+            lengths[idx] = min(width, search.candidates[idx].most)
+        probes = [search.evaluate(lengths, block) for block in self.blocks if block >= width]
+        probe = max(probes, key=lambda plan: plan.num_tokens - best.rate * plan.seconds)
+        loss_s = probe.seconds - probe.num_tokens / best.rate
+        if loss_s > self._credit_s:
+            return best
+        self._credit_s -= max(loss_s, 0.0)
+        return probe
+
+
+class _Search:
+    """The best plan of one step."""
+
+    def __init__(
+        self, model: AcceptanceModel, costs: StepCosts, candidates: Sequence[Candidate], others: Others
+    ) -> None:
+        self.model, self.costs, self.candidates, self.others = model, costs, candidates, others
+        self.states = [candidate.acceptance for candidate in candidates]
+        self.most: Array = np.array([candidate.most for candidate in candidates], dtype=np.float64)
+        self.token_s: Array = np.array([costs.logits_s + state.choose_s for state in self.states])
+        self.num_rows = len(candidates) + len(others.lengths)
+        self.others_s = costs.logits_s * sum(length - 1 for length in others.lengths)
+        self._survival: dict[int, Array] = {}
+
+    def best(self, blocks: Sequence[int], rate: float) -> Plan:
+        """The plan of most tokens a second; ``rate`` is a first guess of it.
+
+        Dinkelbach: at the highest rate, the plan of most ``tokens - rate * seconds`` is the one that reaches it.
+        """
+        plain = self.evaluate([1] * len(self.candidates), 1)
+        if not self.candidates or self.most.max() < 2:
+            return plain
+        for iteration in range(_MAX_ITERATIONS):
+            value, block, lengths = max(self._best_at(rate, block) for block in blocks)
+            plan = self.evaluate(lengths, block) if value > plain.num_tokens - rate * plain.seconds else plain
+            if iteration and plan.rate <= rate * (1 + 1e-9):
+                break
+            rate = plan.rate
+        return plan
+
+    def evaluate(self, lengths: Sequence[int], block: int) -> Plan:
+        """What a step with ``lengths`` brings and costs."""
+        verified = np.array(lengths)
+        num_drafting = int((verified > 1).sum()) + self.others.num_drafting
+        width = max(int(verified.max(initial=1)), self.others.width)
+        seconds = self.costs.host_s + self.others_s + self.costs.verify_seconds(self.num_rows, width)
+        seconds += self.costs.draft_seconds(num_drafting, max(block, self.others.width))
+        seconds += self.token_s @ (verified - 1)
+        tokens = float(self.num_rows)
+        if block > 1:
+            counted = np.arange(1, block) < verified[:, None]
+            tokens += float((self._survive(block) * counted).sum())
+        return Plan(block, list(lengths), tokens, float(seconds))
+
+    def _best_at(self, rate: float, block: int) -> tuple[float, int, list[int]]:
+        """The best way to draft blocks of ``block`` when a second is worth ``rate`` tokens: (value, block, lengths).
+
+        Rows then do not depend on each other but for the width of the forward and the number that drafts, so
+        both are tried: the best rows first, each with every token that is worth its own cost.
+        """
+        gains = self._survive(block) - rate * self.token_s[:, None]
+        gains = np.where(np.arange(2, block + 1) <= self.most[:, None], np.maximum(gains, 0.0), 0.0)
+        of_row = gains.cumsum(axis=1)  # [rows, block - 1]: by width 2 .. block
+        order = np.argsort(-of_row, axis=0, kind="stable")
+        of_first = np.take_along_axis(of_row, order, axis=0).cumsum(axis=0)  # by number that drafts 1 .. rows
+        widths = np.maximum(np.arange(2, block + 1), self.others.width)
+        counts = np.arange(1, len(gains) + 1) + self.others.num_drafting
+        draft_s = self.costs.draft_seconds(counts, max(block, self.others.width))
+        verify_s = self.costs.verify_seconds(self.num_rows, widths)
+        net = of_first - rate * (draft_s[:, None] + verify_s[None, :])
+        fixed = self.num_rows - rate * (self.costs.host_s + self.others_s)
+        last, column = np.unravel_index(int(net.argmax()), net.shape)
+        lengths = np.ones(len(gains), dtype=np.int64)
+        drafting = order[: int(last) + 1, int(column)]
+        lengths[drafting] += (gains[drafting, : int(column) + 1] > 0).sum(axis=1)
+        return float(net.max()) + fixed, block, lengths.tolist()
+
+    def _survive(self, block: int) -> Array:
+        if block not in self._survival:
+            self._survival[block] = self.model.survival(self.states, block)
+        return self._survival[block]
+
+
+def drafted_blocks(max_block: int) -> tuple[int, ...]:
+    """The trained block, its half and its quarter."""
+    return tuple(sorted({max_block, max(max_block // 2, 2), max(max_block // 4, 2)}, reverse=True))

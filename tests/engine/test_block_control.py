@@ -1,0 +1,156 @@
+"""The controller within the engine: its choices show in the rounds, never in the tokens."""
+
+import pytest
+
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.errors import UsageError
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.ngram import NgramDrafter
+from flashdraft.spec_decode.step_costs import Curve, StepCosts
+from toys import ScriptedDrafter, toy_dflash, toy_target
+
+PROMPT = [5, 3, 8]
+PARAMS = SamplingParams(temperature=0.0, max_tokens=120, ignore_eos=True)
+
+
+def flat_costs(draft_s: float) -> StepCosts:
+    """A step of a second whatever its width, and a draft of ``draft_s``."""
+    return StepCosts(Curve([1, 512], [1.0, 1.5]), Curve([1, 512], [draft_s, draft_s]))
+
+
+class SteadyClock(StepCosts):
+    """Costs that stay as they were made up."""
+
+    def learn(self, *args: object) -> None:
+        """The toy's own times mean nothing here."""
+
+    def learn_host(self, host_s: float) -> None:
+        """Nor do these."""
+
+
+def steady(draft_s: float) -> StepCosts:
+    costs = flat_costs(draft_s)
+    return SteadyClock(costs.verify, costs.draft)
+
+
+def run(engine: Engine, params: SamplingParams = PARAMS) -> tuple[list[int], RequestMetrics, list[int]]:
+    """Tokens, metrics and the length verified in each round."""
+    engine.add_request("r", PROMPT, params)
+    outputs = list(engine.run())
+    tokens = [token for output in outputs for token in output.token_ids]
+    return tokens, outputs[-1].metrics, [1 + output.num_drafted for output in outputs[1:]]
+
+
+def test_a_drafter_that_knows_the_answer_gets_whole_blocks() -> None:
+    target = toy_target()
+    answer = PROMPT + generate(target, None, PROMPT, PARAMS).token_ids
+    tokens, metrics, lengths = run(
+        Engine(target, ScriptedDrafter(answer, lambda _: False), costs=steady(0.1))
+    )
+    assert tokens == answer[3:]
+    assert set(lengths[1:-1]) == {16}
+    assert metrics.verified_histogram[16] == lengths.count(16)
+
+
+def test_plain_rounds_where_a_draft_costs_too_much() -> None:
+    target = toy_target()
+    answer = PROMPT + generate(target, None, PROMPT, PARAMS).token_ids
+    tokens, metrics, lengths = run(
+        Engine(target, ScriptedDrafter(answer, lambda _: False), costs=steady(50.0))
+    )
+    assert tokens == answer[3:]
+    assert set(lengths) == {1}
+    assert metrics.num_drafted == 0
+
+
+def test_drafting_stops_and_comes_back_within_one_answer() -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
+    target = toy_target()
+    answer = PROMPT + generate(target, None, PROMPT, params).token_ids
+    drafter = ScriptedDrafter(answer, lambda position: 60 <= position < 200)
+    tokens, _, lengths = run(Engine(target, drafter, costs=steady(0.5)), params)
+    assert tokens == answer[3:]
+    assert lengths[1] == 16
+    assert lengths.count(1) > 100, "the bad stretch, one token a round"
+    assert max(lengths[-8:-1]) == 16
+
+
+def test_the_machine_is_measured_in_the_middle_of_answers_and_nothing_is_disturbed() -> None:
+    target = toy_target(vocab_size=11)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=80))
+    for i in range(3):
+        engine.add_request(str(i), [i, *PROMPT], PARAMS, block_size=8)
+    tokens: dict[str, list[int]] = {str(i): [] for i in range(3)}
+    for _ in range(4):
+        for output in engine.step():
+            tokens[output.request_id] += output.token_ids
+    costs = engine.control.calibrate().costs
+    measured = costs.verify.seconds.copy()
+    for output in engine.run():
+        tokens[output.request_id] += output.token_ids
+    engine.check_integrity()
+    for i in range(3):
+        assert tokens[str(i)] == generate(target, None, [i, *PROMPT], PARAMS).token_ids
+    assert costs.verify.num_tokens.tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert measured[0] > 0
+    assert (measured[1:] >= measured[:-1]).all(), "more tokens never take less"
+    assert (costs.verify.seconds != measured).any(), "the steps themselves correct it"
+    assert costs.draft.num_tokens.tolist() == [2, 4, 8, 16, 32, 64]
+
+
+def test_more_requests_than_were_measured_are_measured_then() -> None:
+    target = toy_target()
+    engine = Engine(target, NgramDrafter(8))
+    longest = []
+    for count in (1, 3):
+        for i in range(count):
+            engine.add_request(str(i), PROMPT, SamplingParams(temperature=0.0, max_tokens=4))
+        list(engine.run())
+        assert engine.control.controller
+        longest.append(int(engine.control.controller.costs.verify.num_tokens[-1]))
+    assert longest == [8, 32]
+
+
+def test_features_of_plain_rounds_wait_and_are_taken_in_few_projections() -> None:
+    target = toy_target(vocab_size=11)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    engine = Engine(target, drafter, EngineConfig(page_size=4), costs=steady(50.0))
+    calls: list[int] = []
+    observe = engine.runner.drafter.observe  # type: ignore[union-attr]
+
+    def counted(rows: object, token_ids: list[list[int]], features: object) -> None:
+        calls.append(sum(map(len, token_ids)))
+        observe(rows, token_ids, features)  # type: ignore[arg-type]
+
+    engine.runner.drafter.observe = counted  # type: ignore[union-attr, method-assign, assignment]
+    tokens, _, _ = run(engine, SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True))
+    assert calls[0] <= 4, "the prompt's own page is taken as soon as it is full"
+    assert calls[1:] == [128, 128, 300 - 1 + len(PROMPT) - 256 - calls[0]]
+    engine.add_request("again", PROMPT + tokens, SamplingParams(temperature=0.0, max_tokens=1))
+    [output] = engine.run()
+    assert output.num_cached_tokens == 300, "the answer's pages can be found"
+
+
+@pytest.mark.parametrize("block_size", ["auto", None])
+def test_without_a_drafter_automatic_is_plain(block_size: str | None) -> None:
+    engine = Engine(toy_target(), None, block_size=block_size)  # type: ignore[arg-type]
+    assert engine.block_size == 1
+    with pytest.raises(UsageError, match="'most'; expected auto or a number"):
+        engine.add_request("r", PROMPT, PARAMS, "most")  # type: ignore[arg-type]
+
+
+def test_sampled_answers_cost_the_host_more_for_each_token() -> None:
+    target = toy_target(vocab_size=11)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    engine = Engine(target, drafter)
+    engine.add_request("r", PROMPT, SamplingParams(temperature=1.0, top_k=5, seed=1, max_tokens=40))
+    for _ in range(5):
+        engine.step()
+    acceptance = engine.requests["r"].acceptance
+    assert acceptance
+    assert acceptance.choose_s > 0
