@@ -27,6 +27,7 @@ class Request:
     num_registered: int = 0  # pages that can be found by their prefix
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    error: str | None = None  # why it cannot go on
 
     @property
     def rank(self) -> tuple[int, int]:
