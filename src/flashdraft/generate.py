@@ -14,6 +14,7 @@ from torch import Tensor
 from flashdraft.batch import ForwardBatch
 from flashdraft.detokenizer import Decodes
 from flashdraft.errors import UsageError
+from flashdraft.grammar import GrammarState, begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampler import TokenChooser, TokenLogprobs, token_logprobs
 from flashdraft.sampling_params import SamplingParams
@@ -58,11 +59,16 @@ class Answer:
         max_tokens: int,
         eos_token_ids: Sequence[int],
         tokenizer: Decodes | None,
+        grammar: GrammarState | None = None,
     ) -> None:
         self.stop = StopCondition(params, eos_token_ids, max_tokens, tokenizer)
-        self.chooser = TokenChooser(params, prompt, self.stop.end_ids)
+        self.chooser = TokenChooser(params, prompt, self.stop.end_ids, grammar)
         self.output = GenerateOutput(logprobs=None if params.logprobs is None else [])
         self.goes_on = True
+
+    def cut(self, draft: list[int]) -> list[int]:
+        """The part of ``draft`` that is worth verifying (TokenChooser.cut)."""
+        return self.chooser.cut(self.output.token_ids, draft)
 
     def choose(self, logits: Tensor, draft: Sequence[int] = ()) -> list[int]:
         """The target's own tokens after the answer so far and each of ``draft`` (TokenChooser.choose)."""
@@ -101,8 +107,9 @@ def generate(
 
     ``block_size``: tokens of a block, anchor included; 1 is plain decoding, None the drafter's largest.
     ``on_round`` hears every verification as it happens; the first call carries the token of the prefill.
-    ``tokenizer``: for the answer's text and for stop texts.
-    Raises UsageError for a prompt that is empty or too long and for a block size out of range.
+    ``tokenizer``: for the answer's text, for stop texts and for a grammar.
+    Raises UsageError for a prompt that is empty or too long, for a block size out of range and for a grammar
+    that cannot be followed.
     """
     prompt = list(prompt_token_ids)
     block_size = check_request(target, drafter, prompt, block_size, params)
@@ -110,7 +117,8 @@ def generate(
     state = drafter.begin(max_len) if drafter and block_size > 1 else None
     layers = drafter.feature_layers if drafter and state else ()
     cache = target.new_cache(1, max_len)
-    answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer)
+    grammar = begin_grammar(params.grammar, tokenizer, target.config.vocab_size, eos_token_ids)
+    answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer, grammar)
     metrics = answer.output.metrics
     hear = on_round or (lambda _event: None)
 
@@ -129,7 +137,7 @@ def generate(
         if state:
             state.observe(verified, forward.features)
             # The drafter always sees a whole block, as in training; the verified part may be shorter.
-            draft = state.propose(anchor, block_size - 1)[: max_len - start - 2]
+            draft = answer.cut(state.propose(anchor, block_size - 1)[: max_len - start - 2])
         drafted = perf_counter()
         block = [anchor, *draft]
         forward = target.forward(ForwardBatch.of_row(block, start, target.device), cache, layers)

@@ -235,6 +235,8 @@ class LLM:
 
 def _completion(news: Sequence[StepOutput]) -> CompletionOutput:
     last = news[-1]
+    if last.error is not None:
+        raise UsageError(last.error)
     logprobs = None
     if last.logprobs is not None:
         logprobs = [entry for output in news for entry in output.logprobs or ()]

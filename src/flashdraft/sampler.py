@@ -13,6 +13,7 @@ from secrets import randbits
 import torch
 from torch import Tensor
 
+from flashdraft.grammar import GrammarState
 from flashdraft.sampling_params import SamplingParams
 
 _MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads neighbouring positions over the seed space
@@ -85,29 +86,46 @@ class TokenChooser:
     """Chooses the tokens of one request: what its params make of the logits, then :func:`sample`.
 
     ``banned_early``: the tokens that may not come before ``min_tokens`` (end and stop tokens).
+    ``grammar``: where the answer stands in ``params.grammar``.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], banned_early: Iterable[int]) -> None:
-        self.params = params
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        banned_early: Iterable[int],
+        grammar: GrammarState | None = None,
+    ) -> None:
+        assert (grammar is None) == (params.grammar is None), "a grammar and its state belong together"
+        self.params, self.grammar = params, grammar
         self.seed = randbits(62) if params.seed is None else params.seed
         self.prompt = prompt
         self.banned_early = sorted(banned_early) if params.min_tokens else []
         self._counts = params.presence_penalty != 0 or params.frequency_penalty != 0
         self._repeats = params.repetition_penalty != 1
-        self.adjusts = bool(self._counts or self._repeats or params.logit_bias or self.banned_early)
+        self.adjusts = bool(
+            self._counts or self._repeats or params.logit_bias or self.banned_early or grammar
+        )
 
     @property
     def is_argmax(self) -> bool:
         """Whether the choice is the plain argmax of the logits, which a batch can take for all its rows."""
         return self.params.is_greedy and not self.adjusts
 
+    def cut(self, output: Sequence[int], draft: list[int]) -> list[int]:
+        """The part of ``draft`` that is worth verifying: up to the first token that can never be chosen."""
+        return self.grammar.cut(output, draft) if self.grammar else draft
+
     def choose(self, logits: Tensor, output: Sequence[int], draft: Sequence[int] = ()) -> list[int]:
         """The target's own tokens after ``output`` and after each of ``draft``.
 
         ``logits`` [1 + len(draft), vocab_size], float32; row k follows prompt, ``output`` and ``draft[:k]``.
+        Raises UsageError when the grammar leaves nothing to choose.
         """
         if self.adjusts:
             logits = self._adjust(logits.clone(), output, draft)
+        if self.grammar:
+            self.grammar.forbid(logits, output, draft)
         chosen: list[int] = sample(logits, self.params, self.seed, len(self.prompt) + len(output)).tolist()
         return chosen
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from secrets import randbits
 
 from flashdraft.errors import UsageError
+from flashdraft.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # divides (a negative logit: multiplies) those of prompt and answer
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
     logprobs: int | None = None  # 0: of the chosen tokens; k: of the k most likely too; None: none
+    grammar: Grammar | None = None  # what the answer must look like
     n: int = 1  # how many answers
 
     def __post_init__(self) -> None:
@@ -50,6 +52,11 @@ class SamplingParams:
         for is_fine, name, expected in checks:
             if not is_fine:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        if self.grammar and (self.ignore_eos or self.min_tokens):
+            name = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise UsageError(
+                f"{name} is set, but a grammar says itself where an answer may end: leave one out"
+            )
 
     @property
     def is_greedy(self) -> bool:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from itertools import count
 from threading import Condition, Thread
 
+from flashdraft.engine.bounded_threads import BoundedThreads
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import EngineError, UsageError
+from flashdraft.grammar import Grammar, GrammarState
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 
@@ -22,10 +24,12 @@ class AsyncEngine:
 
     Only that thread touches the engine's state: requests and aborts wait in a list until it has finished a step.
     When a step fails, every request ends with EngineError and :attr:`healthy` is False for good.
+    ``grammar_limit_s``: how long a grammar may take to be made ready, which happens in threads of its own.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, grammar_limit_s: float = 10.0) -> None:
         self.engine = engine
+        self._grammar_threads = BoundedThreads(num_threads=2, limit_s=grammar_limit_s)
         self._commands: list[Callable[[], None]] = []
         self._wake = Condition()  # guards _commands, _stopping, _failure
         self._queues: dict[str, asyncio.Queue[_News]] = {}  # belongs to the event loop
@@ -68,6 +72,18 @@ class AsyncEngine:
         """Raise UsageError for what cannot be served; no work, no state."""
         self.engine.check(prompt_token_ids, params, block_size)
 
+    async def begin_grammar(self, grammar: Grammar | None) -> GrammarState | None:
+        """A new answer's state in ``grammar``. Raises UsageError for one that cannot be used or takes too long."""
+        if grammar is None:
+            return None
+        try:
+            return await self._grammar_threads.run(lambda: self.engine.begin_grammar(grammar))
+        except TimeoutError:
+            limit_s = self._grammar_threads.limit_s
+            raise UsageError(
+                f"the {grammar.kind} was not ready within {limit_s:g} seconds: simplify it, or try again"
+            ) from None
+
     def flush_cache(self) -> bool:
         """Forget all prefixes; False, and nothing done, while a request is unfinished."""
         with self._wake:  # the engine's thread sleeps in here whenever it has nothing to do
@@ -95,13 +111,17 @@ class AsyncEngine:
         queue: asyncio.Queue[_News] = asyncio.Queue()
         self._queues[request_id] = queue
         finished = False
+        prompt = list(prompt_token_ids)
         try:
-            self._tell(lambda: self._add(request_id, list(prompt_token_ids), params, block_size, priority))
+            grammar = await self.begin_grammar(params.grammar)
+            self._tell(lambda: self._add(request_id, prompt, params, block_size, priority, grammar))
             while not finished:
                 news = await queue.get()
                 finished = isinstance(news, Exception) or news.finished
                 if isinstance(news, Exception):
                     raise news
+                if news.error is not None:
+                    raise UsageError(news.error)
                 yield news
         finally:
             del self._queues[request_id]
@@ -148,9 +168,10 @@ class AsyncEngine:
         params: SamplingParams,
         block_size: BlockSize | None,
         priority: int,
+        grammar: GrammarState | None,
     ) -> None:
         try:
-            self.engine.add_request(request_id, prompt, params, block_size, priority)
+            self.engine.add_request(request_id, prompt, params, block_size, priority, grammar)
         except Exception as error:  # told to the one who asked
             self._send(request_id, error)
 

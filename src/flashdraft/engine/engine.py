@@ -15,6 +15,7 @@ from flashdraft.engine.scheduler import EngineConfig, Scheduler
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.generate import Answer, check_request
+from flashdraft.grammar import Grammar, GrammarState, begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO, BlockSize
@@ -95,14 +96,19 @@ class Engine:
         params: SamplingParams,
         block_size: BlockSize | None = None,
         priority: int = 0,
+        grammar: GrammarState | None = None,
     ) -> None:
-        """Queue a request; lower ``priority`` runs first. Raises UsageError, see :meth:`check`."""
+        """Queue a request; lower ``priority`` runs first. Raises UsageError, see :meth:`check`.
+
+        ``grammar``: from :meth:`begin_grammar`, where that was called before, in another thread perhaps.
+        """
         if request_id in self.requests:
             raise UsageError(f"request id {request_id!r} is taken by an unfinished request; choose another")
         size = self.check(prompt_token_ids, params, block_size)
         prompt = list(prompt_token_ids)
         max_len = self._max_len(prompt, params)
-        answer = Answer(prompt, params, max_len - len(prompt), self.eos_token_ids, self.tokenizer)
+        grammar = grammar or self.begin_grammar(params.grammar)
+        answer = Answer(prompt, params, max_len - len(prompt), self.eos_token_ids, self.tokenizer, grammar)
         request = Request(
             request_id,
             prompt,
@@ -115,6 +121,13 @@ class Engine:
         )
         self.requests[request_id] = request
         self.scheduler.add(request)
+
+    def begin_grammar(self, grammar: Grammar | None) -> GrammarState | None:
+        """A new answer's state in ``grammar``; may take seconds, touches no state, and may run in any thread.
+
+        Raises UsageError for a grammar that cannot be used.
+        """
+        return begin_grammar(grammar, self.tokenizer, self.target.config.vocab_size, self.eos_token_ids)
 
     def abort(self, request_id: str) -> bool:
         """End a request now; the next step tells of it. False when there is no such request any more."""
@@ -192,7 +205,7 @@ class Engine:
         runner, requests = self.runner, [request for request, _ in blocks]
         drafting = [request for request, size in blocks if size > 1]
         proposed = dict(zip(drafting, runner.propose(drafting), strict=True))
-        drafts = [proposed.get(request, [])[: size - 1] for request, size in blocks]
+        drafts = [request.answer.cut(proposed.get(request, [])[: size - 1]) for request, size in blocks]
         drafted = perf_counter()
         tokens = [[request.anchor, *draft] for request, draft in zip(requests, drafts, strict=True)]
         results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens])
@@ -224,12 +237,19 @@ class Engine:
     def _choose(self, request: Request, result: Verified, draft: list[int]) -> list[int]:
         if request.answer.chooser.is_argmax:
             return result.argmax
-        return request.answer.choose(result.logits, draft)
+        try:
+            return request.answer.choose(result.logits, draft)
+        except UsageError as error:  # a grammar without a way on: it harms nobody else
+            request.error = str(error)
+            return result.argmax  # nothing of it is delivered
 
     def _deliver(
         self, request: Request, token_ids: list[int], num_drafted: int, num_accepted: int, result: Verified
     ) -> StepOutput:
         answer = request.answer
+        if request.error is not None:
+            answer.goes_on, answer.output.finish_reason = False, "abort"
+            return self._output(request, [], "", 0, 0, "abort")
         event = answer.deliver(token_ids, num_drafted, num_accepted, result.logits)
         reason = None if answer.goes_on else answer.output.finish_reason
         return self._output(request, event.token_ids, event.text, num_drafted, event.num_accepted, reason)
@@ -276,6 +296,7 @@ class Engine:
             finish_reason=reason,
             stop_reason=output.stop_reason,
             num_cached_tokens=request.num_cached_tokens,
+            error=request.error,
             metrics=output.metrics,
         )
 

@@ -31,6 +31,7 @@ class Request:
     is_automatic: bool = False  # the controller sets block_size and num_verified before each step
     num_verified: int | None = None  # tokens of the next block to verify, anchor included; None: all
     acceptance: Acceptance | None = None  # what the controller knows of it
+    error: str | None = None  # why it cannot go on
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ class StepOutput:
     finish_reason: str | None = None  # "stop", "length" or "abort"
     stop_reason: int | str | None = None  # the stop token (not an end-of-sequence token) or stop string
     num_cached_tokens: int = 0  # prompt tokens that were found in the prefix cache
+    error: str | None = None  # why the request could not go on; it is aborted then
     metrics: RequestMetrics = field(default_factory=RequestMetrics)  # the request's own, as it stands
 
 

@@ -1,0 +1,226 @@
+"""Structured output: a grammar that an answer must follow, and where one answer stands in it. Built on xgrammar.
+
+A token's place in the grammar is a function of the tokens before it, like a penalty: so masks go position by
+position through a block, and tokens under a grammar are those of plain decoding at any block size.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from time import thread_time
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from flashdraft.errors import UsageError
+
+if TYPE_CHECKING:
+    from xgrammar import CompiledGrammar
+
+MAX_TEXT_BYTES = 64 << 10
+MAX_COMPILED_BYTES = 32 << 20
+MAX_MASK_S = 0.5  # of one block; a grammar that can be read in very many ways gets slower with every token
+_MAX_SPACES = 24  # in a row between the parts of a JSON text: a small model might never write anything else
+_NUM_KEPT = 32  # compiled grammars of one tokenizer
+_NUM_TRIED = 16  # tokens of a random walk that a new grammar has to stand
+_NOISE = re.compile(r"\[[\d:]+\] \S+:\d+: |Check failed: \(.*?\) is false: ")
+
+GrammarKind = Literal["json_schema", "regex", "ebnf", "choice", "structural_tag"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like.
+
+    ``text``: the JSON schema, the regular expression, the EBNF grammar with its rule ``root``, the choices as a
+    JSON list, or the format of an xgrammar structural tag as JSON. ``after``: free text that ends in this comes
+    first, such as ``</think>``. Raises UsageError for a text that is too long or, where it is JSON, is none.
+    """
+
+    kind: GrammarKind
+    text: str
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            num_bytes = len(self.text.encode())
+            self.format()
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"the {self.kind} cannot be read: {error}") from None
+        if num_bytes > MAX_TEXT_BYTES:
+            raise UsageError(
+                f"the {self.kind} has {num_bytes} bytes; expected at most {MAX_TEXT_BYTES}: simplify it"
+            )
+
+    @classmethod
+    def any_json(cls) -> "Grammar":
+        """Any JSON object."""
+        return cls("json_schema", '{"type": "object"}')
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> "Grammar":
+        """One of ``texts``."""
+        return cls("choice", json.dumps(list(texts)))
+
+    def format(self) -> dict[str, Any]:
+        """As xgrammar's structural tags say it."""
+        if self.kind == "regex":
+            own = {"type": "regex", "pattern": self.text}
+        elif self.kind == "ebnf":
+            own = {"type": "grammar", "grammar": self.text}
+        elif self.kind == "choice":
+            texts = json.loads(self.text)
+            if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+                raise ValueError("expected a list of texts")
+            own = {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
+        elif self.kind == "json_schema":
+            own = {"type": "json_schema", "json_schema": json.loads(self.text)}
+            own["max_whitespace_cnt"] = _MAX_SPACES
+        else:
+            own = json.loads(self.text)
+        if self.after is None:
+            return own
+        before = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": self.after}
+        space = {"type": "regex", "pattern": r"\s{0,4}"}
+        return {"type": "sequence", "elements": [before, space, own]}
+
+
+class GrammarState:
+    """Where one answer stands in its grammar: which tokens may come next, and after each token of a draft."""
+
+    def __init__(self, compiled: "CompiledGrammar", vocab_size: int) -> None:
+        import xgrammar
+
+        self._xgrammar, self._vocab_size = xgrammar, vocab_size
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._num_tokens = 0  # of the answer, that the matcher has taken
+        self._walked: tuple[int, list[int]] | None = None
+        self._allowed: Any = None  # bits [1 + len(draft), vocab_size / 32]
+        self._failure = ""
+
+    def cut(self, output: Sequence[int], draft: Sequence[int]) -> list[int]:
+        """The first tokens of ``draft`` that may follow ``output``; none behind an end token."""
+        started = thread_time()
+        matcher = self._matcher
+        for token in output[self._num_tokens :]:
+            taken = matcher.accept_token(token)
+            assert taken, f"token {token} was delivered against the grammar"
+        self._num_tokens = len(output)
+        allowed = self._xgrammar.allocate_token_bitmask(1 + len(draft), self._vocab_size)
+        num_walked = self._walk(draft, allowed)
+        # A draft may not lead to where nothing is allowed: plain decoding would stop before it.
+        num_fit = next((k - 1 for k in range(1, num_walked + 1) if not allowed[k].any()), num_walked)
+        if not allowed[0].any():
+            self._failure = "nothing may follow what was answered so far; this model's tokens cannot end it"
+        if thread_time() - started > MAX_MASK_S:
+            self._failure = "it can be read in too many ways: simplify it"
+        fitting = list(draft[:num_fit])
+        self._walked, self._allowed = (len(output), fitting), allowed[: 1 + num_fit]
+        return fitting
+
+    def forbid(self, logits: Tensor, output: Sequence[int], draft: Sequence[int]) -> None:
+        """Set the logits that may not be chosen after ``output`` and each of ``draft`` to -inf, in place.
+
+        ``logits`` [1 + len(draft), vocab_size]; ``draft`` as :meth:`cut` left it. Raises UsageError when the
+        grammar has no way on, or has become too slow to follow.
+        """
+        if self._walked != (len(output), list(draft)):
+            assert self.cut(output, draft) == list(draft), "the draft was not cut"
+        if self._failure:
+            raise UsageError(f"the answer cannot follow its grammar: {self._failure}")
+        backend: Any = "auto" if logits.device.type == "cpu" else "torch_native"
+        self._xgrammar.apply_token_bitmask_inplace(logits, self._allowed.to(logits.device), backend=backend)
+
+    def _walk(self, draft: Sequence[int], allowed: Tensor) -> int:
+        """Fill the rows of ``allowed``, as far as ``draft`` keeps to the grammar; how many tokens that is."""
+        matcher, num_fit = self._matcher, 0
+        matcher.fill_next_token_bitmask(allowed, 0)
+        for token in draft:
+            if not matcher.accept_token(token):
+                break
+            num_fit += 1
+            if matcher.is_terminated():  # the row after it stays open: the answer has ended
+                break
+            matcher.fill_next_token_bitmask(allowed, num_fit)
+        if num_fit:
+            matcher.rollback(num_fit)
+        return num_fit
+
+
+class GrammarCompiler:
+    """Makes grammars usable with one tokenizer; compiled ones are kept. For several threads.
+
+    ``vocab_size``: of the model's logits. Raises UsageError without a tokenizer or an end token, or when
+    xgrammar is not there.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
+        try:
+            import xgrammar
+        except ImportError:
+            raise UsageError(
+                "structured output needs xgrammar; install it: pip install 'flashdraft[structured]'"
+            ) from None
+        ends = sorted(set(eos_token_ids))
+        if tokenizer is None or not ends:
+            missing = "a tokenizer" if tokenizer is None else "an end token, and the model has none"
+            raise UsageError(f"structured output needs {missing}")
+        self.vocab_size, self._ends = vocab_size, set(ends)
+        detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        texts = [""] * vocab_size  # a token without text is in no grammar
+        for text, token in tokenizer.get_vocab().items():
+            if token < vocab_size and token not in special:
+                texts[token] = text
+        info = xgrammar.TokenizerInfo(
+            texts,
+            detected.vocab_type,
+            vocab_size=vocab_size,
+            stop_token_ids=ends,
+            add_prefix_space=detected.add_prefix_space,
+        )
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        self._compiled = lru_cache(_NUM_KEPT)(self._compile)
+
+    def begin(self, grammar: Grammar) -> GrammarState:
+        """A state at the start of ``grammar``. Raises UsageError for one that is wrong, too large or too slow."""
+        return GrammarState(self._compiled(grammar), self.vocab_size)
+
+    def _compile(self, grammar: Grammar) -> "CompiledGrammar":
+        tag = {"type": "structural_tag", "format": grammar.format()}
+        try:
+            compiled = self._compiler.compile_structural_tag(json.dumps(tag))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(_NOISE.sub("", str(error)).split())[:300]
+            raise UsageError(f"the {grammar.kind} cannot be used: {reason}") from None
+        if (num_bytes := compiled.memory_size_bytes) > MAX_COMPILED_BYTES:
+            raise UsageError(
+                f"the {grammar.kind} takes {num_bytes} bytes; expected at most {MAX_COMPILED_BYTES}: simplify it"
+            )
+        self._try(GrammarState(compiled, self.vocab_size))
+        return compiled
+
+    def _try(self, state: GrammarState) -> None:
+        """Walk at random, so that a grammar that is slow or stuck from the start never meets an engine."""
+        generator, output = torch.Generator().manual_seed(0), list[int]()
+        while len(output) < _NUM_TRIED and self._ends.isdisjoint(output):
+            logits = torch.rand(1, self.vocab_size, generator=generator)
+            state.forbid(logits, output, [])
+            output.append(int(logits.argmax()))
+
+
+@lru_cache(maxsize=4)
+def _compiler(tokenizer: Any, vocab_size: int, eos_token_ids: frozenset[int]) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+
+
+def begin_grammar(
+    grammar: Grammar | None, tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int]
+) -> GrammarState | None:
+    """The state of a new answer; None without a grammar. Raises UsageError, see :class:`GrammarCompiler`."""
+    if grammar is None:
+        return None
+    return _compiler(tokenizer, vocab_size, frozenset(eos_token_ids)).begin(grammar)
