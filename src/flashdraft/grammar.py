@@ -68,7 +68,7 @@ class Grammar:
     def format(self) -> dict[str, Any]:
         """As xgrammar's structural tags say it."""
         if self.kind == "regex":
-            own = {"type": "regex", "pattern": self.text}
+            own: dict[str, Any] = {"type": "regex", "pattern": self.text}
         elif self.kind == "ebnf":
             own = {"type": "grammar", "grammar": self.text}
         elif self.kind == "choice":

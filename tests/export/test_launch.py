@@ -13,7 +13,8 @@ from command_line import run_command
 from flashdraft.checkpoint.convert import convert_drafter
 from flashdraft.checkpoint.load import save_drafter
 from flashdraft.errors import IncompatibleDrafterError, UsageError
-from flashdraft.export.launch import LaunchConfig, read_pair
+from flashdraft.export.config import LaunchConfig
+from flashdraft.export.launch import read_pair
 from flashdraft.export.sglang import sglang_command
 from flashdraft.export.vllm import vllm_command
 from tiny_pair import save_tiny_pair

@@ -8,11 +8,7 @@ import typer
 
 from flashdraft.cli.config_options import with_config
 from flashdraft.errors import UsageError
-from flashdraft.export.launch import LaunchConfig, read_pair
-from flashdraft.export.sglang import sglang_command
-from flashdraft.export.vllm import vllm_command
-
-COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
+from flashdraft.export.config import LaunchConfig
 
 
 @with_config(LaunchConfig, "Serving")
@@ -30,7 +26,11 @@ def launch(
       flashdraft launch vllm --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --tp 2
       flashdraft launch sglang --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --memory 0.75 --run
     """
-    command = COMMANDS[engine](read_pair(target, draft), config)
+    from flashdraft.export.launch import read_pair
+    from flashdraft.export.sglang import sglang_command
+    from flashdraft.export.vllm import vllm_command
+
+    command = {"vllm": vllm_command, "sglang": sglang_command}[engine](read_pair(target, draft), config)
     typer.echo(command.to_text(), err=run)
     if run:
         program = command.argv[0]

@@ -1,7 +1,8 @@
 """The command that serves a pair with SGLang, and what SGLang 0.5.23 cannot do (read in its source; paths below)."""
 
 from flashdraft.errors import UsageError
-from flashdraft.export.launch import Command, LaunchConfig, Pair, flags
+from flashdraft.export.config import LaunchConfig
+from flashdraft.export.launch import Command, Pair, flags
 
 # Targets with set_dflash_layers_to_capture: srt/models/.
 TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from flashdraft.errors import UsageError
-from flashdraft.export.launch import Command, LaunchConfig, Pair, flags
+from flashdraft.export.config import LaunchConfig
+from flashdraft.export.launch import Command, Pair, flags
 
 # Targets whose layers hand out features (SupportsEagle3), and those that also do so across a pipeline
 # (supports_aux_hidden_states_over_pp): model_executor/models/.
