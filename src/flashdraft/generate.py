@@ -43,6 +43,7 @@ class GenerateOutput:
     finish_reason: str = "length"  # or "stop": an end token or stop token, which is the last, or a stop text
     stop_reason: int | str | None = None  # the stop token or stop text
     logprobs: list[TokenLogprobs] | None = None  # one a token, where asked for
+    prompt_logprobs: list[TokenLogprobs] | None = None  # one a prompt token after the first, where asked for
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
 
@@ -63,8 +64,27 @@ class Answer:
     ) -> None:
         self.stop = StopCondition(params, eos_token_ids, max_tokens, tokenizer)
         self.chooser = TokenChooser(params, prompt, self.stop.end_ids, grammar)
-        self.output = GenerateOutput(logprobs=None if params.logprobs is None else [])
+        self.prompt = prompt
+        self.output = GenerateOutput(
+            logprobs=None if params.logprobs is None else [],
+            prompt_logprobs=None if params.prompt_logprobs is None else [],
+        )
         self.goes_on = True
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether logits of prompt tokens are still wanted."""
+        scored = self.output.prompt_logprobs
+        return scored is not None and len(scored) < len(self.prompt) - 1
+
+    def score_prompt(self, logits: Tensor, start: int) -> None:
+        """Take the logits [num_tokens, vocab_size] of the prompt tokens from number ``start`` on."""
+        scored = self.output.prompt_logprobs
+        if scored is None:
+            return
+        num_known = len(scored) - start  # after a preemption some are told again
+        following = self.prompt[start + 1 : start + 1 + len(logits)][num_known:]
+        scored += token_logprobs(logits[num_known:], following, self.chooser.params.prompt_logprobs or 0)
 
     def cut(self, draft: list[int]) -> list[int]:
         """The part of ``draft`` that is worth verifying (TokenChooser.cut)."""
@@ -124,8 +144,9 @@ def generate(
 
     started = perf_counter()
     forward = target.forward(ForwardBatch.of_row(prompt, 0, target.device), cache, layers)
-    logits = target.logits(forward.hidden[0, -1:])
-    [anchor] = answer.choose(logits)
+    logits = target.logits(forward.hidden[0, 0 if answer.scores_prompt else -1 :])
+    answer.score_prompt(logits, len(prompt) - len(logits))
+    [anchor] = answer.choose(logits := logits[-1:])
     cache.commit(len(prompt))
     metrics.prefill_s = perf_counter() - started
     hear(answer.deliver([anchor], 0, 0, logits))

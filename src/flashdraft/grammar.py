@@ -12,12 +12,10 @@ from functools import lru_cache
 from time import thread_time
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
 from flashdraft.errors import UsageError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # this is also read where nothing but a Grammar is wanted, as for --help
+    from torch import Tensor
     from xgrammar import CompiledGrammar
 
 MAX_TEXT_BYTES = 64 << 10
@@ -67,6 +65,7 @@ class Grammar:
 
     def format(self) -> dict[str, Any]:
         """As xgrammar's structural tags say it."""
+        own: dict[str, Any]
         if self.kind == "regex":
             own: dict[str, Any] = {"type": "regex", "pattern": self.text}
         elif self.kind == "ebnf":
@@ -78,7 +77,7 @@ class Grammar:
             own = {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
         elif self.kind == "json_schema":
             own = {"type": "json_schema", "json_schema": json.loads(self.text)}
-            own["max_whitespace_cnt"] = _MAX_SPACES
+            own |= {"max_whitespace_cnt": _MAX_SPACES}
         else:
             own = json.loads(self.text)
         if self.after is None:
@@ -121,7 +120,7 @@ class GrammarState:
         self._walked, self._allowed = (len(output), fitting), allowed[: 1 + num_fit]
         return fitting
 
-    def forbid(self, logits: Tensor, output: Sequence[int], draft: Sequence[int]) -> None:
+    def forbid(self, logits: "Tensor", output: Sequence[int], draft: Sequence[int]) -> None:
         """Set the logits that may not be chosen after ``output`` and each of ``draft`` to -inf, in place.
 
         ``logits`` [1 + len(draft), vocab_size]; ``draft`` as :meth:`cut` left it. Raises UsageError when the
@@ -134,7 +133,7 @@ class GrammarState:
         backend: Any = "auto" if logits.device.type == "cpu" else "torch_native"
         self._xgrammar.apply_token_bitmask_inplace(logits, self._allowed.to(logits.device), backend=backend)
 
-    def _walk(self, draft: Sequence[int], allowed: Tensor) -> int:
+    def _walk(self, draft: Sequence[int], allowed: "Tensor") -> int:
         """Fill the rows of ``allowed``, as far as ``draft`` keeps to the grammar; how many tokens that is."""
         matcher, num_fit = self._matcher, 0
         matcher.fill_next_token_bitmask(allowed, 0)
@@ -205,6 +204,8 @@ class GrammarCompiler:
 
     def _try(self, state: GrammarState) -> None:
         """Walk at random, so that a grammar that is slow or stuck from the start never meets an engine."""
+        import torch
+
         generator, output = torch.Generator().manual_seed(0), list[int]()
         while len(output) < _NUM_TRIED and self._ends.isdisjoint(output):
             logits = torch.rand(1, self.vocab_size, generator=generator)

@@ -42,6 +42,7 @@ class CompletionOutput:
     finish_reason: str
     stop_reason: int | str | None = None  # the stop token or stop text that ended it
     logprobs: list[TokenLogprobs] | None = None  # one a token, where asked for
+    prompt_logprobs: list[TokenLogprobs] | None = None  # one a prompt token after the first, where asked for
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,12 @@ class LLM:
             self.tokenizer,
         )
         completion = CompletionOutput(
-            output.text, output.token_ids, output.finish_reason, output.stop_reason, output.logprobs
+            output.text,
+            output.token_ids,
+            output.finish_reason,
+            output.stop_reason,
+            output.logprobs,
+            output.prompt_logprobs,
         )
         return completion, output.metrics
 
@@ -246,6 +252,7 @@ def _completion(news: Sequence[StepOutput]) -> CompletionOutput:
         finish_reason=last.finish_reason or "abort",
         stop_reason=last.stop_reason,
         logprobs=logprobs,
+        prompt_logprobs=next((one.prompt_logprobs for one in news if one.token_ids), None),
     )
 
 

@@ -28,6 +28,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # divides (a negative logit: multiplies) those of prompt and answer
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
     logprobs: int | None = None  # 0: of the chosen tokens; k: of the k most likely too; None: none
+    prompt_logprobs: int | None = None  # the same of the prompt's own tokens, all but the first
     grammar: Grammar | None = None  # what the answer must look like
     n: int = 1  # how many answers
 
@@ -47,6 +48,11 @@ class SamplingParams:
             (self.repetition_penalty > 0, "repetition_penalty", "above 0; 1 for none"),
             (all(self.stop), "stop", "texts of at least one character"),
             (self.logprobs is None or self.logprobs >= 0, "logprobs", "None, 0 or a count"),
+            (
+                self.prompt_logprobs is None or self.prompt_logprobs >= 0,
+                "prompt_logprobs",
+                "None, 0 or a count",
+            ),
             (self.n >= 1, "n", "1 or more"),
         )
         for is_fine, name, expected in checks:

@@ -18,6 +18,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.verify import verify
 from tiny_pair import byte_tokenizer
 from toys import toy_dflash, toy_target
@@ -225,3 +226,23 @@ def test_stop_texts_end_at_the_same_character_whatever_the_block() -> None:
             assert [t for output in outputs for t in output.token_ids] == alone.token_ids
             engine.check_integrity()
     assert stopped == 20
+
+
+def test_prompt_logprobs_are_the_oracles_whatever_chunks_and_prefixes() -> None:
+    target = toy_target(vocab_size=11)
+    config = EngineConfig(page_size=4, max_step_tokens=16, num_pages=20)
+    engine = Engine(target, NgramDrafter(4), config)
+    prompts = [[i % 11, *range(10), *range(3 * i)] for i in range(4)] * 2
+    params = SamplingParams(temperature=0, max_tokens=12, prompt_logprobs=2)
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, params, priority=-idx)
+    told = {out.request_id: out.prompt_logprobs for out in engine.run() if out.prompt_logprobs is not None}
+    assert engine.stats().num_preemptions > 0
+    for idx, prompt in enumerate(prompts):
+        alone = generate(target, None, prompt, params).prompt_logprobs
+        assert alone is not None
+        assert [one.token_id for one in alone] == prompt[1:]
+        for ours, theirs in zip(told[str(idx)] or [], alone, strict=True):
+            assert ours.token_id == theirs.token_id
+            assert abs(ours.logprob - theirs.logprob) < 1e-4
+            assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]

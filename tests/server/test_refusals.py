@@ -1,7 +1,6 @@
 """What cannot be served is told in OpenAI's error shape, with the field's name, and never ignored."""
 
 import json
-from dataclasses import fields
 from typing import Any
 
 import httpx2
@@ -9,8 +8,6 @@ import openai
 import pytest
 
 from flashdraft.llm import LLM
-from flashdraft.sampling_params import SamplingParams
-from flashdraft.server.protocol import SamplingFields
 from server_case import MODEL, Running, serving
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -26,17 +23,27 @@ def image(content: list[dict[str, Any]]) -> dict[str, Any]:
     [
         (CHAT, {}, "messages"),
         (CHAT, {"messages": []}, "messages"),
-        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        (CHAT, {"messages": [{"role": "nobody", "content": "x"}]}, "messages.0.role"),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages.0"),
+        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         (CHAT, HI | {"max_tokens": 0}, "max_tokens"),
         (CHAT, HI | {"n": 0}, "n"),
         (CHAT, HI | {"n": 17}, "n"),
         (CHAT, HI | {"stop": [""]}, "stop"),
-        (CHAT, HI | {"tools": [{"type": "function"}]}, "tools"),
-        (CHAT, HI | {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, HI | {"tools": [{"type": "function"}]}, "tools.0.function"),
+        (CHAT, HI | {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        (CHAT, HI | {"tool_choice": "required"}, "tool_choice"),
+        (CHAT, HI | {"top_logprobs": 2}, None),
+        (CHAT, HI | {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (CHAT, HI | {"response_format": {"type": "xml"}}, "response_format"),
+        (CHAT, HI | {"response_format": {"type": "json_schema"}}, "response_format"),
+        (CHAT, HI | {"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
+        (CHAT, HI | {"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs"),
+        (CHAT, HI | {"guided_json": "{"}, "guided_json"),
         (CHAT, HI | {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
         (CHAT, image([{"type": "image_url", "image_url": {"url": "x"}}]), "messages[0].content[0]"),
         (TEXT, {}, None),
-        (TEXT, {"prompt": "a", "echo": True}, "echo"),
+        (TEXT, {"prompt": "a", "best_of": 3}, "best_of"),
         (TEXT, {"prompt": "a", "suffix": "b"}, "suffix"),
         (TEXT, {"prompt": "a\ud800"}, "prompt"),
     ],
@@ -71,18 +78,30 @@ def test_a_value_out_of_range_says_what_was_expected(
     assert part in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["presence_penalty", "logit_bias", "min_tokens", "logprobs"])
-def test_a_parameter_that_the_engine_lacks_is_refused_unless_it_asks_for_nothing(
-    running: Running, name: str
+def test_a_parameter_that_the_engine_lacks_is_refused_unless_it_asks_for_nothing(running: Running) -> None:
+    refused = running.post(TEXT, prompt="a", max_tokens=1, min_tokens=1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_tokens")
+    assert running.post(TEXT, prompt="a", max_tokens=1, min_tokens=0).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ({"guided_regex": "(a"}, "the regex cannot be used: Regex parsing error"),
+        ({"guided_grammar": "root ::= b"}, 'Rule "b" is not defined'),
+        ({"guided_json": {"type": "colour"}}, 'Unsupported type "colour"'),
+        ({"guided_choice": []}, "at least one element"),
+        ({"guided_regex": "a" * 70_000}, "70000 bytes; expected at most 65536"),
+        ({"guided_regex": "a", "ignore_eos": True}, "leave one out"),
+    ],
+)
+def test_a_bad_grammar_is_a_400_that_says_what_is_wrong(
+    running: Running, more: dict[str, Any], part: str
 ) -> None:
-    asked, nothing = {"logit_bias": ({"5": 1}, {}), "logprobs": (0, None)}.get(name, (1, 0))
-    refused = running.post(TEXT, prompt="a", max_tokens=1, **{name: asked})
-    if name in {one.name for one in fields(SamplingParams)} & set(SamplingFields.model_fields):
-        assert refused.status_code == 200
-        return
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == name
-    assert running.post(TEXT, prompt="a", max_tokens=1, **{name: nothing}).status_code == 200
+    for stream in (False, True):
+        response = running.post(TEXT, prompt="a", stream=stream, **more)
+        assert response.status_code == 400, response.text
+        assert part in response.json()["error"]["message"]
 
 
 def test_unknown_fields_are_tolerated_and_unknown_models_are_not(client: openai.OpenAI) -> None:

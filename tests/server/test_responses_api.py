@@ -43,7 +43,7 @@ def test_streamed_events_add_up(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"n": 2}, "n"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "messages[0].content[0]"),

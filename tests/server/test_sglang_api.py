@@ -43,7 +43,7 @@ def test_a_stream_carries_the_text_so_far(running: Running) -> None:
         ({}, "text"),
         ({"text": "a", "input_ids": [1]}, "text"),
         ({"text": "a", "return_logprob": True}, "return_logprob"),
-        ({"text": "a", "sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
+        ({"text": "a", "sampling_params": {"stop_regex": "a+"}}, "sampling_params.stop_regex"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
         ({"text": ["a", "b"], "stream": True}, "stream"),
     ],

@@ -1,6 +1,7 @@
 """Many requests at once. ``step`` is the loop of generate.py for a whole batch."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import count, groupby
 from time import perf_counter
 
@@ -189,13 +190,21 @@ class Engine:
         is_last = [
             r.num_committed + size == r.prefill_len and not r.answer.output.token_ids for r, size in chunks
         ]
-        results = runner.run(runner.chunk_rows, requests, tokens, [int(last) for last in is_last])
+        starts = [r.num_committed for r in requests]
+        num_wanted = [
+            size if r.answer.scores_prompt else int(last)
+            for (r, size), last in zip(chunks, is_last, strict=True)
+        ]
+        results = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
         runner.commit(runner.chunk_rows, requests, sizes, [result.features for result in results])
         share = (perf_counter() - started) / len(requests)
         outputs = []
-        for request, result, last in zip(requests, results, is_last, strict=True):
+        for request, result, last, start in zip(requests, results, is_last, starts, strict=True):
             request.answer.output.metrics.prefill_s += share
+            if request.answer.scores_prompt:
+                request.answer.score_prompt(result.logits, start)
             if last:
+                result = replace(result, logits=result.logits[-1:], argmax=result.argmax[-1:])
                 outputs.append(self._deliver(request, self._choose(request, result, []), 0, 0, result))
         self._settle(requests)
         return outputs
@@ -292,6 +301,7 @@ class Engine:
             num_drafted=num_drafted,
             num_accepted=num_accepted,
             logprobs=None if logprobs is None else logprobs[len(logprobs) - len(token_ids) :],
+            prompt_logprobs=output.prompt_logprobs if len(token_ids) == len(output.token_ids) else None,
             finished=reason is not None,
             finish_reason=reason,
             stop_reason=output.stop_reason,

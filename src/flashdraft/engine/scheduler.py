@@ -149,7 +149,7 @@ class Scheduler:
                 budget -= num_tokens
 
     def _find_prefix(self, request: Request) -> list[int]:
-        if not self.config.prefix_caching:
+        if not self.config.prefix_caching or request.answer.scores_prompt:  # scores need every token's logits
             return []
         size = self.pool.page_size
         request.hashes = page_hashes(request.token_ids, size, request.hashes)

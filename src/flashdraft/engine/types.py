@@ -18,6 +18,7 @@ class StepOutput:
     num_drafted: int = 0
     num_accepted: int = 0  # of token_ids, the first this many were drafted
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, where asked for
+    prompt_logprobs: list[TokenLogprobs] | None = None  # with the first token, where asked for
     finished: bool = False
     finish_reason: str | None = None  # "stop", "length" or "abort"
     stop_reason: int | str | None = None  # the stop token (not an end-of-sequence token) or stop string

@@ -1,9 +1,10 @@
 """One answer's text as its tokens come: whole characters, each token's own piece, and stop strings cut off."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flashdraft.detokenizer import Decodes, Detokenizer
+from flashdraft.sampler import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class TokenPiece:
     origin: (
         str  # "accepted": drafted and accepted; "bonus": the target's own after a draft; "plain": no draft
     )
+    logprob: TokenLogprobs | None = None  # where asked for
 
 
 class AnswerText:
@@ -27,12 +29,12 @@ class AnswerText:
         self.is_stopped = False
         self.num_tokens = 0  # pushed, up to the one that completed a stop string
 
-    def push(self, token_id: int, origin: str) -> list[TokenPiece]:
+    def push(self, token_id: int, origin: str, logprob: TokenLogprobs | None = None) -> list[TokenPiece]:
         """Take one token; what may be shown now. Tokens after a stop string are ignored."""
         if self.is_stopped:
             return []
         self.num_tokens += 1
-        return self._take(TokenPiece(token_id, self._detokenizer.push(token_id), origin))
+        return self._take(TokenPiece(token_id, self._detokenizer.push(token_id), origin, logprob))
 
     def flush(self) -> list[TokenPiece]:
         """The answer is over: what is still held, unfinished characters included."""
@@ -67,7 +69,7 @@ class AnswerText:
     def _cut(self, text_len: int) -> list[TokenPiece]:
         shown = []
         for held in self._held:
-            shown.append(TokenPiece(held.token_id, held.text[: max(text_len, 0)], held.origin))
+            shown.append(replace(held, text=held.text[: max(text_len, 0)]))
             text_len -= len(held.text)
         self._held = []
         return shown

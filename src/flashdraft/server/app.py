@@ -13,6 +13,7 @@ from flashdraft.errors import FlashdraftError
 from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
 from flashdraft.server.gate import Gate
 from flashdraft.server.openai_api import chat_completions, completions
+from flashdraft.server.openapi import openapi
 from flashdraft.server.responses_api import responses
 from flashdraft.server.service import Service
 from flashdraft.server.sglang_api import flush_cache, generate
@@ -23,6 +24,7 @@ ROUTES = [
     Route("/health", health),
     Route("/ready", health),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
     Route("/v1/models", models),
     Route("/v1/models/{name:path}", models),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),

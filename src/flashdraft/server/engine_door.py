@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from flashdraft.engine.types import EngineStats, StepOutput
+from flashdraft.grammar import Grammar, GrammarState
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 
@@ -24,6 +25,10 @@ class EngineDoor(Protocol):
         self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: BlockSize | None
     ) -> None:
         """Raise UsageError for what cannot be served; no work, no state."""
+        ...
+
+    async def begin_grammar(self, grammar: Grammar | None) -> GrammarState | None:
+        """Make ``grammar`` ready without holding up anybody. Raises UsageError for one that cannot be used."""
         ...
 
     def generate(

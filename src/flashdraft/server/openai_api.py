@@ -1,20 +1,21 @@
 """``/v1/chat/completions`` and ``/v1/completions``: OpenAI's two ways of asking, whole and streamed."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from time import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from flashdraft.server.answer_text import TokenPiece
-from flashdraft.server.api_errors import Json
-from flashdraft.server.handlers import answer_len, check_model, meta_info, respond, service_of, usage
-from flashdraft.server.http_io import DONE, event, read_json
-from flashdraft.server.prompts import encode_chat, encode_text
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.server.answer_parts import END_THINK, Thinking, thinking_of
+from flashdraft.server.api_errors import ApiError
+from flashdraft.server.handlers import answer_len, check_model, respond, service_of
+from flashdraft.server.http_io import read_json
+from flashdraft.server.openai_form import ChatForm, Echo, Form, TextForm
+from flashdraft.server.prompts import encode_chat, encode_text, prompt_end
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, OpenAIRequest
-from flashdraft.server.service import Delta, Service, Submission, Wish
+from flashdraft.server.service import Service, Wish
+from flashdraft.server.tool_choice import ToolChoice, tool_choice_of
 from flashdraft.server.unsupported import refuse_unsupported
 
 _DEFAULT_COMPLETION_LEN = 16  # OpenAI's
@@ -23,30 +24,54 @@ _DEFAULT_COMPLETION_LEN = 16  # OpenAI's
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     body = await read_json(request)
-    refuse_unsupported(body)
+    refuse_unsupported(body, ChatRequest)
     asked = ChatRequest.model_validate(body)
     service = service_of(request)
     check_model(service, asked.model)
-    prompt = await encode_chat(service.tokenizer, asked.messages, asked.chat_template_kwargs)
-    max_tokens = asked.max_completion_tokens or asked.max_tokens
-    return await _run(
-        request, asked, _wishes(service, asked, [prompt], max_tokens), _ChatForm(service, asked)
-    )
+    tokenizer = service.tokenizer
+    choice = tool_choice_of(asked, tokenizer)
+    prompt = await encode_chat(tokenizer, asked.messages, asked.chat_template_kwargs, choice.shown)
+    thinking = thinking_of(tokenizer.chat_template, prompt_end(tokenizer, prompt))
+    params = _params(service, asked, prompt, asked.max_completion_tokens or asked.max_tokens)
+    wishes = [
+        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.stop_texts, asked.block_size)
+        for one in params
+    ]
+    form = ChatForm(service, asked, thinking, choice.callable, asked.num_logprobs is not None)
+    return await _run(request, asked, wishes, form)
 
 
 async def completions(request: Request) -> Response:
     """Continue one text or several."""
     body = await read_json(request)
-    refuse_unsupported(body)
+    refuse_unsupported(body, CompletionRequest)
     asked = CompletionRequest.model_validate(body)
     service = service_of(request)
     check_model(service, asked.model)
-    prompts = [
-        await encode_text(service.tokenizer, one) if isinstance(one, str) else one
-        for one in _each_prompt(asked.prompt)
-    ]
-    max_tokens = asked.max_tokens or _DEFAULT_COMPLETION_LEN
-    return await _run(request, asked, _wishes(service, asked, prompts, max_tokens), _TextForm(service, asked))
+    wishes: list[Wish] = []
+    echoes: list[Echo] = []
+    scored = asked.num_logprobs if asked.echo else None
+    for said in _each_prompt(asked.prompt):
+        prompt = await encode_text(service.tokenizer, said) if isinstance(said, str) else said
+        for one in _params(service, asked, prompt, asked.max_tokens or _DEFAULT_COMPLETION_LEN):
+            params = replace(one, logprobs=asked.num_logprobs, prompt_logprobs=scored)
+            wishes.append(Wish(prompt, params, asked.stop_texts, asked.block_size))
+        if asked.echo:
+            echoes.append(Echo(said if isinstance(said, str) else None, prompt))
+    form = TextForm(service, asked, echoes, asked.num_logprobs is not None)
+    return await _run(request, asked, wishes, form)
+
+
+def _chat_params(
+    params: SamplingParams, asked: ChatRequest, choice: ToolChoice, thinking: Thinking
+) -> SamplingParams:
+    """With what only a chat can ask for. A grammar begins behind the thoughts."""
+    if params.grammar and choice.grammar:
+        raise ApiError(400, "response_format and tool_choice both say what the answer is", "tool_choice")
+    grammar = params.grammar or choice.grammar
+    if grammar and thinking == "open":
+        grammar = replace(grammar, after=END_THINK)
+    return replace(params, grammar=grammar, logprobs=asked.num_logprobs)
 
 
 def _each_prompt(prompt: Any) -> list[Any]:
@@ -54,108 +79,12 @@ def _each_prompt(prompt: Any) -> list[Any]:
     return [prompt] if is_one or not prompt else prompt
 
 
-def _wishes(
-    service: Service, asked: OpenAIRequest, prompts: list[list[int]], max_tokens: int | None
-) -> list[Wish]:
-    wishes = []
-    for prompt in prompts:
-        length = answer_len(service, len(prompt), max_tokens)
-        for params in asked.params(service.defaults, length):
-            wishes.append(Wish(prompt, params, asked.stop_texts, asked.block_size))
-    return wishes
+def _params(
+    service: Service, asked: OpenAIRequest, prompt: list[int], max_tokens: int | None
+) -> list[SamplingParams]:
+    return asked.params(service.defaults, answer_len(service, len(prompt), max_tokens))
 
 
-async def _run(request: Request, asked: OpenAIRequest, wishes: list[Wish], form: "_Form") -> Response:
-    submission = service_of(request).submit(wishes)
+async def _run(request: Request, asked: OpenAIRequest, wishes: list[Wish], form: Form) -> Response:
+    submission = await service_of(request).submit(wishes)
     return await respond(request, submission, asked.stream, form.whole, form.events)
-
-
-class _Form:
-    """How answers are written down; the two ways differ in a few names."""
-
-    prefix: str
-    whole_object: str
-    chunk_object: str
-
-    def __init__(self, service: Service, asked: OpenAIRequest) -> None:
-        self.asked = asked
-        self.model = asked.model or service.config.model_names[0]
-        self.created = int(time())
-
-    def content(self, text: str) -> Json:
-        """A whole answer's text in a choice."""
-        raise NotImplementedError
-
-    def delta(self, text: str, is_first: bool) -> Json:
-        """New text in a chunk's choice."""
-        raise NotImplementedError
-
-    def whole(self, submission: Submission) -> Json:
-        """The finished answers."""
-        choices = []
-        for index, answer in enumerate(submission.answers):
-            choice = {"index": index, **self.content(answer.text), "finish_reason": answer.finish_reason}
-            if self.asked.return_meta_info:
-                choice["meta_info"] = meta_info(submission, index)
-            if self.asked.token_origins:
-                choice |= _origins(answer.pieces)
-            choices.append(choice | {"logprobs": None})
-        return self._envelope(submission, self.whole_object, choices) | {"usage": usage(submission)}
-
-    async def events(self, submission: Submission) -> AsyncGenerator[str, None]:
-        """The answers as they come: chunks, the usage where wanted, and the end."""
-        begun: set[int] = set()
-        async with aclosing(submission.deltas()) as deltas:
-            async for delta in deltas:
-                if choice := self._choice(submission, delta, delta.index not in begun):
-                    begun.add(delta.index)
-                    yield event(self._envelope(submission, self.chunk_object, [choice]))
-        if self.asked.stream_options and self.asked.stream_options.include_usage:
-            yield event(self._envelope(submission, self.chunk_object, []) | {"usage": usage(submission)})
-        yield DONE
-
-    def _choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
-        asked = self.asked
-        if not (is_first or delta.text or delta.finish_reason or asked.token_origins):
-            return None
-        said = self.delta(delta.text, is_first)
-        choice = {"index": delta.index, **said, "finish_reason": delta.finish_reason, "logprobs": None}
-        if asked.token_origins:
-            choice |= _origins(delta.pieces)
-            choice |= {"num_drafted": delta.num_drafted, "num_accepted": delta.num_accepted}
-        if asked.return_meta_info and delta.finish_reason:
-            choice["meta_info"] = meta_info(submission, delta.index)
-        return choice
-
-    def _envelope(self, submission: Submission, kind: str, choices: list[Json]) -> Json:
-        return {
-            "id": f"{self.prefix}-{submission.id}",
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-
-
-class _ChatForm(_Form):
-    prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def content(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def delta(self, text: str, is_first: bool) -> Json:
-        return {"delta": ({"role": "assistant"} if is_first else {}) | {"content": text}}
-
-
-class _TextForm(_Form):
-    prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
-
-    def content(self, text: str) -> Json:
-        return {"text": text}
-
-    def delta(self, text: str, is_first: bool) -> Json:  # noqa: ARG002 - the form's signature
-        return {"text": text}
-
-
-def _origins(pieces: list[TokenPiece]) -> Json:
-    return {"token_origins": [one.origin for one in pieces], "token_texts": [one.text for one in pieces]}

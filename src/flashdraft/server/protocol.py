@@ -1,37 +1,25 @@
 """Typed requests: which fields there are, what they mean, and how they become sampling parameters."""
 
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictInt
+from pydantic import Field, WithJsonSchema, model_validator
 
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import AUTO, BlockSize
-
-MAX_STOPS, MAX_STOP_LEN = 16, 256
-MAX_INT = 2**62
-
-TokenIds = list[StrictInt]
-StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LEN)]
-Count = Annotated[int, Field(ge=1, le=MAX_INT)]
-
-
-def _block_size(value: Any) -> Any:
-    if value == AUTO or (type(value) is int and 1 <= value <= MAX_INT):
-        return value
-    raise ValueError(f"expected {AUTO} or a number of tokens, 1 or more")
+from flashdraft.server.fields import (
+    MAX_INT,
+    MAX_STOPS,
+    MAX_TOP_LOGPROBS,
+    BlockSizeField,
+    Count,
+    Fields,
+    StopText,
+    TokenIds,
+)
+from flashdraft.server.structured import GrammarFields
 
 
-BlockSizeField = Annotated[BlockSize, PlainValidator(_block_size)]
-
-
-class _Fields(BaseModel):
-    """Unknown fields are tolerated."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-
-class SamplingFields(_Fields):
+class SamplingFields(GrammarFields):
     """What every way of asking may say of how tokens are chosen; left out or null: the server's default."""
 
     temperature: float | None = None
@@ -55,15 +43,16 @@ class SamplingFields(_Fields):
 
     def params(self, defaults: dict[str, Any], max_tokens: int) -> list[SamplingParams]:
         """One set for each of ``n`` answers; a given seed counts up. Raises UsageError for a value out of range."""
-        names = {one.name for one in fields(SamplingParams)} - {"stop", "n", "seed", "max_tokens"}
+        names = {one.name for one in fields(SamplingParams)} - {"stop", "n", "seed", "max_tokens", "logprobs"}
         said = {name: getattr(self, name) for name in names & set(type(self).model_fields)}
         values = defaults | {name: value for name, value in said.items() if value is not None}
         values["stop_token_ids"] = tuple(values.get("stop_token_ids", ()))
+        values |= {"max_tokens": max_tokens, "grammar": self.asked_grammar()}
         seeds = [None if self.seed is None else self.seed + i for i in range(self.n or 1)]
-        return [SamplingParams(**(values | {"seed": seed, "max_tokens": max_tokens})) for seed in seeds]
+        return [SamplingParams(**(values | {"seed": seed})) for seed in seeds]
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """``include_usage``: one more chunk at the end, with the usage."""
 
     include_usage: bool = False
@@ -81,11 +70,72 @@ class OpenAIRequest(SamplingFields):
     token_origins: bool = False  # each token's text and how it came
 
 
-class Message(_Fields):
+class FunctionCall(Fields):
+    """What an earlier answer called; ``arguments`` is JSON."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(Fields):
+    """One call of an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "input_text", "output_text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+ContentPart = Annotated[dict[str, Any], WithJsonSchema(_PART_SCHEMA)]  # others are refused by name
+
+
+class Message(Fields):
     """One message of a conversation; ``content`` is a text or a list of text parts."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing; expected a text or a list of text parts")
+        return self
+
+
+class Function(Fields):
+    """A tool that the model may call; ``parameters`` is the JSON schema of its arguments."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    """OpenAI's wrapping of a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Fields):
+    """Which function."""
+
+    name: str
+
+
+class NamedTool(Fields):
+    """``tool_choice`` that names one tool."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
 
 
 class ChatRequest(OpenAIRequest):
@@ -93,16 +143,39 @@ class ChatRequest(OpenAIRequest):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str] = {}
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As SamplingParams has it."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
 
 
 class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``."""
 
     prompt: str | TokenIds | list[str] | list[TokenIds]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool = False
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As SamplingParams has it."""
+        return self.logprobs
 
 
-class TokenizeRequest(_Fields):
+class TokenizeRequest(Fields):
     """``POST /tokenize``: a prompt, or a conversation through the chat template."""
 
     model: str | None = None
@@ -111,7 +184,7 @@ class TokenizeRequest(_Fields):
     add_special_tokens: bool = True
 
 
-class DetokenizeRequest(_Fields):
+class DetokenizeRequest(Fields):
     """``POST /detokenize``."""
 
     model: str | None = None

@@ -3,19 +3,33 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from time import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from flashdraft.server.api_errors import ApiError, Json
+from flashdraft.server.fields import BlockSizeField, Count, Fields
 from flashdraft.server.handlers import answer_len, check_model, respond, service_of, usage
 from flashdraft.server.http_io import event, read_json
 from flashdraft.server.prompts import encode_chat
-from flashdraft.server.protocol import BlockSizeField, Count, Message, SamplingFields
+from flashdraft.server.protocol import Message, SamplingFields
 from flashdraft.server.service import Submission, Wish
+from flashdraft.server.structured import JsonSchema, ResponseFormat
 from flashdraft.server.unsupported import refuse_unsupported
+
+
+class TextFormat(JsonSchema):
+    """``text.format``: the schema stands beside its type."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+
+
+class TextSettings(Fields):
+    """``text``."""
+
+    format: TextFormat | None = None
 
 
 class ResponsesRequest(SamplingFields):
@@ -27,16 +41,16 @@ class ResponsesRequest(SamplingFields):
     max_output_tokens: Count | None = None
     block_size: BlockSizeField | None = None
     stream: bool = False
-    text: dict[str, Any] | None = None
+    text: TextSettings | None = None
 
 
 async def responses(request: Request) -> Response:
     """Answer a text or a conversation."""
     body = await read_json(request)
-    refuse_unsupported(body)
+    refuse_unsupported(body, ResponsesRequest)
     asked = ResponsesRequest.model_validate(body)
-    if ((asked.text or {}).get("format") or {"type": "text"}) != {"type": "text"}:
-        raise ApiError(400, "text.format is not supported by this server; leave it out", "text.format")
+    if asked.text and (form := asked.text.format):
+        asked.response_format = ResponseFormat(type=form.type, json_schema=form)
     if (asked.n or 1) != 1:
         raise ApiError(400, f"n is {asked.n}; /v1/responses gives one answer", "n")
     service = service_of(request)
@@ -44,9 +58,9 @@ async def responses(request: Request) -> Response:
     prompt = await encode_chat(service.tokenizer, _messages(asked))
     length = answer_len(service, len(prompt), asked.max_output_tokens, "max_output_tokens")
     params = asked.params(service.defaults, length)[0]
-    submission = service.submit([Wish(prompt, params, asked.stop_texts, asked.block_size)])
-    form = _Form(asked, asked.model or service.config.model_names[0])
-    return await respond(request, submission, asked.stream, form.whole, form.events)
+    submission = await service.submit([Wish(prompt, params, asked.stop_texts, asked.block_size)])
+    writer = _Form(asked, asked.model or service.config.model_names[0])
+    return await respond(request, submission, asked.stream, writer.whole, writer.events)
 
 
 def _messages(asked: ResponsesRequest) -> list[Message]:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from flashdraft.engine.types import StepOutput
+from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.answer_text import AnswerText, TokenPiece
 from flashdraft.server.api_errors import ApiError
@@ -38,6 +39,9 @@ class Answer:
     text: str = ""
     pieces: list[TokenPiece] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(
+        default_factory=list
+    )  # of all but the first, where asked for
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     total_s: float = 0.0
@@ -81,10 +85,10 @@ class Service:
         self.metrics = ServerMetrics(config.model_names[0])
         self.num_unfinished = 0
 
-    def submit(self, wishes: Sequence[Wish]) -> "Submission":
+    async def submit(self, wishes: Sequence[Wish]) -> "Submission":
         """Accept all the answers that a request wants, or none.
 
-        Raises ApiError (too many, queue full, engine dead) and UsageError before any work.
+        Raises ApiError (too many, queue full, engine dead) and UsageError, of a bad grammar too, before any work.
         """
         config = self.config
         if len(wishes) > config.max_n:
@@ -102,7 +106,14 @@ class Service:
                 code="queue_full",
                 retry_after_s=config.retry_after_s,
             )
-        return Submission(self, wishes)
+        submission = Submission(self, wishes)
+        try:
+            for grammar in {wish.params.grammar for wish in wishes}:
+                await self.engine.begin_grammar(grammar)  # kept: the answers find it ready
+        except BaseException:
+            submission.release()
+            raise
+        return submission
 
 
 class Submission:
@@ -178,10 +189,12 @@ def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Del
     """Add one step to ``answer``; what may be shown of it."""
     pieces = []
     own = "bonus" if step.num_drafted else "plain"
-    for idx, token in enumerate(step.token_ids):
-        pieces += text.push(token, "accepted" if idx < step.num_accepted else own)
+    logprobs: Sequence[TokenLogprobs | None] = step.logprobs or [None] * len(step.token_ids)
+    for idx, (token, logprob) in enumerate(zip(step.token_ids, logprobs, strict=True)):
+        pieces += text.push(token, "accepted" if idx < step.num_accepted else own, logprob)
     answer.token_ids += step.token_ids[: text.num_tokens - len(answer.token_ids)]
     answer.metrics, answer.num_cached_tokens = step.metrics, step.num_cached_tokens
+    answer.prompt_logprobs = step.prompt_logprobs or answer.prompt_logprobs
     if text.is_stopped:
         answer.finish_reason = "stop"
     elif step.finished:

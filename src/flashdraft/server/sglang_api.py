@@ -4,15 +4,16 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flashdraft.server.api_errors import ApiError, Json
+from flashdraft.server.fields import BlockSizeField, Count, Fields, TokenIds
 from flashdraft.server.handlers import answer_len, meta_info, respond, service_of
 from flashdraft.server.http_io import DONE, event, read_json
 from flashdraft.server.prompts import encode_text
-from flashdraft.server.protocol import BlockSizeField, Count, SamplingFields, TokenIds
+from flashdraft.server.protocol import SamplingFields
 from flashdraft.server.service import Service, Submission, Wish
 from flashdraft.server.unsupported import refuse_unsupported
 
@@ -25,10 +26,8 @@ class SGLangSampling(SamplingFields):
     max_new_tokens: Count | None = None
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Fields):
     """``POST /generate``: a text, token ids, or a list of either."""
-
-    model_config = ConfigDict(extra="ignore")
 
     text: str | list[str] | None = None
     input_ids: TokenIds | list[TokenIds] | None = None
@@ -40,11 +39,11 @@ class GenerateRequest(BaseModel):
 async def generate(request: Request) -> Response:
     """Continue one prompt or several; a list in gives a list out."""
     body = await read_json(request)
-    refuse_unsupported(body)
+    refuse_unsupported(body, GenerateRequest)
     said = body.get("sampling_params")
     for one in said if isinstance(said, list) else [said]:
         if isinstance(one, dict):
-            refuse_unsupported(one, "sampling_params.")
+            refuse_unsupported(one, SGLangSampling, "sampling_params.")
     asked = GenerateRequest.model_validate(body)
     service = service_of(request)
     prompts, is_list = await _prompts(service, asked)
@@ -57,7 +56,7 @@ async def generate(request: Request) -> Response:
         rows = [_row(submission, index) for index in range(len(wishes))]
         return rows if is_list else rows[0]
 
-    return await respond(request, service.submit(wishes), asked.stream, whole, _events)
+    return await respond(request, await service.submit(wishes), asked.stream, whole, _events)
 
 
 async def flush_cache(request: Request) -> Response:

@@ -1,16 +1,13 @@
 """The one list of what OpenAI, vLLM and SGLang clients may ask for and this server cannot do: refused, by name.
 
-A field that both the requests (``SamplingFields``) and the engine's ``SamplingParams`` have is supported; so one that
-is declared there already opens by itself on the day that the engine can do it.
+A field that the type of a request declares is supported there, so one that is listed here opens by itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.api_errors import ApiError
-from flashdraft.server.protocol import SamplingFields
+from flashdraft.server.fields import Fields
 
 # field -> values that ask for nothing; None and a field that is left out never do.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -26,15 +23,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "return_logprob": (False,),
     "logprob_start_len": (-1,),
-    "response_format": ({"type": "text"},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
     "stop_regex": (),
     "custom_logit_processor": (),
     "tools": ([],),
@@ -70,12 +60,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refuse_unsupported(fields_asked: Mapping[str, Any], prefix: str = "") -> None:
+def refuse_unsupported(fields_asked: Mapping[str, Any], request_type: type[Fields], prefix: str = "") -> None:
     """Raise ApiError 400 that names the first field that asks for something this server cannot do."""
-    there = {one.name for one in fields(SamplingParams)} & set(SamplingFields.model_fields)
     for name, neutral in _NEUTRAL.items():
         value = fields_asked.get(name)
-        if value is None or name in there or any(_same(value, one) for one in neutral):
+        if value is None or name in request_type.model_fields or any(_same(value, one) for one in neutral):
             continue
         raise ApiError(
             400, f"{prefix}{name} is not supported by this server; leave it out", f"{prefix}{name}"

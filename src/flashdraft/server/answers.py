@@ -1,0 +1,223 @@
+"""What the server answers, as types: the OpenAPI document says it to clients, and tests hold the server to it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+
+
+class Told(BaseModel):
+    """Every field of an answer is known by name."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorDetail(Told):
+    """What was found, what was expected and the mend; ``param`` names the field of the request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Told):
+    """Everything but a success."""
+
+    error: ErrorDetail
+
+
+class PredictionDetails(Told):
+    """What drafting was worth."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class Usage(Told):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    completion_tokens_details: PredictionDetails
+
+
+class MetaInfo(Told):
+    """SGLang's account of one answer."""
+
+    id: str
+    finish_reason: dict[str, str] | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    e2e_latency: float
+    spec_accept_length: float
+    spec_verify_ct: int
+
+
+class Choice(Told):
+    """What both forms of choice have in common."""
+
+    index: int
+    finish_reason: FinishReason | None
+    meta_info: MetaInfo | None = None  # with return_meta_info
+    token_origins: list[Literal["accepted", "bonus", "plain"]] | None = None  # with token_origins
+    token_texts: list[str] | None = None
+
+
+class TopLogprob(Told):
+    """A token with its natural log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(TopLogprob):
+    """One token of the answer, and the most likely ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Told):
+    """All tokens of an answer."""
+
+    content: list[ChatLogprob]
+    refusal: None
+
+
+class CalledFunction(Told):
+    """``arguments`` is JSON."""
+
+    name: str
+    arguments: str
+
+
+class Called(Told):
+    """One tool call."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class AnswerMessage(Told):
+    """The model's message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str | None = None  # of models that think
+    tool_calls: list[Called] | None = None
+
+
+class ChatChoice(Choice):
+    """One answer to a conversation."""
+
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletion(Told):
+    """The answer of ``/v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextLogprobs(Told):
+    """Parallel lists over the tokens."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(Choice):
+    """One continuation of a text."""
+
+    text: str
+    logprobs: TextLogprobs | None
+
+
+class TextCompletion(Told):
+    """The answer of ``/v1/completions``."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class Response(BaseModel):
+    """The answer of ``/v1/responses``; OpenAI's object, of which the varying part is told here."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
+
+
+class GeneratedRow(Told):
+    """One answer of ``/generate``."""
+
+    text: str
+    output_ids: list[int]
+    meta_info: MetaInfo
+
+
+class ModelCard(Told):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    block_size: int | str
+
+
+class ModelList(Told):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(Told):
+    """Whether the server can answer."""
+
+    status: str
+
+
+class Tokens(Told):
+    """The answer of ``/tokenize``."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Text(Told):
+    """The answer of ``/detokenize``."""
+
+    prompt: str
+
+
+class Flushed(Told):
+    """The answer of ``/flush_cache``."""
+
+    success: bool
+    message: str

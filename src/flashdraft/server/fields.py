@@ -1,0 +1,31 @@
+"""What typed requests are made of: the base of all, and the types of single fields."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictInt, WithJsonSchema
+
+from flashdraft.spec_decode.controller import AUTO, BlockSize
+
+MAX_STOPS, MAX_STOP_LEN = 16, 256
+MAX_INT = 2**62
+MAX_TOP_LOGPROBS = 20  # OpenAI's
+
+TokenIds = list[StrictInt]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LEN)]
+Count = Annotated[int, Field(ge=1, le=MAX_INT)]
+
+
+def _block_size(value: Any) -> Any:
+    if value == AUTO or (type(value) is int and 1 <= value <= MAX_INT):
+        return value
+    raise ValueError(f"expected {AUTO} or a number of tokens, 1 or more")
+
+
+_SIZE_SCHEMA = {"anyOf": [{"const": AUTO}, {"type": "integer", "minimum": 1, "maximum": MAX_INT}]}
+BlockSizeField = Annotated[BlockSize, PlainValidator(_block_size), WithJsonSchema(_SIZE_SCHEMA)]
+
+
+class Fields(BaseModel):
+    """Unknown fields are tolerated."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), populate_by_name=True)

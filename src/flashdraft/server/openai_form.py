@@ -1,0 +1,229 @@
+"""How answers are written down in OpenAI's two forms, whole and as chunks."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import time
+from typing import Any
+from uuid import uuid4
+
+from flashdraft.sampler import TokenLogprobs
+from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole
+from flashdraft.server.answer_text import TokenPiece
+from flashdraft.server.api_errors import Json
+from flashdraft.server.handlers import meta_info, usage
+from flashdraft.server.http_io import DONE, event
+from flashdraft.server.logprobs import chat_logprobs, completion_logprobs
+from flashdraft.server.protocol import OpenAIRequest
+from flashdraft.server.service import Answer, Delta, Service, Submission
+from flashdraft.server.tool_calls import CallNews, Tools
+
+
+class Form:
+    """What both have in common; they differ in what stands in a choice."""
+
+    prefix: str
+    whole_object: str
+    chunk_object: str
+
+    def __init__(self, service: Service, asked: OpenAIRequest) -> None:
+        self.asked, self.tokenizer = asked, service.tokenizer
+        self.model = asked.model or service.config.model_names[0]
+        self.created = int(time())
+
+    def whole_choice(self, submission: Submission, index: int) -> Json:
+        """A finished answer in a choice."""
+        raise NotImplementedError
+
+    def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
+        """News in a chunk's choice; None: there are none to tell."""
+        raise NotImplementedError
+
+    def whole(self, submission: Submission) -> Json:
+        """The finished answers."""
+        choices = []
+        for index, answer in enumerate(submission.answers):
+            choice: Json = {"index": index, "finish_reason": answer.finish_reason, "logprobs": None}
+            choice |= self.whole_choice(submission, index)
+            if self.asked.return_meta_info:
+                choice["meta_info"] = meta_info(submission, index)
+            if self.asked.token_origins:
+                choice |= _origins(answer.pieces)
+            choices.append(choice)
+        return self._envelope(submission, self.whole_object, choices) | {"usage": usage(submission)}
+
+    async def events(self, submission: Submission) -> AsyncGenerator[str, None]:
+        """The answers as they come: chunks, the usage where wanted, and the end."""
+        begun: set[int] = set()
+        async with aclosing(submission.deltas()) as deltas:
+            async for delta in deltas:
+                if choice := self._chunk(submission, delta, delta.index not in begun):
+                    begun.add(delta.index)
+                    yield event(self._envelope(submission, self.chunk_object, [choice]))
+        if self.asked.stream_options and self.asked.stream_options.include_usage:
+            yield event(self._envelope(submission, self.chunk_object, []) | {"usage": usage(submission)})
+        yield DONE
+
+    def _chunk(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
+        asked = self.asked
+        said = self.chunk_choice(submission, delta, is_first)
+        if said is None and not asked.token_origins:
+            return None
+        choice: Json = {"index": delta.index, "finish_reason": delta.finish_reason, "logprobs": None} | (
+            said or {}
+        )
+        if asked.token_origins:
+            choice |= _origins(delta.pieces)
+            choice |= {"num_drafted": delta.num_drafted, "num_accepted": delta.num_accepted}
+        if asked.return_meta_info and delta.finish_reason:
+            choice["meta_info"] = meta_info(submission, delta.index)
+        return choice
+
+    def _envelope(self, submission: Submission, kind: str, choices: list[Json]) -> Json:
+        return {
+            "id": f"{self.prefix}-{submission.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+class ChatForm(Form):
+    """Messages: thoughts, words and tool calls apart. ``tools``: None: calls are not looked for."""
+
+    prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(
+        self, service: Service, asked: OpenAIRequest, thinking: Thinking, tools: Tools | None, logprobs: bool
+    ) -> None:
+        super().__init__(service, asked)
+        self.thinking, self.tools, self.logprobs = thinking, tools, logprobs
+        self._readers: dict[int, PartsReader] = {}
+
+    def whole_choice(self, submission: Submission, index: int) -> Json:
+        """See :class:`Form`."""
+        answer = submission.answers[index]
+        parts, calls = read_whole(answer.text, self.thinking, self.tools)
+        message: Json = {"role": "assistant", "content": parts.content, "refusal": None}
+        if self.thinking != "none":
+            message["reasoning_content"] = parts.reasoning or None
+        choice: Json = {"message": message}
+        if calls:
+            message["content"] = parts.content or None
+            message["tool_calls"] = [
+                {
+                    "id": _call_id(),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in calls
+            ]
+            if answer.finish_reason == "stop":
+                choice["finish_reason"] = "tool_calls"
+        if self.logprobs:
+            choice["logprobs"] = chat_logprobs(self.tokenizer, answer.pieces)
+        return choice
+
+    def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:  # noqa: ARG002
+        """See :class:`Form`."""
+        reader = self._readers.setdefault(delta.index, PartsReader(self.thinking, self.tools))
+        parts = reader.push(delta.text)
+        if delta.finish_reason:
+            rest = reader.flush()
+            parts = Parts(
+                parts.reasoning + rest.reasoning, parts.content + rest.content, parts.calls + rest.calls
+            )
+        said: Json = {"role": "assistant"} if is_first else {}
+        if parts.reasoning:
+            said["reasoning_content"] = parts.reasoning
+        if calls := _call_deltas(parts.calls):
+            said["tool_calls"] = calls
+        if parts.content or not said or is_first:
+            said["content"] = parts.content
+        choice: Json = {"delta": said}
+        if delta.finish_reason == "stop" and reader.num_whole_calls:
+            choice["finish_reason"] = "tool_calls"
+        if self.logprobs and delta.pieces:
+            choice["logprobs"] = chat_logprobs(self.tokenizer, delta.pieces)
+        has_news = is_first or parts.content or parts.reasoning or calls or delta.finish_reason
+        return choice if has_news or (self.logprobs and delta.pieces) else None
+
+
+def _call_deltas(news: Sequence[CallNews]) -> list[Json]:
+    """OpenAI's deltas: a call's id and name first, then pieces of its arguments."""
+    deltas: dict[int, Json] = {}
+    for one in news:
+        if one.kind == "name":
+            function = {"name": one.text, "arguments": ""}
+            deltas[one.index] = {
+                "index": one.index,
+                "id": _call_id(),
+                "type": "function",
+                "function": function,
+            }
+        elif one.kind == "arguments":
+            empty: Json = {"index": one.index, "function": {"arguments": ""}}
+            deltas.setdefault(one.index, empty)["function"]["arguments"] += one.text
+    return list(deltas.values())
+
+
+def _call_id() -> str:
+    return f"call_{uuid4().hex[:24]}"
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is told again before its answer."""
+
+    text: str | None  # None: as its tokens say
+    token_ids: list[int]
+
+
+class TextForm(Form):
+    """Plain texts. ``echoes``: of each prompt, in order; none: the prompts are not told again."""
+
+    prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
+
+    def __init__(
+        self, service: Service, asked: OpenAIRequest, echoes: Sequence[Echo], logprobs: bool
+    ) -> None:
+        super().__init__(service, asked)
+        self.echoes, self.logprobs = echoes, logprobs
+        self._text_lens: dict[int, int] = {}
+
+    def whole_choice(self, submission: Submission, index: int) -> Json:
+        """See :class:`Form`."""
+        answer = submission.answers[index]
+        return self._choice(submission, index, answer.text, answer.pieces, is_first=True)
+
+    def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
+        """See :class:`Form`."""
+        if not (is_first or delta.text or delta.finish_reason or (self.logprobs and delta.pieces)):
+            return None
+        return self._choice(submission, delta.index, delta.text, delta.pieces, is_first)
+
+    def _choice(
+        self, submission: Submission, index: int, text: str, pieces: Sequence[TokenPiece], is_first: bool
+    ) -> Json:
+        answer = submission.answers[index]
+        entries: list[TokenLogprobs | int] = [one.logprob for one in pieces if one.logprob is not None]
+        if self.echoes and is_first:
+            echo = self.echoes[index * len(self.echoes) // len(submission.answers)]
+            before = self.tokenizer.decode(echo.token_ids) if echo.text is None else echo.text
+            text = before + text
+            entries = [*_scored(echo, answer), *entries]
+        choice: Json = {"text": text}
+        text_len = self._text_lens.get(index, 0)
+        self._text_lens[index] = text_len + len(text)
+        if self.logprobs:
+            choice["logprobs"] = completion_logprobs(self.tokenizer, entries, text_len)
+        return choice
+
+
+def _scored(echo: Echo, answer: Answer) -> list[TokenLogprobs | int]:
+    return [echo.token_ids[0], *answer.prompt_logprobs]
+
+
+def _origins(pieces: Sequence[TokenPiece]) -> dict[str, Any]:
+    return {"token_origins": [one.origin for one in pieces], "token_texts": [one.text for one in pieces]}

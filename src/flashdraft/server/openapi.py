@@ -1,0 +1,175 @@
+"""``/openapi.json``: the served API in OpenAPI 3.1, made from the types of requests and answers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from flashdraft import __version__
+from flashdraft.server import answers
+from flashdraft.server.api_errors import Json
+from flashdraft.server.handlers import service_of
+from flashdraft.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from flashdraft.server.responses_api import ResponsesRequest
+from flashdraft.server.sglang_api import GenerateRequest
+
+JSON_TYPE = "application/json"
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One path and method: what goes in and what comes out."""
+
+    path: str
+    method: str
+    summary: str
+    answer: type[BaseModel] | str  # a type, or the media type of a text
+    request: type[BaseModel] | None = None
+    example: Json = field(default_factory=dict)  # of a request
+    streams: bool = False  # events where the request says ``stream``
+    is_list: bool = False  # may answer with a list of ``answer`` too
+    statuses: tuple[int, ...] = ()  # beside 200, that have the same form
+
+
+_MESSAGES = [{"role": "user", "content": "Hello"}]
+_CHAT = {"messages": _MESSAGES, "max_tokens": 4, "temperature": 0.5, "logprobs": True, "top_logprobs": 2}
+_TEXT = {"prompt": "Hello", "max_tokens": 4, "logprobs": 2, "echo": True, "return_meta_info": True}
+_GENERATE = {"text": "Hello", "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
+
+OPERATIONS = [
+    Operation("/", "get", "The playground", "text/html"),
+    Operation("/health", "get", "Whether the server can answer", answers.Health, statuses=(503,)),
+    Operation("/ready", "get", "Whether the server can answer", answers.Health, statuses=(503,)),
+    Operation("/metrics", "get", "Metrics for Prometheus", "text/plain"),
+    Operation("/openapi.json", "get", "This document", JSON_TYPE),
+    Operation("/v1/models", "get", "The models", answers.ModelList),
+    Operation("/v1/models/{name}", "get", "One model", answers.ModelCard),
+    Operation(
+        "/v1/chat/completions",
+        "post",
+        "Answer a conversation",
+        answers.ChatCompletion,
+        ChatRequest,
+        _CHAT,
+        streams=True,
+    ),
+    Operation(
+        "/v1/completions",
+        "post",
+        "Continue texts",
+        answers.TextCompletion,
+        CompletionRequest,
+        _TEXT,
+        streams=True,
+    ),
+    Operation(
+        "/v1/responses",
+        "post",
+        "Answer once",
+        answers.Response,
+        ResponsesRequest,
+        {"input": "Hello", "max_output_tokens": 4},
+        streams=True,
+    ),
+    Operation(
+        "/generate",
+        "post",
+        "SGLang's way of asking",
+        answers.GeneratedRow,
+        GenerateRequest,
+        _GENERATE,
+        streams=True,
+        is_list=True,
+    ),
+    Operation("/flush_cache", "get", "Forget prefixes", answers.Flushed, statuses=(409,)),
+    Operation("/flush_cache", "post", "Forget prefixes", answers.Flushed, statuses=(409,)),
+    Operation("/tokenize", "post", "Tokens", answers.Tokens, TokenizeRequest, {"prompt": "Hello"}),
+    Operation("/detokenize", "post", "Text of tokens", answers.Text, DetokenizeRequest, {"tokens": [1, 2]}),
+]
+
+
+async def openapi(request: Request) -> Response:
+    """``GET /openapi.json``."""
+    return JSONResponse(document(service_of(request).config.model_names))
+
+
+def document(model_names: tuple[str, ...]) -> Json:
+    """The whole document; ``model_names`` are those that a request may name."""
+    types: dict[tuple[type[BaseModel], Any], None] = {(answers.Error, "serialization"): None}
+    for one in OPERATIONS:
+        if one.request:
+            types[one.request, "validation"] = None
+        if not isinstance(one.answer, str):
+            types[one.answer, "serialization"] = None
+    refs, schemas = models_json_schema(list(types), ref_template="#/components/schemas/{model}")
+    for schema in schemas["$defs"].values():
+        if "messages" in schema.get("properties", {}) or "model" in schema.get("properties", {}):
+            _name_models(schema["properties"], model_names)
+    paths: dict[str, Json] = {}
+    for one in OPERATIONS:
+        paths.setdefault(one.path, {})[one.method] = _operation(one, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "flashdraft", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _name_models(properties: Json, model_names: tuple[str, ...]) -> None:
+    model = properties.get("model", {})
+    if "anyOf" in model:  # of a request, where it may be left out
+        model["anyOf"] = [{"enum": list(model_names)}, {"type": "null"}]
+
+
+def _operation(one: Operation, refs: Any) -> Json:
+    answer = _answer(one, refs)
+    error = {
+        "description": "What is wrong",
+        "content": _content(JSON_TYPE, refs[answers.Error, "serialization"]),
+    }
+    told: Json = {
+        "summary": one.summary,
+        "responses": {
+            **{
+                str(status): {"description": "The answer", "content": answer}
+                for status in (200, *one.statuses)
+            },
+            "default": error,
+        },
+    }
+    if one.request:
+        content = _content(JSON_TYPE, refs[one.request, "validation"])
+        content[JSON_TYPE]["example"] = one.example
+        told["requestBody"] = {"required": True, "content": content}
+    if "{name}" in one.path:
+        schema = {"type": "string", "minLength": 1}
+        told["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": schema}]
+    return told
+
+
+def _answer(one: Operation, refs: Any) -> Json:
+    if isinstance(one.answer, str):
+        return _content(one.answer, {} if one.answer == JSON_TYPE else {"type": "string"})
+    schema = refs[one.answer, "serialization"]
+    if one.is_list:
+        schema = {"anyOf": [schema, {"type": "array", "items": schema}]}
+    events = _content("text/event-stream", _EVENT) if one.streams else {}
+    return _content(JSON_TYPE, schema) | events
+
+
+def _content(media_type: str, schema: Json) -> Json:
+    return {media_type: {"schema": schema}}

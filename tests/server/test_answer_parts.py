@@ -1,0 +1,164 @@
+"""Scripted answers, token by token and in chunks: thoughts, words and tool calls come apart the same way."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole, thinking_of
+from flashdraft.server.tool_calls import Tools
+
+TOOLS: Tools = {
+    "get_weather": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "units": {"enum": ["C", "F"]},
+            "flags": {"type": "array"},
+        },
+    },
+    "now": {},
+}
+XML = """<tool_call>
+<function=get_weather>
+<parameter=city>
+Zürich "old" town
+second line
+</parameter>
+<parameter=days>
+3
+</parameter>
+<parameter=flags>
+["a", {"b": null}]
+</parameter>
+</function>
+</tool_call>"""
+XML_ARGUMENTS = {"city": 'Zürich "old" town\nsecond line', "days": 3, "flags": ["a", {"b": None}]}
+HERMES = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "a}b\\"</tool_call>", "days": 2}}\n</tool_call>'
+HERMES_ARGUMENTS = {"city": 'a}b"</tool_call>', "days": 2}
+NOW = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
+TURNED = '<tool_call>{"arguments": {"days": 1}, "name": "get_weather"}</tool_call>'
+
+Calls = list[tuple[str, Any]]
+SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
+    ("just words", "none", "", "just words", []),
+    ("a < b <tool> c\n", "none", "", "a < b <tool> c\n", []),
+    ("\nhm, <b>\n</think>\n\nwords\n", "open", "hm, <b>", "words\n", []),
+    ("<think>\nhm\n</think>\n\nwords", "possible", "hm", "words", []),
+    ("words <think>no</think>", "possible", "", "words <think>no</think>", []),
+    ("hm", "open", "hm", "", []),
+    ("<think>\n\n</think>\n\n", "possible", "", "", []),
+    (XML, "none", "", "", [("get_weather", XML_ARGUMENTS)]),
+    (HERMES, "none", "", "", [("get_weather", HERMES_ARGUMENTS)]),
+    (TURNED, "none", "", "", [("get_weather", {"days": 1})]),
+    (
+        f"so\n</think>\n\nI ask.\n\n{XML}\n{NOW}\n",
+        "open",
+        "so",
+        "I ask.",
+        [("get_weather", XML_ARGUMENTS), ("now", {})],
+    ),
+    (f"{HERMES}\n{HERMES} done", "none", "", "done", [("get_weather", HERMES_ARGUMENTS)] * 2),
+    ("<tool_call>{no json}</tool_call> x", "none", "", "<tool_call>{no json}</tool_call> x", []),
+    ("a <tool_call>\n<function=nobody>\n", "none", "", "a <tool_call>\n<function=nobody>\n", []),
+    (f"b <tool_call>{XML}", "none", "", "b <tool_call>", [("get_weather", XML_ARGUMENTS)]),
+    (XML[:-20], "none", "", XML[:-20], []),
+    (HERMES[:50] + NOW, "none", "", HERMES[:50], [("now", {})]),
+    (HERMES.replace("2}", "2]"), "none", "", HERMES.replace("2}", "2]"), []),
+    (XML.replace("</function>", "oops"), "none", "", XML.replace("</function>", "oops"), []),
+]
+
+
+def added_up(pieces: list[Parts]) -> tuple[str, str, Calls]:
+    calls: dict[int, list[str]] = {}
+    ended = set()
+    for parts in pieces:
+        for one in parts.calls:
+            if one.kind == "name":
+                assert one.index == len(calls)
+                calls[one.index] = [one.text, ""]
+            elif one.kind == "arguments":
+                calls[one.index][1] += one.text
+            elif one.kind == "end":
+                ended.add(one.index)
+    told = [(name, json.loads(text)) for index, (name, text) in calls.items() if index in ended]
+    return "".join(p.reasoning for p in pieces), "".join(p.content for p in pieces), told
+
+
+def cuts(text: str) -> list[list[str]]:
+    rng = random.Random(0)
+    borders = sorted(rng.sample(range(1, len(text)), min(9, len(text) - 1)))
+    uneven = [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
+    sized = [[text[i : i + size] for i in range(0, len(text), size)] for size in (1, 3, 16, 64)]
+    return [[text], uneven, *sized]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_an_answer_comes_apart_the_same_however_it_is_cut(
+    script: tuple[str, Thinking, str, str, Calls],
+) -> None:
+    text, thinking, *expected = script
+    for pieces in cuts(text):
+        reader = PartsReader(thinking, TOOLS)
+        assert list(added_up([*map(reader.push, pieces), reader.flush()])) == expected
+        assert reader.num_whole_calls == len(expected[2])
+    parts, calls = read_whole(text, thinking, TOOLS)
+    whole = [parts.reasoning, parts.content, [(call.name, json.loads(call.arguments)) for call in calls]]
+    assert whole == expected
+
+
+def test_without_tools_a_call_is_text_and_nothing_is_held_back() -> None:
+    reader = PartsReader("none")
+    assert reader.push("a <tool").content == "a <tool"
+    assert read_whole(XML, "none", None)[0].content == XML
+
+
+@pytest.mark.parametrize("text", [XML, HERMES])
+def test_arguments_are_streamed_before_the_call_is_over(text: str) -> None:
+    reader = PartsReader("none", TOOLS)
+    early = [one for char in text[: -len(text) // 4] for one in reader.push(char).calls]
+    assert early[0].kind == "name"
+    assert len([one for one in early if one.kind == "arguments"]) > 5
+
+
+def test_random_garbage_is_read_the_same_however_it_is_cut() -> None:
+    rng = random.Random(1)
+    words = [
+        "<tool_call>",
+        "</tool_call>",
+        "<function=now>",
+        "</function>",
+        "<parameter=city>",
+        "</parameter>",
+    ]
+    words += [
+        '{"name": "now", "arguments": {',
+        "}",
+        "}}",
+        '"',
+        "\n",
+        " ",
+        "a",
+        "<",
+        "<think>",
+        "</think>",
+        "\\",
+    ]
+    for _ in range(400):
+        text = "".join(rng.choices(words, k=rng.randrange(2, 14)))
+        thinking: Thinking = rng.choice(["none", "open", "possible"])
+        results = []
+        for pieces in cuts(text):
+            reader = PartsReader(thinking, TOOLS)
+            results.append(added_up([*map(reader.push, pieces), reader.flush()]))
+        assert all(result == results[0] for result in results), text
+
+
+def test_the_prompts_end_says_whether_there_are_thoughts() -> None:
+    template = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+    assert thinking_of(template, "<|im_start|>assistant\n<think>\n") == "open"
+    assert thinking_of(template, "<think>\n\n</think>\n\n") == "none"
+    assert thinking_of(template, "<|im_start|>assistant\n") == "possible"
+    assert thinking_of("{{ messages }}", "<think>") == thinking_of(None, "<think>") == "none"

@@ -1,0 +1,51 @@
+"""/openapi.json: every route is in it, its examples work, and what comes back has the shape that it promises.
+
+The whole document is put to the test by benchmarks/fuzz_server.py, which needs schemathesis.
+"""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flashdraft.server.app import ROUTES
+from flashdraft.server.openapi import OPERATIONS, Operation
+from server_case import MODEL, Running
+
+
+def test_every_route_is_documented() -> None:
+    served = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in ROUTES
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert served == {(one.path, one.method) for one in OPERATIONS}
+
+
+def test_every_reference_in_the_document_leads_somewhere(running: Running) -> None:
+    document = running.get("/openapi.json").json()
+    names = document["components"]["schemas"]
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(reference := node.get("$ref"), str):
+                assert reference.removeprefix("#/components/schemas/") in names
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(document)
+    model = names["ChatRequest"]["properties"]["model"]
+    assert model["anyOf"] == [{"enum": [MODEL]}, {"type": "null"}]
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.request], ids=lambda one: one.path)
+def test_an_example_gets_what_is_promised(running: Running, one: Operation) -> None:
+    response = running.post(one.path, **one.example)
+    assert response.status_code == 200, response.text
+    assert not isinstance(one.answer, str)
+    one.answer.model_validate(response.json())
+    with pytest.raises(ValidationError):
+        one.answer.model_validate(response.json() | {"id": 3, "count": "x", "prompt": 3, "text": 3})

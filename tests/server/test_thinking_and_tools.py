@@ -1,0 +1,198 @@
+"""Thoughts and tool calls through the official client. A grammar makes the random model say what the script wants."""
+
+import json
+from collections.abc import Iterator
+from copy import copy
+from typing import Any
+
+import openai
+import pytest
+
+from flashdraft.llm import LLM
+from server_case import MODEL, Running, serving
+
+# The shape of Qwen3.5's: tools in front, thoughts opened or closed at the end of the prompt.
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
+    "Call: <tool_call>\n<function=name>\n<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>\n<function={{ call.function.name }}>\n"
+    "{% for key, value in call.function.arguments|items %}<parameter={{ key }}>\n{{ value }}\n</parameter>\n"
+    "{% endfor %}</function>\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}"
+)
+HERMES_TEMPLATE = (
+    'Tools: {{ tools }} <tool_call>\n{"name": .., "arguments": ..}\n</tool_call>'
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+}
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+NOW: Any = {
+    "type": "function",
+    "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = (
+    "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n2\n</parameter>\n"
+    "</function>\n</tool_call>"
+)
+MESSAGES: Any = [{"role": "user", "content": "hello"}]
+NO_THOUGHTS = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def with_template(llm: LLM, template: str) -> LLM:
+    other = copy(llm)
+    other.tokenizer = copy(llm.tokenizer)
+    other.tokenizer.chat_template = template
+    return other
+
+
+@pytest.fixture(scope="module")
+def qwen(llm: LLM) -> Iterator[Running]:
+    with serving(with_template(llm, TEMPLATE)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(qwen: Running) -> Iterator[openai.OpenAI]:
+    with qwen.openai() as one:
+        yield one
+
+
+def ask(client: openai.OpenAI, **more: Any) -> tuple[str, str, list[tuple[str, Any]], str]:
+    """Thoughts, words, calls and the reason for the end; the same streamed."""
+    asked: Any = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 400} | more
+    choice = client.chat.completions.create(**asked).choices[0]
+    message = choice.message
+    calls = [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or []]
+    thoughts = getattr(message, "reasoning_content", None) or ""
+    whole = (thoughts, message.content or "", calls, choice.finish_reason)
+    streamed: dict[int, list[str]] = {}
+    said, thought, reason = "", "", None
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        delta, reason = chunk.choices[0].delta, chunk.choices[0].finish_reason or reason
+        said += delta.content or ""
+        thought += getattr(delta, "reasoning_content", None) or ""
+        for call in delta.tool_calls or []:
+            if call.id:
+                streamed[call.index] = [call.function.name, ""]
+            streamed[call.index][1] += call.function.arguments
+    told = [(name, json.loads(arguments)) for name, arguments in streamed.values()]
+    assert (thought, said, told, reason) == whole
+    return whole
+
+
+def script(text: str) -> dict[str, Any]:
+    return {"guided_choice": [text]}
+
+
+def test_thoughts_are_apart_from_words(client: openai.OpenAI) -> None:
+    # The template has opened the thoughts: the grammar's free text is cut short by what must end it.
+    asked = {"extra_body": {"guided_regex": "[xy]{3}"}, "logit_bias": {"27": 8}, "max_tokens": 60}
+    thoughts, words, _, reason = ask(client, **asked)
+    assert (words, reason) == ("", "length")
+    assert len(thoughts) > 10
+    assert ask(client, extra_body=script("plain") | NO_THOUGHTS) == ("", "plain", [], "stop")
+
+
+def test_a_template_that_leaves_thinking_to_the_model(llm: LLM) -> None:
+    template = TEMPLATE.replace("{% else %}<think>\n{% endif %}", "{% endif %}")
+    with serving(with_template(llm, template)) as running, running.openai() as client:
+        answer = ask(client, extra_body=script("<think>\nhm, so\n</think>\n\nyes: 1 < 2"))
+        assert answer == ("hm, so", "yes: 1 < 2", [], "stop")
+
+
+def test_without_a_thinking_template_nothing_is_taken_apart(running: Running) -> None:
+    body = {"messages": MESSAGES, **script("<think>a</think>b"), "max_tokens": 50}
+    message = running.post("/v1/chat/completions", **body).json()["choices"][0]["message"]
+    assert message["content"] == "<think>a</think>b"
+    assert "reasoning_content" not in message
+
+
+def test_a_call_is_read_from_the_answer(client: openai.OpenAI) -> None:
+    body = script(f"I ask.\n{CALL}\n<tool_call>\n<function=now>\n</function>\n</tool_call>") | NO_THOUGHTS
+    calls = [("weather", {"city": "Rome", "days": 2}), ("now", {})]
+    assert ask(client, tools=[WEATHER, NOW], extra_body=body) == ("", "I ask.", calls, "tool_calls")
+    unknown = CALL.replace("weather", "nobody")
+    body = script(unknown) | NO_THOUGHTS
+    assert ask(client, tools=[WEATHER], extra_body=body) == ("", unknown, [], "stop")
+    assert ask(client, extra_body=script(CALL) | NO_THOUGHTS) == ("", CALL, [], "stop")
+    none = ask(client, tools=[WEATHER], tool_choice="none", extra_body=script(CALL) | NO_THOUGHTS)
+    assert none == ("", CALL, [], "stop")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, HERMES_TEMPLATE])
+def test_a_call_can_be_forced(llm: LLM, template: str) -> None:
+    with serving(with_template(llm, template)) as running, running.openai() as client:
+        named: Any = {"type": "function", "function": {"name": "weather"}}
+        asked: Any = {"tools": [NOW, WEATHER], "extra_body": NO_THOUGHTS}
+        bias = {str(token): -30 for token in (197, 198, 201, 220)}  # no more white space than there must be
+        _, words, [(name, arguments)], reason = ask(client, tool_choice=named, **asked, logit_bias=bias)
+        assert (words, name, reason) == ("", "weather", "tool_calls")
+        assert arguments["city"] in ("Oslo", "Rome")
+        assert arguments["days"] in (1, 2)
+        more = {"tool_choice": "required", "parallel_tool_calls": False, "logit_bias": bias}
+        _, words, calls, reason = ask(client, **asked, **more)
+        assert (words, len(calls), reason) == ("", 1, "tool_calls")
+        assert calls[0][0] in ("weather", "now")
+
+
+def test_a_call_that_is_cut_off_is_words(client: openai.OpenAI) -> None:
+    asked: Any = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "tools": [WEATHER],
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+    choice = client.chat.completions.create(**asked, extra_body=script(CALL) | NO_THOUGHTS).choices[0]
+    assert (choice.message.content, choice.finish_reason) == (CALL[:60], "length")
+    assert not choice.message.tool_calls
+
+
+def test_a_conversation_with_calls_goes_through_the_template(client: openai.OpenAI, qwen: Running) -> None:
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
+    }
+    turns: Any = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=turns, tools=[WEATHER], max_tokens=1)
+    rendered: Any = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    said = [*turns[:1], {"role": "assistant", "content": "", "tool_calls": [rendered]}, turns[2]]
+    template = qwen.service.tokenizer.apply_chat_template
+    ids = template(said, tools=[WEATHER], add_generation_prompt=True, return_dict=False)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(ids)
+    turns[1]["tool_calls"][0]["function"]["arguments"] = "[1]"
+    refused = qwen.post("/v1/chat/completions", messages=turns)
+    assert refused.json()["error"]["param"] == "messages[1].tool_calls[0].function.arguments"
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": "required", "guided_regex": "a"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(qwen: Running, more: dict[str, Any], param: str) -> None:
+    response = qwen.post("/v1/chat/completions", messages=MESSAGES, **more)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_tools_for_a_template_that_has_none_are_refused(running: Running) -> None:
+    response = running.post("/v1/chat/completions", messages=MESSAGES, tools=[WEATHER])
+    assert response.status_code == 400
+    assert "chat template has no tools" in response.json()["error"]["message"]
