@@ -55,7 +55,7 @@ class Engine:
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size)
-        self.control = BlockControl(self.runner, drafter.max_block_size if drafter else 1, costs)
+        self.control = BlockControl(self.runner, drafter, costs)
         self.scheduler = Scheduler(self.config, num_pages)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
