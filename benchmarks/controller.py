@@ -4,6 +4,8 @@
 
 A batch is ``concurrency`` prompts of one task, sent at once; every method answers it before the next batch, in an
 order that rotates. Tokens a second are end to end, prefill included; the controller measures the machine before.
+With --simulate-acceptance dice accept, at a given acceptance length of whole blocks or at rates by position: what a
+better drafter would be worth on this machine. The answers then mean nothing.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 
 def answer(
@@ -37,12 +40,24 @@ def answer(
     return perf_counter() - started, metrics
 
 
+def simulated_acceptance(said: str | None, block_size: int) -> SimulatedAcceptance | None:
+    """``3.5``: an acceptance length; ``0.8,0.7``: rates by position."""
+    if said is None:
+        return None
+    if "," in said:
+        return SimulatedAcceptance([float(rate) for rate in said.split(",")])
+    return SimulatedAcceptance.of_length(float(said), block_size)
+
+
 def measure(args: argparse.Namespace, llm: LLM) -> list[dict[str, Any]]:
     """One row for each concurrency, task and method."""
     config = EngineConfig(max_running=max(args.concurrency), prefix_caching=False)
-    engine = Engine(llm.target, llm.drafter, config, llm.eos_token_ids, llm.tokenizer)
+    simulated = simulated_acceptance(args.simulate_acceptance, llm.max_block_size)
+    engine = Engine(llm.target, llm.drafter, config, llm.eos_token_ids, llm.tokenizer, simulated=simulated)
     engine.control.calibrate()
-    params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=0)
+    params = SamplingParams(
+        temperature=args.temperature, max_tokens=args.max_tokens, seed=0, ignore_eos=simulated is not None
+    )
     methods: list[BlockSize] = [1, *args.block_sizes, "auto"]
     total_s: defaultdict[tuple[int, str, BlockSize], float] = defaultdict(float)
     costs: dict[tuple[int, str, BlockSize], RequestMetrics] = {}
@@ -104,6 +119,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--simulate-acceptance", metavar="LENGTH|RATES")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     llm = LLM(draft=args.draft, dtype=args.dtype)
