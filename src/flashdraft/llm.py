@@ -25,6 +25,7 @@ from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.explain import explain
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.networks import drafter_of
 
@@ -151,6 +152,10 @@ class LLM:
         is_one = len(conversations) > 0 and isinstance(conversations[0], dict)
         every: Sequence[Any] = [conversations] if is_one else conversations
         return self.generate([self.chat_token_ids(c) for c in every], params, on_round)
+
+    def explain(self, metrics: RequestMetrics) -> str:
+        """Why the blocks were as long as they were: step costs, acceptance, and lengths chosen over ``metrics``."""
+        return explain(self.engine.control.controller if self._is_batched else None, metrics)
 
     def chat_token_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation through the chat template, ready for the answer."""

@@ -47,6 +47,7 @@ def test_methods_are_what_was_asked_for(llm: LLM) -> None:
         ("n-gram", 4),
     ]
     assert llm.drafter is not None
+    assert [(m.name, m.block_size) for m in methods(llm, ["auto"], [8])][1:] == [("auto", "auto")]
     named = choose_methods(["mtp", "mine"], [4], {"mtp": llm.drafter, "mine": llm.drafter})
     assert [m.name for m in named] == ["AR", "MTP", "mine"]
     for names, sizes in ((["mtp"], [8]), (["dflash"], [9]), (["dflash"], [1]), (["ngram"], [0])):

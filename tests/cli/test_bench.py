@@ -64,7 +64,7 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
 def test_the_report_is_markdown_where_it_is_piped(run: Run, pair: list[str]) -> None:
     result = run("bench", *SMALL, "--mixed", *pair)
     assert result.exit_code == 0
-    assert "\n| task | concurrency | AR | DFlash |\n" in result.stdout
+    assert "\n| task | concurrency | AR | DFlash | auto |\n" in result.stdout
     assert "\n| mixed | 1 | " in result.stdout
 
 
@@ -76,13 +76,34 @@ def test_quick_is_small_and_never_larger_than_asked(run: Run, pair: list[str], e
     assert settings["concurrency"] == ("2" if extra else "1")
 
 
+def test_the_controller_is_a_method_and_explains_itself(run: Run, pair: list[str]) -> None:
+    result = run("bench", *SMALL, "--methods", "auto", "--concurrency", "2", "--explain", *pair)
+    assert result.exit_code == 0
+    assert "| gsm8k | 2 | auto | " in result.stdout.split("## What the controller chose")[1]
+    assert "tokens verified" in result.stderr
+    assert "wrong" not in result.stdout.split("## Same tokens")[0]
+
+
+def test_dice_may_accept_for_studies_of_cost_and_the_report_says_so(run: Run, pair: list[str]) -> None:
+    asked = ["bench", *SMALL, "--max-tokens", "60", *pair, "--json"]
+    rows = json.loads(run(*asked, "--simulate-acceptance", "4").stdout)["rows"]
+    [row] = [r for r in rows if (r["task"], r["method"], r["block_size"]) == ("gsm8k", "DFlash", 8)]
+    assert row["acceptance_length"] > 2.5, "a random drafter is never right"
+    assert row["num_graded"] == 0
+    report = run(*asked[:-1], "--simulate-acceptance", "0.9,0.5").stdout
+    assert report.count("Dice decided what was accepted") == 2
+    for wrong in ("most", "17", "0.5,3"):
+        refused = run(*asked, "--simulate-acceptance", wrong)
+        assert (refused.exit_code, "expected" in refused.stderr) == (2, True)
+
+
 def test_a_named_drafter_is_a_method(run: Run, pair: list[str], tmp_path: Path) -> None:
     target = load_target(pair[1], dtype="float32")
     save_drafter(toy_mtp(target), tmp_path / "head")
     small = ["bench", "--tasks", "mbpp", "--limit", "1", "--max-tokens", "5", "--block-sizes", "4", *pair]
     result = run(*small, "--draft", f"mtp={tmp_path / 'head'}", "--json")
     found = json.loads(result.stdout)["rows"]
-    assert [row["method"] for row in found] == ["AR", "DFlash", "MTP"]
+    assert [row["method"] for row in found] == ["AR", "DFlash", "MTP", "auto"]
     assert all(row["num_equal"] == 1 for row in found)
     twice = run(*small, "--draft", pair[3])
     assert (twice.exit_code, "twice" in twice.stderr) == (2, True)

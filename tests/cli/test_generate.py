@@ -49,3 +49,20 @@ def test_one_seed_gives_one_text(run: Run, pair: list[str]) -> None:
 
     assert sampled(1) == sampled(1, "--block-size", "1")
     assert sampled(1) != sampled(2)
+
+
+def test_explain_tells_costs_acceptance_and_lengths(run: Run, pair: list[str]) -> None:
+    result = run("generate", "Hello", "--max-tokens", "20", "--explain", *pair)
+    assert result.stdout == run("generate", "Hello", "--max-tokens", "20", *pair).stdout
+    for part in ("tokens in the forward        1     2     4     8", "draft token ", "tokens verified"):
+        assert part in result.stderr
+    fixed = run("generate", "Hello", "--max-tokens", "20", "--block-size", "1", "--explain", *pair).stderr
+    assert "Rounds: 19, 19 of them plain; acceptance length 1.00" in fixed
+    assert "milliseconds" not in fixed
+
+
+def test_a_block_size_is_a_number_or_auto(run: Run, pair: list[str]) -> None:
+    refused = run("generate", "Hello", "--block-size", "long", *pair)
+    assert refused.exit_code != 0
+    assert "--block-size is 'long'; expected auto or a number" in refused.stderr
+    assert run("generate", "Hello", "--block-size", "auto", "--max-tokens", "3", *pair).exit_code == 0

@@ -10,6 +10,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.ngram import NgramDrafter
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from toys import ScriptedDrafter, toy_dflash, toy_target
 
@@ -154,3 +155,19 @@ def test_sampled_answers_cost_the_host_more_for_each_token() -> None:
     acceptance = engine.requests["r"].acceptance
     assert acceptance
     assert acceptance.choose_s > 0
+
+
+def test_acceptance_by_dice_has_the_length_that_was_asked_for() -> None:
+    target = toy_target(vocab_size=11)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    simulated = SimulatedAcceptance.of_length(3.5, 8)
+    engine = Engine(target, drafter, block_size=8, simulated=simulated)
+    for i in range(8):
+        engine.add_request(str(i), [i], SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True))
+    list(engine.run())
+    assert engine.metrics.acceptance_length == pytest.approx(3.5, rel=0.06)
+    for wrong in (0.5, 9):
+        with pytest.raises(UsageError, match="expected 1 to 8"):
+            SimulatedAcceptance.of_length(wrong, 8)
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        SimulatedAcceptance([0.5, 2.0])

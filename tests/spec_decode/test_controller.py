@@ -81,11 +81,11 @@ def test_blocks_shorten_with_load() -> None:
 
 def test_the_length_drafted_is_a_choice_of_its_own() -> None:
     """Long drafts are better ones: worth it where they cost no more than short ones."""
-    flat = Controller(BLOCK, made_up_costs(0.05))
+    flat = Controller(BLOCK, made_up_costs(0.05), short_log_odds=-0.45)
     flat.costs.draft = Curve([1, 1000], [0.1, 0.1])
     plan = flat.plan([Candidate(request(flat, 0.9, 0.9, 0.02), 99)])
     assert (plan.block, plan.lengths) == (16, [3])
-    steep = Controller(BLOCK, made_up_costs(0.05))
+    steep = Controller(BLOCK, made_up_costs(0.05), short_log_odds=-0.45)
     steep.costs.draft = Curve([1, 1000], [0.1, 0.1 + 999 * 0.1])
     plan = steep.plan([Candidate(request(steep, 0.9, 0.9, 0.02), 99)])
     assert (plan.block, plan.lengths) == (4, [3])
@@ -178,7 +178,7 @@ def test_rates_are_learned_by_position() -> None:
 
 
 def test_what_a_shorter_block_loses_is_learned() -> None:
-    controller = Controller(BLOCK, made_up_costs(FREE))
+    controller = Controller(BLOCK, made_up_costs(FREE), short_log_odds=-0.45)
     rng = random.Random(4)
     state = controller.acceptance.new_request()
     for _ in range(1500):

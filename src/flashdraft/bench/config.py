@@ -7,6 +7,7 @@ from typing import Any
 from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
 from flashdraft.errors import UsageError
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 MIXED = "mixed"
 _QUICK: dict[str, int] = {"limit": 2, "max_tokens": 48, "repeats": 1}
@@ -30,6 +31,11 @@ class BenchConfig:
     seed: int = _described(0, "One seed gives one text.")
     ignore_eos: bool = _described(False, "Go on to --max-tokens.")
     multi_turn: bool = _described(False, "MT-Bench: ask both questions.")
+    simulate_acceptance: str = _described(
+        "",
+        "Dice accept drafts, at this acceptance length of whole blocks or at rates by position, with commas: for"
+        " studies of cost. The answers mean nothing.",
+    )
     repeats: int = _described(1, "Measure everything this often, one round after the other.")
 
     def __post_init__(self) -> None:
@@ -51,8 +57,24 @@ class BenchConfig:
             temperature=self.temperature,
             seed=self.seed,
             max_tokens=self.max_tokens,
-            ignore_eos=self.ignore_eos,
+            # Texts by dice would end anywhere.
+            ignore_eos=self.ignore_eos or bool(self.simulate_acceptance),
         )
+
+    def simulated(self, block_size: int) -> SimulatedAcceptance | None:
+        """The dice, for blocks of at most ``block_size``; None where the target decides."""
+        said = self.simulate_acceptance
+        if not said:
+            return None
+        try:
+            rates = [float(one) for one in said.split(",")]
+        except ValueError:
+            raise UsageError(
+                f"--simulate-acceptance is {said!r}; expected a length like 3.5 or rates like 0.8,0.7"
+            ) from None
+        if len(rates) == 1:
+            return SimulatedAcceptance.of_length(rates[0], block_size, self.seed)
+        return SimulatedAcceptance(rates, self.seed)
 
     def quick(self) -> "BenchConfig":
         """Minutes instead of hours; never more than was asked."""

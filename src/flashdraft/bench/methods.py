@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flashdraft.bench.results import BASELINE
 from flashdraft.errors import UsageError
+from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 
@@ -17,7 +18,7 @@ class Method:
     """A way of decoding, under the name that the tables give it."""
 
     name: str
-    block_size: int  # anchor included; 1: plain decoding
+    block_size: BlockSize  # anchor included; 1: plain decoding; auto: the controller's choice
     drafter: Drafter | None
 
 
@@ -26,15 +27,20 @@ def choose_methods(
 ) -> list[Method]:
     """Plain decoding, and for each block size what ``names`` asks for: "ngram" or one of ``drafters``.
 
+    "auto" is the first of ``drafters`` with blocks that the controller chooses.
     Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
     """
     methods = [Method(BASELINE, 1, None)]
     for name in names:
         if name == AR:
             continue
+        if name == AUTO and drafters:
+            methods.append(Method(AUTO, AUTO, next(iter(drafters.values()))))
+            continue
         if name not in (NGRAM, *drafters):
+            known = [AR, NGRAM, *drafters, *([AUTO] if drafters else [])]
             raise UsageError(
-                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, *drafters))}."
+                f"there is no method {name!r}; expected some of: {', '.join(known)}."
                 f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)

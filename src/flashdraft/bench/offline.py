@@ -20,6 +20,10 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import AUTO
+from flashdraft.spec_decode.explain import explain
+from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 _WARM_UP_TOKENS = 8
 _PROMPT_ROOM = 512  # tokens of cache beside the longest answer; longer prompts may have to wait
@@ -54,7 +58,8 @@ class OfflineBench:
     """The measuring itself: which methods (the first is plain decoding) answer how.
 
     ``multi_turn``: the second question is asked too, after plain decoding's first answer, which is every
-    method's up to near-ties. ``on_answer`` hears of each answer as it is finished.
+    method's up to near-ties. ``simulated`` decides what is accepted, for studies of cost; answers then mean
+    nothing. ``on_answer`` hears of each answer as it is finished.
     """
 
     llm: LLM
@@ -63,6 +68,7 @@ class OfflineBench:
     concurrencies: Sequence[int] = (1,)
     repeats: int = 1
     multi_turn: bool = False
+    simulated: SimulatedAcceptance | None = None
     on_answer: Callable[[Chunk, Method], None] = lambda _chunk, _method: None
     _engines: dict[int, Engine] = field(default_factory=dict)
     _warm: set[int] = field(default_factory=set)
@@ -105,6 +111,15 @@ class OfflineBench:
                 conversations[i].append({"role": "assistant", "content": text})
         return measured
 
+    def explain(self, measurements: Sequence[Measurement]) -> str:
+        """Why the controller chose what it chose, over all of its answers."""
+        total = RequestMetrics(num_requests=0)
+        for measurement in measurements:
+            if measurement.method == AUTO:
+                total.add(measurement.metrics)
+        [method] = [method for method in self.methods if method.name == AUTO]
+        return explain(self._engine(method).control.controller, total)
+
     def _questions(self, prompt: BenchPrompt) -> tuple[str, ...]:
         return prompt.turns if self.multi_turn else prompt.turns[:1]
 
@@ -140,10 +155,12 @@ class OfflineBench:
             gaps=gap_histogram(answer.delivered_at),
             metrics=answer.metrics,
             repeated_share=repeated_share(answer.token_ids),
-            difference=find_difference(
+            difference=None
+            if self.simulated
+            else find_difference(
                 self.llm.target, asked.token_ids, asked.plain, answer.token_ids, self.params
             ),
-            is_correct=is_correct(asked.prompt, text),
+            is_correct=None if self.simulated else is_correct(asked.prompt, text),
         )
 
     def _engine(self, method: Method) -> Engine:
@@ -155,7 +172,13 @@ class OfflineBench:
             longest = min(self.params.max_tokens + _PROMPT_ROOM, context)
             num_pages = max(config.max_running * longest // config.page_size, config.pages_for(context))
             config = replace(config, num_pages=num_pages)
-            self._engines[key] = Engine(self.llm.target, method.drafter, config, self.llm.eos_token_ids)
+            self._engines[key] = Engine(
+                self.llm.target,
+                method.drafter,
+                config,
+                self.llm.eos_token_ids,
+                simulated=self.simulated,
+            )
         return self._engines[key]
 
     def _warm_up(self, concurrency: int) -> None:
@@ -166,6 +189,8 @@ class OfflineBench:
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": "Count to ten."}])
         short = replace(self.params, max_tokens=min(self.params.max_tokens, _WARM_UP_TOKENS))
         for method in self.methods:
+            if method.block_size == AUTO:
+                self._engine(method).control.calibrate(concurrency)
             answer_all(self._engine(method), [token_ids] * concurrency, short, method.block_size, concurrency)
 
 

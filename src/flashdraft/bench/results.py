@@ -8,18 +8,16 @@ ratio of tokens a second against plain decoding of the same prompts at the same 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 from flashdraft.bench.intervals import ratio_interval
 from flashdraft.bench.latency import GapHistogram, Percentiles, gap_percentiles, percentiles
 from flashdraft.bench.lossless import Difference
+from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 BASELINE = "AR"
 LOOPING_SHARE = 0.1
 _NGRAM = 8
-
-BlockSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ class BenchRow:
     num_looping: int
     accepted_by_position: list[float]  # [i]: share of rounds that accepted draft token i (0-based)
     accepted_histogram: list[int]
+    verified_histogram: list[int]  # [i]: rounds that verified i tokens, anchor included; 1: plain decoding
     num_rounds: int
     prefill_s: float  # mean of an answer
     round_draft_s: float | None  # means of a round: step time over the requests in the step;
@@ -165,6 +164,7 @@ def _row(group: list[Measurement], plain: list[Measurement]) -> BenchRow:
         num_looping=len(group) - len(steady),
         accepted_by_position=total.accepted_by_position,
         accepted_histogram=total.accepted_histogram,
+        verified_histogram=total.verified_histogram,
         num_rounds=total.num_rounds,
         prefill_s=total.prefill_s / len(group),
         round_draft_s=_ratio(total.draft_s, total.num_rounds),

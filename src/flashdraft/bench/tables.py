@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from flashdraft.bench.latency import Percentiles
-from flashdraft.bench.results import BASELINE, BenchRow, BlockSize
+from flashdraft.bench.results import BASELINE, BenchRow
+from flashdraft.spec_decode.controller import AUTO, BlockSize
 
 Column = tuple[str, BlockSize]  # method, block size
 MISSING = "–"
@@ -34,7 +35,7 @@ def columns_of(rows: Sequence[BenchRow]) -> list[Column]:
 
 def speed_table(rows: Sequence[BenchRow], block_size: int) -> str:
     """Tokens a second and speed-up by task and concurrency, of the methods at one block size."""
-    columns = [column for column in columns_of(rows) if column[1] in (1, block_size, "auto")]
+    columns = [column for column in columns_of(rows) if column[1] in (1, block_size, AUTO)]
     found = {(row.task, row.concurrency, row.method, row.block_size): row for row in rows}
     tasks = list(dict.fromkeys(row.task for row in rows))
     concurrencies = list(dict.fromkeys(row.concurrency for row in rows))
@@ -162,6 +163,34 @@ def time_table(rows: Sequence[BenchRow]) -> str:
             "decode speed-up": lambda row: number(row.decode_speedup, ".2f", unit="x"),
             "promised": lambda row: number(row.promised_speedup, ".2f", unit="x"),
             "reached": lambda row: number(row.promise_share, ".0f", 100, "%"),
+        },
+    )
+
+
+def chosen_table(rows: Sequence[BenchRow]) -> str:
+    """What the controller chose, and its tokens a second over those of the best method without it."""
+
+    def best_other(row: BenchRow) -> float:
+        return max(
+            other.output_tokens_per_s
+            for other in rows
+            if (other.task, other.concurrency) == (row.task, row.concurrency) and other.method != AUTO
+        )
+
+    def mean_length(row: BenchRow) -> float:
+        return sum(length * count for length, count in enumerate(row.verified_histogram)) / row.num_rounds
+
+    return row_table(
+        [row for row in rows if row.method == AUTO and row.num_rounds],
+        {
+            "tokens/s": lambda row: number(row.output_tokens_per_s, ".1f"),
+            "of the best other": lambda row: number(
+                row.output_tokens_per_s / best_other(row), ".0f", 100, "%"
+            ),
+            "plain rounds": lambda row: number(
+                sum(row.verified_histogram[1:2]) / row.num_rounds, ".0f", 100, "%"
+            ),
+            "tokens verified a round": lambda row: number(mean_length(row), ".1f"),
         },
     )
 

@@ -41,8 +41,8 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, dflash and names of --draft; ar always runs: it is the yardstick."
-        "  [default: ar, dflash and the names of --draft]",
+        help="With commas: ar, ngram, dflash, names of --draft, and auto, whose blocks the controller chooses;"
+        " ar always runs: it is the yardstick.  [default: ar, dflash, the names of --draft and auto]",
     ),
 ]
 
@@ -57,6 +57,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="A few short answers: minutes, not hours.")] = False,
     dtype: DtypeOption = "bfloat16",
     device: DeviceOption = "cpu",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Tell on stderr why the controller chose its blocks.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of rows.jsonl and report.md; running again goes on."),
@@ -70,6 +73,7 @@ def bench(
     \b
     Examples:
       flashdraft bench --quick
+      flashdraft bench --methods dflash,auto --concurrency 1,8,32 --explain
       flashdraft bench --methods ar,ngram,dflash --concurrency 1,8,16,32 --out results/embedded
       flashdraft bench --draft dflash=my/drafter --draft mtp=my/mtp --tasks gsm8k,mbpp --limit 10 --json
     """
@@ -84,12 +88,23 @@ def bench(
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
     llm = open_llm(model, named.get("dflash"), dtype, device)
     drafters = _drafters(llm, named, dtype, device)
-    chosen = choose_methods(names_in(methods) if methods else [*drafters], sizes, drafters)
+    asked = names_in(methods) if methods else [*drafters, *(["auto"] if drafters else [])]
+    chosen = choose_methods(asked, sizes, drafters)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
     rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
-    run = OfflineBench(llm, chosen, config.params, config.concurrencies, config.repeats, config.multi_turn)
+    run = OfflineBench(
+        llm,
+        chosen,
+        config.params,
+        config.concurrencies,
+        config.repeats,
+        config.multi_turn,
+        config.simulated(llm.max_block_size),
+    )
     _measure(run, run.chunks(prompts, config.limit), rows)
+    if explain and any(method.name == "auto" for method in chosen):
+        typer.echo(run.explain(rows.results.measurements), err=True)
     _present(rows.results, out, as_json)
 
 

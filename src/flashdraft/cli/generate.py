@@ -44,6 +44,9 @@ def generate(
     no_chat: Annotated[
         bool, typer.Option("--no-chat", help="Continue the raw text, without the chat template.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Tell on stderr why the blocks were as long as they were.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer one prompt; the text streams to stdout.
@@ -53,6 +56,7 @@ def generate(
       flashdraft generate "Why is the sky blue?"
       flashdraft generate --no-chat --max-tokens 40 "Once upon a time"
       flashdraft generate --temperature 0.8 --seed 7 "Tell me a story."
+      flashdraft generate --explain "Why is the sky blue?"
       cat question.txt | flashdraft generate --json
     """
     from flashdraft.sampling_params import SamplingParams
@@ -68,6 +72,8 @@ def generate(
     else:
         output = llm.chat([{"role": "user", "content": text}], params, stream.on_round)[0]
     stream.finish()
+    if explain:
+        typer.echo(f"\n{llm.explain(output.metrics)}", err=True)
     if as_json:
         settings = {"model": model, "draft": draft, "dtype": dtype, "block_size": llm.block_size}
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))

@@ -12,7 +12,9 @@ from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 from flashdraft.generate import check_request
 from flashdraft.models.base import TargetModel
+from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS
 from flashdraft.spec_decode.controller import AUTO, BlockSize, Candidate, Controller, Others
+from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 
@@ -34,13 +36,16 @@ def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: B
 class BlockControl:
     """Chooses the blocks of requests that leave it to the engine. ``costs``: measured when first needed if None."""
 
-    def __init__(self, runner: ModelRunner, max_block: int, costs: StepCosts | None = None) -> None:
-        self.runner, self.max_block = runner, max_block
-        self.controller: Controller | None = None
-        self._num_measured_rows = 0
+    def __init__(
+        self, runner: ModelRunner, drafter: Drafter | None = None, costs: StepCosts | None = None
+    ) -> None:
+        self.runner = runner
+        self.max_block = drafter.max_block_size if drafter else 1
+        # Only a drafter of whole blocks drafts a token differently when fewer follow it.
+        self.short_log_odds = SHORT_BLOCK_LOG_ODDS if isinstance(drafter, DFlashDrafter) else 0.0
+        self.controller = self._controller(costs) if costs else None
+        self._num_measured_rows = _MOST_ROWS if costs else 0
         self._choose_s = 0.0
-        if costs:
-            self.controller, self._num_measured_rows = Controller(max_block, costs), _MOST_ROWS
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
@@ -51,8 +56,11 @@ class BlockControl:
             if self.controller:
                 self.controller.costs = costs
             else:
-                self.controller = Controller(self.max_block, costs)
+                self.controller = self._controller(costs)
         return self.controller
+
+    def _controller(self, costs: StepCosts) -> Controller:
+        return Controller(self.max_block, costs, self.short_log_odds)
 
     def plan(self, decoding: Sequence[Request]) -> None:
         """Set the next block of each automatic request."""

@@ -22,6 +22,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.verify import verify
 
@@ -33,6 +34,7 @@ class Engine:
 
     ``block_size``: of requests that name none; "auto": the controller's choice at every step; None: "auto" where
     there is a drafter. ``costs``: of steps on this machine; None: measured before the first automatic block.
+    ``simulated``: for studies of cost, decides what is accepted; the answers then mean nothing.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Engine:
         tokenizer: Decodes | None = None,
         block_size: BlockSize | None = None,
         costs: StepCosts | None = None,
+        simulated: SimulatedAcceptance | None = None,
     ) -> None:
         if isinstance(target.new_cache(1, 1), ModelCache):
             raise UsageError(
@@ -53,10 +56,11 @@ class Engine:
         self.config = config or EngineConfig()
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
+        self.simulated = simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size)
-        self.control = BlockControl(self.runner, drafter.max_block_size if drafter else 1, costs)
+        self.control = BlockControl(self.runner, drafter, costs)
         self.scheduler = Scheduler(self.config, num_pages)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
@@ -219,8 +223,9 @@ class Engine:
         tokens = [[request.anchor, *draft] for request, draft in zip(requests, drafts, strict=True)]
         results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens])
         answered = perf_counter()
+        accept = self.simulated or verify
         decided = [
-            verify(draft, self._choose(request, result, draft))
+            accept(draft, self._choose(request, result, draft))
             for request, result, draft in zip(requests, results, drafts, strict=True)
         ]
         verified = perf_counter()

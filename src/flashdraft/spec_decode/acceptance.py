@@ -12,9 +12,9 @@ _PRIOR_WEIGHT = 4.0  # rounds that the rates of all requests count for a new one
 _OWN_WEIGHT, _ALL_WEIGHT = 12.0, 200.0  # rounds remembered
 _STALE_WEIGHT, _STALE_DECAY = 2.0, 0.97  # what is left of a memory, and its loss in a plain round
 _MOST = 0.995
-# Blocks shorter than the trained one are drafted a little worse: log odds at a vanishing block, measured on the
-# embedded pair by benchmarks/short_blocks.py, then learned from what is accepted.
-_SHORT_BLOCK_LOG_ODDS = -0.45
+# What a drafter of whole blocks loses in a shorter one: log odds at a vanishing block, measured on the embedded pair
+# (benchmarks/short_blocks.py), then learned from what is accepted.
+SHORT_BLOCK_LOG_ODDS = -0.45
 _BIAS_WEIGHT, _BIAS_MEMORY = 10.0, 100.0
 
 
@@ -30,15 +30,13 @@ class Acceptance:
 
 
 class AcceptanceModel:
-    """The rates of all requests, and how much a draft of a shorter block loses."""
+    """The rates of all requests, and how much a draft of a shorter block loses (at first ``short_log_odds``)."""
 
-    def __init__(self, max_block: int, blocks: Sequence[int]) -> None:
+    def __init__(self, max_block: int, blocks: Sequence[int], short_log_odds: float = 0.0) -> None:
         self.rates: Array = np.full(max_block - 1, _PRIOR_RATE)
         self.weights: Array = np.full(max_block - 1, _PRIOR_WEIGHT)
         # [log odds, weight] by block drafted
-        self.biases = {
-            block: [_SHORT_BLOCK_LOG_ODDS * (1 - block / max_block), _BIAS_WEIGHT] for block in blocks
-        }
+        self.biases = {block: [short_log_odds * (1 - block / max_block), _BIAS_WEIGHT] for block in blocks}
         self.max_block = max_block
 
     def new_request(self) -> Acceptance:

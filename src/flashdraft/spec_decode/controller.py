@@ -64,12 +64,12 @@ class Others:
 
 
 class Controller:
-    """Plans steps. ``blocks``: the lengths that may be drafted, the trained one among them."""
+    """Plans steps for a drafter of at most ``max_block``; ``short_log_odds``: see :class:`AcceptanceModel`."""
 
-    def __init__(self, max_block: int, costs: StepCosts, blocks: Sequence[int] | None = None) -> None:
+    def __init__(self, max_block: int, costs: StepCosts, short_log_odds: float = 0.0) -> None:
         self.costs = costs
-        self.blocks = tuple(blocks or drafted_blocks(max_block))
-        self.acceptance = AcceptanceModel(max_block, self.blocks)
+        self.blocks = drafted_blocks(max_block)
+        self.acceptance = AcceptanceModel(max_block, self.blocks, short_log_odds)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
 
@@ -192,5 +192,5 @@ class _Search:
 
 
 def drafted_blocks(max_block: int) -> tuple[int, ...]:
-    """The trained block, its half and its quarter."""
+    """Lengths that may be drafted: the whole block, its half and its quarter."""
     return tuple(sorted({max_block, max(max_block // 2, 2), max(max_block // 4, 2)}, reverse=True))

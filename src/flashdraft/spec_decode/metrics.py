@@ -30,6 +30,11 @@ class RequestMetrics:
         return (self.num_output_tokens - self.num_requests) / self.num_rounds
 
     @property
+    def num_plain_rounds(self) -> int:
+        """Rounds that verified no draft."""
+        return sum(self.verified_histogram[1:2])
+
+    @property
     def accepted_by_position(self) -> list[float]:
         """Share of rounds in which draft token i (0-based) was accepted."""
         total = sum(self.accepted_histogram)
