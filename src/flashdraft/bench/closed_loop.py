@@ -6,6 +6,7 @@ from time import perf_counter
 
 from flashdraft.engine.engine import Engine
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 
@@ -25,7 +26,7 @@ def answer_all(
     engine: Engine,
     prompts: Sequence[list[int]],
     params: SamplingParams,
-    block_size: int,
+    block_size: BlockSize,
     concurrency: int,
     on_answer: Callable[[], None] = lambda: None,
 ) -> list[TimedAnswer]:

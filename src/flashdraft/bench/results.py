@@ -8,18 +8,16 @@ ratio of tokens a second against plain decoding of the same prompts at the same 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 from flashdraft.bench.intervals import ratio_interval
 from flashdraft.bench.latency import GapHistogram, Percentiles, gap_percentiles, percentiles
 from flashdraft.bench.lossless import Difference
+from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 BASELINE = "AR"
 LOOPING_SHARE = 0.1
 _NGRAM = 8
-
-BlockSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True)

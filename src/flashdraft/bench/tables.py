@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from flashdraft.bench.latency import Percentiles
-from flashdraft.bench.results import BASELINE, BenchRow, BlockSize
+from flashdraft.bench.results import BASELINE, BenchRow
+from flashdraft.spec_decode.controller import AUTO, BlockSize
 
 Column = tuple[str, BlockSize]  # method, block size
 MISSING = "–"
@@ -34,7 +35,7 @@ def columns_of(rows: Sequence[BenchRow]) -> list[Column]:
 
 def speed_table(rows: Sequence[BenchRow], block_size: int) -> str:
     """Tokens a second and speed-up by task and concurrency, of the methods at one block size."""
-    columns = [column for column in columns_of(rows) if column[1] in (1, block_size, "auto")]
+    columns = [column for column in columns_of(rows) if column[1] in (1, block_size, AUTO)]
     found = {(row.task, row.concurrency, row.method, row.block_size): row for row in rows}
     tasks = list(dict.fromkeys(row.task for row in rows))
     concurrencies = list(dict.fromkeys(row.concurrency for row in rows))

@@ -41,8 +41,8 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, dflash and names of --draft; ar always runs: it is the yardstick."
-        "  [default: ar, dflash and the names of --draft]",
+        help="With commas: ar, ngram, dflash, auto and names of --draft; ar always runs: it is the yardstick."
+        "  [default: all but ngram]",
     ),
 ]
 
@@ -84,7 +84,7 @@ def bench(
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
     llm = open_llm(model, named.get("dflash"), dtype, device)
     drafters = _drafters(llm, named, dtype, device)
-    chosen = choose_methods(names_in(methods) if methods else [*drafters], sizes, drafters)
+    chosen = choose_methods(names_in(methods) if methods else _default_methods(drafters), sizes, drafters)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
     rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
@@ -117,6 +117,10 @@ def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "di
             network = load_drafter(folder, llm.target, dtype=dtype, device=device)
             drafters[name] = drafter_of(network, llm.target)
     return drafters
+
+
+def _default_methods(drafters: "dict[str, Drafter]") -> list[str]:
+    return [*drafters, *(["auto"] if "dflash" in drafters else [])]
 
 
 def _measure(run: "OfflineBench", chunks: "list[Chunk]", rows: "RowsFile") -> None:
