@@ -20,8 +20,18 @@ from rich.progress import (
 )
 
 from flashdraft.bench.config import BenchConfig
+from flashdraft.cli.bench_online import (
+    KeyOption,
+    LabelOption,
+    RateOption,
+    ServerOptions,
+    TpotOption,
+    TtftOption,
+    UrlOption,
+    bench_server,
+)
 from flashdraft.cli.config_options import with_config
-from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, open_llm
+from flashdraft.cli.options import DeviceOption, Dtype, DtypeOption, JsonOption, ModelOption, open_llm
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +72,12 @@ def bench(
         typer.Option("--out", help="Folder of rows.jsonl and report.md; running again goes on."),
     ] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    rate: RateOption = None,
+    ttft_target_ms: TtftOption = None,
+    tpot_target_ms: TpotOption = None,
+    label: LabelOption = "server",
 ) -> None:
     """Measure speed, acceptance, losslessness and accuracy against plain decoding.
 
@@ -72,7 +88,27 @@ def bench(
       flashdraft bench --quick
       flashdraft bench --methods ar,ngram,dflash --concurrency 1,8,16,32 --out results/embedded
       flashdraft bench --draft dflash=my/drafter --draft mtp=my/mtp --tasks gsm8k,mbpp --limit 10 --json
+      flashdraft bench --url http://localhost:8000 --concurrency 1,8 --ttft-target-ms 500 --tpot-target-ms 50
     """
+    config = config.quick() if quick else config
+    if url:
+        said = ServerOptions(url, api_key, rate, ttft_target_ms, tpot_target_ms, label)
+        return bench_server(config, said, _progress, out, as_json)
+    return _bench_here(config, model, draft, methods, block_sizes, dtype, device, out, as_json)
+
+
+def _bench_here(
+    config: BenchConfig,
+    model: str,
+    draft: list[str] | None,
+    methods: str | None,
+    block_sizes: str,
+    dtype: Dtype,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure in this process."""
     from flashdraft.bench.config import names_in, numbers_in
     from flashdraft.bench.methods import choose_methods
     from flashdraft.bench.offline import OfflineBench
@@ -80,7 +116,6 @@ def bench(
     from flashdraft.bench.tables import method_label
     from flashdraft.provenance import collect_provenance
 
-    config = config.quick() if quick else config
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
     llm = open_llm(model, named.get("dflash"), dtype, device)
     drafters = _drafters(llm, named, dtype, device)
