@@ -39,12 +39,13 @@ def chunk_of(prompts: list[BenchPrompt], concurrency: int = 1, index: int = 0, t
 
 
 def test_methods_are_what_was_asked_for(llm: LLM) -> None:
-    assert [(m.name, m.block_size) for m in methods(llm, ["ar", "dflash", "ngram"], [8, 4])] == [
+    assert [(m.name, m.block_size) for m in methods(llm, ["ar", "dflash", "ngram", "auto"], [8, 4])] == [
         ("AR", 1),
         ("DFlash", 8),
         ("DFlash", 4),
         ("n-gram", 8),
         ("n-gram", 4),
+        ("auto", "auto"),
     ]
     assert llm.drafter is not None
     assert [(m.name, m.block_size) for m in methods(llm, ["auto"], [8])][1:] == [("auto", "auto")]
@@ -156,7 +157,7 @@ def turn(question: str) -> list[dict[str, str]]:
 
 def test_sampled_answers_agree_too(llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, seed=5, max_tokens=24)
-    bench = OfflineBench(llm, methods(llm, ["ngram", "dflash"], [4]), params, [2])
+    bench = OfflineBench(llm, methods(llm, ["ngram", "dflash", "auto"], [4]), params, [2])
     assert all(m.difference is None for m in bench.measure(chunk_of(load_task("gsm8k", 3), 2)))
 
 

@@ -20,7 +20,7 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
         "bench",
         *SMALL,
         "--methods",
-        "ar,ngram,dflash",
+        "ar,ngram,dflash,auto",
         "--concurrency",
         "1,2",
         "--out",
@@ -30,10 +30,11 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
     result = run(*asked, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout.splitlines()[-1])
-    columns = [("AR", 1), ("n-gram", 8), ("n-gram", 4), ("DFlash", 8), ("DFlash", 4)]
+    columns = [("AR", 1), ("n-gram", 8), ("n-gram", 4), ("DFlash", 8), ("DFlash", 4), ("auto", "auto")]
     found = [(r["task"], r["concurrency"], r["method"], r["block_size"]) for r in document["rows"]]
     wanted = [(task, c, *column) for task in ("gsm8k", "mt-bench") for c in (1, 2) for column in columns]
-    assert sorted(found) == sorted(wanted)
+    assert set(found) == set(wanted)
+    assert len(found) == len(wanted)
     for row in document["rows"]:
         assert row["num_equal"] == row["num_answers"] == row["concurrency"]
         assert row["output_tokens_per_s"] > 0
@@ -42,15 +43,15 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
     assert document["settings"]["max_tokens"] == 12
     assert document["provenance"]["num_threads"] >= 1
     lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 30
+    assert len(lines) == 1 + 36
     assert (out / "report.md").read_text().startswith("# Benchmark")
 
     # Cut off within a chunk: that chunk is measured anew, the others are taken from the file.
     (out / "rows.jsonl").write_text("".join(lines[:20]) + lines[20][:50])
     assert run(*asked).exit_code == 0
     again = (out / "rows.jsonl").read_text().splitlines(keepends=True)
-    assert (again[0], again[2:12]) == (lines[0], lines[1:11])
-    assert len(again) == 2 + 30
+    assert (again[0], again[2:14]) == (lines[0], lines[1:13])
+    assert len(again) == 2 + 36
     drawn = run("report", str(out), "--title", "Tiny")
     assert drawn.exit_code == 0
     assert (out / "report.html").read_text().count("<svg") == 2 + 2 + 2 + 2

@@ -18,7 +18,7 @@ class Method:
     """A way of decoding, under the name that the tables give it."""
 
     name: str
-    block_size: BlockSize  # anchor included; 1: plain decoding; auto: the controller's choice
+    block_size: BlockSize  # anchor included; 1: plain decoding
     drafter: Drafter | None
 
 
@@ -27,20 +27,19 @@ def choose_methods(
 ) -> list[Method]:
     """Plain decoding, and for each block size what ``names`` asks for: "ngram" or one of ``drafters``.
 
-    "auto" is the first of ``drafters`` with blocks that the controller chooses.
+    "auto": the drafter "dflash" with the controller's choice of every block.
     Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
     """
     methods = [Method(BASELINE, 1, None)]
     for name in names:
         if name == AR:
             continue
-        if name == AUTO and drafters:
-            methods.append(Method(AUTO, AUTO, next(iter(drafters.values()))))
+        if name == AUTO and DFLASH in drafters:
+            methods.append(Method(AUTO, AUTO, drafters[DFLASH]))
             continue
         if name not in (NGRAM, *drafters):
-            known = [AR, NGRAM, *drafters, *([AUTO] if drafters else [])]
             raise UsageError(
-                f"there is no method {name!r}; expected some of: {', '.join(known)}."
+                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, AUTO, *drafters))}."
                 f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flashdraft.bench import tables
+from flashdraft.bench.online import OnlineRow
 from flashdraft.bench.results import BenchRow
 from flashdraft.bench.rows_file import Results
 
@@ -52,6 +53,15 @@ def markdown(rows: Sequence[BenchRow], results: Results) -> str:
     for run in results.runs:
         sections.append(f"## Where the numbers come from\n\n{provenance_list(run['provenance'])}")
     return "\n\n".join(sections) + "\n"
+
+
+def online_markdown(rows: Sequence[OnlineRow], settings: dict[str, Any], provenance: dict[str, Any]) -> str:
+    """The report of a server: rates, latencies, acceptance."""
+    told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    sections = [f"# Benchmark of a server\n\nSettings: {told}."]
+    sections.append(f"## Rates and latencies (ms, p50 / p99)\n\n{tables.online_table(rows)}")
+    sections.append(f"## Where the numbers come from\n\n{provenance_list(provenance)}")
+    return "\n\n".join(sections)
 
 
 def block_sizes_of(rows: Sequence[BenchRow]) -> list[int]:

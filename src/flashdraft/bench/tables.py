@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from flashdraft.bench.latency import Percentiles
+from flashdraft.bench.online import OnlineRow
 from flashdraft.bench.results import BASELINE, BenchRow
 from flashdraft.spec_decode.controller import AUTO, BlockSize
 
@@ -118,23 +119,35 @@ def interval_table(rows: Sequence[BenchRow]) -> str:
     )
 
 
+def online_table(rows: Sequence[OnlineRow]) -> str:
+    """A server's rates, latencies, acceptance and failures."""
+    lines = []
+    for row in rows:
+        load = f"{row.concurrency} at a time" if row.rate is None else f"{row.rate:g} a second"
+        rates = [f"{row.output_tokens_per_s:.1f}", f"{row.requests_per_s:.2f}", f"{row.goodput_per_s:.2f}"]
+        times = [_times(found) for found in (row.ttft_s, row.tpot_s, row.itl_s, row.total_s)]
+        accepted = [number(row.acceptance_length, ".2f"), row.acceptance_source or MISSING]
+        failed = f"{row.num_failed} of {row.num_requests}"
+        graded = f"{row.num_correct} of {row.num_graded}" if row.num_graded else MISSING
+        lines.append([row.task, row.method, load, *rates, *times, *accepted, graded, failed])
+    header = ["task", "method", "load", "tokens/s", "requests/s", "goodput/s", "TTFT", "TPOT", "ITL"]
+    return table([*header, "end to end", "acceptance length", "source", "right", "failed"], lines)
+
+
+def _times(found: Percentiles | None) -> str:
+    return f"{found.p50 * 1e3:.1f} / {found.p99 * 1e3:.1f}" if found else MISSING
+
+
 def latency_table(rows: Sequence[BenchRow]) -> str:
     """Medians and 99th percentiles in milliseconds."""
-
-    def times(pick: Callable[[BenchRow], Percentiles | None]) -> Callable[[BenchRow], str]:
-        def cell(row: BenchRow) -> str:
-            found = pick(row)
-            return f"{found.p50 * 1e3:.1f} / {found.p99 * 1e3:.1f}" if found else MISSING
-
-        return cell
 
     return row_table(
         rows,
         {
-            "TTFT p50 / p99": times(lambda row: row.ttft_s),
-            "TPOT p50 / p99": times(lambda row: row.tpot_s),
-            "ITL p50 / p99": times(lambda row: row.itl_s),
-            "end to end p50 / p99": times(lambda row: row.total_s),
+            "TTFT p50 / p99": lambda row: _times(row.ttft_s),
+            "TPOT p50 / p99": lambda row: _times(row.tpot_s),
+            "ITL p50 / p99": lambda row: _times(row.itl_s),
+            "end to end p50 / p99": lambda row: _times(row.total_s),
         },
     )
 

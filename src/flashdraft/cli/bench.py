@@ -20,8 +20,18 @@ from rich.progress import (
 )
 
 from flashdraft.bench.config import BenchConfig
+from flashdraft.cli.bench_online import (
+    KeyOption,
+    LabelOption,
+    RateOption,
+    ServerOptions,
+    TpotOption,
+    TtftOption,
+    UrlOption,
+    bench_server,
+)
 from flashdraft.cli.config_options import with_config
-from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, open_llm
+from flashdraft.cli.options import DeviceOption, Dtype, DtypeOption, JsonOption, ModelOption, open_llm
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,8 +51,8 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, dflash, names of --draft, and auto, whose blocks the controller chooses;"
-        " ar always runs: it is the yardstick.  [default: ar, dflash, the names of --draft and auto]",
+        help="With commas: ar, ngram, dflash, auto and names of --draft; ar always runs: it is the yardstick."
+        "  [default: all but ngram]",
     ),
 ]
 
@@ -65,6 +75,12 @@ def bench(
         typer.Option("--out", help="Folder of rows.jsonl and report.md; running again goes on."),
     ] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    rate: RateOption = None,
+    ttft_target_ms: TtftOption = None,
+    tpot_target_ms: TpotOption = None,
+    label: LabelOption = "server",
 ) -> None:
     """Measure speed, acceptance, losslessness and accuracy against plain decoding.
 
@@ -76,7 +92,28 @@ def bench(
       flashdraft bench --methods dflash,auto --concurrency 1,8,32 --explain
       flashdraft bench --methods ar,ngram,dflash --concurrency 1,8,16,32 --out results/embedded
       flashdraft bench --draft dflash=my/drafter --draft mtp=my/mtp --tasks gsm8k,mbpp --limit 10 --json
+      flashdraft bench --url http://localhost:8000 --concurrency 1,8 --ttft-target-ms 500 --tpot-target-ms 50
     """
+    config = config.quick() if quick else config
+    if url:
+        said = ServerOptions(url, api_key, rate, ttft_target_ms, tpot_target_ms, label)
+        return bench_server(config, said, _progress, out, as_json)
+    return _bench_here(config, model, draft, methods, block_sizes, dtype, device, explain, out, as_json)
+
+
+def _bench_here(
+    config: BenchConfig,
+    model: str,
+    draft: list[str] | None,
+    methods: str | None,
+    block_sizes: str,
+    dtype: Dtype,
+    device: str,
+    explain: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure in this process."""
     from flashdraft.bench.config import names_in, numbers_in
     from flashdraft.bench.methods import choose_methods
     from flashdraft.bench.offline import OfflineBench
@@ -84,12 +121,10 @@ def bench(
     from flashdraft.bench.tables import method_label
     from flashdraft.provenance import collect_provenance
 
-    config = config.quick() if quick else config
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
     llm = open_llm(model, named.get("dflash"), dtype, device)
     drafters = _drafters(llm, named, dtype, device)
-    asked = names_in(methods) if methods else [*drafters, *(["auto"] if drafters else [])]
-    chosen = choose_methods(asked, sizes, drafters)
+    chosen = choose_methods(names_in(methods) if methods else _default_methods(drafters), sizes, drafters)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
     rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
@@ -132,6 +167,10 @@ def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "di
             network = load_drafter(folder, llm.target, dtype=dtype, device=device)
             drafters[name] = drafter_of(network, llm.target)
     return drafters
+
+
+def _default_methods(drafters: "dict[str, Drafter]") -> list[str]:
+    return [*drafters, *(["auto"] if "dflash" in drafters else [])]
 
 
 def _measure(run: "OfflineBench", chunks: "list[Chunk]", rows: "RowsFile") -> None:
