@@ -15,6 +15,7 @@ from flashdraft.checkpoint.hf_config import (
 )
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_head, save_mtp_head
+from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
@@ -59,7 +60,7 @@ def load_target(
         source = GGUFWeights(file, config)
     else:
         config = read_config(place)
-        source = SafetensorsWeights(place)
+        source = RegroupedWeights(SafetensorsWeights(place), config)
     with torch.device("meta"):
         model = build_target(config)
     fill(model, source, wanted, where)

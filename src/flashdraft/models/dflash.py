@@ -16,7 +16,8 @@ from transformers import Qwen3Config
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import LayerSource
-from flashdraft.models.llama import GatedMLP, split_heads
+from flashdraft.models.llama import split_heads
+from flashdraft.models.mlp import GatedMLP
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
 from flashdraft.ops.norm import RMSNorm
