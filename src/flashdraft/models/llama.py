@@ -86,15 +86,20 @@ class LlamaModel(TargetModel):
     """A Llama target."""
 
     attention_class: type[LlamaAttention] = LlamaAttention
+    decoder_class: Any = LlamaDecoder
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = LlamaDecoder(config, self.attention_class)
+        self.model = self.decoder_class(config, self.attention_class)
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.rotary = Rotary(config)
+        self.rotary = self.rotary_of(config)
+
+    def rotary_of(self, config: Any) -> Any:
+        """Rotary positions; models that rotate layer types differently have one for each."""
+        return Rotary(config)
 
     def forward(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
