@@ -1,5 +1,7 @@
 """A gemma3 GGUF: transformers' logits, SentencePiece's tokens, and what a file may leave out."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
