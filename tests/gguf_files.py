@@ -1,5 +1,6 @@
 """GGUF files of tiny random models, by gguf's own writer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,12 @@ def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def stored_name(name: str) -> str:
+def stored_name(name: str, names: Mapping[str, str] = STORED_NAMES) -> str:
     module, _, kind = name.rpartition(".")
     if module.startswith("model.layers."):
         _, _, layer, part = module.split(".", 3)
-        return f"blk.{layer}.{STORED_NAMES[part]}.{kind}"
-    return f"{STORED_NAMES[module]}.{kind}"
+        return f"blk.{layer}.{names[part]}.{kind}"
+    return f"{names[module]}.{kind}"
 
 
 def permute(tensor: Tensor, name: str, config: Any) -> Tensor:
@@ -115,3 +116,67 @@ def permute(tensor: Tensor, name: str, config: Any) -> Tensor:
     if heads is None:
         return tensor
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape).contiguous()
+
+
+GEMMA3_NAMES = STORED_NAMES | {
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+# Scores fall with the id, as SentencePiece gives them; bytes and control tokens first.
+PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", *(f"<0x{byte:02X}>" for byte in range(256))]
+PIECES += ["th", "▁t", "he", "▁th", "▁the", "the", "an", "and", "▁an", "▁and", "nd", "▁▁", "▁", *"thean.d\n1"]
+
+
+def sentencepiece_fields() -> dict[str, Any]:
+    first = PIECES.index("th")
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": PIECES,
+        "tokenizer.ggml.scores": [-1000.0] * first + [-float(i) for i in range(len(PIECES) - first)],
+        "tokenizer.ggml.token_type": [3] * 3 + [2, 4] + [6] * 256 + [1] * (len(PIECES) - first),
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def write_gemma3_gguf(path: Path, model: Any, fields: dict[str, Any] | None = None) -> Path:
+    """A transformers Gemma 3 as llama.cpp's converter writes it, in float32; the norms are stored as factors."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "gemma3")
+    values = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "attention.sliding_window": config.sliding_window,
+        "rope.freq_base": float(config.rope_parameters["full_attention"]["rope_theta"]),
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0,
+    }
+    named = (
+        {f"gemma3.{key}": value for key, value in values.items()} | sentencepiece_fields() | (fields or {})
+    )
+    for key, value in named.items():
+        if value is not None:
+            add_field(writer, key, value)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        array = (tensor + 1 if name.endswith("norm.weight") else tensor).numpy()
+        writer.add_tensor(stored_name(name, GEMMA3_NAMES), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -217,7 +217,7 @@ def test_llama3_takes_whole_words_first(make_llama, write_gguf, pre, expected):
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
-        ({"model": "llama"}, r"tokenizer of kind 'llama'; expected 'gpt2'"),
+        ({"model": "t5"}, r"tokenizer of kind 't5'; expected 'gpt2'"),
         ({"pre": "tekken"}, r"pre-tokenizer 'tekken'; expected one of gpt-2, smollm, llama-bpe, qwen2"),
         ({"tokens": None}, r"lacks the field tokenizer\.ggml\.tokens"),
         ({"merges": None}, r"lacks the field tokenizer\.ggml\.merges"),

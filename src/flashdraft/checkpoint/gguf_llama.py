@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,13 +31,17 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _EOS_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def transformers_name(name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; an unknown name stays."""
+def transformers_name(name: str, others: Mapping[str, str] = MappingProxyType({})) -> str:
+    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; an unknown name stays.
+
+    ``others``: what another architecture calls otherwise than llama.
+    """
+    names = {**_NAMES, **others}
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if not match or match[2] not in _NAMES:
+    if not match or match[2] not in names:
         return name
     layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_NAMES[match[2]]}.{match[3]}"
+    return f"{layer}{names[match[2]]}.{match[3]}"
 
 
 def unpermute(weight: Tensor, num_heads: int) -> Tensor:
@@ -50,8 +56,7 @@ def unpermute(weight: Tensor, num_heads: int) -> Tensor:
 
 def read_gguf_config(file: GGUFFile) -> LlamaConfig:
     """The config that the fields describe. Raises CheckpointError for what is missing or not supported."""
-    _check_architecture(file)
-    field = _Fields(file)
+    field = Fields(file, "llama")
     heads, hidden_size = field("attention.head_count"), field("embedding_length")
     head_dim = field("attention.key_length", hidden_size // heads)
     if (rotated := field("rope.dimension_count", head_dim)) != head_dim:
@@ -101,35 +106,31 @@ class GGUFWeights:
         return tensor if num_heads is None else unpermute(tensor, num_heads)
 
 
-class _Fields:
-    """Reads ``llama.<key>``."""
+class Fields:
+    """Reads ``<architecture>.<key>``. Raises CheckpointError for a mixture of experts and for one of several files."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
+    def __init__(self, file: GGUFFile, architecture: str) -> None:
+        self.file, self.architecture = file, architecture
+        if file.fields.get(f"{architecture}.expert_count"):
+            raise CheckpointError(
+                f"{file.path} is a mixture of experts; expected a dense {architecture} model"
+            )
+        if (num_files := file.fields.get("split.count", 1)) > 1:
+            raise CheckpointError(
+                f"{file.path} is one of {num_files} files; expected one: join them (gguf-split --merge)"
+            )
 
     def __call__(self, key: str, default: Any = None) -> Any:
-        value = self.file.fields.get(f"llama.{key}", default)
+        name = f"{self.architecture}.{key}"
+        value = self.file.fields.get(name, default)
         if value is None:
-            raise CheckpointError(f"{self.file.path} lacks the field llama.{key}; convert the model again")
+            raise CheckpointError(f"{self.file.path} lacks the field {name}; convert the model again")
         if isinstance(value, list):
-            raise CheckpointError(f"{self.file.path}: llama.{key} differs by layer, which is not supported")
+            raise CheckpointError(f"{self.file.path}: {name} differs by layer, which is not supported")
         return value
 
 
-def _check_architecture(file: GGUFFile) -> None:
-    architecture = file.fields.get("general.architecture")
-    mend = "give the model as a Hugging Face folder"
-    if architecture != "llama":
-        raise CheckpointError(f"{file.path} has architecture {architecture!r}; expected 'llama': {mend}")
-    if file.fields.get("llama.expert_count"):
-        raise CheckpointError(f"{file.path} is a mixture of experts; expected a dense llama model")
-    if (num_files := file.fields.get("split.count", 1)) > 1:
-        raise CheckpointError(
-            f"{file.path} is one of {num_files} files; expected one: join them (gguf-split --merge)"
-        )
-
-
-def _rope_parameters(file: GGUFFile, field: _Fields, head_dim: int) -> dict[str, Any]:
+def _rope_parameters(file: GGUFFile, field: Fields, head_dim: int) -> dict[str, Any]:
     parameters = {"rope_type": "default", "rope_theta": field("rope.freq_base", 10000.0)}
     scaling = field("rope.scaling.type", "none")
     if scaling == "linear":

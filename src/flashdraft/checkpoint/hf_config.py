@@ -74,11 +74,13 @@ def check_supported(config: Any, label: str) -> None:
         raise CheckpointError(
             f"{label}: hidden_act is {activation!r}; expected 'silu', the only one supported"
         )
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope_type not in _ROPE_TYPES:
-        raise CheckpointError(
-            f"{label}: rope_type is {rope_type!r}; expected one of {', '.join(_ROPE_TYPES)}"
-        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [one for one in rope.values() if isinstance(one, dict)]
+    for rope_type in (one.get("rope_type", "default") for one in by_layer_type or [rope]):
+        if rope_type not in _ROPE_TYPES:
+            raise CheckpointError(
+                f"{label}: rope_type is {rope_type!r}; expected one of {', '.join(_ROPE_TYPES)}"
+            )
 
 
 def folder_eos_token_ids(folder: Path) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The door: models, tokenizers and drafters from what the user names. Everything behind it is a format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter, embedded_target
 from flashdraft.checkpoint.gguf import GGUFFile
+from flashdraft.checkpoint.gguf_gemma3 import Gemma3Weights, read_gemma3_config
 from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
 from flashdraft.checkpoint.hf_config import (
     folder_eos_token_ids,
@@ -15,6 +17,7 @@ from flashdraft.checkpoint.hf_config import (
 )
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_head, save_mtp_head
+from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
@@ -24,6 +27,10 @@ from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
 
+_GGUF_FORMATS: dict[str, tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, Any], WeightSource]]] = {
+    "llama": (read_gguf_config, GGUFWeights),
+    "gemma3": (read_gemma3_config, Gemma3Weights),
+}
 __all__ = [
     "EMBEDDED",
     "OWN_MTP",
@@ -53,13 +60,15 @@ def load_target(
     where, wanted = check_device(device), check_dtype(dtype)
     place = _locate_target(path_or_name)
     source: WeightSource
+    config: Any
     if place.is_file():
         file = GGUFFile(place)
-        config: Any = read_gguf_config(file)
-        source = GGUFWeights(file, config)
+        read_fields, weights = _gguf_format(file)
+        config = read_fields(file)
+        source = weights(file, config)
     else:
         config = read_config(place)
-        source = SafetensorsWeights(place)
+        source = RegroupedWeights(SafetensorsWeights(place), config)
     with torch.device("meta"):
         model = build_target(config)
     fill(model, source, wanted, where)
@@ -138,6 +147,16 @@ def generation_defaults(path_or_name: str | Path = EMBEDDED) -> dict[str, Any]:
     """The sampling settings that the model's makers ship, by the names of SamplingParams; may be empty."""
     place = _locate_target(path_or_name)
     return {} if place.is_file() else folder_generation_defaults(place)
+
+
+def _gguf_format(file: GGUFFile) -> tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, Any], WeightSource]]:
+    architecture = file.fields.get("general.architecture")
+    if architecture not in _GGUF_FORMATS:
+        raise CheckpointError(
+            f"{file.path} has architecture {architecture!r}; expected {' or '.join(map(repr, _GGUF_FORMATS))}: give the"
+            " model as a Hugging Face folder"
+        )
+    return _GGUF_FORMATS[architecture]
 
 
 def _locate_target(path_or_name: str | Path) -> Path:

@@ -15,7 +15,9 @@ _LLAMA3_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_KINDS = {"gpt2": ("tokens", "merges", "token_type"), "llama": ("tokens", "scores", "token_type")}
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # transformers' word -> GGUF's
 
 
@@ -41,21 +43,21 @@ def folder_tokenizer(folder: Path) -> Any:
 
 
 def gguf_tokenizer(file: GGUFFile) -> Any:
-    """The byte-level BPE tokenizer of the fields, a PreTrainedTokenizerFast with its chat template.
+    """The byte-level or SentencePiece BPE tokenizer of the fields, a PreTrainedTokenizerFast with its chat template.
 
     Raises CheckpointError for another kind of tokenizer, for a pre-tokenizer that is not known here and for
     fields that are missing or contradict each other.
     """
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
     label = str(file.path)
-    if (kind := fields.get("model")) != "gpt2":
+    if (kind := fields.get("model")) not in _KINDS:
         raise CheckpointError(
-            f"{label} has a tokenizer of kind {kind!r}; expected 'gpt2' (byte-level BPE): give the model as a"
-            " Hugging Face folder"
+            f"{label} has a tokenizer of kind {kind!r}; expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece):"
+            " give the model as a Hugging Face folder"
         )
-    _check_fields(fields, label)
+    _check_fields(fields, label, _KINDS[kind])
     tokens = fields["tokens"]
-    backend = _byte_level_bpe(fields, label)
+    backend = _byte_level_bpe(fields, label) if kind == "gpt2" else _sentencepiece_bpe(fields)
     named = {name: fields.get(f"{stored}_token_id") for name, stored in _NAMED.items()}
     tokenizer_class: Any = PreTrainedTokenizerFast
     return tokenizer_class(
@@ -69,17 +71,18 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
     )
 
 
-def _check_fields(fields: dict[str, Any], label: str) -> None:
-    for key in ("tokens", "merges", "token_type"):
+def _check_fields(fields: dict[str, Any], label: str, needed: tuple[str, ...]) -> None:
+    for key in needed:
         if key not in fields:
             raise CheckpointError(f"{label} lacks the field tokenizer.ggml.{key}; give the model as a folder")
     count = len(fields["tokens"])
     problems = []
     if len(set(fields["tokens"])) != count:
         problems.append("doubled tokens")
-    if (found := len(fields["token_type"])) != count:
-        problems.append(f"{found} token types (expected {count}, one a token)")
-    if broken := [merge for merge in fields["merges"] if merge.count(" ") != 1]:
+    for key, what in (("token_type", "token types"), ("scores", "scores")):
+        if key in needed and (found := len(fields[key])) != count:
+            problems.append(f"{found} {what} (expected {count}, one a token)")
+    if broken := [merge for merge in fields.get("merges", ()) if merge.count(" ") != 1]:
         problems.append(f"merges that are no pairs: {broken[:3]}")
     for key in (f"{stored}_token_id" for stored in _NAMED.values()):
         if not 0 <= (fields.get(key) or 0) < count:
@@ -101,12 +104,49 @@ def _byte_level_bpe(fields: dict[str, Any], label: str) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
-    for token, token_type in zip(fields["tokens"], fields["token_type"], strict=True):
-        if token_type == _CONTROL:
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif token_type == _USER_DEFINED:
-            backend.add_tokens([AddedToken(token, normalized=False)])
+    _add_whole_tokens(backend, fields)
     return backend
+
+
+def _sentencepiece_bpe(fields: dict[str, Any]) -> Tokenizer:
+    """Characters merged by the highest score of a token, as SentencePiece does; bytes where there is none."""
+    tokens = fields["tokens"]
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    ordinary = [i for i, kind in enumerate(fields["token_type"]) if kind == _NORMAL]
+    pairs: list[tuple[float, int, int, str, str]] = []
+    for token_id in ordinary:
+        token = tokens[token_id]
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocab and right in vocab:
+                pairs.append((-fields["scores"][token_id], vocab[left], vocab[right], left, right))
+    unknown = fields.get("unknown_token_id")
+    backend = Tokenizer(
+        models.BPE(
+            vocab,
+            [(left, right) for *_, left, right in sorted(pairs)],
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    steps: list[Any] = [normalizers.Replace(" ", _SPACE)]
+    undo: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if fields.get("add_space_prefix", True):
+        steps.insert(0, normalizers.Prepend(" "))
+        undo.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer, backend.decoder = normalizers.Sequence(steps), decoders.Sequence(undo)
+    _add_whole_tokens(backend, fields)
+    return backend
+
+
+def _add_whole_tokens(backend: Tokenizer, fields: dict[str, Any]) -> None:
+    kinds = list(zip(fields["tokens"], fields["token_type"], strict=True))
+    special = [AddedToken(token, special=True, normalized=False) for token, kind in kinds if kind == _CONTROL]
+    backend.add_special_tokens(special)
+    backend.add_tokens(
+        [AddedToken(token, normalized=False) for token, kind in kinds if kind == _USER_DEFINED]
+    )
 
 
 def _pre_tokenizer(pre: str, label: str) -> Any:

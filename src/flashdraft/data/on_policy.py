@@ -140,11 +140,16 @@ def _requests(
     tokenizer: Any, prompts: Sequence[Prompt], config: OnPolicyConfig, done: set[tuple[str, float]]
 ) -> tuple[list[AnswerRequest], list[Prompt], int]:
     kwargs = json.loads(config.chat_template_kwargs)
-    texts = [
-        tokenizer.apply_chat_template(list(p.messages), add_generation_prompt=True, tokenize=False, **kwargs)
-        for p in prompts
-    ]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if tokenizer.chat_template:
+        texts = [
+            tokenizer.apply_chat_template(
+                list(p.messages), add_generation_prompt=True, tokenize=False, **kwargs
+            )
+            for p in prompts
+        ]
+    else:  # a model that was not taught to chat goes on with the text
+        texts = ["\n\n".join(message["content"] for message in p.messages) for p in prompts]
+    encoded = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     fitting = [(p, ids) for p, ids in zip(prompts, encoded, strict=True) if len(ids) <= config.max_prompt_len]
     wanted = [
         (prompt, ids, temperature)

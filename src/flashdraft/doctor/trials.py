@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashConfig, DFlashModel, one_dimensional
 from flashdraft.train.simulate import simulate
 
 BLOCKS_PER_FORWARD = 128
@@ -58,7 +58,10 @@ def trials_of(config: DFlashConfig, target_config: Any, mask_token_ids: Sequence
     for token_id in mask_token_ids:
         fault = f"mask_token_id is {config.mask_token_id}; set it to {token_id}"
         yield Trial(f"mask {token_id}", fault, replace(config, mask_token_id=token_id))
-    theta, theirs = config.rope_parameters.get("rope_theta"), target_config.rope_parameters.get("rope_theta")
+    theta, theirs = (
+        config.rope_parameters.get("rope_theta"),
+        one_dimensional(target_config.rope_parameters).get("rope_theta"),
+    )
     if theta != theirs:
         fault = f"rope_theta is {theta}; set it to the target's {theirs}"
         rope = {**config.rope_parameters, "rope_theta": theirs}

@@ -18,8 +18,13 @@ from flashdraft.ops.attention import CAUSAL, Mask
 ARCHITECTURES = {
     "llama": ("flashdraft.models.llama", "LlamaModel"),
     "qwen3": ("flashdraft.models.qwen3", "Qwen3Model"),
+    "qwen3_moe": ("flashdraft.models.qwen3", "Qwen3Model"),
     "qwen3_5": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
     "qwen3_5_text": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
+    "qwen3_5_moe": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
+    "qwen3_5_moe_text": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
+    "gemma3_text": ("flashdraft.models.gemma3", "Gemma3Model"),
+    "qwen3_next": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
 }
 
 

@@ -16,7 +16,8 @@ from transformers import Qwen3Config
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import LayerSource
-from flashdraft.models.llama import GatedMLP, split_heads
+from flashdraft.models.llama import split_heads
+from flashdraft.models.mlp import GatedMLP
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
 from flashdraft.ops.norm import RMSNorm
@@ -139,7 +140,11 @@ def _plain_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_dimensional(rope_parameters: dict[str, Any]) -> dict[str, Any]:
-    """Rope parameters for a drafter: whole heads, plain positions, whatever its target does with images."""
+    """Rope parameters for a drafter: whole heads, plain positions, whatever its target does with images.
+
+    Of a target that rotates layer types differently, those of its full layers: a drafter sees all of the context.
+    """
+    rope_parameters = rope_parameters.get("full_attention", rope_parameters)
     of_targets = ("mrope_section", "mrope_interleaved", "partial_rotary_factor")
     return {name: value for name, value in rope_parameters.items() if name not in of_targets}
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
+from flashdraft.models.mlp import feed_forward
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -50,31 +51,15 @@ class LlamaAttention(nn.Module):
         return out
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_size] -> [..., hidden_size]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
 class LlamaLayer(nn.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: Any, attention_class: type[LlamaAttention]) -> None:
+    def __init__(self, config: Any, attention_class: type[LlamaAttention], layer_idx: int = 0) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = attention_class(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        bias = getattr(config, "mlp_bias", False)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias)
+        self.mlp = feed_forward(config, layer_idx)
 
     def forward(
         self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
@@ -92,7 +77,7 @@ class LlamaDecoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            LlamaLayer(config, attention_class) for _ in range(config.num_hidden_layers)
+            LlamaLayer(config, attention_class, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -101,15 +86,20 @@ class LlamaModel(TargetModel):
     """A Llama target."""
 
     attention_class: type[LlamaAttention] = LlamaAttention
+    decoder_class: Any = LlamaDecoder
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = LlamaDecoder(config, self.attention_class)
+        self.model = self.decoder_class(config, self.attention_class)
         self.lm_head: nn.Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.rotary = Rotary(config)
+        self.rotary = self.rotary_of(config)
+
+    def rotary_of(self, config: Any) -> Any:
+        """Rotary positions; models that rotate layer types differently have one for each."""
+        return Rotary(config)
 
     def forward(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()

@@ -1,4 +1,4 @@
-"""Qwen3, dense: a Llama whose attention norms queries and keys, head by head."""
+"""Qwen3, dense or sparse (qwen3_moe): a Llama whose attention norms queries and keys, head by head."""
 
 from typing import Any
 
@@ -22,7 +22,9 @@ class Qwen3Model(LlamaModel):
     attention_class = Qwen3Attention
 
     def __init__(self, config: Any) -> None:
-        if unknown := sorted({*(config.layer_types or ())} - {"full_attention"}):
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None) or (["sliding_attention"] if window else [])
+        if unknown := sorted({*kinds} - {"full_attention"}):
             raise CheckpointError(
                 f"the target has layers of type {', '.join(unknown)}; expected full_attention only, as every"
                 " published Qwen3: set use_sliding_window to false if the window is longer than your texts"

@@ -1,4 +1,6 @@
-"""Qwen3.5: gated delta layers with a gated attention layer after every third (model_type qwen3_5, qwen3_5_text).
+"""Qwen3.5: gated delta layers with a gated attention layer after every third; dense, or sparse (qwen3_5_moe).
+
+Qwen3-Next (qwen3_next) is the same network under other tensor names (see checkpoint/regrouped.py).
 
 A published checkpoint nests the language model beside a vision tower and a multi-token-prediction head; both are
 left out: prompts are text. For text its three-part rotary positions (mRoPE) are all the same, so plain RoPE is
@@ -16,7 +18,8 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
-from flashdraft.models.llama import GatedMLP, split_heads
+from flashdraft.models.llama import split_heads
+from flashdraft.models.mlp import feed_forward
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, unit_length
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
@@ -111,14 +114,14 @@ class GatedDeltaNet(nn.Module):
 class Qwen3_5Layer(nn.Module):  # noqa: N801 - the name of the model
     """One pre-norm decoder layer of either kind."""
 
-    def __init__(self, config: Any, layer_type: str) -> None:
+    def __init__(self, config: Any, layer_type: str, layer_idx: int = 0) -> None:
         super().__init__()
         self.is_linear = layer_type == _LINEAR
         if self.is_linear:
             self.linear_attn = GatedDeltaNet(config)
         else:
             self.self_attn = GatedAttention(config)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = feed_forward(config, layer_idx)
         self.input_layernorm = ZeroCenteredRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = ZeroCenteredRMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -141,7 +144,9 @@ class Qwen3_5Decoder(nn.Module):  # noqa: N801
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Qwen3_5Layer(config, kind) for kind in config.layer_types)
+        self.layers = nn.ModuleList(
+            Qwen3_5Layer(config, kind, i) for i, kind in enumerate(config.layer_types)
+        )
         self.norm = ZeroCenteredRMSNorm(config.hidden_size, config.rms_norm_eps)
 
 

@@ -1,0 +1,147 @@
+"""Gemma 3, the language model (gemma3_text): sliding layers with a full one after every fifth, four norms a layer.
+
+Its embeddings are scaled as they enter; :meth:`Gemma3Model.embed` gives the plain rows, which is what drafters for
+such targets are trained on (z-lab, vLLM).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.errors import CheckpointError
+from flashdraft.models.base import KVSource, LayerSource, TargetOutput
+from flashdraft.models.llama import LlamaAttention, LlamaModel
+from flashdraft.models.mlp import GatedMLP
+from flashdraft.ops.attention import Mask
+from flashdraft.ops.norm import ZeroCenteredRMSNorm
+from flashdraft.ops.rope import Rotary
+from flashdraft.ops.sliding import sliding
+
+SLIDING = "sliding_attention"
+
+
+class _QueryNorm(ZeroCenteredRMSNorm):
+    """The norm of queries, which are scaled by their own size in place of the head's."""
+
+    def __init__(self, head_dim: int, eps: float, scalar: float) -> None:
+        super().__init__(head_dim, eps)
+        self.factor = (head_dim / scalar) ** 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and scale the last dimension of ``x``."""
+        return super().forward(x) * self.factor
+
+
+class Gemma3Attention(LlamaAttention):
+    """Grouped-query attention; queries and keys are normed before RoPE."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.q_norm = _QueryNorm(config.head_dim, config.rms_norm_eps, config.query_pre_attn_scalar)
+        self.k_norm = ZeroCenteredRMSNorm(config.head_dim, config.rms_norm_eps)
+
+
+class Gemma3Layer(nn.Module):
+    """One decoder layer, normed before and behind both of its halves."""
+
+    def __init__(self, config: Any, attention_class: type[LlamaAttention]) -> None:
+        super().__init__()
+        self.self_attn = attention_class(config)
+        gelu = partial(F.gelu, approximate="tanh")
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, activation=gelu)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = ZeroCenteredRMSNorm(size, eps)
+        self.post_attention_layernorm = ZeroCenteredRMSNorm(size, eps)
+        self.pre_feedforward_layernorm = ZeroCenteredRMSNorm(size, eps)
+        self.post_feedforward_layernorm = ZeroCenteredRMSNorm(size, eps)
+
+    def forward(
+        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
+    ) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same."""
+        x = x + self.post_attention_layernorm(
+            self.self_attn(self.input_layernorm(x), batch, rope, mask, source)
+        )
+        mixed = self.mlp(self.pre_feedforward_layernorm(x))
+        out: Tensor = x + self.post_feedforward_layernorm(mixed)
+        return out
+
+
+class Gemma3Decoder(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: Any, attention_class: type[LlamaAttention]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Gemma3Layer(config, attention_class) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = ZeroCenteredRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Gemma3Model(LlamaModel):
+    """A Gemma 3 target. Raises CheckpointError for what other Gemmas do: capped logits, sight in both directions."""
+
+    attention_class = Gemma3Attention
+    decoder_class = Gemma3Decoder
+
+    def __init__(self, config: Any) -> None:
+        strange = {
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "use_bidirectional_attention": False,
+            "hidden_activation": "gelu_pytorch_tanh",
+        }
+        found = [f"{k} {getattr(config, k)!r}" for k, v in strange.items() if (getattr(config, k) or v) != v]
+        if found:
+            raise CheckpointError(
+                f"the target has {', '.join(found)}; expected plain Gemma 3, which has none of it"
+            )
+        super().__init__(config)
+
+    def rotary_of(self, config: Any) -> dict[str, Rotary]:
+        """One for sliding layers, one for full ones."""
+        return {kind: _rotary(config, kind) for kind in sorted(set(config.layer_types))}
+
+    def forward(
+        self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
+    ) -> TargetOutput:
+        """See :meth:`TargetModel.forward`."""
+        x = self.embed(batch.token_ids)
+        x = x * torch.tensor(
+            self.config.hidden_size**0.5, dtype=x.dtype
+        )  # rounded to the type, as in training
+        ropes = {kind: rotary(batch.positions, x.dtype) for kind, rotary in self.rotary.items()}
+        mask = cache.mask(batch.positions, batch.kv_len)
+        # Slots of a cache are positions; whole texts without a cache lie as they stand in their rows.
+        num_tokens = batch.token_ids.shape[1]
+        in_row = torch.arange(num_tokens, device=x.device).expand_as(batch.positions)
+        own, kv_len = (batch.positions, batch.kv_len) if batch.kv_len else (in_row, num_tokens)
+        window = sliding(mask, self.config.sliding_window, own, kv_len)
+        features: dict[int, Tensor] = {}
+        kinds = self.config.layer_types
+        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):
+            kind = kinds[layer_idx]
+            x = layer(x, batch, ropes[kind], window if kind == SLIDING else mask, source)
+            if layer_idx in feature_layers:
+                features[layer_idx] = x
+        return TargetOutput.of(self.model.norm(x), features, feature_layers)
+
+
+def _rotary(config: Any, kind: str) -> Rotary:
+    # The scaled rope types are functions of a config with one set of parameters.
+    return Rotary(
+        LlamaConfig(
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters=dict(config.rope_parameters[kind]),
+        )
+    )

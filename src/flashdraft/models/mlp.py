@@ -1,0 +1,87 @@
+"""Feed-forward networks: dense, or a mixture of experts with or without a shared one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GatedMLP(nn.Module):
+    """``down(activation(gate(x)) * up(x))``; SwiGLU with the usual activation, silu."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        bias: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Experts(nn.Module):
+    """The experts' weights, stacked."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum [num_tokens, hidden_size] of the experts ``chosen`` [num_tokens, top_k] for each token."""
+        out = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            token, place = torch.where(chosen == expert)
+            gate, up = F.linear(x[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            part = F.linear(F.silu(gate) * up, self.down_proj[expert])
+            out.index_add_(0, token, part * weights[token, place, None])
+        return out
+
+
+class SparseMLP(nn.Module):
+    """A few experts for each token: those that the router likes most, weighted by its softmax.
+
+    ``norm_topk_prob`` scales the chosen weights to a sum of one. A shared expert, gated, sees every token.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.normed = getattr(config, "norm_topk_prob", True)
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+        self.shared_expert: GatedMLP | None = None
+        if (shared_size := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+            self.shared_expert = GatedMLP(config.hidden_size, shared_size)
+            self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        rows = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.gate(rows).float().softmax(-1).topk(self.top_k, dim=-1)
+        if self.normed:
+            weights = weights / weights.sum(-1, keepdim=True)
+        out: Tensor = self.experts(rows, chosen, weights.to(x.dtype))
+        if self.shared_expert is not None:
+            out = out + self.shared_expert_gate(rows).sigmoid() * self.shared_expert(rows)
+        return out.view(x.shape)
+
+
+def feed_forward(config: Any, layer_idx: int = 0) -> GatedMLP | SparseMLP:
+    """What ``config`` says of a layer: sparse where it has experts, every ``decoder_sparse_step``-th layer of them."""
+    step = getattr(config, "decoder_sparse_step", 1)
+    is_dense = layer_idx in (getattr(config, "mlp_only_layers", None) or ()) or (layer_idx + 1) % step != 0
+    if getattr(config, "num_experts", 0) and not is_dense:
+        return SparseMLP(config)
+    return GatedMLP(config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False))

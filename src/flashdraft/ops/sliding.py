@@ -1,0 +1,38 @@
+"""A causal mask of any form, cut to a sliding window: a token sees the last ``window`` tokens, itself included."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from flashdraft.ops.attention import Causal, FirstKeys, Mask
+
+
+def sliding(mask: Mask, window: int, own: Tensor, kv_len: int) -> Mask:
+    """``mask`` with keys further back than ``window`` hidden.
+
+    ``own`` [rows, num_tokens] are the key slots of the tokens themselves, ``kv_len`` the number of key slots.
+    """
+    if kv_len <= window:
+        return mask
+    if isinstance(mask, BlockMask):
+        return _flex(mask, window, own)
+    keys = torch.arange(kv_len, device=own.device)
+    visible = keys > own.unsqueeze(-1) - window  # [rows, num_tokens, kv_len]
+    if isinstance(mask, Causal):
+        return visible & (keys <= own.unsqueeze(-1))
+    if isinstance(mask, FirstKeys):
+        return visible & mask.dense(kv_len)
+    return visible if mask is None else visible & mask
+
+
+def _flex(mask: BlockMask, window: int, own: Tensor) -> BlockMask:
+    before = mask.mask_mod
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen: Any = before(row, head, query, key)
+        return seen & (key > own[row, query] - window)
+
+    rows = mask.kv_num_blocks.shape[0]
+    return create_block_mask(visible, rows, None, *mask.seq_lengths, device=own.device)  # type: ignore[arg-type]
