@@ -67,7 +67,7 @@ class Grammar:
         """As xgrammar's structural tags say it."""
         own: dict[str, Any]
         if self.kind == "regex":
-            own: dict[str, Any] = {"type": "regex", "pattern": self.text}
+            own = {"type": "regex", "pattern": self.text}
         elif self.kind == "ebnf":
             own = {"type": "grammar", "grammar": self.text}
         elif self.kind == "choice":

@@ -34,7 +34,7 @@ def test_a_trained_drafter_is_served(method: str, run: Run, pair: list[str], tmp
     assert result.exit_code == 0, result.stdout + result.stderr
     drafter = str(tmp_path / "run" / "drafter")
     answer = ("generate", "Hello", "--max-tokens", "20", "--dtype", "float32", "--json")
-    served = run(*answer, "--model", target, "--draft", drafter)
+    served = run(*answer, "--model", target, "--draft", drafter, "--block-size", "4")
     assert served.exit_code == 0, served.stderr
     drafted = json.loads(served.stdout)
     plain = json.loads(run(*answer, "--model", target, "--draft", "none").stdout)
