@@ -97,13 +97,13 @@ def test_the_drafts_themselves_do_not_depend_on_the_batch_nor_on_a_found_prefix(
     rng = random.Random(1)
     target, drafter = pair()
     engine = Engine(target, drafter, EngineConfig(page_size=4, max_running=16, max_step_tokens=64))
-    cases = [case for case in mixed_cases(14, rng) if case.block_size != 1]
+    cases = [case for case in mixed_cases(14, rng, more=()) if case.block_size != 1]
     for arrival in range(2):
         for idx, case in enumerate(cases):
             engine.add_request(str(idx), case.prompt, case.params, case.block_size)
         last = {int(out.request_id): out for out in engine.run()}
         for idx, case in enumerate(cases):
-            alone = generate(target, drafter, case.prompt, case.params, case.block_size).metrics
+            alone = generate(target, drafter, case.prompt, case.params, int(case.block_size)).metrics
             assert last[idx].metrics.accepted_histogram == alone.accepted_histogram
         assert arrival == 0 or all(
             last[idx].num_cached_tokens >= len(case.prompt) // 4 * 4 - 4 for idx, case in enumerate(cases)
