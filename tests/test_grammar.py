@@ -170,12 +170,25 @@ def test_a_special_token_is_no_text() -> None:
         ("choice", "[]", "at least one"),
         ("choice", '{"a": 1}', "expected a list of texts"),
         ("structural_tag", '{"type": "nothing"}', "structural_tag"),
+        ("structural_tag", "[1]", "expected an object"),
+        ("json_schema", '{"items": {"uniqueItems": true}}', "demands uniqueItems"),
+        ("json_schema", '{"properties": {"a": {"not": {}}}}', "demands not"),
+        ("json_schema", '{"anyOf": [{"allOf": [{}, {}]}]}', "demands allOf of several"),
+        ("json_schema", '{"pattern": "a(?!b)"}', "demands looking ahead"),
+        ("regex", "(?<=a)b", "demands looking ahead"),
         ("regex", "a" * (64 << 10) + "a", "65537 bytes; expected at most 65536"),
     ],
 )
 def test_a_bad_grammar_is_told_by_its_reason(kind: str, text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=re.escape(reason)):
         begin_grammar(Grammar(kind, text), TOKENIZER, VOCAB, [EOS])  # type: ignore[arg-type]
+
+
+def test_what_only_looks_like_a_demand_is_none() -> None:
+    Grammar(
+        "json_schema", '{"properties": {"not": {"const": {"if": 1}}}, "uniqueItems": false, "allOf": [{}]}'
+    )
+    Grammar("regex", r"\(?=(?:a)")
 
 
 def test_what_a_grammar_cannot_do_without() -> None:

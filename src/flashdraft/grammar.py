@@ -6,7 +6,7 @@ position through a block, and tokens under a grammar are those of plain decoding
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from time import thread_time
@@ -22,6 +22,11 @@ MAX_TEXT_BYTES = 64 << 10
 MAX_COMPILED_BYTES = 32 << 20
 MAX_MASK_S = 0.5  # of one block; a grammar that can be read in very many ways gets slower with every token
 _MAX_SPACES = 24  # in a row between the parts of a JSON text: a small model might never write anything else
+# Of JSON Schema: what xgrammar takes no notice of; where names stand before schemas; where values stand.
+_PASSED_OVER = {"not", "if", "then", "else", "uniqueItems", "dependentRequired", "dependentSchemas"}
+_NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
+_VALUES = {"const", "enum", "default", "examples", "required"}
+_LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
 _NUM_KEPT = 32  # compiled grammars of one tokenizer
 _NUM_TRIED = 16  # tokens of a random walk that a new grammar has to stand
 _NOISE = re.compile(r"\[[\d:]+\] \S+:\d+: |Check failed: \(.*?\) is false: ")
@@ -45,7 +50,10 @@ class Grammar:
     def __post_init__(self) -> None:
         try:
             num_bytes = len(self.text.encode())
-            self.format()
+            for demand in _not_followed(self.format()):
+                raise UsageError(f"the {self.kind} demands {demand}, which cannot be followed: leave it out")
+        except UsageError:
+            raise
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the {self.kind} cannot be read: {error}") from None
         if num_bytes > MAX_TEXT_BYTES:
@@ -76,15 +84,51 @@ class Grammar:
                 raise ValueError("expected a list of texts")
             own = {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
         elif self.kind == "json_schema":
-            own = {"type": "json_schema", "json_schema": json.loads(self.text)}
-            own |= {"max_whitespace_cnt": _MAX_SPACES}
+            schema = json.loads(self.text)
+            own = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _MAX_SPACES}
         else:
             own = json.loads(self.text)
+            if not isinstance(own, dict):
+                raise ValueError("expected an object")
         if self.after is None:
             return own
         before = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": self.after}
         space = {"type": "regex", "pattern": r"\s{0,4}"}
         return {"type": "sequence", "elements": [before, space, own]}
+
+
+def _not_followed(form: Any) -> Iterator[str]:
+    """What xgrammar would pass over in ``form``, as :meth:`Grammar.format` gives it."""
+    if form.get("type") == "sequence":
+        form = form["elements"][-1]
+    if form.get("type") == "json_schema":
+        yield from _schema_not_followed(form["json_schema"])
+    elif form.get("type") == "regex":
+        yield from _pattern_not_followed(form["pattern"])
+
+
+def _schema_not_followed(schema: Any) -> Iterator[str]:
+    if isinstance(schema, list):
+        for one in schema:
+            yield from _schema_not_followed(one)
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key in _PASSED_OVER and value is not False:
+            yield key
+        elif key == "allOf" and isinstance(value, list) and len(value) > 1:
+            yield "allOf of several schemas"
+        elif key == "pattern":
+            yield from _pattern_not_followed(str(value))
+        elif key in _NAMED_SCHEMAS and isinstance(value, dict):
+            yield from _schema_not_followed(list(value.values()))
+        elif key not in _VALUES:
+            yield from _schema_not_followed(value)
+
+
+def _pattern_not_followed(pattern: str) -> Iterator[str]:
+    if _LOOKS_AROUND.search(pattern):
+        yield "looking ahead or behind"
 
 
 class GrammarState:

@@ -36,6 +36,7 @@ second line
 </function>
 </tool_call>"""
 XML_ARGUMENTS = {"city": 'Zürich "old" town\nsecond line', "days": 3, "flags": ["a", {"b": None}]}
+SPACED = 'Zürich "old" town\n  \n'
 HERMES = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "a}b\\"</tool_call>", "days": 2}}\n</tool_call>'
 HERMES_ARGUMENTS = {"city": 'a}b"</tool_call>', "days": 2}
 NOW = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
@@ -60,6 +61,7 @@ SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
         "I ask.",
         [("get_weather", XML_ARGUMENTS), ("now", {})],
     ),
+    (XML.replace("second line", "  \n"), "none", "", "", [("get_weather", XML_ARGUMENTS | {"city": SPACED})]),
     (f"{HERMES}\n{HERMES} done", "none", "", "done", [("get_weather", HERMES_ARGUMENTS)] * 2),
     ("<tool_call>{no json}</tool_call> x", "none", "", "<tool_call>{no json}</tool_call> x", []),
     ("a <tool_call>\n<function=nobody>\n", "none", "", "a <tool_call>\n<function=nobody>\n", []),

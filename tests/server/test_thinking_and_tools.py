@@ -107,6 +107,25 @@ def test_a_template_that_leaves_thinking_to_the_model(llm: LLM) -> None:
         assert answer == ("hm, so", "yes: 1 < 2", [], "stop")
 
 
+def test_a_responses_thoughts_are_an_item_of_their_own(llm: LLM) -> None:
+    template = TEMPLATE.replace("{% else %}<think>\n{% endif %}", "{% endif %}")
+    with serving(with_template(llm, template)) as running, running.openai() as client:
+        for text in ("<think>\nhm, so\n</think>\n\nyes", "yes"):
+            asked: Any = {"model": MODEL, "input": "hi", "temperature": 0, "extra_body": script(text)}
+            whole = client.responses.create(**asked)
+            assert [item.type for item in whole.output] == ["reasoning", "message"]
+            thoughts = "".join(part.text for part in whole.output[0].content)
+            assert (thoughts, whole.output_text) == ("hm, so" if "<" in text else "", "yes")
+            events = list(client.responses.create(**asked, stream=True))
+            said = {"response.reasoning_text.delta": "", "response.output_text.delta": ""}
+            for one in events:
+                if one.type in said:
+                    said[one.type] += one.delta
+            assert tuple(said.values()) == (thoughts, "yes")
+            with client.responses.stream(**asked) as stream:
+                assert stream.get_final_response().output_text == "yes"
+
+
 def test_without_a_thinking_template_nothing_is_taken_apart(running: Running) -> None:
     body = {"messages": MESSAGES, **script("<think>a</think>b"), "max_tokens": 50}
     message = running.post("/v1/chat/completions", **body).json()["choices"][0]["message"]

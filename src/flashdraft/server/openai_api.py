@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.server.answer_parts import END_THINK, Thinking, thinking_of
+from flashdraft.server.answer_parts import Thinking, thinking_of
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.handlers import answer_len, check_model, respond, service_of
 from flashdraft.server.http_io import read_json
@@ -15,6 +15,7 @@ from flashdraft.server.openai_form import ChatForm, Echo, Form, TextForm
 from flashdraft.server.prompts import encode_chat, encode_text, prompt_end
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, OpenAIRequest
 from flashdraft.server.service import Service, Wish
+from flashdraft.server.structured import behind_thoughts
 from flashdraft.server.tool_choice import ToolChoice, tool_choice_of
 from flashdraft.server.unsupported import refuse_unsupported
 
@@ -69,9 +70,7 @@ def _chat_params(
     if params.grammar and choice.grammar:
         raise ApiError(400, "response_format and tool_choice both say what the answer is", "tool_choice")
     grammar = params.grammar or choice.grammar
-    if grammar and thinking == "open":
-        grammar = replace(grammar, after=END_THINK)
-    return replace(params, grammar=grammar, logprobs=asked.num_logprobs)
+    return behind_thoughts(replace(params, grammar=grammar, logprobs=asked.num_logprobs), thinking)
 
 
 def _each_prompt(prompt: Any) -> list[Any]:

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.server.answer_parts import END_THINK, Thinking
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.fields import Fields
 
@@ -91,6 +94,13 @@ class GrammarFields(Fields):
             first, second, *_ = found
             raise ApiError(400, f"{first} and {second} both say what the answer is: leave one out", second)
         return next(iter(found.values()), None)
+
+
+def behind_thoughts(params: SamplingParams, thinking: Thinking) -> SamplingParams:
+    """With the grammar, if there is one, behind the thoughts that the prompt has opened."""
+    if params.grammar is None or thinking != "open":
+        return params
+    return replace(params, grammar=replace(params.grammar, after=END_THINK))
 
 
 def _of_schema(schema: dict[str, Any] | bool | str) -> Grammar:
