@@ -79,6 +79,19 @@ def test_blocks_shorten_with_load() -> None:
     assert widths[-1] <= 3
 
 
+def test_blocks_shorten_with_context_where_context_is_dear() -> None:
+    controller = Controller(BLOCK, made_up_costs(0.02))
+    controller.costs.context_row_s, controller.costs.context_token_s = 1e-4, 1e-4
+    lengths = []
+    for context in (0, 2000, 100000):
+        controller.costs.context = context
+        lengths += planned(controller, request(controller, 0.7))
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[1] > lengths[2]
+    controller.costs.context_token_s = 0.0
+    assert planned(controller, request(controller, 0.7))[0] > lengths[0], "all it costs is for the row"
+
+
 def test_the_length_drafted_is_a_choice_of_its_own() -> None:
     """Long drafts are better ones: worth it where they cost no more than short ones."""
     flat = Controller(BLOCK, made_up_costs(0.05), short_log_odds=-0.45)

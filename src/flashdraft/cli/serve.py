@@ -178,7 +178,7 @@ def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculati
     defaults = generation_defaults(said["model"])
     if llm.block_size == AUTO:
         with Console(stderr=True).status("measuring this machine's steps"):
-            llm.engine.control.calibrate()
+            llm.engine.control.calibrate(config.max_running_requests)
     engine = AsyncEngine(llm.engine)
     service = Service(engine, llm.tokenizer, context_len, llm.max_block_size, config, defaults)
     run_server(build_app(service), said["host"], said["port"], said["drain_s"])

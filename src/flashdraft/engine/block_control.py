@@ -1,14 +1,10 @@
 """The controller within the engine: measures the machine once, plans each step, and learns from it."""
 
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 
-import torch
-
-from flashdraft.batch import ForwardBatch
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.request import Request
+from flashdraft.engine.step_timing import CONTEXT, measure_costs
 from flashdraft.errors import UsageError
 from flashdraft.generate import check_request
 from flashdraft.models.base import TargetModel
@@ -16,11 +12,9 @@ from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS
 from flashdraft.spec_decode.controller import AUTO, BlockSize, Candidate, Controller, Others
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
+from flashdraft.spec_decode.step_costs import StepCosts
 
-_CONTEXT = 128  # tokens behind a measured step; longer contexts show in the steps themselves
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
-_REPEATS = 2
 _CHOOSE_RATE = 0.1
 
 
@@ -62,12 +56,15 @@ class BlockControl:
     def _controller(self, costs: StepCosts) -> Controller:
         return Controller(self.max_block, costs, self.short_log_odds)
 
-    def plan(self, decoding: Sequence[Request]) -> None:
-        """Set the next block of each automatic request."""
+    def plan(self, decoding: Sequence[Request], num_requests: int) -> None:
+        """Set the next block of each automatic request; ``num_requests``: as many may soon run at once."""
         automatic = [request for request in decoding if request.is_automatic]
-        if not automatic:
+        controller = self.calibrate(num_requests) if automatic else self.controller
+        if controller and decoding:
+            longest = max(request.num_committed for request in decoding)
+            controller.costs.context = max(longest - CONTEXT, 0)
+        if not controller or not automatic:
             return
-        controller = self.calibrate(len(decoding))
         candidates = []
         for request in automatic:
             if request.acceptance is None:
@@ -107,76 +104,3 @@ class BlockControl:
         for (request, size), num_accepted in zip(blocks, accepted, strict=True):
             if request.acceptance is not None and size > 1:
                 self.controller.observe(request.acceptance, request.block_size, size - 1, num_accepted)
-
-
-@torch.inference_mode()
-def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
-    """Time target and drafter at a few shapes, up to ``num_rows`` blocks of ``max_block``. Commits nothing."""
-    drafter = runner.drafter
-    assert drafter is not None
-    page_size, num_slots = runner.cache.page_size, len(runner.cache.slots)
-    context = max(
-        min(_CONTEXT, num_slots - max_block, runner.target.config.max_position_embeddings - max_block), 0
-    )
-    pages = range(-(-context // page_size))
-    rows = [CacheRow(("measured", idx), pages, context) for idx in range(num_rows)]
-    gathered = GatheredRows(runner.cache)
-
-    def verify(count: int, width: int) -> None:
-        positions, kv_len = gathered.arrange(rows[:count], width)
-        tokens = torch.zeros((count, width), dtype=torch.long, device=runner.target.device)
-        output = runner.target.forward(
-            ForwardBatch(tokens, positions, kv_len), gathered, runner.feature_layers
-        )
-        runner.target.logits(output.hidden.flatten(0, 1)).argmax(-1).tolist()
-
-    def draft(count: int, block: int) -> None:
-        drafter.propose(rows[:count], [0] * count, [block] * count)
-
-    def head(count: int) -> None:
-        hidden = torch.zeros((count, runner.target.config.hidden_size), device=runner.target.device)
-        runner.target.logits(hidden.to(runner.target.dtype)).argmax(-1).tolist()
-
-    for row in rows:
-        drafter.join(row, [], context + max_block)
-    shapes = [(1, width) for width in _doubling(max_block)] + [
-        (count, max_block) for count in _doubling(num_rows)[1:]
-    ]
-    verify_curve = _curve(verify, shapes)
-    draft_curve = _curve(draft, [shape for shape in shapes if shape[1] > 1])
-    costs = StepCosts(verify_curve, draft_curve)
-    few, many = max_block, 4 * max_block
-    costs.logits_s = max(_seconds(head, many) - _seconds(head, few), 0.0) / (many - few)
-    if num_rows > 1:
-        thin = min(4, max_block)
-        costs.verify_row_s = max(_seconds(verify, num_rows, 1) - float(verify_curve(num_rows)), 0.0) / (
-            num_rows - 1
-        )
-        thick = float(draft_curve(num_rows * thin))
-        costs.draft_row_s = max(_seconds(draft, num_rows, thin) - thick, 0.0) / (num_rows - 1)
-    for row in rows:
-        drafter.leave(row)
-    return costs
-
-
-def _doubling(last: int) -> list[int]:
-    """1, 2, 4, ..., last."""
-    return [*(1 << k for k in range((last - 1).bit_length())), last]
-
-
-def _curve(work: Callable[[int, int], None], shapes: Sequence[tuple[int, int]]) -> Curve:
-    seconds = [_seconds(work, *shape) for shape in shapes]
-    # More tokens never take less: where it looks so, something else ran.
-    rising = [min(seconds[idx:]) for idx in range(len(seconds))]
-    return Curve([count * width for count, width in shapes], rising)
-
-
-def _seconds(work: Callable[..., None], *shape: int) -> float:
-    """The fastest of a few, after one that pays for memory."""
-    work(*shape)
-    found = []
-    for _ in range(_REPEATS):
-        started = perf_counter()
-        work(*shape)
-        found.append(perf_counter() - started)
-    return min(found)

@@ -148,7 +148,8 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Run one step: what it brought to each request that ran."""
         outputs, self._news = self._news, []
-        self.control.plan([request for request in self.scheduler.running if not request.is_prefilling])
+        decoding = [request for request in self.scheduler.running if not request.is_prefilling]
+        self.control.plan(decoding, min(len(self.requests), self.config.max_running))
         step = self.scheduler.schedule()
         if self.runner.drafter:
             for row in step.left:

@@ -4,7 +4,7 @@ Knows shapes and seconds, neither models nor clocks. A forward runs over rows of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,8 +45,8 @@ class Curve:
 class StepCosts:
     """The cost model: ``verify`` and ``draft`` by tokens of the forward, and what rows and logits add.
 
-    A change that holds for every shape alike (a busy machine, longer contexts) goes into ``pace``, which no
-    choice depends on; what is left of a difference moves the curve where it was seen.
+    A change that holds for every shape alike, as on a busy machine, goes into ``pace``, which no choice depends on;
+    what is left of a difference moves the curve where it was seen.
     """
 
     verify: Curve  # the target's forward with the logits of every token
@@ -54,13 +54,17 @@ class StepCosts:
     verify_row_s: float = 0.0  # of each row after the first, its tokens aside
     draft_row_s: float = 0.0
     logits_s: float = 0.0  # of one token's logits
+    context_row_s: float = 0.0  # of each row, for each token of context beyond those of the measured steps
+    context_token_s: float = 0.0  # of each token of the forward, likewise
     host_s: float = 0.0  # of a step, outside both forwards
-    pace: float = field(default=1.0)  # seconds seen for one expected
+    pace: float = 1.0  # seconds seen for one expected
+    context: int = 0  # of the next step: tokens of its longest request beyond those of the measured steps
 
     def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
         """A target forward over ``num_rows`` rows of ``width`` tokens, logits of one token a row."""
         rows, wide = np.asarray(num_rows, dtype=np.float64), np.asarray(width, dtype=np.float64)
         seconds = self.verify(rows * wide) + self.verify_row_s * np.maximum(rows - 1, 0)
+        seconds += self.context * rows * (self.context_row_s + self.context_token_s * wide)
         return np.asarray(np.maximum(seconds - self.logits_s * rows * (wide - 1), 0.0))
 
     def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:

@@ -1,0 +1,114 @@
+"""What steps cost on this machine: target and drafter timed at a few shapes. Nothing is committed to any page."""
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import torch
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
+from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.spec_decode.step_costs import Curve, StepCosts
+
+CONTEXT = 128  # tokens behind a measured step
+_LONG_CONTEXT = 4096  # and behind the two that tell what context costs
+_REPEATS = 2
+
+
+@torch.inference_mode()
+def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
+    """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more)."""
+    steps = _Steps(runner, max_block, num_rows)
+    shapes = [(1, width) for width in _doubling(max_block)]
+    shapes += [(count, max_block) for count in _doubling(num_rows)[1:]]
+    costs = StepCosts(
+        _curve(steps.verify, shapes), _curve(steps.draft, [shape for shape in shapes if shape[1] > 1])
+    )
+    few, many = max_block, 4 * max_block
+    costs.logits_s = max(_seconds(steps.head, many) - _seconds(steps.head, few), 0.0) / (many - few)
+    if num_rows > 1:
+        # The same number of tokens in fewer rows is on the curves.
+        thin = min(4, max_block)
+        verify_s = _seconds(steps.verify, num_rows, 1) - float(costs.verify(num_rows))
+        draft_s = _seconds(steps.draft, num_rows, thin) - float(costs.draft(num_rows * thin))
+        costs.verify_row_s, costs.draft_row_s = (max(s, 0.0) / (num_rows - 1) for s in (verify_s, draft_s))
+    if steps.more_context > steps.context:
+        one, whole = (
+            max(_seconds(steps.verify_long, width) - float(costs.verify(width)), 0.0) / steps.more_context
+            for width in (1, max_block)
+        )
+        costs.context_token_s = max(whole - one, 0.0) / (max_block - 1)
+        costs.context_row_s = max(one - costs.context_token_s, 0.0)
+    steps.leave()
+    return costs
+
+
+class _Steps:
+    """Forwards as the engine runs them, of requests that do not exist, over whatever the first pages hold."""
+
+    def __init__(self, runner: ModelRunner, max_block: int, num_rows: int) -> None:
+        assert runner.drafter is not None
+        self.runner, self.drafter = runner, runner.drafter
+        room = min(len(runner.cache.slots), runner.target.config.max_position_embeddings) - max_block
+        self.context, longest = (max(min(one, room), 0) for one in (CONTEXT, _LONG_CONTEXT))
+        self.more_context = longest - self.context
+        pages = range(-(-longest // runner.cache.page_size))
+        self.rows = [CacheRow(("timed", idx), pages, self.context) for idx in range(num_rows)]
+        self.long_row = CacheRow("timed", pages, longest)
+        self.gathered, self.gathered_long = GatheredRows(runner.cache), GatheredRows(runner.cache)
+        for row in self.rows:
+            self.drafter.join(row, [], self.context + max_block)
+
+    def leave(self) -> None:
+        """The drafter may forget them."""
+        for row in self.rows:
+            self.drafter.leave(row)
+
+    def verify(self, num_rows: int, width: int) -> None:
+        """The target over ``num_rows`` blocks of ``width``, logits of all tokens."""
+        self._verify(self.gathered, self.rows[:num_rows], width)
+
+    def verify_long(self, width: int) -> None:
+        """One row behind the long context."""
+        self._verify(self.gathered_long, [self.long_row], width)
+
+    def draft(self, num_rows: int, block: int) -> None:
+        """The drafter's blocks of ``num_rows`` requests."""
+        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [block] * num_rows)
+
+    def head(self, num_tokens: int) -> None:
+        """The target's logits alone."""
+        target = self.runner.target
+        shape = (num_tokens, target.config.hidden_size)
+        target.logits(torch.zeros(shape, dtype=target.dtype, device=target.device)).argmax(-1).tolist()
+
+    def _verify(self, gathered: GatheredRows, rows: Sequence[CacheRow], width: int) -> None:
+        target = self.runner.target
+        positions, kv_len = gathered.arrange(rows, width)
+        tokens = torch.zeros((len(rows), width), dtype=torch.long, device=target.device)
+        batch = ForwardBatch(tokens, positions, kv_len)
+        output = target.forward(batch, gathered, self.runner.feature_layers)
+        target.logits(output.hidden.flatten(0, 1)).argmax(-1).tolist()
+
+
+def _doubling(last: int) -> list[int]:
+    """1, 2, 4, ..., last."""
+    return [*(1 << k for k in range((last - 1).bit_length())), last]
+
+
+def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:
+    seconds = [_seconds(work, *shape) for shape in shapes]
+    # More tokens never take less: where it looks so, something else ran.
+    rising = [min(seconds[idx:]) for idx in range(len(seconds))]
+    return Curve([num_rows * width for num_rows, width in shapes], rising)
+
+
+def _seconds(work: Callable[..., None], *shape: int) -> float:
+    """The fastest of a few, after one that pays for memory."""
+    work(*shape)
+    found = []
+    for _ in range(_REPEATS):
+        started = perf_counter()
+        work(*shape)
+        found.append(perf_counter() - started)
+    return min(found)
