@@ -8,6 +8,7 @@ measured against it. Prefix caching is off: a method must not find what another 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from flashdraft.bench.accuracy import is_correct
 from flashdraft.bench.closed_loop import TimedAnswer, answer_all
@@ -24,6 +25,8 @@ from flashdraft.spec_decode.controller import AUTO
 from flashdraft.spec_decode.explain import explain
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
+
+T = TypeVar("T")
 
 _WARM_UP_TOKENS = 8
 _PROMPT_ROOM = 512  # tokens of cache beside the longest answer; longer prompts may have to wait
@@ -46,7 +49,7 @@ class Chunk:
         return [m for m in measurements if (m.task, m.concurrency, m.repeat) == key and m.prompt_id in ids]
 
 
-def split(prompts: Sequence[BenchPrompt], concurrency: int) -> list[tuple[BenchPrompt, ...]]:
+def split(prompts: Sequence[T], concurrency: int) -> list[tuple[T, ...]]:
     """Even chunks, each long enough that its end, where fewer are under way, is a small part of it."""
     count = max(len(prompts) // max(2 * concurrency, 4), 1)
     edges = [len(prompts) * i // count for i in range(count + 1)]

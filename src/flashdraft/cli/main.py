@@ -14,6 +14,7 @@ from flashdraft.cli.demo import demo
 from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
 from flashdraft.cli.launch import launch
+from flashdraft.cli.plan import plan
 from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
@@ -28,6 +29,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     train,
     bench,
     report,
+    plan,
     convert,
     launch,
     doctor,

@@ -1,0 +1,50 @@
+"""Step costs of a pair on this machine, measured in a few seconds by the engine's own calibration."""
+
+from dataclasses import replace
+
+from flashdraft.bench.closed_loop import answer_all
+from flashdraft.engine.block_control import measure_costs
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.llm import LLM
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.step_costs import StepCosts
+
+_HOST_TOKENS = 16
+
+
+class MeasuredCosts:
+    """Costs as measured; see :class:`flashdraft.bench.cost_model.Costs`."""
+
+    def __init__(self, costs: StepCosts) -> None:
+        self.costs = costs
+
+    def verify_s(self, num_requests: int, block_size: int) -> float:
+        """See :class:`flashdraft.bench.cost_model.Costs`."""
+        logits_s = self.costs.logits_s * num_requests * (block_size - 1)
+        return float(self.costs.verify_seconds(num_requests, block_size)) + logits_s
+
+    def draft_s(self, num_requests: int, block_size: int) -> float:
+        """See :class:`flashdraft.bench.cost_model.Costs`."""
+        return float(self.costs.draft_seconds(num_requests, block_size)) if block_size > 1 else 0.0
+
+    def prefill_s(self, num_tokens: int) -> float:
+        """A forward over as many tokens of blocks, less the logits that a prompt does not need."""
+        return float(self.costs.verify_seconds(1, num_tokens))
+
+    def host_s(self) -> float:
+        """See :class:`flashdraft.bench.cost_model.Costs`."""
+        return self.costs.host_s
+
+
+def measure_pair(llm: LLM, concurrency: int) -> MeasuredCosts:
+    """Time the target and the drafter of ``llm`` for up to ``concurrency`` requests in a step."""
+    assert llm.drafter is not None
+    config = EngineConfig(max_running=concurrency, prefix_caching=False)
+    engine = Engine(llm.target, llm.drafter, config, ())
+    costs = measure_costs(engine.runner, llm.drafter.max_block_size, concurrency)
+    params = SamplingParams(temperature=0.0, max_tokens=_HOST_TOKENS, ignore_eos=True)
+    [answer] = answer_all(engine, [[1, 2, 3, 4]], params, llm.drafter.max_block_size, 1)
+    spent, wall_s = answer.metrics, answer.wall_s
+    host_s = wall_s - spent.prefill_s - spent.draft_s - spent.verify_s
+    return MeasuredCosts(replace(costs, host_s=max(host_s, 0.0) / max(spent.num_rounds, 1)))
