@@ -10,6 +10,31 @@ from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
 from flashdraft.models.mtp import MTPConfig, MTPModel
 
+# Qwen/Qwen3.5-27B, its language model as its config.json says it.
+QWEN3_5_27B = {
+    "vocab_size": 248320,
+    "hidden_size": 5120,
+    "intermediate_size": 17408,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    },
+}
+
 
 def llama_config(**changes: object) -> LlamaConfig:
     """A 6-layer Llama of a few thousand parameters."""

@@ -22,8 +22,10 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.models.base import OwnTokens, build_target
+from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.ops.block_mask import DocumentMask
 from flashdraft.sampling_params import SamplingParams
+from toys import QWEN3_5_27B
 
 STD = 0.1  # of the matrices: rounding grows less than with larger ones
 TEXT = {
@@ -132,24 +134,7 @@ def test_padded_prompts_are_refused(tmp_path):
 
 def test_the_27b_has_the_published_names():
     """Qwen/Qwen3.5-27B as its config.json says it, without any weight."""
-    text = {
-        "vocab_size": 248320,
-        "hidden_size": 5120,
-        "intermediate_size": 17408,
-        "num_hidden_layers": 64,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 48,
-        "linear_key_head_dim": 168,
-        "linear_value_head_dim": 128,
-        "linear_conv_kernel_dim": 4,
-        "full_attention_interval": 4,
-        "max_position_embeddings": 262144,
-        "rope_parameters": {**TEXT["rope_parameters"], "mrope_section": [11, 11, 10]},
-    }
-    config = Qwen3_5Config(text_config=text, tie_word_embeddings=False)
+    config = Qwen3_5Config(text_config=QWEN3_5_27B, tie_word_embeddings=False)
     with torch.device("meta"):
         ours, theirs = build_target(config), Qwen3_5ForConditionalGeneration(config)
     expected = {
@@ -161,6 +146,18 @@ def test_the_27b_has_the_published_names():
     assert ours.state_dict().keys() == expected.keys()
     assert sum(parameter.numel() for parameter in ours.parameters()) == pytest.approx(27e9, rel=0.01)
     assert "model.language_model.layers.63.self_attn.q_proj.weight" in expected
+    # transformers leaves the multi-token-prediction head out; as published it is one attention layer more.
+    with torch.device("meta"):
+        head = MTPModel(MTPConfig(config.get_text_config(), 16))
+    layer = "model.language_model.layers.63."
+    of_layer = {
+        name.replace(layer, "layers.0."): shape for name, shape in expected.items() if name.startswith(layer)
+    }
+    norms = dict.fromkeys(
+        ("norm.weight", "pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight"), (5120,)
+    )
+    found = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    assert found == {**of_layer, **norms, "fc.weight": (5120, 10240)}
 
 
 def test_the_offline_face_answers_one_at_a_time_and_the_engine_says_why(tmp_path: Path) -> None:

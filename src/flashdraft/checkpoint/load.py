@@ -15,13 +15,13 @@ from flashdraft.checkpoint.hf_config import (
     folder_generation_defaults,
     read_config,
 )
-from flashdraft.checkpoint.hub import locate
-from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_head, save_mtp_head
+from flashdraft.checkpoint.hub import CONFIGS, locate
+from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
-from flashdraft.checkpoint.zlab import read_drafter, save_dflash
+from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
@@ -40,6 +40,9 @@ __all__ = [
     "load_own_mtp",
     "load_target",
     "load_tokenizer",
+    "outline_drafter",
+    "outline_own_mtp",
+    "outline_target",
     "save_drafter",
 ]
 
@@ -58,21 +61,49 @@ def load_target(
     contradicts itself, UsageError for a dtype or device that is not there.
     """
     where, wanted = check_device(device), check_dtype(dtype)
-    place = _locate_target(path_or_name)
-    source: WeightSource
-    config: Any
-    if place.is_file():
-        file = GGUFFile(place)
-        read_fields, weights = _gguf_format(file)
-        config = read_fields(file)
-        source = weights(file, config)
-    else:
-        config = read_config(place)
-        source = RegroupedWeights(SafetensorsWeights(place), config)
+    config, open_weights = _open_target(_locate_target(path_or_name))
+    source = open_weights()
     with torch.device("meta"):
         model = build_target(config)
     fill(model, source, wanted, where)
     return model.eval().requires_grad_(False)
+
+
+def outline_target(path_or_name: str | Path = EMBEDDED, dtype: str | torch.dtype = "bfloat16") -> TargetModel:
+    """A target as :func:`load_target` builds it, without weights: shapes on the meta device, from its config alone."""
+    place = embedded_target() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
+    with torch.device("meta"):
+        return build_target(_open_target(place)[0]).to(check_dtype(dtype))
+
+
+def outline_drafter(
+    path_or_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
+) -> DFlashModel | MTPModel:
+    """A drafter as :func:`load_drafter` builds it, without weights: shapes on the meta device."""
+    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
+    with torch.device("meta"):
+        if holds_mtp_head(folder):
+            return MTPModel(read_mtp_config(folder, target.config)).to(check_dtype(dtype))
+        return DFlashModel(read_drafter_config(folder, target.config)).to(check_dtype(dtype))
+
+
+def outline_own_mtp(
+    target_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
+) -> MTPModel:
+    """The head of :func:`load_own_mtp`, without weights: shapes on the meta device."""
+    with torch.device("meta"):
+        return MTPModel(read_mtp_config(locate(target_name, CONFIGS), target.config)).to(check_dtype(dtype))
+
+
+def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:
+    """The config of a GGUF file or folder, and what opens its weights."""
+    if place.is_file():
+        file = GGUFFile(place)
+        read_fields, weights = _gguf_format(file)
+        fields = read_fields(file)
+        return fields, lambda: weights(file, fields)
+    config = read_config(place)
+    return config, lambda: RegroupedWeights(SafetensorsWeights(place), config)
 
 
 def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:

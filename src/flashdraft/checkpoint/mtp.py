@@ -35,12 +35,21 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
     Raises CheckpointError for a folder without a head and for a head that contradicts itself,
     IncompatibleDrafterError for one made for another target; all before any tensor is read.
     """
-    layer = parse_config(folder).get_text_config()
     source = _Head(SafetensorsWeights(folder))
     if not source.shapes:
         raise CheckpointError(
             f"{folder} holds no MTP head (no {_PREFIX}* tensors); give a trained head's folder, or another drafter"
         )
+    config = read_mtp_config(folder, target_config)
+    with torch.device("meta"):
+        model = MTPModel(config)
+    fill(model, source, dtype, device)
+    return model
+
+
+def read_mtp_config(folder: Path, target_config: Any) -> MTPConfig:
+    """The config of the head in ``folder``, no weights; checked and raising as :func:`read_mtp_head`."""
+    layer = parse_config(folder).get_text_config()
     if (num_layers := getattr(layer, "mtp_num_hidden_layers", 1)) != 1:
         raise CheckpointError(f"{folder} has an MTP head of {num_layers} layers; expected 1: not supported")
     block_size = getattr(layer, "block_size", _LARGEST_BLOCK)
@@ -49,10 +58,7 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
     config = MTPConfig(layer, block_size)
     if target_config is not None:
         check_fits_target(config, target_config, str(folder))
-    with torch.device("meta"):
-        model = MTPModel(config)
-    fill(model, source, dtype, device)
-    return model
+    return config
 
 
 def save_mtp_head(head: MTPModel, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -113,7 +113,7 @@ def _run(said: dict[str, Any]) -> None:
         max_answer_tokens=said["max_answer_tokens"],
     )
     if said["dry_run"]:
-        typer.echo(_document(said, config, speculation), nl=False)
+        typer.echo(_document(said, config, speculation) + _memory(said, config, speculation), nl=False)
     else:
         _serve(said, config, speculation)
 
@@ -156,6 +156,25 @@ def _document(said: dict[str, Any], config: "ServerConfig", speculation: "Specul
     note = f"# API keys: {num_keys}, not shown\n" if num_keys else "# API keys: none, everybody is served\n"
     told = {name: value for name, value in resolved.items() if value is not None}
     return note + str(yaml.safe_dump(told, sort_keys=False))
+
+
+def _memory(said: dict[str, Any], config: "ServerConfig", speculation: "Speculation") -> str:
+    """The memory plan as comments; without configs to read, why there is none."""
+    from flashdraft.checkpoint.embedded import EMBEDDED
+    from flashdraft.engine.memory_plan import plan_memory
+    from flashdraft.engine.scheduler import EngineConfig
+    from flashdraft.errors import CheckpointError
+
+    draft = speculation.draft or (EMBEDDED if said["model"] == EMBEDDED else "none")
+    size = speculation.block_size if isinstance(speculation.block_size, int) else None
+    step_tokens = EngineConfig().max_step_tokens
+    running = config.max_running_requests
+    try:
+        drafter = None if draft == "none" else draft
+        plan = plan_memory(said["model"], drafter, said["dtype"], running, size, step_tokens).to_text()
+    except CheckpointError as error:
+        plan = f"memory: not known ({' '.join(str(error).split())})"
+    return "".join(f"# {line}\n" for line in plan.splitlines())
 
 
 def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculation") -> None:

@@ -35,7 +35,8 @@ class _QueryNorm(ZeroCenteredRMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and scale the last dimension of ``x``."""
-        return super().forward(x) * self.factor
+        out: Tensor = super().forward(x) * self.factor
+        return out
 
 
 class Gemma3Attention(LlamaAttention):

@@ -1,7 +1,5 @@
 """A causal mask of any form, cut to a sliding window: a token sees the last ``window`` tokens, itself included."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -31,8 +29,8 @@ def _flex(mask: BlockMask, window: int, own: Tensor) -> BlockMask:
     before = mask.mask_mod
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen: Any = before(row, head, query, key)
-        return seen & (key > own[row, query] - window)
+        seen: Tensor = before(row, head, query, key) & (key > own[row, query] - window)
+        return seen
 
     rows = mask.kv_num_blocks.shape[0]
-    return create_block_mask(visible, rows, None, *mask.seq_lengths, device=own.device)  # type: ignore[arg-type]
+    return create_block_mask(visible, rows, None, *mask.seq_lengths, device=own.device)

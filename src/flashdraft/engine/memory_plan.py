@@ -1,0 +1,141 @@
+"""What serving a pair will take, from its configs alone: nothing is fetched or allocated but shapes.
+
+Sums of what the networks and caches say of themselves on the meta device; only a step's activations are an estimate.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashdraft.cache.model_cache import ModelCache
+from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
+from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.mtp import MTPModel
+
+_GB = 10**9
+_USABLE = 0.9  # of a device's memory; the rest is the CUDA context, fragments and peaks
+DEVICES = ((1, 80), (1, 141), (2, 80))  # how many of how many GB
+_TOKENS = 64  # of the caches that are measured
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, for ``max_running`` requests with blocks of ``block_size`` tokens."""
+
+    max_running: int
+    block_size: int
+    weight_bytes: int
+    draft_weight_bytes: int
+    kv_bytes: int  # of one token, all attention layers of the target
+    draft_kv_bytes: int  # of one token
+    state_bytes: int  # of one request: states of gated delta layers, and what a block stages to roll back
+    activation_bytes: int  # of one step: its logits, and the widest tensors of a layer
+    kv_heads: int
+
+    def device_bytes(self, num_devices: int) -> int:
+        """What each of ``num_devices`` that share every layer holds before any token of context."""
+        shared = self.weight_bytes + self.draft_weight_bytes + self.max_running * self.state_bytes
+        return (shared + self.activation_bytes) // num_devices
+
+    def context_tokens(self, num_devices: int, device_gb: int) -> int:
+        """Tokens of context that fit, of all requests together; negative where not even the rest does."""
+        free = int(device_gb * _GB * _USABLE) - self.device_bytes(num_devices)
+        # Heads of keys and values are not cut: with fewer of them than devices, they are repeated.
+        per_token = (self.kv_bytes + self.draft_kv_bytes) / min(num_devices, self.kv_heads)
+        return int(free / per_token)
+
+    def to_text(self) -> str:
+        """For people: one thing a line."""
+        requests = f"{self.max_running} requests with blocks of {self.block_size}"
+        lines = [
+            f"weights: target {_gb(self.weight_bytes)}, drafter {_gb(self.draft_weight_bytes)}",
+            f"keys and values: {self.kv_bytes:,} B a token for the target, {self.draft_kv_bytes:,} B for the drafter",
+            f"states: {self.state_bytes / 1e6:.1f} MB a request",
+            f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
+        ]
+        for num, size in DEVICES:
+            tokens = self.context_tokens(num, size)
+            fits = f"{tokens:,} tokens of context" if tokens > 0 else "does not fit"
+            lines.append(f"{num} x {size} GB, {_USABLE:.0%} used: {fits}{_HOW[num]}")
+        return "\n".join(lines)
+
+
+_HOW = {1: "", 2: " (sharing layers: flashdraft launch vllm --tp 2)"}
+
+
+def plan_memory(
+    target: str, draft: str | None, dtype: str, max_running: int, block_size: int | None, step_tokens: int
+) -> MemoryPlan:
+    """The plan of a pair as :func:`load_target` and :func:`load_drafter` take its names.
+
+    ``step_tokens``: the longest prefill chunk. Raises CheckpointError for configs that are not there or do not go
+    together.
+    """
+    model = outline_target(target, dtype)
+    drafter: DFlashModel | MTPModel | None = None
+    if draft == OWN_MTP:
+        drafter = outline_own_mtp(target, model, dtype)
+    elif draft is not None:
+        drafter = outline_drafter(draft, model, dtype)
+    if drafter is None:
+        block_size = 1
+    elif block_size is None:
+        block_size = drafter.config.block_size
+    kv_bytes, state_bytes = _cache_bytes(model)
+    draft_kv = 0 if drafter is None else _kv_bytes(drafter.new_cache(1, _TOKENS))
+    return MemoryPlan(
+        max_running=max_running,
+        block_size=block_size,
+        weight_bytes=_bytes_of(model),
+        draft_weight_bytes=0 if drafter is None else _bytes_of(drafter),
+        kv_bytes=kv_bytes,
+        draft_kv_bytes=draft_kv,
+        state_bytes=state_bytes + _staged_bytes(model, block_size),
+        activation_bytes=_activation_bytes(model, max_running * block_size, step_tokens),
+        kv_heads=model.config.num_key_value_heads,
+    )
+
+
+def _bytes_of(network: nn.Module) -> int:
+    # A set, so that a tied head counts once.
+    return sum(
+        tensor.nbytes for tensor in {id(t): t for t in network.state_dict(keep_vars=True).values()}.values()
+    )
+
+
+def _kv_bytes(cache: Any) -> int:
+    """Bytes a token of the layers that hold keys and values."""
+    tensors: list[Tensor] = [t for layer in cache.layers if hasattr(layer, "k") for t in (layer.k, layer.v)]
+    return sum(tensor.nbytes for tensor in tensors) // _TOKENS
+
+
+def _cache_bytes(model: TargetModel) -> tuple[int, int]:
+    cache = model.new_cache(1, _TOKENS)
+    states = cache.states.values() if isinstance(cache, ModelCache) else ()
+    return _kv_bytes(cache), sum(state.recurrent.nbytes + state.conv.nbytes for state in states)
+
+
+def _staged_bytes(model: TargetModel, block_size: int) -> int:
+    """The rule's inputs in float32 and the convolution's, of each layer, and the states behind the block."""
+    cache, config = model.new_cache(1, _TOKENS), model.config
+    if not isinstance(cache, ModelCache):
+        return 0
+    heads = config.linear_num_value_heads
+    per_token = 4 * heads * (2 * config.linear_key_head_dim + config.linear_value_head_dim + 2)
+    convolved = [state.conv.shape[-1] * state.conv.element_size() for state in cache.states.values()]
+    states = sum(state.recurrent.nbytes for state in cache.states.values())
+    return int(states + block_size * sum(per_token + channels for channels in convolved))
+
+
+def _activation_bytes(model: TargetModel, num_slots: int, step_tokens: int) -> int:
+    config, size = model.config, torch.empty(0, dtype=model.dtype).element_size()
+    width = max(getattr(config, "intermediate_size", 0), getattr(config, "moe_intermediate_size", 0))
+    logits = num_slots * config.vocab_size * (4 + size)
+    return int(logits + max(num_slots, step_tokens) * size * (3 * width + 4 * config.hidden_size))
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / _GB:.2f} GB"
