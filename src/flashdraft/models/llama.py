@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
+from flashdraft.native.decoder import NativeTarget, stored_layers
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -101,6 +102,7 @@ class LlamaModel(TargetModel):
     """A Llama target."""
 
     attention_class: type[LlamaAttention] = LlamaAttention
+    native: NativeTarget | None = None  # the same layers and head as one call, see models/accelerate.py
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -116,6 +118,9 @@ class LlamaModel(TargetModel):
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
+        if self.native and (stored := stored_layers(cache.layers)):
+            positions = batch.positions
+            return TargetOutput(*self.native.forward(x, positions, positions + 1, stored, feature_layers))
         rope = self.rotary(batch.positions, x.dtype)
         mask = cache.mask(batch.positions, batch.kv_len)
         features: dict[int, Tensor] = {}
@@ -132,6 +137,18 @@ class LlamaModel(TargetModel):
     def head_weight(self) -> Tensor:
         """See :meth:`TargetModel.head_weight`."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See :meth:`TargetModel.logits`."""
+        if self.native is None:
+            return super().logits(hidden)
+        return self.native.logits(hidden)
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """See :meth:`TargetModel.argmax`."""
+        if self.native is None:
+            return super().argmax(hidden)
+        return self.native.argmax(hidden)
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """See :meth:`TargetModel.new_cache`."""
