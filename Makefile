@@ -52,4 +52,5 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@$(PIP) install -qq --requirement requirements.lock
 	@$(PIP) install -qq --no-deps $(NO_DEPS)
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m flashdraft.native.library
 	@touch $@

@@ -21,6 +21,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.generate import RoundEvent, check_request, generate
+from flashdraft.models.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO, BlockSize
@@ -62,6 +63,7 @@ class LLM:
     drafter for the embedded target and none for another; "mtp": the target's own MTP head; None: none.
     ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
     the controller (targets that answer one prompt at a time: the drafter's own). ``dtype``: "float32" or "bfloat16".
+    ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
     Raises CheckpointError or UsageError before any long work.
     """
 
@@ -74,15 +76,24 @@ class LLM:
         device: str = "cpu",
         skip_tokenizer_init: bool = False,
         max_running: int = 32,
+        quantization: str | None = None,
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
-        self.target = load_target(model, dtype=dtype, device=device)
+        if quantization and dtype != "bfloat16":
+            raise UsageError(
+                f"quantization {quantization} runs in bfloat16; expected no other dtype, found {dtype}"
+            )
+        # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
+        self.target = load_target(model, dtype="float32" if quantization else dtype, device=device)
+        accelerate(self.target, quantization)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             own = draft == OWN_MTP
             load, name = (load_own_mtp, model) if own else (load_drafter, draft)
-            self.drafter = drafter_of(load(name, self.target, dtype=dtype, device=device), self.target)
+            network = load(name, self.target, dtype=dtype, device=device)
+            accelerate(network, quantization)
+            self.drafter = drafter_of(network, self.target)
         else:
             self.drafter = draft
         self.block_size = self._check_block_size(block_size)

@@ -11,6 +11,8 @@ from flashdraft.ops.block_mask import CachedMask, fast_mask
 class LayerKV:
     """One layer's keys and values, each [rows, kv_heads, max_len, head_dim], addressed by absolute position."""
 
+    token_dim = 2  # of k and v
+
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
         self._rows = torch.arange(k.shape[0], device=k.device).unsqueeze(1)

@@ -182,6 +182,8 @@ class GatheredRows:
 class _RowsLayer:
     """One layer of the rows: a LayerSource."""
 
+    token_dim = 1  # of k and v
+
     def __init__(self, rows: Tensor, row_idx: Tensor) -> None:
         self.k, self.v = rows  # each [rows, max_len, kv_heads, head_dim]
         self.row_idx = row_idx

@@ -127,6 +127,10 @@ class TargetModel(nn.Module):
         logits = nn.functional.linear(rows, self.head_weight()).float()
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """The likeliest tokens [...] after final hidden states [..., hidden_size]; of equal ones the first."""
+        return self.logits(hidden).argmax(-1)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

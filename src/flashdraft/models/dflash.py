@@ -18,6 +18,7 @@ from flashdraft.errors import CheckpointError
 from flashdraft.models.base import LayerSource
 from flashdraft.models.llama import split_heads
 from flashdraft.models.mlp import GatedMLP
+from flashdraft.native.decoder import NativeDrafter, stored_layers
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
 from flashdraft.ops.norm import RMSNorm
@@ -228,6 +229,8 @@ class DFlashLayer(nn.Module):
 class DFlashModel(nn.Module):
     """The drafter network. Its parameters carry z-lab's tensor names."""
 
+    native: NativeDrafter | None = None  # the same layers as one call, for serving: see models/accelerate.py
+
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
         self.config = config
@@ -259,6 +262,8 @@ class DFlashModel(nn.Module):
         ``features`` [batch, num_tokens, num_features * hidden_size], ``positions`` [batch, num_tokens]; each pair
         is [batch, kv_heads, num_tokens, head_dim].
         """
+        if self.native:
+            return self.native.context(features, positions)
         fused = self.hidden_norm(self.fc(features))
         rope = self.rotary(positions, fused.dtype)
         return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
@@ -270,15 +275,20 @@ class DFlashModel(nn.Module):
         kv_len: int,
         sources: Sequence[LayerSource],
         mask: Mask | Sequence[Mask] = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
 
         Slot k of a block (k >= 1) predicts the token that stands AT its own position. ``mask`` None: every slot
-        sees what its layer's rule says of context and block, as when one request is served. One mask for each
-        layer where layers differ.
+        sees what its layer's rule says of context and block, as when served: of the first ``ends`` [batch] slots,
+        left out of all ``kv_len``. One mask for each layer where layers differ.
         """
+        stored = stored_layers(sources)
+        if self.native and stored and mask is None and all(rule.is_plain for rule in self.config.rules()):
+            seen = positions.new_full((len(positions),), kv_len) if ends is None else ends
+            return self.native.forward(block, positions, seen.unsqueeze(1).expand_as(positions), stored)[0]
         if mask is None:
-            masks = self.served_masks(positions, kv_len)
+            masks = self.served_masks(positions, kv_len, ends)
         elif isinstance(mask, Sequence):
             masks = list(mask)
         else:
@@ -291,13 +301,17 @@ class DFlashModel(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def served_masks(self, positions: Tensor, kv_len: int) -> list[Mask]:
+    def served_masks(self, positions: Tensor, kv_len: int, ends: Tensor | None = None) -> list[Mask]:
         """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots."""
         rules = self.config.rules()
-        made = {
+        made: dict[BlockRule, Tensor | None] = {
             rule: None if rule.is_plain else ServedBlockMask(positions, kv_len, rule).dense()
             for rule in set(rules)
         }
+        if ends is not None:
+            visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
+            own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
+            made = {rule: own if mask is None else own & mask for rule, mask in made.items()}
         return [made[rule] for rule in rules]
 
     def head_tokens(self, rows: Tensor) -> Tensor:

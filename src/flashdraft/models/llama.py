@@ -10,6 +10,7 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
 from flashdraft.models.mlp import feed_forward
+from flashdraft.native.decoder import NativeTarget, stored_layers
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -87,6 +88,7 @@ class LlamaModel(TargetModel):
 
     attention_class: type[LlamaAttention] = LlamaAttention
     decoder_class: Any = LlamaDecoder
+    native: NativeTarget | None = None  # the same layers and head as one call, see models/accelerate.py
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -106,6 +108,9 @@ class LlamaModel(TargetModel):
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
+        if self.native and (stored := stored_layers(cache.layers)):
+            positions = batch.positions
+            return TargetOutput(*self.native.forward(x, positions, positions + 1, stored, feature_layers))
         rope = self.rotary(batch.positions, x.dtype)
         mask = cache.mask(batch.positions, batch.kv_len)
         features: dict[int, Tensor] = {}
@@ -122,6 +127,18 @@ class LlamaModel(TargetModel):
     def head_weight(self) -> Tensor:
         """See :meth:`TargetModel.head_weight`."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See :meth:`TargetModel.logits`."""
+        if self.native is None:
+            return super().logits(hidden)
+        return self.native.logits(hidden)
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """See :meth:`TargetModel.argmax`."""
+        if self.native is None:
+            return super().argmax(hidden)
+        return self.native.argmax(hidden)
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """See :meth:`TargetModel.new_cache`."""

@@ -12,7 +12,6 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
-from flashdraft.ops.attention import Mask
 
 
 class DFlashDrafter:
@@ -36,24 +35,25 @@ class DFlashDrafter:
         positions: Tensor,
         kv_len: int,
         sources: Sequence[LayerSource],
-        mask: Sequence[Mask] | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Draft greedily behind each anchor: the block is [anchor, MASK, ...].
 
-        ``positions`` [rows, num_tokens] are the blocks'; returns draft tokens [rows, num_tokens - 1].
+        ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
+        all ``kv_len``. Returns draft tokens [rows, num_tokens - 1].
         """
         tokens = torch.tensor(anchors, device=self.target.device).unsqueeze(1)
         rows, num_tokens = positions.shape
         masks = self.mask_embedding.expand(rows, num_tokens - 1, -1)
         block = torch.cat((self.target.embed(tokens), masks), dim=1)
-        hidden = self.model(block, positions, kv_len, sources, mask)
+        hidden = self.model(block, positions, kv_len, sources, ends=ends)
         return greedy_tokens(self.model, self.target, hidden[:, 1:])
 
 
 def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
     """The likeliest tokens [...] of the drafter's final hidden states: by its own head, or by the target's."""
     if isinstance(model, MTPModel) or model.lm_head is None:
-        return target.logits(hidden).argmax(-1)
+        return target.argmax(hidden)
     return model.head_tokens(model.lm_head(hidden).argmax(-1))
 
 
@@ -130,13 +130,9 @@ class DFlashBatch:
         """
         order = self.rows.seat([row.key for row in rows])
         positions, kv_len = self.rows.arrange([rows[i] for i in order], max(block_sizes))
-        ends = torch.tensor([rows[i].start + block_sizes[i] for i in order], device=positions.device)
-        mask: Sequence[Mask] | None = None
+        ends: Tensor | None = None
         if len(rows) > 1:
-            visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
-            own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
-            by_rule = self.drafter.model.served_masks(positions, kv_len)
-            mask = [own & rule if isinstance(rule, Tensor) else own for rule in by_rule]
-        drafted = self.drafter.draft([anchors[i] for i in order], positions, kv_len, self.rows.layers, mask)
+            ends = torch.tensor([rows[i].start + block_sizes[i] for i in order], device=positions.device)
+        drafted = self.drafter.draft([anchors[i] for i in order], positions, kv_len, self.rows.layers, ends)
         by_row = dict(zip(order, drafted.tolist(), strict=True))
         return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]

@@ -1,0 +1,58 @@
+"""Gives a loaded model its fast form on this CPU: one C++ call a forward (native/), with weights packed for it.
+
+The PyTorch modules stay: they are the reference, the embedding, and what runs where the C++ part cannot.
+"""
+
+import torch
+from torch import nn
+
+from flashdraft.errors import UsageError
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.llama import LlamaModel
+from flashdraft.native.decoder import NativeDrafter, NativeTarget, why_unsupported
+from flashdraft.native.library import library
+from flashdraft.native.packing import Kind
+
+# How the layers are held, and the head: in 4 bits it would cost more accuracy than all layers together.
+QUANTIZATIONS = {"int8": (Kind.INT8, Kind.INT8), "int4": (Kind.INT4, Kind.INT8)}
+
+
+def accelerate(model: nn.Module, quantization: str | None = None) -> bool:
+    """Attach the fast form to a bfloat16 ``model`` on the CPU; True when it has one now. For frozen weights.
+
+    ``quantization`` "int8" or "int4": the packed weights are quantized, from the type that the model has now; the
+    model is bfloat16 afterwards. Raises UsageError for a quantization that is unknown or cannot be had here.
+    """
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UsageError(f"quantization is {quantization!r}; expected {' or '.join(QUANTIZATIONS)}")
+    reason = _attach(model, quantization)
+    if reason is None:
+        return True
+    if quantization is not None:
+        raise UsageError(f"quantization {quantization} needs the fast CPU path, but {reason}: leave it out")
+    return False
+
+
+def _attach(model: nn.Module, quantization: str | None) -> str | None:
+    """None, or why it cannot be."""
+    weight = next(model.parameters())
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device}"
+    if quantization is None and weight.dtype != torch.bfloat16:
+        return f"the model is {weight.dtype}"
+    if not isinstance(model, LlamaModel | DFlashModel):
+        return f"it does not know {type(model).__name__}"
+    stack = model.model if isinstance(model, LlamaModel) else model
+    if reason := why_unsupported(stack.layers, model.config.head_dim):
+        return reason
+    lib = library()
+    if lib is None:
+        return "it is not available on this machine"
+    layers, head = QUANTIZATIONS[quantization] if quantization else (Kind.BF16, Kind.BF16)
+    if isinstance(model, LlamaModel):
+        others = [(model.head_weight(), head)]
+        model.native = NativeTarget(lib, model.model, model.rotary, model.config.head_dim, layers, others)
+    else:
+        model.native = NativeDrafter(lib, model, model.rotary, model.config.head_dim, layers)
+    model.bfloat16()
+    return None

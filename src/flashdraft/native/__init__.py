@@ -1,0 +1,1 @@
+"""Decoder layers as one C++ call on CPUs with AVX-512 bf16 and VNNI; models/ is the reference and the fallback."""

@@ -1,0 +1,158 @@
+// Softmax attention of a step's queries on cached keys and values, read where they lie.
+//
+// A query's result depends on the keys that it sees and on nothing else, bit for bit: keys go in groups of 16 from
+// position 0, and what is hidden counts as zero.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "linear.h"
+
+// Keys and values of each layer, [row][token][kv_head][head_dim] bfloat16, with strides in elements.
+struct KVStorage {
+    uint16_t *const *keys, *const *values;
+    int64_t row, token, head;
+};
+
+// e^x for x <= 0, within 2 ulp: 2^n * p(f) with |f| <= 1/2.
+inline __m512 exp_ps(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+    __m512 p = _mm512_set1_ps(1.0f / 720);
+    for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+    return _mm512_scalef_ps(p, n);
+}
+
+class Attention {
+   public:
+    static constexpr int MAX_QUERIES = 24;  // of one task: heads of a group times tokens
+
+    // queries [num_queries][head_dim] bfloat16 (ends[i] keys are seen by query i), keys and values with `stride`
+    // elements from token to token; emit(query, dim, values of 16 dims).
+    template <class Emit>
+    void operator()(const uint16_t* const* queries, const int64_t* ends, int num_queries, const uint16_t* keys,
+                    const uint16_t* values, int64_t stride, int64_t head_dim, const Emit& emit) {
+        int64_t num_keys = *std::max_element(ends, ends + num_queries);
+        width_ = (num_keys + LANES - 1) / LANES * LANES;
+        scores_.resize(MAX_QUERIES * width_);
+        probs_.resize(MAX_QUERIES * width_);
+        for (int64_t first = 0; first < num_keys; first += LANES) {
+            transpose(keys + first * stride, std::min<int64_t>(LANES, num_keys - first), stride, head_dim);
+            for (int q = 0; q < num_queries; q += 6)
+                score(queries + q, std::min(6, num_queries - q), head_dim, &scores_[q * width_ + first]);
+        }
+        float inverse_sum[MAX_QUERIES];
+        float scale = 1 / std::sqrt(float(head_dim));
+        for (int q = 0; q < num_queries; ++q) inverse_sum[q] = softmax(q, ends[q], scale);
+        for (int q = 0; q < num_queries; q += 6)
+            for (int64_t dim = 0; dim < head_dim; dim += 32)
+                weigh(q, std::min(6, num_queries - q), values + dim, num_keys, stride, inverse_sum, dim, emit);
+    }
+
+   private:
+    // kt_[pair of dims][key]: 16 keys, dims two by two.
+    void transpose(const uint16_t* keys, int64_t count, int64_t stride, int64_t head_dim) {
+        kt_.resize(head_dim / 2 * LANES);
+        for (int64_t dim = 0; dim < head_dim; dim += 32) {
+            __m512i r[16], t[16];
+            for (int i = 0; i < 16; ++i)
+                r[i] = i < count ? _mm512_loadu_si512(keys + i * stride + dim) : _mm512_setzero_si512();
+            for (int i = 0; i < 16; i += 2) {
+                t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+                t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+            }
+            for (int i = 0; i < 16; i += 4) {
+                r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+                r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+                r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+                r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+            }
+            for (int i = 0; i < 4; ++i)
+                for (int half = 0; half < 2; ++half) {
+                    __m512i a = r[half * 8 + i], b = r[half * 8 + 4 + i];
+                    t[half * 8 + i] = _mm512_shuffle_i32x4(a, b, 0x88);
+                    t[half * 8 + 4 + i] = _mm512_shuffle_i32x4(a, b, 0xdd);
+                }
+            uint32_t* out = kt_.data() + dim / 2 * LANES;
+            for (int i = 0; i < 8; ++i) {
+                _mm512_storeu_si512(out + i * LANES, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+                _mm512_storeu_si512(out + (8 + i) * LANES, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+            }
+        }
+    }
+
+    void score(const uint16_t* const* queries, int count, int64_t head_dim, float* out) {
+        __m512 acc[6];
+        for (auto& sum : acc) sum = _mm512_setzero_ps();
+        for (int64_t i = 0; i < head_dim / 2; ++i) {
+            __m512bh key = (__m512bh)_mm512_loadu_si512(kt_.data() + i * LANES);
+#pragma GCC unroll 6
+            for (int q = 0; q < 6; ++q) {
+                int32_t pair;
+                std::memcpy(&pair, queries[q < count ? q : 0] + 2 * i, sizeof pair);
+                acc[q] = _mm512_dpbf16_ps(acc[q], key, (__m512bh)_mm512_set1_epi32(pair));
+            }
+        }
+        for (int q = 0; q < count; ++q) _mm512_storeu_ps(out + q * width_, acc[q]);
+    }
+
+    // Weights e^(score - largest) of one query as bfloat16; returns 1 / their sum.
+    float softmax(int query, int64_t end, float scale) {
+        float* scores = &scores_[query * width_];
+        uint16_t* probs = &probs_[query * width_];
+        const __m512 hidden = _mm512_set1_ps(-INFINITY);
+        __m512 largest = hidden, sum = _mm512_setzero_ps();
+        auto seen = [&](int64_t key) {
+            int64_t left = end - key;
+            return left >= LANES ? __mmask16(0xffff) : left <= 0 ? __mmask16(0) : __mmask16((1 << left) - 1);
+        };
+        for (int64_t key = 0; key < end; key += LANES)
+            largest = _mm512_mask_max_ps(largest, seen(key), largest, _mm512_loadu_ps(scores + key));
+        const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest)), factor = _mm512_set1_ps(scale);
+        for (int64_t key = 0; key < width_; key += LANES) {
+            __m512 below = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + key), top), factor);
+            __m512 weight = _mm512_maskz_mov_ps(seen(key), exp_ps(below));
+            sum = _mm512_add_ps(sum, weight);
+            _mm256_storeu_si256((__m256i*)(probs + key), to_bf16(weight));
+        }
+        return 1 / _mm512_reduce_add_ps(sum);
+    }
+
+    // 32 dims of the weighted values, for up to 6 queries.
+    template <class Emit>
+    void weigh(int first, int count, const uint16_t* values, int64_t num_keys, int64_t stride,
+               const float* inverse_sum, int64_t dim, const Emit& emit) {
+        __m512 low[6], high[6];
+        for (int q = 0; q < 6; ++q) low[q] = high[q] = _mm512_setzero_ps();
+        const uint16_t* probs = &probs_[first * width_];
+        for (int64_t key = 0; key < num_keys; key += 2) {
+            __m512i a = _mm512_loadu_si512(values + key * stride);
+            __m512i b = key + 1 < num_keys ? _mm512_loadu_si512(values + (key + 1) * stride) : _mm512_setzero_si512();
+            __m512bh even = (__m512bh)_mm512_unpacklo_epi16(a, b), odd = (__m512bh)_mm512_unpackhi_epi16(a, b);
+#pragma GCC unroll 6
+            for (int q = 0; q < 6; ++q) {
+                int32_t pair;
+                std::memcpy(&pair, probs + (q < count ? q : 0) * width_ + key, sizeof pair);
+                low[q] = _mm512_dpbf16_ps(low[q], even, (__m512bh)_mm512_set1_epi32(pair));
+                high[q] = _mm512_dpbf16_ps(high[q], odd, (__m512bh)_mm512_set1_epi32(pair));
+            }
+        }
+        // unpack works within quarters: put the dims back in order.
+        const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        for (int q = 0; q < count; ++q) {
+            __m512 factor = _mm512_set1_ps(inverse_sum[first + q]);
+            emit(first + q, dim, _mm512_mul_ps(_mm512_permutex2var_ps(low[q], front, high[q]), factor));
+            emit(first + q, dim + LANES, _mm512_mul_ps(_mm512_permutex2var_ps(low[q], back, high[q]), factor));
+        }
+    }
+
+    int64_t width_ = 0;
+    std::vector<uint32_t> kt_;
+    std::vector<float> scores_;   // [MAX_QUERIES][width_]
+    std::vector<uint16_t> probs_;  // the same
+};

@@ -1,0 +1,240 @@
+// Decoder layers of Llama's and Qwen3's kind: pre-norm, grouped-query attention with RoPE, SwiGLU. The residual
+// stream is float32; what goes into a Linear is bfloat16 or int8. models/llama.py is the reference.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "attention.h"
+
+struct Layer {
+    Linear qkv, o, gate_up, down;
+    const float *input_norm, *post_norm;  // [hidden_size]
+    const float *q_norm, *k_norm;         // [head_dim], or null
+};
+
+struct Decoder {
+    const Layer* layers;
+    const float* final_norm;
+    const float *cos, *sin;  // [positions][head_dim / 2]
+    int64_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size;
+    double eps;
+};
+
+// The tokens of one forward: `num_rows` sequences of `width` tokens each.
+struct Batch {
+    int64_t num_rows, width;
+    const int64_t* positions;  // [num_rows][width], for RoPE
+    const int64_t* slots;      // [num_rows][width]: where in its row of `kv` a token's keys and values go
+    const int64_t* ends;       // [num_rows][width]: how many slots of its row a token sees
+    KVStorage kv;
+};
+
+// x / sqrt(mean(x^2) + eps) * weight, handed to write(column, first 16, second 16).
+template <class Write>
+void rms_norm(const float* x, const float* weight, int64_t size, double eps, const Write& write) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < size; i += LANES) {
+        __m512 v = _mm512_loadu_ps(x + i);
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / size + float(eps)));
+    auto scaled = [&](int64_t i) {
+        return _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor), _mm512_loadu_ps(weight + i));
+    };
+    for (int64_t i = 0; i < size; i += 2 * LANES) write(i, scaled(i), scaled(i + LANES));
+}
+
+inline void write_bf16(uint16_t* to, __m512 first, __m512 second) {
+    _mm256_storeu_si256((__m256i*)to, to_bf16(first));
+    _mm256_storeu_si256((__m256i*)(to + LANES), to_bf16(second));
+}
+
+// x * sigmoid(x), through e^-|x|.
+inline __m512 silu(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1);
+    __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    __m512 top = _mm512_mask_mul_ps(x, is_negative, x, e);
+    return _mm512_div_ps(top, _mm512_add_ps(one, e));
+}
+
+// Runs on all threads of the team at once, each taking its share of every phase. Buffers belong to the process:
+// Team::run lets one forward run at a time.
+class Forward {
+   public:
+    Forward(const Decoder& decoder, const Batch& batch)
+        : d(decoder),
+          b(batch),
+          rows(b.num_rows * b.width),
+          q_size(d.num_heads * d.head_dim),
+          kv_size(d.num_kv_heads * d.head_dim),
+          qkv_size(q_size + 2 * kv_size) {}
+
+    // Before the team starts: room for everything. `widest`: of a Linear's input besides the layers' own.
+    void reserve(int threads, int64_t widest = 0) {
+        widest = std::max({widest, d.hidden_size, q_size, d.intermediate_size});
+        auto room = [](auto& buffer, size_t size) {
+            if (buffer.size() < size) buffer.resize(size);
+            return buffer.data();
+        };
+        x = room(s.x, rows * d.hidden_size);
+        wide = room(s.wide, rows * std::max(qkv_size, 2 * d.intermediate_size));
+        attended = room(s.attended, rows * q_size);
+        queries = room(s.queries, rows * q_size);
+        bf16 = room(s.bf16, rows * widest);
+        quantized = room(s.quantized, rows * widest);
+        scale = room(s.scale, rows * widest / BLOCK);
+        sum = room(s.sum, rows * widest / BLOCK);
+        if (int(s.attention.size()) < threads) s.attention.resize(threads);
+    }
+
+    void layer(int64_t idx) {
+        const Layer& w = d.layers[idx];
+        Activations a = normed(w.qkv, w.input_norm);
+        store(w.qkv, a, 0, wide, qkv_size);
+        each_row([&](int64_t row) { place(w, idx, row); });
+        attend(idx);
+        add(w.o, [&](int64_t row, int64_t i) { return _mm512_loadu_ps(attended + row * q_size + i); });
+        a = normed(w.gate_up, w.post_norm);
+        store(w.gate_up, a, 0, wide, 2 * d.intermediate_size);
+        add(w.down, [&](int64_t row, int64_t i) {
+            const float* gate = wide + row * 2 * d.intermediate_size + i;
+            return _mm512_mul_ps(silu(_mm512_loadu_ps(gate)), _mm512_loadu_ps(gate + d.intermediate_size));
+        });
+    }
+
+    // Layer `idx`'s keys and values of what is in x, taken as its normed input.
+    void keys_values(int64_t idx) {
+        const Layer& w = d.layers[idx];
+        Activations a = prepared(w.qkv, [&](int64_t row, int64_t i) { return _mm512_loadu_ps(x + row * w.qkv.k + i); });
+        store(w.qkv, a, q_size / LANES, wide, qkv_size);
+        each_row([&](int64_t row) { place_keys_values(w, idx, row); });
+    }
+
+    // value(row, column): 16 columns of a Linear's input.
+    template <class Value>
+    Activations prepared(const Linear& w, const Value& value) {
+        Activations a = activations(w);
+        each_row([&](int64_t row) {
+            for (int64_t i = 0; i < w.k; i += 2 * LANES) prepare(a, row, i, value(row, i), value(row, i + LANES));
+        });
+        return a;
+    }
+
+    // to[rows][width] = a * w, from tile `first` on.
+    void store(const Linear& w, const Activations& a, int64_t first, float* to, int64_t width) {
+        multiply(w, a, rows, first, w.num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
+            _mm512_storeu_ps(to + row * width + column, v);
+        });
+    }
+
+    template <class Task>
+    void each_row(const Task& task) {
+        Team::each(rows, 1, [&](int64_t from, int64_t to) {
+            for (int64_t row = from; row < to; ++row) task(row);
+        });
+    }
+
+    const Decoder& d;
+    const Batch& b;
+    const int64_t rows, q_size, kv_size, qkv_size;
+    float* x = nullptr;  // [rows][hidden_size]: the residual stream
+
+   private:
+    Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, bf16, quantized, scale, sum}; }
+
+    Activations normed(const Linear& w, const float* norm) {
+        Activations a = activations(w);
+        each_row([&](int64_t row) {
+            rms_norm(x + row * w.k, norm, w.k, d.eps,
+                     [&](int64_t i, __m512 first, __m512 second) { prepare(a, row, i, first, second); });
+        });
+        return a;
+    }
+
+    template <class Value>
+    void add(const Linear& w, const Value& value) {
+        Activations a = prepared(w, value);
+        multiply(w, a, rows, 0, w.num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
+            float* to = x + row * d.hidden_size + column;
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), v));
+        });
+    }
+
+    // One token's queries, keys and values, from `wide` to where attention reads them.
+    void place(const Layer& w, int64_t idx, int64_t row) {
+        for (int64_t h = 0; h < d.num_heads; ++h)
+            rotate(wide + row * qkv_size + h * d.head_dim, w.q_norm, row, queries + row * q_size + h * d.head_dim);
+        place_keys_values(w, idx, row);
+    }
+
+    void place_keys_values(const Layer& w, int64_t idx, int64_t row) {
+        for (int64_t h = 0; h < d.num_kv_heads; ++h) {
+            const int64_t at = place_of(row / b.width, h) + b.slots[row] * b.kv.token;
+            float* from = wide + row * qkv_size + q_size + h * d.head_dim;
+            rotate(from, w.k_norm, row, b.kv.keys[idx] + at);
+            for (int64_t i = 0; i < d.head_dim; i += 2 * LANES)
+                write_bf16(b.kv.values[idx] + at + i, _mm512_loadu_ps(from + kv_size + i),
+                           _mm512_loadu_ps(from + kv_size + i + LANES));
+        }
+    }
+
+    int64_t place_of(int64_t sequence, int64_t kv_head) const {
+        return sequence * b.kv.row + kv_head * b.kv.head;
+    }
+
+    // RMSNorm of a head, if it has one, then RoPE: dim i goes with dim i + head_dim / 2.
+    void rotate(float* from, const float* norm, int64_t row, uint16_t* to) const {
+        if (norm)
+            rms_norm(from, norm, d.head_dim, d.eps, [&](int64_t i, __m512 first, __m512 second) {
+                _mm512_storeu_ps(from + i, first);
+                _mm512_storeu_ps(from + i + LANES, second);
+            });
+        const int64_t half = d.head_dim / 2, at = b.positions[row] * half;
+        for (int64_t i = 0; i < half; i += LANES) {
+            __m512 cos = _mm512_loadu_ps(d.cos + at + i), sin = _mm512_loadu_ps(d.sin + at + i);
+            __m512 one = _mm512_loadu_ps(from + i), two = _mm512_loadu_ps(from + half + i);
+            __m512 turned = _mm512_fmsub_ps(one, cos, _mm512_mul_ps(two, sin));
+            _mm256_storeu_si256((__m256i*)(to + i), to_bf16(turned));
+            turned = _mm512_fmadd_ps(two, cos, _mm512_mul_ps(one, sin));
+            _mm256_storeu_si256((__m256i*)(to + half + i), to_bf16(turned));
+        }
+    }
+
+    // A task: some tokens of a sequence, all query heads of one key and value head.
+    void attend(int64_t idx) {
+        const int64_t group = d.num_heads / d.num_kv_heads;
+        const int64_t tokens = std::min(b.width, std::max<int64_t>(1, Attention::MAX_QUERIES / group));
+        const int64_t chunks = (b.width + tokens - 1) / tokens, tasks = b.num_rows * d.num_kv_heads * chunks;
+        Team::each(tasks, 1, [&](int64_t task, int64_t) {
+            const int64_t kv_head = task % d.num_kv_heads, sequence = task / d.num_kv_heads / chunks;
+            const int64_t first = sequence * b.width + task / d.num_kv_heads % chunks * tokens;
+            const int64_t last = std::min(first + tokens, (sequence + 1) * b.width);
+            const uint16_t* asked[Attention::MAX_QUERIES];
+            int64_t ends[Attention::MAX_QUERIES], at[Attention::MAX_QUERIES];
+            int count = 0;
+            for (int64_t row = first; row < last; ++row)
+                for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h, ++count) {
+                    at[count] = row * q_size + h * d.head_dim;
+                    asked[count] = queries + at[count];
+                    ends[count] = b.ends[row];
+                }
+            const int64_t from = place_of(sequence, kv_head);
+            s.attention[Team::thread()](asked, ends, count, b.kv.keys[idx] + from, b.kv.values[idx] + from, b.kv.token,
+                                        d.head_dim, [&](int query, int64_t dim, __m512 v) {
+                                            _mm512_storeu_ps(attended + at[query] + dim, v);
+                                        });
+        });
+    }
+
+    inline static struct {
+        std::vector<float> x, wide, attended, scale, sum;
+        std::vector<uint16_t> queries, bf16;
+        std::vector<int8_t> quantized;
+        std::vector<Attention> attention;
+    } s;
+    float *wide = nullptr, *attended = nullptr, *scale = nullptr, *sum = nullptr;
+    uint16_t *queries = nullptr, *bf16 = nullptr;
+    int8_t* quantized = nullptr;
+};

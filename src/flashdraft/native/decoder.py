@@ -1,0 +1,220 @@
+"""A stack of decoder layers, and a head, as the C++ part runs them. Its values are a copy: for frozen weights."""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flashdraft.native.library import BatchStruct, DecoderStruct, LayerStruct
+from flashdraft.native.packing import Kind, PackedWeights
+
+_POSITIONS_AT_A_TIME = 4096
+
+
+class StoredLayer(Protocol):
+    """One layer's keys and values in memory that is addressed by position."""
+
+    k: Tensor
+    v: Tensor
+    token_dim: int  # of k and v [rows, ..., head_dim]: 1 or 2; the other one is the heads'
+
+
+def stored_layers(sources: Sequence[Any]) -> Sequence[StoredLayer] | None:
+    """``sources`` when they hold keys and values where the C++ part can write them."""
+    return sources if hasattr(sources[0], "token_dim") else None
+
+
+def why_unsupported(layers: Iterable[nn.Module], head_dim: int) -> str | None:
+    """What of these layers the C++ part does not know, or None."""
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    if any(linear.bias is not None for linear in linears):
+        return "its layers have biases"
+    if any(linear.in_features % 32 or linear.out_features % 32 for linear in linears) or head_dim % 32:
+        return "its sizes are not multiples of 32"
+    return None
+
+
+class NativeDecoder:
+    """Layers shaped as LlamaLayer with their final norm, run in one call.
+
+    ``model`` has them as ``layers`` and ``norm``; ``others``: more matrices to pack, which :attr:`others` then holds.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        model: Any,
+        rotary: Any,
+        head_dim: int,
+        kind: Kind,
+        others: Sequence[tuple[Tensor, Kind]],
+    ) -> None:
+        self._library, self._rotary, self._head_dim = library, rotary, head_dim
+        matrices = [(weight, kind) for layer in model.layers for weight in _matrices(layer)]
+        self.packed = PackedWeights([*matrices, *others])
+        self.others = self.packed.linears[len(matrices) :]
+        self._kept: list[Tensor] = []  # what the structs point to
+        linears = iter(self.packed.linears)
+        structs = [
+            LayerStruct(*(next(linears) for _ in range(4)), *map(self._float, _norms(layer)))
+            for layer in model.layers
+        ]
+        self._layers = (LayerStruct * len(structs))(*structs)
+        self._num_positions = 0
+        attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
+        self.num_kv_heads = attention.k_proj.out_features // head_dim
+        self._struct = DecoderStruct(
+            layers=ctypes.addressof(self._layers),
+            final_norm=self._float(model.norm.weight),
+            num_layers=len(structs),
+            hidden_size=attention.q_proj.in_features,
+            num_heads=attention.q_proj.out_features // head_dim,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=head_dim,
+            intermediate_size=mlp.gate_proj.out_features,
+            eps=model.norm.eps,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        ends: Tensor,
+        stored: Sequence[StoredLayer],
+        feature_layers: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor | None]:
+        """Final hidden states [rows, num_tokens, hidden_size] and the joined ``feature_layers``, bfloat16.
+
+        ``x`` [rows, num_tokens, hidden_size] bfloat16; a token stands at ``positions`` and sees the first ``ends``
+        slots of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm.
+        """
+        rows, width, size = x.shape
+        x = x.contiguous()
+        hidden = torch.empty_like(x)
+        features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
+        wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
+        batch = _Batch(positions, positions, ends, stored)
+        self._need(positions)
+        self._library.decoder_forward(
+            self._struct,
+            batch.struct,
+            x.data_ptr(),
+            hidden.data_ptr(),
+            None if features is None else features.data_ptr(),
+            wanted,
+            len(feature_layers),
+            torch.get_num_threads(),
+        )
+        return hidden, features
+
+    def _float(self, weight: Tensor | None) -> int | None:
+        """Where a float32 copy of ``weight`` lies."""
+        if weight is None:
+            return None
+        self._kept.append(weight.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
+
+    def _need(self, positions: Tensor) -> None:
+        """RoPE's tables, made as far as they are needed."""
+        count = int(positions.max()) + 1
+        if count <= self._num_positions:
+            return
+        self._num_positions = -(-count // _POSITIONS_AT_A_TIME) * _POSITIONS_AT_A_TIME
+        cos, sin = self._rotary(torch.arange(self._num_positions).unsqueeze(0), torch.float32)
+        half = self._head_dim // 2
+        self._tables = (cos[0, 0, :, :half].contiguous(), sin[0, 0, :, :half].contiguous())
+        self._struct.cos, self._struct.sin = (table.data_ptr() for table in self._tables)
+
+
+class NativeTarget(NativeDecoder):
+    """A target's layers and its head, the first of :attr:`others`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [..., vocab_size] of final hidden states [..., hidden_size] bfloat16."""
+        head, rows = self.others[0], hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        out = torch.empty(len(rows), head.n, dtype=torch.float32)
+        self._library.linear(head, rows.data_ptr(), len(rows), out.data_ptr(), torch.get_num_threads())
+        return out.view(*hidden.shape[:-1], head.n)
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """The first largest of :meth:`logits`, int64 [...], without keeping the rest."""
+        head, rows = self.others[0], hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        best = torch.empty(len(rows), dtype=torch.long)
+        self._library.linear_argmax(
+            head, rows.data_ptr(), len(rows), best.data_ptr(), torch.get_num_threads()
+        )
+        return best.view(hidden.shape[:-1])
+
+
+class NativeDrafter(NativeDecoder):
+    """A DFlash network's layers and its projection of features, the first of :attr:`others`."""
+
+    def __init__(self, library: ctypes.CDLL, model: Any, rotary: Any, head_dim: int, kind: Kind) -> None:
+        super().__init__(library, model, rotary, head_dim, kind, [(model.fc.weight, kind)])
+        self._hidden_norm = self._float(model.hidden_norm.weight)
+
+    def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values of verified tokens, [batch, kv_heads, num_tokens, head_dim].
+
+        ``features`` [batch, num_tokens, feature_size] bfloat16, ``positions`` [batch, num_tokens].
+        """
+        batch_size, num_tokens = positions.shape
+        shape = (len(self._layers), 2, batch_size, num_tokens, self.num_kv_heads, self._head_dim)
+        out, features = features.new_empty(shape), features.contiguous()
+        slots = torch.arange(num_tokens).expand_as(positions)
+        batch = _Batch(positions, slots, slots, [_Made(layer) for layer in out])
+        self._need(positions)
+        self._library.decoder_context(
+            self._struct,
+            batch.struct,
+            self.others[0],
+            self._hidden_norm,
+            features.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in out]
+
+
+class _Batch:
+    """``Batch`` of decoder.h, with the tensors that it points into."""
+
+    def __init__(self, positions: Tensor, slots: Tensor, ends: Tensor, stored: Sequence[StoredLayer]) -> None:
+        self.kept = positions.contiguous(), slots.contiguous(), ends.contiguous()
+        first = stored[0]
+        strides = first.k.stride()
+        pointers = ctypes.c_void_p * len(stored)
+        self.keys = pointers(*(layer.k.data_ptr() for layer in stored))
+        self.values = pointers(*(layer.v.data_ptr() for layer in stored))
+        self.struct = BatchStruct(
+            *positions.shape,
+            *(tensor.data_ptr() for tensor in self.kept),
+            ctypes.addressof(self.keys),
+            ctypes.addressof(self.values),
+            strides[0],
+            strides[first.token_dim],
+            strides[3 - first.token_dim],
+        )
+
+
+class _Made:
+    """Keys and values [2, rows, num_tokens, kv_heads, head_dim] that are wanted for themselves."""
+
+    token_dim = 1
+
+    def __init__(self, both: Tensor) -> None:
+        self.k, self.v = both
+
+
+def _matrices(layer: Any) -> list[Tensor]:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
+    gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+    return [qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight]
+
+
+def _norms(layer: Any) -> list[Tensor | None]:
+    attention = layer.self_attn
+    heads = [getattr(norm, "weight", None) for norm in (attention.q_norm, attention.k_norm)]
+    return [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, *heads]

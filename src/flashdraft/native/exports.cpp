@@ -1,0 +1,118 @@
+// What Python calls, by ctypes: native/library.py mirrors the structs. Compiled once a machine, without torch.
+
+#include "decoder.h"
+
+namespace {
+
+void read_rows(Forward& f, const uint16_t* from) {
+    f.each_row([&](int64_t row) {
+        for (int64_t i = 0; i < f.d.hidden_size; i += LANES) {
+            int64_t at = row * f.d.hidden_size + i;
+            _mm512_storeu_ps(f.x + at, from_bf16(from + at));
+        }
+    });
+}
+
+Activations given(Forward& f, const Linear& w, const uint16_t* from) {
+    return f.prepared(w, [&](int64_t row, int64_t i) { return from_bf16(from + row * w.k + i); });
+}
+
+// No layers, `rows` tokens: what a Linear alone needs of a Forward.
+Batch only_rows(int64_t rows) { return {rows, 1, nullptr, nullptr, nullptr, {}}; }
+
+struct Best {
+    float value;
+    int64_t column;
+    bool operator<(const Best& other) const {
+        return value != other.value ? value < other.value : column > other.column;
+    }
+};
+}  // namespace
+
+extern "C" {
+
+// The whole stack: embeddings `input` to normed `hidden`, both [rows][hidden_size] bfloat16; the outputs of
+// `feature_layers`, -1 for the final norm's, side by side to `features`.
+void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t* input, uint16_t* hidden,
+                     uint16_t* features, const int64_t* feature_layers, int64_t num_features, int threads) {
+    Forward f(*decoder, *batch);
+    Team::run(threads, [&] { f.reserve(threads); }, [&] {
+        const int64_t size = decoder->hidden_size;
+        read_rows(f, input);
+        for (int64_t idx = 0; idx < decoder->num_layers; ++idx) {
+            f.layer(idx);
+            for (int64_t k = 0; k < num_features; ++k) {
+                if (feature_layers[k] != idx) continue;
+                f.each_row([&](int64_t row) {
+                    uint16_t* to = features + (row * num_features + k) * size;
+                    const float* from = f.x + row * size;
+                    for (int64_t i = 0; i < size; i += 2 * LANES)
+                        write_bf16(to + i, _mm512_loadu_ps(from + i), _mm512_loadu_ps(from + i + LANES));
+                });
+            }
+        }
+        f.each_row([&](int64_t row) {
+            rms_norm(f.x + row * size, decoder->final_norm, size, decoder->eps, [&](int64_t i, __m512 a, __m512 b) {
+                write_bf16(hidden + row * size + i, a, b);
+                for (int64_t k = 0; k < num_features; ++k)
+                    if (feature_layers[k] < 0) write_bf16(features + (row * num_features + k) * size + i, a, b);
+            });
+        });
+    });
+}
+
+// A drafter's context: every layer's keys and values of norm(fuse(features)), features [rows][fuse.k] bfloat16.
+void decoder_context(const Decoder* decoder, const Batch* batch, const Linear* fuse, const float* norm,
+                     const uint16_t* features, int threads) {
+    Forward f(*decoder, *batch);
+    Team::run(threads, [&] { f.reserve(threads, fuse->k); }, [&] {
+        const int64_t size = decoder->hidden_size;
+        f.store(*fuse, given(f, *fuse, features), 0, f.x, size);
+        f.each_row([&](int64_t row) {
+            float* x = f.x + row * size;
+            rms_norm(x, norm, size, decoder->eps, [&](int64_t i, __m512 a, __m512 b) {
+                _mm512_storeu_ps(x + i, a);
+                _mm512_storeu_ps(x + i + LANES, b);
+            });
+        });
+        for (int64_t idx = 0; idx < decoder->num_layers; ++idx) f.keys_values(idx);
+    });
+}
+
+// out[rows][n] float32 = input[rows][k] bfloat16 times the weights.
+void linear(const Linear* w, const uint16_t* input, int64_t rows, float* out, int threads) {
+    const Decoder none{};
+    const Batch batch = only_rows(rows);
+    Forward f(none, batch);
+    Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
+        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
+            int64_t left = w->n - column;
+            _mm512_mask_storeu_ps(out + row * w->n + column, left < LANES ? (1 << left) - 1 : 0xffff, v);
+        });
+    });
+}
+
+// best[rows]: the first largest column of what linear() would give; nothing of it is kept.
+void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t* best, int threads) {
+    const Decoder none{};
+    const Batch batch = only_rows(rows);
+    Forward f(none, batch);
+    std::vector<Best> found(threads * rows, Best{-INFINITY, 0});
+    Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
+        Best* own = &found[Team::thread() * rows];
+        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
+            int64_t left = w->n - column;
+            v = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), left < LANES ? (1 << left) - 1 : 0xffff, v);
+            float largest = _mm512_reduce_max_ps(v);
+            if (largest < own[row].value) return;
+            int lane = __builtin_ctz(_mm512_cmp_ps_mask(v, _mm512_set1_ps(largest), _CMP_EQ_OQ));
+            own[row] = std::max(own[row], Best{largest, column + lane});
+        });
+    });
+    for (int64_t row = 0; row < rows; ++row) {
+        Best most = found[row];
+        for (int t = 1; t < threads; ++t) most = std::max(most, found[t * rows + row]);
+        best[row] = most.column;
+    }
+}
+}

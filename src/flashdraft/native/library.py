@@ -1,0 +1,139 @@
+"""The C++ part: compiled once a machine, loaded by ctypes. Knows no tensor.
+
+The compiled file lies in ``~/.cache/flashdraft`` (or ``$XDG_CACHE_HOME/flashdraft``) under the hash of its sources.
+``python -m flashdraft.native.library`` compiles it ahead of time.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma", "f16c")
+_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-mtune=native")
+_MAIN = "exports.cpp"
+_FOLDER = Path(__file__).parent
+_POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
+
+
+class LinearStruct(ctypes.Structure):
+    """``Linear`` of linear.h."""
+
+    _fields_ = (("tiles", _POINTER), ("n", _INT64), ("k", _INT64), ("kind", ctypes.c_int32))
+
+
+class LayerStruct(ctypes.Structure):
+    """``Layer`` of decoder.h."""
+
+    _fields_ = (
+        *((name, LinearStruct) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, _POINTER) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+    )
+
+
+class DecoderStruct(ctypes.Structure):
+    """``Decoder`` of decoder.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("layers", "final_norm", "cos", "sin")),
+        *((name, _INT64) for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads")),
+        *((name, _INT64) for name in ("head_dim", "intermediate_size")),
+        ("eps", ctypes.c_double),
+    )
+
+
+class BatchStruct(ctypes.Structure):
+    """``Batch`` of decoder.h."""
+
+    _fields_ = (
+        *((name, _INT64) for name in ("num_rows", "width")),
+        *((name, _POINTER) for name in ("positions", "slots", "ends", "keys", "values")),
+        *((name, _INT64) for name in ("row_stride", "token_stride", "head_stride")),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None, with one line in the log, where they cannot be had."""
+    reason = _why_not()
+    if reason is None:
+        try:
+            return _declare(ctypes.CDLL(str(_compiled())))
+        except (OSError, subprocess.SubprocessError) as error:
+            output = getattr(error, "stderr", "") or str(error)
+            reason = f"the C++ part did not compile or load ({output.strip().splitlines()[-1]})"
+    logger.warning("plain PyTorch is used instead of the fast CPU path: %s", reason)
+    return None
+
+
+def _why_not() -> str | None:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"it is written for x86_64 Linux, this is {platform.machine()} {platform.system()}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    if missing := [name for name in _FEATURES if name not in flags]:
+        return f"this CPU has no {', '.join(missing)}"
+    if _compiler() is None and not _place().exists():
+        return "there is no C++ compiler (Debian, Ubuntu: apt-get install g++)"
+    return None
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+def _place() -> Path:
+    digest = hashlib.sha256(" ".join(_FLAGS + _FEATURES).encode())
+    for source in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
+        digest.update(source.read_bytes())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "flashdraft" / f"native-{digest.hexdigest()[:16]}.so"
+
+
+def _compiled() -> Path:
+    place, compiler = _place(), _compiler()
+    if place.exists():
+        return place
+    assert compiler is not None
+    place.parent.mkdir(parents=True, exist_ok=True)
+    wanted = ["-m" + name.replace("_", "") for name in _FEATURES]
+    # Under another name until it is whole: several processes may start at once.
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        made = Path(folder) / place.name
+        command = [compiler, *_FLAGS, *wanted, str(_FOLDER / _MAIN), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(place)
+    return place
+
+
+def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    structs = {
+        "decoder_forward": (DecoderStruct, BatchStruct),
+        "decoder_context": (DecoderStruct, BatchStruct, LinearStruct),
+        "linear": (LinearStruct,),
+        "linear_argmax": (LinearStruct,),
+    }
+    rest = {
+        "decoder_forward": (_POINTER, _POINTER, _POINTER, _POINTER, _INT64, ctypes.c_int),
+        "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
+        "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
+        "linear_argmax": (_POINTER, _INT64, _POINTER, ctypes.c_int),
+    }
+    for name, pointed in structs.items():
+        function = getattr(lib, name)
+        function.argtypes = (*map(ctypes.POINTER, pointed), *rest[name])
+        function.restype = None
+    return lib
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="flashdraft: %(message)s")
+    library()

@@ -1,0 +1,177 @@
+// Packed weights times prepared activations. An output's sum runs over k in one order, whatever the number of rows:
+// a row's result is the same bits alone and in any batch.
+//
+// Weights lie in tiles of 16 output rows, one for each lane of a vector.
+//   BF16: [k / 2][16][2] bfloat16.
+//   INT8: blocks of 32 along k: [8][16][4] uint8, then 16 scales and 16 minimums (float16); w = scale * q + minimum.
+//   INT4: the same, [4][16][4] bytes: the low halves are k 0..15 of the block, the high halves 16..31.
+// Activations: bfloat16 for BF16; else int8 with a scale a block, and scale * sum(q) for the minimums.
+#pragma once
+
+#include <immintrin.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "team.h"
+
+enum Kind : int32_t { BF16 = 0, INT8 = 1, INT4 = 2 };
+constexpr int LANES = 16;
+constexpr int BLOCK = 32;
+constexpr int MAX_ROWS = 8;  // of one pass over a tile
+
+struct Linear {
+    const uint8_t* tiles;
+    int64_t n, k;
+    int32_t kind;
+
+    int64_t num_tiles() const { return (n + LANES - 1) / LANES; }
+    int64_t tile_bytes() const {
+        if (kind == BF16) return k * LANES * 2;
+        return k / BLOCK * (kind == INT8 ? 512 + 64 : 256 + 64);
+    }
+};
+
+struct Activations {
+    int64_t k;
+    bool is_bf16;
+    uint16_t* bf16;      // [rows, k]
+    int8_t* quantized;   // [rows, k]
+    float *scale, *sum;  // [rows, k / BLOCK]
+};
+
+inline __m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+inline __m512 from_bf16(const uint16_t* x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
+}
+
+// 32 values, columns `column` and on of a row, into the form that the weights want.
+inline void prepare(const Activations& to, int64_t row, int64_t column, __m512 first, __m512 second) {
+    int64_t at = row * to.k + column;
+    if (to.is_bf16) {
+        _mm256_storeu_si256((__m256i*)(to.bf16 + at), to_bf16(first));
+        _mm256_storeu_si256((__m256i*)(to.bf16 + at + LANES), to_bf16(second));
+        return;
+    }
+    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second)));
+    float scale = largest / 127;
+    __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
+    __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+    __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+    _mm_storeu_si128((__m128i*)(to.quantized + at), _mm512_cvtsepi32_epi8(a));
+    _mm_storeu_si128((__m128i*)(to.quantized + at + LANES), _mm512_cvtsepi32_epi8(b));
+    int64_t block = at / BLOCK;
+    to.scale[block] = scale;
+    to.sum[block] = scale * float(_mm512_reduce_add_epi32(_mm512_add_epi32(a, b)));
+}
+
+// A kernel: `ROWS` rows from `row` on, times one tile or two, into out[ROWS][tiles][LANES]. What lies `ahead` bytes
+// after the tiles is on its way to the cache meanwhile.
+using Kernel = void (*)(const uint8_t* tile, int64_t tile_bytes, int64_t ahead, const Activations& a, int64_t row,
+                        float* out);
+
+template <int ROWS, int TILES>
+void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, int64_t ahead, const Activations& a, int64_t row, float* out) {
+    __m512 acc[ROWS][TILES];
+    for (auto& sums : acc)
+        for (auto& sum : sums) sum = _mm512_setzero_ps();
+    const uint16_t* x = a.bf16 + row * a.k;
+    for (int64_t i = 0; i < a.k / 2; ++i) {
+        __m512bh weights[TILES];
+#pragma GCC unroll 2
+        for (int t = 0; t < TILES; ++t) {
+            const uint8_t* at = tile + t * tile_bytes + i * 64;
+            weights[t] = (__m512bh)_mm512_loadu_si512(at);
+            _mm_prefetch(at + ahead, _MM_HINT_T1);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            int32_t pair;
+            std::memcpy(&pair, x + r * a.k + 2 * i, sizeof pair);
+#pragma GCC unroll 2
+            for (int t = 0; t < TILES; ++t)
+                acc[r][t] = _mm512_dpbf16_ps(acc[r][t], weights[t], (__m512bh)_mm512_set1_epi32(pair));
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int t = 0; t < TILES; ++t) _mm512_storeu_ps(out + (r * TILES + t) * LANES, acc[r][t]);
+}
+
+template <int ROWS, Kind KIND>
+void int_kernel(const uint8_t* tile, int64_t, int64_t ahead, const Activations& a, int64_t row, float* out) {
+    __m512 acc[ROWS];
+    for (auto& sum : acc) sum = _mm512_setzero_ps();
+    const int64_t num_blocks = a.k / BLOCK;
+    const int8_t* x = a.quantized + row * a.k;
+    const float *scale = a.scale + row * num_blocks, *total = a.sum + row * num_blocks;
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        __m512i q[8];
+#pragma GCC unroll 8
+        for (int j = 0; j < (KIND == INT8 ? 8 : 4); ++j) {
+            __m512i bytes = _mm512_loadu_si512(tile + j * 64);
+            _mm_prefetch(tile + ahead + j * 64, _MM_HINT_T1);
+            if constexpr (KIND == INT8) {
+                q[j] = bytes;
+            } else {
+                q[j] = _mm512_and_si512(bytes, low);
+                q[j + 4] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+            }
+        }
+        tile += KIND == INT8 ? 512 : 256;
+        _mm_prefetch(tile + ahead, _MM_HINT_T1);
+        __m512 weight_scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)tile));
+        __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(tile + 32)));
+        tile += 64;
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            __m512i dot = _mm512_setzero_si512();
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) {
+                int32_t four;
+                std::memcpy(&four, x + r * a.k + b * BLOCK + j * 4, sizeof four);
+                dot = _mm512_dpbusd_epi32(dot, q[j], _mm512_set1_epi32(four));
+            }
+            __m512 both = _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale[r * num_blocks + b]));
+            acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), both, acc[r]);
+            acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(total[r * num_blocks + b]), acc[r]);
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) _mm512_storeu_ps(out + r * LANES, acc[r]);
+}
+
+template <size_t... ROWS>
+Kernel choose_kernel(int32_t kind, int64_t rows, int tiles, std::index_sequence<ROWS...>) {
+    static constexpr std::array<Kernel, MAX_ROWS> one{bf16_kernel<ROWS + 1, 1>...};
+    static constexpr std::array<Kernel, MAX_ROWS> two{bf16_kernel<ROWS + 1, 2>...};
+    static constexpr std::array<Kernel, MAX_ROWS> int8{int_kernel<ROWS + 1, INT8>...};
+    static constexpr std::array<Kernel, MAX_ROWS> int4{int_kernel<ROWS + 1, INT4>...};
+    const auto& table = kind == INT8 ? int8 : kind == INT4 ? int4 : tiles == 2 ? two : one;
+    return table[rows - 1];
+}
+
+// All `rows` times tiles first .. last - 1; emit(row, column, values of 16 columns) hears each result once.
+template <class Emit>
+void multiply(const Linear& w, const Activations& a, int64_t rows, int64_t first, int64_t last, const Emit& emit) {
+    const int widest = w.kind == BF16 ? 2 : 1;  // bfloat16 tiles go two by two: enough sums at once for one row too
+    const int64_t bytes = w.tile_bytes(), passes = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t chunk = std::max<int64_t>(widest, (last - first) / (Team::size() * 8) / widest * widest);
+    Team::each(last - first, chunk, [&](int64_t from, int64_t to) {
+        float out[MAX_ROWS * 2 * LANES];
+        for (int64_t tile = first + from; tile < first + to;) {
+            const int tiles = tile + widest <= first + to ? widest : 1;
+            for (int64_t pass = 0; pass < passes; ++pass) {
+                const int64_t row = rows * pass / passes, count = rows * (pass + 1) / passes - row;
+                Kernel kernel = choose_kernel(w.kind, count, tiles, std::make_index_sequence<MAX_ROWS>());
+                kernel(w.tiles + tile * bytes, bytes, pass == 0 ? tiles * bytes : 0, a, row, out);
+                for (int64_t r = 0; r < count; ++r)
+                    for (int t = 0; t < tiles; ++t)
+                        emit(row + r, (tile + t) * LANES, _mm512_loadu_ps(out + (r * tiles + t) * LANES));
+            }
+            tile += tiles;
+        }
+    });
+}

@@ -1,0 +1,92 @@
+"""Weights in the tiles that the C++ part reads (linear.h), each model's in one piece of memory with large pages."""
+
+import mmap
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from flashdraft.native.library import LinearStruct
+
+_LANES, _BLOCK = 16, 32
+_ROWS_AT_A_TIME = 4096
+
+
+class Kind(IntEnum):
+    """How weights are held; the numbers are linear.h's."""
+
+    BF16 = 0
+    INT8 = 1  # blocks of 32 along the input: w = scale * q, scale the largest / 127 (as GGUF's Q8_0)
+    INT4 = 2  # blocks of 32: w = scale * q + minimum, from least to greatest (as GGUF's Q4_1)
+
+
+def pack(weight: Tensor, kind: Kind) -> Tensor:
+    """Tiles, uint8 [num_tiles, tile_bytes], of ``weight`` [n, k]; rows are padded with zeros to whole tiles."""
+    padding = -len(weight) % _LANES
+    if padding:
+        weight = torch.cat((weight, weight.new_zeros(padding, weight.shape[1])))
+    make = {Kind.BF16: _bf16, Kind.INT8: _int8, Kind.INT4: _int4}[kind]
+    return torch.cat([make(rows) for rows in torch.split(weight, _ROWS_AT_A_TIME)])
+
+
+def _bf16(weight: Tensor) -> Tensor:
+    pairs = weight.bfloat16().view(-1, _LANES, weight.shape[1] // 2, 2).transpose(1, 2)
+    return pairs.reshape(len(pairs), -1).view(torch.uint8)
+
+
+def _int8(weight: Tensor) -> Tensor:
+    blocks = _blocks(weight)
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).half()
+    q = (blocks / _divisor(scale)).round() + 128
+    return _tiles(_by_fours(q.to(torch.uint8)), scale, -128 * scale)
+
+
+def _int4(weight: Tensor) -> Tensor:
+    blocks = _blocks(weight)
+    least = blocks.amin(-1, keepdim=True)
+    scale = ((blocks.amax(-1, keepdim=True) - least) / 15).half()
+    least = least.half()
+    q = ((blocks - least.float()) / _divisor(scale)).round().clamp(0, 15).to(torch.uint8)
+    low, high = _by_fours(q).chunk(2, dim=2)
+    return _tiles(low | high << 4, scale, least)
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    """Float32 [num_tiles, lanes, num_blocks, block]."""
+    return weight.float().view(-1, _LANES, weight.shape[1] // _BLOCK, _BLOCK)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1).float()
+
+
+def _by_fours(q: Tensor) -> Tensor:
+    """[num_tiles, lanes, num_blocks, 32] -> [num_tiles, num_blocks, 8, lanes, 4]."""
+    return q.view(*q.shape[:-1], _BLOCK // 4, 4).permute(0, 2, 3, 1, 4)
+
+
+def _tiles(q: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+    """Each block's values, then its scales and minimums [num_tiles, lanes, num_blocks, 1], end to end."""
+    numbers = torch.cat((scale, minimum), dim=-1).permute(0, 2, 3, 1).contiguous()
+    blocks = torch.cat((q.flatten(2), numbers.view(torch.uint8).flatten(2)), dim=-1)
+    return blocks.flatten(1)
+
+
+class PackedWeights:
+    """The packed matrices of one model, by the order given."""
+
+    def __init__(self, matrices: Sequence[tuple[Tensor, Kind]]) -> None:
+        packed = [pack(weight, kind) for weight, kind in matrices]
+        self.num_bytes = sum(tiles.numel() for tiles in packed)
+        # Anonymous memory in large pages: a step reads all of it, and small pages would cost a walk each.
+        memory = mmap.mmap(-1, self.num_bytes)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = torch.frombuffer(memory, dtype=torch.uint8)
+        self.linears = []
+        start = 0
+        for tiles, (weight, kind) in zip(packed, matrices, strict=True):
+            place = self._memory[start : start + tiles.numel()]
+            place.copy_(tiles.flatten())
+            start += tiles.numel()
+            self.linears.append(LinearStruct(place.data_ptr(), *weight.shape, kind))

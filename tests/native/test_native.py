@@ -1,0 +1,241 @@
+"""The C++ part against the PyTorch modules, and against itself: one row's result is the same bits in any batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.errors import UsageError
+from flashdraft.generate import generate
+from flashdraft.models.accelerate import accelerate
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.llama import LlamaModel
+from flashdraft.native import library as library_file
+from flashdraft.native.library import library
+from flashdraft.native.packing import Kind, pack
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from toys import toy_dflash, toy_target
+
+pytestmark = pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
+
+SHAPE = {
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_hidden_layers": 3,
+}
+QUANTIZATIONS = (None, "int8", "int4")
+
+
+def make(quantization: str | None = None, **changes: object) -> tuple[LlamaModel, LlamaModel]:
+    """A target with its fast form, and a float32 reference with the very weights that it holds."""
+    reference, target = (toy_target(**{**SHAPE, **changes}) for _ in range(2))
+    for model in (reference, target):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.1)
+        model.load_state_dict({name: value.bfloat16() for name, value in target.state_dict().items()})
+        model.requires_grad_(False)
+    reference.load_state_dict(target.state_dict())
+    if quantization is None:
+        target.bfloat16()
+    assert accelerate(target, quantization)
+    if quantization:
+        bits = {"int8": 8, "int4": 4}[quantization]
+        for name, weight in reference.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight.copy_(rounded(weight, bits))
+        reference.lm_head = torch.nn.Linear(96, 97, bias=False)
+        reference.lm_head.weight = torch.nn.Parameter(rounded(reference.model.embed_tokens.weight, 8))
+    return target, reference
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """``weight`` as GGUF's Q8_0 (8 bits) or Q4_1 (4 bits) can say it."""
+    blocks = weight.detach().unflatten(-1, (-1, 32))
+    least = blocks.amin(-1, keepdim=True).half().float() if bits == 4 else torch.tensor(0.0)
+    top = (blocks - least).amax(-1, keepdim=True) if bits == 4 else blocks.abs().amax(-1, keepdim=True)
+    scale = (top / (15 if bits == 4 else 127)).half().float()
+    return (least + scale * ((blocks - least) / scale).round().clamp(-127, 15 if bits == 4 else 127)).flatten(
+        -2
+    )
+
+
+def ids(count: int) -> list[int]:
+    return torch.randint(0, 97, (count,), generator=torch.Generator().manual_seed(count)).tolist()
+
+
+@torch.inference_mode()
+def logits_of(target: LlamaModel, tokens: list[int], chunks: list[int]) -> Tensor:
+    """Logits of all tokens, run in ``chunks``."""
+    cache = target.new_cache(1, len(tokens))
+    found = []
+    for size in chunks:
+        start = cache.lengths[0]
+        batch = ForwardBatch.of_row(tokens[start : start + size], start)
+        found.append(target.logits(target.forward(batch, cache).hidden[0]))
+        cache.commit(size)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 9, 16, 17, 33])
+def test_matches_the_modules(quantization: str | None, num_tokens: int) -> None:
+    target, reference = make(quantization)
+    tokens = ids(num_tokens + 45)
+    chunks = [45, num_tokens]
+    got, wanted = logits_of(target, tokens, chunks), logits_of(reference, tokens, chunks)
+    # Activations are rounded to 8 bits of mantissa, or to 127 steps of their block's largest.
+    assert (got - wanted).abs().max() < (0.02 if quantization is None else 0.04) * wanted.abs().max()
+    assert torch.nn.functional.cosine_similarity(got, wanted).min() > (
+        0.9998 if quantization is None else 0.999
+    )
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_token_has_the_same_bits_in_any_chunk(quantization: str | None, threads: int) -> None:
+    target, _ = make(quantization)
+    tokens = ids(70)
+    one_by_one = logits_of(target, tokens, [1] * 70)
+    torch.set_num_threads(threads)
+    try:
+        for chunks in ([70], [7, 16, 17, 30], [33, 1, 36], [2] * 35):
+            assert torch.equal(logits_of(target, tokens, chunks), one_by_one)
+    finally:
+        torch.set_num_threads(1)
+
+
+@torch.inference_mode()
+def test_rows_do_not_touch_each_other() -> None:
+    target, _ = make()
+    lengths = [5, 40, 23]
+    cache, alone = target.new_cache(3, 64), []
+    for row, length in enumerate(lengths):
+        own = target.new_cache(1, 64)
+        target.forward(ForwardBatch.of_row(ids(length), 0), own)
+        own.commit(length)
+        for layer, from_layer in zip(cache.layers, own.layers, strict=True):
+            layer.k[row], layer.v[row] = from_layer.k[0], from_layer.v[0]
+        alone.append(target.forward(ForwardBatch.of_row(ids(4), length), own, (0, 2, -1)))
+    positions = torch.tensor(lengths).unsqueeze(1) + torch.arange(4)
+    batch = ForwardBatch(torch.tensor([ids(4)] * 3), positions, 44)
+    together = target.forward(batch, cache, (0, 2, -1))
+    for row in range(3):
+        assert torch.equal(together.hidden[row], alone[row].hidden[0])
+        assert together.features is not None
+        assert alone[row].features is not None
+        assert torch.equal(together.features[row], alone[row].features[0])
+    assert torch.equal(together.features[..., 192:], together.hidden)
+
+
+@torch.inference_mode()
+def test_features_are_the_layers_outputs() -> None:
+    target, reference = make()
+    batch = ForwardBatch.of_row(ids(20), 0)
+    got = target.forward(batch, target.new_cache(1, 20), (2, 0)).features
+    wanted = reference.forward(batch, reference.new_cache(1, 20), (2, 0)).features
+    assert got is not None
+    assert wanted is not None
+    assert (got - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+def test_the_argmax_is_the_first_largest() -> None:
+    target, _ = make()
+    hidden = torch.randn(21, 96).bfloat16()
+    assert torch.equal(target.argmax(hidden), target.logits(hidden).argmax(-1))
+    assert target.argmax(torch.zeros(2, 3, 96).bfloat16()).tolist() == [[0] * 3] * 2
+    assert target.logits(hidden[:0]).shape == (0, 97)
+
+
+def test_weights_of_a_gguf_are_kept_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale, least = torch.rand(2, 16, 2, 1, generator=generator).half().float()
+    q = torch.randint(0, 16, (16, 2, 32), generator=generator)
+    q[..., :2] = torch.tensor([0, 15])  # as Q4_1 makes them: its range is the block's
+    blocks = pack((q * scale - least).flatten(1), Kind.INT4).view(2, 320)
+    low, high = (blocks[:, :256] & 15), blocks[:, :256] >> 4
+    stored = torch.cat([half.view(2, 4, 16, 4) for half in (low, high)], dim=1)  # [block, k / 4, lane, 4]
+    assert torch.equal(stored.permute(2, 0, 1, 3).reshape(16, 2, 32).long(), q)
+    assert torch.equal(blocks[:, 256:288].contiguous().view(torch.half).float(), scale[..., 0].T)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_greedy_answers_are_the_same_with_any_block(quantization: str | None) -> None:
+    target, _ = make(quantization)
+    network = draft_network(target)
+    accelerate(network, quantization)
+    drafter = DFlashDrafter(network, target)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    prompts = [ids(count) for count in (3, 18, 37, 11)]
+    alone = [generate(target, None, prompt, params).token_ids for prompt in prompts]
+    drafted = [generate(target, drafter, prompt, params) for prompt in prompts]
+    assert [output.token_ids for output in drafted] == alone
+    engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=64, max_step_tokens=24))
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params, (8, 1, 5, 8)[i])
+    answers: dict[str, list[int]] = {}
+    for output in engine.run():
+        answers.setdefault(output.request_id, []).extend(output.token_ids)
+    assert [answers[str(i)] for i in range(4)] == alone
+    engine.check_integrity()
+
+
+def draft_network(target: LlamaModel) -> DFlashModel:
+    sizes = {"intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64}
+    return toy_dflash(target, **sizes).bfloat16().requires_grad_(False)
+
+
+@torch.inference_mode()
+def test_the_drafter_matches_its_modules() -> None:
+    target, _ = make()
+    fast, plain = draft_network(target), draft_network(target).float()
+    assert accelerate(fast)
+    features, block = torch.randn(1, 13, 192).bfloat16(), torch.randn(2, 5, 96).bfloat16()
+    positions = torch.arange(13).unsqueeze(0)
+    caches = [network.new_cache(2, 24) for network in (fast, plain)]
+    for network, cache in zip((fast, plain), caches, strict=True):
+        pairs = network.context(features.to(network.fc.weight.dtype), positions)
+        for layer, (k, v) in zip(cache.layers, pairs, strict=True):
+            layer.k[:, :, :13], layer.v[:, :, :13] = k, v
+    for layer, wanted in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert (layer.k - wanted.k).abs().max() < 0.02 * wanted.k.abs().max()
+        assert (layer.v - wanted.v).abs().max() < 0.02 * wanted.v.abs().max()
+    starts = torch.tensor([[13], [9]]) + torch.arange(5)
+    ends = torch.tensor([16, 14])  # the first row's block is 3 wide, the second's 5
+    got = fast(block, starts, 18, caches[0].layers, ends=ends)
+    wanted = plain(block.float(), starts, 18, caches[1].layers, ends=ends)
+    assert (got - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+def test_what_it_does_not_know_stays_with_the_modules() -> None:
+    assert not accelerate(toy_target())  # float32
+    assert not accelerate(toy_target(**SHAPE, attention_bias=True).bfloat16())
+    odd = toy_target().bfloat16()  # heads of 12
+    assert not accelerate(odd)
+    with pytest.raises(UsageError, match=r"int8 .* multiples of 32"):
+        accelerate(odd, "int8")
+    with pytest.raises(UsageError, match="expected int8 or int4"):
+        accelerate(odd, "int3")
+
+
+def test_without_a_compiler_there_is_one_line_of_notice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    library_file.library.cache_clear()
+    try:
+        assert library() is None
+        assert library() is None
+    finally:
+        library_file.library.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "plain PyTorch is used instead of the fast CPU path: there is no C++ compiler (Debian, Ubuntu:"
+        " apt-get install g++)"
+    ]
