@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from flashdraft.bench.closed_loop import answer_all
-from flashdraft.engine.block_control import measure_costs
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.step_timing import measure_costs
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.step_costs import StepCosts

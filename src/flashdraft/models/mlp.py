@@ -41,7 +41,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum [num_tokens, hidden_size] of the experts ``chosen`` [num_tokens, top_k] for each token."""
         out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
+        for expert in chosen.unique().tolist():  # type: ignore[no-untyped-call]
             token, place = torch.where(chosen == expert)
             gate, up = F.linear(x[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
             part = F.linear(F.silu(gate) * up, self.down_proj[expert])
