@@ -67,7 +67,7 @@ def test_drafts_are_the_definitions() -> None:
 def test_drafts_do_not_change_the_tokens(block_size: int, temperature: float) -> None:
     target, drafter = pair(16)
     params = SamplingParams(temperature=temperature, max_tokens=40, seed=1)
-    for start in range(10):
+    for start in (0, 1, 5, 9):
         prompt = [start, *range(start)]
         plain = generate(target, None, prompt, params).token_ids
         assert generate(target, drafter, prompt, params, block_size).token_ids == plain
