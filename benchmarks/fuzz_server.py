@@ -1,22 +1,30 @@
 """schemathesis over the served OpenAPI document: a real server process with a tiny random target.
 
-    python benchmarks/fuzz_server.py --schemathesis path/to/schemathesis [--cases 150] [--seed 1]
+    python benchmarks/fuzz_server.py --schemathesis path/to/schemathesis --out benchmarks/results/fuzz_server.json
 
 schemathesis lives in an environment of its own (pip install schemathesis); it generates requests from
 /openapi.json and holds the answers to it: no server errors, the documented content types, the documented shapes.
-The server must also be healthy, and empty, when it is over. Prints schemathesis' account; exits with its status.
+When it is over the server must be healthy and idle. Exits with schemathesis' status.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
+
+from transformers import AutoTokenizer
+
+from flashdraft.provenance import collect_provenance
 
 REPO = Path(__file__).resolve().parent.parent
 CHECKS = "not_a_server_error,response_schema_conformance,content_type_conformance"
+SERVE = [sys.executable, "-c", "from flashdraft.cli.main import main; main()", "serve"]
 
 
 def main() -> int:
@@ -24,88 +32,86 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--schemathesis", required=True, help="the command")
-    parser.add_argument("--cases", type=int, default=150, help="most cases of an operation and phase")
+    parser.add_argument("--cases", type=int, default=60, help="most cases of an operation and phase")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        target = save_target(Path(folder))
-        server = start_server(target)
+        server = start_server(save_target(Path(folder)))
         try:
-            assert server.stderr is not None
             url = wait_for_url(server)
-            command = [args.schemathesis, "run", f"{url}/openapi.json", "--checks", CHECKS]
-            command += [
-                "--phases",
-                "examples,coverage,fuzzing",
-                "--max-examples",
-                str(args.cases),
-                "--workers",
-                "1",
-            ]
-            command += ["--seed", str(args.seed), "--continue-on-failure"]
-            command += ["--request-timeout", "30", "--generation-database", "none", "--warnings", "off"]
-            status = subprocess.run(command, cwd=folder, check=False).returncode
-            check_idle(url)
+            done = fuzz(args.schemathesis, url, args.cases, args.seed, folder)
+            answers = finished_answers(url)
         finally:
             server.terminate()
             server.wait(30)
-    return status
+    version = subprocess.run([args.schemathesis, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"([\d,]+) generated, (.*)", done.stdout)
+    figures = {
+        "cases": int(found[1].replace(",", "")) if found else 0,
+        "outcome": found[2] if found else "no account",
+        "status": done.returncode,
+        "checks": CHECKS.split(","),
+        "finished_answers": answers,
+        "seed": args.seed,
+        "schemathesis": version.stdout.strip(),
+    }
+    print(json.dumps(figures))
+    if args.out:
+        args.out.write_text(json.dumps(figures | {"provenance": collect_provenance()}, indent=1) + "\n")
+    return done.returncode
+
+
+def fuzz(
+    schemathesis: str, url: str, cases: int, seed: int, folder: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run it, and show what it says."""
+    command = [schemathesis, "run", f"{url}/openapi.json", "--checks", CHECKS, "--continue-on-failure"]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(cases), "--seed", str(seed)]
+    command += ["--request-timeout", "30", "--generation-database", "none", "--warnings", "off"]
+    done = subprocess.run(command, cwd=folder, check=False, stdout=subprocess.PIPE, text=True)
+    print(done.stdout)
+    return done
 
 
 def save_target(folder: Path) -> Path:
-    """The tests' tiny target, with a short context so that no answer takes long."""
+    """The tests' tiny target, with a template that thinks and knows tools."""
     sys.path.insert(0, str(REPO / "tests"))
-    from tiny_pair import save_tiny_pair
+    from tiny_pair import TOOLS_TEMPLATE, save_tiny_pair
 
     target, _ = save_tiny_pair(folder / "pair")
+    tokenizer: Any = AutoTokenizer.from_pretrained(target)
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    tokenizer.save_pretrained(target)
     return Path(target)
 
 
 def start_server(target: Path) -> "subprocess.Popen[str]":
-    command = [
-        sys.executable,
-        "-c",
-        "from flashdraft.cli.main import main; main()",
-        "serve",
-        str(target),
-        "--dtype",
-        "float32",
-    ]
-    command += ["--served-model-name", "tiny", "--port", "0", "--max-answer-tokens", "6", "--max-n", "4"]
+    command = [*SERVE, str(target), "--dtype", "float32", "--served-model-name", "tiny", "--port", "0"]
+    command += ["--max-answer-tokens", "6", "--max-n", "4"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_url(server: "subprocess.Popen[str]") -> str:
-    """The server's address from its log, which is then drained in the background."""
-    import threading
-
+    """The server's address from its log, which is passed on from then on."""
     assert server.stderr is not None
     for line in server.stderr:
         if found := re.search(r"http://[\d.]+:\d+", line):
-            threading.Thread(target=echo, args=(server.stderr,), daemon=True).start()
+            threading.Thread(target=sys.stderr.writelines, args=(server.stderr,), daemon=True).start()
             return found[0]
     raise SystemExit("the server did not start")
 
 
-def echo(lines: object) -> None:
-    for line in lines:  # type: ignore[attr-defined]
-        sys.stderr.write(line)
-
-
-def check_idle(url: str) -> None:
-    """The server answers, and nothing is left in it."""
+def finished_answers(url: str) -> dict[str, int]:
+    """How many answers ended for which reason. The server answers, and nothing is left in it."""
     assert urlopen(f"{url}/health").status == 200
     metrics = urlopen(f"{url}/metrics").read().decode()
-    left = [
-        line for line in metrics.splitlines() if re.match(r"flashdraft:num_requests_\w+\{.*\} [^0]", line)
-    ]
+    left = re.findall(r"^flashdraft:num_requests_\w+\{.*\} [^0].*", metrics, re.MULTILINE)
     assert not left, left
-    print("the server is healthy and idle; finished answers:")
-    print(
-        "\n".join(
-            line for line in metrics.splitlines() if line.startswith("flashdraft:request_success_total")
-        )
+    ended = re.findall(
+        r"^flashdraft:request_success_total\{finished_reason=\"(\w+)\".*\} ([\d.]+)", metrics, re.M
     )
+    return {reason: int(float(count)) for reason, count in ended}
 
 
 if __name__ == "__main__":

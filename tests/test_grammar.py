@@ -152,6 +152,15 @@ def test_free_text_may_come_first() -> None:
     assert state.cut([], [*TOKENIZER.encode("no"), EOS]) == TOKENIZER.encode("no")
 
 
+def test_free_text_that_is_opened_by_a_mark_may_be_left_out() -> None:
+    grammar = Grammar("choice", '["yes", "no"]', after="</think>", opened_by="<think>")
+    state = begin_grammar(grammar, TOKENIZER, VOCAB, [EOS])
+    assert state is not None
+    for text in ("no", "<think>\nwell: no\n</think>\n\nno"):
+        assert state.cut([], [*TOKENIZER.encode(text), EOS]) == [*TOKENIZER.encode(text), EOS]
+    assert state.cut([], TOKENIZER.encode("well</think>no")) == []
+
+
 def test_a_special_token_is_no_text() -> None:
     state = begin_grammar(Grammar("regex", ".*"), TOKENIZER, VOCAB, [EOS])
     assert state is not None

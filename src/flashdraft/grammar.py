@@ -40,12 +40,14 @@ class Grammar:
 
     ``text``: the JSON schema, the regular expression, the EBNF grammar with its rule ``root``, the choices as a
     JSON list, or the format of an xgrammar structural tag as JSON. ``after``: free text that ends in this comes
-    first, such as ``</think>``. Raises UsageError for a text that is too long or, where it is JSON, is none.
+    first, such as ``</think>``; with ``opened_by`` it may come, and begins so, such as ``<think>``. Raises
+    UsageError for a text that is too long or cannot be read, and for a demand that xgrammar would pass over.
     """
 
     kind: GrammarKind
     text: str
     after: str | None = None
+    opened_by: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -92,9 +94,12 @@ class Grammar:
                 raise ValueError("expected an object")
         if self.after is None:
             return own
-        before = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": self.after}
+        before: dict[str, Any] = {"type": "tag", "content": {"type": "any_text"}, "end": self.after}
         space = {"type": "regex", "pattern": r"\s{0,4}"}
-        return {"type": "sequence", "elements": [before, space, own]}
+        if self.opened_by is None:
+            return {"type": "sequence", "elements": [before | {"begin": ""}, space, own]}
+        thoughts = {"type": "sequence", "elements": [before | {"begin": self.opened_by}, space]}
+        return {"type": "sequence", "elements": [{"type": "optional", "content": thoughts}, own]}
 
 
 def _not_followed(form: Any) -> Iterator[str]:

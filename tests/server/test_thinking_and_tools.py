@@ -1,28 +1,21 @@
 """Thoughts and tool calls through the official client. A grammar makes the random model say what the script wants."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from copy import copy
 from typing import Any
 
 import openai
 import pytest
 
+from flashdraft.engine.async_engine import AsyncEngine
+from flashdraft.engine.types import StepOutput
 from flashdraft.llm import LLM
-from server_case import MODEL, Running, serving
+from flashdraft.server.config import ServerConfig
+from server_case import MODEL, Running, own_engine, serving
+from tiny_pair import TOOLS_TEMPLATE as TEMPLATE
 
-# The shape of Qwen3.5's: tools in front, thoughts opened or closed at the end of the prompt.
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
-    "Call: <tool_call>\n<function=name>\n<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
-    "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>\n<function={{ call.function.name }}>\n"
-    "{% for key, value in call.function.arguments|items %}<parameter={{ key }}>\n{{ value }}\n</parameter>\n"
-    "{% endfor %}</function>\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
-    "{% else %}<think>\n{% endif %}{% endif %}"
-)
 HERMES_TEMPLATE = (
     'Tools: {{ tools }} <tool_call>\n{"name": .., "arguments": ..}\n</tool_call>'
     "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -50,6 +43,29 @@ def with_template(llm: LLM, template: str) -> LLM:
     other.tokenizer = copy(llm.tokenizer)
     other.tokenizer.chat_template = template
     return other
+
+
+class ScriptedEngine(AsyncEngine):
+    """Says what its script has, some tokens a step."""
+
+    def __init__(self, llm: LLM, text: str, num_tokens: int) -> None:
+        super().__init__(own_engine(llm, ServerConfig()))
+        self.token_ids, self.num_tokens = llm.tokenizer.encode(text), num_tokens
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[StepOutput, None]:
+        """The same whatever is asked."""
+        ids, size = self.token_ids, self.num_tokens
+        for at in range(0, len(ids), size):
+            yield StepOutput("", ids[at : at + size])
+        yield StepOutput("", [], finished=True, finish_reason="stop")
+
+
+@contextlib.contextmanager
+def saying(llm: LLM, text: str, num_tokens: int) -> Iterator[openai.OpenAI]:
+    """The client of a server whose template leaves it to the model whether it thinks, and whose model says ``text``."""
+    free = with_template(llm, TEMPLATE.replace("{% else %}<think>\n{% endif %}", "{% endif %}"))
+    with serving(free, ScriptedEngine(free, text, num_tokens)) as running, running.openai() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -100,30 +116,41 @@ def test_thoughts_are_apart_from_words(client: openai.OpenAI) -> None:
     assert ask(client, extra_body=script("plain") | NO_THOUGHTS) == ("", "plain", [], "stop")
 
 
-def test_a_template_that_leaves_thinking_to_the_model(llm: LLM) -> None:
-    template = TEMPLATE.replace("{% else %}<think>\n{% endif %}", "{% endif %}")
-    with serving(with_template(llm, template)) as running, running.openai() as client:
-        answer = ask(client, extra_body=script("<think>\nhm, so\n</think>\n\nyes: 1 < 2"))
-        assert answer == ("hm, so", "yes: 1 < 2", [], "stop")
+@pytest.mark.parametrize("num_tokens", [1, 16])
+def test_a_template_that_leaves_thinking_to_the_model(llm: LLM, num_tokens: int) -> None:
+    with saying(llm, "<think>\nhm, so\n</think>\n\nyes: 1 < 2", num_tokens) as client:
+        assert ask(client) == ("hm, so", "yes: 1 < 2", [], "stop")
+    with saying(llm, f"<think>hm</think>I ask. {CALL}", num_tokens) as client:
+        calls = [("weather", {"city": "Rome", "days": 2})]
+        assert ask(client, tools=[WEATHER]) == ("hm", "I ask.", calls, "tool_calls")
 
 
-def test_a_responses_thoughts_are_an_item_of_their_own(llm: LLM) -> None:
+@pytest.mark.parametrize("text", ["<think>\nhm, so\n</think>\n\nyes", "yes"])
+def test_a_responses_thoughts_are_an_item_of_their_own(llm: LLM, text: str) -> None:
+    with saying(llm, text, 3) as client:
+        asked: Any = {"model": MODEL, "input": "hi"}
+        whole = client.responses.create(**asked)
+        assert [item.type for item in whole.output] == ["reasoning", "message"]
+        thoughts = "".join(part.text for part in whole.output[0].content)
+        assert (thoughts, whole.output_text) == ("hm, so" if "<" in text else "", "yes")
+        said = {"response.reasoning_text.delta": "", "response.output_text.delta": ""}
+        for one in client.responses.create(**asked, stream=True):
+            if one.type in said:
+                said[one.type] += one.delta
+        assert tuple(said.values()) == (thoughts, "yes")
+        with client.responses.stream(**asked) as stream:
+            assert stream.get_final_response().output_text == "yes"
+
+
+def test_a_grammar_leaves_room_for_thoughts(llm: LLM) -> None:
     template = TEMPLATE.replace("{% else %}<think>\n{% endif %}", "{% endif %}")
-    with serving(with_template(llm, template)) as running, running.openai() as client:
-        for text in ("<think>\nhm, so\n</think>\n\nyes", "yes"):
-            asked: Any = {"model": MODEL, "input": "hi", "temperature": 0, "extra_body": script(text)}
-            whole = client.responses.create(**asked)
-            assert [item.type for item in whole.output] == ["reasoning", "message"]
-            thoughts = "".join(part.text for part in whole.output[0].content)
-            assert (thoughts, whole.output_text) == ("hm, so" if "<" in text else "", "yes")
-            events = list(client.responses.create(**asked, stream=True))
-            said = {"response.reasoning_text.delta": "", "response.output_text.delta": ""}
-            for one in events:
-                if one.type in said:
-                    said[one.type] += one.delta
-            assert tuple(said.values()) == (thoughts, "yes")
-            with client.responses.stream(**asked) as stream:
-                assert stream.get_final_response().output_text == "yes"
+    with serving(with_template(llm, template)) as running:
+        for bias, thinks in ((30, True), (-30, False)):
+            asked: Any = {"logit_bias": {"27": bias}, "max_tokens": 30, "temperature": 0}
+            body = {"messages": MESSAGES, "guided_choice": ["yes"], **asked}
+            choice = running.post("/v1/chat/completions", **body).json()["choices"][0]
+            assert (choice["message"]["content"] == "yes") == (not thinks)
+            assert bool(choice["message"]["reasoning_content"]) == thinks
 
 
 def test_without_a_thinking_template_nothing_is_taken_apart(running: Running) -> None:

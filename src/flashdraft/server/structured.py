@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.server.answer_parts import END_THINK, Thinking
+from flashdraft.server.answer_parts import END_THINK, THINK, Thinking
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.fields import Fields
 
@@ -97,10 +97,11 @@ class GrammarFields(Fields):
 
 
 def behind_thoughts(params: SamplingParams, thinking: Thinking) -> SamplingParams:
-    """With the grammar, if there is one, behind the thoughts that the prompt has opened."""
-    if params.grammar is None or thinking != "open":
+    """With the grammar, if there is one, behind the thoughts: those that the prompt has opened, or that may come."""
+    if params.grammar is None or thinking == "none":
         return params
-    return replace(params, grammar=replace(params.grammar, after=END_THINK))
+    opened_by = THINK if thinking == "possible" else None
+    return replace(params, grammar=replace(params.grammar, after=END_THINK, opened_by=opened_by))
 
 
 def _of_schema(schema: dict[str, Any] | bool | str) -> Grammar:

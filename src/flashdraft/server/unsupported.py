@@ -57,6 +57,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "conversation": (),
     "background": (False,),
     "reasoning": (),
+    "include_reasoning": (True,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
 }
 
 
