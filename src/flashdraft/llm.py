@@ -136,7 +136,7 @@ class LLM:
         token_ids = [self._encode(prompt) for prompt in every]
         wanted = [one.split() for one in each_params]
         for ids, split in zip(token_ids, wanted, strict=True):
-            if self._is_batched:
+            if self.is_batched:
                 self.engine.check(ids, split[0], self.block_size)
             else:
                 check_request(self.target, self.drafter, ids, None, split[0])
@@ -166,16 +166,19 @@ class LLM:
 
     def explain(self, metrics: RequestMetrics) -> str:
         """Why the blocks were as long as they were: step costs, acceptance, and lengths chosen over ``metrics``."""
-        return explain(self.engine.control.controller if self._is_batched else None, metrics)
+        return explain(self.engine.control.controller if self.is_batched else None, metrics)
 
-    def chat_token_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation through the chat template, ready for the answer."""
+    def chat_token_ids(self, messages: Sequence[Message], **template_values: Any) -> list[int]:
+        """The token ids of a conversation through the chat template, ready for the answer.
+
+        ``template_values``: what the template knows beside the messages, such as enable_thinking.
+        """
         if self.tokenizer is None:
             raise UsageError("chat needs a tokenizer; this LLM was made with skip_tokenizer_init=True")
         if not self.tokenizer.chat_template:
             raise UsageError("the model has no chat template; use generate with a plain prompt")
         ids: list[int] = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=False
+            list(messages), add_generation_prompt=True, return_dict=False, **template_values
         )
         return ids
 
@@ -193,7 +196,7 @@ class LLM:
         self, jobs: Sequence[tuple[list[int], SamplingParams]], on_round: Callable[[RoundEvent], None] | None
     ) -> list[tuple[CompletionOutput, RequestMetrics]]:
         """The answer of each (prompt, params) and its cost, in order."""
-        if not self._is_batched:
+        if not self.is_batched:
             return [self._run_alone(ids, params, on_round) for ids, params in jobs]
         names = [str(idx) for idx in range(len(jobs))]
         news: dict[str, list[StepOutput]] = {name: [] for name in names}
@@ -215,13 +218,13 @@ class LLM:
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
 
     @cached_property
-    def _is_batched(self) -> bool:
+    def is_batched(self) -> bool:
         """Whether the engine can hold what the target remembers; else prompts are answered one at a time."""
         return not isinstance(self.target.new_cache(1, 1), ModelCache)
 
     def _check_block_size(self, block_size: BlockSize | None) -> BlockSize:
         """A wrong block size is told now and not at the first request."""
-        if self._is_batched:
+        if self.is_batched:
             return check_block_size(self.target, self.drafter, AUTO if block_size is None else block_size)
         if block_size == AUTO:
             raise UsageError(

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import Qwen3_5ForCausalLM
 
+from against_transformers import save_and_load
 from flashdraft.bench.closed_loop import answer_all
+from flashdraft.bench.config import BenchConfig
 from flashdraft.bench.methods import Method, choose_methods
 from flashdraft.bench.offline import Chunk, OfflineBench, split
 from flashdraft.bench.results import Measurement, aggregate
@@ -17,7 +20,8 @@ from flashdraft.errors import DataError, UsageError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
-from tiny_pair import save_tiny_pair
+from models.test_qwen3_5 import flat
+from tiny_pair import byte_tokenizer, save_tiny_pair
 from toys import ScriptedDrafter
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
@@ -202,3 +206,30 @@ def test_a_chunk_knows_its_own_answers(llm: LLM) -> None:
     assert chunk_of(prompts[1:]).own(own) == own[2:]
     assert not chunk_of(prompts, concurrency=8).own(own)
     assert not chunk_of(prompts, task="other").own(own)
+
+
+def test_a_target_with_states_is_answered_one_at_a_time(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    config = flat(
+        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048
+    )
+    save_and_load(tmp_path, Qwen3_5ForCausalLM, config, 0.1)
+    tokenizer.save_pretrained(tmp_path)
+    hybrid = LLM(str(tmp_path), dtype="float32")
+    bench = OfflineBench(hybrid, choose_methods(["ngram"], [4], {}), GREEDY)
+    rows = aggregate(bench.measure(chunk_of(load_task("gsm8k", 2))))
+    assert [(row.method, row.num_equal) for row in rows] == [("AR", 2), ("n-gram", 2)]
+    assert rows[0].itl_s is not None
+    assert rows[0].num_rounds == rows[0].num_output_tokens - 2
+    with pytest.raises(UsageError, match="one at a time; expected --concurrency 1"):
+        OfflineBench(hybrid, bench.methods, GREEDY, [1, 8])
+
+
+def test_the_chat_template_is_told_of_thinking(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.tokenizer, "chat_template", "{{ enable_thinking }}{{ messages[0].content }}")
+    for thinking, said in (("on", "True"), ("off", "False"), ("default", "")):
+        config = BenchConfig(thinking=thinking)  # type: ignore[arg-type]
+        token_ids = llm.chat_token_ids(turn("hi"), **config.template)
+        assert llm.tokenizer.decode(token_ids) == said + "hi"
+        bench = OfflineBench(llm, methods(llm, [], []), GREEDY, template=config.template)
+        assert bench.measure(chunk_of([BenchPrompt("p", ("hi",))]))[0].num_prompt_tokens == len(said) + 2

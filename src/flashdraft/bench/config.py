@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
 from flashdraft.errors import UsageError
@@ -35,6 +35,9 @@ class BenchConfig:
         "",
         "Dice accept drafts, at this acceptance length of whole blocks or at rates by position, with commas: for"
         " studies of cost. The answers mean nothing.",
+    )
+    thinking: Literal["default", "on", "off"] = _described(
+        "default", "The chat template's thinking mode, where it has one."
     )
     repeats: int = _described(1, "Measure everything this often, one round after the other.")
 
@@ -75,6 +78,11 @@ class BenchConfig:
         if len(rates) == 1:
             return SimulatedAcceptance.of_length(rates[0], block_size, self.seed)
         return SimulatedAcceptance(rates, self.seed)
+
+    @property
+    def template(self) -> dict[str, bool]:
+        """What the chat template is told."""
+        return {} if self.thinking == "default" else {"enable_thinking": self.thinking == "on"}
 
     def quick(self) -> "BenchConfig":
         """Minutes instead of hours; never more than was asked."""

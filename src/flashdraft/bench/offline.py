@@ -8,10 +8,11 @@ measured against it. Prefix caching is off: a method must not find what another 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from flashdraft.bench.accuracy import is_correct
-from flashdraft.bench.closed_loop import TimedAnswer, answer_all
+from flashdraft.bench.closed_loop import TimedAnswer, answer_all, answer_in_turn
 from flashdraft.bench.latency import gap_histogram
 from flashdraft.bench.lossless import find_difference
 from flashdraft.bench.methods import Method
@@ -19,6 +20,7 @@ from flashdraft.bench.results import Measurement, repeated_share
 from flashdraft.bench.tasks import BenchPrompt
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.errors import UsageError
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO
@@ -72,9 +74,18 @@ class OfflineBench:
     repeats: int = 1
     multi_turn: bool = False
     simulated: SimulatedAcceptance | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)  # of the chat, such as enable_thinking
     on_answer: Callable[[Chunk, Method], None] = lambda _chunk, _method: None
     _engines: dict[int, Engine] = field(default_factory=dict)
     _warm: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        needs_engine = max(self.concurrencies) > 1 or any(m.block_size == AUTO for m in self.methods)
+        if (needs_engine or self.simulated) and not self.llm.is_batched:
+            raise UsageError(
+                f"targets of model_type {self.llm.target.config.model_type} are answered one at a time; expected"
+                " --concurrency 1, no method auto and no simulated acceptance"
+            )
 
     def chunks(self, tasks: Mapping[str, Sequence[BenchPrompt]], limit: int) -> list[Chunk]:
         """What there is to measure: of each task ``limit`` prompts, but at least as many as are under way."""
@@ -99,10 +110,19 @@ class OfflineBench:
             places = [i for i, prompt in enumerate(chunk.prompts) if turn < len(self._questions(prompt))]
             for i in places:
                 conversations[i].append({"role": "user", "content": chunk.prompts[i].turns[turn]})
-            token_ids = [self.llm.chat_token_ids(conversations[i]) for i in places]
+            token_ids = [self.llm.chat_token_ids(conversations[i], **self.template) for i in places]
             first = (chunk.index + chunk.repeat + turn) % len(self.methods)
             order = [*self.methods[first:], *self.methods[:first]]
-            answers = {method: self._answer(chunk, method, token_ids) for method in order}
+            answers = {
+                method: self._answer(
+                    method,
+                    token_ids,
+                    self.params,
+                    chunk.concurrency,
+                    partial(self.on_answer, chunk, method),
+                )
+                for method in order
+            }
             for row, i in enumerate(places):
                 plain = answers[self.methods[0]][row].token_ids
                 asked = _Asked(chunk, chunk.prompts[i], turn, token_ids[row], plain)
@@ -126,16 +146,19 @@ class OfflineBench:
     def _questions(self, prompt: BenchPrompt) -> tuple[str, ...]:
         return prompt.turns if self.multi_turn else prompt.turns[:1]
 
-    def _answer(self, chunk: Chunk, method: Method, token_ids: list[list[int]]) -> list[TimedAnswer]:
-        engine = self._engine(method)
-        return answer_all(
-            engine,
-            token_ids,
-            self.params,
-            method.block_size,
-            chunk.concurrency,
-            lambda: self.on_answer(chunk, method),
-        )
+    def _answer(
+        self,
+        method: Method,
+        token_ids: list[list[int]],
+        params: SamplingParams,
+        concurrency: int,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> list[TimedAnswer]:
+        if self.llm.is_batched:
+            engine = self._engine(method)
+            return answer_all(engine, token_ids, params, method.block_size, concurrency, on_answer)
+        assert isinstance(method.block_size, int)
+        return answer_in_turn(self.llm, method.drafter, token_ids, params, method.block_size, on_answer)
 
     def _measurement(
         self, asked: "_Asked", method: Method, order_idx: int, answer: TimedAnswer
@@ -194,7 +217,7 @@ class OfflineBench:
         for method in self.methods:
             if method.block_size == AUTO:
                 self._engine(method).control.calibrate(concurrency)
-            answer_all(self._engine(method), [token_ids] * concurrency, short, method.block_size, concurrency)
+            self._answer(method, [token_ids] * concurrency, short, concurrency)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import Any
 
 from flashdraft.bench.accuracy import is_correct
 from flashdraft.bench.client import Client, StreamedAnswer
@@ -21,11 +22,15 @@ Answered = list[tuple[BenchPrompt, StreamedAnswer]]
 
 @dataclass(frozen=True)
 class Load:
-    """How requests come: so many under way at a time, or at random so many a second (a Poisson process)."""
+    """How requests come: so many under way at a time, or at random so many a second (a Poisson process).
+
+    ``template``: values for the server's chat template.
+    """
 
     concurrency: int | None = None
     rate: float | None = None  # requests a second
     seed: int = 0  # of the arrivals
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,12 @@ async def measure(
     on_answer: Callable[[], None] = lambda: None,
 ) -> OnlineRow:
     """Ask all prompts (their first turn) under ``load``, after one short question that is not measured."""
-    await client.ask(prompts[0].turns[0], replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS)))
+    short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
+    await client.ask(prompts[0].turns[0], short, load.template)
     before = await _counts(client)
 
     async def ask(prompt: BenchPrompt) -> StreamedAnswer:
-        answer = await client.ask(prompt.turns[0], params)
+        answer = await client.ask(prompt.turns[0], params, load.template)
         on_answer()
         return answer
 

@@ -124,7 +124,9 @@ def _bench_here(
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
     llm = open_llm(model, named.get("dflash"), dtype, device)
     drafters = _drafters(llm, named, dtype, device)
-    chosen = choose_methods(names_in(methods) if methods else _default_methods(drafters), sizes, drafters)
+    chosen = choose_methods(
+        names_in(methods) if methods else _default_methods(llm, drafters), sizes, drafters
+    )
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
     rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
@@ -136,6 +138,7 @@ def _bench_here(
         config.repeats,
         config.multi_turn,
         config.simulated(llm.max_block_size),
+        config.template,
     )
     _measure(run, run.chunks(prompts, config.limit), rows)
     if explain and any(method.name == "auto" for method in chosen):
@@ -169,8 +172,8 @@ def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "di
     return drafters
 
 
-def _default_methods(drafters: "dict[str, Drafter]") -> list[str]:
-    return [*drafters, *(["auto"] if "dflash" in drafters else [])]
+def _default_methods(llm: "LLM", drafters: "dict[str, Drafter]") -> list[str]:
+    return [*drafters, *(["auto"] if "dflash" in drafters and llm.is_batched else [])]
 
 
 def _measure(run: "OfflineBench", chunks: "list[Chunk]", rows: "RowsFile") -> None:

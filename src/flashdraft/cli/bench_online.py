@@ -103,8 +103,8 @@ def _loads(config: BenchConfig, said: ServerOptions) -> "list[Load]":
     from flashdraft.bench.online import Load
 
     if said.rate is not None:
-        return [Load(rate=said.rate, seed=config.seed)]
-    return [Load(concurrency=concurrency) for concurrency in config.concurrencies]
+        return [Load(rate=said.rate, seed=config.seed, template=config.template)]
+    return [Load(concurrency=concurrency, template=config.template) for concurrency in config.concurrencies]
 
 
 def _seconds(milliseconds: float | None) -> float | None:
