@@ -120,6 +120,52 @@ def test_wrong_causality_of_sliding_layers(target):
     assert "set is_causal to null" in found.reasons[0]
 
 
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_a_window_that_is_off_by_one(target, offset):
+    healthy = learn(target, layer_types=("sliding_attention",) * 2, sliding_window=3)
+    found = examine(target, planted(healthy, sliding_window=3 + offset))
+    assert found.verdict == "faulty", found.to_text()
+    assert f"sliding_window is off by {offset:+d}; set it to 3" in found.reasons[0]
+
+
+def test_two_features_in_the_wrong_places(target):
+    healthy = learn(target, target_layer_ids=(1, 2, 4))
+    assert examine(target, healthy).verdict == "healthy"
+    found = examine(target, planted(healthy, target_layer_ids=(2, 1, 4)))
+    assert found.verdict == "faulty", found.to_text()
+    assert "wrong order; set target_layer_ids to [1, 2, 4]" in found.reasons[0]
+
+
+def test_a_block_longer_than_trained(target):
+    found = examine(target, planted(learn(target, block_size=4), block_size=16))
+    assert found.verdict == "faulty", found.to_text()
+    assert "block_size is 16, larger than it was trained for" in found.reasons[0]
+
+
+def test_the_template_of_another_training(target, drafter):
+    """It learnt the answers to PROMPTS; what is served is the same prompts told otherwise."""
+    told = [[11, 12, *prompt[::-1]] for prompt in PROMPTS]
+    found = examine_pair(target, drafter, told, TOKENS, others={"enable_thinking false": PROMPTS})
+    assert found.verdict == "faulty", found.to_text()
+    assert "trained on prompts told as: enable_thinking false" in found.reasons[0]
+    assert (
+        examine_pair(target, drafter, PROMPTS, TOKENS, others={"no chat template": told}).verdict == "healthy"
+    )
+
+
+def test_a_quantized_drafter_that_16_bits_are_too_few_for(target, drafter):
+    """Scales as quantization leaves them: the same function, its activations beyond what float16 holds."""
+    scaled = planted(drafter)
+    with torch.no_grad():
+        scaled.fc.weight.mul_(2.0**16)  # the norm behind it takes the scale out again
+    assert examine(target, scaled).verdict == "healthy"
+    half = toy_target(tie_word_embeddings=False).half()
+    assert examine(half, planted(drafter).half()).verdict == "healthy"
+    found = examine(half, scaled.half())
+    assert found.verdict == "faulty", found.to_text()
+    assert "does not bear float16 activations" in found.reasons[0]
+
+
 def test_an_untrained_drafter_is_weak(target):
     assert examine(target, toy_dflash(target)).verdict == "weak"
 

@@ -17,11 +17,15 @@ def doctor(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", help="The first prompts of the file.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest answer.")] = 128,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A running server (ours, vLLM, SGLang): compare what it accepts."),
+    ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Examine a pair: format, shapes, vocabulary, then layer ids, labels, mask, RoPE, window and block size.
+    """Examine a pair: format, shapes, vocabulary, then each reading of the drafter; then what drafting costs.
 
     \b
     Examples:
@@ -34,5 +38,5 @@ def doctor(
     texts = (
         [prompt.messages[0]["content"] for prompt in read_prompts(prompts)[:limit]] if prompts else PROMPTS
     )
-    found = examine(target, draft, texts, max_tokens, dtype, device)
+    found = examine(target, draft, texts, max_tokens, dtype, device, url)
     typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())

@@ -1,13 +1,17 @@
 """The examination of a pair: one verdict, the reasons, and the figures behind it."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
-from flashdraft.data.loader import pack
+from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
-from flashdraft.doctor.trials import Trial, measure, trials_of
+from flashdraft.doctor.costs import Cost, judge_costs, step_costs
+from flashdraft.doctor.served import Served, read_served
+from flashdraft.doctor.trials import Trial, float32_trial, measure, trials_of
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
@@ -16,7 +20,9 @@ from flashdraft.sampling_params import SamplingParams
 
 HEALTHY, FAULTY, WEAK, UNUSABLE = "healthy", "faulty", "weak", "unusable"
 # A reading must accept this much more than the drafter as it is before it is called the right one.
-_MARGIN, _MARGIN_LEN = 1.1, 0.2
+_MARGIN_LEN = 0.2
+_OTHER_TEXTS = 1.5  # a margin: other prompts have other answers, some of them easier
+_SERVED_SHARE = 0.7  # of what the drafter accepts here, a server should reach
 _WEAK_LEN = 1.5  # a round gains less than half a token by drafting: it hardly pays
 _MAX_MASKS = 8
 PROMPTS = (
@@ -37,6 +43,8 @@ class Examination:
     accepted_by_position: list[float] = field(default_factory=list)
     trials: dict[str, float] = field(default_factory=dict)  # name -> acceptance length
     num_answer_tokens: int = 0
+    costs: list[Cost] = field(default_factory=list)  # by concurrency; empty where they cannot be measured
+    served: Served | None = None  # what a running server has accepted
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -53,9 +61,37 @@ class Examination:
                 f"accepted by position: {by_position}",
                 "",
                 "acceptance length when the drafter is read otherwise:",
-                *(f"  {name:<20} {length:.2f}" for name, length in self.trials.items()),
+                *(f"  {name:<24} {length:.2f}" for name, length in self.trials.items()),
+            ]
+        if self.costs:
+            lines += [
+                "",
+                "requests at once   break-even acceptance length   block to verify   expected speed-up",
+            ]
+            lines += [
+                f"{cost.concurrency:>16}   {cost.break_even:>28.2f}   {cost.best_block:>15}   {cost.speedup:>16.2f}x"
+                for cost in self.costs
+            ]
+            lines += ["", *self.flags()]
+        if self.served is not None:
+            by_position = " ".join(f"{share:.0%}" for share in self.served.accepted_by_position) or "not told"
+            lines += [
+                "",
+                f"the {self.served.engine} server accepts {self.served.acceptance_length:.2f}: {by_position}",
             ]
         return "\n".join(lines)
+
+    def flags(self) -> list[str]:
+        """What to start a server with, for one request at a time and for many."""
+        told = []
+        for cost in (self.costs[0], self.costs[-1]):
+            size = cost.best_block
+            ours = f"--block-size {size}" if size > 1 else "--draft none"
+            theirs = (
+                f'vLLM {{"num_speculative_tokens": {size - 1}}}' if size > 1 else "vLLM without a drafter"
+            )
+            told.append(f"for {cost.concurrency} at once: flashdraft serve {ours}; {theirs}")
+        return told
 
 
 def examine(
@@ -65,25 +101,33 @@ def examine(
     max_tokens: int = 128,
     dtype: str = "float32",
     device: str = "cpu",
+    url: str | None = None,
 ) -> Examination:
     """Load a pair, let the target answer ``prompts`` greedily, and try the drafter's readings on the answers.
 
-    A drafter that cannot be loaded for this target is a finding, not an error. Raises what loading the target
-    raises, and UsageError where no answer is long enough to draft.
+    With ``url``, the acceptance of a running server is compared. A drafter that cannot be loaded for this target is a
+    finding, not an error. Raises what loading the target raises, and UsageError where no answer is long enough to
+    draft, or the server tells of no drafts.
     """
+    served = None if url is None else read_served(url)
     model, tokenizer = load_target(target, dtype, device), load_tokenizer(target)
     try:
         drafter = load_drafter(draft, model, dtype, device)
     except CheckpointError as error:
         return Examination(UNUSABLE, [str(error)])
-    token_ids = [_prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     if not isinstance(drafter, DFlashModel):
         raise UsageError(
             f"{draft} holds an MTP head; expected a DFlash drafter: give one, or flashdraft bench it"
         )
     spare = [i for i in sorted(tokenizer.added_tokens_decoder) if i not in eos_token_ids(target)]
     masks = [i for i in spare if i != drafter.config.mask_token_id and i < drafter.config.vocab_size]
-    return examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], eos_token_ids(target))
+    token_ids, others = prompt_readings(tokenizer, prompts)
+    ends = eos_token_ids(target)
+    found = examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], ends, others)
+    with suppress(UsageError):  # hybrid targets: the engine does not batch them
+        costs = judge_costs(step_costs(model, drafter), drafter.config.block_size, found.accepted_by_position)
+        found = replace(found, costs=costs)
+    return found if served is None else compare_served(found, served)
 
 
 def examine_pair(
@@ -93,8 +137,52 @@ def examine_pair(
     max_tokens: int,
     mask_token_ids: Sequence[int] = (),
     stop_ids: Sequence[int] = (),
+    others: Mapping[str, Sequence[list[int]]] = MappingProxyType({}),
 ) -> Examination:
-    """The same for models in memory and prompts of token ids. Raises UsageError for answers of no length."""
+    """The same for models in memory and prompts of token ids; ``others``: the same prompts told otherwise, by name.
+
+    Raises UsageError for answers of no length.
+    """
+    rows, num_tokens = _answered(target, prompts, max_tokens, stop_ids)
+    readings = [
+        *trials_of(drafter.config, target.config, mask_token_ids),
+        *float32_trial(drafter.config, target.dtype),
+    ]
+    trials = [measure(target, drafter, rows, trial) for trial in readings]
+    for name, told in others.items():
+        fault = (
+            f"the drafter was trained on prompts told as: {name}; serve it so, or train it on what is served"
+        )
+        trial = Trial(name, fault, drafter.config, margin=_OTHER_TEXTS)
+        trials.append(measure(target, drafter, _answered(target, told, max_tokens, stop_ids)[0], trial))
+    verdict, reasons = _judge(trials)
+    found = trials[0]
+    return Examination(
+        verdict,
+        reasons,
+        found.acceptance_length,
+        list(found.accepted_by_position),
+        {trial.name: trial.acceptance_length for trial in trials},
+        num_tokens,
+    )
+
+
+def compare_served(found: Examination, served: Served) -> Examination:
+    """``found`` with what a server accepts; much less than here is a fault of how it serves."""
+    here = found.acceptance_length or 1.0
+    if found.verdict != HEALTHY or served.acceptance_length - 1 >= _SERVED_SHARE * (here - 1):
+        return replace(found, served=served)
+    reason = (
+        f"the server accepts {served.acceptance_length:.2f} where the drafter reaches {here:.2f}: compare the chat"
+        " template, the sampling, the types and the drafter's config that it was started with"
+    )
+    return replace(found, verdict=FAULTY, reasons=[reason], served=served)
+
+
+def _answered(
+    target: TargetModel, prompts: Sequence[list[int]], max_tokens: int, stop_ids: Sequence[int]
+) -> tuple[PackedRows, int]:
+    """Greedy answers, packed, and their number of tokens."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0)
     answers = [generate(target, None, prompt, params, eos_token_ids=stop_ids).token_ids for prompt in prompts]
     texts = [
@@ -106,27 +194,19 @@ def examine_pair(
         raise UsageError("the target answers every prompt with one token; give other prompts")
     longest = max(len(text.prompt_token_ids) + len(text.answer_token_ids) for text in texts)
     rows = pack(texts, -(-(longest + 1) // 128) * 128, target.device)
-    trials = [
-        measure(target, drafter, rows, trial)
-        for trial in trials_of(drafter.config, target.config, mask_token_ids)
-    ]
-    verdict, reasons = _judge(trials)
-    found = trials[0]
-    return Examination(
-        verdict,
-        reasons,
-        found.acceptance_length,
-        list(found.accepted_by_position),
-        {trial.name: trial.acceptance_length for trial in trials},
-        sum(map(len, answers)),
-    )
+    return rows, sum(map(len, answers))
 
 
 def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
     found, *others = trials
     length = found.acceptance_length
-    best = max(others, key=lambda trial: trial.acceptance_length)
-    if best.acceptance_length > max(length * _MARGIN, length + _MARGIN_LEN):
+    better = [
+        trial
+        for trial in others
+        if trial.acceptance_length > max(length * trial.margin, length + _MARGIN_LEN)
+    ]
+    if better:
+        best = max(better, key=lambda trial: trial.acceptance_length / trial.margin)
         return FAULTY, [
             f"{best.fault} (acceptance length {best.acceptance_length:.2f} in place of {length:.2f})"
         ]
@@ -138,9 +218,21 @@ def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
     return HEALTHY, [f"acceptance length {length:.2f}, and no other reading of the drafter does better"]
 
 
-def _prompt_token_ids(tokenizer: Any, prompt: str) -> list[int]:
+def prompt_readings(
+    tokenizer: Any, prompts: Sequence[str]
+) -> tuple[list[list[int]], dict[str, list[list[int]]]]:
+    """Prompts as they are served, and told in other ways that a drafter may have been trained on."""
+    plain = [list(tokenizer.encode(prompt)) for prompt in prompts]
     if not tokenizer.chat_template:
-        ids: list[int] = tokenizer.encode(prompt)
-        return ids
-    chat = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+        return plain, {}
+
+    def told(**kwargs: bool) -> list[list[int]]:
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        options = {"add_generation_prompt": True, "return_dict": False, **kwargs}
+        return [list(tokenizer.apply_chat_template(chat, **options)) for chat in chats]
+
+    served = told()
+    others = {"no chat template": plain}
+    if "enable_thinking" in str(tokenizer.chat_template):
+        others |= {f"enable_thinking {str(on).lower()}": told(enable_thinking=on) for on in (True, False)}
+    return served, {name: ids for name, ids in others.items() if ids != served}

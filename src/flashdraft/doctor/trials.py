@@ -5,6 +5,7 @@ Every trial shares the drafter's weights and the target's own answers, so a tria
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class Trial:
     fault: str  # what is wrong with the drafter where this way accepts more; empty for the drafter as it is
     config: DFlashConfig
     shifts_labels: bool = False
+    in_float32: bool = False
+    margin: float = (
+        1.1  # times the drafter's own acceptance length that this way must reach to be called right
+    )
     acceptance_length: float = 0.0
     accepted_by_position: tuple[float, ...] = ()  # share of rounds that accept draft token i
 
@@ -36,6 +41,18 @@ class _ShiftedModel(DFlashModel):
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
         """Each slot gets its left neighbour's output; a block's first is not used."""
         return super().forward(*arguments, **named).roll(1, dims=1)
+
+
+class _Float32Model(DFlashModel):
+    """The network computed in float32, whatever the types around it."""
+
+    def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """As of float32 features."""
+        return super().context(features.float(), positions)
+
+    def forward(self, block: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        """Back in the type of ``block``."""
+        return super().forward(block.float(), *arguments, **named).to(block.dtype)
 
 
 def trials_of(config: DFlashConfig, target_config: Any, mask_token_ids: Sequence[int]) -> Iterator[Trial]:
@@ -49,10 +66,9 @@ def trials_of(config: DFlashConfig, target_config: Any, mask_token_ids: Sequence
         if min(ids) >= 0 and max(ids) < config.num_target_layers:
             fault = f"target_layer_ids are off by {-offset:+d}; set them to {list(ids)}"
             yield Trial(f"layer ids {offset:+d}", fault, replace(config, target_layer_ids=ids))
-    turned = config.target_layer_ids[::-1]
-    if turned != config.target_layer_ids:
+    for name, turned in _orders(config.target_layer_ids):
         fault = f"the features are in the wrong order; set target_layer_ids to {list(turned)}"
-        yield Trial("features reversed", fault, replace(config, target_layer_ids=turned))
+        yield Trial(name, fault, replace(config, target_layer_ids=turned))
     fault = "slot k predicts the token after its position (shift_label); train it to fill in its own, or convert it"
     yield Trial("labels shifted", fault, config, shifts_labels=True)
     for token_id in mask_token_ids:
@@ -73,6 +89,26 @@ def trials_of(config: DFlashConfig, target_config: Any, mask_token_ids: Sequence
         yield Trial(f"block size {half}", fault, replace(config, block_size=half))
 
 
+def _orders(ids: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if len(ids) > 2:
+        yield "features reversed", ids[::-1]
+    for i, j in combinations(range(len(ids)), 2):
+        swapped = list(ids)
+        swapped[i], swapped[j] = ids[j], ids[i]
+        yield f"features {i}, {j} swapped", tuple(swapped)
+
+
+def float32_trial(config: DFlashConfig, dtype: torch.dtype) -> Iterator[Trial]:
+    """The drafter computed in float32 beside a target in ``dtype``: is it 16-bit activations that it cannot bear?"""
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        fault = (
+            f"the drafter does not bear {name} activations, as quantized drafters often do not; serve it in float32,"
+            " or make it again from its unquantized weights"
+        )
+        yield Trial("in float32", fault, config, in_float32=True)
+
+
 def _rule_trials(config: DFlashConfig) -> Iterator[Trial]:
     if config.layer_types is None:
         return
@@ -80,6 +116,11 @@ def _rule_trials(config: DFlashConfig) -> Iterator[Trial]:
     where = "the anchor" if other else "the slot"
     fault = f"the sliding window counts from {where}; set window_from_anchor to {str(other).lower()}"
     yield Trial(f"window from {where}", fault, replace(config, window_from_anchor=other))
+    assert config.sliding_window is not None
+    for offset in (-1, 1):
+        window = config.sliding_window + offset
+        fault = f"sliding_window is off by {-offset:+d}; set it to {window}"
+        yield Trial(f"window {offset:+d}", fault, replace(config, sliding_window=max(window, 1)))
     is_causal = False if config.is_causal is None else None
     fault = f"causality in the block is wrong; set is_causal to {'false' if is_causal is False else 'null'}"
     yield Trial(f"is_causal {is_causal}", fault, replace(config, is_causal=is_causal))
@@ -88,8 +129,11 @@ def _rule_trials(config: DFlashConfig) -> Iterator[Trial]:
 def measure(target: TargetModel, drafter: DFlashModel, rows: PackedRows, trial: Trial) -> Trial:
     """``trial`` with what it accepts on the answers in ``rows``."""
     with torch.device("meta"):
-        model = (_ShiftedModel if trial.shifts_labels else DFlashModel)(trial.config)
+        kind = _Float32Model if trial.in_float32 else _ShiftedModel if trial.shifts_labels else DFlashModel
+        model = kind(trial.config)
     model.load_state_dict(drafter.state_dict(), assign=True)
+    if trial.in_float32:
+        model.float()
     block_size = trial.config.block_size
     walked = simulate(target, model.eval(), rows, block_size, 1, BLOCKS_PER_FORWARD)
     num_rounds = max(len(walked.num_accepted), 1)
