@@ -1,8 +1,8 @@
 """schemathesis over the served OpenAPI document: a real server process with a tiny random target.
 
-    python benchmarks/fuzz_server.py --schemathesis path/to/schemathesis --out benchmarks/results/fuzz_server.json
+    python benchmarks/fuzz_server.py --out benchmarks/results/fuzz_server.json
 
-schemathesis lives in an environment of its own (pip install schemathesis); it generates requests from
+schemathesis lives in an environment of its own (--schemathesis names its command); it generates requests from
 /openapi.json and holds the answers to it: no server errors, the documented content types, the documented shapes.
 When it is over the server must be healthy and idle. Exits with schemathesis' status.
 """
@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--schemathesis", required=True, help="the command")
+    parser.add_argument("--schemathesis", default="schemathesis", help="the command")
     parser.add_argument("--cases", type=int, default=60, help="most cases of an operation and phase")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
