@@ -35,8 +35,9 @@ fix: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY)  ## measure plain decoding and DFlash on the five tasks
-	$(BIN)/flashdraft bench
+bench: $(READY)  ## the model card's tables for the embedded pair: hours; goes on where it was cut off
+	$(BIN)/flashdraft bench --concurrency 1,8,16,32 --methods ar,ngram,dflash,auto --out benchmarks/results/card
+	$(BIN)/flashdraft report benchmarks/results/card --title "SmolLM2-135M-Instruct and its drafter"
 
 clean:  ## remove caches and build leftovers (the environment: rm -rf .venv)
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -185,7 +185,7 @@ def _draw_speedup(axes: Axes, rows: Sequence[BenchRow], colours: dict[str, str])
     axes.axhline(1, color=colours["ar"], linewidth=1.2)
     axes.set_xticks(range(len(places)), [str(place) for place in places])
     axes.set_xlim(-0.4, len(places) - 0.6)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.45)  # room for the legend
     axes.set_xlabel("concurrency")
     axes.set_ylabel("speed-up over AR")
     axes.legend(fontsize=8, ncols=2, loc="upper center")
