@@ -25,12 +25,15 @@ EOS = (5, 9)
 class DigitTokenizer:
     """Reads "3 1 4" as token ids: what the data code needs of a tokenizer, without one on disk."""
 
+    chat_template: str | None = "1 and the text"
+
     def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: object) -> str:
         assert kwargs["add_generation_prompt"]
         return "1 " + messages[-1]["content"]
 
-    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        start = [7] if add_special_tokens else []
+        return {"input_ids": [start + [int(word) for word in text.split()] for text in texts]}
 
 
 def some_prompts(count: int, seed: int = 0) -> list[Prompt]:
@@ -67,6 +70,18 @@ def test_temperature_draws_and_a_seed_repeats() -> None:
 def make(folder: Path, prompts: list[Prompt], **changes: Any) -> None:
     settings = {"target": "toy", "max_prompt_len": 24, "max_new_tokens": 20, "num_rows": 4, **changes}
     generate_answers(TARGET, DigitTokenizer(), EOS, prompts, OnPolicyConfig(**settings), folder)
+
+
+def test_without_a_chat_template_prompts_are_texts_to_go_on_with(tmp_path: Path) -> None:
+    tokenizer = DigitTokenizer()
+    config = OnPolicyConfig(target="toy", temperatures=(0.0,), max_new_tokens=8, num_rows=2)
+    for name, template, first in (("chat", "yes", 1), ("base", None, 7)):
+        tokenizer.chat_template = template
+        generate_answers(TARGET, tokenizer, EOS, some_prompts(2), config, tmp_path / name)
+        told = [" ".join(map(str, doc.prompt_token_ids)) for doc in read_documents(tmp_path / name)]
+        assert sorted(told) == sorted(
+            f"{first} {prompt.messages[0]['content']}" for prompt in some_prompts(2)
+        )
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Gemma3TextConfig,
     Qwen3_5MoeForCausalLM,
     Qwen3_5MoeTextConfig,
     Qwen3MoeConfig,
@@ -14,7 +15,9 @@ from transformers import (
 
 from against_transformers import check_against_transformers, check_drafted, check_rollback, save_and_load
 from flashdraft.checkpoint.load import load_target
-from flashdraft.errors import CheckpointError
+from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.models.accelerate import accelerate
+from flashdraft.models.base import build_target
 
 SHAPE = {
     "vocab_size": 97,
@@ -106,3 +109,14 @@ def test_sliding_layers_are_refused(tmp_path):
     config = Qwen3MoeConfig(**SHAPE, use_sliding_window=True, sliding_window=8)
     with pytest.raises(CheckpointError, match="sliding_attention; expected full_attention"):
         save_and_load(tmp_path, Qwen3MoeForCausalLM, config)
+
+
+def test_the_fast_form_is_for_dense_layers_of_llamas_shape():
+    """bfloat16 on a CPU is packed for one C++ call a forward; experts and Gemma's four norms are not in it."""
+    wide = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "moe_intermediate_size": 32}
+    sparse = build_target(Qwen3MoeConfig(**{**SHAPE, **wide}))
+    gemma = build_target(Gemma3TextConfig(**{**SHAPE, **wide}, query_pre_attn_scalar=32, sliding_window=8))
+    for target, pattern in ((sparse, "layers of experts"), (gemma, "layers as Gemma3Model has them")):
+        assert not accelerate(target.bfloat16())
+        with pytest.raises(UsageError, match=pattern):
+            accelerate(target, "int8")

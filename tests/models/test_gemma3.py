@@ -12,11 +12,16 @@ from against_transformers import (
     straight,
 )
 from flashdraft.batch import ForwardBatch
+from flashdraft.checkpoint.load import save_drafter
 from flashdraft.errors import CheckpointError
+from flashdraft.generate import generate
+from flashdraft.llm import LLM
 from flashdraft.models.base import OwnTokens
 from flashdraft.ops.attention import CAUSAL, FirstKeys
 from flashdraft.ops.block_mask import CachedMask, DocumentMask
 from flashdraft.ops.sliding import sliding
+from flashdraft.sampling_params import SamplingParams
+from toys import toy_dflash
 
 ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -97,3 +102,15 @@ def test_windows_for_flex_attention():
 def test_what_other_gemmas_do_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"final_logit_softcapping 30.0; expected plain Gemma 3"):
         save_and_load(tmp_path, Gemma3ForCausalLM, config(final_logit_softcapping=30.0))
+
+
+def test_many_requests_at_once(tmp_path):
+    """The batched engine, contexts below and above the window side by side: each answer is that of one alone."""
+    _, ours = save_and_load(tmp_path, Gemma3ForCausalLM, config(), 0.1)
+    save_drafter(toy_dflash(ours), tmp_path / "d")
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    prompts = [[(7 * i + j) % 90 for j in range(length)] for i, length in enumerate((3, 20, 45, 70))]
+    for draft, size in ((None, None), (str(tmp_path / "d"), 8)):
+        llm = LLM(str(tmp_path), draft, size, dtype="float32", skip_tokenizer_init=True)
+        for prompt, out in zip(prompts, llm.generate(prompts, params), strict=True):
+            assert out.outputs[0].token_ids == generate(ours, None, prompt, params).token_ids

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from flashdraft.errors import UsageError
-from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.llama import LlamaModel
+from flashdraft.models.dflash import DFlashLayer, DFlashModel
+from flashdraft.models.llama import LlamaLayer, LlamaModel
+from flashdraft.models.mlp import GatedMLP
 from flashdraft.native.decoder import NativeDrafter, NativeTarget, why_unsupported
 from flashdraft.native.library import library
 from flashdraft.native.packing import Kind
@@ -43,6 +44,10 @@ def _attach(model: nn.Module, quantization: str | None) -> str | None:
     if not isinstance(model, LlamaModel | DFlashModel):
         return f"it does not know {type(model).__name__}"
     stack = model.model if isinstance(model, LlamaModel) else model
+    if not all(isinstance(layer, LlamaLayer | DFlashLayer) for layer in stack.layers):
+        return f"it does not know layers as {type(model).__name__} has them"
+    if not all(isinstance(layer.mlp, GatedMLP) for layer in stack.layers):
+        return "it does not know layers of experts"
     if reason := why_unsupported(stack.layers, model.config.head_dim):
         return reason
     lib = library()
