@@ -92,8 +92,7 @@ class LLM:
             own = draft == OWN_MTP
             load, name = (load_own_mtp, model) if own else (load_drafter, draft)
             network = load(name, self.target, dtype=dtype, device=device)
-            accelerate(network, quantization)
-            self.drafter = drafter_of(network, self.target)
+            self.drafter = drafter_of(network, self.target, quantization)
         else:
             self.drafter = draft
         self.block_size = self._check_block_size(block_size)

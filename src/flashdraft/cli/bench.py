@@ -31,7 +31,15 @@ from flashdraft.cli.bench_online import (
     bench_server,
 )
 from flashdraft.cli.config_options import with_config
-from flashdraft.cli.options import DeviceOption, Dtype, DtypeOption, JsonOption, ModelOption, open_llm
+from flashdraft.cli.options import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuantizationOption,
+    open_llm,
+)
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +74,7 @@ def bench(
     block_sizes: Annotated[str, typer.Option("--block-sizes", help="Block sizes, with commas.")] = "16,8",
     quick: Annotated[bool, typer.Option("--quick", help="A few short answers: minutes, not hours.")] = False,
     dtype: DtypeOption = "bfloat16",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
     explain: Annotated[
         bool, typer.Option("--explain", help="Tell on stderr why the controller chose its blocks.")
@@ -98,7 +107,9 @@ def bench(
     if url:
         said = ServerOptions(url, api_key, rate, ttft_target_ms, tpot_target_ms, label)
         return bench_server(config, said, _progress, out, as_json)
-    return _bench_here(config, model, draft, methods, block_sizes, dtype, device, explain, out, as_json)
+    return _bench_here(
+        config, model, draft, methods, block_sizes, dtype, quantization, device, explain, out, as_json
+    )
 
 
 def _bench_here(
@@ -108,6 +119,7 @@ def _bench_here(
     methods: str | None,
     block_sizes: str,
     dtype: Dtype,
+    quantization: str | None,
     device: str,
     explain: bool,
     out: Path | None,
@@ -122,12 +134,13 @@ def _bench_here(
     from flashdraft.provenance import collect_provenance
 
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
-    llm = open_llm(model, named.get("dflash"), dtype, device)
-    drafters = _drafters(llm, named, dtype, device)
+    llm = open_llm(model, named.get("dflash"), dtype, device, quantization=quantization)
+    drafters = _drafters(llm, named, dtype, device, quantization)
     chosen = choose_methods(
         names_in(methods) if methods else _default_methods(llm, drafters), sizes, drafters
     )
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
+    settings |= {"quantization": quantization} if quantization else {}
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
     rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
     run = OfflineBench(
@@ -159,7 +172,9 @@ def _named(drafts: list[str]) -> dict[str, str]:
     return named
 
 
-def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "dict[str, Drafter]":
+def _drafters(
+    llm: "LLM", named: dict[str, str], dtype: str, device: str, quantization: str | None
+) -> "dict[str, Drafter]":
     """The opened drafters, by method name; the LLM's own is dflash."""
     from flashdraft.checkpoint.load import load_drafter
     from flashdraft.spec_decode.networks import drafter_of
@@ -168,7 +183,7 @@ def _drafters(llm: "LLM", named: dict[str, str], dtype: str, device: str) -> "di
     for name, folder in named.items():
         if name != "dflash":
             network = load_drafter(folder, llm.target, dtype=dtype, device=device)
-            drafters[name] = drafter_of(network, llm.target)
+            drafters[name] = drafter_of(network, llm.target, quantization)
     return drafters
 
 

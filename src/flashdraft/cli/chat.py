@@ -14,6 +14,7 @@ from flashdraft.cli.options import (
     DtypeOption,
     MaxTokensOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -40,6 +41,7 @@ def chat(
     top_k: TopKOption = 0,
     seed: SeedOption = None,
     dtype: DtypeOption = "bfloat16",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Talk with the model. Within: /stats /reset /help /quit; Ctrl-C cuts an answer short.
@@ -55,7 +57,9 @@ def chat(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    conversation = Conversation(open_llm(model, draft, dtype, device, parse_block_size(block_size)), params)
+    conversation = Conversation(
+        open_llm(model, draft, dtype, device, parse_block_size(block_size), quantization=quantization), params
+    )
     conversation.console.print(f"{LEGEND}\n{HELP}")
     while (line := conversation.ask()) is not None:
         if line == "/quit":

@@ -15,6 +15,7 @@ from flashdraft.cli.options import (
     DtypeOption,
     MaxTokensOption,
     ModelOption,
+    QuantizationOption,
     open_llm,
     parse_block_size,
 )
@@ -38,6 +39,7 @@ def demo(
     block_size: BlockSizeOption = None,
     max_tokens: MaxTokensOption = 128,
     dtype: DtypeOption = "float32",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Answer prompts twice, by plain decoding and by DFlash, and check that the tokens are the same.
@@ -54,7 +56,7 @@ def demo(
     from flashdraft.bench.tasks import load_task
 
     questions = prompts or [load_task(task, 1)[0].turns[0] for task in DEMO_TASKS]
-    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size))
+    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size), quantization=quantization)
     if llm.drafter is None or llm.block_size == 1:
         raise UsageError("the demo compares with a drafter; name one with --draft and a --block-size above 1")
     console = Console(highlight=False)

@@ -16,6 +16,7 @@ from flashdraft.cli.options import (
     JsonOption,
     MaxTokensOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -40,6 +41,7 @@ def generate(
     top_k: TopKOption = 0,
     seed: SeedOption = None,
     dtype: DtypeOption = "bfloat16",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
     no_chat: Annotated[
         bool, typer.Option("--no-chat", help="Continue the raw text, without the chat template.")
@@ -65,7 +67,7 @@ def generate(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size))
+    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size), quantization=quantization)
     stream = AnswerStream(llm.tokenizer, _show_nothing if as_json else _write)
     if no_chat:
         output = llm.generate(text, params, stream.on_round)[0]
@@ -75,7 +77,13 @@ def generate(
     if explain:
         typer.echo(f"\n{llm.explain(output.metrics)}", err=True)
     if as_json:
-        settings = {"model": model, "draft": draft, "dtype": dtype, "block_size": llm.block_size}
+        settings = {
+            "model": model,
+            "draft": draft,
+            "dtype": dtype,
+            "quantization": quantization,
+            "block_size": llm.block_size,
+        }
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))
     else:
         print()

@@ -37,6 +37,14 @@ BlockSizeOption = Annotated[
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="Type of weights and activations; float32 is the strict one.")
 ]
+QuantizationOption = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(
+        "--quantization",
+        help="Weights of the layers in 8 or 4 bits, activations in 8: on CPUs with AVX-512, with bfloat16."
+        "  [default: none]",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="The longest answer, in tokens.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
@@ -67,12 +75,14 @@ def open_llm(
     device: str,
     block_size: "BlockSize | None" = None,
     max_running: int = 32,
+    quantization: str | None = None,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
     with Console(stderr=True).status("loading the model"):
         from flashdraft.llm import LLM
 
         shared: dict[str, Any] = {"dtype": dtype, "device": device, "max_running": max_running}
+        shared["quantization"] = quantization
         if draft is None:
             return LLM(model, block_size=block_size, **shared)
         return LLM(model, None if draft == "none" else draft, block_size, **shared)

@@ -11,6 +11,7 @@ from flashdraft.cli.options import (
     DeviceOption,
     DraftOption,
     DtypeOption,
+    QuantizationOption,
     open_llm,
     parse_block_size,
 )
@@ -52,6 +53,7 @@ def serve(
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
     dtype: DtypeOption = "bfloat16",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 30000,
@@ -87,7 +89,6 @@ def serve(
     tp_size: Annotated[int | None, _foreign("--tp-size")] = None,
     mem_fraction_static: Annotated[float | None, _foreign("--mem-fraction-static")] = None,
     max_num_batched_tokens: Annotated[int | None, _foreign("--max-num-batched-tokens")] = None,
-    quantization: Annotated[str | None, _foreign("--quantization")] = None,
     attention_backend: Annotated[str | None, _foreign("--attention-backend")] = None,
 ) -> None:
     """Serve a model with OpenAI's API; a playground is at /.
@@ -127,7 +128,6 @@ def _speculation(said: dict[str, Any]) -> "Speculation":
             "--tp-size": (None if said["tp_size"] == 1 else said["tp_size"], one_device),
             "--mem-fraction-static": (said["mem_fraction_static"], one_device),
             "--max-num-batched-tokens": (said["max_num_batched_tokens"], "requests are not batched"),
-            "--quantization": (said["quantization"], "--dtype says the type of the weights"),
             "--attention-backend": (
                 said["attention_backend"],
                 "attention takes the form that suits its mask",
@@ -147,7 +147,7 @@ def _document(said: dict[str, Any], config: "ServerConfig", speculation: "Specul
     """The resolved configuration as YAML that --config reads; keys of the API are left out."""
     import yaml
 
-    resolved = {name: said[name] for name in ("model", "dtype", "device", "host", "port")}
+    resolved = {name: said[name] for name in ("model", "dtype", "quantization", "device", "host", "port")}
     resolved |= {"draft": speculation.draft, "block_size": speculation.block_size}
     resolved |= {"served_model_name": list(config.model_names), "drain_s": said["drain_s"]}
     names = ("max_running_requests", "max_queue", "max_body_bytes", "max_n", "max_answer_tokens")
@@ -192,6 +192,7 @@ def _serve(said: dict[str, Any], config: "ServerConfig", speculation: "Speculati
         said["device"],
         speculation.block_size,
         config.max_running_requests,
+        said["quantization"],
     )
     context_len = llm.target.config.max_position_embeddings
     defaults = generation_defaults(said["model"])

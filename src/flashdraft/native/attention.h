@@ -15,15 +15,15 @@ struct KVStorage {
     int64_t row, token, head;
 };
 
-// e^x for x <= 0, within 2 ulp: 2^n * p(f) with |f| <= 1/2.
+// e^x for x <= 0, within 3e-6 of it, relatively: 2^n * p(f), |f| <= log(2) / 2.
 inline __m512 exp_ps(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
     __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
     __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+    __m512 p = _mm512_set1_ps(1.0f / 120);
+    for (float c : {1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -41,19 +41,43 @@ class Attention {
         scores_.resize(MAX_QUERIES * width_);
         probs_.resize(MAX_QUERIES * width_);
         for (int64_t first = 0; first < num_keys; first += LANES) {
+            fetch(keys + (first + 4 * LANES) * stride, std::min<int64_t>(LANES, num_keys - first - 4 * LANES), stride, head_dim);
+            fetch(values + first * stride, std::min<int64_t>(LANES, num_keys - first), stride, head_dim);
             transpose(keys + first * stride, std::min<int64_t>(LANES, num_keys - first), stride, head_dim);
-            for (int q = 0; q < num_queries; q += 6)
-                score(queries + q, std::min(6, num_queries - q), head_dim, &scores_[q * width_ + first]);
+            by_sixes(num_queries, [&](int q, auto count) {
+                score<count>(queries + q, head_dim, &scores_[q * width_ + first]);
+            });
         }
         float inverse_sum[MAX_QUERIES];
         float scale = 1 / std::sqrt(float(head_dim));
         for (int q = 0; q < num_queries; ++q) inverse_sum[q] = softmax(q, ends[q], scale);
-        for (int q = 0; q < num_queries; q += 6)
+        by_sixes(num_queries, [&](int q, auto count) {
             for (int64_t dim = 0; dim < head_dim; dim += 32)
-                weigh(q, std::min(6, num_queries - q), values + dim, num_keys, stride, inverse_sum, dim, emit);
+                weigh<count>(q, values + dim, num_keys, stride, inverse_sum, dim, emit);
+        });
     }
 
    private:
+    // part(first query, their number as a constant): six at a time, then what is left.
+    template <class Part>
+    static void by_sixes(int num_queries, const Part& part) {
+        int q = 0;
+        for (; q + 6 <= num_queries; q += 6) part(q, std::integral_constant<int, 6>());
+        switch (num_queries - q) {
+            case 1: return part(q, std::integral_constant<int, 1>());
+            case 2: return part(q, std::integral_constant<int, 2>());
+            case 3: return part(q, std::integral_constant<int, 3>());
+            case 4: return part(q, std::integral_constant<int, 4>());
+            case 5: return part(q, std::integral_constant<int, 5>());
+        }
+    }
+
+    // Have `count` tokens on their way to the cache.
+    static void fetch(const uint16_t* from, int64_t count, int64_t stride, int64_t head_dim) {
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t dim = 0; dim < head_dim; dim += 32) _mm_prefetch(from + i * stride + dim, _MM_HINT_T1);
+    }
+
     // kt_[pair of dims][key]: 16 keys, dims two by two.
     void transpose(const uint16_t* keys, int64_t count, int64_t stride, int64_t head_dim) {
         kt_.resize(head_dim / 2 * LANES);
@@ -85,19 +109,20 @@ class Attention {
         }
     }
 
-    void score(const uint16_t* const* queries, int count, int64_t head_dim, float* out) {
-        __m512 acc[6];
+    template <int COUNT>
+    void score(const uint16_t* const* queries, int64_t head_dim, float* out) {
+        __m512 acc[COUNT];
         for (auto& sum : acc) sum = _mm512_setzero_ps();
         for (int64_t i = 0; i < head_dim / 2; ++i) {
             __m512bh key = (__m512bh)_mm512_loadu_si512(kt_.data() + i * LANES);
 #pragma GCC unroll 6
-            for (int q = 0; q < 6; ++q) {
+            for (int q = 0; q < COUNT; ++q) {
                 int32_t pair;
-                std::memcpy(&pair, queries[q < count ? q : 0] + 2 * i, sizeof pair);
+                std::memcpy(&pair, queries[q] + 2 * i, sizeof pair);
                 acc[q] = _mm512_dpbf16_ps(acc[q], key, (__m512bh)_mm512_set1_epi32(pair));
             }
         }
-        for (int q = 0; q < count; ++q) _mm512_storeu_ps(out + q * width_, acc[q]);
+        for (int q = 0; q < COUNT; ++q) _mm512_storeu_ps(out + q * width_, acc[q]);
     }
 
     // Weights e^(score - largest) of one query as bfloat16; returns 1 / their sum.
@@ -122,21 +147,21 @@ class Attention {
         return 1 / _mm512_reduce_add_ps(sum);
     }
 
-    // 32 dims of the weighted values, for up to 6 queries.
-    template <class Emit>
-    void weigh(int first, int count, const uint16_t* values, int64_t num_keys, int64_t stride,
+    // 32 dims of the weighted values.
+    template <int COUNT, class Emit>
+    void weigh(int first, const uint16_t* values, int64_t num_keys, int64_t stride,
                const float* inverse_sum, int64_t dim, const Emit& emit) {
-        __m512 low[6], high[6];
-        for (int q = 0; q < 6; ++q) low[q] = high[q] = _mm512_setzero_ps();
+        __m512 low[COUNT], high[COUNT];
+        for (int q = 0; q < COUNT; ++q) low[q] = high[q] = _mm512_setzero_ps();
         const uint16_t* probs = &probs_[first * width_];
         for (int64_t key = 0; key < num_keys; key += 2) {
             __m512i a = _mm512_loadu_si512(values + key * stride);
             __m512i b = key + 1 < num_keys ? _mm512_loadu_si512(values + (key + 1) * stride) : _mm512_setzero_si512();
             __m512bh even = (__m512bh)_mm512_unpacklo_epi16(a, b), odd = (__m512bh)_mm512_unpackhi_epi16(a, b);
 #pragma GCC unroll 6
-            for (int q = 0; q < 6; ++q) {
+            for (int q = 0; q < COUNT; ++q) {
                 int32_t pair;
-                std::memcpy(&pair, probs + (q < count ? q : 0) * width_ + key, sizeof pair);
+                std::memcpy(&pair, probs + q * width_ + key, sizeof pair);
                 low[q] = _mm512_dpbf16_ps(low[q], even, (__m512bh)_mm512_set1_epi32(pair));
                 high[q] = _mm512_dpbf16_ps(high[q], odd, (__m512bh)_mm512_set1_epi32(pair));
             }
@@ -144,7 +169,7 @@ class Attention {
         // unpack works within quarters: put the dims back in order.
         const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
         const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-        for (int q = 0; q < count; ++q) {
+        for (int q = 0; q < COUNT; ++q) {
             __m512 factor = _mm512_set1_ps(inverse_sum[first + q]);
             emit(first + q, dim, _mm512_mul_ps(_mm512_permutex2var_ps(low[q], front, high[q]), factor));
             emit(first + q, dim + LANES, _mm512_mul_ps(_mm512_permutex2var_ps(low[q], back, high[q]), factor));

@@ -1,5 +1,6 @@
 """From a loaded network to the drafter that drafts with it."""
 
+from flashdraft.models.accelerate import accelerate
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
@@ -7,6 +8,13 @@ from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.mtp import MTPDrafter
 
 
-def drafter_of(network: DFlashModel | MTPModel, target: TargetModel) -> DFlashDrafter | MTPDrafter:
-    """The drafter of ``network`` for ``target``."""
+def drafter_of(
+    network: DFlashModel | MTPModel, target: TargetModel, quantization: str | None = None
+) -> DFlashDrafter | MTPDrafter:
+    """The drafter of ``network``, which is frozen from now on, for ``target``.
+
+    ``quantization`` as in models/accelerate.py: of a drafter it can cost acceptance and nothing else.
+    """
+    if isinstance(network, DFlashModel):
+        accelerate(network, quantization)
     return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)
