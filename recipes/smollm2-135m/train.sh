@@ -1,20 +1,51 @@
 #!/usr/bin/env bash
-# The shipped drafter, end to end on one CUDA GPU (an H200 took 6 minutes for the answers and 14 for the training).
-#   PROMPTS=folder of prompt files, RUNS=where to write; run from the repository's root.
-# What the three runs were when the drafter was made is in run-a, run-b and run-c: settings and logs.
+# The shipped drafter and the MTP head, end to end on CUDA GPUs: answers, a study of the recipe, training.
+#   PROMPTS=folder of prompt files  RUNS=where to write  recipes/smollm2-135m/train.sh STAGE
+# Stages, each of them to be run in this order, from the repository's root:
+#   answers            every prompt at temperature 0 and 0.7, the prompts dealt out to the GPUs
+#   study GPU ROW...   rows of study.py on one GPU
+#   drafter ...        `flashdraft train` on GPU 0 with further options (--init, --max-minutes, --distill, ...)
+#   mtp ...            the same for an MTP head, on the last GPU
+# What was run when the shipped weights were made stands in run-*/: settings and logs.
 set -euo pipefail
-: "${PROMPTS:?a folder of .jsonl or .jsonl.gz prompts}" "${RUNS:=runs/smollm2-135m}"
-train() { .venv/bin/flashdraft train --device cuda --dtype bfloat16 --rows-per-step 24 --blocks-per-row 384 \
-  --total-blocks 1000000000 "$@"; }
+: "${RUNS:=runs/smollm2-135m}" "${PYTHON:=.venv/bin/python}"
+stage=$1; shift
+gpus=$(nvidia-smi --list-gpus | wc -l)
+on() { CUDA_VISIBLE_DEVICES=$1 "${@:2}"; }
+train() { "$PYTHON" -m flashdraft.cli.main train --device cuda --dtype bfloat16 "$@"; }
+answered() { for folder in "$RUNS"/answers-*; do printf -- "$1 %s " "$folder/answers"; done; }
 
-# Answers: interrupted and resumed as the lease allowed; complete, they are some 30 M tokens.
-timeout 215 .venv/bin/flashdraft train --device cuda --dtype bfloat16 --prompts "$PROMPTS" --out "$RUNS/data" \
-  --answer-rows 4096 --answers-only || true
-train --answers "$RUNS/data/answers" --out "$RUNS/a" --max-minutes 4.2 --eval-minutes 1.3
-
-timeout 130 .venv/bin/flashdraft train --device cuda --dtype bfloat16 --prompts "$PROMPTS" --out "$RUNS/data" \
-  --answer-rows 4096 --answers-only || true
-train --answers "$RUNS/data/answers" --out "$RUNS/b" --init "$RUNS/a/drafter" --lr 1.5e-3 --max-minutes 5.4 \
-  --eval-minutes 1.7
-train --answers "$RUNS/data/answers" --out "$RUNS/c" --init "$RUNS/b/drafter" --lr 1e-3 --seed 7 --max-minutes 4.5 \
-  --eval-minutes 2
+case $stage in
+answers)
+  : "${PROMPTS:?a folder of .jsonl or .jsonl.gz prompts}"
+  # As many rows as the cache of 896 tokens a row leaves room for.
+  memory_mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1)
+  rows=$((memory_mib > 120000 ? 4096 : 2816))
+  mkdir -p "$RUNS"
+  for ((i = 0; i < gpus; i++)); do
+    mkdir -p "$RUNS/prompts-$i"
+    for file in "$PROMPTS"/*.jsonl.gz; do
+      zcat "$file" | awk -v n="$gpus" -v i="$i" 'NR % n == i' | gzip -1 > "$RUNS/prompts-$i/$(basename "$file")"
+    done
+    on "$i" train --prompts "$RUNS/prompts-$i" --out "$RUNS/answers-$i" --answer-rows "$rows" --answers-only \
+      > "$RUNS/answers-$i.log" 2>&1 &
+  done
+  wait
+  ;;
+study)
+  gpu=$1; shift
+  # shellcheck disable=SC2046
+  on "$gpu" "$PYTHON" recipes/smollm2-135m/study.py --answers $(answered "") --out "$RUNS/study-$gpu" "$@"
+  ;;
+drafter)
+  # shellcheck disable=SC2046
+  on 0 train $(answered --answers) --out "$RUNS/drafter" --rows-per-step 24 --blocks-per-row 384 \
+    --total-blocks 1000000000 "$@"
+  ;;
+mtp)
+  # shellcheck disable=SC2046
+  on $((gpus - 1)) train --method mtp --block-size 8 $(answered --answers) --out "$RUNS/mtp" --rows-per-step 24 \
+    --blocks-per-row 384 --total-blocks 1000000000 "$@"
+  ;;
+*) echo "unknown stage $stage" >&2; exit 2 ;;
+esac

@@ -1,5 +1,6 @@
 """Training on a toy: the loss against autograd, resume to the bit, and simulated acceptance against served."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -11,13 +12,14 @@ from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.errors import DataError, UsageError
 from flashdraft.generate import RoundEvent, generate
+from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.anchors import draw_blocks, sample_anchors, sample_slots
 from flashdraft.train.config import TrainConfig
-from flashdraft.train.forward import block_hidden, target_features
-from flashdraft.train.loss import HeadCrossEntropy, decay_weights
+from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
+from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.simulate import simulate
 from flashdraft.train.trainer import Trainer
 from toys import toy_dflash, toy_target
@@ -86,17 +88,57 @@ def test_slots_are_drawn_in_proportion_to_their_weights() -> None:
     torch.testing.assert_close(counts / counts.sum(), weights / weights.sum(), atol=0.01, rtol=0)
 
 
-def test_loss_and_gradient_equal_autograds() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_loss_and_gradient_equal_autograds(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(70, 12, generator=generator), torch.randn(33, 12, generator=generator)
+    teacher = torch.randn(70, 12, generator=generator)
     labels = torch.randint(33, (70,), generator=generator)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss = HeadCrossEntropy.apply(ours, head, labels)
-    expected = torch.nn.functional.cross_entropy(theirs @ head.T, labels)
+    loss = HeadLoss.apply(ours, head, labels, teacher if share else None, share)
+    cross_entropy = torch.nn.functional.cross_entropy
+    soft = cross_entropy(theirs @ head.T, (teacher @ head.T).softmax(-1))
+    expected = (1 - share) * cross_entropy(theirs @ head.T, labels) + share * soft
     (2 * loss).backward()
     (2 * expected).backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_dpace_weights_are_the_derivative_of_the_expected_acceptance_length() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(3 * 8, 12, generator=generator), torch.randn(33, 12, generator=generator)
+    labels = torch.randint(33, (3 * 8,), generator=generator)
+    log_probs = label_log_probs(hidden, head, labels)
+    torch.testing.assert_close(
+        log_probs, -torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="none")
+    )
+    has_label = torch.ones(3, 8, dtype=torch.bool)
+    has_label[:, 0] = False
+    has_label[2, 5:] = False
+    log_confidence = log_probs.view(3, 8).requires_grad_()
+    # d/d log c_j of the expected number of accepted drafts, sum over k of prod over i <= k of c_i.
+    smoothed = (0.7 * log_confidence.exp() + 0.3).log().detach().requires_grad_()
+    products = torch.where(has_label, smoothed, 0.0).cumsum(-1).exp() * has_label
+    products.sum().backward()
+    torch.testing.assert_close(dpace_weights(log_confidence.detach(), has_label, 0.3), smoothed.grad)
+
+
+def test_the_teacher_of_a_slot_is_the_targets_state_before_it() -> None:
+    blocks = draw_blocks(ROWS, 16, 8, torch.Generator().manual_seed(1))
+    final = target_features(TARGET, ROWS.rows(torch.arange(len(ROWS))), (FINAL_HIDDEN,))
+    chosen = TARGET.logits(teacher_hidden(final, blocks)).argmax(-1).view_as(blocks.labels)
+    # The answers are greedy: what the target chooses there is what stands there.
+    assert chosen[blocks.has_label].equal(blocks.labels.long()[blocks.has_label])
+
+
+@pytest.mark.parametrize("changes", [{}, {"distill": 1.0}, {"weighting": "dpace"}])
+def test_every_loss_teaches(tmp_path: Path, changes: dict[str, object]) -> None:
+    config = dataclasses.replace(CONFIG, slots_per_block=7.0, total_blocks=32 * 100, **changes)
+    trainer = Trainer(TARGET, toy_dflash(TARGET), ROWS, {"toy": ROWS}, config, tmp_path)
+    before = trainer.evaluate(lambda _: None)["all"]
+    trainer.train(lambda _: None)
+    assert trainer.evaluate(lambda _: None)["all"] > before + 0.1
 
 
 def test_decay_is_the_papers() -> None:

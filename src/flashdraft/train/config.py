@@ -7,6 +7,7 @@ from typing import Any
 from flashdraft.errors import UsageError
 
 METHODS = ("dflash", "mtp")
+WEIGHTINGS = ("decay", "dpace")
 
 
 def _described(default: Any, text: str) -> Any:
@@ -27,7 +28,10 @@ class TrainConfig:
     rows_per_step: int = _described(4, "Packed rows in a step.")
     blocks_per_row: int = _described(64, "Anchors drawn in a row.")
     slots_per_block: float = _described(4.0, "Slots whose loss is computed, drawn by the decay weights.")
-    gamma: float = _described(4.0, "Decay of the loss over the block's slots.")
+    weighting: str = _described("decay", "How the loss weighs a block's slots: decay, or dpace.")
+    gamma: float = _described(4.0, "Decay: weights fall by exp(-1 / gamma) a slot.")
+    dpace_alpha: float = _described(0.5, "D-PACE: smoothing of the drafter's confidence, 0 to 1.")
+    distill: float = _described(0.0, "Share of the loss against the target's distribution, not its token.")
     optimizer: str = _described("muon", "muon or adamw.")
     lr: float = _described(2e-3, "Peak learning rate.")
     warmup: float = _described(0.02, "Share of the run in which it rises.")
@@ -46,6 +50,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        if self.weighting not in WEIGHTINGS:
+            raise UsageError(f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
+        for name in ("dpace_alpha", "distill"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected 0 to 1")
         if self.block_size < 2:
             raise UsageError(
                 f"block_size is {self.block_size}; expected 2 or more (anchor and a draft token)"

@@ -36,6 +36,19 @@ def target_features(target: TargetModel, rows: PackedRows, layers: Sequence[int]
     return features
 
 
+def teacher_hidden(final: Tensor, blocks: Blocks) -> Tensor:
+    """The target's final hidden states from which it predicts each slot's token itself, one place before it.
+
+    ``final`` [num_rows, seq_len, hidden_size]. Returns [num_rows * num_blocks * block_size, hidden_size], in the
+    slots' order; meaningless for slots without a label.
+    """
+    num_rows, seq_len, size = final.shape
+    slots = torch.arange(blocks.labels.shape[-1], device=final.device)
+    places = (blocks.anchors.unsqueeze(-1) + slots - 1).flatten(1).clamp(0, seq_len - 1)
+    rows = torch.arange(num_rows, device=final.device).unsqueeze(1)
+    return final[rows, places].view(-1, size)
+
+
 class ChainKV:
     """Keys and values of the row's tokens, and behind them the chains' own, a token a step."""
 

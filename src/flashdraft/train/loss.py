@@ -1,4 +1,4 @@
-"""Cross-entropy through the frozen head, in chunks: neither logits nor their gradients are ever kept."""
+"""Losses through the frozen head, in chunks: neither logits nor their gradients are ever kept."""
 
 from functools import cache
 from typing import Any
@@ -17,44 +17,79 @@ def decay_weights(block_size: int, gamma: float, device: torch.device) -> Tensor
     return weights
 
 
-class HeadCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of ``hidden @ head.T`` against labels; gradient for ``hidden`` alone.
+def dpace_weights(log_confidence: Tensor, has_label: Tensor, alpha: float) -> Tensor:
+    """D-PACE's weight of each slot (arXiv 2605.18810): what its confidence adds to the expected acceptance length.
 
-    The gradient is formed chunk by chunk in the forward pass, while the logits are there.
+    With ``c_k = (1 - alpha) * p_k + alpha``, p_k the drafter's probability of slot k's label, the weight of slot j is
+    ``sum over k >= j of prod over i <= k of c_i``. ``log_confidence`` float32 [..., block_size] is log p,
+    ``has_label`` bool of the same shape; a slot without a label breaks no product and gets weight 0.
+    """
+    confidence = torch.where(has_label, (1 - alpha) * log_confidence.exp() + alpha, 1.0)
+    prefix = confidence.cumprod(-1) * has_label
+    return prefix.flip(-1).cumsum(-1).flip(-1) * has_label
+
+
+@torch.no_grad()
+def label_log_probs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities, float32 [n], of ``labels`` [n] after ``hidden`` [n, hidden_size]."""
+    kernel = _compiled(_label_log_probs, hidden.device.type)
+    parts = (slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS))
+    return torch.cat([kernel(hidden[part] @ head.T, labels[part]) for part in parts])
+
+
+class HeadLoss(torch.autograd.Function):
+    """Mean cross-entropy of ``hidden @ head.T``, against labels or a mix of them and the target's distribution.
+
+    The gradient, for ``hidden`` alone, is formed chunk by chunk in the forward pass, while the logits are there.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-        """``hidden`` [n, hidden_size], ``head`` [vocab_size, hidden_size], ``labels`` [n]. Returns a float32 scalar."""
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, teacher: Tensor | None, share: float
+    ) -> Tensor:
+        """Returns a float32 scalar.
+
+        ``hidden`` [n, hidden_size], ``head`` [vocab_size, hidden_size], ``labels`` [n]. ``teacher`` [n, hidden_size]:
+        the target's own final hidden states at the same places, whose distribution is ``share`` of what is wanted.
+        """
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernel = _kernel(hidden.device.type)
+        kernel = _compiled(_loss_and_gradient, hidden.device.type)
         for start in range(0, len(hidden), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
-            loss, logits_gradient = kernel(hidden[part] @ head.T, labels[part])
+            theirs = None if teacher is None else teacher[part] @ head.T
+            loss, logits_gradient = kernel(hidden[part] @ head.T, labels[part], theirs, share)
             total += loss
             torch.mm(logits_gradient, head, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Scale the gradient that forward left."""
         (gradient,) = ctx.saved_tensors
-        return gradient * (grad_output / len(gradient)), None, None
+        return gradient * (grad_output / len(gradient)), None, None, None, None
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk, and softmax minus one-hot in the logits' type."""
+def _loss_and_gradient(
+    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, share: float
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk, and softmax minus what is wanted, in the logits' type."""
     scores = logits.float()
     normaliser = scores.logsumexp(-1, keepdim=True)
-    picked = scores.gather(1, labels.unsqueeze(1))
-    is_label = torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(1)
-    gradient = (scores - normaliser).exp() - is_label.float()
-    return (normaliser - picked).sum(), gradient.to(logits.dtype)
+    wanted = (torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(1)).float()
+    if teacher_logits is not None:
+        wanted = (1 - share) * wanted + share * teacher_logits.float().softmax(-1)
+    gradient = (scores - normaliser).exp() - wanted
+    return (normaliser.squeeze(1) - (wanted * scores).sum(-1)).sum(), gradient.to(logits.dtype)
+
+
+def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    scores = logits.float()
+    return scores.gather(1, labels.unsqueeze(1)).squeeze(1) - scores.logsumexp(-1)
 
 
 @cache
-def _kernel(device_type: str) -> Any:
+def _compiled(function: Any, device_type: str) -> Any:
     # On CUDA one fused pass instead of five over [chunk, vocab]; elsewhere compiling costs more than it gives.
-    return torch.compile(_loss_and_gradient, dynamic=False) if device_type == "cuda" else _loss_and_gradient
+    return torch.compile(function, dynamic=False) if device_type == "cuda" else function

@@ -112,7 +112,7 @@ def split(
     training: list[Document] = []
     held_back: dict[str, list[Document]] = {}
     for document in documents:
-        if zlib.crc32(b"validation " + document.id.encode()) / 2**32 >= VALIDATION_SHARE:
+        if not is_held_back(document):
             training.append(document)
         elif document.temperature == 0:
             held_back.setdefault(group_of(document.source), []).append(document)
@@ -126,6 +126,11 @@ def split(
         name: pack(docs[:share], config.seq_len, device) for name, docs in sorted(held_back.items())
     }
     return pack(training, config.seq_len, device), validation
+
+
+def is_held_back(document: Document) -> bool:
+    """Whether the answer belongs to a validation prompt."""
+    return zlib.crc32(b"validation " + document.id.encode()) / 2**32 < VALIDATION_SHARE
 
 
 def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:

@@ -10,13 +10,13 @@ import torch
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
-from flashdraft.models.base import TargetModel, compile_layers
+from flashdraft.models.base import FINAL_HIDDEN, TargetModel, compile_layers
 from flashdraft.models.mtp import MTPModel
-from flashdraft.train.anchors import draw_blocks, sample_slots
+from flashdraft.train.anchors import Blocks, draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
 from flashdraft.train.config import TrainConfig
-from flashdraft.train.forward import Network, block_hidden, target_features
-from flashdraft.train.loss import HeadCrossEntropy, decay_weights
+from flashdraft.train.forward import Network, block_hidden, target_features, teacher_hidden
+from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.optimizer import Optimizer
 from flashdraft.train.simulate import simulate
 
@@ -154,17 +154,35 @@ class Trainer:
         self.generator.manual_seed(config.seed * 1_000_003 + self.progress.step)
         rows = self.rows.rows(self._row_index())
         blocks = draw_blocks(rows, config.blocks_per_row, config.block_size, self.generator)
-        features = target_features(target, rows, drafter.config.target_layer_ids)
-        hidden = block_hidden(target, drafter, rows, features, blocks).flatten(0, 2)
+        layers = drafter.config.target_layer_ids
+        final = (FINAL_HIDDEN,) if config.distill > 0 else ()
+        width = len(layers) * target.config.hidden_size
+        features = target_features(target, rows, (*layers, *final))
+        hidden = block_hidden(target, drafter, rows, features[..., :width].contiguous(), blocks)
         num_slots = int(config.slots_per_block * config.rows_per_step * config.blocks_per_row)
-        weights = (self.weights * blocks.has_label).flatten()
+        weights = self._slot_weights(hidden, blocks).flatten()
         slots = sample_slots(weights, num_slots, self.generator)
-        loss: torch.Tensor = HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden[slots], target.head_weight(), blocks.labels.flatten()[slots]
+        teacher = teacher_hidden(features[..., width:], blocks)[slots] if final else None
+        loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden.flatten(0, 2)[slots],
+            target.head_weight(),
+            blocks.labels.flatten()[slots],
+            teacher,
+            config.distill,
         )
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step(config.lr_factor(self.progress.share(config)))
         return loss.detach()
+
+    def _slot_weights(self, hidden: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        """How much each slot matters, float32 [num_rows, num_blocks, block_size]; 0 where there is no label."""
+        if self.config.weighting == "decay":
+            return self.weights * blocks.has_label
+        labels = blocks.labels
+        log_probs = label_log_probs(
+            hidden.detach().flatten(0, 2), self.target.head_weight(), labels.flatten()
+        )
+        return dpace_weights(log_probs.view_as(labels), blocks.has_label, self.config.dpace_alpha)
 
     def _row_index(self) -> torch.Tensor:
         """This step's rows: each epoch is its own shuffle of all rows."""
