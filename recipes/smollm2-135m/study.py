@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.2)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--stop-after-s", type=float, default=float("inf"), help="begin no row after this")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     started = time.perf_counter()
@@ -98,16 +99,16 @@ def main() -> None:
     done = (
         {json.loads(line)["row"] for line in results.read_text().splitlines()} if results.exists() else set()
     )
-    target = load_target("embedded", dtype="bfloat16", device="cuda").requires_grad_(False)
+    target = load_target("embedded", dtype="bfloat16", device=args.device).requires_grad_(False)
     tokenizer = load_tokenizer("embedded")
     documents = [doc for folder in args.answers for doc in read_documents(folder)]
     base = TrainConfig(
         rows_per_step=24, blocks_per_row=384, total_blocks=10**9, max_minutes=args.minutes, eval_minutes=1e9,
         checkpoint_minutes=1e9,
     )  # fmt: skip
-    everything, validation = split(documents, base, "cuda")
+    everything, validation = split(documents, base, args.device)
     packed = {"all": everything}
-    (args.out / "provenance.json").write_text(json.dumps(collect_provenance("cuda"), indent=2) + "\n")
+    (args.out / "provenance.json").write_text(json.dumps(collect_provenance(args.device), indent=2) + "\n")
     for name in args.rows:
         if name in done or time.perf_counter() - started > args.stop_after_s:
             continue
@@ -115,7 +116,7 @@ def main() -> None:
         data = differs.pop("data", "all")
         if data not in packed:
             wanted = [doc for doc in documents if is_wanted(doc, data)]
-            packed[data] = pack(wanted, base.seq_len, "cuda")
+            packed[data] = pack(wanted, base.seq_len, args.device)
         row = run(name, target, tokenizer, dataclasses.replace(base, **differs), packed[data], validation,
                   args.out / name.replace(" ", "-").replace(",", ""))  # fmt: skip
         with results.open("a") as file:
