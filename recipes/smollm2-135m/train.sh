@@ -13,7 +13,7 @@ stage=$1; shift
 gpus=$(nvidia-smi --list-gpus | wc -l)
 on() { CUDA_VISIBLE_DEVICES=$1 "${@:2}"; }
 train() { "$PYTHON" -m flashdraft.cli.main train --device cuda --dtype bfloat16 "$@"; }
-answered() { for folder in "$RUNS"/answers-*; do printf -- "$1 %s " "$folder/answers"; done; }
+answered() { for folder in "$RUNS"/answers-*/; do printf -- "$1 %s " "${folder}answers"; done; }
 
 case $stage in
 answers)
@@ -23,12 +23,12 @@ answers)
   rows=$((memory_mib > 120000 ? 4096 : 2816))
   mkdir -p "$RUNS"
   for ((i = 0; i < gpus; i++)); do
-    mkdir -p "$RUNS/prompts-$i"
+    mkdir -p "$RUNS/prompts-$i" "$RUNS/answers-$i"
     for file in "$PROMPTS"/*.jsonl.gz; do
       zcat "$file" | awk -v n="$gpus" -v i="$i" 'NR % n == i' | gzip -1 > "$RUNS/prompts-$i/$(basename "$file")"
     done
     on "$i" train --prompts "$RUNS/prompts-$i" --out "$RUNS/answers-$i" --answer-rows "$rows" --answers-only \
-      > "$RUNS/answers-$i.log" 2>&1 &
+      > "$RUNS/answers-$i/log" 2>&1 &
   done
   wait
   ;;
