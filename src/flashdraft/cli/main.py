@@ -15,6 +15,7 @@ from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
 from flashdraft.cli.launch import launch
 from flashdraft.cli.plan import plan
+from flashdraft.cli.plot import plot
 from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
@@ -27,6 +28,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     chat,
     serve,
     train,
+    plot,
     bench,
     report,
     plan,

@@ -42,6 +42,7 @@ def train(
     ] = 512,
     max_new_tokens: Annotated[int, _data_option("--max-new-tokens", "The longest answer.")] = 384,
     answer_rows: Annotated[int, _data_option("--answer-rows", "Answers made at a time.")] = 32,
+    tensorboard: Annotated[bool, typer.Option(help="Write OUT/tensorboard too.")] = False,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
 ) -> None:
@@ -54,6 +55,7 @@ def train(
           --answer-rows 4096 --rows-per-step 24 --blocks-per-row 384 --total-blocks 100000000
       flashdraft generate --draft runs/first/drafter "Why is the sky blue?"
     """
+    from flashdraft.cli.train_screen import watched
     from flashdraft.data.on_policy import OnPolicyConfig
     from flashdraft.errors import UsageError
     from flashdraft.train.run import make_answers, train_drafter
@@ -70,13 +72,6 @@ def train(
         folders.append(out / "answers")
     if answers_only:
         return
-    drafter = train_drafter(target, folders, out, config, device, dtype, init, _show, pause_minutes)
+    with watched(out, tensorboard) as tell:
+        drafter = train_drafter(target, folders, out, config, device, dtype, init, tell, pause_minutes)
     typer.echo(f"the drafter is in {drafter}")
-
-
-def _show(line: dict[str, Any]) -> None:
-    typer.echo("  ".join(f"{name} {_short(value)}" for name, value in line.items()))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

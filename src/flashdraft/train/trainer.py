@@ -1,6 +1,5 @@
 """The training loop (paper, A.1): random anchors, block mask, decayed cross-entropy, frozen target."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from flashdraft.train.anchors import Blocks, draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import Network, block_hidden, target_features, teacher_hidden
+from flashdraft.train.log_file import append_line, cut_log
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.optimizer import Optimizer
 from flashdraft.train.simulate import simulate
@@ -78,6 +78,7 @@ class Trainer:
             )
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(state["step"], state["elapsed_s"])
+        cut_log(self.folder, self.progress.step)
         return True
 
     def save(self) -> None:
@@ -217,6 +218,5 @@ class Trainer:
             "elapsed_s": round(self.progress.elapsed_s, 2),
             **values,
         }
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        append_line(self.folder, line)
         on_report(line)

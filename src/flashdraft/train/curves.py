@@ -1,0 +1,118 @@
+"""The curves of training runs as one figure: acceptance length against blocks and hours, and the loss."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flashdraft.errors import DataError, UsageError
+from flashdraft.train.log_file import Line, read_log
+
+FORMS = (".png", ".svg", ".pdf")
+COLOURS = ("#0b6bcb", "#b45309", "#047857", "#be185d", "#7c3aed", "#6b7280")
+SIMULATED, SERVED = "simulated_acceptance_length", "served_acceptance_length"
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "flashdraft",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#d9dce3",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value of a run as it trained."""
+
+    blocks: list[float]  # millions
+    hours: list[float]
+    values: list[float]
+
+
+def curve_of(lines: Sequence[Line], *path: str) -> Curve:
+    """The lines that tell the value at ``path``."""
+    curve = Curve([], [], [])
+    for line in lines:
+        value: Any = line
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            curve.blocks.append(line["blocks"] / 1e6)
+            curve.hours.append(line["elapsed_s"] / 3600)
+            curve.values.append(value)
+    return curve
+
+
+def draw_curves(runs: Sequence[Path], file: Path, kind: str = "all") -> None:
+    """Draw the runs into ``file``, PNG, SVG or PDF by its name.
+
+    ``kind``: of text, as the evaluations name it. Raises UsageError for another form of file, DataError for runs
+    without a log or without that kind.
+    """
+    if file.suffix not in FORMS:
+        raise UsageError(f"the figure is {file.name!r}; expected a name that ends in {', '.join(FORMS)}")
+    logs = {_name(run, runs): read_log(run) for run in runs}
+    kinds = {name for log in logs.values() for line in log for name in line.get(SIMULATED, ())}
+    if kinds and kind not in kinds:
+        raise DataError(
+            f"no evaluation tells of the kind of text {kind!r}; there are: {', '.join(sorted(kinds))}"
+        )
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(13.2, 3.6), layout="constrained")
+        by_blocks, by_hours, losses = figure.subplots(1, 3)
+        for number, (name, log) in enumerate(logs.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            _draw_acceptance(by_blocks, by_hours, log, kind, name, colour)
+            loss = curve_of(log, "loss")
+            losses.plot(loss.blocks, loss.values, color=colour, alpha=0.25, linewidth=0.8)
+            losses.plot(loss.blocks, _smooth(loss.values), color=colour, label=name)
+        for axes, across, up in (
+            (by_blocks, "blocks, millions", f"acceptance length, {kind}"),
+            (by_hours, "hours", f"acceptance length, {kind}"),
+            (losses, "blocks, millions", "loss"),
+        ):
+            axes.set_xlabel(across)
+            axes.set_ylabel(up)
+            axes.set_xlim(left=0)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8)
+        drawn = io.BytesIO()
+        form = file.suffix.removeprefix(".")
+        figure.savefig(drawn, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(drawn.getvalue())
+
+
+def _draw_acceptance(
+    by_blocks: Axes, by_hours: Axes, log: Sequence[Line], kind: str, name: str, colour: str
+) -> None:
+    for what, look, label in ((SIMULATED, "-o", name), (SERVED, "--x", f"{name}, served")):
+        curve = curve_of(log, what, kind)
+        if curve.values:
+            by_blocks.plot(curve.blocks, curve.values, look, color=colour, label=label, markersize=4)
+            by_hours.plot(curve.hours, curve.values, look, color=colour, label=label, markersize=4)
+
+
+def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:
+    """Exponential mean; its start counts as much as there is of it."""
+    smoothed, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = share * total + (1 - share) * value, share * weight + (1 - share)
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def _name(run: Path, runs: Sequence[Path]) -> str:
+    """The folder's name, where that tells the runs apart; else the path."""
+    folders = [one if one.is_dir() else one.parent for one in runs]
+    mine = run if run.is_dir() else run.parent
+    return mine.name if len({one.name for one in folders}) == len(folders) else str(run)

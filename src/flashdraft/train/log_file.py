@@ -1,0 +1,89 @@
+"""A run's log.jsonl: one line for every reading of the loss and every evaluation, and its copy for TensorBoard."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flashdraft.errors import DataError, UsageError
+
+LOG_FILE = "log.jsonl"
+
+Line = dict[str, Any]
+
+
+def append_line(folder: Path, line: Line) -> None:
+    """Add one line to the log of the run in ``folder``."""
+    with (folder / LOG_FILE).open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def cut_log(folder: Path, step: int) -> None:
+    """Drop what a run that was killed had written after ``step``, its last saved one: it will be written again."""
+    file = folder / LOG_FILE
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        # A line that the end cut off is the last one, and later than every saved step.
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        file.write_text("".join(kept))
+
+
+def read_log(run: Path) -> list[Line]:
+    """The log of a run's folder, or a log file itself. Raises DataError when there is none or it is no such log."""
+    file = run / LOG_FILE if run.is_dir() else run
+    if not file.exists():
+        raise DataError(
+            f"{file}: not found; expected the folder of a `flashdraft train` run, or its {LOG_FILE}"
+        )
+    lines = []
+    for number, text in enumerate(file.read_text().splitlines(), 1):
+        try:
+            line = json.loads(text)
+            line["step"], line["blocks"], line["elapsed_s"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{file}, line {number}: not a line of a training log ({error!r}); delete it, or name another file"
+            ) from error
+        lines.append(line)
+    return lines
+
+
+def numbers_of(line: Line) -> dict[str, float]:
+    """The numbers that a line tells, nested names joined by slashes; without where the run stood."""
+    found: dict[str, float] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, one in value.items():
+                walk(f"{name}/{key}" if name else key, one)
+        elif isinstance(value, list):
+            for place, one in enumerate(value, 1):
+                walk(f"{name}/{place}", one)
+        elif isinstance(value, int | float):
+            found[name] = float(value)
+
+    walk("", {key: value for key, value in line.items() if key not in ("step", "blocks", "elapsed_s")})
+    return found
+
+
+@contextmanager
+def tensorboard_log(folder: Path) -> Iterator[Callable[[Line], None]]:
+    """What writes each line into ``folder``/tensorboard, by blocks trained on. Raises UsageError without tensorboardX.
+
+    tensorboardX writes the files and asks for protobuf alone; ``torch.utils.tensorboard`` would ask for all of
+    TensorBoard, gRPC included, on every machine that trains.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard needs the package tensorboardX; install it: pip install tensorboardX"
+        ) from error
+    with SummaryWriter(str(folder / "tensorboard"), flush_secs=5) as writer:
+
+        def write(line: Line) -> None:
+            for name, value in numbers_of(line).items() if "blocks" in line else ():
+                writer.add_scalar(name, value, line["blocks"])
+
+        yield write

@@ -1,0 +1,115 @@
+"""What a run leaves to be watched: its log, its curves, its TensorBoard files, its line in the terminal."""
+
+import io
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from flashdraft.cli.train_screen import TrainScreen
+from flashdraft.errors import DataError, UsageError
+from flashdraft.train.curves import curve_of, draw_curves
+from flashdraft.train.log_file import append_line, cut_log, numbers_of, read_log, tensorboard_log
+
+
+def lines(count: int = 3) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for i in range(1, count + 1):
+        where = {"step": 20 * i, "blocks": 640_000 * i, "elapsed_s": 360.0 * i}
+        found.append(where | {"loss": 4.0 / i, "blocks_per_s": 900.0, "progress": i / 4})
+        found.append(where | {"simulated_acceptance_length": {"math": 1.5 + i, "all": 1.0 + i}})
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "first"
+    folder.mkdir()
+    for line in lines():
+        append_line(folder, line)
+    return folder
+
+
+def test_a_curve_is_what_the_log_says(run: Path) -> None:
+    curve = curve_of(read_log(run), "simulated_acceptance_length", "math")
+    assert curve.blocks == [0.64, 1.28, 1.92]
+    assert curve.hours == [0.1, 0.2, 0.3]
+    assert curve.values == [2.5, 3.5, 4.5]
+    assert curve_of(read_log(run), "loss").values == [4.0, 2.0, 4.0 / 3]
+
+
+def test_runs_are_drawn_each_in_its_colour(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "second" / "log.jsonl"
+    other.parent.mkdir()
+    other.write_text((run / "log.jsonl").read_text().replace("1.5", "2.5"))
+    draw_curves([run, other], tmp_path / "figures" / "both.svg", "math")
+    text = (tmp_path / "figures" / "both.svg").read_text()
+    for said in (">first<", ">second<", "#0b6bcb", "#b45309", "acceptance length, math"):
+        assert said in text, said
+    draw_curves([run], tmp_path / "one.png")
+    assert imread(tmp_path / "one.png").shape[2] == 4
+    draw_curves([run], tmp_path / "again.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_what_cannot_be_drawn_is_told(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'curves\.gif'; expected a name that ends in \.png"):
+        draw_curves([run], Path("curves.gif"))
+    with pytest.raises(DataError, match=r"'poems'; there are: all, math"):
+        draw_curves([run], tmp_path / "x.png", "poems")
+    with pytest.raises(DataError, match="nowhere: not found"):
+        draw_curves([tmp_path / "nowhere"], tmp_path / "x.png")
+    (tmp_path / "other.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(DataError, match="line 1: not a line of a training log"):
+        draw_curves([tmp_path / "other.jsonl"], tmp_path / "x.png")
+
+
+def test_a_resumed_run_writes_again_what_came_after_its_state(run: Path) -> None:
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 80, "blo')  # killed while it wrote
+    cut_log(run, 40)
+    assert [line["step"] for line in read_log(run)] == [20, 20, 40, 40]
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    with tensorboard_log(tmp_path) as listener:
+        listener({"resumed": False, "num_rows": 7})  # what a run says before its first step
+        for line in lines(2):
+            listener(line)
+    [file] = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), {}
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    assert found[("loss", 640_000)] == 4.0
+    assert found[("simulated_acceptance_length/math", 1_280_000)] == 3.5
+    assert len(found) == 2 * (3 + 2)
+    assert numbers_of({"step": 1, "shares": [0.5, {"a": 1}], "text": "x"}) == {
+        "shares/1": 0.5,
+        "shares/2/a": 1.0,
+    }
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_screen_shows_the_news(is_terminal: bool) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=is_terminal, width=200, color_system=None)
+    with TrainScreen(console) as screen:
+        for line in lines():
+            screen(line)
+    shown = file.getvalue()
+    assert "simulated_acceptance_length {'math': 4.5, 'all': 4.0}" in shown
+    if is_terminal:
+        assert "75.0 %" in shown
+        assert "loss 1.333  900 blocks/s  simulated 4.00" in shown
+        assert "blocks_per_s" not in shown
+    else:
+        assert shown.count("\n") == len(lines())
+        assert "loss 1.333" in shown
+        assert json.dumps("\x1b")[1:-1] not in json.dumps(shown)
