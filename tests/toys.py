@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3_5TextConfig
 
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
@@ -60,6 +60,34 @@ def toy_target(seed: int = 0, **changes: object) -> TargetModel:
     for parameter in target.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
+    return target.eval()
+
+
+def toy_hybrid(seed: int = 0, **changes: object) -> TargetModel:
+    """A float32 Qwen3.5 target with random weights: four layers, every second of them attention."""
+    values: dict[str, object] = {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "full_attention_interval": 2,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    target = build_target(Qwen3_5TextConfig(**{**values, **changes}))
+    for name, parameter in target.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif name.endswith("A_log"):  # slow decays: a state that forgets all at once would prove nothing
+            torch.nn.init.normal_(parameter, mean=-3.0)
     return target.eval()
 
 

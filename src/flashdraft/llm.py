@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flashdraft.cache.model_cache import ModelCache
 from flashdraft.checkpoint.load import (
     EMBEDDED,
     OWN_MTP,
@@ -20,7 +19,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import RoundEvent, check_request, generate
+from flashdraft.generate import RoundEvent
 from flashdraft.models.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
@@ -62,7 +61,7 @@ class LLM:
     ``model``: "embedded", a Hugging Face folder, a GGUF file or a hub name. ``draft`` left out: the embedded
     drafter for the embedded target and none for another; "mtp": the target's own MTP head; None: none.
     ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
-    the controller (targets that answer one prompt at a time: the drafter's own). ``dtype``: "float32" or "bfloat16".
+    the controller. ``dtype``: "float32" or "bfloat16".
     ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
     Raises CheckpointError or UsageError before any long work.
     """
@@ -95,7 +94,10 @@ class LLM:
             self.drafter = drafter_of(network, self.target, quantization)
         else:
             self.drafter = draft
-        self.block_size = self._check_block_size(block_size)
+        # A wrong block size is told now and not at the first request.
+        self.block_size = check_block_size(
+            self.target, self.drafter, AUTO if block_size is None else block_size
+        )
         self.tokenizer: Any = None if skip_tokenizer_init else load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(model)
         self.metrics = RequestMetrics(num_requests=0)
@@ -135,10 +137,7 @@ class LLM:
         token_ids = [self._encode(prompt) for prompt in every]
         wanted = [one.split() for one in each_params]
         for ids, split in zip(token_ids, wanted, strict=True):
-            if self.is_batched:
-                self.engine.check(ids, split[0], self.block_size)
-            else:
-                check_request(self.target, self.drafter, ids, None, split[0])
+            self.engine.check(ids, split[0], self.block_size)
         answers = self._run(
             [(ids, one) for ids, split in zip(token_ids, wanted, strict=True) for one in split], on_round
         )
@@ -165,7 +164,7 @@ class LLM:
 
     def explain(self, metrics: RequestMetrics) -> str:
         """Why the blocks were as long as they were: step costs, acceptance, and lengths chosen over ``metrics``."""
-        return explain(self.engine.control.controller if self.is_batched else None, metrics)
+        return explain(self.engine.control.controller, metrics)
 
     def chat_token_ids(self, messages: Sequence[Message], **template_values: Any) -> list[int]:
         """The token ids of a conversation through the chat template, ready for the answer.
@@ -195,8 +194,6 @@ class LLM:
         self, jobs: Sequence[tuple[list[int], SamplingParams]], on_round: Callable[[RoundEvent], None] | None
     ) -> list[tuple[CompletionOutput, RequestMetrics]]:
         """The answer of each (prompt, params) and its cost, in order."""
-        if not self.is_batched:
-            return [self._run_alone(ids, params, on_round) for ids, params in jobs]
         names = [str(idx) for idx in range(len(jobs))]
         news: dict[str, list[StepOutput]] = {name: [] for name in names}
         try:
@@ -215,46 +212,6 @@ class LLM:
                 pass
             raise
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
-
-    @cached_property
-    def is_batched(self) -> bool:
-        """Whether the engine can hold what the target remembers; else prompts are answered one at a time."""
-        return not isinstance(self.target.new_cache(1, 1), ModelCache)
-
-    def _check_block_size(self, block_size: BlockSize | None) -> BlockSize:
-        """A wrong block size is told now and not at the first request."""
-        if self.is_batched:
-            return check_block_size(self.target, self.drafter, AUTO if block_size is None else block_size)
-        if block_size == AUTO:
-            raise UsageError(
-                f"block_size is {AUTO}, but targets of model_type {self.target.config.model_type} are answered one at"
-                f" a time, without the controller; expected 1 to {self.max_block_size}"
-            )
-        return check_request(self.target, self.drafter, [0], block_size)
-
-    def _run_alone(
-        self, ids: list[int], params: SamplingParams, on_round: Callable[[RoundEvent], None] | None
-    ) -> tuple[CompletionOutput, RequestMetrics]:
-        assert isinstance(self.block_size, int)
-        output = generate(
-            self.target,
-            self.drafter,
-            ids,
-            params,
-            self.block_size,
-            self.eos_token_ids,
-            on_round,
-            self.tokenizer,
-        )
-        completion = CompletionOutput(
-            output.text,
-            output.token_ids,
-            output.finish_reason,
-            output.stop_reason,
-            output.logprobs,
-            output.prompt_logprobs,
-        )
-        return completion, output.metrics
 
 
 def _completion(news: Sequence[StepOutput]) -> CompletionOutput:

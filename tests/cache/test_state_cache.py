@@ -39,28 +39,76 @@ def test_rollback_gives_the_bits_of_stepping(seed):
         kept = rng.randint(1, size)
         inputs, x = made(size, 100 * seed + round_idx)
         stage(drafted, inputs, x, weight, start)
-        drafted.commit(kept, 0)
+        drafted.commit([kept])
         for t in range(kept):
             one = slice(t, t + 1)
             stage(stepped, inputs.part(slice(None), one), x[:, one], weight, start + t)
-            stepped.commit(1, 0)
+            stepped.commit([1])
         start += kept
         assert torch.equal(drafted.recurrent, stepped.recurrent)
         assert torch.equal(drafted.conv, stepped.conv)
 
 
-def test_commit_in_parts_nothing_and_too_much():
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_in_any_slots_roll_back_to_the_bits_of_stepping(seed):
+    """Each with its own number of accepted tokens, in slots of a larger store, also in two parts."""
+    rng = random.Random(seed)
     weight = torch.randn(CHANNELS, WIDTH)
-    parts, whole = new_state(), new_state()
+    store, stepped = new_state(7), [new_state() for _ in range(7)]
+    lengths = [0] * 7
+    for round_idx in range(10):
+        slots = rng.sample(range(7), rng.randint(1, 5))
+        size = rng.randint(1, 16)
+        inputs, x = made(size, 100 * seed + round_idx, len(slots))
+        starts = torch.tensor([lengths[slot] for slot in slots]).unsqueeze(1)
+        store.use(torch.tensor(slots))
+        store.stage_conv(x, weight, starts + torch.arange(size))
+        store.stage_delta(inputs)
+        kept = [rng.randint(0, size) for _ in slots]
+        first = [rng.randint(0, count) for count in kept]
+        store.commit(first)
+        store.commit([count - part for count, part in zip(kept, first, strict=True)])
+        for row, (slot, count) in enumerate(zip(slots, kept, strict=True)):
+            for t in range(count):
+                one = slice(row, row + 1), slice(t, t + 1)
+                stage(stepped[slot], inputs.part(*one), x[one], weight, lengths[slot] + t)
+                stepped[slot].commit([1])
+            lengths[slot] += count
+        for slot, alone in enumerate(stepped):
+            assert torch.equal(store.recurrent[slot], alone.recurrent[0])
+            assert torch.equal(store.conv[slot], alone.conv[0])
+
+
+def test_a_long_forward_is_committed_up_to_any_border():
+    weight = torch.randn(CHANNELS, WIDTH)
+    inputs, x = made(150, 3, 2)
+    parts, exact = new_state(2), [new_state(), new_state()]
+    stage(parts, inputs, x, weight, 0)
+    parts.commit([64, 10])
+    parts.commit([86, 60])
+    for row, count in enumerate((150, 70)):
+        for start in range(0, count, 10):
+            one = slice(row, row + 1), slice(start, start + 10)
+            stage(exact[row], inputs.part(*one), x[one], weight, start)
+            exact[row].commit([10])
+        torch.testing.assert_close(parts.recurrent[row], exact[row].recurrent[0], atol=2e-5, rtol=1e-4)
+        assert torch.equal(parts.conv[row], exact[row].conv[0])
+
+
+def test_commit_in_parts_nothing_too_much_and_all():
+    weight = torch.randn(CHANNELS, WIDTH)
+    parts, whole, every = new_state(), new_state(), new_state()
     inputs, x = made(9, 7)
-    for state in (parts, whole):
+    for state in (parts, whole, every):
         stage(state, inputs, x, weight, 0)
-    parts.commit(0, 0)
+    parts.commit([0])
     assert not parts.recurrent.any()
     for num_tokens in (2, 4, 3):
-        parts.commit(num_tokens, 0)
-    whole.commit(9, 0)
-    assert torch.equal(parts.recurrent, whole.recurrent)
-    assert torch.equal(parts.conv, whole.conv)
+        parts.commit([num_tokens])
+    whole.commit([9])
+    every.commit_all()
+    for state in (whole, every):
+        assert torch.equal(parts.recurrent, state.recurrent)
+        assert torch.equal(parts.conv, state.conv)
     with pytest.raises(AssertionError, match="more is committed than was staged"):
-        parts.commit(1, 0)
+        parts.commit([1])

@@ -9,6 +9,7 @@ from transformers import Qwen3_5Config
 
 from command_line import run_command
 from flashdraft.engine.memory_plan import plan_memory
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import IncompatibleDrafterError
 from tiny_pair import save_tiny_pair
 from toys import QWEN3_5_27B
@@ -43,25 +44,28 @@ def pair_27b(tmp_path):
 
 
 def test_the_27b(pair_27b):
-    plan = plan_memory(*pair_27b, "bfloat16", 32, None, 512)
+    plan = plan_memory(*pair_27b, "bfloat16", EngineConfig(), None)
     assert plan.kv_bytes == 16 * 2 * 4 * 256 * 2
     assert plan.draft_kv_bytes == 6 * 2 * 8 * 128 * 2
     recurrent, channels = 48 * 128 * 128 * 4, 2 * 16 * 128 + 48 * 128
     staged = 16 * (48 * (128 + 128 + 128 + 2) * 4 + channels * 2)
-    assert plan.state_bytes == 48 * (2 * recurrent + 3 * channels * 2 + staged)
+    assert plan.state_bytes == 48 * (recurrent + 3 * channels * 2)
+    assert plan.staged_bytes == 48 * (recurrent + staged)
     assert plan.weight_bytes == pytest.approx(2 * 26.9e9, rel=0.002)
     assert plan.draft_weight_bytes == pytest.approx(2 * (5 * 5120 * 5120 + 6 * 320.9e6), rel=0.01)
     left = (
         0.9 * 141e9
         - plan.weight_bytes
         - plan.draft_weight_bytes
-        - 32 * plan.state_bytes
+        - (32 + 32) * plan.state_bytes
+        - 32 * plan.staged_bytes
         - plan.activation_bytes
     )
     assert plan.context_tokens(1, 141) == int(left / (65536 + 24576))
-    assert 0 < plan.context_tokens(1, 80) < plan.context_tokens(1, 141) < plan.context_tokens(2, 80)
-    assert plan_memory(*pair_27b, "bfloat16", 64, None, 512).context_tokens(1, 80) < 0
-    own_head = plan_memory(pair_27b[0], "mtp", "bfloat16", 32, None, 512)
+    assert plan.context_tokens(1, 80) < 0
+    fewer = plan_memory(*pair_27b, "bfloat16", EngineConfig(max_running=16, num_checkpoints=16), None)
+    assert 0 < fewer.context_tokens(1, 80) < fewer.context_tokens(1, 141) < fewer.context_tokens(2, 80)
+    own_head = plan_memory(pair_27b[0], "mtp", "bfloat16", EngineConfig(), None)
     assert own_head.draft_kv_bytes == 2 * 4 * 256 * 2
 
 
@@ -73,6 +77,9 @@ def test_printed(pair_27b, capsys):
     assert printed.exit_code == 0
     lines = [line for line in printed.stdout.splitlines() if line.startswith("# ")]
     assert "# 1 x 80 GB, 90% used: does not fit" in lines
+    assert any(line.startswith("# states: 153.9 MB a request and for each of 32 kept") for line in lines), (
+        lines
+    )
     assert any(line.startswith("# 1 x 141 GB") and "tokens of context" in line for line in lines)
     assert any(line.startswith("# 2 x 80 GB") and "--tp 2" in line for line in lines)
     assert yaml.safe_load(printed.stdout)["model"] == target
@@ -84,7 +91,7 @@ def test_a_toy_takes_what_was_planned(tmp_path):
     from flashdraft.checkpoint.load import load_drafter, load_target
 
     target, draft = save_tiny_pair(tmp_path)
-    plan = plan_memory(target, draft, "float32", 4, 8, 64)
+    plan = plan_memory(target, draft, "float32", EngineConfig(4), 8)
     loaded = load_target(target, "float32")
     assert plan.weight_bytes == sum(p.nbytes for p in loaded.parameters())
     assert plan.draft_weight_bytes == sum(
@@ -93,8 +100,8 @@ def test_a_toy_takes_what_was_planned(tmp_path):
     cache = loaded.new_cache(1, 10)
     assert plan.kv_bytes * 10 == sum(layer.k.nbytes + layer.v.nbytes for layer in cache.layers)
     assert plan.state_bytes == 0
-    alone = plan_memory(target, None, "float32", 4, None, 64)
+    alone = plan_memory(target, None, "float32", EngineConfig(4), None)
     assert (alone.block_size, alone.draft_weight_bytes, alone.draft_kv_bytes) == (1, 0, 0)
     assert torch.device("meta") != loaded.device
     with pytest.raises(IncompatibleDrafterError):
-        plan_memory(target, "embedded", "float32", 4, None, 64)
+        plan_memory(target, "embedded", "float32", EngineConfig(4), None)

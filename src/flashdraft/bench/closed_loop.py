@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from flashdraft.engine.engine import Engine
-from flashdraft.generate import generate
-from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
-from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 
@@ -55,35 +52,6 @@ def answer_all(
                 num_open -= 1
                 on_answer()
     _share_out(perf_counter() - started, answers)
-    return answers
-
-
-def answer_in_turn(
-    llm: LLM,
-    drafter: Drafter | None,
-    prompts: Sequence[list[int]],
-    params: SamplingParams,
-    block_size: int,
-    on_answer: Callable[[], None] = lambda: None,
-) -> list[TimedAnswer]:
-    """Answer ``prompts`` one after the other without the engine, for targets whose states it cannot hold."""
-    answers = []
-    for prompt in prompts:
-        times: list[float] = []
-        started = perf_counter()
-        output = generate(
-            llm.target,
-            drafter,
-            prompt,
-            params,
-            block_size,
-            llm.eos_token_ids,
-            lambda _, times=times: times.append(perf_counter()),  # type: ignore[misc]
-        )
-        answer = TimedAnswer(started, times, output.token_ids, output.finish_reason, output.metrics)
-        answer.wall_s = perf_counter() - started
-        answers.append(answer)
-        on_answer()
     return answers
 
 

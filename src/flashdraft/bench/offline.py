@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from flashdraft.bench.accuracy import is_correct
-from flashdraft.bench.closed_loop import TimedAnswer, answer_all, answer_in_turn
+from flashdraft.bench.closed_loop import TimedAnswer, answer_all
 from flashdraft.bench.latency import gap_histogram
 from flashdraft.bench.lossless import find_difference
 from flashdraft.bench.methods import Method
@@ -20,7 +20,6 @@ from flashdraft.bench.results import Measurement, repeated_share
 from flashdraft.bench.tasks import BenchPrompt
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.errors import UsageError
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO
@@ -78,14 +77,6 @@ class OfflineBench:
     on_answer: Callable[[Chunk, Method], None] = lambda _chunk, _method: None
     _engines: dict[int, Engine] = field(default_factory=dict)
     _warm: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        needs_engine = max(self.concurrencies) > 1 or any(m.block_size == AUTO for m in self.methods)
-        if (needs_engine or self.simulated) and not self.llm.is_batched:
-            raise UsageError(
-                f"targets of model_type {self.llm.target.config.model_type} are answered one at a time; expected"
-                " --concurrency 1, no method auto and no simulated acceptance"
-            )
 
     def chunks(self, tasks: Mapping[str, Sequence[BenchPrompt]], limit: int) -> list[Chunk]:
         """What there is to measure: of each task ``limit`` prompts, but at least as many as are under way."""
@@ -154,11 +145,8 @@ class OfflineBench:
         concurrency: int,
         on_answer: Callable[[], None] = lambda: None,
     ) -> list[TimedAnswer]:
-        if self.llm.is_batched:
-            engine = self._engine(method)
-            return answer_all(engine, token_ids, params, method.block_size, concurrency, on_answer)
-        assert isinstance(method.block_size, int)
-        return answer_in_turn(self.llm, method.drafter, token_ids, params, method.block_size, on_answer)
+        engine = self._engine(method)
+        return answer_all(engine, token_ids, params, method.block_size, concurrency, on_answer)
 
     def _measurement(
         self, asked: "_Asked", method: Method, order_idx: int, answer: TimedAnswer

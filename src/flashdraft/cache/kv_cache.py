@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from flashdraft.errors import UsageError
-from flashdraft.ops.attention import CAUSAL, FirstKeys, Mask
+from flashdraft.ops.attention import FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask, fast_mask
 
 
@@ -69,31 +68,8 @@ class KVCache:
         self.lengths[row] += num_tokens
         assert self.lengths[row] <= self.max_len
 
+    def commit_step(self) -> None:
+        """Make all that is staged true, in every row, for a caller that counts tokens itself.
 
-class PrefillRows:
-    """A few rows of a cache, filled from position 0 by whole prompts that see only themselves.
-
-    Raises UsageError for a cache with states: padding behind a prompt would become part of them.
-    """
-
-    def __init__(self, cache: KVCache, rows: Tensor) -> None:
-        if not all(isinstance(layer, LayerKV) for layer in cache.layers):
-            raise UsageError(
-                "the target has gated delta layers; expected attention layers only where many prompts are answered at"
-                " once: make the answers with another engine and give them to flashdraft train as --answers"
-            )
-        self.layers = [_PrefillLayer(layer, rows) for layer in cache.layers]
-
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the cache's interface
-        """Causal: nothing was cached before."""
-        return CAUSAL
-
-
-class _PrefillLayer:
-    def __init__(self, layer: LayerKV, rows: Tensor) -> None:
-        self.layer, self.rows = layer, rows
-
-    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        self.layer.k[self.rows, :, :kv_len] = k
-        self.layer.v[self.rows, :, :kv_len] = v
-        return k, v
+        It says where each token stands, so there is nothing to do for keys and values.
+        """

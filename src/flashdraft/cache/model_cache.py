@@ -34,5 +34,12 @@ class ModelCache(KVCache):
     def commit(self, num_tokens: int, row: int = 0) -> None:
         """Make the next ``num_tokens`` staged tokens of ``row`` true, in every layer."""
         super().commit(num_tokens, row)
+        counts = [0] * len(self.lengths)
+        counts[row] = num_tokens
         for state in self.states.values():
-            state.commit(num_tokens, row)
+            state.commit(counts)
+
+    def commit_step(self) -> None:
+        """See :meth:`KVCache.commit_step`."""
+        for state in self.states.values():
+            state.commit_all()

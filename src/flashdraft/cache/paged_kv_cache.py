@@ -64,6 +64,8 @@ class CacheRow:
     key: Hashable  # who it is: a new key after each loss of its pages
     pages: Sequence[int]
     start: int  # committed tokens; the step's tokens stand at start, start + 1, ...
+    slot: int = 0  # of its states, in hybrid models
+    snapshots: Sequence[tuple[int, int]] = ()  # (number of tokens, slot): where a state is to be kept as well
 
 
 def row_positions(rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:

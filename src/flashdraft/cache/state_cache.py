@@ -1,62 +1,119 @@
 """The state of a gated delta layer, with stage and commit.
 
-A forward stages: the state before it stays, and the layer's inputs are kept beside it. ``commit`` replays the
-accepted prefix token by token, which gives the very bits of decoding one token at a time; nothing is copied for
-each token. Only the whole of a long forward (a prefill chunk) takes the state that the chunked form has found.
+A forward stages: the states before it stay, and the layer's inputs are kept beside them. ``commit`` replays what was
+accepted token by token, which gives the very bits of decoding one token at a time; nothing is copied for each token.
+What a forward has found behind its last token is taken as it is. A long forward (a prefill chunk) is replayed in the
+chunked form that it ran in.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from flashdraft.ops.causal_conv import causal_conv
-from flashdraft.ops.gated_delta import DeltaInputs, gated_delta, gated_delta_reference
+from flashdraft.ops.gated_delta import (
+    CHUNK,
+    DeltaInputs,
+    gated_delta,
+    gated_delta_chunked,
+    gated_delta_reference,
+)
 
 
 class LayerState:
-    """One layer's states, one row for each sequence."""
+    """One layer's states in slots, one for each sequence."""
 
     def __init__(self, recurrent: Tensor, conv: Tensor) -> None:
-        self.recurrent = recurrent  # [rows, heads, key_dim, value_dim], float32
-        self.conv = conv  # [rows, width - 1, channels]: the convolution's last inputs, oldest first
+        self.recurrent = recurrent  # [slots, heads, key_dim, value_dim], float32
+        self.conv = conv  # [slots, width - 1, channels]: the convolution's last inputs, oldest first
+        self._slots: Tensor | None = None  # of the rows of a forward; None: all
         self._conv_inputs = conv[:, :0]
         self._inputs: DeltaInputs | None = None
-        self._after: Tensor | None = None  # the state after all that is staged
-        self._committed = [0] * len(conv)  # staged tokens that are true, by row
+        self._after: Tensor | None = None  # the states after all that is staged
+        self._committed: list[int] = []  # staged tokens that are true, by row
 
     @classmethod
     def zeros(
-        cls, rows: int, heads: int, dims: tuple[int, int], conv: tuple[int, int], like: Tensor
+        cls, slots: int, heads: int, dims: tuple[int, int], conv: tuple[int, int], like: Tensor
     ) -> "LayerState":
         """States of sequences that have not begun; ``dims`` (key, value), ``conv`` (width, channels)."""
-        recurrent = torch.zeros(rows, heads, *dims, device=like.device)
-        return cls(recurrent, like.new_zeros(rows, conv[0] - 1, conv[1]))
+        recurrent = torch.zeros(slots, heads, *dims, device=like.device)
+        return cls(recurrent, like.new_zeros(slots, conv[0] - 1, conv[1]))
+
+    def use(self, slots: Tensor | None) -> None:
+        """The next forwards' rows are the sequences in ``slots``, no two alike; None: in all of them."""
+        self._slots = slots
+
+    def copy(self, source: int, slot: int) -> None:
+        """Sequence ``slot`` goes on from the state in ``source``."""
+        self.recurrent[slot], self.conv[slot] = self.recurrent[source], self.conv[source]
+
+    def clear(self, slot: int) -> None:
+        """Sequence ``slot`` has not begun."""
+        self.recurrent[slot], self.conv[slot] = 0.0, 0.0
 
     def stage_conv(self, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
         """The convolution of ``x`` [rows, num_tokens, channels] after what is committed."""
         self._conv_inputs = x
-        return causal_conv(x, self.conv, weight, positions)
+        return causal_conv(x, self._rows_of(self.conv), weight, positions)
 
     def stage_delta(self, inputs: DeltaInputs) -> Tensor:
         """The rule's outputs [rows, num_tokens, heads, value_dim] after what is committed."""
-        outputs, self._after = gated_delta(inputs, self.recurrent)
-        self._inputs, self._committed = inputs, [0] * len(self.conv)
+        outputs, self._after = gated_delta(inputs, self._rows_of(self.recurrent))
+        self._inputs, self._committed = inputs, [0] * len(inputs.v)
         return outputs
 
-    def commit(self, num_tokens: int, row: int) -> None:
-        """Make the next ``num_tokens`` staged tokens of ``row`` true."""
-        if not num_tokens:
-            return
-        assert self._inputs is not None
+    def commit(self, counts: Sequence[int]) -> None:
+        """Make the next ``counts[i]`` staged tokens of each row true."""
+        starts, num_staged = self._committed, self._conv_inputs.shape[1]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        assert max(ends) <= num_staged, "more is committed than was staged"
+        whole = [row for row, count in enumerate(counts) if count and ends[row] == num_staged]
+        part = [row for row, count in enumerate(counts) if count and ends[row] < num_staged]
+        if whole:
+            assert self._after is not None
+            self.recurrent[self._slots_of(whole)] = self._after[whole]
+        if part:
+            self._replay(part, [starts[row] for row in part], [counts[row] for row in part])
+        self._shift([*whole, *part], starts, counts)
+        self._committed = ends
+
+    def commit_all(self) -> None:
+        """Make all staged tokens of all rows true; the host need not wait for the device."""
         assert self._after is not None
-        start, end = self._committed[row], self._committed[row] + num_tokens
-        staged_len = self._conv_inputs.shape[1]
-        assert end <= staged_len, "more is committed than was staged"
-        one = slice(row, row + 1)
-        if (start, end) == (0, staged_len):
-            self.recurrent[row] = self._after[row]
-        else:
-            inputs = self._inputs.part(one, slice(start, end))
-            self.recurrent[one] = gated_delta_reference(inputs, self.recurrent[one])[1]
-        history = torch.cat((self.conv[row], self._conv_inputs[row, start:end]))
-        self.conv[row] = history[num_tokens:]
-        self._committed[row] = end
+        last = torch.cat((self._rows_of(self.conv), self._conv_inputs), dim=1)[:, -self.conv.shape[1] :]
+        every = slice(None) if self._slots is None else self._slots
+        self.recurrent[every], self.conv[every] = self._after, last
+
+    def _replay(self, rows: list[int], starts: list[int], counts: list[int]) -> None:
+        assert self._inputs is not None
+        device, slots = self.conv.device, self._slots_of(rows)
+        steps = torch.arange(max(counts), device=device)
+        tokens = torch.tensor(starts, device=device).unsqueeze(1) + steps
+        is_kept = (steps < torch.tensor(counts, device=device).unsqueeze(1)).unsqueeze(-1)
+        num_staged = self._conv_inputs.shape[1]
+        places = torch.tensor(rows, device=device).unsqueeze(1), tokens.clamp(max=num_staged - 1)
+        q, k, v, decay, beta = (x[places] for x in self._inputs.tensors)
+        # What is not kept neither fades nor writes: a state times 1, plus 0.
+        inputs = DeltaInputs(q, k, v, decay * is_kept, beta * is_kept)
+        form = gated_delta_reference if num_staged <= CHUNK else gated_delta_chunked
+        self.recurrent[slots] = form(inputs, self.recurrent[slots])[1]
+
+    def _shift(self, rows: list[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+        """The convolution's last inputs: ``conv`` are those before a row's start, then come the staged ones."""
+        width, device = self.conv.shape[1], self.conv.device
+        slots = self._slots_of(rows)
+        history = torch.cat((self.conv[slots], self._conv_inputs[rows]), dim=1)
+        ends = torch.tensor([counts[row] for row in rows], device=device).unsqueeze(1)
+        skipped = torch.tensor([starts[row] for row in rows], device=device).unsqueeze(1)
+        places = ends + torch.arange(width, device=device)
+        places = torch.where(places < width, places, places + skipped)
+        self.conv[slots] = history.gather(1, places.unsqueeze(-1).expand(-1, -1, history.shape[-1]))
+
+    def _rows_of(self, states: Tensor) -> Tensor:
+        return states if self._slots is None else states[self._slots]
+
+    def _slots_of(self, rows: list[int]) -> Tensor:
+        places = torch.tensor(rows, dtype=torch.long, device=self.conv.device)
+        return places if self._slots is None else self._slots[places]

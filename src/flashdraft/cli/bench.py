@@ -136,9 +136,7 @@ def _bench_here(
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
     llm = open_llm(model, named.get("dflash"), dtype, device, quantization=quantization)
     drafters = _drafters(llm, named, dtype, device, quantization)
-    chosen = choose_methods(
-        names_in(methods) if methods else _default_methods(llm, drafters), sizes, drafters
-    )
+    chosen = choose_methods(names_in(methods) if methods else _default_methods(drafters), sizes, drafters)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings |= {"quantization": quantization} if quantization else {}
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
@@ -187,8 +185,8 @@ def _drafters(
     return drafters
 
 
-def _default_methods(llm: "LLM", drafters: "dict[str, Drafter]") -> list[str]:
-    return [*drafters, *(["auto"] if "dflash" in drafters and llm.is_batched else [])]
+def _default_methods(drafters: "dict[str, Drafter]") -> list[str]:
+    return [*drafters, *(["auto"] if "dflash" in drafters else [])]
 
 
 def _measure(run: "OfflineBench", chunks: "list[Chunk]", rows: "RowsFile") -> None:

@@ -167,11 +167,10 @@ def _memory(said: dict[str, Any], config: "ServerConfig", speculation: "Speculat
 
     draft = speculation.draft or (EMBEDDED if said["model"] == EMBEDDED else "none")
     size = speculation.block_size if isinstance(speculation.block_size, int) else None
-    step_tokens = EngineConfig().max_step_tokens
-    running = config.max_running_requests
+    engine = EngineConfig(max_running=config.max_running_requests)
     try:
         drafter = None if draft == "none" else draft
-        plan = plan_memory(said["model"], drafter, said["dtype"], running, size, step_tokens).to_text()
+        plan = plan_memory(said["model"], drafter, said["dtype"], engine, size).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.kv_cache import PrefillRows
+from flashdraft.cache.prefill_rows import PrefillRows
 from flashdraft.models.base import TargetModel, compile_layers
 
 STEPS_BETWEEN_SYNCS = 16  # finished rows are noticed this often; the device runs ahead in between
@@ -107,6 +107,7 @@ class AnswerGenerator:
         last = last.clamp(max=kv_len - 1)
         batch = ForwardBatch(self.token_ids.gather(1, last), last, kv_len)
         hidden = self.target.forward(batch, self.cache).hidden[:, 0]
+        self.cache.commit_step()
         self._append(self._choose(hidden, self.temperatures), torch.arange(len(last), device=last.device))
 
     def _choose(self, hidden: Tensor, temperatures: Tensor) -> Tensor:
@@ -154,9 +155,9 @@ class AnswerGenerator:
         self.temperatures[rows] = temperatures
         positions = torch.arange(padded_len, device=device).expand(len(chunk), -1)
         with torch.compiler.set_stance("force_eager"):  # of ever new shapes
-            output = self.target.forward(
-                ForwardBatch(ids, positions, padded_len), PrefillRows(self.cache, rows)
-            )
+            source = PrefillRows(self.cache, rows, [len(r.token_ids) for _, r in chunk])
+            output = self.target.forward(ForwardBatch(ids, positions, padded_len), source)
+            source.commit()
         last = output.hidden[torch.arange(len(chunk), device=device), lengths - 1]
         self._append(self._choose(last, temperatures), rows)
 

@@ -7,7 +7,6 @@ from time import perf_counter
 
 import torch
 
-from flashdraft.cache.model_cache import ModelCache
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.block_control import BlockControl, check_block_size
 from flashdraft.engine.model_runner import ModelRunner, Verified
@@ -48,20 +47,15 @@ class Engine:
         costs: StepCosts | None = None,
         simulated: SimulatedAcceptance | None = None,
     ) -> None:
-        if isinstance(target.new_cache(1, 1), ModelCache):
-            raise UsageError(
-                f"targets of model_type {target.config.model_type} keep states that the batched engine cannot"
-                " page yet; LLM answers them one at a time"
-            )
         self.config = config or EngineConfig()
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
-        self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size)
+        self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size, self.config.num_slots)
         self.control = BlockControl(self.runner, drafter, costs)
-        self.scheduler = Scheduler(self.config, num_pages)
+        self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states))
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
         self._arrivals = count()
@@ -279,6 +273,7 @@ class Engine:
         self.runner.catch_up([r for r in late if not r.can_wait(_MOST_PENDING)])
         for request in requests:
             self.scheduler.register_pages(request, min(request.num_observed, len(request.token_ids)))
+            self.scheduler.keep_snapshots(request)
             if not request.answer.goes_on:
                 self._finish(request)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
@@ -31,13 +32,18 @@ class MemoryPlan:
     draft_weight_bytes: int
     kv_bytes: int  # of one token, all attention layers of the target
     draft_kv_bytes: int  # of one token
-    state_bytes: int  # of one request: states of gated delta layers, and what a block stages to roll back
+    state_bytes: int  # of one sequence: states of gated delta layers
+    staged_bytes: int  # of one request in a step: what its block stages of such layers to roll back
+    num_checkpoints: int  # states kept for prefixes, beside one of each request
     activation_bytes: int  # of one step: its logits, and the widest tensors of a layer
     kv_heads: int
 
     def device_bytes(self, num_devices: int) -> int:
         """What each of ``num_devices`` that share every layer holds before any token of context."""
-        shared = self.weight_bytes + self.draft_weight_bytes + self.max_running * self.state_bytes
+        states = self.num_checkpoints * self.state_bytes + self.max_running * (
+            self.state_bytes + self.staged_bytes
+        )
+        shared = self.weight_bytes + self.draft_weight_bytes + states
         return (shared + self.activation_bytes) // num_devices
 
     def context_tokens(self, num_devices: int, device_gb: int) -> int:
@@ -53,7 +59,7 @@ class MemoryPlan:
         lines = [
             f"weights: target {_gb(self.weight_bytes)}, drafter {_gb(self.draft_weight_bytes)}",
             f"keys and values: {self.kv_bytes:,} B a token for the target, {self.draft_kv_bytes:,} B for the drafter",
-            f"states: {self.state_bytes / 1e6:.1f} MB a request",
+            *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
         ]
         for num, size in DEVICES:
@@ -62,17 +68,25 @@ class MemoryPlan:
             lines.append(f"{num} x {size} GB, {_USABLE:.0%} used: {fits}{_HOW[num]}")
         return "\n".join(lines)
 
+    def _states(self) -> list[str]:
+        if not self.state_bytes:
+            return []
+        state, staged = (f"{size / 1e6:.1f} MB" for size in (self.state_bytes, self.staged_bytes))
+        return [
+            f"states: {state} a request and for each of {self.num_checkpoints} kept prefixes; {staged} a request to"
+            " roll a block back"
+        ]
+
 
 _HOW = {1: "", 2: " (sharing layers: flashdraft launch vllm --tp 2)"}
 
 
 def plan_memory(
-    target: str, draft: str | None, dtype: str, max_running: int, block_size: int | None, step_tokens: int
+    target: str, draft: str | None, dtype: str, engine: EngineConfig, block_size: int | None
 ) -> MemoryPlan:
     """The plan of a pair as :func:`load_target` and :func:`load_drafter` take its names.
 
-    ``step_tokens``: the longest prefill chunk. Raises CheckpointError for configs that are not there or do not go
-    together.
+    Raises CheckpointError for configs that are not there or do not go together.
     """
     model = outline_target(target, dtype)
     drafter: DFlashModel | MTPModel | None = None
@@ -85,16 +99,19 @@ def plan_memory(
     elif block_size is None:
         block_size = drafter.config.block_size
     kv_bytes, state_bytes = _cache_bytes(model)
+    running = engine.max_running
     draft_kv = 0 if drafter is None else _kv_bytes(drafter.new_cache(1, _TOKENS))
     return MemoryPlan(
-        max_running=max_running,
+        max_running=running,
         block_size=block_size,
         weight_bytes=_bytes_of(model),
         draft_weight_bytes=0 if drafter is None else _bytes_of(drafter),
         kv_bytes=kv_bytes,
         draft_kv_bytes=draft_kv,
-        state_bytes=state_bytes + _staged_bytes(model, block_size),
-        activation_bytes=_activation_bytes(model, max_running * block_size, step_tokens),
+        state_bytes=state_bytes,
+        staged_bytes=_staged_bytes(model, block_size),
+        num_checkpoints=engine.num_slots - running if state_bytes else 0,
+        activation_bytes=_activation_bytes(model, running * block_size, engine.max_step_tokens),
         kv_heads=model.config.num_key_value_heads,
     )
 

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.hybrid_rows import HybridRows
+from flashdraft.cache.kv_cache import LayerKV
+from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import GatheredRows, PagedKVCache
 from flashdraft.engine.request import Request
 from flashdraft.models.base import TargetModel
@@ -26,21 +29,32 @@ class Verified:
 class ModelRunner:
     """Holds the caches. Knows requests, but neither who runs nor what is kept."""
 
-    def __init__(self, target: TargetModel, drafter: Drafter | None, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self, target: TargetModel, drafter: Drafter | None, num_pages: int, page_size: int, num_slots: int = 1
+    ) -> None:
         self.target = target
         self.drafter = batch_drafter(drafter, num_pages, page_size) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
-        shape = target.new_cache(1, 1).layers[0].k.shape  # [1, kv_heads, 1, head_dim]
-        num_layers = target.config.num_hidden_layers
+        shown = target.new_cache(
+            num_slots, 1
+        )  # its states are the engine's, its keys and values tell a shape
+        self.states = shown.states if isinstance(shown, ModelCache) else {}
+        paged = [layer.k.shape for layer in shown.layers if isinstance(layer, LayerKV)]
+        _, kv_heads, _, head_dim = paged[0]
         self.cache = PagedKVCache(
-            num_layers, num_pages, page_size, shape[1], shape[3], target.dtype, target.device
+            len(paged), num_pages, page_size, kv_heads, head_dim, target.dtype, target.device
         )
         # Prefill chunks and blocks differ too much in width to share rows.
-        self.chunk_rows = GatheredRows(self.cache)
-        self.block_rows = GatheredRows(self.cache)
+        self.chunk_rows, self.block_rows = self.new_rows(), self.new_rows()
+
+    def new_rows(self) -> GatheredRows:
+        """Rows for the target's forwards."""
+        return HybridRows(self.cache, self.states) if self.states else GatheredRows(self.cache)
 
     def join(self, request: Request) -> None:
-        """A request was admitted; the drafter hears of its found prefix."""
+        """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
+        if isinstance(self.chunk_rows, HybridRows):
+            self.chunk_rows.begin(request.slot, request.checkpoint)
         if self.drafter:
             prefix = request.token_ids[: request.num_committed]
             self.drafter.join(request.draft_row, prefix, request.max_len)

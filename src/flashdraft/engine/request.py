@@ -26,6 +26,9 @@ class Request:
     num_observed: int = 0  # tokens that the drafter has taken
     pending: list[Tensor] = field(default_factory=list)  # features of committed, not yet observed tokens
     num_registered: int = 0  # pages that can be found by their prefix
+    slot: int = 0  # of its states, in hybrid models
+    checkpoint: int | None = None  # the slot of its found prefix's state
+    snapshots: list[tuple[int, int]] = field(default_factory=list)  # (number of tokens, slot), see CacheRow
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     is_automatic: bool = False  # the controller sets block_size and num_verified before each step
@@ -66,7 +69,8 @@ class Request:
     @property
     def row(self) -> CacheRow:
         """Its row in the target's cache for the next forward."""
-        return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_committed)
+        key = self.arrival, self.num_preemptions
+        return CacheRow(key, self.pages, self.num_committed, self.slot, self.snapshots)
 
     @property
     def draft_row(self) -> CacheRow:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from flashdraft.cache.page_pool import PagePool, page_hashes
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cache.state_slots import StateSlots
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
@@ -23,9 +24,21 @@ class EngineConfig:
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
+    # Of hybrid models: slots for states behind prefixes, beside one of each running request; a state is kept at
+    # every so many pages and at the prompt's last.
+    num_checkpoints: int = 32
+    checkpoint_pages: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_step_tokens", "page_size", "num_pages"):
+        sizes = (
+            "max_running",
+            "max_step_tokens",
+            "page_size",
+            "num_pages",
+            "num_checkpoints",
+            "checkpoint_pages",
+        )
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; expected 1 or more")
@@ -35,6 +48,11 @@ class EngineConfig:
         if self.num_pages is not None:
             return self.num_pages
         return -(-min(max(context, 16384), context * self.max_running) // self.page_size)
+
+    @property
+    def num_slots(self) -> int:
+        """States that a hybrid model's cache holds."""
+        return self.max_running + (self.num_checkpoints if self.prefix_caching else 0)
 
 
 @dataclass
@@ -50,8 +68,9 @@ class Step:
 class Scheduler:
     """Holds all unfinished requests."""
 
-    def __init__(self, config: EngineConfig, num_pages: int) -> None:
+    def __init__(self, config: EngineConfig, num_pages: int, has_states: bool = False) -> None:
         self.config = config
+        self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -64,9 +83,11 @@ class Scheduler:
 
     def finish(self, request: Request) -> None:
         """The request is over, wherever it stands: its pages are free."""
-        (self.running if request in self.running else self.waiting).remove(request)
-        self.pool.free(request.pages)
-        request.pages = []
+        if request in self.running:
+            self.running.remove(request)
+            self._release(request)
+        else:
+            self.waiting.remove(request)
 
     def schedule(self) -> Step:
         """The next step, with pages for all that it writes."""
@@ -77,6 +98,9 @@ class Scheduler:
         budget -= self._schedule_chunks(step, budget)
         if not step.left:
             self._admit(step, budget)
+        if self.slots and self.config.prefix_caching:
+            for request, num_tokens in (*step.blocks, *step.chunks):
+                self._plan_snapshots(self.slots, request, num_tokens)
         return step
 
     def register_pages(self, request: Request, num_final: int) -> None:
@@ -90,6 +114,20 @@ class Scheduler:
             self.pool.register(request.pages[idx], request.hashes[idx])
         request.num_registered = full
 
+    def keep_snapshots(self, request: Request) -> None:
+        """The states that were left at page borders of the request's tokens can be found from now on."""
+        passed = [one for one in request.snapshots if one[0] <= request.num_committed]
+        for border, slot in passed:
+            assert self.slots is not None
+            request.snapshots.remove((border, slot))
+            if border > len(request.token_ids):  # dropped behind a stop text
+                self.slots.free(slot)
+                continue
+            size = self.pool.page_size
+            if len(request.hashes) * size < border:
+                request.hashes = page_hashes(request.token_ids, size, request.hashes)
+            self.slots.keep(slot, request.hashes[border // size - 1])
+
     def check_integrity(self) -> None:
         """Assert that requests and pages are in a sane state."""
         assert not {id(r) for r in self.running} & {id(r) for r in self.waiting}, "waiting and running"
@@ -101,6 +139,9 @@ class Scheduler:
             assert request.num_observed <= request.num_committed <= len(request.token_ids)
             assert request.num_committed <= len(request.pages) * self.pool.page_size, "too few pages"
         self.pool.check_integrity([r.pages for r in self.running])
+        if self.slots:
+            kept = [slot for r in self.running for _, slot in r.snapshots]
+            self.slots.check_integrity([*(r.slot for r in self.running), *kept])
 
     def _schedule_blocks(self, step: Step) -> int:
         num_left = sum(not r.is_prefilling for r in self.running)
@@ -137,6 +178,10 @@ class Scheduler:
             pages = self.pool.allocate(missing)
             assert pages is not None
             request.pages = found + pages
+            if self.slots:
+                # Read before it is taken for something else, by this request at the soonest.
+                request.checkpoint = self.slots.find(request.hashes[len(found) - 1]) if found else None
+                request.slot = self.slots.take()
             request.num_registered = len(found)
             request.num_committed = request.num_observed = len(found) * self.pool.page_size
             request.num_cached_tokens = max(request.num_cached_tokens, request.num_committed)
@@ -155,7 +200,32 @@ class Scheduler:
         request.hashes = page_hashes(request.token_ids, size, request.hashes)
         # Without an answer yet, the last prompt token has to run: its logits give the first token.
         usable = request.prefill_len - (not request.answer.output.token_ids)
-        return self.pool.find_prefix(request.hashes[: usable // size])
+        pages = self.pool.find_prefix(request.hashes[: usable // size])
+        return pages[: self.slots.longest(request.hashes[: len(pages)])] if self.slots else pages
+
+    def _plan_snapshots(self, slots: StateSlots, request: Request, num_tokens: int) -> None:
+        """Slots for the states at borders that the request may come past in this step."""
+        size, start = self.pool.page_size, request.num_committed
+        every = size * self.config.checkpoint_pages
+        end = start + num_tokens
+        last = (len(request.prompt) - 1) // size * size
+        borders = {
+            *range((start // every + 1) * every, end + 1, every),
+            *([last] if start < last <= end else []),
+        }
+        planned = {border for border, _ in request.snapshots}
+        for border in sorted(borders - planned):
+            # Whoever is admitted finds a slot of its own.
+            if slots.num_free > self.config.max_running - len(self.running):
+                request.snapshots.append((border, slots.take()))
+
+    def _release(self, request: Request) -> None:
+        self.pool.free(request.pages)
+        request.pages = []
+        if self.slots:
+            for slot in (request.slot, *(slot for _, slot in request.snapshots)):
+                self.slots.free(slot)
+            request.snapshots = []
 
     def _make_room(self, request: Request, num_tokens: int, step: Step) -> bool:
         """Pages for ``num_tokens`` tokens of ``request``, at the cost of those served last, itself included."""
@@ -167,7 +237,7 @@ class Scheduler:
                 return True
             last = self.running.pop()
             step.left.append(last.draft_row)
-            self.pool.free(last.pages)
+            self._release(last)
             last.lose_pages()
             self.num_preemptions += 1
             self.add(last)

@@ -55,7 +55,7 @@ class _Steps:
         pages = range(-(-longest // runner.cache.page_size))
         self.rows = [CacheRow(("timed", idx), pages, self.context) for idx in range(num_rows)]
         self.long_row = CacheRow("timed", pages, longest)
-        self.gathered, self.gathered_long = GatheredRows(runner.cache), GatheredRows(runner.cache)
+        self.gathered, self.gathered_long = runner.new_rows(), runner.new_rows()
         for row in self.rows:
             self.drafter.join(row, [], self.context + max_block)
 

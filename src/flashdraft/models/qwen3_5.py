@@ -26,8 +26,8 @@ from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
 from flashdraft.ops.rope import Rotary, rotate
 
 _LINEAR = "linear_attention"
-# A packed text's first token forgets the text before it: exp(-60) is 1e-26.
-_FORGET = -60.0
+# A packed text's first token forgets the text before it: in float32 exp(-200) is 0.
+_FORGET = -200.0
 
 
 class GatedAttention(nn.Module):

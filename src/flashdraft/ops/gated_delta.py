@@ -27,7 +27,12 @@ class DeltaInputs:
 
     def part(self, row: slice, tokens: slice) -> "DeltaInputs":
         """Some rows and tokens."""
-        return DeltaInputs(*(x[row, tokens] for x in (self.q, self.k, self.v, self.decay, self.beta)))
+        return DeltaInputs(*(x[row, tokens] for x in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in order."""
+        return self.q, self.k, self.v, self.decay, self.beta
 
 
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
