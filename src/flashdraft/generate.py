@@ -77,6 +77,11 @@ class Answer:
         scored = self.output.prompt_logprobs
         return scored is not None and len(scored) < len(self.prompt) - 1
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether more than their argmax is wanted of the next logits."""
+        return not self.chooser.is_argmax or self.output.logprobs is not None or self.scores_prompt
+
     def score_prompt(self, logits: Tensor, start: int) -> None:
         """Take the logits [num_tokens, vocab_size] of the prompt tokens from number ``start`` on."""
         scored = self.output.prompt_logprobs

@@ -117,15 +117,16 @@ class Contest:
         from flashdraft.generate import generate
 
         stream = AnswerStream(self.llm.tokenizer, lambda pieces: self.screen.show(side, pieces))
-        output = generate(
-            self.llm.target,
-            self.llm.drafter if side else None,
-            token_ids,
-            self.params,
-            self.block_size if side else 1,
-            self.llm.eos_token_ids,
-            stream.on_round,
-        )
+        with self.llm.target.threads():
+            output = generate(
+                self.llm.target,
+                self.llm.drafter if side else None,
+                token_ids,
+                self.params,
+                self.block_size if side else 1,
+                self.llm.eos_token_ids,
+                stream.on_round,
+            )
         stream.finish()
         self.screen.title(side, f"{stream.tokens_per_s:.1f} tokens/s")
         return output, stream

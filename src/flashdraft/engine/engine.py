@@ -141,6 +141,10 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         """Run one step: what it brought to each request that ran."""
+        with self.target.threads():
+            return self._step()
+
+    def _step(self) -> list[StepOutput]:
         outputs, self._news = self._news, []
         decoding = [request for request in self.scheduler.running if not request.is_prefilling]
         self.control.plan(decoding, min(len(self.requests), self.config.max_running))

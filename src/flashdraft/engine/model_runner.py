@@ -21,7 +21,7 @@ from flashdraft.spec_decode.drafter import Drafter
 class Verified:
     """What the target says to one request's tokens."""
 
-    logits: Tensor  # [num_wanted, vocab_size], float32, of the last tokens
+    logits: Tensor  # [num_wanted, vocab_size], float32, of the last tokens; empty where no request reads them
     argmax: list[int]
     features: Tensor | None  # [num_tokens, feature_size]
 
@@ -105,8 +105,13 @@ class ModelRunner:
             for k in range(wanted)
         ]
         picked = output.hidden.flatten(0, 1)[slots]
-        logits = self.target.logits(picked)
-        argmax, kept = logits.argmax(-1).tolist(), output.features
+        if any(request.answer.reads_logits for request in requests):
+            logits = self.target.logits(picked)
+            best = logits.argmax(-1)
+        else:
+            logits = picked.new_empty(0, self.target.config.vocab_size)
+            best = self.target.argmax(picked)
+        argmax, kept = best.tolist(), output.features
         results, done = [], 0
         for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True)):
             own = slice(done, done + wanted)

@@ -18,6 +18,11 @@ _REPEATS = 2
 @torch.inference_mode()
 def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more)."""
+    with runner.target.threads():
+        return _measure(runner, max_block, num_rows)
+
+
+def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     steps = _Steps(runner, max_block, num_rows)
     shapes = [(1, width) for width in _doubling(max_block)]
     shapes += [(count, max_block) for count in _doubling(num_rows)[1:]]
@@ -80,7 +85,7 @@ class _Steps:
         """The target's logits alone."""
         target = self.runner.target
         shape = (num_tokens, target.config.hidden_size)
-        target.logits(torch.zeros(shape, dtype=target.dtype, device=target.device)).argmax(-1).tolist()
+        target.argmax(torch.zeros(shape, dtype=target.dtype, device=target.device)).tolist()
 
     def _verify(self, gathered: GatheredRows, rows: Sequence[CacheRow], width: int) -> None:
         target = self.runner.target
@@ -88,7 +93,7 @@ class _Steps:
         tokens = torch.zeros((len(rows), width), dtype=torch.long, device=target.device)
         batch = ForwardBatch(tokens, positions, kv_len)
         output = target.forward(batch, gathered, self.runner.feature_layers)
-        target.logits(output.hidden.flatten(0, 1)).argmax(-1).tolist()
+        target.argmax(output.hidden.flatten(0, 1)).tolist()
 
 
 def _doubling(last: int) -> list[int]:

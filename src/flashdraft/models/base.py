@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -130,6 +131,10 @@ class TargetModel(nn.Module):
     def argmax(self, hidden: Tensor) -> Tensor:
         """The likeliest tokens [...] after final hidden states [..., hidden_size]; of equal ones the first."""
         return self.logits(hidden).argmax(-1)
+
+    def threads(self) -> AbstractContextManager[None]:
+        """To be entered around many forwards: sets PyTorch's threads as suits this model."""
+        return nullcontext()
 
     @property
     def device(self) -> torch.device:

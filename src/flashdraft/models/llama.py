@@ -1,6 +1,7 @@
 """Llama: SmolLM2 and every other checkpoint of model_type llama."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
 from flashdraft.models.mlp import feed_forward
-from flashdraft.native.decoder import NativeTarget, stored_layers
+from flashdraft.native.decoder import NativeTarget, stored_layers, torch_on_one_thread
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -139,6 +140,10 @@ class LlamaModel(TargetModel):
         if self.native is None:
             return super().argmax(hidden)
         return self.native.argmax(hidden)
+
+    def threads(self) -> AbstractContextManager[None]:
+        """See :meth:`TargetModel.threads`."""
+        return super().threads() if self.native is None else torch_on_one_thread()
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """See :meth:`TargetModel.new_cache`."""

@@ -1,7 +1,8 @@
 """A stack of decoder layers, and a head, as the C++ part runs them. Its values are a copy: for frozen weights."""
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,17 @@ def stored_layers(sources: Sequence[Any]) -> Sequence[StoredLayer] | None:
     return sources if hasattr(sources[0], "token_dim") else None
 
 
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """For what runs between C++ calls: PyTorch's idle threads spin, on the very cores that the team of those needs."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def why_unsupported(layers: Iterable[nn.Module], head_dim: int) -> str | None:
     """What of these layers the C++ part does not know, or None."""
     linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
@@ -40,6 +52,7 @@ class NativeDecoder:
     """Layers shaped as LlamaLayer with their final norm, run in one call.
 
     ``model`` has them as ``layers`` and ``norm``; ``others``: more matrices to pack, which :attr:`others` then holds.
+    ``num_threads``: of its calls, from the start as many as PyTorch has.
     """
 
     def __init__(
@@ -52,6 +65,7 @@ class NativeDecoder:
         others: Sequence[tuple[Tensor, Kind]],
     ) -> None:
         self._library, self._rotary, self._head_dim = library, rotary, head_dim
+        self.num_threads = torch.get_num_threads()
         matrices = [(weight, kind) for layer in model.layers for weight in _matrices(layer)]
         self.packed = PackedWeights([*matrices, *others])
         self.others = self.packed.linears[len(matrices) :]
@@ -105,7 +119,7 @@ class NativeDecoder:
             None if features is None else features.data_ptr(),
             wanted,
             len(feature_layers),
-            torch.get_num_threads(),
+            self.num_threads,
         )
         return hidden, features
 
@@ -135,16 +149,14 @@ class NativeTarget(NativeDecoder):
         """float32 [..., vocab_size] of final hidden states [..., hidden_size] bfloat16."""
         head, rows = self.others[0], hidden.reshape(-1, hidden.shape[-1]).contiguous()
         out = torch.empty(len(rows), head.n, dtype=torch.float32)
-        self._library.linear(head, rows.data_ptr(), len(rows), out.data_ptr(), torch.get_num_threads())
+        self._library.linear(head, rows.data_ptr(), len(rows), out.data_ptr(), self.num_threads)
         return out.view(*hidden.shape[:-1], head.n)
 
     def argmax(self, hidden: Tensor) -> Tensor:
         """The first largest of :meth:`logits`, int64 [...], without keeping the rest."""
         head, rows = self.others[0], hidden.reshape(-1, hidden.shape[-1]).contiguous()
         best = torch.empty(len(rows), dtype=torch.long)
-        self._library.linear_argmax(
-            head, rows.data_ptr(), len(rows), best.data_ptr(), torch.get_num_threads()
-        )
+        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), self.num_threads)
         return best.view(hidden.shape[:-1])
 
 
@@ -172,7 +184,7 @@ class NativeDrafter(NativeDecoder):
             self.others[0],
             self._hidden_norm,
             features.data_ptr(),
-            torch.get_num_threads(),
+            self.num_threads,
         )
         return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in out]
 
