@@ -13,18 +13,17 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from served_process import ServerProcess, start_server
 from transformers import AutoTokenizer
 
 from flashdraft.provenance import collect_provenance
 
 REPO = Path(__file__).resolve().parent.parent
 CHECKS = "not_a_server_error,response_schema_conformance,content_type_conformance"
-SERVE = [sys.executable, "-c", "from flashdraft.cli.main import main; main()", "serve"]
 
 
 def main() -> int:
@@ -37,14 +36,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = start_server(save_target(Path(folder)))
-        try:
-            url = wait_for_url(server)
-            done = fuzz(args.schemathesis, url, args.cases, args.seed, folder)
-            answers = finished_answers(url)
-        finally:
-            server.terminate()
-            server.wait(30)
+        flags = [str(save_target(Path(folder))), "--dtype", "float32", "--served-model-name", "tiny"]
+        with start_server([*flags, "--max-answer-tokens", "6", "--max-n", "4"]) as server:
+            done = fuzz(args.schemathesis, server.url, args.cases, args.seed, folder)
+            answers = finished_answers(server)
     version = subprocess.run([args.schemathesis, "--version"], capture_output=True, text=True, check=True)
     found = re.search(r"([\d,]+) generated, (.*)", done.stdout)
     figures = {
@@ -86,28 +81,11 @@ def save_target(folder: Path) -> Path:
     return Path(target)
 
 
-def start_server(target: Path) -> "subprocess.Popen[str]":
-    command = [*SERVE, str(target), "--dtype", "float32", "--served-model-name", "tiny", "--port", "0"]
-    command += ["--max-answer-tokens", "6", "--max-n", "4"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_url(server: "subprocess.Popen[str]") -> str:
-    """The server's address from its log, which is passed on from then on."""
-    assert server.stderr is not None
-    for line in server.stderr:
-        if found := re.search(r"http://[\d.]+:\d+", line):
-            threading.Thread(target=sys.stderr.writelines, args=(server.stderr,), daemon=True).start()
-            return found[0]
-    raise SystemExit("the server did not start")
-
-
-def finished_answers(url: str) -> dict[str, int]:
+def finished_answers(server: ServerProcess) -> dict[str, int]:
     """How many answers ended for which reason. The server answers, and nothing is left in it."""
-    assert urlopen(f"{url}/health").status == 200
-    metrics = urlopen(f"{url}/metrics").read().decode()
-    left = re.findall(r"^flashdraft:num_requests_\w+\{.*\} [^0].*", metrics, re.MULTILINE)
-    assert not left, left
+    assert urlopen(f"{server.url}/health").status == 200
+    assert not server.busy(), server.busy()
+    metrics = urlopen(f"{server.url}/metrics").read().decode()
     ended = re.findall(
         r"^flashdraft:request_success_total\{finished_reason=\"(\w+)\".*\} ([\d.]+)", metrics, re.M
     )

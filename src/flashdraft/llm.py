@@ -63,6 +63,7 @@ class LLM:
     ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
     the controller. ``dtype``: "float32" or "bfloat16".
     ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
+    ``draft_window_size``: tokens of the context that the drafter sees; None: what it was trained to see.
     Raises CheckpointError or UsageError before any long work.
     """
 
@@ -76,6 +77,7 @@ class LLM:
         skip_tokenizer_init: bool = False,
         max_running: int = 32,
         quantization: str | None = None,
+        draft_window_size: int | None = None,
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
@@ -91,7 +93,11 @@ class LLM:
             own = draft == OWN_MTP
             load, name = (load_own_mtp, model) if own else (load_drafter, draft)
             network = load(name, self.target, dtype=dtype, device=device)
-            self.drafter = drafter_of(network, self.target, quantization)
+            self.drafter = drafter_of(network, self.target, quantization, draft_window_size)
+        elif draft_window_size is not None:
+            raise UsageError(
+                "draft_window_size is for a loaded DFlash drafter; expected one, or leave it out"
+            )
         else:
             self.drafter = draft
         # A wrong block size is told now and not at the first request.

@@ -88,6 +88,12 @@ def test_a_model_by_name(hub, tmp_path):
 
 
 @pytest.mark.usefixtures("hub")
+def test_a_revision_is_the_one_that_is_fetched(tmp_path):
+    load_target("tiny/llama@v2", dtype="float32")
+    assert [ref.name for ref in (tmp_path / "cache").rglob("refs/*")] == ["v2"]
+
+
+@pytest.mark.usefixtures("hub")
 def test_a_name_that_the_hub_does_not_have():
     with pytest.raises(CheckpointError, match=r"'tiny/lama' is no local path, and no hub .*; check the name"):
         load_target("tiny/lama")

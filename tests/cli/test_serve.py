@@ -57,6 +57,10 @@ def test_flags_of_vllm_and_sglang_mean_ours(run: Run, argv: tuple[str, ...]) -> 
         (("--speculative-config", VLLM, "--block-size", "8"), "say it once"),
         (("--mem-fraction-static", "0.8"), "--mem-fraction-static"),
         (("--tp-size", "2"), "--tp-size"),
+        (("--attention-backend", "fa3"), "--attention-backend"),
+        (("--trust-remote-code",), "--trust-remote-code"),
+        (("--revision", "main"), "--revision is for a hub model"),
+        (("--max-total-tokens", "3"), "--max-total-tokens is 3"),
         (("--max-queue", "-1"), "max_queue is -1"),
         (("--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
     ],
@@ -74,11 +78,11 @@ def test_a_config_file_with_an_unknown_name_is_refused(run: Run, tmp_path: Path)
 
 
 @contextlib.contextmanager
-def server_process(pair: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server_process(pair: list[str], *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """``flashdraft serve`` on the tiny pair, as a process, and its address."""
     argv = [sys.executable, "-c", "from flashdraft.cli.main import main; main()", "serve", *pair[1:]]
     with subprocess.Popen(
-        [*argv, "--port", "0", "--served-model-name", "tiny"],
+        [*argv, "--port", "0", "--served-model-name", "tiny", *flags],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,
@@ -95,6 +99,42 @@ def server_process(pair: list[str]) -> Iterator[tuple[subprocess.Popen[str], str
             process.kill()
             process.wait()
             reader.join()
+
+
+def test_an_answer_that_is_not_done_when_patience_ends_is_told_so(pair: list[str]) -> None:
+    with server_process(pair, "--drain-seconds", "0") as (process, url):
+        body = {"prompt": "abc", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        with httpx2.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = "".join(lines)
+        assert "the engine was stopped" in rest
+        assert rest.endswith("data: [DONE]")
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_options_that_shape_the_engine(pair: list[str], run: Run, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    flags = ("--context-length", "40", "--max-total-tokens", "64", "--max-num-batched-tokens", "16")
+    with server_process(pair, *flags, "--chat-template", str(template), "--log-format", "json") as (_, url):
+        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["max_model_len"] == 40
+        told = httpx2.post(f"{url}/tokenize", json={"messages": [{"role": "user", "content": "ab"}]}).json()
+        text = httpx2.post(f"{url}/detokenize", json={"tokens": told["tokens"]}).json()["prompt"]
+        assert text.endswith("<ab>")
+        refused = httpx2.post(f"{url}/v1/completions", json={"prompt": [3] * 40})
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+    refused_by_name = run("serve", *pair[1:], "--context-length", "99999")
+    assert "--context-length is 99999" in refused_by_name.stderr
+    assert "cannot be read" in run("serve", *pair[1:], "--chat-template", "nowhere.jinja").stderr
+
+
+def test_help_is_in_groups(run: Run) -> None:
+    told = run("serve", "--help").stdout
+    groups = ("Options:", "Model:", "Engine:", "API:", "Limits:", "Process:", "As vLLM and SGLang say it:")
+    assert all(f"\n{group}\n" in told for group in groups)
+    assert "--tp-size" not in told
 
 
 def test_a_process_answers_and_sigterm_lets_an_answer_finish(pair: list[str]) -> None:

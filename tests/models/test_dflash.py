@@ -5,6 +5,7 @@ import torch
 from dflash.model import DFlashDraftModel
 from transformers import DynamicCache, Qwen3Config
 
+from flashdraft.errors import UsageError
 from flashdraft.models.dflash import DFlashModel, build_target_layer_ids
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target
@@ -65,6 +66,37 @@ def test_drafts_leave_no_trace_in_the_cache() -> None:
         for state in (once, twice):
             state.observe([1] * 2, features[:, 10:])
         assert once.propose(5, 7) == twice.propose(5, 7)
+
+
+def test_a_window_hides_what_lies_before_it() -> None:
+    model = toy_dflash(TARGET, block_size=4)
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(1, 20, model.fc.in_features, generator=generator)
+    block = torch.randn(1, 4, TARGET.config.hidden_size, generator=generator)
+
+    def outputs(features: torch.Tensor) -> torch.Tensor:
+        state = DFlashDrafter(model, TARGET).begin(24)
+        with torch.no_grad():
+            state.observe([1] * 20, features)
+            return model(block, torch.arange(20, 24).unsqueeze(0), 24, state.cache.layers)
+
+    def changed_at(position: int) -> torch.Tensor:
+        other = near.clone()
+        other[:, position] += 1
+        return outputs(other)
+
+    whole = outputs(near)
+    plain, model.config = model.config, model.config.with_window(6)
+    seen = outputs(near)
+    assert (seen - whole).abs().max() > 1e-3
+    assert torch.equal(changed_at(13), seen)  # the window is 14 to 19
+    assert (changed_at(14) - seen).abs().max() > 1e-3
+    model.config = plain.with_window(20)
+    torch.testing.assert_close(outputs(near), whole)
+    with pytest.raises(UsageError, match="expected at least a block, 4 tokens"):
+        plain.with_window(3)
+    with pytest.raises(UsageError, match="trained with a window of 20 tokens"):
+        model.config.with_window(8)
 
 
 def test_feature_layers_of_published_checkpoints() -> None:

@@ -11,11 +11,13 @@ from flashdraft.errors import CheckpointError
 
 CONFIGS = ("*.json", "*.jinja")
 _ALL = (*CONFIGS, "*.safetensors")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 
 
 def locate(path_or_name: str | Path, wanted: Sequence[str] = _ALL) -> Path:
     """A local file or folder, or the local copy of a hub model's ``wanted`` files.
+
+    ``name@revision``: that branch, tag or commit of the hub model.
 
     Raises CheckpointError when there is no such path and a hub does not give the model either.
     """
@@ -24,10 +26,11 @@ def locate(path_or_name: str | Path, wanted: Sequence[str] = _ALL) -> Path:
         return path
     name = str(path_or_name)
     mend = "download the model elsewhere and give its local folder"
-    if not _HUB_NAME.fullmatch(name) or name.startswith(".") or name.endswith(".gguf"):
+    hub_name = _HUB_NAME.fullmatch(name)
+    if not hub_name or name.startswith(".") or name.endswith(".gguf"):
         raise CheckpointError(f"{name} does not exist; expected a folder, a .gguf file or a hub name: {mend}")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(wanted)))
+        return Path(snapshot_download(hub_name[1], revision=hub_name[2], allow_patterns=list(wanted)))
     except (HTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

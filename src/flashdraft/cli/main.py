@@ -13,6 +13,7 @@ from flashdraft.cli.convert import convert
 from flashdraft.cli.demo import demo
 from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
+from flashdraft.cli.grouped_help import GroupedCommand
 from flashdraft.cli.launch import launch
 from flashdraft.cli.plan import plan
 from flashdraft.cli.plot import plot
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=GroupedCommand)(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -74,15 +74,15 @@ def open_llm(
     dtype: Dtype,
     device: str,
     block_size: "BlockSize | None" = None,
-    max_running: int = 32,
     quantization: str | None = None,
+    draft_window_size: int | None = None,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
     with Console(stderr=True).status("loading the model"):
         from flashdraft.llm import LLM
 
-        shared: dict[str, Any] = {"dtype": dtype, "device": device, "max_running": max_running}
-        shared["quantization"] = quantization
+        shared: dict[str, Any] = {"dtype": dtype, "device": device, "quantization": quantization}
+        shared["draft_window_size"] = draft_window_size
         if draft is None:
             return LLM(model, block_size=block_size, **shared)
         return LLM(model, None if draft == "none" else draft, block_size, **shared)

@@ -85,10 +85,14 @@ class AsyncEngine:
             ) from None
 
     def flush_cache(self) -> bool:
-        """Forget all prefixes; False, and nothing done, while a request is unfinished."""
+        """Forget all prefixes; False, and nothing done, while a request is unfinished.
+
+        Asserts first that nobody holds a page: what is idle must be empty.
+        """
         with self._wake:  # the engine's thread sleeps in here whenever it has nothing to do
             if self._commands or self.engine.has_unfinished:
                 return False
+            self.engine.check_integrity()
             self.engine.scheduler.pool.forget()
             return True
 

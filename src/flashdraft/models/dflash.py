@@ -6,7 +6,7 @@ features enter as extra keys and values of every layer ("KV injection").
 """
 
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config
 
 from flashdraft.cache.kv_cache import KVCache
-from flashdraft.errors import CheckpointError
+from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.models.base import LayerSource
 from flashdraft.models.llama import split_heads
 from flashdraft.models.mlp import GatedMLP
@@ -95,6 +95,28 @@ class DFlashConfig:
         """What each layer's block may see."""
         kinds = self.layer_types or ("full_attention",) * self.num_hidden_layers
         return [self._rule(kind == "sliding_attention") for kind in kinds]
+
+    def with_window(self, window: int) -> "DFlashConfig":
+        """Every layer sees the ``window`` tokens before the anchor, and of its block what it saw before.
+
+        Raises UsageError for a drafter with a window of its own, which it was trained for, and one below a block.
+        """
+        if self.layer_types is not None:
+            raise UsageError(
+                f"the drafter was trained with a window of {self.sliding_window} tokens: leave draft_window_size out"
+            )
+        if window < self.block_size:
+            raise UsageError(
+                f"draft_window_size is {window}; expected at least a block, {self.block_size} tokens"
+            )
+        kinds = ("sliding_attention",) * self.num_hidden_layers
+        return replace(
+            self,
+            layer_types=kinds,
+            sliding_window=window,
+            is_causal=bool(self.is_causal),
+            window_from_anchor=True,
+        )
 
     def _rule(self, slides: bool) -> BlockRule:
         is_causal = slides if self.is_causal is None else self.is_causal

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from flashdraft.errors import FlashdraftError
 from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
 from flashdraft.server.gate import Gate
+from flashdraft.server.logs import RequestLog
 from flashdraft.server.openai_api import chat_completions, completions
 from flashdraft.server.openapi import openapi
 from flashdraft.server.responses_api import responses
@@ -58,7 +59,7 @@ def build_app(service: Service) -> Starlette:
     }
     return Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Gate, service.config)],
+        middleware=[Middleware(RequestLog, service.metrics), Middleware(Gate, service.config)],
         exception_handlers=handlers,
         lifespan=lifespan,
     )

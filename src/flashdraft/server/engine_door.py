@@ -50,5 +50,5 @@ class EngineDoor(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End; what is unfinished gets an EngineError."""
+        """End; what is unfinished gets an EngineError. Once more does nothing."""
         ...

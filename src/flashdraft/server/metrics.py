@@ -16,8 +16,18 @@ class ServerMetrics:
     def __init__(self, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._model_name = model_name
+        self._num_preempted = 0  # as far as counted
         self._running = self._gauge("num_requests_running", "Answers being decoded.")
         self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their turn.")
+        self._cache_usage = self._gauge("kv_cache_usage_perc", "Share of cache pages in use, 0 to 1.")
+        self._preempted = self._counter("num_preemptions", "Answers that gave up their pages for a while.")
+        self._prefix_queries = self._counter(
+            "prefix_cache_queries", "Prompt tokens that were looked for in the prefix cache."
+        )
+        self._prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens that were found there.")
+        self._responses = Counter(
+            "flashdraft:http_responses", "Responses, by status.", [_LABEL, "status"], registry=self._registry
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were prefilled.")
         self._output_tokens = self._counter("generation_tokens", "Tokens delivered.")
         self._drafts = self._counter("spec_decode_num_drafts", "Blocks drafted.")
@@ -36,6 +46,9 @@ class ServerMetrics:
             "Rounds, by tokens verified, anchor included; 1: plain decoding.",
             [_LABEL, "block_size"],
             registry=self._registry,
+        )
+        self._plain_rounds = self._counter(
+            "spec_decode_num_plain_rounds", "Rounds that fell back to plain decoding: nothing was drafted."
         )
         self._finished = Counter(
             "flashdraft:request_success",
@@ -56,6 +69,7 @@ class ServerMetrics:
         self._output_tokens.inc(len(step.token_ids))
         if is_round and step.token_ids:
             self._blocks.labels(self._model_name, str(1 + step.num_drafted)).inc()
+            self._plain_rounds.inc(step.num_drafted == 0)
         if not step.num_drafted:
             return
         self._drafts.inc()
@@ -64,9 +78,11 @@ class ServerMetrics:
         for position in range(step.num_accepted):
             self._accepted_per_pos.labels(self._model_name, str(position)).inc()
 
-    def record_first_token(self, num_prompt_tokens: int, ttft_s: float) -> None:
+    def record_first_token(self, num_prompt_tokens: int, num_cached_tokens: int, ttft_s: float) -> None:
         """Count a prefill."""
         self._prompt_tokens.inc(num_prompt_tokens)
+        self._prefix_queries.inc(num_prompt_tokens)
+        self._prefix_hits.inc(num_cached_tokens)
         self._ttft.observe(ttft_s)
 
     def record_end(self, finish_reason: str, total_s: float, ttft_s: float, num_tokens: int) -> None:
@@ -76,10 +92,17 @@ class ServerMetrics:
         if num_tokens > 1:
             self._tpot.observe((total_s - ttft_s) / (num_tokens - 1))
 
+    def record_response(self, status: int) -> None:
+        """Count a response; 0: the client had left."""
+        self._responses.labels(self._model_name, str(status)).inc()
+
     def exposition(self, stats: EngineStats) -> bytes:
         """Prometheus' text format."""
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
+        self._cache_usage.set(1 - stats.num_free_pages / stats.num_pages)
+        self._preempted.inc(stats.num_preemptions - self._num_preempted)
+        self._num_preempted = stats.num_preemptions
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, what: str) -> Gauge:

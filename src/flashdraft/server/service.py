@@ -15,6 +15,7 @@ from flashdraft.server.answer_text import AnswerText, TokenPiece
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
+from flashdraft.server.logs import log_event
 from flashdraft.server.metrics import ServerMetrics
 from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
@@ -173,7 +174,7 @@ class Submission:
                 async for step in steps:
                     if not answer.token_ids and step.token_ids:
                         ttft_s = perf_counter() - self._started
-                        metrics.record_first_token(len(wish.prompt_token_ids), ttft_s)
+                        metrics.record_first_token(len(wish.prompt_token_ids), step.num_cached_tokens, ttft_s)
                     metrics.record_step(step, is_round=bool(answer.token_ids))
                     yield _take(index, answer, text, step)
                     if answer.finish_reason:
@@ -183,6 +184,23 @@ class Submission:
             if ttft_s:
                 num_tokens = len(answer.token_ids)
                 metrics.record_end(answer.finish_reason or "abort", answer.total_s, ttft_s, num_tokens)
+            _log(request_id, answer, ttft_s)
+
+
+def _log(answer_id: str, answer: Answer, ttft_s: float) -> None:
+    metrics = answer.metrics
+    log_event(
+        "answer",
+        answer_id=answer_id,
+        prompt_tokens=len(answer.wish.prompt_token_ids),
+        cached_tokens=answer.num_cached_tokens,
+        output_tokens=len(answer.token_ids),
+        finish_reason=answer.finish_reason or "abort",
+        ttft_s=round(ttft_s, 4),
+        total_s=round(answer.total_s, 4),
+        rounds=metrics.num_rounds,
+        acceptance_length=round(metrics.acceptance_length, 3),
+    )
 
 
 def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Delta:

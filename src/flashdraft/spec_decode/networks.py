@@ -1,5 +1,6 @@
 """From a loaded network to the drafter that drafts with it."""
 
+from flashdraft.errors import UsageError
 from flashdraft.models.accelerate import accelerate
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
@@ -9,12 +10,23 @@ from flashdraft.spec_decode.mtp import MTPDrafter
 
 
 def drafter_of(
-    network: DFlashModel | MTPModel, target: TargetModel, quantization: str | None = None
+    network: DFlashModel | MTPModel,
+    target: TargetModel,
+    quantization: str | None = None,
+    window_size: int | None = None,
 ) -> DFlashDrafter | MTPDrafter:
     """The drafter of ``network``, which is frozen from now on, for ``target``.
 
     ``quantization`` as in models/accelerate.py: of a drafter it can cost acceptance and nothing else.
+    ``window_size``: tokens of the context that it sees; None: what it was trained to see. Raises UsageError for a
+    network that has none to set.
     """
+    if window_size is not None:
+        if not isinstance(network, DFlashModel):
+            raise UsageError(
+                "draft_window_size is for a DFlash drafter, and this is an MTP head: leave it out"
+            )
+        network.config = network.config.with_window(window_size)
     if isinstance(network, DFlashModel):
         accelerate(network, quantization)
     return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)

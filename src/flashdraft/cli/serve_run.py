@@ -1,0 +1,165 @@
+"""What ``flashdraft serve`` was told, resolved: printed, or served."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from flashdraft.checkpoint.embedded import EMBEDDED
+from flashdraft.checkpoint.load import generation_defaults
+from flashdraft.cli.options import open_llm, parse_block_size
+from flashdraft.engine.async_engine import AsyncEngine
+from flashdraft.engine.memory_plan import plan_memory
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.server.config import ServerConfig
+from flashdraft.server.logs import configure_logs
+from flashdraft.server.peer_flags import Speculation, from_sglang, from_vllm, merged, refuse_foreign
+from flashdraft.server.run import run_server
+from flashdraft.server.service import Service
+from flashdraft.spec_decode.controller import AUTO
+
+_AS_SAID = (
+    *("model", "revision", "dtype", "quantization", "device", "host", "port", "draft_window_size"),
+    *("context_length", "max_num_batched_tokens", "max_total_tokens", "drain_s", "log_format"),
+)
+_LIMITS = ("max_running_requests", "max_queue", "max_body_bytes", "max_n", "max_answer_tokens")
+
+
+def serve_or_tell(said: dict[str, Any]) -> None:
+    """Serve, or print the resolved configuration. Raises UsageError for options that do not go together."""
+    speculation = _speculation(said)
+    config = ServerConfig(
+        model_names=tuple(said["served_model_name"] or [said["model"]]),
+        api_keys=tuple(said["api_key"] or []),
+        **{name: said[name] for name in _LIMITS},
+    )
+    engine_config = _engine_config(said)
+    if said["dry_run"]:
+        document = _document(said, config, speculation)
+        typer.echo(document + _memory(said, engine_config, speculation), nl=False)
+    else:
+        _serve(said, config, engine_config, speculation)
+
+
+def _speculation(said: dict[str, Any]) -> Speculation:
+    given = said["tp_size"], said["trust_remote_code"]
+    refuse_foreign(
+        {
+            "--tp-size": (None if given[0] == 1 else given[0], "the model runs on one device"),
+            "--mem-fraction-static": (
+                said["mem_fraction_static"],
+                "the cache's size is told in tokens, by --max-total-tokens; --dry-run prints the memory plan",
+            ),
+            "--attention-backend": (
+                said["attention_backend"],
+                "attention takes the form that suits its mask and device",
+            ),
+            "--mamba-scheduler-strategy": (
+                said["mamba_scheduler_strategy"],
+                "states of gated delta layers are kept at page borders",
+            ),
+            "--trust-remote-code": (given[1] or None, "no code of a checkpoint is ever run"),
+            "--model-path": (said["model_path"], "the model is the first argument: flashdraft serve MODEL"),
+        }
+    )
+    vllm = said["speculative_config"]
+    names = ("speculative_algorithm", "speculative_draft_model_path", "speculative_num_draft_tokens")
+    return merged(
+        flashdraft=Speculation(said["draft"], parse_block_size(said["block_size"])),
+        vLLM=from_vllm(vllm) if vllm else Speculation(),
+        SGLang=from_sglang(*(said[name] for name in names)),
+    )
+
+
+def _engine_config(said: dict[str, Any]) -> EngineConfig:
+    total = said["max_total_tokens"]
+    config = EngineConfig(said["max_running_requests"], said["max_num_batched_tokens"])
+    if total is None:
+        return config
+    if total < config.page_size:
+        raise UsageError(
+            f"--max-total-tokens is {total}; expected at least a page, {config.page_size} tokens"
+        )
+    return replace(config, num_pages=total // config.page_size)
+
+
+def _model(said: dict[str, Any]) -> str:
+    """The model's name with its revision."""
+    name, revision = said["model"], said["revision"]
+    if revision is None:
+        return str(name)
+    if name == EMBEDDED or Path(name).exists():
+        raise UsageError(f"--revision is for a hub model, and {name} is here already: leave it out")
+    return f"{name}@{revision}"
+
+
+def _document(said: dict[str, Any], config: ServerConfig, speculation: Speculation) -> str:
+    """The resolved configuration as YAML that --config reads; keys of the API are left out."""
+    import yaml
+
+    resolved = {name: said[name] for name in _AS_SAID}
+    resolved |= {"draft": speculation.draft, "block_size": speculation.block_size}
+    resolved |= {"served_model_name": list(config.model_names)}
+    resolved |= {"chat_template": said["chat_template"] and str(said["chat_template"])}
+    resolved |= {name: getattr(config, name) for name in _LIMITS}
+    num_keys = len(config.api_keys)
+    note = f"# API keys: {num_keys}, not shown\n" if num_keys else "# API keys: none, everybody is served\n"
+    told = {name: value for name, value in resolved.items() if value is not None}
+    return note + str(yaml.safe_dump(told, sort_keys=False))
+
+
+def _memory(said: dict[str, Any], config: EngineConfig, speculation: Speculation) -> str:
+    """The memory plan as comments; without configs to read, why there is none."""
+    draft = speculation.draft or (EMBEDDED if said["model"] == EMBEDDED else "none")
+    size = speculation.block_size if isinstance(speculation.block_size, int) else None
+    try:
+        drafter = None if draft == "none" else draft
+        plan = plan_memory(_model(said), drafter, said["dtype"], config, size).to_text()
+    except CheckpointError as error:
+        plan = f"memory: not known ({' '.join(str(error).split())})"
+    return "".join(f"# {line}\n" for line in plan.splitlines())
+
+
+def _serve(
+    said: dict[str, Any], config: ServerConfig, engine_config: EngineConfig, speculation: Speculation
+) -> None:
+    model = _model(said)
+    llm = open_llm(
+        model,
+        speculation.draft,
+        said["dtype"],
+        said["device"],
+        speculation.block_size,
+        quantization=said["quantization"],
+        draft_window_size=said["draft_window_size"],
+    )
+    llm.engine_config = engine_config
+    if said["chat_template"] is not None:
+        llm.tokenizer.chat_template = _template(said["chat_template"])
+    longest = llm.target.config.max_position_embeddings
+    context_len = _context_len(said["context_length"], longest, engine_config)
+    if llm.block_size == AUTO:
+        with Console(stderr=True).status("measuring this machine's steps"):
+            llm.engine.control.calibrate(config.max_running_requests)
+    engine = AsyncEngine(llm.engine)
+    defaults = generation_defaults(model)
+    service = Service(engine, llm.tokenizer, context_len, llm.max_block_size, config, defaults)
+    configure_logs(said["log_format"])
+    run_server(service, said["host"], said["port"], said["drain_s"])
+
+
+def _template(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--chat-template {file} cannot be read: {error}") from None
+
+
+def _context_len(asked: int | None, longest: int, config: EngineConfig) -> int:
+    """Tokens of prompt and answer: what was asked for, at most what the model and the cache hold."""
+    if asked is not None and not 2 <= asked <= longest:
+        raise UsageError(f"--context-length is {asked}; expected 2 to {longest}, the model's own")
+    return min(asked or longest, config.pages_for(longest) * config.page_size)
