@@ -45,6 +45,7 @@ class TrainConfig:
     eval_minutes: float = _described(10.0, "Between evaluations.")
     checkpoint_minutes: float = _described(10.0, "Between saved states.")
     validation_documents: int = _described(256, "Held-back answers that are evaluated.")
+    served_prompts: int = _described(6, "Of their prompts so many are also served, as a check; 0: none.")
     seed: int = _described(0, "Of weights, rows and anchors.")
 
     def __post_init__(self) -> None:

@@ -83,6 +83,7 @@ def draw_curves(runs: Sequence[Path], file: Path, kind: str = "all") -> None:
             axes.set_xlabel(across)
             axes.set_ylabel(up)
             axes.set_xlim(left=0)
+            axes.set_yscale("log" if up == "loss" else "linear")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
         drawn = io.BytesIO()

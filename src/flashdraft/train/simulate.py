@@ -29,6 +29,16 @@ class Walk:
         """Tokens gained a round; 1.0 without rounds."""
         return self.num_tokens / len(self.num_accepted) if self.num_accepted else 1.0
 
+    def accepted_by_position(self, block_size: int) -> list[float]:
+        """Share of the rounds that accepted the draft token at each place of a block, the first after the anchor on."""
+        rounds = max(len(self.num_accepted), 1)
+        return [sum(count >= place for count in self.num_accepted) / rounds for place in range(1, block_size)]
+
+    def add(self, other: "Walk") -> None:
+        """Take ``other``'s rounds too."""
+        self.num_tokens += other.num_tokens
+        self.num_accepted += other.num_accepted
+
 
 @torch.no_grad()
 def accepted_at_anchors(
@@ -58,7 +68,7 @@ def walk(rows: PackedRows, accepted: Tensor) -> Walk:
     """Take the rounds of serving through every document of ``rows``."""
     result = Walk()
     for anchors, values in zip(rows.is_anchor.tolist(), accepted.tolist(), strict=True):
-        for begin, end in _answers(anchors):
+        for begin, end in answers_of(anchors):
             anchor = begin
             while anchor < end:
                 # The last round delivers no more than is left of the answer, one token of it not from the draft.
@@ -87,16 +97,12 @@ def simulate(
         num_real = min(rows_per_forward, len(rows) - first)
         part = rows.rows(torch.where(index < len(rows), index, first))
         accepted = accepted_at_anchors(target, drafter, part, block_size, blocks_per_forward)
-        one = walk(
-            PackedRows(*(t[:num_real] for t in (part.token_ids, part.doc_start, part.is_anchor))),
-            accepted[:num_real],
-        )
-        total.num_tokens += one.num_tokens
-        total.num_accepted += one.num_accepted
+        real = PackedRows(*(t[:num_real] for t in (part.token_ids, part.doc_start, part.is_anchor)))
+        total.add(walk(real, accepted[:num_real]))
     return total
 
 
-def _answers(is_anchor: list[bool]) -> Iterator[tuple[int, int]]:
+def answers_of(is_anchor: list[bool]) -> Iterator[tuple[int, int]]:
     """Runs of anchors: (first, one past the last). Documents lie apart, since a last token is no anchor."""
     begin = None
     for place, inside in enumerate([*is_anchor, False]):

@@ -18,8 +18,10 @@ from flashdraft.train.forward import Network, block_hidden, target_features, tea
 from flashdraft.train.log_file import append_line, cut_log
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.optimizer import Optimizer
+from flashdraft.train.served import check_served
 from flashdraft.train.simulate import simulate
 
+FREE_TO_CHANGE = ("max_minutes", "eval_minutes", "served_prompts")  # when a run is resumed
 STEPS_BETWEEN_READS = 20  # the device is asked for the loss this often; it runs ahead in between
 
 
@@ -70,7 +72,7 @@ class Trainer:
         if state is None:
             return False
         now, then = asdict(self.config), asdict(TrainConfig()) | state["config"]
-        changed = [k for k in now if then[k] != now[k] and k not in ("max_minutes", "eval_minutes")]
+        changed = [k for k in now if then[k] != now[k] and k not in FREE_TO_CHANGE]
         if changed:
             raise DataError(
                 f"{self.folder}: its run has other settings ({', '.join(sorted(changed))});"
@@ -125,7 +127,7 @@ class Trainer:
     def evaluate(self, on_report: Any) -> dict[str, float]:
         """Simulated acceptance length on the validation documents, by kind of text and over all of them.
 
-        Of an MTP head also at 7 and at 15 drafts, whatever it is trained for.
+        Some of them are served as well. Of an MTP head also at 7 and at 15 drafts, whatever it is trained for.
         """
         lengths = self._simulated_lengths(self.config.block_size)
         values: dict[str, Any] = {"simulated_acceptance_length": lengths}
@@ -133,6 +135,8 @@ class Trainer:
             at = {size: self._simulated_lengths(size) for size in {8, 16} - {self.config.block_size}}
             at[self.config.block_size] = lengths
             values["at_drafts"] = {str(size - 1): at[size]["all"] for size in sorted(at)}
+        if self.config.served_prompts and self.validation:
+            values |= check_served(self.target, self.drafter, self.validation, self.config)
         self._log(on_report, values)
         return lengths
 
