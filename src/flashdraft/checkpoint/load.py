@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter, embedded_target
+from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter, embedded_mtp, embedded_target
 from flashdraft.checkpoint.gguf import GGUFFile
 from flashdraft.checkpoint.gguf_gemma3 import Gemma3Weights, read_gemma3_config
 from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
@@ -92,7 +92,8 @@ def outline_own_mtp(
 ) -> MTPModel:
     """The head of :func:`load_own_mtp`, without weights: shapes on the meta device."""
     with torch.device("meta"):
-        return MTPModel(read_mtp_config(locate(target_name, CONFIGS), target.config)).to(check_dtype(dtype))
+        place = embedded_mtp() if target_name == EMBEDDED else locate(target_name, CONFIGS)
+        return MTPModel(read_mtp_config(place, target.config)).to(check_dtype(dtype))
 
 
 def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:
@@ -143,13 +144,13 @@ def load_own_mtp(
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> MTPModel:
-    """The MTP head among the weights of the target that ``target_name`` names, as Qwen3.5 has one.
+    """The MTP head of the target that ``target_name`` names: among its weights, as Qwen3.5 has one, or embedded.
 
     Raises CheckpointError when there is none or it contradicts itself, UsageError for a dtype or device that is not
     there.
     """
     where, wanted = check_device(device), check_dtype(dtype)
-    place = _locate_target(target_name)
+    place = embedded_mtp() if target_name == EMBEDDED else locate(target_name)
     if place.is_file():
         raise CheckpointError(
             f"{place} is a GGUF file, and no MTP head is read from those; give a trained head's folder, or another"

@@ -59,7 +59,7 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, dflash, auto and names of --draft; ar always runs: it is the yardstick."
+        help="With commas: ar, ngram, mtp, dflash, auto, names of --draft; ar always runs: it is the yardstick."
         "  [default: all but ngram]",
     ),
 ]
@@ -131,12 +131,16 @@ def _bench_here(
     from flashdraft.bench.offline import OfflineBench
     from flashdraft.bench.rows_file import RowsFile
     from flashdraft.bench.tables import method_label
+    from flashdraft.checkpoint.load import OWN_MTP
     from flashdraft.provenance import collect_provenance
 
     sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
+    wanted = names_in(methods) if methods else None
+    if wanted and OWN_MTP in wanted:
+        named.setdefault(OWN_MTP, OWN_MTP)
     llm = open_llm(model, named.get("dflash"), dtype, device, quantization=quantization)
-    drafters = _drafters(llm, named, dtype, device, quantization)
-    chosen = choose_methods(names_in(methods) if methods else _default_methods(drafters), sizes, drafters)
+    drafters = _drafters(llm, model, named, dtype, device, quantization)
+    chosen = choose_methods(wanted or _default_methods(drafters), sizes, drafters)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings |= {"quantization": quantization} if quantization else {}
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
@@ -171,16 +175,17 @@ def _named(drafts: list[str]) -> dict[str, str]:
 
 
 def _drafters(
-    llm: "LLM", named: dict[str, str], dtype: str, device: str, quantization: str | None
+    llm: "LLM", model: str, named: dict[str, str], dtype: str, device: str, quantization: str | None
 ) -> "dict[str, Drafter]":
     """The opened drafters, by method name; the LLM's own is dflash."""
-    from flashdraft.checkpoint.load import load_drafter
+    from flashdraft.checkpoint.load import OWN_MTP, load_drafter, load_own_mtp
     from flashdraft.spec_decode.networks import drafter_of
 
     drafters: dict[str, Drafter] = {"dflash": llm.drafter} if llm.drafter else {}
     for name, folder in named.items():
         if name != "dflash":
-            network = load_drafter(folder, llm.target, dtype=dtype, device=device)
+            load, place = (load_own_mtp, model) if folder == OWN_MTP else (load_drafter, folder)
+            network = load(place, llm.target, dtype=dtype, device=device)
             drafters[name] = drafter_of(network, llm.target, quantization)
     return drafters
 

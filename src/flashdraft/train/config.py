@@ -28,7 +28,7 @@ class TrainConfig:
     rows_per_step: int = _described(4, "Packed rows in a step.")
     blocks_per_row: int = _described(64, "Anchors drawn in a row.")
     slots_per_block: float = _described(4.0, "Slots whose loss is computed, drawn by the decay weights.")
-    weighting: str = _described("decay", "How the loss weighs a block's slots: decay, or dpace.")
+    weighting: str = _described("dpace", "How the loss weighs a block's slots: dpace, or decay.")
     gamma: float = _described(4.0, "Decay: weights fall by exp(-1 / gamma) a slot.")
     dpace_alpha: float = _described(0.5, "D-PACE: smoothing of the drafter's confidence, 0 to 1.")
     distill: float = _described(0.0, "Share of the loss against the target's distribution, not its token.")
