@@ -187,6 +187,7 @@ class ModelCard(Told):
     owned_by: str
     max_model_len: int
     block_size: int | str
+    thinking: bool  # whether the chat template knows of thoughts
 
 
 class ModelList(Told):

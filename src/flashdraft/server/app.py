@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from flashdraft.errors import FlashdraftError
 from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
@@ -36,6 +37,7 @@ ROUTES = [
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
 ]
+_ASSETS = Mount("/assets", StaticFiles(packages=[("flashdraft.server", "playground")]))  # of the page
 
 
 def build_app(service: Service) -> Starlette:
@@ -58,7 +60,7 @@ def build_app(service: Service) -> Starlette:
         Exception: answer_error,
     }
     return Starlette(
-        routes=ROUTES,
+        routes=[*ROUTES, _ASSETS],
         middleware=[Middleware(RequestLog, service.metrics), Middleware(Gate, service.config)],
         exception_handlers=handlers,
         lifespan=lifespan,

@@ -9,7 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
 
-OPEN_PATHS = {"/", "/health", "/ready"}  # without a key: the page (which asks for one) and the probes
+# Without a key: the page with its assets (it asks for one), and the probes.
+OPEN_PATHS = {"/", "/health", "/ready"}
+OPEN_FOLDER = "/assets/"
 
 
 class Gate:
@@ -26,7 +28,7 @@ class Gate:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
                 self._check_key(headers.get("authorization", ""))
             self._check_size(int(headers.get("content-length", "0")))
             await self._app(scope, self._counted(receive), send)

@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.handlers import check_model, service_of
 from flashdraft.server.http_io import read_json
@@ -15,9 +16,8 @@ from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
 
 _STARTED = int(time())
 
-# The page is one file and asks for nothing elsewhere.
-_INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_PAGE_POLICY = f"default-src 'none'; {_INLINE}; connect-src 'self'; img-src data:"
+# The page has its own style and scripts, and asks for nothing elsewhere.
+_PAGE_POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
 
 
 async def playground(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
@@ -37,6 +37,7 @@ async def models(request: Request) -> Response:
             "owned_by": "flashdraft",
             "max_model_len": service.context_len,
             "block_size": service.block_size,
+            "thinking": END_THINK in (service.tokenizer.chat_template or ""),
         }
         for name in service.config.model_names
     ]

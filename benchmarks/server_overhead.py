@@ -1,0 +1,98 @@
+"""What HTTP costs: tokens a second through the server against the offline engine, on the same requests.
+
+    python benchmarks/server_overhead.py --out benchmarks/results/server_overhead.json
+
+Two processes on one machine, the engine in this one and a server, take turns: one request at a time, then 32 at once,
+each round with prompts of its own: at most 4 rounds. Answers over HTTP are streamed, a chunk each step. Both decode
+greedily with blocks of one fixed length, to the same number of tokens.
+"""
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import httpx2
+from served_process import start_server
+
+from flashdraft.bench.tasks import load_task
+from flashdraft.llm import LLM
+from flashdraft.provenance import collect_provenance
+from flashdraft.sampling_params import SamplingParams
+
+Conversation = list[dict[str, str]]
+
+
+def offline(llm: LLM, chats: list[Conversation], concurrency: int, num_tokens: int) -> float:
+    """Tokens a second of the engine in this process."""
+    params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
+    started = perf_counter()
+    for at in range(0, len(chats), concurrency):
+        llm.chat(chats[at : at + concurrency], params)
+    return len(chats) * num_tokens / (perf_counter() - started)
+
+
+async def served(url: str, chats: list[Conversation], concurrency: int, body: dict[str, Any]) -> float:
+    """Tokens a second through HTTP, the same requests in the same groups."""
+
+    async def one(http: httpx2.AsyncClient, chat: Conversation) -> None:
+        asked = body | {"messages": chat, "stream": True}
+        async with http.stream("POST", f"{url}/v1/chat/completions", json=asked) as answer:
+            assert answer.status_code == 200
+            async for _ in answer.aiter_raw():
+                pass
+
+    async with httpx2.AsyncClient(timeout=600) as http:
+        started = perf_counter()
+        for at in range(0, len(chats), concurrency):
+            await asyncio.gather(*(one(http, chat) for chat in chats[at : at + concurrency]))
+        return len(chats) * body["max_tokens"] / (perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--block-size", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    prompts = iter([prompt.turns[0] for task in ("gsm8k", "mt-bench") for prompt in load_task(task, 128)])
+    llm = LLM(block_size=args.block_size)
+    body = {"max_tokens": args.tokens, "temperature": 0, "ignore_eos": True}
+    rows: list[dict[str, float]] = []
+    with start_server(["--block-size", str(args.block_size)]) as server:
+        for round_number in range(args.rounds + 1):  # the first warms up
+            for concurrency, count in ((1, 4), (32, 32)):
+                chats = [[{"role": "user", "content": next(prompts)}] for _ in range(count)]
+                row = {"concurrency": concurrency, "offline": 0.0, "http": 0.0}
+                ways = ["offline", "http"] if round_number % 2 else ["http", "offline"]
+                for way in ways:
+                    if way == "offline":
+                        row[way] = offline(llm, chats, concurrency, args.tokens)
+                    else:
+                        row[way] = asyncio.run(served(server.url, chats, concurrency, body))
+                print(json.dumps(row), flush=True)
+                if round_number:
+                    rows.append(row)
+    ratios = {
+        str(c): [round(row["http"] / row["offline"], 4) for row in rows if row["concurrency"] == c]
+        for c in (1, 32)
+    }
+    figures = {
+        "http_over_offline_median": {c: round(median(each), 4) for c, each in ratios.items()},
+        "http_over_offline": ratios,
+        "tokens_per_second": rows,
+        "settings": {"tokens": args.tokens, "block_size": args.block_size, "rounds": args.rounds},
+    }
+    print(json.dumps(figures["http_over_offline_median"]))
+    if args.out:
+        args.out.write_text(json.dumps(figures | {"provenance": collect_provenance()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
