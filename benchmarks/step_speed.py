@@ -48,7 +48,7 @@ def draft_step(drafter: DFlashDrafter, rows: int, width: int) -> Step:
         layer.k.normal_()
         layer.v.normal_()
     positions = torch.arange(CONTEXT, CONTEXT + width).expand(rows, -1)
-    return lambda: drafter.draft([7] * rows, positions, CONTEXT + width, cache.layers)
+    return lambda: drafter.chains(drafter.hidden([7] * rows, positions, CONTEXT + width, cache.layers))
 
 
 def shortest(steps: Sequence[Step], repeats: int) -> list[float]:

@@ -12,16 +12,22 @@ import torch
 from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.model_cache import ModelCache
 from flashdraft.detokenizer import Decodes
 from flashdraft.errors import UsageError
 from flashdraft.grammar import GrammarState, begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampler import TokenChooser, TokenLogprobs, token_logprobs
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.dflash import DFlashDrafter, DFlashState
+from flashdraft.spec_decode.drafter import Drafter, DraftState
 from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 from flashdraft.stopping import StopCondition
+
+Accept = Callable[[list[int], list[int]], tuple[int, int]]  # as spec_decode/verify.py
+MAX_TREE = 256  # tokens of a tree
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,30 @@ class Answer:
         following = self.prompt[start + 1 : start + 1 + len(logits)][num_known:]
         scored += token_logprobs(logits[num_known:], following, self.chooser.params.prompt_logprobs or 0)
 
-    def cut(self, draft: list[int]) -> list[int]:
-        """The part of ``draft`` that is worth verifying (TokenChooser.cut)."""
-        return self.chooser.cut(self.output.token_ids, draft)
+    def cut(self, draft: DraftTree, depth: int) -> DraftTree:
+        """The part of ``draft`` that is worth verifying, at most ``depth`` deep; of a chain: TokenChooser.cut."""
+        draft = draft.cut(depth)
+        if not draft.is_chain:
+            return draft
+        return DraftTree.chain(self.chooser.cut(self.output.token_ids, draft.token_ids))
 
-    def choose(self, logits: Tensor, draft: Sequence[int] = ()) -> list[int]:
-        """The target's own tokens after the answer so far and each of ``draft`` (TokenChooser.choose)."""
-        return self.chooser.choose(logits, self.output.token_ids, draft)
+    def follow(
+        self, draft: DraftTree, logits: Tensor, argmax: list[int] | None = None, accept: Accept = verify
+    ) -> tuple[list[int], int]:
+        """Which path of ``draft`` the target itself takes: its places, the anchor's 0 first, and the token after it.
+
+        ``logits`` [1 + len(draft), vocab_size], ``argmax`` theirs if it is at hand; ``accept`` decides on chains.
+        """
+        choose, said = self.chooser.choose, self.output.token_ids
+        best = (argmax or logits.argmax(-1).tolist()) if self.chooser.is_argmax else []
+        if draft.is_chain:
+            wanted = best or choose(logits, said, draft.token_ids)
+            num_accepted, token = accept(draft.token_ids, wanted)
+            return list(range(1 + num_accepted)), token
+        if best:
+            return draft.walk(lambda place, _: best[place])
+        # Chosen on the way, so that penalties, bans and grammars see the tokens of the path.
+        return draft.walk(lambda place, path: choose(logits[place : place + 1], [*said, *path])[0])
 
     def deliver(
         self, token_ids: list[int], num_drafted: int, num_accepted: int, logits: Tensor
@@ -127,31 +150,32 @@ def generate(
     eos_token_ids: Sequence[int] = (),
     on_round: Callable[[RoundEvent], None] | None = None,
     tokenizer: Decodes | None = None,
+    draft_tree: int | None = None,
 ) -> GenerateOutput:
     """Answer one prompt.
 
     ``block_size``: tokens of a block, anchor included; 1 is plain decoding, None the drafter's largest.
+    ``draft_tree``: tokens of a tree to verify in place of the block, anchor included.
     ``on_round`` hears every verification as it happens; the first call carries the token of the prefill.
     ``tokenizer``: for the answer's text, for stop texts and for a grammar.
-    Raises UsageError for a prompt that is empty or too long, for a block size out of range and for a grammar
-    that cannot be followed.
+    Raises UsageError for what cannot be served: check_request, check_tree, begin_grammar.
     """
     prompt = list(prompt_token_ids)
     block_size = check_request(target, drafter, prompt, block_size, params)
+    tree_size = check_tree(target, drafter, draft_tree)
     max_len = min(len(prompt) + params.max_tokens, target.config.max_position_embeddings)
     state = drafter.begin(max_len) if drafter and block_size > 1 else None
     layers = drafter.feature_layers if drafter and state else ()
-    cache = target.new_cache(1, max_len)
+    cache = target.new_cache(1, max_len + tree_size)
     grammar = begin_grammar(params.grammar, tokenizer, target.config.vocab_size, eos_token_ids)
     answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer, grammar)
     metrics = answer.output.metrics
     hear = on_round or (lambda _event: None)
-
     started = perf_counter()
     forward = target.forward(ForwardBatch.of_row(prompt, 0, target.device), cache, layers)
     logits = target.logits(forward.hidden[0, 0 if answer.scores_prompt else -1 :])
     answer.score_prompt(logits, len(prompt) - len(logits))
-    [anchor] = answer.choose(logits := logits[-1:])
+    _, anchor = answer.follow(DraftTree(), logits := logits[-1:])
     cache.commit(len(prompt))
     metrics.prefill_s = perf_counter() - started
     hear(answer.deliver([anchor], 0, 0, logits))
@@ -159,25 +183,51 @@ def generate(
     while answer.goes_on:
         started = perf_counter()
         start = cache.lengths[0]
-        draft: list[int] = []
+        draft = DraftTree()
         if state:
             state.observe(verified, forward.features)
             # The drafter always sees a whole block, as in training; the verified part may be shorter.
-            draft = answer.cut(state.propose(anchor, block_size - 1)[: max_len - start - 2])
+            draft = answer.cut(_propose(state, anchor, block_size, tree_size), max_len - start - 2)
         drafted = perf_counter()
-        block = [anchor, *draft]
-        forward = target.forward(ForwardBatch.of_row(block, start, target.device), cache, layers)
+        block = [anchor, *draft.token_ids]
+        batch = ForwardBatch.of_row(block, start, target.device, draft.parents)
+        forward = target.forward(batch, cache, layers)
         logits = target.logits(forward.hidden[0])
-        wanted = answer.choose(logits, draft)
-        metrics.verify_s += perf_counter() - drafted
-        num_accepted, anchor = verify(draft, wanted)
-        cache.commit(1 + num_accepted)
-        verified, forward = block[: 1 + num_accepted], forward.first(1 + num_accepted)
-        metrics.record_round(len(draft), num_accepted)
-        hear(answer.deliver([*draft[:num_accepted], anchor], len(draft), num_accepted, logits))
-        metrics.draft_s += drafted - started
+        path, anchor = answer.follow(draft, logits)
+        metrics.record_seconds(drafted - started, perf_counter() - drafted)
+        cache.commit_path(path)
+        verified, forward = [block[place] for place in path], forward.at(path)
+        metrics.record_round(draft, len(path) - 1)
+        hear(answer.deliver([*verified[1:], anchor], len(draft), len(path) - 1, logits[path]))
         metrics.decode_s += perf_counter() - started
     return answer.output
+
+
+def _propose(state: DraftState, anchor: int, block_size: int, tree_size: int) -> DraftTree:
+    if tree_size:
+        assert isinstance(state, DFlashState)
+        return state.propose_tree(anchor, block_size - 1, tree_size - 1)
+    return DraftTree.chain(state.propose(anchor, block_size - 1))
+
+
+def check_tree(target: TargetModel, drafter: Drafter | None, draft_tree: int | None) -> int:
+    """Tokens of a tree; 0: drafts are chains. Raises UsageError for what cannot draft or verify one."""
+    if draft_tree is None:
+        return 0
+    found = f"draft_tree is {draft_tree}"
+    if not 2 <= draft_tree <= MAX_TREE:
+        raise UsageError(f"{found}; expected 2 to {MAX_TREE} tokens, anchor included")
+    if not isinstance(drafter, DFlashDrafter):
+        raise UsageError(
+            f"{found}, but {'there is no drafter' if drafter is None else 'this drafter drafts one token a place'};"
+            " expected a DFlash drafter, whose one forward gives all places of a block their likeliest tokens"
+        )
+    if isinstance(target.new_cache(1, 1), ModelCache):
+        raise UsageError(
+            f"{found}, but targets of model_type {target.config.model_type} keep states, which follow one path of"
+            " tokens and not the branches of a tree; leave draft_tree out: blocks are verified as chains"
+        )
+    return draft_tree
 
 
 def check_request(

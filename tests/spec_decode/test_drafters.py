@@ -6,6 +6,7 @@ import pytest
 
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.ngram import NgramDrafter
+from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 
 
@@ -54,7 +55,7 @@ def test_many_requests_are_a_ratio_of_sums() -> None:
         one = RequestMetrics()
         one.record_tokens(1, 0)
         for num_accepted in accepted:
-            one.record_round(3, num_accepted)
+            one.record_round(DraftTree.chain([0] * 3), num_accepted)
             one.record_tokens(num_accepted + 1, num_accepted)
         total.add(one)
     assert total.acceptance_length == pytest.approx((8 + 4) / 6)

@@ -1,5 +1,7 @@
 """Keys and values of past tokens. A forward stages them; ``commit`` makes them true; rollback is to commit less."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,19 @@ class KVCache:
             return FirstKeys(positions[:, 0] + 1)
         mask = CachedMask(positions, kv_len)
         return mask.dense() if len(self.lengths) == 1 else fast_mask(mask, positions.device)
+
+    def commit_path(self, path: Sequence[int], row: int = 0) -> None:
+        """Make one path of a staged tree true: staged token ``path[i]`` becomes number i. It ascends from 0, the root.
+
+        A chain's path moves nothing.
+        """
+        if path[-1] != len(path) - 1:
+            start = self.lengths[row]
+            from_slots = start + torch.tensor(path, device=self.layers[0].k.device)
+            for layer in self.layers:
+                for stored in (layer.k, layer.v):
+                    stored[row, :, start : start + len(path)] = stored[row].index_select(1, from_slots)
+        self.commit(len(path), row)
 
     def commit(self, num_tokens: int, row: int = 0) -> None:
         """Make the next ``num_tokens`` staged tokens of ``row`` true."""

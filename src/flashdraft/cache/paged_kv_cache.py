@@ -125,6 +125,18 @@ class GatheredRows:
             return None
         return fast_mask(CachedMask(positions, kv_len), positions.device)
 
+    def commit_paths(self, rows: Sequence[CacheRow], paths: Sequence[Sequence[int]]) -> None:
+        """Make one path of a staged tree true in each of ``rows``, as they were arranged.
+
+        Staged token ``paths[i][k]`` becomes number k; a path ascends from 0, the root. A chain's moves nothing.
+        """
+        for idx, (row, path) in enumerate(zip(rows, paths, strict=True)):
+            if path[-1] != len(path) - 1:
+                from_slots = row.start + torch.tensor(path, device=self._rows.device)
+                end = row.start + len(path)
+                self._rows[:, :, idx, row.start : end] = self._rows[:, :, idx].index_select(2, from_slots)
+        self.commit(rows, [len(path) for path in paths])
+
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         """Make the first ``counts[i]`` staged tokens of ``rows[i]``, as they were arranged, true."""
         slots: list[int] = []

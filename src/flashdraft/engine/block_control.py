@@ -13,6 +13,7 @@ from flashdraft.spec_decode.controller import AUTO, BlockSize, Candidate, Contro
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.step_costs import StepCosts
+from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _CHOOSE_RATE = 0.1
@@ -79,7 +80,7 @@ class BlockControl:
     def learn(
         self,
         blocks: Sequence[tuple[Request, int]],
-        drafts: Sequence[list[int]],
+        drafts: Sequence[DraftTree],
         accepted: Sequence[int],
         seconds: tuple[float, float, float, float],
     ) -> None:

@@ -1,7 +1,6 @@
 """Many requests at once. ``step`` is the loop of generate.py for a whole batch."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import count, groupby
 from time import perf_counter
 
@@ -14,7 +13,7 @@ from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import Answer, check_request
+from flashdraft.generate import Answer, check_request, check_tree
 from flashdraft.grammar import Grammar, GrammarState, begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
@@ -23,6 +22,7 @@ from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.step_costs import StepCosts
+from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 
 _MOST_PENDING = 128  # tokens of an answer whose features wait for a draft
@@ -34,6 +34,7 @@ class Engine:
     ``block_size``: of requests that name none; "auto": the controller's choice at every step; None: "auto" where
     there is a drafter. ``costs``: of steps on this machine; None: measured before the first automatic block.
     ``simulated``: for studies of cost, decides what is accepted; the answers then mean nothing.
+    ``draft_tree``: tokens of the trees that requests verify in place of their blocks; None: chains.
     """
 
     def __init__(
@@ -46,12 +47,16 @@ class Engine:
         block_size: BlockSize | None = None,
         costs: StepCosts | None = None,
         simulated: SimulatedAcceptance | None = None,
+        draft_tree: int | None = None,
     ) -> None:
         self.config = config or EngineConfig()
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
+        self.tree_size = check_tree(target, drafter, draft_tree)
+        if simulated and draft_tree:
+            raise UsageError("simulated acceptance knows chains alone; expected no draft_tree beside it")
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size, self.config.num_slots)
         self.control = BlockControl(self.runner, drafter, costs)
@@ -96,14 +101,19 @@ class Engine:
         block_size: BlockSize | None = None,
         priority: int = 0,
         grammar: GrammarState | None = None,
+        draft_tree: int | None = None,
     ) -> None:
         """Queue a request; lower ``priority`` runs first. Raises UsageError, see :meth:`check`.
 
         ``grammar``: from :meth:`begin_grammar`, where that was called before, in another thread perhaps.
+        ``draft_tree``: tokens of its trees, in place of the engine's; automatic blocks are then whole ones.
         """
         if request_id in self.requests:
             raise UsageError(f"request id {request_id!r} is taken by an unfinished request; choose another")
         size = self.check(prompt_token_ids, params, block_size)
+        tree_size = check_tree(self.target, self.drafter, draft_tree) or self.tree_size
+        if tree_size and size == AUTO and self.drafter:
+            size = self.drafter.max_block_size
         prompt = list(prompt_token_ids)
         max_len = self._max_len(prompt, params)
         grammar = grammar or self.begin_grammar(params.grammar)
@@ -116,6 +126,7 @@ class Engine:
             size if isinstance(size, int) else 1,
             priority,
             next(self._arrivals),
+            tree_size=tree_size if size != 1 else 0,
             is_automatic=size == AUTO,
         )
         self.requests[request_id] = request
@@ -199,7 +210,9 @@ class Engine:
             for (r, size), last in zip(chunks, is_last, strict=True)
         ]
         results = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
-        runner.commit(runner.chunk_rows, requests, sizes, [result.features for result in results])
+        runner.commit(
+            runner.chunk_rows, requests, [*map(range, sizes)], [result.features for result in results]
+        )
         share = (perf_counter() - started) / len(requests)
         outputs = []
         for request, result, last, start in zip(requests, results, is_last, starts, strict=True):
@@ -207,8 +220,9 @@ class Engine:
             if request.answer.scores_prompt:
                 request.answer.score_prompt(result.logits, start)
             if last:
-                result = replace(result, logits=result.logits[-1:], argmax=result.argmax[-1:])
-                outputs.append(self._deliver(request, self._choose(request, result, []), 0, 0, result))
+                result = result.at([-1])
+                _, token = self._follow(request, result, DraftTree())
+                outputs.append(self._deliver(request, [token], 0, 0, result))
         self._settle(requests)
         return outputs
 
@@ -216,45 +230,44 @@ class Engine:
         started = perf_counter()
         runner, requests = self.runner, [request for request, _ in blocks]
         drafting = [request for request, size in blocks if size > 1]
-        proposed = dict(zip(drafting, runner.propose(drafting), strict=True))
-        drafts = [request.answer.cut(proposed.get(request, [])[: size - 1]) for request, size in blocks]
-        drafted = perf_counter()
-        tokens = [[request.anchor, *draft] for request, draft in zip(requests, drafts, strict=True)]
-        results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens])
-        answered = perf_counter()
-        accept = self.simulated or verify
-        decided = [
-            accept(draft, self._choose(request, result, draft))
-            for request, result, draft in zip(requests, results, drafts, strict=True)
+        proposed = runner.propose(drafting)
+        drafts = [
+            request.answer.cut(proposed[request].first(size - 1), request.most_tokens - 1)
+            if size > 1
+            else DraftTree()
+            for request, size in blocks
         ]
+        drafted = perf_counter()
+        tokens = [[request.anchor, *draft.token_ids] for request, draft in zip(requests, drafts, strict=True)]
+        parents = [draft.parents for draft in drafts]
+        results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens], parents)
+        answered = perf_counter()
+        decided = [self._follow(*one) for one in zip(requests, results, drafts, strict=True)]
         verified = perf_counter()
-        counts = [1 + num_accepted for num_accepted, _ in decided]
-        runner.commit(runner.block_rows, requests, counts, [result.features for result in results])
+        paths = [path for path, _ in decided]
+        runner.commit(runner.block_rows, requests, paths, [result.features for result in results])
         ended = perf_counter()
         seconds = drafted - started, answered - drafted, verified - answered, ended - verified
-        self.control.learn(blocks, drafts, [num_accepted for num_accepted, _ in decided], seconds)
+        self.control.learn(blocks, drafts, [len(path) - 1 for path in paths], seconds)
         outputs = []
-        for request, draft, (num_accepted, anchor), result in zip(
-            requests, drafts, decided, results, strict=True
+        for request, draft, block, (path, anchor), result in zip(
+            requests, drafts, tokens, decided, results, strict=True
         ):
             metrics = request.answer.output.metrics
-            metrics.record_round(len(draft), num_accepted)
-            metrics.draft_s += (drafted - started) / len(requests)
-            metrics.verify_s += (verified - drafted) / len(requests)
+            metrics.record_round(draft, len(path) - 1)
+            metrics.record_seconds((drafted - started) / len(requests), (verified - drafted) / len(requests))
             metrics.decode_s += (ended - started) / len(requests)
-            new = [*draft[:num_accepted], anchor]
-            outputs.append(self._deliver(request, new, len(draft), num_accepted, result))
+            new = [*(block[place] for place in path[1:]), anchor]
+            outputs.append(self._deliver(request, new, len(draft), len(path) - 1, result.at(path)))
         self._settle(requests)
         return outputs
 
-    def _choose(self, request: Request, result: Verified, draft: list[int]) -> list[int]:
-        if request.answer.chooser.is_argmax:
-            return result.argmax
+    def _follow(self, request: Request, result: Verified, draft: DraftTree) -> tuple[list[int], int]:
         try:
-            return request.answer.choose(result.logits, draft)
+            return request.answer.follow(draft, result.logits, result.argmax, self.simulated or verify)
         except UsageError as error:  # a grammar without a way on: it harms nobody else
             request.error = str(error)
-            return result.argmax  # nothing of it is delivered
+            return [0], result.argmax[0]  # nothing of it is delivered
 
     def _deliver(
         self, request: Request, token_ids: list[int], num_drafted: int, num_accepted: int, result: Verified

@@ -1,7 +1,7 @@
 """Runs target and drafter for the requests of one step: one ForwardBatch for rows of similar width."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,11 +10,13 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.kv_cache import LayerKV
 from flashdraft.cache.model_cache import ModelCache
-from flashdraft.cache.paged_kv_cache import GatheredRows, PagedKVCache
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.engine.request import Request
 from flashdraft.models.base import TargetModel
 from flashdraft.spec_decode.batch_drafter import batch_drafter
+from flashdraft.spec_decode.dflash import DFlashBatch
 from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Verified:
     logits: Tensor  # [num_wanted, vocab_size], float32, of the last tokens; empty where no request reads them
     argmax: list[int]
     features: Tensor | None  # [num_tokens, feature_size]
+
+    def at(self, places: list[int]) -> "Verified":
+        """The same with the choices at ``places`` alone."""
+        logits = self.logits[places] if len(self.logits) else self.logits
+        return replace(self, logits=logits, argmax=[self.argmax[place] for place in places])
 
 
 class ModelRunner:
@@ -59,15 +66,23 @@ class ModelRunner:
             prefix = request.token_ids[: request.num_committed]
             self.drafter.join(request.draft_row, prefix, request.max_len)
 
-    def propose(self, requests: Sequence[Request]) -> list[list[int]]:
-        """A draft of ``block_size - 1`` tokens at most for each request."""
+    def propose(self, requests: Sequence[Request]) -> dict[Request, DraftTree]:
+        """The draft of each: a tree of ``tree_size - 1`` tokens, or a chain of ``block_size - 1`` at most."""
         if not requests:
-            return []
-        assert self.drafter is not None
+            return {}
         self.catch_up(requests)
-        rows = [request.draft_row for request in requests]
-        anchors = [request.anchor for request in requests]
-        return self.drafter.propose(rows, anchors, [request.block_size for request in requests])
+        of_chains = [request for request in requests if not request.tree_size]
+        of_trees = [request for request in requests if request.tree_size]
+        drafts: dict[Request, DraftTree] = {}
+        if of_chains:
+            assert self.drafter is not None
+            chains = self.drafter.propose(*_asked(of_chains))
+            drafts |= zip(of_chains, map(DraftTree.chain, chains), strict=True)
+        if of_trees:
+            assert isinstance(self.drafter, DFlashBatch)
+            most = max(request.tree_size for request in of_trees) - 1
+            drafts |= zip(of_trees, self.drafter.propose_trees(*_asked(of_trees), most), strict=True)
+        return drafts
 
     def catch_up(self, requests: Sequence[Request]) -> None:
         """Let the drafter take what is committed but not observed, of all ``requests`` in one projection."""
@@ -86,16 +101,20 @@ class ModelRunner:
         requests: Sequence[Request],
         token_ids: Sequence[list[int]],
         num_wanted: Sequence[int],
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> list[Verified]:
         """One target forward over ``token_ids`` of each request, which follow what it has committed.
 
-        ``num_wanted``: for how many of its last tokens each wants logits.
+        ``num_wanted``: for how many of its last tokens each wants logits. ``parents``: of tokens that are trees
+        (ForwardBatch.as_trees).
         """
         order = rows.seat([request.row.key for request in requests])
         width = max(len(ids) for ids in token_ids)
         positions, kv_len = rows.arrange([requests[i].row for i in order], width)
         padded = [token_ids[i] + [0] * (width - len(token_ids[i])) for i in order]
         batch = ForwardBatch(torch.tensor(padded, device=self.target.device), positions, kv_len)
+        if parents:
+            batch = batch.as_trees([parents[i] for i in order])
         output = self.target.forward(batch, rows, self.feature_layers)
         # Only the slots that are wanted go through the head.
         place = {request_idx: row for row, request_idx in enumerate(order)}
@@ -124,20 +143,24 @@ class ModelRunner:
         self,
         rows: GatheredRows,
         requests: Sequence[Request],
-        counts: Sequence[int],
+        paths: Sequence[Sequence[int]],
         features: Sequence[Tensor | None],
     ) -> None:
-        """Make the first ``counts[i]`` tokens of each request, as :meth:`run` had them, true.
+        """Make the tokens of each request at places ``paths[i]``, as :meth:`run` had them, true.
 
         Keeps their features until the drafter takes them (:meth:`catch_up`).
         """
-        count_of = {request.row.key: count for request, count in zip(requests, counts, strict=True)}
         order = rows.seat([request.row.key for request in requests])
-        arranged = [requests[i].row for i in order]
-        rows.commit(arranged, [count_of[row.key] for row in arranged])
-        for request, count, given in zip(requests, counts, features, strict=True):
-            request.num_committed += count
+        rows.commit_paths([requests[i].row for i in order], [paths[i] for i in order])
+        for request, path, given in zip(requests, paths, features, strict=True):
+            request.num_committed += len(path)
             if given is not None:
-                request.pending.append(given[:count].clone())
+                request.pending.append(given[list(path)])
             if self.drafter is None:
                 request.num_observed = request.num_committed
+
+
+def _asked(requests: Sequence[Request]) -> tuple[list[CacheRow], list[int], list[int]]:
+    """What a drafter is asked of them: rows, anchors, block sizes."""
+    rows = [request.draft_row for request in requests]
+    return rows, [request.anchor for request in requests], [request.block_size for request in requests]

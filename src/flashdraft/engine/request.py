@@ -31,6 +31,7 @@ class Request:
     snapshots: list[tuple[int, int]] = field(default_factory=list)  # (number of tokens, slot), see CacheRow
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    tree_size: int = 0  # tokens of its trees, anchor included; 0: its drafts are chains
     is_automatic: bool = False  # the controller sets block_size and num_verified before each step
     num_verified: int | None = None  # tokens of the next block to verify, anchor included; None: all
     acceptance: Acceptance | None = None  # what the controller knows of it

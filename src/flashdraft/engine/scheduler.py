@@ -152,7 +152,10 @@ class Scheduler:
             share = max((self.config.max_step_tokens - used) // max(num_left, 1), 1)
             num_left -= 1
             num_tokens = min(request.num_verified or request.block_size, request.most_tokens, share)
+            # The pages take one path of a tree.
             if self._make_room(request, request.num_committed + num_tokens, step):
+                if request.tree_size and num_tokens > 1:
+                    num_tokens = min(request.tree_size, share)
                 step.blocks.append((request, num_tokens))
                 used += num_tokens
         return used

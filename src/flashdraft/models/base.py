@@ -70,6 +70,11 @@ class OwnTokens:
         return k, v
 
 
+def sight(batch: ForwardBatch, cache: KVSource) -> Mask:
+    """What the tokens of ``batch`` may see: of a tree their own path, else what ``cache`` says."""
+    return batch.tree.mask(batch.kv_len) if batch.tree else cache.mask(batch.positions, batch.kv_len)
+
+
 @dataclass(frozen=True)
 class TargetOutput:
     """What a target's forward gives."""
@@ -87,10 +92,10 @@ class TargetOutput:
         wanted = [hidden if i == FINAL_HIDDEN else features[i] for i in feature_layers]
         return cls(hidden, torch.cat(wanted, dim=-1))
 
-    def first(self, num_tokens: int) -> "TargetOutput":
-        """The same for the first ``num_tokens`` tokens."""
-        features = None if self.features is None else self.features[:, :num_tokens]
-        return TargetOutput(self.hidden[:, :num_tokens], features)
+    def at(self, places: Sequence[int]) -> "TargetOutput":
+        """The same for the tokens at ``places`` alone."""
+        kept = list(places)
+        return TargetOutput(self.hidden[:, kept], None if self.features is None else self.features[:, kept])
 
 
 class TargetModel(nn.Module):

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.errors import CheckpointError
-from flashdraft.models.base import KVSource, LayerSource, TargetOutput
+from flashdraft.models.base import KVSource, LayerSource, TargetOutput, sight
 from flashdraft.models.llama import LlamaAttention, LlamaModel
 from flashdraft.models.mlp import GatedMLP
 from flashdraft.ops.attention import Mask
@@ -119,12 +119,13 @@ class Gemma3Model(LlamaModel):
             self.config.hidden_size**0.5, dtype=x.dtype
         )  # rounded to the type, as in training
         ropes = {kind: rotary(batch.positions, x.dtype) for kind, rotary in self.rotary.items()}
-        mask = cache.mask(batch.positions, batch.kv_len)
+        mask = sight(batch, cache)
         # Slots of a cache are positions; whole texts without a cache lie as they stand in their rows.
         num_tokens = batch.token_ids.shape[1]
         in_row = torch.arange(num_tokens, device=x.device).expand_as(batch.positions)
         own, kv_len = (batch.positions, batch.kv_len) if batch.kv_len else (in_row, num_tokens)
-        window = sliding(mask, self.config.sliding_window, own, kv_len)
+        keys = batch.tree.key_positions(own, kv_len) if batch.tree else None
+        window = sliding(mask, self.config.sliding_window, own, kv_len, keys)
         features: dict[int, Tensor] = {}
         kinds = self.config.layer_types
         for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):

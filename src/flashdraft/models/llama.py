@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
-from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
+from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput, sight
 from flashdraft.models.mlp import feed_forward
 from flashdraft.native.decoder import NativeTarget, stored_layers, torch_on_one_thread
 from flashdraft.ops.attention import Mask, attention
@@ -48,7 +48,7 @@ class LlamaAttention(nn.Module):
     ) -> Tensor:
         """Attention output [batch, num_tokens, hidden_size]; keys and values go through ``source``."""
         q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
-        k, v = source.stage(*self.keys_values(x, rope), batch.positions, batch.kv_len)
+        k, v = source.stage(*self.keys_values(x, rope), batch.slots, batch.kv_len)
         out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
 
@@ -109,11 +109,11 @@ class LlamaModel(TargetModel):
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
-        if self.native and (stored := stored_layers(cache.layers)):
+        if self.native and batch.tree is None and (stored := stored_layers(cache.layers)):
             positions = batch.positions
             return TargetOutput(*self.native.forward(x, positions, positions + 1, stored, feature_layers))
         rope = self.rotary(batch.positions, x.dtype)
-        mask = cache.mask(batch.positions, batch.kv_len)
+        mask = sight(batch, cache)
         features: dict[int, Tensor] = {}
         for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):
             x = layer(x, batch, rope, mask, source)

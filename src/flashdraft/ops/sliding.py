@@ -7,16 +7,18 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from flashdraft.ops.attention import Causal, FirstKeys, Mask
 
 
-def sliding(mask: Mask, window: int, own: Tensor, kv_len: int) -> Mask:
+def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | None = None) -> Mask:
     """``mask`` with keys further back than ``window`` hidden.
 
     ``own`` [rows, num_tokens] are the key slots of the tokens themselves, ``kv_len`` the number of key slots.
+    ``keys`` [rows, 1, kv_len]: what stands in each slot, counted as ``own`` is; left out: the slot's number.
     """
     if kv_len <= window:
         return mask
     if isinstance(mask, BlockMask):
         return _flex(mask, window, own)
-    keys = torch.arange(kv_len, device=own.device)
+    if keys is None:
+        keys = torch.arange(kv_len, device=own.device)
     visible = keys > own.unsqueeze(-1) - window  # [rows, num_tokens, kv_len]
     if isinstance(mask, Causal):
         return visible & (keys <= own.unsqueeze(-1))

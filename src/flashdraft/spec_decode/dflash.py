@@ -12,6 +12,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.spec_decode.tree import DraftTree, best_first
 
 
 class DFlashDrafter:
@@ -29,7 +30,7 @@ class DFlashDrafter:
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         return DFlashState(self, max_len)
 
-    def draft(
+    def hidden(
         self,
         anchors: Sequence[int],
         positions: Tensor,
@@ -37,17 +38,33 @@ class DFlashDrafter:
         sources: Sequence[LayerSource],
         ends: Tensor | None = None,
     ) -> Tensor:
-        """Draft greedily behind each anchor: the block is [anchor, MASK, ...].
+        """Final hidden states [rows, num_tokens - 1, hidden_size] behind each anchor: the block is [anchor, MASK, ...].
 
         ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
-        all ``kv_len``. Returns draft tokens [rows, num_tokens - 1].
+        all ``kv_len``.
         """
         tokens = torch.tensor(anchors, device=self.target.device).unsqueeze(1)
         rows, num_tokens = positions.shape
         masks = self.mask_embedding.expand(rows, num_tokens - 1, -1)
         block = torch.cat((self.target.embed(tokens), masks), dim=1)
-        hidden = self.model(block, positions, kv_len, sources, ends=ends)
-        return greedy_tokens(self.model, self.target, hidden[:, 1:])
+        hidden: Tensor = self.model(block, positions, kv_len, sources, ends=ends)
+        return hidden[:, 1:]
+
+    def chains(self, hidden: Tensor) -> list[list[int]]:
+        """The likeliest token of every slot of :meth:`hidden`."""
+        drafted: list[list[int]] = greedy_tokens(self.model, self.target, hidden).tolist()
+        return drafted
+
+    def trees(self, hidden: Tensor, num_tokens: int, depths: Sequence[int]) -> list[DraftTree]:
+        """The tree of the ``num_tokens`` likeliest continuations of each row, ``depths[row]`` tokens at most."""
+        own = self.model.lm_head
+        logits = self.target.logits(hidden) if own is None else own(hidden).float()
+        log_probs, token_ids = logits.log_softmax(-1).topk(min(num_tokens, logits.shape[-1]))
+        for row, depth in enumerate(depths):
+            log_probs[row, depth:] = float("-inf")
+        return best_first(
+            token_ids if own is None else self.model.head_tokens(token_ids), log_probs, num_tokens
+        )
 
 
 def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
@@ -78,11 +95,17 @@ class DFlashState:
 
     def propose(self, anchor: int, num_draft: int) -> list[int]:
         """Draft a block; its keys and values are staged, never committed."""
+        return self.drafter.chains(self._hidden(anchor, num_draft))[0]
+
+    def propose_tree(self, anchor: int, num_draft: int, num_tokens: int) -> DraftTree:
+        """The tree of ``num_tokens`` that a block of ``num_draft`` tokens gives, as deep as that at most."""
+        return self.drafter.trees(self._hidden(anchor, num_draft), num_tokens, [num_draft])[0]
+
+    def _hidden(self, anchor: int, num_draft: int) -> Tensor:
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        draft: list[int] = self.drafter.draft([anchor], positions, end, self.cache.layers)[0].tolist()
-        return draft
+        return self.drafter.hidden([anchor], positions, end, self.cache.layers)
 
 
 class DFlashBatch:
@@ -124,7 +147,19 @@ class DFlashBatch:
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
     ) -> list[list[int]]:
-        """Draft ``block_sizes[i] - 1`` tokens for each row in one forward.
+        """Draft ``block_sizes[i] - 1`` tokens for each row in one forward."""
+        drafted = self.drafter.chains(self._hidden(rows, anchors, block_sizes))
+        return [chain[: size - 1] for chain, size in zip(drafted, block_sizes, strict=True)]
+
+    def propose_trees(
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], num_tokens: int
+    ) -> list[DraftTree]:
+        """The best tree of ``num_tokens`` for each row, ``block_sizes[i] - 1`` deep, from one forward."""
+        hidden = self._hidden(rows, anchors, block_sizes)
+        return self.drafter.trees(hidden, num_tokens, [size - 1 for size in block_sizes])
+
+    def _hidden(self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]) -> Tensor:
+        """Of all blocks, padded to the longest, in the order of ``rows``.
 
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
@@ -133,6 +168,7 @@ class DFlashBatch:
         ends: Tensor | None = None
         if len(rows) > 1:
             ends = torch.tensor([rows[i].start + block_sizes[i] for i in order], device=positions.device)
-        drafted = self.drafter.draft([anchors[i] for i in order], positions, kv_len, self.rows.layers, ends)
-        by_row = dict(zip(order, drafted.tolist(), strict=True))
-        return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]
+        hidden = self.drafter.hidden([anchors[i] for i in order], positions, kv_len, self.rows.layers, ends)
+        if order == list(range(len(rows))):
+            return hidden
+        return hidden[torch.tensor(order, device=hidden.device).argsort()]

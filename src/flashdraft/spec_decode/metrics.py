@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from flashdraft.spec_decode.tree import DraftTree
+
 
 @dataclass
 class RequestMetrics:
@@ -42,12 +44,17 @@ class RequestMetrics:
             sum(self.accepted_histogram[i + 1 :]) / total for i in range(len(self.accepted_histogram) - 1)
         ]
 
-    def record_round(self, num_drafted: int, num_accepted: int) -> None:
+    def record_round(self, draft: DraftTree, num_accepted: int) -> None:
         """Count one verification."""
         self.num_rounds += 1
-        self.num_drafted += num_drafted
-        _count(self.accepted_histogram, num_accepted, max(num_drafted, num_accepted) + 1)
-        _count(self.verified_histogram, 1 + num_drafted, 2 + num_drafted)
+        self.num_drafted += len(draft)
+        _count(self.accepted_histogram, num_accepted, max(draft.depth, num_accepted) + 1)
+        _count(self.verified_histogram, 1 + len(draft), 2 + len(draft))
+
+    def record_seconds(self, draft_s: float, verify_s: float) -> None:
+        """Add what a round's two halves took."""
+        self.draft_s += draft_s
+        self.verify_s += verify_s
 
     def record_tokens(self, num_tokens: int, num_accepted: int) -> None:
         """Count delivered tokens, of which ``num_accepted`` were drafted."""
