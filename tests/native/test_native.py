@@ -132,6 +132,33 @@ def test_rows_do_not_touch_each_other() -> None:
 
 
 @torch.inference_mode()
+def test_a_token_of_a_tree_has_the_bits_of_its_path_alone() -> None:
+    target, _ = make()
+    parents = [0, 0, 1, 3, 2, 0, 4, 4, 7, 9, 9, 1]
+    tokens, length = ids(13), 29
+    cache = target.new_cache(1, 64)
+    target.forward(ForwardBatch.of_row(ids(length), 0), cache)
+    cache.commit(length)
+    batch = ForwardBatch.of_row(tokens, length, parents=parents)
+    assert batch.tree
+    tree = target.forward(batch, cache).hidden[0]
+    for place in range(13):
+        path = [place]
+        while path[0]:
+            path.insert(0, parents[path[0] - 1])
+        own = target.new_cache(1, 64)
+        target.forward(ForwardBatch.of_row(ids(length), 0), own)
+        own.commit(length)
+        chain = target.forward(ForwardBatch.of_row([tokens[at] for at in path], length), own).hidden[0]
+        assert torch.equal(tree[place], chain[-1])
+    cache.commit_path([0, 1, 3, 4, 7])
+    own.commit_path([0])
+    chain = target.forward(ForwardBatch.of_row([tokens[at] for at in (1, 3, 4, 7)] + [5], length + 1), own)
+    after = target.forward(ForwardBatch.of_row([5], length + 5), cache)
+    assert torch.equal(after.hidden[0, 0], chain.hidden[0, -1])
+
+
+@torch.inference_mode()
 def test_features_are_the_layers_outputs() -> None:
     target, reference = make()
     batch = ForwardBatch.of_row(ids(20), 0)

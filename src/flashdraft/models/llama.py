@@ -109,9 +109,9 @@ class LlamaModel(TargetModel):
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
-        if self.native and batch.tree is None and (stored := stored_layers(cache.layers)):
-            positions = batch.positions
-            return TargetOutput(*self.native.forward(x, positions, positions + 1, stored, feature_layers))
+        if self.native and (stored := stored_layers(cache.layers)):
+            at = batch.positions
+            return TargetOutput(*self.native.forward(x, at, at + 1, stored, feature_layers, batch.tree))
         rope = self.rotary(batch.positions, x.dtype)
         mask = sight(batch, cache)
         features: dict[int, Tensor] = {}

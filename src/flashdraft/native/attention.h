@@ -1,7 +1,8 @@
 // Softmax attention of a step's queries on cached keys and values, read where they lie.
 //
 // A query's result depends on the keys that it sees and on nothing else, bit for bit: keys go in groups of 16 from
-// position 0, and what is hidden counts as zero.
+// position 0, and what is hidden counts as zero. In a tree several keys have one position and lie side by side: a
+// query sees those of its own path, and their scores and values are taken in the order of their positions.
 #pragma once
 
 #include <algorithm>
@@ -31,12 +32,25 @@ class Attention {
    public:
     static constexpr int MAX_QUERIES = 24;  // of one task: heads of a group times tokens
 
-    // queries [num_queries][head_dim] bfloat16 (ends[i] keys are seen by query i), keys and values with `stride`
-    // elements from token to token; emit(query, dim, values of 16 dims).
+    // What the queries see: query i the first ends[i] positions. Position p lies in slot p, but from `root` on, where
+    // there is a tree, in paths[i][p - root], ascending with p.
+    struct Sight {
+        const int64_t* ends;
+        const int64_t* const* paths;  // or null
+        int64_t root;
+
+        int64_t slot(int query, int64_t position) const {
+            return paths && position >= root ? paths[query][position - root] : position;
+        }
+    };
+
+    // queries [num_queries][head_dim] bfloat16, keys and values with `stride` elements from slot to slot;
+    // emit(query, dim, values of 16 dims).
     template <class Emit>
-    void operator()(const uint16_t* const* queries, const int64_t* ends, int num_queries, const uint16_t* keys,
+    void operator()(const uint16_t* const* queries, const Sight& sight, int num_queries, const uint16_t* keys,
                     const uint16_t* values, int64_t stride, int64_t head_dim, const Emit& emit) {
-        int64_t num_keys = *std::max_element(ends, ends + num_queries);
+        int64_t num_keys = 0;
+        for (int q = 0; q < num_queries; ++q) num_keys = std::max(num_keys, sight.slot(q, sight.ends[q] - 1) + 1);
         width_ = (num_keys + LANES - 1) / LANES * LANES;
         scores_.resize(MAX_QUERIES * width_);
         probs_.resize(MAX_QUERIES * width_);
@@ -50,10 +64,14 @@ class Attention {
         }
         float inverse_sum[MAX_QUERIES];
         float scale = 1 / std::sqrt(float(head_dim));
-        for (int q = 0; q < num_queries; ++q) inverse_sum[q] = softmax(q, ends[q], scale);
+        for (int q = 0; q < num_queries; ++q) {
+            float* scores = &scores_[q * width_];
+            for (int64_t p = sight.root; sight.paths && p < sight.ends[q]; ++p) scores[p] = scores[sight.slot(q, p)];
+            inverse_sum[q] = softmax(q, sight.ends[q], scale);
+        }
         by_sixes(num_queries, [&](int q, auto count) {
             for (int64_t dim = 0; dim < head_dim; dim += 32)
-                weigh<count>(q, values + dim, num_keys, stride, inverse_sum, dim, emit);
+                weigh<count>(q, values + dim, num_keys, sight, stride, inverse_sum, dim, emit);
         });
     }
 
@@ -149,22 +167,33 @@ class Attention {
 
     // 32 dims of the weighted values.
     template <int COUNT, class Emit>
-    void weigh(int first, const uint16_t* values, int64_t num_keys, int64_t stride,
+    void weigh(int first, const uint16_t* values, int64_t num_keys, const Sight& sight, int64_t stride,
                const float* inverse_sum, int64_t dim, const Emit& emit) {
         __m512 low[COUNT], high[COUNT];
         for (int q = 0; q < COUNT; ++q) low[q] = high[q] = _mm512_setzero_ps();
         const uint16_t* probs = &probs_[first * width_];
-        for (int64_t key = 0; key < num_keys; key += 2) {
-            __m512i a = _mm512_loadu_si512(values + key * stride);
-            __m512i b = key + 1 < num_keys ? _mm512_loadu_si512(values + (key + 1) * stride) : _mm512_setzero_si512();
+        auto load = [&](int64_t slot) { return _mm512_loadu_si512(values + slot * stride); };
+        auto add = [&](int q, int64_t key, __m512bh even, __m512bh odd) {
+            int32_t pair;
+            std::memcpy(&pair, probs + q * width_ + key, sizeof pair);
+            low[q] = _mm512_dpbf16_ps(low[q], even, (__m512bh)_mm512_set1_epi32(pair));
+            high[q] = _mm512_dpbf16_ps(high[q], odd, (__m512bh)_mm512_set1_epi32(pair));
+        };
+        const int64_t shared = sight.paths ? sight.root / 2 * 2 : num_keys;
+        for (int64_t key = 0; key < shared; key += 2) {
+            __m512i a = load(key), b = key + 1 < num_keys ? load(key + 1) : _mm512_setzero_si512();
             __m512bh even = (__m512bh)_mm512_unpacklo_epi16(a, b), odd = (__m512bh)_mm512_unpackhi_epi16(a, b);
 #pragma GCC unroll 6
-            for (int q = 0; q < COUNT; ++q) {
-                int32_t pair;
-                std::memcpy(&pair, probs + q * width_ + key, sizeof pair);
-                low[q] = _mm512_dpbf16_ps(low[q], even, (__m512bh)_mm512_set1_epi32(pair));
-                high[q] = _mm512_dpbf16_ps(high[q], odd, (__m512bh)_mm512_set1_epi32(pair));
-            }
+            for (int q = 0; q < COUNT; ++q) add(q, key, even, odd);
+        }
+        if (sight.paths) {
+#pragma GCC unroll 6
+            for (int q = 0; q < COUNT; ++q)
+                for (int64_t key = shared, end = sight.ends[first + q]; key < end; key += 2) {
+                    __m512i a = load(sight.slot(first + q, key));
+                    __m512i b = key + 1 < end ? load(sight.slot(first + q, key + 1)) : _mm512_setzero_si512();
+                    add(q, key, (__m512bh)_mm512_unpacklo_epi16(a, b), (__m512bh)_mm512_unpackhi_epi16(a, b));
+                }
         }
         // unpack works within quarters: put the dims back in order.
         const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);

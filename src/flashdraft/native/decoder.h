@@ -26,7 +26,9 @@ struct Batch {
     int64_t num_rows, width;
     const int64_t* positions;  // [num_rows][width], for RoPE
     const int64_t* slots;      // [num_rows][width]: where in its row of `kv` a token's keys and values go
-    const int64_t* ends;       // [num_rows][width]: how many slots of its row a token sees
+    const int64_t* ends;       // [num_rows][width]: how many positions of its row a token sees
+    const int64_t* paths;      // null, or of rows that are trees [num_rows][width][depth]: see Attention::Sight
+    int64_t depth;
     KVStorage kv;
 };
 
@@ -212,6 +214,7 @@ class Forward {
             const int64_t first = sequence * b.width + task / d.num_kv_heads % chunks * tokens;
             const int64_t last = std::min(first + tokens, (sequence + 1) * b.width);
             const uint16_t* asked[Attention::MAX_QUERIES];
+            const int64_t* paths[Attention::MAX_QUERIES];
             int64_t ends[Attention::MAX_QUERIES], at[Attention::MAX_QUERIES];
             int count = 0;
             for (int64_t row = first; row < last; ++row)
@@ -219,9 +222,11 @@ class Forward {
                     at[count] = row * q_size + h * d.head_dim;
                     asked[count] = queries + at[count];
                     ends[count] = b.ends[row];
+                    paths[count] = b.paths + row * b.depth;
                 }
             const int64_t from = place_of(sequence, kv_head);
-            s.attention[Team::thread()](asked, ends, count, b.kv.keys[idx] + from, b.kv.values[idx] + from, b.kv.token,
+            const Attention::Sight sight = {ends, b.paths ? paths : nullptr, b.slots[sequence * b.width]};
+            s.attention[Team::thread()](asked, sight, count, b.kv.keys[idx] + from, b.kv.values[idx] + from, b.kv.token,
                                         d.head_dim, [&](int query, int64_t dim, __m512 v) {
                                             _mm512_storeu_ps(attended + at[query] + dim, v);
                                         });

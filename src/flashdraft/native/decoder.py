@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flashdraft.batch import TreeSlots
 from flashdraft.native.library import BatchStruct, DecoderStruct, LayerStruct
 from flashdraft.native.packing import Kind, PackedWeights
 
@@ -98,18 +99,20 @@ class NativeDecoder:
         ends: Tensor,
         stored: Sequence[StoredLayer],
         feature_layers: Sequence[int] = (),
+        tree: TreeSlots | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [rows, num_tokens, hidden_size] and the joined ``feature_layers``, bfloat16.
 
         ``x`` [rows, num_tokens, hidden_size] bfloat16; a token stands at ``positions`` and sees the first ``ends``
-        slots of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm.
+        positions of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm. ``tree``:
+        where the tokens lie if not in the slots of their positions.
         """
         rows, width, size = x.shape
         x = x.contiguous()
         hidden = torch.empty_like(x)
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
-        batch = _Batch(positions, positions, ends, stored)
+        batch = _Batch(positions, tree.slots if tree else positions, ends, stored, tree and tree.paths)
         self._need(positions)
         self._library.decoder_forward(
             self._struct,
@@ -192,8 +195,16 @@ class NativeDrafter(NativeDecoder):
 class _Batch:
     """``Batch`` of decoder.h, with the tensors that it points into."""
 
-    def __init__(self, positions: Tensor, slots: Tensor, ends: Tensor, stored: Sequence[StoredLayer]) -> None:
+    def __init__(
+        self,
+        positions: Tensor,
+        slots: Tensor,
+        ends: Tensor,
+        stored: Sequence[StoredLayer],
+        paths: Tensor | None = None,
+    ) -> None:
         self.kept = positions.contiguous(), slots.contiguous(), ends.contiguous()
+        self.paths = None if paths is None else paths.contiguous()
         first = stored[0]
         strides = first.k.stride()
         pointers = ctypes.c_void_p * len(stored)
@@ -202,6 +213,8 @@ class _Batch:
         self.struct = BatchStruct(
             *positions.shape,
             *(tensor.data_ptr() for tensor in self.kept),
+            None if self.paths is None else self.paths.data_ptr(),
+            0 if self.paths is None else self.paths.shape[-1],
             ctypes.addressof(self.keys),
             ctypes.addressof(self.values),
             strides[0],
