@@ -19,7 +19,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import RoundEvent
+from flashdraft.generate import RoundEvent, check_tree
 from flashdraft.models.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
@@ -63,6 +63,8 @@ class LLM:
     ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
     the controller. ``dtype``: "float32" or "bfloat16".
     ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
+    ``draft_tree``: tokens of a tree that is verified in place of every block, anchor included; without a
+    ``block_size`` the tree is then as deep as the drafter's largest block. None: chains.
     ``draft_window_size``: tokens of the context that the drafter sees; None: what it was trained to see.
     Raises CheckpointError or UsageError before any long work.
     """
@@ -78,6 +80,7 @@ class LLM:
         max_running: int = 32,
         quantization: str | None = None,
         draft_window_size: int | None = None,
+        draft_tree: int | None = None,
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
@@ -100,7 +103,11 @@ class LLM:
             )
         else:
             self.drafter = draft
-        # A wrong block size is told now and not at the first request.
+        # A wrong block or tree size is told now and not at the first request.
+        self.draft_tree = draft_tree
+        check_tree(self.target, self.drafter, draft_tree)
+        if draft_tree and block_size in (None, AUTO):
+            block_size = self.max_block_size
         self.block_size = check_block_size(
             self.target, self.drafter, AUTO if block_size is None else block_size
         )
@@ -124,6 +131,7 @@ class LLM:
             self.eos_token_ids,
             self.tokenizer,
             self.block_size,
+            draft_tree=self.draft_tree,
         )
 
     def generate(
@@ -204,7 +212,7 @@ class LLM:
         news: dict[str, list[StepOutput]] = {name: [] for name in names}
         try:
             for name, (ids, params) in zip(names, jobs, strict=True):
-                self.engine.add_request(name, ids, params, self.block_size)
+                self.engine.add_request(name, ids, params, self.block_size, draft_tree=self.draft_tree)
             for output in self.engine.run():
                 news[output.request_id].append(output)
                 if on_round:

@@ -53,6 +53,11 @@ def test_methods_are_what_was_asked_for(llm: LLM) -> None:
     ]
     assert llm.drafter is not None
     assert [(m.name, m.block_size) for m in methods(llm, ["auto"], [8])][1:] == [("auto", "auto")]
+    trees = choose_methods(["tree"], [4], {"dflash": llm.drafter}, [16, 64])
+    assert [(m.name, m.block_size, m.draft_tree) for m in trees[1:]] == [
+        ("tree 16", 8, 16),
+        ("tree 64", 8, 64),
+    ]
     named = choose_methods(["mtp", "mine"], [4], {"mtp": llm.drafter, "mine": llm.drafter})
     assert [m.name for m in named] == ["AR", "MTP", "mine"]
     for names, sizes in ((["mtp"], [8]), (["dflash"], [9]), (["dflash"], [1]), (["ngram"], [0])):
@@ -112,9 +117,9 @@ def test_no_more_than_the_concurrency_are_under_way_and_shares_add_up(llm: LLM) 
     most = 0
     add = engine.add_request
 
-    def counted(*args: object) -> None:
+    def counted(*args: object, **named: object) -> None:
         nonlocal most
-        add(*args)  # type: ignore[arg-type]
+        add(*args, **named)  # type: ignore[arg-type]
         most = max(most, len(engine.requests))
 
     engine.add_request = counted  # type: ignore[method-assign, assignment]

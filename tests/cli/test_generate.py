@@ -61,6 +61,18 @@ def test_explain_tells_costs_acceptance_and_lengths(run: Run, pair: list[str]) -
     assert "milliseconds" not in fixed
 
 
+def test_a_tree_gives_the_same_text(run: Run, pair: list[str]) -> None:
+    plain = json.loads(run("generate", "Hello", "--max-tokens", "20", "--json", *pair).stdout)
+    result = run("generate", "Hello", "--max-tokens", "20", "--draft-tree", "12", "--json", *pair)
+    document = json.loads(result.stdout)
+    assert document["token_ids"] == plain["token_ids"]
+    assert document["settings"]["draft_tree"] == 12
+    assert document["settings"]["block_size"] == 8
+    assert document["metrics"]["verified_histogram"][12] > 10
+    refused = run("generate", "Hello", "--draft-tree", "12", *pair, "--draft", "none")
+    assert "there is no drafter; expected a DFlash drafter" in refused.stderr
+
+
 def test_a_block_size_is_a_number_or_auto(run: Run, pair: list[str]) -> None:
     refused = run("generate", "Hello", "--block-size", "long", *pair)
     assert refused.exit_code != 0

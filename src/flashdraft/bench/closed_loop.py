@@ -29,6 +29,7 @@ def answer_all(
     block_size: BlockSize,
     concurrency: int,
     on_answer: Callable[[], None] = lambda: None,
+    draft_tree: int | None = None,
 ) -> list[TimedAnswer]:
     """Answer ``prompts``, token ids each, ``concurrency`` at a time, on an idle engine; in their order."""
     answers: list[TimedAnswer] = []
@@ -38,7 +39,7 @@ def answer_all(
         while num_open < concurrency and len(answers) < len(prompts):
             answers.append(TimedAnswer(perf_counter()))
             name = str(len(answers) - 1)
-            engine.add_request(name, prompts[len(answers) - 1], params, block_size)
+            engine.add_request(name, prompts[len(answers) - 1], params, block_size, draft_tree=draft_tree)
             num_open += 1
         news = engine.step()
         now = perf_counter()

@@ -9,7 +9,7 @@ from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 
-AR, NGRAM, DFLASH = "ar", "ngram", "dflash"
+AR, NGRAM, DFLASH, TREE = "ar", "ngram", "dflash", "tree"
 _LABELS = {AR: BASELINE, NGRAM: "n-gram", DFLASH: "DFlash", "mtp": "MTP"}
 
 
@@ -20,14 +20,19 @@ class Method:
     name: str
     block_size: BlockSize  # anchor included; 1: plain decoding
     drafter: Drafter | None
+    draft_tree: int | None = None  # tokens of the tree in place of the block
 
 
 def choose_methods(
-    names: Sequence[str], block_sizes: Sequence[int], drafters: Mapping[str, Drafter]
+    names: Sequence[str],
+    block_sizes: Sequence[int],
+    drafters: Mapping[str, Drafter],
+    tree_sizes: Sequence[int] = (32,),
 ) -> list[Method]:
     """Plain decoding, and for each block size what ``names`` asks for: "ngram" or one of ``drafters``.
 
-    "auto": the drafter "dflash" with the controller's choice of every block.
+    "auto": the drafter "dflash" with the controller's choice of every block. "tree": its trees of each of
+    ``tree_sizes``, as deep as its largest block.
     Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
     """
     methods = [Method(BASELINE, 1, None)]
@@ -37,9 +42,13 @@ def choose_methods(
         if name == AUTO and DFLASH in drafters:
             methods.append(Method(AUTO, AUTO, drafters[DFLASH]))
             continue
+        if name == TREE and DFLASH in drafters:
+            dflash = drafters[DFLASH]
+            methods += [Method(f"tree {size}", dflash.max_block_size, dflash, size) for size in tree_sizes]
+            continue
         if name not in (NGRAM, *drafters):
             raise UsageError(
-                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, AUTO, *drafters))}."
+                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, AUTO, TREE, *drafters))}."
                 f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)

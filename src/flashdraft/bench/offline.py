@@ -146,7 +146,9 @@ class OfflineBench:
         on_answer: Callable[[], None] = lambda: None,
     ) -> list[TimedAnswer]:
         engine = self._engine(method)
-        return answer_all(engine, token_ids, params, method.block_size, concurrency, on_answer)
+        return answer_all(
+            engine, token_ids, params, method.block_size, concurrency, on_answer, method.draft_tree
+        )
 
     def _measurement(
         self, asked: "_Asked", method: Method, order_idx: int, answer: TimedAnswer

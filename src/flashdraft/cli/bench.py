@@ -59,8 +59,8 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, mtp, dflash, auto, names of --draft; ar always runs: it is the yardstick."
-        "  [default: all but ngram]",
+        help="With commas: ar, ngram, mtp, dflash, tree, auto, names of --draft; ar always runs: it is the yardstick."
+        "  [default: all but ngram and tree]",
     ),
 ]
 
@@ -72,6 +72,7 @@ def bench(
     draft: DraftsOption = None,
     methods: MethodsOption = None,
     block_sizes: Annotated[str, typer.Option("--block-sizes", help="Block sizes, with commas.")] = "16,8",
+    tree_sizes: Annotated[str, typer.Option("--draft-tree", help="Tokens of trees, with commas.")] = "32",
     quick: Annotated[bool, typer.Option("--quick", help="A few short answers: minutes, not hours.")] = False,
     dtype: DtypeOption = "bfloat16",
     quantization: QuantizationOption = None,
@@ -99,6 +100,7 @@ def bench(
     Examples:
       flashdraft bench --quick
       flashdraft bench --methods dflash,auto --concurrency 1,8,32 --explain
+      flashdraft bench --methods dflash,tree --draft-tree 16,32,64
       flashdraft bench --methods ar,ngram,dflash --concurrency 1,8,16,32 --out results/embedded
       flashdraft bench --draft dflash=my/drafter --draft mtp=my/mtp --tasks gsm8k,mbpp --limit 10 --json
       flashdraft bench --url http://localhost:8000 --concurrency 1,8 --ttft-target-ms 500 --tpot-target-ms 50
@@ -108,7 +110,17 @@ def bench(
         said = ServerOptions(url, api_key, rate, ttft_target_ms, tpot_target_ms, label)
         return bench_server(config, said, _progress, out, as_json)
     return _bench_here(
-        config, model, draft, methods, block_sizes, dtype, quantization, device, explain, out, as_json
+        config,
+        model,
+        draft,
+        methods,
+        (block_sizes, tree_sizes),
+        dtype,
+        quantization,
+        device,
+        explain,
+        out,
+        as_json,
     )
 
 
@@ -117,7 +129,7 @@ def _bench_here(
     model: str,
     draft: list[str] | None,
     methods: str | None,
-    block_sizes: str,
+    sizes: tuple[str, str],  # of blocks, of trees
     dtype: Dtype,
     quantization: str | None,
     device: str,
@@ -134,13 +146,14 @@ def _bench_here(
     from flashdraft.checkpoint.load import OWN_MTP
     from flashdraft.provenance import collect_provenance
 
-    sizes, named, prompts = numbers_in(block_sizes, "--block-sizes"), _named(draft or []), config.prompts()
+    block_sizes, tree_sizes = numbers_in(sizes[0], "--block-sizes"), numbers_in(sizes[1], "--draft-tree")
+    named, prompts = _named(draft or []), config.prompts()
     wanted = names_in(methods) if methods else None
     if wanted and OWN_MTP in wanted:
         named.setdefault(OWN_MTP, OWN_MTP)
     llm = open_llm(model, named.get("dflash"), dtype, device, quantization=quantization)
     drafters = _drafters(llm, model, named, dtype, device, quantization)
-    chosen = choose_methods(wanted or _default_methods(drafters), sizes, drafters)
+    chosen = choose_methods(wanted or _default_methods(drafters), block_sizes, drafters, tree_sizes)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings |= {"quantization": quantization} if quantization else {}
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]

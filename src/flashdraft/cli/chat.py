@@ -11,6 +11,7 @@ from flashdraft.cli.options import (
     BlockSizeOption,
     DeviceOption,
     DraftOption,
+    DraftTreeOption,
     DtypeOption,
     MaxTokensOption,
     ModelOption,
@@ -35,6 +36,7 @@ def chat(
     model: ModelOption = "embedded",
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
+    draft_tree: DraftTreeOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -57,9 +59,9 @@ def chat(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    conversation = Conversation(
-        open_llm(model, draft, dtype, device, parse_block_size(block_size), quantization=quantization), params
-    )
+    size = parse_block_size(block_size)
+    llm = open_llm(model, draft, dtype, device, size, quantization=quantization, draft_tree=draft_tree)
+    conversation = Conversation(llm, params)
     conversation.console.print(f"{LEGEND}\n{HELP}")
     while (line := conversation.ask()) is not None:
         if line == "/quit":

@@ -12,6 +12,7 @@ from flashdraft.cli.options import (
     BlockSizeOption,
     DeviceOption,
     DraftOption,
+    DraftTreeOption,
     DtypeOption,
     JsonOption,
     MaxTokensOption,
@@ -35,6 +36,7 @@ def generate(
     model: ModelOption = "embedded",
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
+    draft_tree: DraftTreeOption = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -67,7 +69,8 @@ def generate(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    llm = open_llm(model, draft, dtype, device, parse_block_size(block_size), quantization=quantization)
+    size = parse_block_size(block_size)
+    llm = open_llm(model, draft, dtype, device, size, quantization=quantization, draft_tree=draft_tree)
     stream = AnswerStream(llm.tokenizer, _show_nothing if as_json else _write)
     if no_chat:
         output = llm.generate(text, params, stream.on_round)[0]
@@ -83,6 +86,7 @@ def generate(
             "dtype": dtype,
             "quantization": quantization,
             "block_size": llm.block_size,
+            "draft_tree": llm.draft_tree,
         }
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))
     else:

@@ -34,6 +34,14 @@ BlockSizeOption = Annotated[
         metavar="auto|N",
     ),
 ]
+DraftTreeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--draft-tree",
+        help="Verify the likeliest continuations of every block as a tree of this many tokens, anchor included."
+        "  [default: none, a chain]",
+    ),
+]
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="Type of weights and activations; float32 is the strict one.")
 ]
@@ -76,13 +84,14 @@ def open_llm(
     block_size: "BlockSize | None" = None,
     quantization: str | None = None,
     draft_window_size: int | None = None,
+    draft_tree: int | None = None,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
     with Console(stderr=True).status("loading the model"):
         from flashdraft.llm import LLM
 
         shared: dict[str, Any] = {"dtype": dtype, "device": device, "quantization": quantization}
-        shared["draft_window_size"] = draft_window_size
+        shared |= {"draft_window_size": draft_window_size, "draft_tree": draft_tree}
         if draft is None:
             return LLM(model, block_size=block_size, **shared)
         return LLM(model, None if draft == "none" else draft, block_size, **shared)

@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from flashdraft.cli import serve_options as flag
-from flashdraft.cli.options import BlockSizeOption, DeviceOption, DraftOption, DtypeOption, QuantizationOption
+from flashdraft.cli.options import (
+    BlockSizeOption,
+    DeviceOption,
+    DraftOption,
+    DraftTreeOption,
+    DtypeOption,
+    QuantizationOption,
+)
 from flashdraft.errors import UsageError
 
 
@@ -36,6 +43,7 @@ def serve(
     ] = "embedded",
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
+    draft_tree: DraftTreeOption = None,
     dtype: DtypeOption = "bfloat16",
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",

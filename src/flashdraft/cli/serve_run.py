@@ -22,7 +22,17 @@ from flashdraft.server.service import Service
 from flashdraft.spec_decode.controller import AUTO
 
 _AS_SAID = (
-    *("model", "revision", "dtype", "quantization", "device", "host", "port", "draft_window_size"),
+    *(
+        "model",
+        "revision",
+        "draft_tree",
+        "dtype",
+        "quantization",
+        "device",
+        "host",
+        "port",
+        "draft_window_size",
+    ),
     *("context_length", "max_num_batched_tokens", "max_total_tokens", "drain_s", "log_format"),
 )
 _LIMITS = ("max_running_requests", "max_queue", "max_body_bytes", "max_n", "max_answer_tokens")
@@ -114,7 +124,8 @@ def _document(said: dict[str, Any], config: ServerConfig, speculation: Speculati
 def _memory(said: dict[str, Any], config: EngineConfig, speculation: Speculation) -> str:
     """The memory plan as comments; without configs to read, why there is none."""
     draft = speculation.draft or (EMBEDDED if said["model"] == EMBEDDED else "none")
-    size = speculation.block_size if isinstance(speculation.block_size, int) else None
+    block_size = speculation.block_size if isinstance(speculation.block_size, int) else None
+    size = said["draft_tree"] or block_size  # tokens of one request that a step runs
     try:
         drafter = None if draft == "none" else draft
         plan = plan_memory(_model(said), drafter, said["dtype"], config, size).to_text()
@@ -134,6 +145,7 @@ def _serve(
         said["device"],
         speculation.block_size,
         quantization=said["quantization"],
+        draft_tree=said["draft_tree"],
         draft_window_size=said["draft_window_size"],
     )
     llm.engine_config = engine_config

@@ -54,9 +54,7 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
-        self.tree_size = check_tree(target, drafter, draft_tree)
-        if simulated and draft_tree:
-            raise UsageError("simulated acceptance knows chains alone; expected no draft_tree beside it")
+        self.tree_size = self._check_tree(draft_tree)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size, self.config.num_slots)
         self.control = BlockControl(self.runner, drafter, costs)
@@ -111,7 +109,7 @@ class Engine:
         if request_id in self.requests:
             raise UsageError(f"request id {request_id!r} is taken by an unfinished request; choose another")
         size = self.check(prompt_token_ids, params, block_size)
-        tree_size = check_tree(self.target, self.drafter, draft_tree) or self.tree_size
+        tree_size = self._check_tree(draft_tree) or self.tree_size
         if tree_size and size == AUTO and self.drafter:
             size = self.drafter.max_block_size
         prompt = list(prompt_token_ids)
@@ -191,6 +189,11 @@ class Engine:
         self.scheduler.check_integrity()
         queued = {id(r) for r in (*self.scheduler.waiting, *self.scheduler.running)}
         assert queued == {id(r) for r in self.requests.values()}, "a request is lost"
+
+    def _check_tree(self, draft_tree: int | None) -> int:
+        if self.simulated and draft_tree:
+            raise UsageError("simulated acceptance knows chains alone; expected no draft_tree beside it")
+        return check_tree(self.target, self.drafter, draft_tree)
 
     def _max_len(self, prompt: Sequence[int], params: SamplingParams) -> int:
         return min(len(prompt) + params.max_tokens, int(self.target.config.max_position_embeddings))

@@ -112,7 +112,9 @@ class NativeDecoder:
         hidden = torch.empty_like(x)
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
-        batch = _Batch(positions, tree.slots if tree else positions, ends, stored, tree and tree.paths)
+        batch = _Batch(
+            positions, tree.slots if tree else positions, ends, stored, tree.paths if tree else None
+        )
         self._need(positions)
         self._library.decoder_forward(
             self._struct,
