@@ -2,6 +2,7 @@
 
 import random
 from itertools import product
+from math import log
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
-from flashdraft.spec_decode.tree import DraftTree, best_first
+from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
 from tiny_pair import byte_tokenizer
 from toys import llama_config, toy_dflash, toy_target
 
@@ -63,37 +64,42 @@ def random_tree(rng: random.Random, size: int) -> DraftTree:
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 7, 30, 10_000])
 def test_the_best_continuations_are_those_of_brute_force(num_tokens: int) -> None:
-    generator = torch.Generator().manual_seed(num_tokens)
-    rows, depth, width = 3, 4, 5
-    log_probs = torch.rand(rows, depth, width, generator=generator, dtype=torch.float64).log()
-    log_probs = log_probs.sort(dim=-1, descending=True).values
-    log_probs[1, 2:] = float("-inf")  # a shorter block
-    token_ids = torch.stack([torch.randperm(9, generator=generator)[:width] for _ in range(rows * depth)])
-    token_ids = token_ids.view(rows, depth, width)
-    trees = best_first(token_ids, log_probs, num_tokens)
-    for row, tree in enumerate(trees):
-        scored = {
-            tuple(int(token_ids[row, at, rank]) for at, rank in enumerate(ranks)): sum(
-                float(log_probs[row, at, rank]) for at, rank in enumerate(ranks)
-            )
-            for levels in range(1, (2 if row == 1 else depth) + 1)
-            for ranks in product(range(width), repeat=levels)
-        }
-        assert texts(tree) == sorted(scored, key=lambda text: -scored[text])[:num_tokens]
-    smaller = best_first(token_ids, log_probs, 5)
-    assert [tree.first(5) for tree in trees] == [tree.first(num_tokens) for tree in smaller]
+    rng = random.Random(num_tokens)
+    depth, width = 4, 5
+    log_probs = [sorted((log(rng.random()) for _ in range(width)), reverse=True) for _ in range(depth)]
+    token_ids = [rng.sample(range(9), width) for _ in range(depth)]
+    tree = best_first(token_ids, log_probs, num_tokens)
+    scored = {
+        tuple(token_ids[at][rank] for at, rank in enumerate(ranks)): sum(
+            log_probs[at][rank] for at, rank in enumerate(ranks)
+        )
+        for levels in range(1, depth + 1)
+        for ranks in product(range(width), repeat=levels)
+    }
+    assert texts(tree) == sorted(scored, key=lambda text: -scored[text])[:num_tokens]
+    assert best_first(token_ids, log_probs, 5).first(num_tokens) == tree.first(5)
+    assert len(best_first([], [], num_tokens)) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 128), (2, 4, 1024), (1, 97)])
+def test_the_likeliest_tokens_are_found(shape: tuple[int, ...]) -> None:
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    logits[..., 40:60] += 3  # several in one piece
+    for count in (1, 2, 16):
+        ids, values = likeliest(logits, count)
+        expected = logits.log_softmax(-1).topk(count)
+        assert torch.equal(ids, expected.indices)
+        assert torch.equal(values, expected.values)
 
 
 def test_parents_stand_before_children_of_the_same_score() -> None:
-    certain = torch.tensor([[[0.0, -1.0]] * 5])
-    [tree] = best_first(torch.tensor([[[4, 6]] * 5]), certain, 12)
+    tree = best_first([[4, 6]] * 5, [[0.0, -1.0]] * 5, 12)
     assert texts(tree)[:5] == [(4,) * n for n in range(1, 6)]
     assert all(parent <= place for place, parent in enumerate(tree.parents))
 
 
 def test_a_tree_of_width_one_is_the_chain() -> None:
-    tokens = torch.tensor([[[5], [3], [8]]])
-    [tree] = best_first(tokens, torch.full((1, 3, 1), -0.5), 16)
+    tree = best_first([[5], [3], [8]], [[-0.5]] * 3, 16)
     assert tree == DraftTree.chain([5, 3, 8])
     assert tree.is_chain
     assert (tree.depth, tree.cut(2)) == (3, DraftTree.chain([5, 3]))

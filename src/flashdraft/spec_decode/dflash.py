@@ -12,7 +12,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
-from flashdraft.spec_decode.tree import DraftTree, best_first
+from flashdraft.spec_decode.tree import WIDTH, DraftTree, best_first, likeliest
 
 
 class DFlashDrafter:
@@ -59,12 +59,11 @@ class DFlashDrafter:
         """The tree of the ``num_tokens`` likeliest continuations of each row, ``depths[row]`` tokens at most."""
         own = self.model.lm_head
         logits = self.target.logits(hidden) if own is None else own(hidden).float()
-        log_probs, token_ids = logits.log_softmax(-1).topk(min(num_tokens, logits.shape[-1]))
-        for row, depth in enumerate(depths):
-            log_probs[row, depth:] = float("-inf")
-        return best_first(
-            token_ids if own is None else self.model.head_tokens(token_ids), log_probs, num_tokens
-        )
+        token_ids, log_probs = likeliest(logits, min(num_tokens, WIDTH))
+        if own is not None:
+            token_ids = self.model.head_tokens(token_ids)
+        rows = zip(token_ids.tolist(), log_probs.tolist(), depths, strict=True)
+        return [best_first(ids[:depth], values[:depth], num_tokens) for ids, values, depth in rows]
 
 
 def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ probability, and the best ones form a tree, for a token is never likelier than t
 the whole tree in one forward. What is kept is the target's own choice at every token, as with a chain: lossless.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
-import torch
 from torch import Tensor
+
+WIDTH = 16  # tokens of a slot that may enter a tree
+_PIECE = 64  # of a vocabulary, in which the likeliest tokens are looked for
 
 
 @dataclass(frozen=True)
@@ -72,29 +75,39 @@ class DraftTree:
             token_ids.append(token)
 
 
-def best_first(token_ids: Tensor, log_probs: Tensor, num_tokens: int) -> list[DraftTree]:
-    """The tree of the ``num_tokens`` likeliest continuations, for each row, the likeliest first.
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities of the ``count`` likeliest tokens of ``logits`` [..., vocab_size], best first."""
+    log_probs = logits.log_softmax(-1)
+    vocab_size = log_probs.shape[-1]
+    if vocab_size % _PIECE or count > vocab_size // _PIECE:
+        values, ids = log_probs.topk(min(count, vocab_size))
+        return ids, values
+    # The best are in the pieces of the best maxima; a CPU finds those in a fifth of the time.
+    pieces = log_probs.view(*log_probs.shape[:-1], -1, _PIECE)
+    chosen = pieces.amax(-1).topk(count).indices
+    within = pieces.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, _PIECE)).flatten(-2)
+    values, at = within.topk(count)
+    return chosen.gather(-1, at // _PIECE) * _PIECE + at % _PIECE, values
 
-    ``token_ids``, ``log_probs`` [rows, depth, width]: the likeliest tokens of each slot, best first; -inf: not to
-    be drafted. The first n tokens of a tree are the best tree of n tokens.
+
+def best_first(
+    token_ids: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]], num_tokens: int
+) -> DraftTree:
+    """The tree of the ``num_tokens`` likeliest continuations, the likeliest first.
+
+    ``token_ids[slot]``, ``log_probs[slot]``: the likeliest tokens of each slot of a block, best first. The first n
+    tokens of the tree are the best tree of n tokens.
     """
-    rows, depth, width = log_probs.shape
-    beam = log_probs.new_zeros(rows, 1)
-    scores, ids, parents, first = [], [], [], 0  # by level; parents as indices into all levels' candidates
-    for level in range(depth):
-        reached = (beam.unsqueeze(-1) + log_probs[:, level, None]).flatten(1)
-        # No more of one level than the whole tree holds.
-        beam, chosen = reached.topk(min(num_tokens, reached.shape[1]))
-        scores.append(beam)
-        ids.append(token_ids[:, level].gather(1, chosen % width))
-        parents.append(chosen // width + (first - scores[level - 1].shape[1] if level else -1))
-        first += beam.shape[1]
-    # Stable, levels in order: of equal scores the parent stands before its child.
-    order = torch.cat(scores, 1).argsort(dim=1, descending=True, stable=True)
-    place = torch.zeros_like(order).scatter(1, order, torch.arange(1, first + 1).to(order).expand_as(order))
-    above = torch.cat(parents, 1)
-    parent_place = torch.where(above < 0, 0, place.gather(1, above.clamp(min=0)))
-    best = order[:, :num_tokens]
-    listed = (values.gather(1, best).tolist() for values in (torch.cat(ids, 1), parent_place))
-    counts = torch.cat(scores, 1).gather(1, best).isfinite().sum(1).tolist()
-    return [DraftTree(own[:num], above[:num]) for own, above, num in zip(*listed, counts, strict=True)]
+    tree = DraftTree()
+    # (minus the log-probability of the continuation, slot and rank of its last token, parent, minus the parent's)
+    waiting = [(-log_probs[0][0], 0, 0, 0, 0.0)] if log_probs else []
+    while waiting and len(tree) < num_tokens:
+        cost, slot, rank, parent, cost_above = heappop(waiting)
+        tree.token_ids.append(token_ids[slot][rank])
+        tree.parents.append(parent)
+        # What can be next best: the next token in its place, and the best one behind it.
+        if rank + 1 < len(log_probs[slot]):
+            heappush(waiting, (cost_above - log_probs[slot][rank + 1], slot, rank + 1, parent, cost_above))
+        if slot + 1 < len(log_probs):
+            heappush(waiting, (cost - log_probs[slot + 1][0], slot + 1, 0, len(tree), cost))
+    return tree
