@@ -26,10 +26,10 @@ from typing import Any
 from systems import PEERS, System, all_systems, port_of
 
 from flashdraft.bench.client import Client
-from flashdraft.bench.intervals import ratio_interval
 from flashdraft.bench.online import Load, Target, measure
 from flashdraft.bench.tables import number, table
 from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
+from flashdraft.intervals import ratio_interval
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 

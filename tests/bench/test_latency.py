@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from flashdraft.bench.intervals import ratio_interval
 from flashdraft.bench.latency import gap_histogram, gap_percentiles, percentile, percentiles
+from flashdraft.intervals import ratio_interval
 
 
 def test_percentiles_are_values_that_occurred() -> None:

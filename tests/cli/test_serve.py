@@ -1,13 +1,6 @@
 """The command that serves: what it resolves, what it refuses, and a process that answers and drains."""
 
-import contextlib
-import os
-import re
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -16,6 +9,7 @@ import pytest
 import yaml
 
 from command_line import Run
+from server_process import server_process
 
 VLLM = '{"method": "dflash", "model": "d", "num_speculative_tokens": 15}'
 
@@ -75,30 +69,6 @@ def test_a_config_file_with_an_unknown_name_is_refused(run: Run, tmp_path: Path)
     (tmp_path / "server.yaml").write_text("prot: 3\n")
     result = run("serve", "--config", str(tmp_path / "server.yaml"), "--dry-run")
     assert (result.exit_code, "'prot'" in result.stderr) == (2, True)
-
-
-@contextlib.contextmanager
-def server_process(pair: list[str], *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``flashdraft serve`` on the tiny pair, as a process, and its address."""
-    argv = [sys.executable, "-c", "from flashdraft.cli.main import main; main()", "serve", *pair[1:]]
-    with subprocess.Popen(
-        [*argv, "--port", "0", "--served-model-name", "tiny", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    ) as process:
-        assert process.stderr
-        try:
-            line = next(line for line in process.stderr if "running on" in line)
-            found = re.search(r"http://[\d.:]+", line)
-            assert found
-            reader = threading.Thread(target=process.stderr.read)  # so that it never waits for a full pipe
-            reader.start()
-            yield process, found.group()
-        finally:
-            process.kill()
-            process.wait()
-            reader.join()
 
 
 def test_an_answer_that_is_not_done_when_patience_ends_is_told_so(pair: list[str]) -> None:

@@ -12,12 +12,13 @@ import pytest
 import flashdraft.data.on_policy as on_policy
 from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.loader import pack
-from flashdraft.data.on_policy import OnPolicyConfig, generate_answers, read_documents
+from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_documents
 from flashdraft.data.prompts import Prompt, read_prompts
 from flashdraft.errors import DataError
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.train.run import is_held_back
 from toys import toy_hybrid, toy_target
 
 TARGET = toy_target()
@@ -31,7 +32,11 @@ class DigitTokenizer:
 
     def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: object) -> str:
         assert kwargs["add_generation_prompt"]
-        return "1 " + messages[-1]["content"]
+        return "1 " + " ".join(message["content"] for message in messages)
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return " ".join(str(token) for token in token_ids if token not in EOS)
 
     def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
         start = [7] if add_special_tokens else []
@@ -72,9 +77,15 @@ def test_temperature_draws_and_a_seed_repeats() -> None:
     assert answer(1) == answer(1) != answer(2)
 
 
+def answerer(config: OnPolicyConfig) -> Callable[[int], AnswerGenerator]:
+    sizes = config.num_rows, config.max_prompt_len, config.max_new_tokens
+    return lambda seed: AnswerGenerator(TARGET, *sizes, EOS, seed)
+
+
 def make(folder: Path, prompts: list[Prompt], **changes: Any) -> None:
     settings = {"target": "toy", "max_prompt_len": 24, "max_new_tokens": 20, "num_rows": 4, **changes}
-    generate_answers(TARGET, DigitTokenizer(), EOS, prompts, OnPolicyConfig(**settings), folder)
+    config = OnPolicyConfig(**settings)
+    generate_answers(answerer(config), DigitTokenizer(), prompts, config, folder)
 
 
 def test_without_a_chat_template_prompts_are_texts_to_go_on_with(tmp_path: Path) -> None:
@@ -82,7 +93,7 @@ def test_without_a_chat_template_prompts_are_texts_to_go_on_with(tmp_path: Path)
     config = OnPolicyConfig(target="toy", temperatures=(0.0,), max_new_tokens=8, num_rows=2)
     for name, template, first in (("chat", "yes", 1), ("base", None, 7)):
         tokenizer.chat_template = template
-        generate_answers(TARGET, tokenizer, EOS, some_prompts(2), config, tmp_path / name)
+        generate_answers(answerer(config), tokenizer, some_prompts(2), config, tmp_path / name)
         told = [" ".join(map(str, doc.prompt_token_ids)) for doc in read_documents(tmp_path / name)]
         assert sorted(told) == sorted(
             f"{first} {prompt.messages[0]['content']}" for prompt in some_prompts(2)
@@ -125,6 +136,39 @@ def test_other_settings_and_damage_are_told(tmp_path: Path) -> None:
         read_documents(tmp_path / "nowhere")
 
 
+def test_equal_conversations_are_answered_once(tmp_path: Path) -> None:
+    [one] = some_prompts(1)
+    several = [one, Prompt("again", "toy", one.messages), Prompt("on", "toy", one.messages, ("3",))]
+    make(tmp_path, several, max_prompt_len=200)
+    assert {doc.id for doc in read_documents(tmp_path)} == {one.id, "on", "on+"}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["num_prompts"], manifest["num_repeated"]) == (3, 1)
+    assert manifest["runs"][0]["answered_by"] == "flashdraft, without drafts"
+
+
+def test_later_turns_stand_behind_the_targets_own_answers(tmp_path: Path) -> None:
+    said = ({"role": "user", "content": "3 4"},)
+    prompts = [Prompt("talk", "toy", said, ("8", "11 12")), Prompt("one", "toy", said)]
+    make(tmp_path, prompts, max_prompt_len=400, temperatures=(0.0, 0.7))
+    make(tmp_path, prompts, max_prompt_len=400, temperatures=(0.0, 0.7))  # nothing is left to do
+    documents = {(doc.id, doc.temperature > 0): doc for doc in read_documents(tmp_path)}
+    assert len(documents) == 8
+    for sampled in (False, True):
+        history = [1, 3, 4]
+        for name, said_next in (("talk", [8]), ("talk+", [11, 12]), ("talk++", [])):
+            document = documents[name, sampled]
+            assert document.prompt_token_ids == history
+            answer = [token for token in document.answer_token_ids if token not in EOS]
+            history = history + answer + said_next
+
+
+def test_turns_of_a_conversation_are_held_back_together() -> None:
+    documents = [Document(f"p{i}" + "+" * turn, "", 0.0, [], [], "") for i in range(300) for turn in range(3)]
+    held_back = {doc.id for doc in documents if is_held_back(doc)}
+    assert 0 < len(held_back) < 60
+    assert all(name.rstrip("+") + "+" * turn in held_back for name in held_back for turn in range(3))
+
+
 def test_prompts_of_every_form_are_read(tmp_path: Path) -> None:
     (tmp_path / "a-plain.jsonl").write_text(
         '{"prompt": "hello", "id": 7}\n\n{"turns": ["first", "second"]}\n'
@@ -132,10 +176,10 @@ def test_prompts_of_every_form_are_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}\n')
     prompts = read_prompts(tmp_path)
-    assert [(p.id, p.source, p.messages[-1]["content"]) for p in prompts] == [
-        ("a-plain/7", "a-plain", "hello"),
-        ("a-plain/3", "a-plain", "first"),
-        ("b/1", "b", "u"),
+    assert [(p.id, p.source, p.messages[-1]["content"], p.next_turns) for p in prompts] == [
+        ("a-plain/7", "a-plain", "hello", ()),
+        ("a-plain/3", "a-plain", "first", ("second",)),
+        ("b/1", "b", "u", ()),
     ]
 
 

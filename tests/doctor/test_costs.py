@@ -130,6 +130,10 @@ def test_prompts_told_otherwise():
     tokenizer.chat_template = thinking
     served, others = prompt_readings(tokenizer, ["hello"])
     assert list(others) == ["no chat template", "enable_thinking false"]
+    trained = prompt_readings(tokenizer, ["hello"], {"enable_thinking": False})[1]
+    as_trained = 'as its config.json says, {"enable_thinking": false}'
+    assert trained[as_trained] == others["enable_thinking false"]
+    assert as_trained not in prompt_readings(tokenizer, ["hello"], {"enable_thinking": True})[1]
     tokenizer.chat_template = None
     assert prompt_readings(tokenizer, ["hello"]) == ([tokenizer.encode("hello")], {})
 

@@ -1,7 +1,8 @@
 """The door: models, tokenizers and drafters from what the user names. Everything behind it is a format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from flashdraft.checkpoint.hf_config import (
     folder_eos_token_ids,
     folder_generation_defaults,
     read_config,
+    read_json,
 )
 from flashdraft.checkpoint.hub import CONFIGS, locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
+from flashdraft.checkpoint.save import TRAINING_NOTES
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
@@ -44,6 +47,7 @@ __all__ = [
     "outline_own_mtp",
     "outline_target",
     "save_drafter",
+    "training_notes",
 ]
 
 OWN_MTP = "mtp"  # as a drafter: the MTP head published with the target; a folder of that name is "./mtp"
@@ -160,13 +164,26 @@ def load_own_mtp(
 
 
 def save_drafter(
-    drafter: DFlashModel | MTPModel, folder: str | Path, dtype: torch.dtype | None = None
+    drafter: DFlashModel | MTPModel,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write ``drafter`` to ``folder``, for :func:`load_drafter`; its weights as ``dtype`` (None: as they are)."""
+    """Write ``drafter`` to ``folder``, for :func:`load_drafter`; its weights as ``dtype`` (None: as they are).
+
+    ``notes``: what its config.json tells of the training, for :func:`training_notes`.
+    """
     if isinstance(drafter, MTPModel):
-        save_mtp_head(drafter, Path(folder), dtype)
+        save_mtp_head(drafter, Path(folder), dtype, notes)
     else:
-        save_dflash(drafter, folder, dtype)
+        save_dflash(drafter, folder, dtype, notes)
+
+
+def training_notes(path_or_name: str | Path) -> dict[str, Any]:
+    """What a drafter's config.json tells of its training; empty where it tells nothing."""
+    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
+    notes = read_json(folder / "config.json").get(TRAINING_NOTES)
+    return notes if isinstance(notes, dict) else {}
 
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ how long a block may be; in a target's folder it is the target's.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,10 +62,15 @@ def read_mtp_config(folder: Path, target_config: Any) -> MTPConfig:
     return config
 
 
-def save_mtp_head(head: MTPModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_mtp_head(
+    head: MTPModel,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Write ``head`` to ``folder``, its weights as ``dtype`` (None: as they are)."""
     state = {_PREFIX + name: tensor for name, tensor in head.state_dict().items()}
-    write_folder(folder, head.config.to_dict(), state, dtype)
+    write_folder(folder, head.config.to_dict(), state, dtype, notes)
 
 
 class _Head:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,9 +14,15 @@ from torch import Tensor
 
 from flashdraft.checkpoint.safetensors import SINGLE
 
+TRAINING_NOTES = "flashdraft_training"  # in a config.json: how the drafter was trained
+
 
 def write_folder(
-    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None
+    folder: Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write config.json and model.safetensors to ``folder``, floats as ``dtype`` (None: as they are).
 
@@ -28,6 +35,8 @@ def write_folder(
     }
     stored = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     facts = {**config, "dtype": stored, "transformers_version": transformers.__version__}
+    if notes:
+        facts[TRAINING_NOTES] = dict(notes)
     weights_aside, config_aside = folder / f".{SINGLE}.new", folder / ".config.json.new"
     try:
         config_aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
 """Drafters in z-lab's format: config.json of a DFlashDraftModel and model.safetensors, names unprefixed."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,9 +58,14 @@ def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
     return config
 
 
-def save_dflash(drafter: DFlashModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save_dflash(
+    drafter: DFlashModel,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Write ``drafter`` to ``folder`` in z-lab's format, its weights as ``dtype`` (None: as they are)."""
-    write_folder(Path(folder), drafter.config.to_dict(), drafter.state_dict(), dtype)
+    write_folder(Path(folder), drafter.config.to_dict(), drafter.state_dict(), dtype, notes)
 
 
 def check_fits_target(config: DFlashConfig | MTPConfig, target_config: Any, label: str) -> None:

@@ -20,6 +20,7 @@ from flashdraft.cli.plot import plot
 from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
+from flashdraft.cli.tune import tune
 from flashdraft.errors import FlashdraftError, UsageError
 
 # In the order of the help text. A command's name, help and options are those of its function.
@@ -30,6 +31,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     serve,
     train,
     plot,
+    tune,
     bench,
     report,
     plan,

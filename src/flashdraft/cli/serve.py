@@ -64,6 +64,7 @@ def serve(
     max_answer_tokens: flag.MaxAnswer = None,
     drain_s: flag.DrainSeconds = 60,
     log_format: flag.LogFormat = "text",
+    log_requests: flag.LogRequests = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="YAML file of option: value.", is_eager=True, callback=_read_config),

@@ -74,6 +74,13 @@ DrainSeconds = Annotated[
     _process("--drain-seconds", help="After SIGTERM, time for what is under way; the rest gets an error."),
 ]
 LogFormat = Annotated[Literal["text", "json"], _process("--log-format", help="How lines of the log look.")]
+LogRequests = Annotated[
+    Path | None,
+    _process(
+        "--log-requests",
+        help="Append what was asked and answered to this JSON lines file.  [default: nothing is kept]",
+    ),
+]
 DryRun = Annotated[bool, _process("--dry-run", help="Print the configuration and the memory plan, and stop.")]
 VllmConfig = Annotated[
     str | None,

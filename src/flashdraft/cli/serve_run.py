@@ -45,6 +45,7 @@ def serve_or_tell(said: dict[str, Any]) -> None:
         model_names=tuple(said["served_model_name"] or [said["model"]]),
         api_keys=tuple(said["api_key"] or []),
         **{name: said[name] for name in _LIMITS},
+        log_requests=said["log_requests"],
     )
     engine_config = _engine_config(said)
     if said["dry_run"]:
@@ -113,7 +114,7 @@ def _document(said: dict[str, Any], config: ServerConfig, speculation: Speculati
     resolved = {name: said[name] for name in _AS_SAID}
     resolved |= {"draft": speculation.draft, "block_size": speculation.block_size}
     resolved |= {"served_model_name": list(config.model_names)}
-    resolved |= {"chat_template": said["chat_template"] and str(said["chat_template"])}
+    resolved |= {name: said[name] and str(said[name]) for name in ("chat_template", "log_requests")}
     resolved |= {name: getattr(config, name) for name in _LIMITS}
     num_keys = len(config.api_keys)
     note = f"# API keys: {num_keys}, not shown\n" if num_keys else "# API keys: none, everybody is served\n"

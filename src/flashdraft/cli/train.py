@@ -1,7 +1,8 @@
 """``flashdraft train``: from prompts to a drafter that `--draft` takes."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,50 @@ def _data_option(flag: str, text: str) -> Any:
     return typer.Option(flag, help=text, rich_help_panel="Data")
 
 
+Prompts = Annotated[Path | None, _data_option("--prompts", "JSON lines of prompts, a file or a folder.")]
+Answers = Annotated[
+    list[Path] | None, _data_option("--answers", "Folder of answers already made; may be repeated.")
+]
+Temperatures = Annotated[
+    list[float] | None,
+    _data_option(
+        "--temperature", "Answer every prompt at this temperature; repeatable.  [default: 0 and 0.7]"
+    ),
+]
+MaxPromptLen = Annotated[int, _data_option("--max-prompt-len", "Leave out longer prompts (tokens).")]
+RolloutUrl = Annotated[
+    str | None,
+    _data_option(
+        "--rollout-url", "A server that answers in place of a target here (vLLM, SGLang, flashdraft)."
+    ),
+]
+RolloutModel = Annotated[
+    str | None, _data_option("--rollout-model", "The target's name there.  [default: the first it lists]")
+]
+RolloutKey = Annotated[
+    str | None,
+    typer.Option(envvar="FLASHDRAFT_ROLLOUT_KEY", help="Its API key.", rich_help_panel="Data"),
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="The chat template's enable_thinking; noted in the drafter.  [default: not said]",
+        rich_help_panel="Data",
+    ),
+]
+
+
+Features = Annotated[
+    Literal["auto", "fly", "cache"],
+    typer.Option(
+        "--features",
+        help="The target's features: computed at every step, kept in OUT/features, or what is cheaper here.",
+        rich_help_panel="Training",
+    ),
+]
+
+
 @with_config(TrainConfig, panel="Training")
 def train(
     config: TrainConfig,
@@ -23,25 +68,19 @@ def train(
     pause_minutes: Annotated[
         float, typer.Option("--pause-minutes", help="Stop after this long; run again to resume.")
     ] = float("inf"),
-    prompts: Annotated[
-        Path | None, _data_option("--prompts", "JSON lines of prompts, a file or a folder.")
-    ] = None,
-    answers: Annotated[
-        list[Path] | None, _data_option("--answers", "Folder of answers already made; may be repeated.")
-    ] = None,
+    prompts: Prompts = None,
+    answers: Answers = None,
     answers_only: Annotated[bool, _data_option("--answers-only", "Stop when the answers are made.")] = False,
     limit: Annotated[int | None, _data_option("--limit", "Use this many of the prompts.")] = None,
-    temperature: Annotated[
-        list[float] | None,
-        _data_option(
-            "--temperature", "Answer every prompt at this temperature; repeatable.  [default: 0 and 0.7]"
-        ),
-    ] = None,
-    max_prompt_len: Annotated[
-        int, _data_option("--max-prompt-len", "Leave out longer prompts (tokens).")
-    ] = 512,
+    temperature: Temperatures = None,
+    max_prompt_len: MaxPromptLen = 512,
     max_new_tokens: Annotated[int, _data_option("--max-new-tokens", "The longest answer.")] = 384,
     answer_rows: Annotated[int, _data_option("--answer-rows", "Answers made at a time.")] = 32,
+    rollout_url: RolloutUrl = None,
+    rollout_model: RolloutModel = None,
+    rollout_key: RolloutKey = None,
+    thinking: Thinking = None,
+    features: Features = "fly",
     tensorboard: Annotated[bool, typer.Option(help="Write OUT/tensorboard too.")] = False,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
@@ -58,7 +97,7 @@ def train(
     from flashdraft.cli.train_screen import watched
     from flashdraft.data.on_policy import OnPolicyConfig
     from flashdraft.errors import UsageError
-    from flashdraft.train.run import make_answers, train_drafter
+    from flashdraft.train.run import Rollout, make_answers, some_prompts, train_drafter
 
     folders = list(answers or [])
     if prompts is None and not folders:
@@ -67,11 +106,16 @@ def train(
         )
     if prompts is not None:
         temperatures = tuple(temperature or (0.0, 0.7))
-        data = OnPolicyConfig(target, temperatures, max_prompt_len, max_new_tokens, answer_rows, config.seed)
-        make_answers(data, prompts, out / "answers", device, dtype, limit)
+        template = json.dumps({} if thinking is None else {"enable_thinking": thinking})
+        sizes = max_prompt_len, max_new_tokens, answer_rows
+        data = OnPolicyConfig(target, temperatures, *sizes, config.seed, template)
+        server = Rollout(rollout_url, rollout_model, rollout_key) if rollout_url else None
+        make_answers(data, some_prompts(prompts, limit), out / "answers", device, dtype, init, server)
         folders.append(out / "answers")
     if answers_only:
         return
     with watched(out, tensorboard) as tell:
-        drafter = train_drafter(target, folders, out, config, device, dtype, init, tell, pause_minutes)
+        drafter = train_drafter(
+            target, folders, out, config, device, dtype, init, tell, pause_minutes, features
+        )
     typer.echo(f"the drafter is in {drafter}")

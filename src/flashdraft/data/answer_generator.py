@@ -7,6 +7,7 @@ kernels, launched one by one, would take longer than they run.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +39,19 @@ class Answer:
     finish_reason: str
 
 
+class Answerer(Protocol):
+    """Whatever answers many prompts: rows of one forward, the engine, a server."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the data's manifest shall tell of where its answers came from."""
+        ...
+
+    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
+        """Answer every request, in any order; yields what has ended since the last time."""
+        ...
+
+
 class AnswerGenerator:
     """Decodes up to ``num_rows`` requests at a time, each to at most ``max_new_tokens`` tokens."""
 
@@ -66,6 +80,11 @@ class AnswerGenerator:
         self.noise = torch.Generator(device=device).manual_seed(seed)
         self.requests: list[AnswerRequest | None] = [None] * num_rows
         self._graph = self._capture() if device.type == "cuda" else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Answerer`."""
+        return {"answered_by": "flashdraft, without drafts", "dtype": str(self.target.dtype)}
 
     @torch.inference_mode()
     def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:

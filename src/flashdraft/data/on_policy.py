@@ -6,7 +6,8 @@ in a shard is not generated again.
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
-from flashdraft.data.prompts import Prompt
+from flashdraft.data.answer_generator import Answer, Answerer, AnswerRequest
+from flashdraft.data.prompts import Prompt, encode_prompts
 from flashdraft.errors import DataError
-from flashdraft.models.base import TargetModel
 
 SCHEMA = pa.schema(
     {
@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
     }
 )
 ANSWERS_PER_SHARD = 4096
+SECONDS_PER_SHARD = 300  # of a slow server no more is lost
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -66,56 +68,94 @@ class Document:
 
 
 def generate_answers(
-    target: TargetModel,
+    answerer: Callable[[int], Answerer],
     tokenizer: Any,
-    eos_token_ids: Sequence[int],
     prompts: Sequence[Prompt],
     config: OnPolicyConfig,
     folder: str | Path,
 ) -> None:
-    """Answer ``prompts`` into ``folder``, going on where an earlier run stopped.
+    """Answer ``prompts`` into ``folder``, going on where an earlier run stopped; equal conversations once.
 
-    Raises DataError when the folder was made with other settings.
+    A conversation of several turns is answered turn by turn, each behind the target's own answers before it.
+    ``answerer``: what answers, by a seed. Raises DataError when the folder was made with other settings.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_manifest(folder, config)
-    done = {(doc.id, round(doc.temperature, 4)) for doc in read_documents(folder, allow_empty=True)}
-    requests, owners, num_too_long = _requests(tokenizer, prompts, config, done)
-    _write_manifest(folder, config, {"num_prompts": len(prompts), "num_too_long": num_too_long})
-    generator = AnswerGenerator(
-        target,
-        config.num_rows,
-        config.max_prompt_len,
-        config.max_new_tokens,
-        eos_token_ids,
-        config.seed + len(done),
-    )
+    manifest = _open_manifest(folder, config)
+    different = list({_content(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+    manifest |= {
+        "num_prompts": len(prompts),
+        "num_repeated": len(prompts) - len(different),
+        "num_too_long": 0,
+    }
+    asked = [(prompt, temperature) for prompt in different for temperature in config.temperatures]
+    while asked:
+        done = {(doc.id, round(doc.temperature, 4)) for doc in read_documents(folder, allow_empty=True)}
+        requests, owners = _requests(tokenizer, asked, config, done, manifest)
+        _write_manifest(folder, manifest)
+        if requests:
+            answers_of = answerer(config.seed + len(done))
+            try:
+                _answer_into(folder, answers_of, requests, owners)
+            finally:
+                manifest["runs"].append(answers_of.facts)
+                _write_manifest(folder, manifest)
+        asked = _next_turns(asked, tokenizer, folder)
+
+
+def _answer_into(
+    folder: Path, answerer: Answerer, requests: Sequence[AnswerRequest], owners: Sequence[Prompt]
+) -> None:
+    """Run the requests, and write shards as the answers come, the last one however it ends."""
     pending: list[dict[str, Any]] = []
-    num_tokens = 0
+    num_tokens, written_at = 0, time.monotonic()
     with _progress() as progress:
         bar = progress.add_task("answers", total=len(requests), note="")
-        for answers in generator.run(requests):
-            for answer in answers:
-                prompt, request = owners[answer.key], requests[answer.key]
-                pending.append(
-                    {
-                        "id": prompt.id,
-                        "source": prompt.source,
-                        "temperature": request.temperature,
-                        "prompt_token_ids": list(request.token_ids),
-                        "answer_token_ids": answer.token_ids,
-                        "finish_reason": answer.finish_reason,
-                    }
-                )
-                num_tokens += len(answer.token_ids)
-            if len(pending) >= ANSWERS_PER_SHARD:
+        try:
+            for answers in answerer.run(requests):
+                for answer in answers:
+                    pending.append(_row(owners[answer.key], requests[answer.key], answer))
+                    num_tokens += len(answer.token_ids)
+                if len(pending) >= ANSWERS_PER_SHARD or time.monotonic() - written_at > SECONDS_PER_SHARD:
+                    _write_shard(folder, pending)
+                    pending, written_at = [], time.monotonic()
+                elapsed = progress.tasks[bar].elapsed or 1.0
+                progress.update(bar, advance=len(answers), note=f"{num_tokens / elapsed:,.0f} tokens/s")
+        finally:
+            if pending:
                 _write_shard(folder, pending)
-                pending = []
-            elapsed = progress.tasks[bar].elapsed or 1.0
-            progress.update(bar, advance=len(answers), note=f"{num_tokens / elapsed:,.0f} tokens/s")
-    if pending:
-        _write_shard(folder, pending)
+
+
+def _row(prompt: Prompt, request: AnswerRequest, answer: Answer) -> dict[str, Any]:
+    return {
+        "id": prompt.id,
+        "source": prompt.source,
+        "temperature": request.temperature,
+        "prompt_token_ids": list(request.token_ids),
+        "answer_token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def _content(prompt: Prompt) -> str:
+    return json.dumps([prompt.messages, prompt.next_turns], sort_keys=True)
+
+
+def _next_turns(
+    asked: Sequence[tuple[Prompt, float]], tokenizer: Any, folder: Path
+) -> list[tuple[Prompt, float]]:
+    """The conversations that have another turn, behind the answers that are there now."""
+    going_on = [(prompt, temperature) for prompt, temperature in asked if prompt.next_turns]
+    if not going_on:
+        return []
+    documents = {(doc.id, round(doc.temperature, 4)): doc for doc in read_documents(folder, allow_empty=True)}
+    following = []
+    for prompt, temperature in going_on:
+        document = documents.get((prompt.id, round(temperature, 4)))
+        if document is not None:
+            said = tokenizer.decode(document.answer_token_ids, skip_special_tokens=True)
+            following.append((prompt.after(said), temperature))
+    return following
 
 
 def read_documents(folder: str | Path, allow_empty: bool = False) -> list[Document]:
@@ -137,25 +177,20 @@ def read_documents(folder: str | Path, allow_empty: bool = False) -> list[Docume
 
 
 def _requests(
-    tokenizer: Any, prompts: Sequence[Prompt], config: OnPolicyConfig, done: set[tuple[str, float]]
-) -> tuple[list[AnswerRequest], list[Prompt], int]:
-    kwargs = json.loads(config.chat_template_kwargs)
-    if tokenizer.chat_template:
-        texts = [
-            tokenizer.apply_chat_template(
-                list(p.messages), add_generation_prompt=True, tokenize=False, **kwargs
-            )
-            for p in prompts
-        ]
-    else:  # a model that was not taught to chat goes on with the text
-        texts = ["\n\n".join(message["content"] for message in p.messages) for p in prompts]
-    encoded = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    fitting = [(p, ids) for p, ids in zip(prompts, encoded, strict=True) if len(ids) <= config.max_prompt_len]
+    tokenizer: Any,
+    asked: Sequence[tuple[Prompt, float]],
+    config: OnPolicyConfig,
+    done: set[tuple[str, float]],
+    manifest: dict[str, Any],
+) -> tuple[list[AnswerRequest], list[Prompt]]:
+    """What is still to be answered, and whose it is; counts in ``manifest`` which prompts are too long."""
+    encoded = encode_prompts(tokenizer, [p for p, _ in asked], json.loads(config.chat_template_kwargs))
+    too_long = {p.id for (p, _), ids in zip(asked, encoded, strict=True) if len(ids) > config.max_prompt_len}
+    manifest["num_too_long"] += len(too_long)
     wanted = [
         (prompt, ids, temperature)
-        for prompt, ids in fitting
-        for temperature in config.temperatures
-        if (prompt.id, round(temperature, 4)) not in done
+        for (prompt, temperature), ids in zip(asked, encoded, strict=True)
+        if len(ids) <= config.max_prompt_len and (prompt.id, round(temperature, 4)) not in done
     ]
     # Long prompts first within a window, so that rows in flight have much the same length; windows in the given
     # order, so that what an interrupted run leaves is a fair sample.
@@ -163,7 +198,7 @@ def _requests(
     order = sorted(range(len(wanted)), key=lambda i: (i // window, -len(wanted[i][1])))
     wanted = [wanted[i] for i in order]
     requests = [AnswerRequest(key, ids, temperature) for key, (_, ids, temperature) in enumerate(wanted)]
-    return requests, [prompt for prompt, _, _ in wanted], len(prompts) - len(fitting)
+    return requests, [prompt for prompt, _, _ in wanted]
 
 
 def _write_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -174,24 +209,38 @@ def _write_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(part, shard)
 
 
-def _check_manifest(folder: Path, config: OnPolicyConfig) -> None:
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        return
-    found = json.loads(manifest.read_text())["config"]
+def read_config(folder: str | Path) -> OnPolicyConfig:
+    """How the answers of a folder were made. Raises DataError when its manifest cannot be read."""
+    file = Path(folder) / MANIFEST
+    try:
+        told = json.loads(file.read_text())["config"]
+        return OnPolicyConfig(**told | {"temperatures": tuple(told["temperatures"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}); expected the manifest that answers come with"
+        ) from None
+
+
+def _open_manifest(folder: Path, config: OnPolicyConfig) -> dict[str, Any]:
+    """The folder's manifest, or a new one. Raises DataError when it was made with other settings."""
     wanted = json.loads(json.dumps(asdict(config)))
+    file = folder / MANIFEST
+    if not file.exists():
+        return {"config": wanted, "runs": []}
+    manifest: dict[str, Any] = json.loads(file.read_text())
     for name in wanted.keys() - {"num_rows"}:
-        if found.get(name) != wanted[name]:
+        if manifest["config"].get(name) != wanted[name]:
             raise DataError(
-                f"{folder}: its answers were made with {name} = {found.get(name)!r}, now it is {wanted[name]!r};"
-                " use the same settings or another folder"
+                f"{folder}: its answers were made with {name} = {manifest['config'].get(name)!r}, now it is"
+                f" {wanted[name]!r}; use the same settings or another folder"
             )
+    return {"runs": []} | manifest
 
 
-def _write_manifest(folder: Path, config: OnPolicyConfig, counts: dict[str, int]) -> None:
-    part = folder / "manifest.json.part"
-    part.write_text(json.dumps({"config": asdict(config), **counts}, indent=2) + "\n")
-    os.replace(part, folder / "manifest.json")
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(part, folder / MANIFEST)
 
 
 def _progress() -> Progress:

@@ -1,12 +1,19 @@
 """The examination of a pair: one verdict, the reasons, and the figures behind it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
+from flashdraft.checkpoint.load import (
+    eos_token_ids,
+    load_drafter,
+    load_target,
+    load_tokenizer,
+    training_notes,
+)
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.doctor.costs import Cost, judge_costs, step_costs
@@ -121,7 +128,8 @@ def examine(
         )
     spare = [i for i in sorted(tokenizer.added_tokens_decoder) if i not in eos_token_ids(target)]
     masks = [i for i in spare if i != drafter.config.mask_token_id and i < drafter.config.vocab_size]
-    token_ids, others = prompt_readings(tokenizer, prompts)
+    template = training_notes(draft).get("chat_template_kwargs", {})
+    token_ids, others = prompt_readings(tokenizer, prompts, template)
     ends = eos_token_ids(target)
     found = examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], ends, others)
     with suppress(UsageError):  # hybrid targets: the engine does not batch them
@@ -219,20 +227,25 @@ def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
 
 
 def prompt_readings(
-    tokenizer: Any, prompts: Sequence[str]
+    tokenizer: Any, prompts: Sequence[str], trained: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[list[int]], dict[str, list[list[int]]]]:
-    """Prompts as they are served, and told in other ways that a drafter may have been trained on."""
+    """Prompts as they are served, and told in other ways that a drafter may have been trained on.
+
+    ``trained``: the values of the chat template that its config.json tells of.
+    """
     plain = [list(tokenizer.encode(prompt)) for prompt in prompts]
     if not tokenizer.chat_template:
         return plain, {}
 
-    def told(**kwargs: bool) -> list[list[int]]:
+    def told(**kwargs: Any) -> list[list[int]]:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         options = {"add_generation_prompt": True, "return_dict": False, **kwargs}
         return [list(tokenizer.apply_chat_template(chat, **options)) for chat in chats]
 
     served = told()
     others = {"no chat template": plain}
+    if trained:
+        others["as its config.json says, " + json.dumps(dict(trained))] = told(**trained)
     if "enable_thinking" in str(tokenizer.chat_template):
         others |= {f"enable_thinking {str(on).lower()}": told(enable_thinking=on) for on in (True, False)}
     return served, {name: ids for name, ids in others.items() if ids != served}

@@ -64,6 +64,7 @@ class Choice(Told):
     finish_reason: FinishReason | None
     meta_info: MetaInfo | None = None  # with return_meta_info
     token_origins: list[Literal["accepted", "bonus", "plain"]] | None = None  # with token_origins
+    token_ids: list[int] | None = None  # with return_token_ids
     token_texts: list[str] | None = None
 
 

@@ -1,6 +1,7 @@
 """What a server is told at its start, beside the model: names, limits and keys."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flashdraft.errors import UsageError
 
@@ -17,6 +18,7 @@ class ServerConfig:
     max_n: int = 16  # answers of one request, over all its prompts
     max_answer_tokens: int | None = None  # None: what the context leaves
     retry_after_s: int = 1
+    log_requests: Path | None = None  # answered requests are appended there; None: nowhere
 
     def __post_init__(self) -> None:
         for name in ("max_running_requests", "max_body_bytes", "max_n", "retry_after_s"):

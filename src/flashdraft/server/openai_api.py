@@ -34,8 +34,9 @@ async def chat_completions(request: Request) -> Response:
     prompt = await encode_chat(tokenizer, asked.messages, asked.chat_template_kwargs, choice.shown)
     thinking = thinking_of(tokenizer.chat_template, prompt_end(tokenizer, prompt))
     params = _params(service, asked, prompt, asked.max_completion_tokens or asked.max_tokens)
+    said = tuple(message.model_dump(exclude_none=True) for message in asked.messages)
     wishes = [
-        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.stop_texts, asked.block_size)
+        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.stop_texts, asked.block_size, said)
         for one in params
     ]
     form = ChatForm(service, asked, thinking, choice.callable, asked.num_logprobs is not None)

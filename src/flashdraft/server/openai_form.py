@@ -49,6 +49,8 @@ class Form:
                 choice["meta_info"] = meta_info(submission, index)
             if self.asked.token_origins:
                 choice |= _origins(answer.pieces)
+            if self.asked.return_token_ids:
+                choice["token_ids"] = answer.token_ids
             choices.append(choice)
         return self._envelope(submission, self.whole_object, choices) | {"usage": usage(submission)}
 

@@ -68,6 +68,13 @@ class OpenAIRequest(SamplingFields):
     block_size: BlockSizeField | None = None
     return_meta_info: bool = False  # SGLang's meta_info beside each choice
     token_origins: bool = False  # each token's text and how it came
+    return_token_ids: bool = False  # vLLM's: the answer's token ids beside each choice, not of a stream
+
+    @model_validator(mode="after")
+    def _token_ids_of_whole_answers(self) -> Self:
+        if self.return_token_ids and self.stream:
+            raise ValueError("return_token_ids is for whole answers; leave out stream")
+        return self
 
 
 class FunctionCall(Fields):

@@ -1,6 +1,7 @@
 """The server without HTTP: a model with its tokenizer and engine, and the answers that are under way."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
+from flashdraft.data.request_log import RequestLog
 from flashdraft.engine.types import StepOutput
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
@@ -20,6 +22,8 @@ from flashdraft.server.metrics import ServerMetrics
 from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
+_LOGGER = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -29,6 +33,7 @@ class Wish:
     params: SamplingParams
     stop_texts: tuple[str, ...] = ()
     block_size: BlockSize | None = None
+    messages: tuple[dict[str, Any], ...] = ()  # of a chat, for the request log
 
 
 @dataclass
@@ -84,7 +89,25 @@ class Service:
         self.context_len, self.block_size = context_len, block_size
         self.config, self.defaults = config, defaults or {}
         self.metrics = ServerMetrics(config.model_names[0])
+        self.request_log = RequestLog(config.log_requests) if config.log_requests else None
         self.num_unfinished = 0
+
+    def keep(self, answer: Answer) -> None:
+        """Append a whole answer to the request log, where there is one. A log that fails is given up, once."""
+        if self.request_log is None or answer.finish_reason not in ("stop", "length"):
+            return
+        wish = answer.wish
+        try:
+            self.request_log.write(
+                wish.messages,
+                wish.prompt_token_ids,
+                answer.token_ids,
+                answer.finish_reason,
+                wish.params.temperature,
+            )
+        except OSError as error:
+            _LOGGER.warning("the request log cannot be written (%s); requests are logged no more", error)
+            self.request_log = None
 
     async def submit(self, wishes: Sequence[Wish]) -> "Submission":
         """Accept all the answers that a request wants, or none.
@@ -185,6 +208,7 @@ class Submission:
                 num_tokens = len(answer.token_ids)
                 metrics.record_end(answer.finish_reason or "abort", answer.total_s, ttft_s, num_tokens)
             _log(request_id, answer, ttft_s)
+            self._service.keep(answer)
 
 
 def _log(answer_id: str, answer: Answer, ttft_s: float) -> None:

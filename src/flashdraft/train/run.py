@@ -4,7 +4,7 @@ import copy
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,75 @@ from flashdraft.checkpoint.load import (
     load_tokenizer,
     save_drafter,
 )
+from flashdraft.data.answer_generator import Answerer, AnswerGenerator
+from flashdraft.data.engine_answers import EngineAnswers
 from flashdraft.data.loader import PackedRows, pack
-from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_documents
-from flashdraft.data.prompts import group_of, read_prompts
-from flashdraft.errors import UsageError
+from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
+from flashdraft.data.prompts import Prompt, conversation_of, group_of, read_prompts
+from flashdraft.data.server_answers import ServerAnswers
+from flashdraft.errors import DataError, UsageError
+from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids, one_dimensional
 from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
+from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
 from flashdraft.train.trainer import Trainer
 
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """A server that answers in place of a target here. ``model``: its name there; None: the first that it lists."""
+
+    url: str
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+
 def make_answers(
-    data: OnPolicyConfig, prompts: str | Path, folder: Path, device: str, dtype: str, limit: int | None = None
+    data: OnPolicyConfig,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    device: str,
+    dtype: str,
+    draft: str | None = None,
+    rollout: Rollout | None = None,
 ) -> None:
-    """Let the target answer the prompts into ``folder`` (see :func:`generate_answers`)."""
-    target = load_target(data.target, dtype=dtype, device=device)
+    """Let the target answer ``prompts`` into ``folder`` (see :func:`generate_answers`).
+
+    By ``rollout``, where there is one; on CUDA hundreds of rows at a time, plainly; else through the engine, with
+    ``draft`` (None: LLM's own choice) where drafting pays.
+    """
+    tokenizer = load_tokenizer(data.target)
+    answerer = _answerer(data, device, dtype, draft) if rollout is None else _served(data, rollout, tokenizer)
+    generate_answers(answerer, tokenizer, prompts, data, folder)
+
+
+def _served(data: OnPolicyConfig, rollout: Rollout, tokenizer: Any) -> Callable[[int], Answerer]:
+    eos, place = eos_token_ids(data.target), (rollout.model, rollout.api_key)
+    sizes = data.max_new_tokens, data.num_rows
+    return lambda seed: ServerAnswers(rollout.url, tokenizer, eos, *sizes, seed, *place)
+
+
+def _answerer(data: OnPolicyConfig, device: str, dtype: str, draft: str | None) -> Callable[[int], Answerer]:
+    if torch.device(device).type == "cuda":
+        target, eos = load_target(data.target, dtype=dtype, device=device), eos_token_ids(data.target)
+        sizes = data.num_rows, data.max_prompt_len, data.max_new_tokens
+        return lambda seed: AnswerGenerator(target, *sizes, eos, seed)
+    named: dict[str, Any] = {} if draft is None else {"draft": draft}
+    llm = LLM(data.target, dtype=dtype, device=device, max_running=data.num_rows, **named)
+    return lambda seed: EngineAnswers(llm, data.max_new_tokens, seed)
+
+
+def some_prompts(prompts: str | Path, limit: int | None) -> list[Prompt]:
+    """``limit`` prompts of a file or folder: the same subset for every limit's prefix, spread over all sources."""
     wanted = read_prompts(prompts)
-    # The same subset for every limit's prefix, spread over all sources.
     wanted.sort(key=lambda prompt: zlib.crc32(prompt.id.encode()))
-    generate_answers(
-        target, load_tokenizer(data.target), eos_token_ids(data.target), wanted[:limit], data, folder
-    )
+    return wanted[:limit]
 
 
 def train_drafter(
@@ -55,11 +98,12 @@ def train_drafter(
     init: str | None,
     on_report: Callable[[dict[str, Any]], None],
     pause_minutes: float = float("inf"),
+    features: str = "fly",
 ) -> Path:
     """Train on the answers and write ``folder/drafter``; resumes what ``folder`` holds. Returns that path.
 
-    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed. Raises
-    UsageError, DataError or CheckpointError.
+    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed.
+    ``features``: "fly", "cache" or "auto", see :func:`feature_cache`. Raises UsageError, DataError or CheckpointError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = load_target(target_name, dtype=dtype, device=device).requires_grad_(False)
@@ -69,18 +113,17 @@ def train_drafter(
             device=device, dtype=target.dtype
         )
     else:
-        drafter = load_drafter(init, target, dtype=dtype, device=device).requires_grad_(True)
+        drafter = load_trainable(init, target, dtype, device)
         if isinstance(drafter, MTPModel) != (config.method == "mtp"):
             raise UsageError(
                 f"{init} is no drafter of method {config.method}; give another --init or --method"
             )
-        if isinstance(drafter, DFlashModel) and (num_rows := drafter.config.draft_vocab_size) is not None:
-            raise UsageError(
-                f"drafter {init} has a head of its own over {num_rows} tokens; expected one that drafts through the"
-                " target's head, which is what is trained here"
-            )
+    notes = template_notes(answers)
     training, validation = split(documents, config, device)
-    trainer = Trainer(target, drafter, training, validation, config, folder)
+    cache, plan = feature_cache(
+        features, target, drafter, training, config, folder / "features", {"target": target_name}
+    )
+    trainer = Trainer(target, drafter, training, validation, config, folder, cache)
     resumed = trainer.resume()
     facts = {
         "config": asdict(config),
@@ -91,15 +134,42 @@ def train_drafter(
         "num_answer_tokens": sum(len(doc.answer_token_ids) for doc in documents),
         "num_rows": len(training),
         "num_anchors": int(training.is_anchor.sum()),
+        "features": plan,
         "provenance": collect_provenance(device),
     }
     (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     on_report(
         {k: facts[k] for k in ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")}
+        | {"features": plan["features"]}
     )
     trainer.train(on_report, 60 * pause_minutes)
-    save_drafter(drafter, folder / "drafter", torch.bfloat16)
+    save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)
     return folder / "drafter"
+
+
+def template_notes(answers: Sequence[Path]) -> dict[str, Any]:
+    """How prompts were told to the target, for the drafter's config.json.
+
+    Raises DataError for folders that were not made alike: no drafter could be served as both.
+    """
+    told = [read_config(one).chat_template_kwargs for one in answers]
+    if len(set(told)) > 1:
+        raise DataError(
+            f"the answers were made with different values of the chat template: {', '.join(sorted(set(told)))}; train"
+            " on folders of one kind"
+        )
+    return {"chat_template_kwargs": json.loads(told[0])} if told else {}
+
+
+def load_trainable(name: str, target: TargetModel, dtype: str, device: str) -> Network:
+    """A drafter to go on training. Raises UsageError for one with a head of its own."""
+    drafter = load_drafter(name, target, dtype=dtype, device=device).requires_grad_(True)
+    if isinstance(drafter, DFlashModel) and (num_rows := drafter.config.draft_vocab_size) is not None:
+        raise UsageError(
+            f"drafter {name} has a head of its own over {num_rows} tokens; expected one that drafts through the"
+            " target's head, which is what is trained here"
+        )
+    return drafter
 
 
 def split(
@@ -130,7 +200,7 @@ def split(
 
 def is_held_back(document: Document) -> bool:
     """Whether the answer belongs to a validation prompt."""
-    return zlib.crc32(b"validation " + document.id.encode()) / 2**32 < VALIDATION_SHARE
+    return zlib.crc32(b"validation " + conversation_of(document.id).encode()) / 2**32 < VALIDATION_SHARE
 
 
 def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from flashdraft.data.feature_cache import FeatureCache
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
-from flashdraft.models.base import FINAL_HIDDEN, TargetModel, compile_layers
+from flashdraft.models.base import TargetModel, compile_layers
 from flashdraft.models.mtp import MTPModel
 from flashdraft.train.anchors import Blocks, draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
 from flashdraft.train.config import TrainConfig
+from flashdraft.train.features import wanted_layers
 from flashdraft.train.forward import Network, block_hidden, target_features, teacher_hidden
 from flashdraft.train.log_file import append_line, cut_log
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
@@ -40,7 +42,10 @@ class Progress:
 
 
 class Trainer:
-    """Trains ``drafter`` for ``target`` on packed rows; everything it leaves goes to ``folder``."""
+    """Trains ``drafter`` for ``target`` on packed rows; everything it leaves goes to ``folder``.
+
+    ``cache``: features of all ``rows``, made before; None: computed at every step.
+    """
 
     def __init__(
         self,
@@ -50,9 +55,10 @@ class Trainer:
         validation: dict[str, PackedRows],
         config: TrainConfig,
         folder: Path,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.target, self.drafter, self.rows, self.config, self.folder = target, drafter, rows, config, folder
-        self.validation = validation
+        self.validation, self.cache = validation, cache
         folder.mkdir(parents=True, exist_ok=True)
         device = target.device
         self.weights = decay_weights(config.block_size, config.gamma, device)
@@ -157,17 +163,16 @@ class Trainer:
         config, target, drafter = self.config, self.target, self.drafter
         # All randomness of a step comes from (seed, step): a resumed run draws what it would have drawn.
         self.generator.manual_seed(config.seed * 1_000_003 + self.progress.step)
-        rows = self.rows.rows(self._row_index())
+        index = self._row_index()
+        rows = self.rows.rows(index)
         blocks = draw_blocks(rows, config.blocks_per_row, config.block_size, self.generator)
-        layers = drafter.config.target_layer_ids
-        final = (FINAL_HIDDEN,) if config.distill > 0 else ()
-        width = len(layers) * target.config.hidden_size
-        features = target_features(target, rows, (*layers, *final))
+        width = len(drafter.config.target_layer_ids) * target.config.hidden_size
+        features = self._features(index, rows)
         hidden = block_hidden(target, drafter, rows, features[..., :width].contiguous(), blocks)
         num_slots = int(config.slots_per_block * config.rows_per_step * config.blocks_per_row)
         weights = self._slot_weights(hidden, blocks).flatten()
         slots = sample_slots(weights, num_slots, self.generator)
-        teacher = teacher_hidden(features[..., width:], blocks)[slots] if final else None
+        teacher = teacher_hidden(features[..., width:], blocks)[slots] if config.distill > 0 else None
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, 2)[slots],
             target.head_weight(),
@@ -188,6 +193,11 @@ class Trainer:
             hidden.detach().flatten(0, 2), self.target.head_weight(), labels.flatten()
         )
         return dpace_weights(log_probs.view_as(labels), blocks.has_label, self.config.dpace_alpha)
+
+    def _features(self, index: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+        if self.cache is not None:
+            return self.cache.read(index, self.target.device)
+        return target_features(self.target, rows, wanted_layers(self.drafter, self.config))
 
     def _row_index(self) -> torch.Tensor:
         """This step's rows: each epoch is its own shuffle of all rows."""

@@ -1,0 +1,118 @@
+"""Features of packed rows on disk: computed once, memory-mapped, read by every later epoch.
+
+They keep the type that the target computes in (bfloat16 there is 2 bytes a value), so a run with them is the run
+without them, to the bit. Knows no models.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashdraft.data.loader import PackedRows
+from flashdraft.errors import DataError
+
+SHARD_BYTES = 1 << 30
+_INDEX = "features.json"
+# numpy knows no bfloat16: its bits are kept as integers.
+_STORED = {torch.bfloat16: np.uint16, torch.float16: np.float16, torch.float32: np.float32}
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """What a cache holds: ``width`` values of ``dtype`` for each of ``seq_len`` tokens of ``num_rows`` rows."""
+
+    num_rows: int
+    seq_len: int
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.seq_len * self.width * self.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.num_rows * self.row_bytes
+
+
+class FeatureCache:
+    """The cache in ``folder``, begun or gone on with.
+
+    ``made_of``: what the features depend on (see :func:`digest`). Raises DataError for a folder that holds others.
+    """
+
+    def __init__(self, folder: Path, shape: FeatureShape, made_of: Mapping[str, Any]) -> None:
+        self.folder, self.shape = folder, shape
+        folder.mkdir(parents=True, exist_ok=True)
+        told = {
+            "shape": [shape.num_rows, shape.seq_len, shape.width],
+            "dtype": str(shape.dtype),
+            "made_of": json.loads(json.dumps(made_of)),
+        }
+        index = folder / _INDEX
+        known = json.loads(index.read_text()) if index.exists() else told | {"num_filled": 0}
+        self.num_filled = int(known.pop("num_filled"))  # rows from the first on
+        if known != told:
+            raise DataError(
+                f"{folder}: holds the features of other rows, layers or another target; delete it, or use another"
+                " --out folder"
+            )
+        self._told = told
+        self._rows_per_shard = max(SHARD_BYTES // shape.row_bytes, 1)
+        self._shards = [self._open(first) for first in range(0, shape.num_rows, self._rows_per_shard)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is there."""
+        return self.num_filled == self.shape.num_rows
+
+    def append(self, features: Tensor) -> None:
+        """Write the next rows, [count, seq_len, width]; those that are written stay written after a crash."""
+        values = features.detach().to("cpu", self.shape.dtype).contiguous()
+        bits = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
+        for offset, row in enumerate(bits.numpy()):
+            shard, place = divmod(self.num_filled + offset, self._rows_per_shard)
+            self._shards[shard][place] = row
+        for shard_map in self._shards:
+            shard_map.flush()
+        self.num_filled += len(values)
+        part = self.folder / f"{_INDEX}.part"
+        part.write_text(json.dumps(self._told | {"num_filled": self.num_filled}) + "\n")
+        os.replace(part, self.folder / _INDEX)
+
+    def read(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Features of the rows ``index``, [len(index), seq_len, width], a copy on ``device``."""
+        places = [divmod(row, self._rows_per_shard) for row in index.tolist()]
+        stacked = torch.from_numpy(np.stack([self._shards[shard][place] for shard, place in places]))
+        return (stacked.view(self.shape.dtype) if stacked.dtype == torch.uint16 else stacked).to(device)
+
+    def _open(self, first: int) -> "np.memmap[Any, Any]":
+        shape = self.shape
+        count = min(self._rows_per_shard, shape.num_rows - first)
+        file = self.folder / f"features-{first // self._rows_per_shard:05d}.bin"
+        if not file.exists() or file.stat().st_size != count * shape.row_bytes:
+            if self.num_filled > first:
+                raise DataError(
+                    f"{file}: missing or cut short; delete {self.folder} to compute the features again"
+                )
+            with file.open("wb") as made:
+                made.truncate(count * shape.row_bytes)  # sparse: takes room as it is filled
+        return np.memmap(file, _STORED[shape.dtype], "r+", shape=(count, shape.seq_len, shape.width))
+
+
+def digest(rows: PackedRows) -> str:
+    """What tells packed rows from others: their tokens and where documents begin."""
+    hashed = hashlib.sha256()
+    for tensor in (rows.token_ids, rows.doc_start):
+        hashed.update(tensor.cpu().numpy().tobytes())
+    return hashed.hexdigest()

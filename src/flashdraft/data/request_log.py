@@ -1,0 +1,137 @@
+"""Logged requests: what a server answered, one JSON line each; written on request only, read to tune a drafter.
+
+The reader also takes other people's logs: OpenAI's messages with or without the answer, prompts alone.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashdraft.data.on_policy import Document
+from flashdraft.data.prompts import Prompt, encode_prompts, parse_prompt, read_lines
+from flashdraft.errors import DataError, UsageError
+
+SOURCE = "requests"  # of what came from a log
+
+
+class RequestLog:
+    """Appends answered requests to a file that only its owner may read: it holds what people wrote.
+
+    Raises UsageError for a file that cannot be written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            os.close(self._open())
+        except OSError as error:
+            raise UsageError(f"the request log {file} cannot be written: {error.strerror}") from None
+
+    def write(
+        self,
+        messages: Sequence[dict[str, Any]],
+        prompt_token_ids: Sequence[int],
+        answer_token_ids: Sequence[int],
+        finish_reason: str,
+        temperature: float,
+    ) -> None:
+        """Append one request; ``messages`` is empty where it was no chat. Raises OSError."""
+        line = {
+            "messages": list(messages),
+            "prompt_token_ids": list(prompt_token_ids),
+            "answer_token_ids": list(answer_token_ids),
+            "finish_reason": finish_reason,
+            "temperature": temperature,
+        }
+        self._append((json.dumps(line, ensure_ascii=False) + "\n").encode())
+
+    def _append(self, line: bytes) -> None:
+        descriptor = self._open()  # for every line: the file may be moved away meanwhile
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        return os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a log holds, equal prompts once: requests with their answers, and prompts still to be answered."""
+
+    answered: list[Document]
+    unanswered: list[Prompt]
+    num_repeated: int  # lines left out because their prompt stood before
+
+
+def read_requests(file: Path, tokenizer: Any, eos_token_ids: Sequence[int]) -> Requests:
+    """The requests of a JSON lines file (plain or gzipped), in its order.
+
+    A line holds ``prompt_token_ids`` and ``answer_token_ids`` as :class:`RequestLog` writes them, or ``messages`` or
+    ``prompt``. Their answer is the last message where the assistant said it, ``choices`` as OpenAI answers (on top or
+    under ``response``), or a text under ``answer``; texts are tokenized anew. Raises DataError for a line that is
+    none of these and for a file without requests.
+    """
+    answered: dict[tuple[int, ...], Document] = {}
+    unanswered: dict[tuple[int, ...], Prompt] = {}
+    num_lines = 0
+    for place, number, row in read_lines(file):
+        num_lines += 1
+        name = str(row.get("id", number))
+        if row.get("prompt_token_ids") and row.get("answer_token_ids"):
+            prompt, answer = (
+                _token_ids(row, "prompt_token_ids", place),
+                _token_ids(row, "answer_token_ids", place),
+            )
+        else:
+            asked, said = _split(row, place)
+            one = parse_prompt(asked, place, SOURCE, number)
+            [prompt] = encode_prompts(tokenizer, [one], {})
+            if said is None:
+                unanswered.setdefault(tuple(prompt), one)
+                continue
+            answer = tokenizer(said, add_special_tokens=False)["input_ids"]
+            if row.get("finish_reason", "stop") == "stop":
+                answer = [*answer, eos_token_ids[0]] if eos_token_ids else answer
+        document = Document(
+            name,
+            SOURCE,
+            float(row.get("temperature") or 0),
+            prompt,
+            answer,
+            row.get("finish_reason", "stop"),
+        )
+        answered.setdefault(tuple(prompt), document)
+    if not num_lines:
+        raise DataError(f"{file}: no requests found; expected a JSON object a line")
+    left = [one for ids, one in unanswered.items() if ids not in answered]
+    return Requests(list(answered.values()), left, num_lines - len(answered) - len(left))
+
+
+def _token_ids(row: dict[str, Any], name: str, place: str) -> list[int]:
+    ids = row[name]
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+        raise DataError(f"{place}: {name} is no list of token ids")
+    return list(ids)
+
+
+def _split(row: dict[str, Any], place: str) -> tuple[dict[str, Any], str | None]:
+    """What was asked, and the answer's text where the line tells one."""
+    told = row.get("response", row)
+    choices = told.get("choices") if isinstance(told, dict) else None
+    messages = row.get("messages")
+    if choices:
+        try:
+            said = choices[0]["message"]["content"]
+        except (KeyError, TypeError, IndexError):
+            raise DataError(
+                f"{place}: choices are not as OpenAI has them: choices[0].message.content"
+            ) from None
+        return row, said
+    if isinstance(messages, list) and messages and messages[-1].get("role") == "assistant":
+        return row | {"messages": messages[:-1]}, messages[-1].get("content")
+    return row, row.get("answer")

@@ -1,0 +1,125 @@
+"""Answers from any OpenAI-compatible server: for targets that run elsewhere, on vLLM, SGLang or flashdraft.
+
+Prompts go as token ids through ``/v1/completions``, behind the chat template that is applied here. Answers come back as
+token ids where the server tells them (``return_token_ids``: vLLM, flashdraft); a text is tokenized anew, which need not
+give the tokens that were sampled: the facts count how many came which way, and how many have another length.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any
+
+import httpx2
+
+from flashdraft.data.answer_generator import Answer, AnswerRequest
+from flashdraft.errors import DataError
+
+_TIMEOUT_S = 600.0
+_TRIES = 6
+_LONGEST_PAUSE_S = 30.0
+_PASSING = {408, 409, 425, 429}  # beside all from 500 on: worth another try
+
+
+class ServerAnswers:
+    """Answers of the server at ``url`` (with or without /v1), ``num_rows`` at a time.
+
+    ``model``: its name there; None: the first that the server lists.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tokenizer: Any,
+        eos_token_ids: Sequence[int],
+        max_new_tokens: int,
+        num_rows: int,
+        seed: int = 0,
+        model: str | None = None,
+        api_key: str | None = None,
+        pause_s: float = 1.0,
+    ) -> None:
+        self.base = url.rstrip("/").removesuffix("/v1")
+        self.tokenizer, self.eos_token_ids = tokenizer, tuple(eos_token_ids)
+        self.max_new_tokens, self.num_rows, self.seed, self.pause_s = max_new_tokens, num_rows, seed, pause_s
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._asks_for_ids = True
+        self._counts = {"token_ids_told": 0, "tokenized_anew": 0, "of_another_length": 0}
+        self.model = model
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See :class:`flashdraft.data.answer_generator.Answerer`."""
+        return {"answered_by": self.base, "model": self.model, **self._counts}
+
+    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
+        """See :class:`flashdraft.data.answer_generator.Answerer`. Raises DataError for a server that gives none."""
+        with httpx2.Client(headers=self._headers, timeout=_TIMEOUT_S) as self._http:
+            if self.model is None:
+                self.model = str(self._call("GET", "/v1/models").json()["data"][0]["id"])
+            pool = ThreadPoolExecutor(self.num_rows)
+            try:
+                yield from self._run(iter(requests), pool)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _run(self, waiting: Iterator[AnswerRequest], pool: ThreadPoolExecutor) -> Iterator[list[Answer]]:
+        going: set[Future[tuple[Answer, str]]] = set()
+        while True:
+            new = islice(waiting, 2 * self.num_rows - len(going))
+            going |= {pool.submit(self._answer, request) for request in new}
+            if not going:
+                return
+            ended, going = wait(going, return_when=FIRST_COMPLETED)
+            answers = []
+            for answer, how in (future.result() for future in ended):
+                self._counts[how] += 1
+                answers.append(answer)
+            yield answers
+
+    def _answer(self, request: AnswerRequest) -> tuple[Answer, str]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": list(request.token_ids),
+            "max_tokens": self.max_new_tokens,
+            "temperature": request.temperature,
+            "seed": self.seed * 1_000_003 + request.key,
+        }
+        told = self._call("POST", "/v1/completions", body).json()
+        choice = told["choices"][0]
+        token_ids, reason = choice.get("token_ids"), choice.get("finish_reason") or "stop"
+        is_told = token_ids is not None
+        if not is_told:
+            token_ids = self.tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
+        if reason == "stop" and self.eos_token_ids and not set(token_ids[-1:]) & set(self.eos_token_ids):
+            token_ids = [*token_ids, self.eos_token_ids[0]]  # a server that keeps the end token to itself
+        counted = (told.get("usage") or {}).get("completion_tokens")
+        how = "tokenized_anew" if counted in (None, len(token_ids)) else "of_another_length"
+        return Answer(request.key, list(token_ids), reason), "token_ids_told" if is_told else how
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
+        """The response; what may pass is tried again, with growing pauses."""
+        fault = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(min(self.pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S))
+            more = {"return_token_ids": True} if body and self._asks_for_ids else {}
+            try:
+                response = self._http.request(
+                    method, self.base + path, json=None if body is None else body | more
+                )
+            except httpx2.HTTPError as error:
+                fault = str(error) or type(error).__name__
+                continue
+            if response.status_code == 200:
+                return response
+            fault = f"status {response.status_code}: {response.text[:300]}"
+            if more and response.status_code in (400, 422) and "return_token_ids" in response.text:
+                self._asks_for_ids = False  # a server that refuses what it does not know
+            elif response.status_code not in _PASSING and response.status_code < 500:
+                break
+        raise DataError(
+            f"{self.base}{path} gives no answer ({fault}); expected an OpenAI-compatible server: start it, or mend"
+            " --rollout-url. What was answered is kept: run again to go on"
+        )

@@ -1,0 +1,249 @@
+"""A drafter fitted to one's own traffic: minutes of training on logged requests, and an honest account of it.
+
+The account compares the drafter before and after on requests that were held back and on other kinds of text, both
+by simulation; a gain counts only where its confidence interval lies above nothing.
+"""
+
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashdraft.checkpoint.load import (
+    eos_token_ids,
+    load_target,
+    load_tokenizer,
+    save_drafter,
+    training_notes,
+)
+from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.on_policy import Document, OnPolicyConfig, read_documents
+from flashdraft.data.prompts import Prompt
+from flashdraft.data.request_log import SOURCE as REQUESTS
+from flashdraft.data.request_log import read_requests
+from flashdraft.errors import DataError, UsageError
+from flashdraft.intervals import ratio_interval
+from flashdraft.models.base import TargetModel
+from flashdraft.models.mtp import MTPModel
+from flashdraft.provenance import collect_provenance
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.features import feature_cache
+from flashdraft.train.forward import Network
+from flashdraft.train.run import load_trainable, make_answers
+from flashdraft.train.simulate import accepted_at_anchors, walk
+from flashdraft.train.trainer import Trainer
+from flashdraft.train.tune_config import TuneConfig
+
+FEWEST_REQUESTS = 20  # fewer are neither a domain nor a measurement
+_EVAL_BLOCKS = 128  # of a row in one forward
+_GENERAL_SEED = 0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Simulated acceptance length before and after on the same texts, and the interval of their ratio (95 %)."""
+
+    before: float
+    after: float
+    low: float
+    high: float
+    num_texts: int
+
+    @property
+    def gain(self) -> float:
+        """Share by which it rose."""
+        return self.after / self.before - 1
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a tuning. ``drafter``: its folder; None: it is not better and was not kept."""
+
+    domain: Compared
+    others: dict[str, Compared]
+    drafter: Path | None
+    num_requests: int  # that were trained on
+    num_blocks: int
+    seconds: float
+
+
+def tune_drafter(
+    target_name: str,
+    draft: str,
+    requests: Path,
+    folder: Path,
+    config: TuneConfig,
+    others: Sequence[Prompt] = (),
+    general: Sequence[Path] = (),
+    device: str = "cpu",
+    dtype: str = "float32",
+    on_report: Callable[[dict[str, Any]], None] = print,
+) -> Tuned:
+    """Fit ``draft`` to the requests and write ``folder``/drafter where it got better, ``folder``/tune.json always.
+
+    ``others``: prompts of other kinds, by their sources, on which it is measured too. ``general``: folders of answers
+    made before, mixed in. Raises UsageError, DataError or CheckpointError.
+    """
+    started = time.perf_counter()
+    if (folder / "tune.json").exists():
+        raise UsageError(f"{folder} holds a tuning already; give another --out")
+    found = read_requests(requests, load_tokenizer(target_name), eos_token_ids(target_name))
+    made = _answered([*found.unanswered, *others], target_name, draft, folder, config, device, dtype)
+    training, held_back = divide(found.answered + made.pop(REQUESTS, []), config)
+    mixed_in = mixed(training, [doc for one in general for doc in read_documents(one)], config)
+    kinds = {REQUESTS: held_back, **made}
+    counts = {name: len(documents) for name, documents in kinds.items()}
+    on_report({"trained on": len(training), "mixed in": len(mixed_in), "measured on": counts})
+    target = load_target(target_name, dtype=dtype, device=device)
+    drafter = load_trainable(draft, target, dtype, device)
+    packed = {name: pack(documents, config.max_len, device) for name, documents in kinds.items()}
+    measuring = time.perf_counter()
+    before = {name: _by_text(target, drafter, rows) for name, rows in packed.items()}
+    now = time.perf_counter()
+    left_s = 60 * config.max_minutes - (now - started) - (now - measuring)
+    if left_s <= 0:
+        raise UsageError(
+            f"answering and measuring take all of {config.max_minutes:g} minutes; raise --max-minutes, or give"
+            " requests with their answers"
+        )
+    rows = pack(training + mixed_in, config.max_len, device)
+    num_blocks = _train(target_name, target, drafter, rows, config, folder, left_s, on_report)
+    after = {name: _compared(before[name], _by_text(target, drafter, rows)) for name, rows in packed.items()}
+    domain = after.pop(REQUESTS)
+    kept = folder / "drafter" if domain.low > 1 else None
+    if kept:
+        save_drafter(drafter, kept, torch.bfloat16, training_notes(draft))
+    tuned = Tuned(domain, after, kept, len(training), num_blocks, time.perf_counter() - started)
+    facts = asdict(tuned) | {"drafter": str(kept) if kept else None, "draft": draft, "config": asdict(config)}
+    facts |= {"num_repeated": found.num_repeated, "provenance": collect_provenance(device)}
+    (folder / "tune.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return tuned
+
+
+def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Document], list[Document]]:
+    """Training and held-back requests, chosen by their prompts: the same ones whatever the order.
+
+    Raises DataError for too few.
+    """
+    longest = config.max_len - 2
+    usable = [d for d in documents if len(d.answer_token_ids) > 1 and len(d.prompt_token_ids) <= longest]
+    if len(usable) < FEWEST_REQUESTS:
+        raise DataError(
+            f"there are {len(usable)} different requests with answers of 2 tokens or more, and prompts of"
+            f" {longest} tokens at most; expected at least {FEWEST_REQUESTS}"
+        )
+    ordered = sorted(usable, key=lambda doc: zlib.crc32(repr(doc.prompt_token_ids).encode()))
+    num_held = min(max(round(config.held_back * len(ordered)), 2), len(ordered) - 2)
+    return ordered[num_held:], ordered[: min(num_held, config.max_measured)]
+
+
+def mixed(training: Sequence[Document], general: Sequence[Document], config: TuneConfig) -> list[Document]:
+    """General texts, drawn at random until they are ``general_share`` of all tokens."""
+    own = sum(_num_tokens(document) for document in training)
+    wanted = own * config.general_share / (1 - config.general_share)
+    order = torch.randperm(len(general), generator=torch.Generator().manual_seed(_GENERAL_SEED)).tolist()
+    drawn: list[Document] = []
+    for idx in order:
+        if wanted <= 0:
+            break
+        drawn.append(general[idx])
+        wanted -= _num_tokens(general[idx])
+    return drawn
+
+
+def _num_tokens(document: Document) -> int:
+    return len(document.prompt_token_ids) + len(document.answer_token_ids)
+
+
+def _answered(
+    prompts: Sequence[Prompt],
+    target_name: str,
+    draft: str,
+    folder: Path,
+    config: TuneConfig,
+    device: str,
+    dtype: str,
+) -> dict[str, list[Document]]:
+    """The target's greedy answers, by source; prompts that are too long have none."""
+    if not prompts:
+        return {}
+    data = OnPolicyConfig(
+        target_name,
+        (0.0,),
+        config.max_len // 2,
+        config.max_new_tokens,
+        config.answer_rows,
+        config.seed,
+    )
+    make_answers(data, prompts, folder / "answers", device, dtype, draft)
+    by_source: dict[str, list[Document]] = {}
+    for document in read_documents(folder / "answers", allow_empty=True):
+        if len(document.answer_token_ids) > 1:
+            by_source.setdefault(document.source, []).append(document)
+    return by_source
+
+
+def _train(
+    target_name: str,
+    target: TargetModel,
+    drafter: Network,
+    rows: PackedRows,
+    config: TuneConfig,
+    folder: Path,
+    seconds: float,
+    on_report: Callable[[dict[str, Any]], None],
+) -> int:
+    """Train for ``seconds``, features kept on disk where that is cheaper; blocks trained on."""
+    started = time.perf_counter()
+    wanted = TrainConfig(
+        method="mtp" if isinstance(drafter, MTPModel) else "dflash",
+        block_size=drafter.config.block_size,
+        seq_len=config.max_len,
+        rows_per_step=1,
+        blocks_per_row=config.blocks_per_step,
+        lr=config.lr,
+        warmup=0.05,
+        total_blocks=config.max_blocks,
+        max_minutes=seconds / 60,
+        eval_minutes=float("inf"),
+        checkpoint_minutes=float("inf"),
+        served_prompts=0,
+        seed=config.seed,
+    )
+    kept = folder / "features"
+    cache, plan = feature_cache("auto", target, drafter, rows, wanted, kept, {"target": target_name})
+    on_report({"features": plan["features"]})
+    left_s = max(seconds - (time.perf_counter() - started), 1.0)
+    timed = replace(wanted, max_minutes=left_s / 60)
+    trainer = Trainer(target, drafter, rows, {}, timed, folder / "training", cache)
+    trainer.train(on_report)
+    shutil.rmtree(kept, ignore_errors=True)  # they tell what people wrote, and are of no more use
+    return trainer.progress.step * config.blocks_per_step
+
+
+def _by_text(target: TargetModel, drafter: Network, rows: PackedRows) -> list[tuple[int, int]]:
+    """Tokens gained and rounds taken by simulation, of each text of ``rows``."""
+    block_size, counted = drafter.config.block_size, []
+    for index in range(len(rows)):
+        row = rows.rows(torch.tensor([index], device=rows.token_ids.device))
+        accepted = accepted_at_anchors(target, drafter, row, block_size, _EVAL_BLOCKS)
+        for start in sorted(set(row.doc_start[row.is_anchor].tolist())):
+            own = PackedRows(row.token_ids, row.doc_start, row.is_anchor & (row.doc_start == start))
+            one = walk(own, accepted)
+            counted.append((one.num_tokens, len(one.num_accepted)))
+    return counted
+
+
+def _compared(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> Compared:
+    low, high = ratio_interval(range(len(before)), after, before) or (0.0, float("inf"))
+    return Compared(_acceptance_length(before), _acceptance_length(after), low, high, len(before))
+
+
+def _acceptance_length(texts: Sequence[tuple[int, int]]) -> float:
+    return sum(tokens for tokens, _ in texts) / sum(rounds for _, rounds in texts)

@@ -1,0 +1,137 @@
+"""Training answers from a server: its own process, and one that fails, refuses and tells texts alone."""
+
+import contextlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from command_line import Result, Run
+from flashdraft.checkpoint.load import eos_token_ids, load_target, load_tokenizer, training_notes
+from flashdraft.data.answer_generator import Answer, AnswerRequest
+from flashdraft.data.on_policy import Document, read_documents
+from flashdraft.data.server_answers import ServerAnswers
+from flashdraft.errors import DataError
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from server_process import server_process
+
+
+@pytest.fixture(scope="module")
+def url(pair: list[str]) -> Iterator[str]:
+    with server_process(pair) as (_, url):
+        yield url
+
+
+@contextlib.contextmanager
+def poor_server(url: str, num_failures: int) -> Iterator[str]:
+    """Another server in front of a real one: fails at first, and knows nothing of token ids."""
+    failures = [503] * num_failures
+
+    class Front(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if failures:
+                self.tell(failures.pop(), {})
+            elif "return_token_ids" in body:
+                self.tell(400, {"error": "return_token_ids is unknown"})
+            else:
+                told = httpx2.post(url + self.path, json=body)
+                self.tell(told.status_code, told.json())
+
+        def tell(self, status: int, body: dict[str, object]) -> None:
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def train(run: Run, pair: list[str], out: Path, prompts: Path, url: str, *more: str) -> Result:
+    return run(
+        "train", "--target", pair[1], "--prompts", str(prompts), "--out", str(out), "--rollout-url", url,
+        "--max-new-tokens", "16", "--temperature", "0", *more,
+    )  # fmt: skip
+
+
+def expected(pair: list[str], document: Document) -> list[int]:
+    target = load_target(pair[1], dtype="float32")
+    params = SamplingParams(max_tokens=16, temperature=0)
+    prompt = document.prompt_token_ids
+    return generate(target, None, prompt, params, eos_token_ids=eos_token_ids(pair[1])).token_ids
+
+
+def test_answers_of_a_server_are_the_targets_and_are_not_asked_for_twice(
+    run: Run, pair: list[str], url: str, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "p.jsonl"
+    lines = [{"turns": ["Say one", "And two?"]}, *({"prompt": f"Tell {i}"} for i in range(60))]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "run"
+    first = train(run, pair, out, prompts, url, "--answers-only", "--limit", "20", "--answer-rows", "4")
+    assert first.exit_code == 0, first.stderr
+    shape = ("--block-size", "4", "--seq-len", "256", "--rows-per-step", "1", "--num-features", "2")
+    small = (
+        *shape,
+        "--blocks-per-row",
+        "32",
+        "--total-blocks",
+        "32",
+        "--no-thinking",
+        "--served-prompts",
+        "0",
+    )
+    told = train(run, pair, out, prompts, url, *small)
+    assert "made with chat_template_kwargs" in told.stderr
+    second = train(run, pair, tmp_path / "other", prompts, url, *small)
+    assert second.exit_code == 0, second.stderr
+    assert training_notes(tmp_path / "other" / "drafter") == {
+        "chat_template_kwargs": {"enable_thinking": False}
+    }
+    documents = read_documents(tmp_path / "other" / "answers")
+    assert len(documents) == 62
+    for document in documents[::20]:
+        assert document.answer_token_ids == expected(pair, document)
+    manifest = json.loads((tmp_path / "other" / "answers" / "manifest.json").read_text())
+    assert [one["token_ids_told"] for one in manifest["runs"]] == [61, 1]
+    assert manifest["runs"][0]["answered_by"] == url
+
+
+def test_a_poor_server_is_asked_again_and_its_texts_are_tokenized(pair: list[str], url: str) -> None:
+    tokenizer, ends = load_tokenizer(pair[1]), eos_token_ids(pair[1])
+    prompt = tokenizer.encode("Say one")
+    with poor_server(url, num_failures=2) as front:
+        answers = ServerAnswers(front, tokenizer, ends, 16, 1, model="tiny", pause_s=0.01)
+        [[answer]] = answers.run([AnswerRequest(7, prompt, 0.0)])
+    [[exact]] = ServerAnswers(url, tokenizer, ends, 16, 1).run([AnswerRequest(7, prompt, 0.0)])
+    told = "".join(tokenizer.convert_ids_to_tokens(answer.token_ids))
+    assert isinstance(answer, Answer)
+    assert tokenizer.decode(answer.token_ids) == tokenizer.decode(exact.token_ids), told
+    counts = {name: answers.facts[name] for name in ("token_ids_told", "tokenized_anew", "of_another_length")}
+    assert sum(counts.values()) == 1
+    assert counts["token_ids_told"] == 0
+
+
+def test_a_server_that_is_not_there_is_told(pair: list[str], url: str) -> None:
+    tokenizer = load_tokenizer(pair[1])
+    with pytest.raises(DataError, match="mend --rollout-url"):
+        list(ServerAnswers("http://127.0.0.1:9", tokenizer, (), 4, 1, pause_s=0.001).run([]))
+    wrong = ServerAnswers(url, tokenizer, (), 4, 1, model="other", pause_s=0.001)
+    with pytest.raises(DataError, match=r"status 404: .*there is no model 'other'"):
+        list(wrong.run([AnswerRequest(0, [1], 0.0)]))

@@ -1,0 +1,104 @@
+"""``flashdraft tune``: better for its domain, or refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Result, Run
+from flashdraft.data.request_log import RequestLog
+from flashdraft.llm import LLM
+from flashdraft.sampling_params import SamplingParams
+
+SMALL = (
+    *("--max-len", "128", "--blocks-per-step", "32", "--max-new-tokens", "24"),
+    *("--per-task", "0", "--max-minutes", "60", "--max-measured", "8"),
+)
+
+
+@pytest.fixture(scope="module")
+def requests(pair: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Requests of one kind with the target's own answers, as the server logs them."""
+    file = tmp_path_factory.mktemp("log") / "requests.jsonl"
+    llm, log = LLM(pair[1], None, dtype="float32"), RequestLog(file)
+    prompts = [llm.tokenizer.encode(f"Say {number} " + "ab" * (number % 3)) for number in range(32)]
+    for output in llm.generate(prompts, SamplingParams(max_tokens=24, temperature=0)):
+        answer = output.outputs[0]
+        log.write([], output.prompt_token_ids, answer.token_ids, answer.finish_reason, 0.0)
+    return file
+
+
+def tune(run: Run, pair: list[str], requests: Path, out: Path, *more: str) -> Result:
+    return run(
+        "tune",
+        "--from",
+        str(requests),
+        "--out",
+        str(out),
+        "--target",
+        pair[1],
+        "--draft",
+        pair[3],
+        *SMALL,
+        *more,
+    )
+
+
+def test_a_tuned_drafter_is_better_on_requests_it_has_not_seen(
+    run: Run, pair: list[str], requests: Path, tmp_path: Path
+) -> None:
+    result = tune(run, pair, requests, tmp_path / "out", "--max-blocks", "3200", "--lr", "5e-3")
+    assert result.exit_code == 0, result.stdout + result.stderr
+    facts = json.loads((tmp_path / "out" / "tune.json").read_text())
+    domain = facts["domain"]
+    assert domain["after"] > domain["before"]
+    assert domain["low"] > 1
+    assert domain["num_texts"] == 6
+    assert facts["num_requests"] == 26
+    drafter = str(tmp_path / "out" / "drafter")
+    answer = ("generate", "Say 3 ", "--max-tokens", "20", "--dtype", "float32", "--json", "--model", pair[1])
+    served = json.loads(run(*answer, "--draft", drafter, "--block-size", "8").stdout)
+    plain = json.loads(run(*answer, "--draft", "none").stdout)
+    assert served["token_ids"] == plain["token_ids"]
+    again = tune(run, pair, requests, tmp_path / "out")
+    assert (again.exit_code, "holds a tuning already" in again.stderr) == (2, True)
+
+
+def test_what_is_not_better_is_not_kept(run: Run, pair: list[str], requests: Path, tmp_path: Path) -> None:
+    result = tune(
+        run, pair, requests, tmp_path / "out", "--max-blocks", "32", "--lr", "1e-9", "--per-task", "1",
+        "--max-len", "1024",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "not better" in result.stdout
+    assert "gsm8k" in result.stdout
+    assert not (tmp_path / "out" / "drafter").exists()
+    facts = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert facts["drafter"] is None
+    assert "gsm8k" in facts["others"]
+
+
+def test_missing_answers_are_the_targets_own(run: Run, pair: list[str], tmp_path: Path) -> None:
+    lines = [{"prompt": f"Tell {number}"} for number in range(24)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tune(run, pair, tmp_path / "asked.jsonl", tmp_path / "out", "--max-blocks", "32")
+    facts = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert facts["num_requests"] + facts["domain"]["num_texts"] == 24
+
+
+@pytest.mark.parametrize(
+    ("count", "more", "part"),
+    [
+        (5, (), "there are 5 different requests"),
+        (24, ("--held-back", "1.5"), "held_back is 1.5"),
+        (24, ("--max-minutes", "1e-9"), "take all of 1e-09 minutes"),
+    ],
+)
+def test_what_cannot_be_tuned_is_told(
+    run: Run, pair: list[str], tmp_path: Path, count: int, more: tuple[str, ...], part: str
+) -> None:
+    lines = [{"prompt": f"Tell {number}", "answer": "Well, no."} for number in range(count)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = tune(run, pair, tmp_path / "few.jsonl", tmp_path / "out", *more)
+    assert result.exit_code in (1, 2)
+    assert part in result.stderr

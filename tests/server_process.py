@@ -1,0 +1,33 @@
+"""The command that serves, as a process of its own."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def server_process(pair: list[str], *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``flashdraft serve`` on the tiny pair, as a process, and its address."""
+    argv = [sys.executable, "-c", "from flashdraft.cli.main import main; main()", "serve", *pair[1:]]
+    with subprocess.Popen(
+        [*argv, "--port", "0", "--served-model-name", "tiny", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    ) as process:
+        assert process.stderr
+        try:
+            line = next(line for line in process.stderr if "running on" in line)
+            found = re.search(r"http://[\d.:]+", line)
+            assert found
+            reader = threading.Thread(target=process.stderr.read)  # so that it never waits for a full pipe
+            reader.start()
+            yield process, found.group()
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()

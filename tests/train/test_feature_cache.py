@@ -1,0 +1,103 @@
+"""Features on disk: what is read is what was computed, and a run with them is the run without."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import flashdraft.data.feature_cache as module
+from flashdraft.data.feature_cache import FeatureCache, FeatureShape, digest
+from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.on_policy import Document
+from flashdraft.errors import DataError, UsageError
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.features import feature_cache, plan_features
+from flashdraft.train.trainer import Trainer
+from toys import toy_dflash, toy_target
+
+CONFIG = TrainConfig(
+    block_size=8, seq_len=128, rows_per_step=2, blocks_per_row=16, total_blocks=32 * 24, lr=5e-3,
+    eval_minutes=60.0, served_prompts=0,
+)  # fmt: skip
+
+
+def some_rows(seed: int = 0) -> PackedRows:
+    generator = torch.Generator().manual_seed(seed)
+    texts = torch.randint(90, (9, 60), generator=generator).tolist()
+    return pack([Document(str(i), "toy", 0.0, text[:9], text[9:], "") for i, text in enumerate(texts)], 128)
+
+
+ROWS = some_rows()
+SHAPE = FeatureShape(len(ROWS), 128, 6, torch.bfloat16)
+
+
+def test_rows_come_back_to_the_bit_over_shards_and_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 2 * SHAPE.row_bytes)
+    values = torch.randn(len(ROWS), 128, 6).bfloat16()
+    FeatureCache(tmp_path, SHAPE, {"target": "toy"}).append(values[:3])
+    cache = FeatureCache(tmp_path, SHAPE, {"target": "toy"})
+    assert (cache.num_filled, cache.is_whole) == (3, False)
+    cache.append(values[3:])
+    assert cache.is_whole
+    assert len(list(tmp_path.glob("*.bin"))) == -(-len(ROWS) // 2) > 1
+    index = torch.tensor([4, 0, 3, 3])
+    assert torch.equal(FeatureCache(tmp_path, SHAPE, {"target": "toy"}).read(index), values[index])
+    next(tmp_path.glob("*.bin")).unlink()
+    with pytest.raises(DataError, match="missing or cut short"):
+        FeatureCache(tmp_path, SHAPE, {"target": "toy"})
+
+
+@pytest.mark.parametrize(
+    ("shape", "made_of"),
+    [(SHAPE, {"target": "another"}), (FeatureShape(len(ROWS), 128, 6, torch.float32), {"target": "toy"})],
+)
+def test_other_features_are_told(tmp_path: Path, shape: FeatureShape, made_of: dict[str, Any]) -> None:
+    FeatureCache(tmp_path, SHAPE, {"target": "toy"}).append(torch.zeros(1, 128, 6))
+    with pytest.raises(DataError, match="holds the features of other rows"):
+        FeatureCache(tmp_path, shape, made_of)
+
+
+def test_other_rows_have_another_digest() -> None:
+    assert digest(ROWS) == digest(some_rows())
+    assert digest(ROWS) != digest(some_rows(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+def test_a_cached_run_is_the_same_to_the_bit(tmp_path: Path, dtype: torch.dtype, distill: float) -> None:
+    target = toy_target().to(dtype).requires_grad_(False)
+    config = TrainConfig(**{**CONFIG.__dict__, "distill": distill})
+    runs: dict[str, tuple[list[Any], DFlashModel]] = {}
+    for how in ("fly", "cache"):
+        drafter, folder = toy_dflash(target).to(dtype), tmp_path / how
+        cache, told = feature_cache(how, target, drafter, ROWS, config, folder / "features", {})
+        assert told["features"] == how
+        lines: list[dict[str, Any]] = []
+        trainer = Trainer(target, drafter, ROWS, {}, config, folder, cache)
+        trainer.train(lines.append)
+        runs[how] = [line["loss"] for line in lines if "loss" in line], drafter
+    assert runs["fly"][0] == runs["cache"][0] != []
+    for (name, a), (_, b) in zip(
+        runs["fly"][1].state_dict().items(), runs["cache"][1].state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_the_plan_counts_bytes_and_steps_and_takes_the_cheaper(tmp_path: Path) -> None:
+    target = toy_target().requires_grad_(False)
+    drafter = toy_dflash(target)
+    plan = plan_features(target, drafter, ROWS, CONFIG, tmp_path / "features")
+    assert plan.num_bytes == len(ROWS) * 128 * 2 * 48 * 4  # two layers of 48 floats
+    assert (plan.num_steps, plan.num_fill_steps) == (24, -(-len(ROWS) // 2))
+    assert plan.fly_s == pytest.approx(24 * plan.compute_s)
+    assert plan.cached == (plan.cache_s < plan.fly_s)
+    assert not list(tmp_path.iterdir())
+    short = TrainConfig(**{**CONFIG.__dict__, "total_blocks": 32})  # one step: filling never pays
+    cache, told = feature_cache("auto", target, drafter, ROWS, short, tmp_path / "features", {})
+    assert (cache, told["features"]) == (None, "fly")
+    with pytest.raises(UsageError, match="--features is 'disk'"):
+        feature_cache("disk", target, drafter, ROWS, CONFIG, tmp_path, {})
