@@ -38,10 +38,13 @@ class Clock:
         assert engine.runner.drafter is not None
         drafter = engine.runner.drafter
         self._propose, drafter.propose = drafter.propose, self._drafting  # type: ignore[method-assign]
-        for model, parts in (
-            (engine.target, {"decoder_forward": "layers", "linear": "head", "linear_argmax": "head"}),
-            (drafter.drafter.model, {"decoder_forward": "layers", "decoder_context": "context"}),  # type: ignore[attr-defined]
-        ):
+        parts = {
+            "decoder_forward": "layers",
+            "decoder_context": "context",
+            "linear": "head",
+            "linear_argmax": "head",
+        }
+        for model in (engine.target, drafter.drafter.model):  # type: ignore[attr-defined]
             library = model.native._library
             timed = {name: self._timed(getattr(library, name), part) for name, part in parts.items()}
             model.native._library = SimpleNamespace(**timed)

@@ -82,6 +82,8 @@ class GatheredRows:
         self._keys: list[Hashable] = []
         self._rows = cache.slots.new_zeros((*cache.slots.shape[1:3], 0, 0, *cache.slots.shape[3:]))
         self.layers: list[_RowsLayer] = []
+        self._arranged: list[_RowsLayer] = []  # kept while as many rows take part
+        self._num_arranged = 0
         self.num_gathered_tokens = 0  # copied from pages so far
 
     @property
@@ -115,8 +117,11 @@ class GatheredRows:
         device = self._rows.device
         starts = torch.tensor([row.start for row in rows], device=device)
         positions = starts.unsqueeze(1) + torch.arange(width, device=device)
-        row_idx = torch.arange(len(rows), device=device).unsqueeze(1)
-        self.layers = [_RowsLayer(layer[:, : len(rows)], row_idx) for layer in self._rows]
+        if self._num_arranged != len(rows):
+            self._num_arranged = len(rows)
+            row_idx = torch.arange(len(rows), device=device).unsqueeze(1)
+            self._arranged = [_RowsLayer(layer[:, : len(rows)], row_idx) for layer in self._rows]
+        self.layers = self._arranged
         return positions, kv_len
 
     def mask(self, positions: Tensor, kv_len: int) -> Mask:
@@ -157,7 +162,8 @@ class GatheredRows:
         ``pairs``: keys and values of each layer, [1, kv_heads, sum of counts, head_dim], row after row.
         """
         # [num_tokens, num_layers, 2, kv_heads, head_dim]
-        keys_values = torch.stack([torch.cat(pair) for pair in pairs]).permute(3, 0, 1, 2, 4)
+        both = torch.cat([tensor for pair in pairs for tensor in pair])
+        keys_values = both.view(-1, 2, *both.shape[1:]).permute(3, 0, 1, 2, 4)
         slots: list[int] = []
         for row, count, tokens in zip(rows, counts, torch.split(keys_values, list(counts)), strict=True):
             slots += self.cache.slot_mapping(row.pages, row.start, row.start + count)
@@ -182,7 +188,7 @@ class GatheredRows:
         # Zeros: what a mask hides is multiplied by 0 and has to be finite.
         rows = self._rows.new_zeros((num_layers, both, num_rows, max_len, kv_heads, head_dim))
         rows[:, :, :old_rows, :old_len] = self._rows
-        self._rows = rows
+        self._rows, self._num_arranged = rows, 0
         self._keys += [None] * (num_rows - old_rows)
 
     def _gather(self, idx: int, row: CacheRow) -> None:

@@ -17,6 +17,7 @@ from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _CHOOSE_RATE = 0.1
+_LEARN_EVERY = 4  # steps: costs drift slowly, and learning takes time too
 
 
 def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: BlockSize) -> BlockSize:
@@ -41,6 +42,7 @@ class BlockControl:
         self.controller = self._controller(costs) if costs else None
         self._num_measured_rows = _MOST_ROWS if costs else 0
         self._choose_s = 0.0
+        self._num_steps = 0
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
@@ -91,9 +93,11 @@ class BlockControl:
         drafted = [request.block_size for request, size in blocks if size > 1]
         width = 1 + max(len(draft) for draft in drafts)
         shape = len(blocks), width, sum(len(draft) for draft in drafts)
-        costs = self.controller.costs
-        costs.learn(shape, verify_s, (len(drafted), max(drafted, default=0)), draft_s)
-        costs.learn_host(host_s)
+        self._num_steps += 1
+        if self._num_steps % _LEARN_EVERY == 0:
+            costs = self.controller.costs
+            costs.learn(shape, verify_s, (len(drafted), max(drafted, default=0)), draft_s)
+            costs.learn_host(host_s)
         sampled = [request.answer.chooser.is_argmax for request, _ in blocks].count(False)
         if sampled:
             each_s = choose_s / sum(

@@ -123,7 +123,9 @@ class ModelRunner:
             for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
             for k in range(wanted)
         ]
-        picked = output.hidden.flatten(0, 1)[slots]
+        picked = output.hidden.flatten(0, 1)
+        if slots != list(range(len(picked))):
+            picked = picked[slots]
         if any(request.answer.reads_logits for request in requests):
             logits = self.target.logits(picked)
             best = logits.argmax(-1)

@@ -4,7 +4,7 @@ The PyTorch modules stay: they are the reference, the embedding, and what runs w
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flashdraft.errors import UsageError
 from flashdraft.models.dflash import DFlashLayer, DFlashModel
@@ -18,15 +18,17 @@ from flashdraft.native.packing import Kind
 QUANTIZATIONS = {"int8": (Kind.INT8, Kind.INT8), "int4": (Kind.INT4, Kind.INT8)}
 
 
-def accelerate(model: nn.Module, quantization: str | None = None) -> bool:
+def accelerate(model: nn.Module, quantization: str | None = None, head: Tensor | None = None) -> bool:
     """Attach the fast form to a bfloat16 ``model`` on the CPU; True when it has one now. For frozen weights.
 
     ``quantization`` "int8" or "int4": the packed weights are quantized, from the type that the model has now; the
-    model is bfloat16 afterwards. Raises UsageError for a quantization that is unknown or cannot be had here.
+    model is bfloat16 afterwards. ``head``: [rows, hidden_size], what a drafter drafts through. A drafter is held in
+    8 bits at most: that can cost acceptance and nothing else.
+    Raises UsageError for a quantization that is unknown or cannot be had here.
     """
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise UsageError(f"quantization is {quantization!r}; expected {' or '.join(QUANTIZATIONS)}")
-    reason = _attach(model, quantization)
+    reason = _attach(model, quantization, head)
     if reason is None:
         return True
     if quantization is not None:
@@ -34,7 +36,7 @@ def accelerate(model: nn.Module, quantization: str | None = None) -> bool:
     return False
 
 
-def _attach(model: nn.Module, quantization: str | None) -> str | None:
+def _attach(model: nn.Module, quantization: str | None, head: Tensor | None) -> str | None:
     """None, or why it cannot be."""
     weight = next(model.parameters())
     if weight.device.type != "cpu":
@@ -53,11 +55,14 @@ def _attach(model: nn.Module, quantization: str | None) -> str | None:
     lib = library()
     if lib is None:
         return "it is not available on this machine"
-    layers, head = QUANTIZATIONS[quantization] if quantization else (Kind.BF16, Kind.BF16)
     if isinstance(model, LlamaModel):
-        others = [(model.head_weight(), head)]
-        model.native = NativeTarget(lib, model.model, model.rotary, model.config.head_dim, layers, others)
+        kind, head_kind = QUANTIZATIONS[quantization] if quantization else (Kind.BF16, Kind.BF16)
+        its_head = model.head_weight(), head_kind
+        model.native = NativeTarget(lib, model.model, model.rotary, model.config.head_dim, kind, its_head)
     else:
-        model.native = NativeDrafter(lib, model, model.rotary, model.config.head_dim, layers)
+        assert head is not None, "a drafter drafts through a head"
+        kind, head_kind = QUANTIZATIONS[quantization or "int8"]
+        its_head = head, head_kind
+        model.native = NativeDrafter(lib, model, model.rotary, model.config.head_dim, kind, its_head)
     model.bfloat16()
     return None

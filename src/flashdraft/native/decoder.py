@@ -52,7 +52,7 @@ def why_unsupported(layers: Iterable[nn.Module], head_dim: int) -> str | None:
 class NativeDecoder:
     """Layers shaped as LlamaLayer with their final norm, run in one call.
 
-    ``model`` has them as ``layers`` and ``norm``; ``others``: more matrices to pack, which :attr:`others` then holds.
+    ``model`` has them as ``layers`` and ``norm``; ``head``: the output head; ``others``: more matrices to pack.
     ``num_threads``: of its calls, from the start as many as PyTorch has.
     """
 
@@ -63,13 +63,14 @@ class NativeDecoder:
         rotary: Any,
         head_dim: int,
         kind: Kind,
-        others: Sequence[tuple[Tensor, Kind]],
+        head: tuple[Tensor, Kind],
+        others: Sequence[Tensor] = (),
     ) -> None:
         self._library, self._rotary, self._head_dim = library, rotary, head_dim
         self.num_threads = torch.get_num_threads()
         matrices = [(weight, kind) for layer in model.layers for weight in _matrices(layer)]
-        self.packed = PackedWeights([*matrices, *others])
-        self.others = self.packed.linears[len(matrices) :]
+        self.packed = PackedWeights([*matrices, head, *((weight, kind) for weight in others)])
+        self.head, *self.others = self.packed.linears[len(matrices) :]
         self._kept: list[Tensor] = []  # what the structs point to
         linears = iter(self.packed.linears)
         structs = [
@@ -128,6 +129,13 @@ class NativeDecoder:
         )
         return hidden, features
 
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """The first largest of the head's outputs, int64 [...], of final hidden states [..., hidden_size] bfloat16."""
+        head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        best = torch.empty(len(rows), dtype=torch.long)
+        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), self.num_threads)
+        return best.view(hidden.shape[:-1])
+
     def _float(self, weight: Tensor | None) -> int | None:
         """Where a float32 copy of ``weight`` lies."""
         if weight is None:
@@ -148,28 +156,29 @@ class NativeDecoder:
 
 
 class NativeTarget(NativeDecoder):
-    """A target's layers and its head, the first of :attr:`others`."""
+    """A target's layers and its head."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., vocab_size] of final hidden states [..., hidden_size] bfloat16."""
-        head, rows = self.others[0], hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
         out = torch.empty(len(rows), head.n, dtype=torch.float32)
         self._library.linear(head, rows.data_ptr(), len(rows), out.data_ptr(), self.num_threads)
         return out.view(*hidden.shape[:-1], head.n)
 
-    def argmax(self, hidden: Tensor) -> Tensor:
-        """The first largest of :meth:`logits`, int64 [...], without keeping the rest."""
-        head, rows = self.others[0], hidden.reshape(-1, hidden.shape[-1]).contiguous()
-        best = torch.empty(len(rows), dtype=torch.long)
-        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), self.num_threads)
-        return best.view(hidden.shape[:-1])
-
 
 class NativeDrafter(NativeDecoder):
-    """A DFlash network's layers and its projection of features, the first of :attr:`others`."""
+    """A DFlash network's layers with the head that it drafts through, and its projection of features."""
 
-    def __init__(self, library: ctypes.CDLL, model: Any, rotary: Any, head_dim: int, kind: Kind) -> None:
-        super().__init__(library, model, rotary, head_dim, kind, [(model.fc.weight, kind)])
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        model: Any,
+        rotary: Any,
+        head_dim: int,
+        kind: Kind,
+        head: tuple[Tensor, Kind],
+    ) -> None:
+        super().__init__(library, model, rotary, head_dim, kind, head, [model.fc.weight])
         self._hidden_norm = self._float(model.hidden_norm.weight)
 
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -186,7 +195,7 @@ class NativeDrafter(NativeDecoder):
         self._library.decoder_context(
             self._struct,
             batch.struct,
-            self.others[0],
+            *self.others,
             self._hidden_norm,
             features.data_ptr(),
             self.num_threads,

@@ -21,6 +21,8 @@ _PROBE_SHARE = 0.015  # of the time may go into finding out whether drafting has
 _PROBE_WIDTH = 4
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 _MAX_ITERATIONS = 20
+_MOST_KEPT = 3  # steps
+_CLOSE = 3e-3  # relatively: a guess of the rate this good leaves the plan as good as the best
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,29 @@ class Controller:
         self.acceptance = AcceptanceModel(max_block, self.blocks, short_log_odds)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
+        self._kept: tuple[list[Acceptance], Others | None, Plan] | None = None
+        self._num_kept = 0  # steps for which it was the answer again
 
     def plan(self, candidates: Sequence[Candidate], others: Others | None = None) -> Plan:
-        """The best step for ``candidates``; now and then a slightly worse one that tells more."""
+        """The best step for ``candidates``; now and then a slightly worse one that tells more.
+
+        A plan is the answer for a few steps of the same requests: chances move slowly, and planning takes time.
+        """
+        states = [candidate.acceptance for candidate in candidates]
+        if self._kept and self._num_kept < _MOST_KEPT and self._kept[:2] == (states, others):
+            plan = self._kept[2]
+            if all(length <= one.most for length, one in zip(plan.lengths, candidates, strict=True)):
+                self._num_kept += 1
+                for state, length in zip(states, plan.lengths, strict=True):
+                    state.num_plain += length == 1
+                return plan
+        best, chosen = self._new_plan(candidates, others)
+        self._num_kept = 0
+        self._kept = (states, others, best) if chosen is best else None
+        return chosen
+
+    def _new_plan(self, candidates: Sequence[Candidate], others: Others | None) -> tuple[Plan, Plan]:
+        """The best, and what is done."""
         search = _Search(self.acceptance, self.costs, candidates, others or Others())
         best = search.best(self.blocks, self._rate)
         self._rate = best.rate
@@ -87,7 +109,7 @@ class Controller:
                 state.patience = min(2 * state.patience, _MAX_PATIENCE)
             else:
                 state.num_plain += 1
-        return chosen
+        return best, chosen
 
     def observe(self, acceptance: Acceptance, block: int, num_asked: int, num_accepted: int) -> None:
         """What came of ``num_asked`` draft tokens of one request, cut from a block of ``block``."""
@@ -131,6 +153,7 @@ class _Search:
         self.num_rows = len(candidates) + len(others.lengths)
         self.others_s = costs.logits_s * sum(length - 1 for length in others.lengths)
         self._survival: dict[int, Array] = {}
+        self._seconds_of: dict[int, Array] = {}
 
     def best(self, blocks: Sequence[int], rate: float) -> Plan:
         """The plan of most tokens a second; ``rate`` is a first guess of it.
@@ -140,12 +163,13 @@ class _Search:
         plain = self.evaluate([1] * len(self.candidates), 1)
         if not self.candidates or self.most.max() < 2:
             return plain
-        for iteration in range(_MAX_ITERATIONS):
+        for _ in range(_MAX_ITERATIONS):
             value, block, lengths = max(self._best_at(rate, block) for block in blocks)
             plan = self.evaluate(lengths, block) if value > plain.num_tokens - rate * plain.seconds else plain
-            if iteration and plan.rate <= rate * (1 + 1e-9):
-                break
+            is_found = abs(plan.rate - rate) <= _CLOSE * rate
             rate = plan.rate
+            if is_found:
+                break
         return plan
 
     def evaluate(self, lengths: Sequence[int], block: int) -> Plan:
@@ -173,17 +197,22 @@ class _Search:
         of_row = gains.cumsum(axis=1)  # [rows, block - 1]: by width 2 .. block
         order = np.argsort(-of_row, axis=0, kind="stable")
         of_first = np.take_along_axis(of_row, order, axis=0).cumsum(axis=0)  # by number that drafts 1 .. rows
-        widths = np.maximum(np.arange(2, block + 1), self.others.width)
-        counts = np.arange(1, len(gains) + 1) + self.others.num_drafting
-        draft_s = self.costs.draft_seconds(counts, max(block, self.others.width))
-        verify_s = self.costs.verify_seconds(self.num_rows, widths)
-        net = of_first - rate * (draft_s[:, None] + verify_s[None, :])
+        net = of_first - rate * self._seconds(block)
         fixed = self.num_rows - rate * (self.costs.host_s + self.others_s)
         last, column = np.unravel_index(int(net.argmax()), net.shape)
         lengths = np.ones(len(gains), dtype=np.int64)
         drafting = order[: int(last) + 1, int(column)]
         lengths[drafting] += (gains[drafting, : int(column) + 1] > 0).sum(axis=1)
         return float(net.max()) + fixed, block, lengths.tolist()
+
+    def _seconds(self, block: int) -> Array:
+        """Of both forwards, [number that drafts 1 .. rows, width 2 .. block]."""
+        if block not in self._seconds_of:
+            widths = np.maximum(np.arange(2, block + 1), self.others.width)
+            counts = np.arange(1, len(self.states) + 1) + self.others.num_drafting
+            draft_s = self.costs.draft_seconds(counts, max(block, self.others.width))
+            self._seconds_of[block] = draft_s[:, None] + self.costs.verify_seconds(self.num_rows, widths)
+        return self._seconds_of[block]
 
     def _survive(self, block: int) -> Array:
         if block not in self._survival:

@@ -68,9 +68,15 @@ class DFlashDrafter:
 
 def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
     """The likeliest tokens [...] of the drafter's final hidden states: by its own head, or by the target's."""
-    if isinstance(model, MTPModel) or model.lm_head is None:
+    if isinstance(model, MTPModel):
         return target.argmax(hidden)
-    return model.head_tokens(model.lm_head(hidden).argmax(-1))
+    if model.native:
+        rows = model.native.argmax(hidden)
+    elif model.lm_head is None:
+        return target.argmax(hidden)
+    else:
+        rows = model.lm_head(hidden).argmax(-1)
+    return rows if model.lm_head is None else model.head_tokens(rows)
 
 
 class DFlashState:

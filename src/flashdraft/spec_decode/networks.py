@@ -28,5 +28,6 @@ def drafter_of(
             )
         network.config = network.config.with_window(window_size)
     if isinstance(network, DFlashModel):
-        accelerate(network, quantization)
+        own = network.lm_head
+        accelerate(network, quantization, target.head_weight() if own is None else own.weight)
     return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)

@@ -3,8 +3,10 @@
 Knows shapes and seconds, neither models nor clocks. A forward runs over rows of one width, padding included.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +25,7 @@ class Curve:
         assert list(num_tokens) == sorted(set(num_tokens))
         self.num_tokens: Array = np.array(num_tokens, dtype=np.float64)
         self.seconds: Array = np.array(seconds, dtype=np.float64)
+        self._points = list(num_tokens)
 
     def __call__(self, num_tokens: ArrayLike) -> Array:
         """Seconds for each of ``num_tokens``; before the first point what that took."""
@@ -36,9 +39,14 @@ class Curve:
 
     def learn(self, num_tokens: int, log_ratio: float) -> None:
         """Move the points beside ``num_tokens`` towards what was seen there."""
-        at = float(np.interp(num_tokens, self.num_tokens, np.arange(len(self.seconds))))
-        share = np.maximum(1.0 - np.abs(np.arange(len(self.seconds)) - at), 0.0)
-        self.seconds *= np.exp(_NODE_RATE * share * log_ratio)
+        points = self._points
+        above = min(bisect_left(points, num_tokens), len(points) - 1)
+        below = max(above - 1, 0)
+        gap = points[above] - points[below]
+        share = min((num_tokens - points[below]) / gap, 1.0) if gap else 1.0  # of the point above
+        self.seconds[above] *= exp(_NODE_RATE * share * log_ratio)
+        if above > below:
+            self.seconds[below] *= exp(_NODE_RATE * (1 - share) * log_ratio)
 
 
 @dataclass
@@ -81,7 +89,7 @@ class StepCosts:
         expected_verify = float(self.verify_seconds(rows, width)) + self.logits_s * num_logits
         expected_draft = float(self.draft_seconds(*drafted))
         both = _log_ratio(verify_s + draft_s, (expected_verify + expected_draft) * self.pace)
-        self.pace *= float(np.exp(_PACE_RATE * both))
+        self.pace *= exp(_PACE_RATE * both)
         self.verify.learn(rows * width, _log_ratio(verify_s, expected_verify * self.pace))
         if drafted[0]:
             self.draft.learn(drafted[0] * drafted[1], _log_ratio(draft_s, expected_draft * self.pace))
@@ -94,4 +102,4 @@ class StepCosts:
 def _log_ratio(seen_s: float, expected_s: float) -> float:
     if seen_s <= 0 or expected_s <= 0:
         return 0.0
-    return float(np.clip(np.log(seen_s / expected_s), -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    return min(max(log(seen_s / expected_s), -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
