@@ -1,6 +1,7 @@
 """Targets of every model_type against transformers' own classes, tiny and random, through folders on disk."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.checkpoint.load import load_target
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
@@ -82,16 +85,41 @@ def check_rollback(target: TargetModel, num_tokens: int = 170, seed: int = 0) ->
         assert cache.lengths == [start]
 
 
-def check_drafted(target: TargetModel, num_prompts: int = 3) -> None:
-    """Greedy answers with a DFlash drafter and with one that is often right equal plain decoding's."""
-    params = SamplingParams(max_tokens=48, temperature=0, ignore_eos=True)
+def check_drafted(target: TargetModel, num_prompts: int = 50) -> None:
+    """Greedy answers drafted by DFlash, side by side in the engine, are those of plain decoding.
+
+    Some of them also alone, and with a drafter that is often right, which shows long accepted drafts.
+    """
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
     drafter = DFlashDrafter(toy_dflash(target), target)
     rng = random.Random(1)
-    for length in (3, 20, 90)[:num_prompts]:
-        prompt = [rng.randrange(target.config.vocab_size) for _ in range(length)]
-        plain = generate(target, None, prompt, params)
-        assert generate(target, drafter, prompt, params).token_ids == plain.token_ids
-        scripted = ScriptedDrafter(prompt + plain.token_ids, lambda position: position % 7 == 3)
+    vocab_size = target.config.vocab_size
+    prompts = [[rng.randrange(vocab_size) for _ in range(rng.randint(1, 90))] for _ in range(num_prompts)]
+    drafted, plain = (
+        _answers(target, drafter, prompts, params, sizes) for sizes in ([2, 3, 4, 5, 6, 7, 8], [1])
+    )
+    assert drafted == plain
+    params = replace(params, max_tokens=40)
+    for prompt, known in zip(prompts[:3], plain, strict=False):
+        alone = generate(target, None, prompt, params).token_ids
+        assert alone[:16] == known
+        scripted = ScriptedDrafter(prompt + alone, lambda position: position % 7 == 3)
         output = generate(target, scripted, prompt, params)
-        assert output.token_ids == plain.token_ids
+        assert output.token_ids == alone
         assert output.metrics.acceptance_length > 3
+
+
+def _answers(
+    target: TargetModel,
+    drafter: DFlashDrafter,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    block_sizes: list[int],
+) -> list[list[int]]:
+    engine = Engine(target, drafter, EngineConfig(max_running=len(prompts), page_size=4))
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, params, block_sizes[idx % len(block_sizes)])
+    answers: list[list[int]] = [[] for _ in prompts]
+    for output in engine.run():
+        answers[int(output.request_id)] += output.token_ids
+    return answers

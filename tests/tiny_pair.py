@@ -5,9 +5,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from toys import toy_dflash, toy_target
+from toys import toy_dflash, toy_hybrid, toy_target
 
 END = "<|im_end|>"
 SPECIAL_TOKENS = ("<|im_start|>", END, "<mask>")
@@ -52,13 +53,29 @@ def save_tiny_pair(folder: Path, block_size: int = 8) -> tuple[str, str]:
         vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048
     )
     drafter = toy_dflash(target, block_size=block_size)
-    for name, model, config in (
-        ("target", target, target.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}),
-        ("drafter", drafter, drafter.config.to_dict()),
-    ):
-        (folder / name).mkdir(parents=True)
-        weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-        save_file(weights, folder / name / "model.safetensors")
-        (folder / name / "config.json").write_text(json.dumps(config))
+    config = target.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    _save(target, config, folder / "target")
+    _save(drafter, drafter.config.to_dict(), folder / "drafter")
     tokenizer.save_pretrained(folder / "target")
     return str(folder / "target"), str(folder / "drafter")
+
+
+def save_tiny_hybrid(folder: Path) -> str:
+    """Write a Qwen3.5 target into ``folder``; its path."""
+    tokenizer = byte_tokenizer()
+    target = toy_hybrid(
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        max_position_embeddings=2048,
+        num_hidden_layers=6,
+    )
+    _save(target, target.config.to_dict(), folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _save(model: nn.Module, config: dict[str, object], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))

@@ -141,4 +141,4 @@ class ScriptedDrafter:
         """The script's next tokens."""
         start = self.num_seen + 1
         script = self.answer[start : start + num_draft]
-        return [token ^ 1 if self.is_wrong(start + i) else token for i, token in enumerate(script)]
+        return [(token or 2) - 1 if self.is_wrong(start + i) else token for i, token in enumerate(script)]

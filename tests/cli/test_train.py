@@ -8,6 +8,7 @@ import pytest
 
 from command_line import Run
 from flashdraft.train.run import VALIDATION_SHARE
+from tiny_pair import save_tiny_hybrid
 
 
 def prompts(count: int) -> list[dict[str, str]]:
@@ -20,9 +21,11 @@ def prompts(count: int) -> list[dict[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("method", ["dflash", "mtp"])
-def test_a_trained_drafter_is_served(method: str, run: Run, pair: list[str], tmp_path: Path) -> None:
-    target = pair[1]
+@pytest.mark.parametrize(("method", "kind"), [("dflash", "llama"), ("mtp", "llama"), ("dflash", "hybrid")])
+def test_a_trained_drafter_is_served(
+    method: str, kind: str, run: Run, pair: list[str], tmp_path: Path
+) -> None:
+    target = save_tiny_hybrid(tmp_path / "target") if kind == "hybrid" else pair[1]
     (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts(6)))
     options = (
         "--temperature 0 --max-new-tokens 24 --block-size 4 --seq-len 256 --rows-per-step 1 --num-features 2"

@@ -58,7 +58,7 @@ def test_qwen3_moe(tmp_path, changes):
     assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
     check_against_transformers(theirs, ours)
     check_rollback(ours)
-    check_drafted(ours, 2)
+    check_drafted(ours, 50 if "mlp_only_layers" in changes else 3)
 
 
 def test_qwen3_5_moe(tmp_path):
@@ -67,14 +67,14 @@ def test_qwen3_5_moe(tmp_path):
     assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
     check_against_transformers(theirs, ours)
     check_rollback(ours)
-    check_drafted(ours, 2)
+    check_drafted(ours)
 
 
 def test_qwen3_next(tmp_path):
     theirs, ours = save_and_load(tmp_path, Qwen3NextForCausalLM, Qwen3NextConfig(**SHAPE, **DELTA), STD)
     check_against_transformers(theirs, ours)
     check_rollback(ours)
-    check_drafted(ours, 2)
+    check_drafted(ours)
 
 
 def test_experts_stacked_on_disk_are_read_as_they_are(tmp_path):

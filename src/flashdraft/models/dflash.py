@@ -19,7 +19,7 @@ from flashdraft.models.base import LayerSource
 from flashdraft.models.llama import split_heads
 from flashdraft.models.mlp import GatedMLP
 from flashdraft.native.decoder import NativeDrafter, stored_layers
-from flashdraft.ops.attention import Mask, attention
+from flashdraft.ops.attention import LastKeys, Mask, attention
 from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -324,7 +324,10 @@ class DFlashModel(nn.Module):
         return out
 
     def served_masks(self, positions: Tensor, kv_len: int, ends: Tensor | None = None) -> list[Mask]:
-        """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots."""
+        """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots.
+
+        A sliding layer reads the keys within the window of some row and no others.
+        """
         rules = self.config.rules()
         made: dict[BlockRule, Tensor | None] = {
             rule: None if rule.is_plain else ServedBlockMask(positions, kv_len, rule).dense()
@@ -334,7 +337,12 @@ class DFlashModel(nn.Module):
             visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
             own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
             made = {rule: own if mask is None else own & mask for rule, mask in made.items()}
-        return [made[rule] for rule in rules]
+        nearest = int(positions[:, 0].min()) if any(rule.window for rule in rules) else 0
+        cut: dict[BlockRule, Mask] = dict(made)
+        for rule, mask in made.items():
+            if rule.window is not None and mask is not None and (first := nearest - rule.window) > 0:
+                cut[rule] = LastKeys(mask[..., first:], first)
+        return [cut[rule] for rule in rules]
 
     def head_tokens(self, rows: Tensor) -> Tensor:
         """The target's token ids of rows [...] of the head of its own."""

@@ -28,7 +28,19 @@ class FirstKeys:
         return torch.arange(kv_len, device=self.lengths.device) < self.lengths[:, None, None]
 
 
-Mask = Tensor | BlockMask | Causal | FirstKeys | None
+@dataclass(frozen=True)
+class LastKeys:
+    """A mask over the keys from ``first`` on: nobody sees those before, and so nobody reads them."""
+
+    mask: Tensor  # bool [rows, num_tokens, kv_len - first]
+    first: int
+
+    def dense(self) -> Tensor:
+        """Bool [rows, num_tokens, kv_len]."""
+        return F.pad(self.mask, (self.first, 0))
+
+
+Mask = Tensor | BlockMask | Causal | FirstKeys | LastKeys | None
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -46,7 +58,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention of ``q`` [batch, heads, num_tokens, head_dim] on ``k``, ``v`` [batch, kv_heads, kv_len, head_dim].
 
     ``mask``: bool [batch or 1, num_tokens, kv_len] (True = may see), a flex BlockMask (training on CUDA),
-    CAUSAL, FirstKeys (one token a row), or None (all see all). Returns [batch, heads, num_tokens, head_dim].
+    CAUSAL, FirstKeys (one token a row), LastKeys, or None (all see all). Returns [batch, heads, num_tokens, head_dim].
     """
     if isinstance(mask, BlockMask):
         # Within a compiled layer it is part of that graph; alone it has to be compiled to be fast.
@@ -62,6 +74,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
             return decode_attention(q, k, v, mask.lengths)
         mask = mask.dense(k.shape[2])
+    if isinstance(mask, LastKeys):
+        k, v, mask = k[:, :, mask.first :], v[:, :, mask.first :], mask.mask
     # The query heads of one group become more query rows of their K/V head: no copy of K and V is made.
     batch, heads, num_tokens, head_dim = q.shape
     groups = heads // k.shape[1]

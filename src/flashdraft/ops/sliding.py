@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from flashdraft.ops.attention import Causal, FirstKeys, Mask
+from flashdraft.ops.attention import Causal, FirstKeys, LastKeys, Mask
 
 
 def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | None = None) -> Mask:
@@ -24,6 +24,8 @@ def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | No
         return visible & (keys <= own.unsqueeze(-1))
     if isinstance(mask, FirstKeys):
         return visible & mask.dense(kv_len)
+    if isinstance(mask, LastKeys):
+        return visible & mask.dense()
     return visible if mask is None else visible & mask
 
 
