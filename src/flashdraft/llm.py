@@ -188,7 +188,9 @@ class LLM:
         if self.tokenizer is None:
             raise UsageError("chat needs a tokenizer; this LLM was made with skip_tokenizer_init=True")
         if not self.tokenizer.chat_template:
-            raise UsageError("the model has no chat template; use generate with a plain prompt")
+            raise UsageError(
+                "the model has no chat template; use generate with a plain prompt (--no-chat on the command line)"
+            )
         ids: list[int] = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_dict=False, **template_values
         )
