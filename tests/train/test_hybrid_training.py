@@ -65,4 +65,4 @@ def test_a_documents_features_do_not_know_its_neighbours() -> None:
     for document in documents:
         ids = [*document.prompt_token_ids, *document.answer_token_ids]
         alone = TARGET(ForwardBatch.of_row(ids, 0), TARGET.new_cache(1, len(ids)), layers).features[0]
-        torch.testing.assert_close(places[tuple(ids)], alone, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(places[tuple(ids)], alone, atol=1e-3, rtol=1e-3)
