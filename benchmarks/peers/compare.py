@@ -36,7 +36,7 @@ from flashdraft.sampling_params import SamplingParams
 RESULTS = Path(__file__).parent.parent / "results" / "peers"
 RUNNING = PEERS / "running.json"
 MAX_TOKENS = 128
-ROUNDS = {1: 10, 8: 3, 32: 2}  # groups by concurrency, each of as many prompts
+ROUNDS = {1: 5, 8: 3, 32: 2}  # groups by concurrency, each of as many prompts
 _LONGEST_PROMPT = 1600  # characters: with its answer it fits into every server's slot
 _START_S = 900
 _BASE = "flashdraft AR"
@@ -46,9 +46,10 @@ def groups() -> Iterator[tuple[int, int, list[BenchPrompt]]]:
     """(concurrency, round, prompts): the tasks in turns, no prompt twice."""
     by_task = [[p for p in load_task(task, 60) if len(p.turns[0]) <= _LONGEST_PROMPT] for task in TASKS]
     mixed = iter([p for one in itertools.zip_longest(*by_task) for p in one if p])
-    for concurrency, rounds in ROUNDS.items():
-        for idx in range(rounds):
-            yield concurrency, idx, list(itertools.islice(mixed, concurrency))
+    for idx in range(max(ROUNDS.values())):
+        for concurrency, rounds in ROUNDS.items():
+            if idx < rounds:
+                yield concurrency, idx, list(itertools.islice(mixed, concurrency))
 
 
 def chosen(names: str) -> list[System]:

