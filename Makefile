@@ -35,9 +35,15 @@ fix: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# A shorter one: make bench LIMIT=4 TOKENS=128 CARD=benchmarks/results/card-short
+LIMIT := 40
+TOKENS := 256
+CARD := benchmarks/results/card
+
 bench: $(READY)  ## the model card's tables for the embedded pair: hours; goes on where it was cut off
-	$(BIN)/flashdraft bench --concurrency 1,8,16,32 --methods ar,ngram,dflash,auto --out benchmarks/results/card
-	$(BIN)/flashdraft report benchmarks/results/card --title "SmolLM2-135M-Instruct and its drafter"
+	$(BIN)/flashdraft bench --limit $(LIMIT) --max-tokens $(TOKENS) --concurrency 1,8,16,32 \
+	  --methods ar,ngram,dflash,auto --out $(CARD)
+	$(BIN)/flashdraft report $(CARD) --title "SmolLM2-135M-Instruct and its drafter"
 
 clean:  ## remove caches and build leftovers (the environment: rm -rf .venv)
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

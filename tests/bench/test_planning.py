@@ -199,6 +199,7 @@ def test_the_command_plans_this_machine_and_checks_its_rows(
     assert all(row["output_tokens_per_s"] > 0 for row in document["rows"])
     assert [row["method"] for row in document["checks"]] == ["AR", "DFlash"]
     assert document["median_error"]["rows"]["tokens_per_s"] is not None
+    assert document["provenance"]["git_sha"]
     assert "| gsm8k | DFlash | 8 | 1 |" in run_command(asked, capsys).stdout
 
 

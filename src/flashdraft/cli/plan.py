@@ -96,7 +96,9 @@ def _published_lengths(pair: str) -> dict[int, float]:
 
 def _show(title: str, rows: "Sequence[PlanRow]", checks: "Sequence[CheckRow]", as_json: bool) -> None:
     from flashdraft.bench.planning import check_table, median_error, plan_table
+    from flashdraft.bench.report import provenance_list
     from flashdraft.bench.tables import number
+    from flashdraft.provenance import collect_provenance
 
     sources = list(dict.fromkeys(row.source for row in checks))
     errors: dict[str, dict[str, float | None]] = {
@@ -108,7 +110,7 @@ def _show(title: str, rows: "Sequence[PlanRow]", checks: "Sequence[CheckRow]", a
     }
     if as_json:
         document = {"rows": [asdict(row) for row in rows], "checks": [asdict(row) for row in checks]}
-        print(json.dumps(document | {"median_error": errors}))
+        print(json.dumps(document | {"median_error": errors, "provenance": collect_provenance()}))
         return
     if rows:
         print(f"# {title}\n\n{plan_table(rows)}\n")
@@ -117,3 +119,4 @@ def _show(title: str, rows: "Sequence[PlanRow]", checks: "Sequence[CheckRow]", a
     for source, found in errors.items():
         told = ", ".join(f"{name} {number(error, '.1f', 100, ' %')}" for name, error in found.items())
         print(f"Median of absolute errors, {source}: {told}.")
+    print(f"\n## Where the numbers come from\n\n{provenance_list(collect_provenance())}")
