@@ -32,24 +32,28 @@ llamacpp() { # its converter of weights comes with the source alone
   rm -r "$at"
 }
 
-transformers() { install transformers torch==2.13.0 transformers==5.23.0 accelerate safetensors; }
+transformers() { install transformers torch==2.13.0 transformers==5.23.0 accelerate safetensors sentencepiece; }
 
 dflash() { # it pins versions of its own and asks for data sets that it does not need here
   install dflash torch==2.13.0 transformers==5.23.0 accelerate safetensors
   "$PEERS/dflash/bin/pip" install -q --no-deps dflash==0.1.0
 }
 
+gguf() { # FOLDER FILE OPTION...: what is said of it is shown where it failed
+  "$PEERS/transformers/bin/python" "$PEERS/llama.cpp/convert_hf_to_gguf.py" "$1" --outtype bf16 --outfile "$2" \
+    "${@:3}" > "$2.log" 2>&1 || { cat "$2.log" >&2; return 1; }
+}
+
 pair() {
   rm -rf "$PEERS/pair"
   "$FLASHDRAFT/flashdraft" convert --target embedded --to hf --dtype float32 --out "$PEERS/pair/target"
-  "$PEERS/transformers/bin/python" "$PEERS/llama.cpp/convert_hf_to_gguf.py" "$PEERS/pair/target" \
-    --outtype bf16 --outfile "$PEERS/pair/target-bf16.gguf"
+  gguf "$PEERS/pair/target" "$PEERS/pair/target-bf16.gguf"
 }
 
 drafter() { # made anew each time: small, and the shipped one may have changed
-  "$PEERS/transformers/bin/python" "$PEERS/llama.cpp/convert_hf_to_gguf.py" \
-    "$("$FLASHDRAFT/python" -c 'from flashdraft.checkpoint.embedded import DRAFTER_FOLDER; print(DRAFTER_FOLDER)')" \
-    --target-model-dir "$PEERS/pair/target" --outtype bf16 --outfile "$PEERS/pair/drafter-bf16.gguf" 2>/dev/null
+  local from
+  from=$("$FLASHDRAFT/python" -c 'from flashdraft.checkpoint.embedded import DRAFTER_FOLDER; print(DRAFTER_FOLDER)')
+  gguf "$from" "$PEERS/pair/drafter-bf16.gguf" --target-model-dir "$PEERS/pair/target"
 }
 
 [ $# -gt 0 ] || set -- vllm llamacpp transformers dflash pair

@@ -44,6 +44,7 @@ def main() -> None:
         max_num_seqs=args.max_running,
         speculative_config=speculative if args.draft else None,
         disable_log_stats=False,
+        enforce_eager=True,  # tokens are meant, not speed: nothing is compiled
     )
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
     result: dict[str, object] = {"settings": {k: str(v) for k, v in vars(args).items()}, "tasks": {}}
