@@ -35,8 +35,8 @@ from flashdraft.sampling_params import SamplingParams
 
 RESULTS = Path(__file__).parent.parent / "results" / "peers"
 RUNNING = PEERS / "running.json"
-MAX_TOKENS = 128
-ROUNDS = {1: 5, 8: 3, 32: 2}  # groups by concurrency, each of as many prompts
+MAX_TOKENS = 64
+ROUNDS = {1: 5, 8: 2, 32: 2}  # groups by concurrency, each of as many prompts
 _LONGEST_PROMPT = 1600  # characters: with its answer it fits into every server's slot
 _START_S = 900
 _BASE = "flashdraft AR"
