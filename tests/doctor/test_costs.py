@@ -102,7 +102,7 @@ def test_our_own_metrics_are_read():
             StepOutput("r", [1] * (num_accepted + 1), num_drafted=7, num_accepted=num_accepted), True
         )
     served = parse_metrics(
-        metrics.exposition(EngineStats(0, 0, 0, 0, 0, 0, RequestMetrics())).decode(), "here"
+        metrics.exposition(EngineStats(0, 0, 1, 1, 0, 0, RequestMetrics())).decode(), "here"
     )
     assert (served.engine, served.num_drafts) == ("flashdraft", 3)
     assert served.acceptance_length == pytest.approx(1 + 4 / 3)
