@@ -1,6 +1,10 @@
 """``flashdraft train``: from prompts to a drafter that ``--draft`` takes, for each method."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -44,3 +48,64 @@ def test_a_trained_drafter_is_served(
     assert drafted["token_ids"] == plain["token_ids"]
     assert drafted["settings"]["block_size"] == 4
     assert drafted["metrics"]["num_drafted"] > 0
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def options(target: str, answers: Path, steps: int) -> list[str]:
+    """A small run on answers that are there; saves at every reading of the loss."""
+    text = (
+        f"--target {target} --answers {answers} --block-size 4 --seq-len 128 --rows-per-step 2 --num-features 2"
+        f" --blocks-per-row 32 --total-blocks {64 * steps} --served-prompts 1 --checkpoint-minutes 0 --weighting decay"
+    )
+    return text.split()
+
+
+@pytest.fixture
+def answers(run: Run, pair: list[str], tmp_path: Path) -> Path:
+    (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts(6)))
+    result = run(
+        "train", "--target", pair[1], "--prompts", str(tmp_path / "toy.jsonl"), "--out", str(tmp_path),
+        "--temperature", "0", "--max-new-tokens", "24", "--answers-only",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    return tmp_path / "answers"
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(
+    run: Run, pair: list[str], answers: Path, tmp_path: Path
+) -> None:
+    wanted = options(pair[1], answers, 120)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "flashdraft", "train", "--out", str(killed), *wanted]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (killed / "log.jsonl").exists() or max(losses(killed), default=0) < 40:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 40 <= max(losses(killed)) < 120
+    assert run("train", "--out", str(killed), *wanted).exit_code == 0
+    assert json.loads((killed / "run.json").read_text())["resumed"] is True
+    assert run("train", "--out", str(tmp_path / "whole"), *wanted).exit_code == 0
+    assert len(losses(killed)) == 6
+    assert losses(killed) == losses(tmp_path / "whole")
+    drafters = [
+        (folder / "drafter" / "model.safetensors").read_bytes() for folder in (killed, tmp_path / "whole")
+    ]
+    assert drafters[0] == drafters[1]
+
+
+def test_torchrun_trains_with_two_processes(run: Run, pair: list[str], answers: Path, tmp_path: Path) -> None:
+    wanted = options(pair[1], answers, 20)
+    assert run("train", "--out", str(tmp_path / "one"), *wanted).exit_code == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "flashdraft", "train", "--out", str(tmp_path / "two"), *wanted]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the drafter is in") == 1
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == 2

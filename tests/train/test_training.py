@@ -95,7 +95,7 @@ def test_loss_and_gradient_equal_autograds(share: float) -> None:
     teacher = torch.randn(70, 12, generator=generator)
     labels = torch.randint(33, (70,), generator=generator)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss = HeadLoss.apply(ours, head, labels, teacher if share else None, share)
+    loss = HeadLoss.apply(ours, head, labels, teacher if share else None, share, False)
     cross_entropy = torch.nn.functional.cross_entropy
     soft = cross_entropy(theirs @ head.T, (teacher @ head.T).softmax(-1))
     expected = (1 - share) * cross_entropy(theirs @ head.T, labels) + share * soft

@@ -8,6 +8,7 @@ import typer
 
 from flashdraft.cli.config_options import with_config
 from flashdraft.cli.options import DeviceOption, DtypeOption
+from flashdraft.errors import UsageError
 from flashdraft.train.config import TrainConfig
 
 
@@ -92,18 +93,17 @@ def train(
       flashdraft train --prompts prompts/ --limit 2000 --max-minutes 60 --out runs/first
       flashdraft train --prompts prompts/ --out runs/big --device cuda --dtype bfloat16 \\
           --answer-rows 4096 --rows-per-step 24 --blocks-per-row 384 --total-blocks 100000000
+      torchrun --nproc-per-node 8 -m flashdraft train --answers runs/big/answers --out runs/eight \\
+          --device cuda --dtype bfloat16 --rows-per-step 64
       flashdraft generate --draft runs/first/drafter "Why is the sky blue?"
     """
     from flashdraft.cli.train_screen import watched
     from flashdraft.data.on_policy import OnPolicyConfig
-    from flashdraft.errors import UsageError
+    from flashdraft.train.ranks import ranks_of_launch
     from flashdraft.train.run import Rollout, make_answers, some_prompts, train_drafter
 
     folders = list(answers or [])
-    if prompts is None and not folders:
-        raise UsageError(
-            "there is nothing to train on; give --prompts (to be answered) or --answers (made before)"
-        )
+    _check_sources(prompts, folders)
     if prompts is not None:
         temperatures = tuple(temperature or (0.0, 0.7))
         template = json.dumps({} if thinking is None else {"enable_thinking": thinking})
@@ -114,8 +114,20 @@ def train(
         folders.append(out / "answers")
     if answers_only:
         return
-    with watched(out, tensorboard) as tell:
+    with ranks_of_launch(device) as (ranks, device), watched(out, tensorboard, ranks.is_first) as tell:
         drafter = train_drafter(
-            target, folders, out, config, device, dtype, init, tell, pause_minutes, features
+            target, folders, out, config, device, dtype, init, tell, pause_minutes, features, ranks
         )
-    typer.echo(f"the drafter is in {drafter}")
+    if ranks.is_first:
+        typer.echo(f"the drafter is in {drafter}")
+
+
+def _check_sources(prompts: Path | None, answers: list[Path]) -> None:
+    from flashdraft.train.ranks import launched_count
+
+    if prompts is None and not answers:
+        raise UsageError(
+            "there is nothing to train on; give --prompts (to be answered) or --answers (made before)"
+        )
+    if prompts is not None and launched_count() > 1:
+        raise UsageError("--prompts are answered by one process; make --answers first (--answers-only)")

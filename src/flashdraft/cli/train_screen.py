@@ -61,13 +61,17 @@ class TrainScreen:
 
 
 @contextmanager
-def watched(folder: Path, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What shows each line of the log, and writes it for TensorBoard where wanted. Raises UsageError."""
+def watched(folder: Path, tensorboard: bool, here: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What shows each line of the log, and writes it for TensorBoard where wanted. Raises UsageError.
+
+    ``here``: whether it is this process of the run's that shows anything.
+    """
     from flashdraft.train.log_file import tensorboard_log
 
     with ExitStack() as stack:
-        listeners = [stack.enter_context(tensorboard_log(folder))] if tensorboard else []
-        listeners.append(stack.enter_context(TrainScreen()))
+        listeners = [stack.enter_context(tensorboard_log(folder))] if tensorboard and here else []
+        if here:
+            listeners.append(stack.enter_context(TrainScreen()))
 
         def tell(line: dict[str, Any]) -> None:
             for listener in listeners:

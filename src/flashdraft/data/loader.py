@@ -22,7 +22,7 @@ class PackedRows:
     doc_start: Tensor  # [num_rows, seq_len], where the token's document starts in its row
     is_anchor: Tensor  # bool [num_rows, seq_len]: an answer token with another one after it
 
-    def rows(self, index: Tensor) -> "PackedRows":
+    def rows(self, index: Tensor | slice) -> "PackedRows":
         """Some of the rows, as int64 for indexing."""
         return PackedRows(self.token_ids[index].long(), self.doc_start[index].long(), self.is_anchor[index])
 

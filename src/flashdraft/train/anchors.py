@@ -17,6 +17,10 @@ class Blocks:
     labels: Tensor  # [num_rows, num_blocks, block_size], the tokens that stand there
     has_label: Tensor  # bool, the same shape: slot >= 1, within the document, and not a repeated block
 
+    def rows(self, part: slice) -> "Blocks":
+        """Those of some of the rows."""
+        return Blocks(self.anchors[part], self.doc_start[part], self.labels[part], self.has_label[part])
+
 
 def sample_anchors(is_anchor: Tensor, num_blocks: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw ``num_blocks`` anchors a row, one from each of as many equal strata of its valid places.

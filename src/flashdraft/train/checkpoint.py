@@ -1,4 +1,8 @@
-"""A run's state on disk, enough to go on as if it had never stopped."""
+"""A run's state on disk, enough to go on as if it had never stopped, by as many processes as there are then.
+
+``state.pt`` says where the run stands and names one file a process: the matrices that lay with it. Processes on
+several hosts need a folder that all of them see.
+"""
 
 import os
 from pathlib import Path
@@ -7,25 +11,55 @@ from typing import Any
 import torch
 
 from flashdraft.errors import DataError
+from flashdraft.train.ranks import Ranks
 
 STATE_FILE = "state.pt"
 
-
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, lists, dicts) so that a crash leaves the old one or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / (STATE_FILE + ".part")
-    torch.save(state, part)
-    os.replace(part, folder / STATE_FILE)
+State = dict[str, dict[str, Any]]  # what of a matrix -> its name -> tensors
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The last saved state; None when there is none. Raises DataError when it cannot be read."""
-    file = folder / STATE_FILE
-    if not file.exists():
+def save_state(folder: Path, head: dict[str, Any], own: State, ranks: Ranks) -> None:
+    """Write ``head``, which has the run's ``step``, and each process's ``own``.
+
+    A crash leaves the old state or the new one.
+    """
+    names = [f"state-{head['step']}-{rank}-of-{ranks.count}.pt" for rank in range(ranks.count)]
+    _write(folder / names[ranks.rank], own)
+    ranks.wait()
+    if ranks.is_first:
+        _write(folder / STATE_FILE, head | {"parts": names})
+        for file in folder.glob("state-*.pt"):
+            if file.name not in names:
+                file.unlink()
+    ranks.wait()
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], State] | None:
+    """Head and all matrices of the last saved state; None when there is none.
+
+    Tensors stay in their files until they are read. Raises DataError when a file cannot be read.
+    """
+    if not (folder / STATE_FILE).exists():
         return None
+    head = _read(folder / STATE_FILE)
+    state: State = {}
+    for name in head.get("parts", ()):
+        for what, matrices in _read(folder / name).items():
+            state.setdefault(what, {}).update(matrices)
+    return head, state
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    part = file.with_name(file.name + ".part")
+    torch.save(content, part)
+    os.replace(part, file)
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise DataError(f"{file}: cannot be read ({error}); delete it to start the run anew") from error
-    return state
+        raise DataError(
+            f"{file}: cannot be read ({error}); delete {STATE_FILE} to start the run anew"
+        ) from error
+    return content

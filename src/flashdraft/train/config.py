@@ -25,7 +25,8 @@ class TrainConfig:
     intermediate_size: int | None = _described(None, "Width of its MLP.  [default: the target's]")
     mask_token_id: int | None = _described(None, "Token for MASK.  [default: a spare special token]")
     seq_len: int = _described(1024, "Tokens of a packed row.")
-    rows_per_step: int = _described(4, "Packed rows in a step.")
+    rows_per_step: int = _described(4, "Packed rows in a step, of all processes together.")
+    accumulate: int = _described(1, "Parts of a process's rows of a step; dpace forwards twice.")
     blocks_per_row: int = _described(64, "Anchors drawn in a row.")
     slots_per_block: float = _described(4.0, "Slots whose loss is computed, drawn by the decay weights.")
     weighting: str = _described("dpace", "How the loss weighs a block's slots: dpace, or decay.")
@@ -37,6 +38,8 @@ class TrainConfig:
     warmup: float = _described(0.02, "Share of the run in which it rises.")
     final_lr: float = _described(0.02, "Share of the peak at the end of the cosine.")
     weight_decay: float = _described(0.01, "Weight decay of the matrices.")
+    recompute: bool = _described(False, "Compute layers' activations twice instead of keeping them.")
+    shard_target: bool = _described(True, "Of several processes each holds a part of the target (FSDP2).")
     grad_clip: float = _described(1.0, "Largest gradient norm.")
     total_blocks: int = _described(2_000_000, "Blocks to train on.")
     max_minutes: float = _described(
@@ -56,6 +59,14 @@ class TrainConfig:
         for name in ("dpace_alpha", "distill"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected 0 to 1")
+        if self.recompute and self.method == "mtp":
+            raise UsageError(
+                "recompute is for the layers of a DFlash drafter; expected it off for an MTP head"
+            )
+        if self.accumulate < 1 or self.rows_per_step % self.accumulate:
+            raise UsageError(
+                f"accumulate is {self.accumulate}; expected a divisor of rows_per_step ({self.rows_per_step})"
+            )
         if self.block_size < 2:
             raise UsageError(
                 f"block_size is {self.block_size}; expected 2 or more (anchor and a draft token)"

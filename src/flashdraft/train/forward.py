@@ -1,9 +1,11 @@
 """The drafter's forward on packed rows: what serving does block by block, for many blocks at once."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.data.loader import PackedRows
@@ -31,7 +33,8 @@ class ContextKV:
 def target_features(target: TargetModel, rows: PackedRows, layers: Sequence[int]) -> Tensor:
     """Features [num_rows, seq_len, len(layers) * hidden_size] of packed documents that do not see each other."""
     own = OwnTokens(target.config.num_hidden_layers, fast_mask(DocumentMask(rows.doc_start), target.device))
-    features = target.forward(ForwardBatch(rows.token_ids, _positions(rows), 0), own, layers).features
+    # By __call__, which gathers the layers of a target in parts.
+    features: Tensor | None = target(ForwardBatch(rows.token_ids, _positions(rows), 0), own, layers).features
     assert features is not None
     return features
 
@@ -47,6 +50,12 @@ def teacher_hidden(final: Tensor, blocks: Blocks) -> Tensor:
     places = (blocks.anchors.unsqueeze(-1) + slots - 1).flatten(1).clamp(0, seq_len - 1)
     rows = torch.arange(num_rows, device=final.device).unsqueeze(1)
     return final[rows, places].view(-1, size)
+
+
+def recompute_layers(drafter: Network) -> None:
+    """Let ``drafter``'s layers keep their inputs alone for the backward pass, and compute the rest again there."""
+    for layer in drafter.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 class ChainKV:

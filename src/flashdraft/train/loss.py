@@ -45,16 +45,23 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, teacher: Tensor | None, share: float
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        teacher: Tensor | None,
+        share: float,
+        n_varies: bool,
     ) -> Tensor:
         """Returns a float32 scalar.
 
         ``hidden`` [n, hidden_size], ``head`` [vocab_size, hidden_size], ``labels`` [n]. ``teacher`` [n, hidden_size]:
         the target's own final hidden states at the same places, whose distribution is ``share`` of what is wanted.
+        ``n_varies``: whether n is another one at every call.
         """
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernel = _compiled(_loss_and_gradient, hidden.device.type)
+        kernel = _compiled(_loss_and_gradient, hidden.device.type, None if n_varies else False)
         for start in range(0, len(hidden), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             theirs = None if teacher is None else teacher[part] @ head.T
@@ -65,10 +72,10 @@ class HeadLoss(torch.autograd.Function):
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         """Scale the gradient that forward left."""
         (gradient,) = ctx.saved_tensors
-        return gradient * (grad_output / len(gradient)), None, None, None, None
+        return gradient * (grad_output / len(gradient)), None, None, None, None, None
 
 
 def _loss_and_gradient(
@@ -90,6 +97,6 @@ def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @cache
-def _compiled(function: Any, device_type: str) -> Any:
+def _compiled(function: Any, device_type: str, dynamic: bool | None = False) -> Any:
     # On CUDA one fused pass instead of five over [chunk, vocab]; elsewhere compiling costs more than it gives.
-    return torch.compile(function, dynamic=False) if device_type == "cuda" else function
+    return torch.compile(function, dynamic=dynamic) if device_type == "cuda" else function

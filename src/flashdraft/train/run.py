@@ -32,6 +32,7 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
+from flashdraft.train.ranks import Ranks
 from flashdraft.train.trainer import Trainer
 
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
@@ -99,31 +100,25 @@ def train_drafter(
     on_report: Callable[[dict[str, Any]], None],
     pause_minutes: float = float("inf"),
     features: str = "fly",
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Path:
     """Train on the answers and write ``folder/drafter``; resumes what ``folder`` holds. Returns that path.
 
     ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed.
-    ``features``: "fly", "cache" or "auto", see :func:`feature_cache`. Raises UsageError, DataError or CheckpointError.
+    ``features``: "fly", "cache" or "auto", see :func:`feature_cache`. ``ranks``: each of the run's processes calls
+    this with its own. Raises UsageError, DataError or CheckpointError.
     """
+    _check_ranks(config, features, ranks)
     folder.mkdir(parents=True, exist_ok=True)
     target = load_target(target_name, dtype=dtype, device=device).requires_grad_(False)
     documents = [doc for one in answers for doc in read_documents(one)]
-    if init is None:
-        drafter = new_drafter(target, load_tokenizer(target_name), config).to(
-            device=device, dtype=target.dtype
-        )
-    else:
-        drafter = load_trainable(init, target, dtype, device)
-        if isinstance(drafter, MTPModel) != (config.method == "mtp"):
-            raise UsageError(
-                f"{init} is no drafter of method {config.method}; give another --init or --method"
-            )
+    drafter = _first_drafter(target, target_name, config, device, dtype, init)
     notes = template_notes(answers)
     training, validation = split(documents, config, device)
     cache, plan = feature_cache(
         features, target, drafter, training, config, folder / "features", {"target": target_name}
     )
-    trainer = Trainer(target, drafter, training, validation, config, folder, cache)
+    trainer = Trainer(target, drafter, training, validation, config, folder, cache, ranks)
     resumed = trainer.resume()
     facts = {
         "config": asdict(config),
@@ -135,16 +130,40 @@ def train_drafter(
         "num_rows": len(training),
         "num_anchors": int(training.is_anchor.sum()),
         "features": plan,
+        "num_processes": ranks.count,
         "provenance": collect_provenance(device),
     }
-    (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    on_report(
-        {k: facts[k] for k in ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")}
-        | {"features": plan["features"]}
-    )
+    if ranks.is_first:
+        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+        said = ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")
+        on_report({name: facts[name] for name in said} | {"features": plan["features"]})
     trainer.train(on_report, 60 * pause_minutes)
-    save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)
+    if ranks.is_first:
+        save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)
+    ranks.wait()
     return folder / "drafter"
+
+
+def _check_ranks(config: TrainConfig, features: str, ranks: Ranks) -> None:
+    if config.rows_per_step % (ranks.count * config.accumulate):
+        raise UsageError(
+            f"rows_per_step is {config.rows_per_step}; expected a multiple of {ranks.count * config.accumulate}"
+            " (processes times --accumulate)"
+        )
+    if ranks.count > 1 and features != "fly":
+        raise UsageError(f"--features is {features!r}; expected fly where several processes train")
+
+
+def _first_drafter(
+    target: TargetModel, target_name: str, config: TrainConfig, device: str, dtype: str, init: str | None
+) -> Network:
+    if init is None:
+        new = new_drafter(target, load_tokenizer(target_name), config)
+        return new.to(device=device, dtype=target.dtype)
+    drafter = load_trainable(init, target, dtype, device)
+    if isinstance(drafter, MTPModel) != (config.method == "mtp"):
+        raise UsageError(f"{init} is no drafter of method {config.method}; give another --init or --method")
+    return drafter
 
 
 def template_notes(answers: Sequence[Path]) -> dict[str, Any]:

@@ -16,14 +16,21 @@ from flashdraft.train.anchors import Blocks, draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import wanted_layers
-from flashdraft.train.forward import Network, block_hidden, target_features, teacher_hidden
+from flashdraft.train.forward import (
+    Network,
+    block_hidden,
+    recompute_layers,
+    target_features,
+    teacher_hidden,
+)
 from flashdraft.train.log_file import append_line, cut_log
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.optimizer import Optimizer
+from flashdraft.train.ranks import Ranks
 from flashdraft.train.served import check_served
 from flashdraft.train.simulate import simulate
 
-FREE_TO_CHANGE = ("max_minutes", "eval_minutes", "served_prompts")  # when a run is resumed
+FREE_TO_CHANGE = ("max_minutes", "eval_minutes", "served_prompts", "shard_target")  # when a run is resumed
 STEPS_BETWEEN_READS = 20  # the device is asked for the loss this often; it runs ahead in between
 
 
@@ -56,47 +63,50 @@ class Trainer:
         config: TrainConfig,
         folder: Path,
         cache: FeatureCache | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         self.target, self.drafter, self.rows, self.config, self.folder = target, drafter, rows, config, folder
-        self.validation, self.cache = validation, cache
+        self.validation, self.cache, self.ranks = validation, cache, ranks
         folder.mkdir(parents=True, exist_ok=True)
         device = target.device
         self.weights = decay_weights(config.block_size, config.gamma, device)
         self.optimizer = Optimizer(
-            drafter, config.optimizer, config.lr, config.weight_decay, config.grad_clip
+            drafter, config.optimizer, config.lr, config.weight_decay, config.grad_clip, ranks
         )
         self.generator = torch.Generator(device=device)
         self.progress = Progress()
+        if config.recompute:
+            recompute_layers(drafter)
         if device.type == "cuda":
             compile_layers(target, drafter)
             if isinstance(drafter, MTPModel):
                 drafter.compile(dynamic=False)  # one layer, and what joins its inputs
+        if ranks.count > 1 and config.shard_target:
+            ranks.shard_layers(target)
 
     def resume(self) -> bool:
         """Go on from the folder's state, if there is one. Raises DataError when the settings differ."""
         state = load_state(self.folder)
         if state is None:
             return False
-        now, then = asdict(self.config), asdict(TrainConfig()) | state["config"]
+        head, matrices = state
+        now, then = asdict(self.config), asdict(TrainConfig()) | head["config"]
         changed = [k for k in now if then[k] != now[k] and k not in FREE_TO_CHANGE]
         if changed:
             raise DataError(
                 f"{self.folder}: its run has other settings ({', '.join(sorted(changed))});"
                 " use the same ones, or another --out folder"
             )
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(state["step"], state["elapsed_s"])
-        cut_log(self.folder, self.progress.step)
+        self.optimizer.load_state_dict(matrices)
+        self.progress = Progress(head["step"], head["elapsed_s"])
+        if self.ranks.is_first:
+            cut_log(self.folder, self.progress.step)
         return True
 
     def save(self) -> None:
         """Write the state to resume from."""
-        state = {
-            "config": asdict(self.config),
-            "optimizer": self.optimizer.state_dict(),
-            **asdict(self.progress),
-        }
-        save_state(self.folder, state)
+        head = {"config": asdict(self.config), **asdict(self.progress)}
+        save_state(self.folder, head, self.optimizer.state_dict(), self.ranks)
 
     def train(self, on_report: Any, pause_s: float = float("inf")) -> None:
         """Run to the end of the schedule, or for ``pause_s`` seconds; either way the state is saved.
@@ -115,9 +125,9 @@ class Trainer:
             progress.step += 1
             if progress.step % STEPS_BETWEEN_READS and progress.share(config) < 1:
                 continue
-            loss = torch.stack(losses).mean().item()
+            loss = self.ranks.sum(torch.stack(losses).mean()).item()
             losses = []
-            seconds = time.perf_counter() - since
+            seconds = self.ranks.from_first(time.perf_counter() - since, self.target.device)
             progress.elapsed_s += seconds
             self._report(on_report, loss, (progress.step - since_step) / seconds)
             if progress.elapsed_s >= next_eval and progress.share(config) < 1:  # the end has its own
@@ -160,34 +170,72 @@ class Trainer:
         return lengths
 
     def _step(self) -> torch.Tensor:
-        config, target, drafter = self.config, self.target, self.drafter
-        # All randomness of a step comes from (seed, step): a resumed run draws what it would have drawn.
+        """One update; returns this process's share of the loss."""
+        config = self.config
+        # All randomness of a step comes from (seed, step): a resumed run draws what it would have drawn, and every
+        # process draws all of it.
         self.generator.manual_seed(config.seed * 1_000_003 + self.progress.step)
         index = self._row_index()
-        rows = self.rows.rows(index)
-        blocks = draw_blocks(rows, config.blocks_per_row, config.block_size, self.generator)
-        width = len(drafter.config.target_layer_ids) * target.config.hidden_size
-        features = self._features(index, rows)
-        hidden = block_hidden(target, drafter, rows, features[..., :width].contiguous(), blocks)
+        blocks = draw_blocks(self.rows.rows(index), config.blocks_per_row, config.block_size, self.generator)
+        parts = self.ranks.parts(config.rows_per_step, config.accumulate)
+        slots = self._slots_ahead(index, blocks, parts)
+        losses = [self._learn(index[part], blocks.rows(part), slots, part) for part in parts]
+        self.optimizer.step(config.lr_factor(self.progress.share(config)))
+        return torch.stack(losses).sum()
+
+    def _slots_ahead(self, index: torch.Tensor, blocks: Blocks, parts: list[slice]) -> torch.Tensor | None:
+        """Which slots of the step the loss is computed for; None: to be drawn when their one forward is there."""
+        if self.config.weighting == "decay":
+            return self._draw_slots(self.weights * blocks.has_label)
+        if len(parts) == 1:
+            return None
+        with torch.no_grad():  # their weights follow from all forwards, and a gradient from each in turn
+            own = [
+                self._confidence_weights(self._forward(index[part], blocks.rows(part))[0], blocks.rows(part))
+                for part in parts
+            ]
+        return self._draw_slots(self.ranks.joined(torch.cat(own)))
+
+    def _draw_slots(self, weights: torch.Tensor) -> torch.Tensor:
+        """Draw a step's slots by ``weights`` [num_rows, num_blocks, block_size], of all its rows."""
+        config = self.config
         num_slots = int(config.slots_per_block * config.rows_per_step * config.blocks_per_row)
-        weights = self._slot_weights(hidden, blocks).flatten()
-        slots = sample_slots(weights, num_slots, self.generator)
-        teacher = teacher_hidden(features[..., width:], blocks)[slots] if config.distill > 0 else None
+        return sample_slots(weights.flatten(), num_slots, self.generator)
+
+    def _forward(self, index: torch.Tensor, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of every slot of the rows ``index``, and the target's final ones where they are wanted."""
+        rows = self.rows.rows(index)
+        features = self._features(index, rows)
+        width = len(self.drafter.config.target_layer_ids) * self.target.config.hidden_size
+        own = features[..., :width].contiguous()
+        return block_hidden(self.target, self.drafter, rows, own, blocks), features[..., width:]
+
+    def _learn(
+        self, index: torch.Tensor, blocks: Blocks, slots: torch.Tensor | None, part: slice
+    ) -> torch.Tensor:
+        """Take the gradient of the rows ``index``, a step's ``part``; returns their share of its loss."""
+        config = self.config
+        hidden, final = self._forward(index, blocks)
+        if slots is None:
+            slots = self._draw_slots(self.ranks.joined(self._confidence_weights(hidden, blocks)))
+        share, is_part = 1.0, len(index) < config.rows_per_step
+        if is_part:
+            slots, share = _own_slots(slots, part, blocks.labels[0].numel())
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, 2)[slots],
-            target.head_weight(),
+            self.target.head_weight(),
             blocks.labels.flatten()[slots],
-            teacher,
+            teacher_hidden(final, blocks)[slots] if config.distill > 0 else None,
             config.distill,
+            is_part,  # how many slots fall into it is another number at every step
         )
+        loss = loss * share
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step(config.lr_factor(self.progress.share(config)))
+        self.optimizer.take_gradients()
         return loss.detach()
 
-    def _slot_weights(self, hidden: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-        """How much each slot matters, float32 [num_rows, num_blocks, block_size]; 0 where there is no label."""
-        if self.config.weighting == "decay":
-            return self.weights * blocks.has_label
+    def _confidence_weights(self, hidden: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        """D-PACE's weight of each slot, float32 [num_rows, num_blocks, block_size]; 0 where there is no label."""
         labels = blocks.labels
         log_probs = label_log_probs(
             hidden.detach().flatten(0, 2), self.target.head_weight(), labels.flatten()
@@ -225,6 +273,8 @@ class Trainer:
         )
 
     def _log(self, on_report: Any, values: dict[str, Any]) -> None:
+        if not self.ranks.is_first:
+            return
         blocks = self.progress.step * self.config.rows_per_step * self.config.blocks_per_row
         line = {
             "step": self.progress.step,
@@ -234,3 +284,12 @@ class Trainer:
         }
         append_line(self.folder, line)
         on_report(line)
+
+
+def _own_slots(slots: torch.Tensor, part: slice, slots_per_row: int) -> tuple[torch.Tensor, float]:
+    """Those of a step's ``slots`` that lie in its rows ``part``, counted from there, and their share of all."""
+    first, end = part.start * slots_per_row, part.stop * slots_per_row
+    own = slots[(slots >= first) & (slots < end)] - first
+    if len(own) == 0:  # rows without a label: every process steps, this one with a gradient of zeros
+        return slots.new_zeros(1), 0.0
+    return own, len(own) / len(slots)
