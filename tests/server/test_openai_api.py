@@ -103,10 +103,9 @@ def test_a_block_of_one_is_plain_decoding_and_origins_say_so(running: Running) -
         "token_origins": True,
         "return_meta_info": True,
     }
-    drafted, plain = (
-        running.post("/v1/completions", **asked, **more).json()["choices"][0]
-        for more in ({}, {"block_size": 1})
-    )
+    answers = [running.post("/v1/completions", **asked, **more).json() for more in ({}, {"block_size": 1})]
+    assert all(answer["meta_info"] == answer["choices"][0]["meta_info"] for answer in answers)
+    drafted, plain = (answer["choices"][0] for answer in answers)
     assert drafted["text"] == plain["text"] == "".join(drafted["token_texts"])
     assert set(plain["token_origins"]) == {"plain"}
     assert drafted["token_origins"][0] == "plain"  # the prefill's

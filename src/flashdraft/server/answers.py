@@ -130,6 +130,7 @@ class ChatCompletion(Told):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    meta_info: MetaInfo | None = None  # of the first answer, with return_meta_info
 
 
 class TextLogprobs(Told):
@@ -157,6 +158,7 @@ class TextCompletion(Told):
     model: str
     choices: list[TextChoice]
     usage: Usage
+    meta_info: MetaInfo | None = None  # of the first answer, with return_meta_info
 
 
 class Response(BaseModel):
