@@ -105,7 +105,7 @@ class Answer:
         return DraftTree.chain(self.chooser.cut(self.output.token_ids, draft.token_ids))
 
     def follow(
-        self, draft: DraftTree, logits: Tensor, argmax: list[int] | None = None, accept: Accept = verify
+        self, draft: DraftTree, logits: Tensor, argmax: list[int] | None = None, accept: Accept | None = None
     ) -> tuple[list[int], int]:
         """Which path of ``draft`` the target itself takes: its places, the anchor's 0 first, and the token after it.
 
@@ -115,7 +115,7 @@ class Answer:
         best = (argmax or logits.argmax(-1).tolist()) if self.chooser.is_argmax else []
         if draft.is_chain:
             wanted = best or choose(logits, said, draft.token_ids)
-            num_accepted, token = accept(draft.token_ids, wanted)
+            num_accepted, token = (accept or verify)(draft.token_ids, wanted)
             return list(range(1 + num_accepted)), token
         if best:
             return draft.walk(lambda place, _: best[place])

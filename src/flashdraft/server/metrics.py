@@ -100,7 +100,7 @@ class ServerMetrics:
         """Prometheus' text format."""
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
-        self._cache_usage.set(1 - stats.num_free_pages / stats.num_pages)
+        self._cache_usage.set(1 - stats.num_free_pages / max(stats.num_pages, 1))
         self._preempted.inc(stats.num_preemptions - self._num_preempted)
         self._num_preempted = stats.num_preemptions
         return generate_latest(self._registry)
