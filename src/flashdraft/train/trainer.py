@@ -32,6 +32,7 @@ from flashdraft.train.simulate import simulate
 
 FREE_TO_CHANGE = ("max_minutes", "eval_minutes", "served_prompts", "shard_target")  # when a run is resumed
 STEPS_BETWEEN_READS = 20  # the device is asked for the loss this often; it runs ahead in between
+TIMED_READ_S = 5.0  # and this often where the schedule is one of time: slow steps must not overrun it
 
 
 @dataclass
@@ -123,7 +124,10 @@ class Trainer:
         while progress.share(config) < 1 and progress.elapsed_s < pause_s:
             losses.append(self._step())
             progress.step += 1
-            if progress.step % STEPS_BETWEEN_READS and progress.share(config) < 1:
+            # Several processes read at the same steps, whatever their clocks say.
+            by_clock = config.max_minutes > 0 and self.ranks.count == 1
+            is_due = by_clock and time.perf_counter() - since >= TIMED_READ_S
+            if progress.step % STEPS_BETWEEN_READS and not is_due and progress.share(config) < 1:
                 continue
             loss = self.ranks.sum(torch.stack(losses).mean()).item()
             losses = []
