@@ -44,7 +44,6 @@ def test_help_does_not_pay_for_torch() -> None:
         (["generate", "hi " * 1000], "expected at most 2047"),
         (["bench", "--tasks", "gsm9k"], "there is no task 'gsm9k'"),
         (["bench", "--methods", "eagle"], "there is no method 'eagle'"),
-        (["bench", "--methods", "mtp"], "holds no MTP head"),
         (["bench", "--block-sizes", "8,x"], "expected numbers with commas"),
         (["bench", "--block-sizes", "16"], "block size 16; expected 2 to 8"),
         (["bench", "--limit", "0"], "expected 1 or more"),
