@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import httpx2
 import pytest
@@ -37,9 +38,17 @@ def caught(request: pytest.FixtureRequest):
     logger.setLevel(level)
 
 
+def wait_for(caught: list[str], text: str) -> None:
+    """A request's line is written once its answer is out: the client may be faster."""
+    end = time.monotonic() + 10
+    while not any(text in line for line in caught) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("caught", [JsonLines()], indirect=True)
 def test_json_lines_share_the_id_of_their_request(running: Running, caught: list[str]) -> None:
     assert ask(running, "mine-1").headers["x-request-id"] == "mine-1"
+    wait_for(caught, "/v1/completions")
     lines = [json.loads(line) for line in caught]
     answer, request = (next(one for one in lines if one["message"] == name) for name in ("answer", "request"))
     assert answer["request_id"] == request["request_id"] == "mine-1"
@@ -54,6 +63,7 @@ def test_text_lines_name_their_fields_and_probes_are_quiet(running: Running, cau
     running.get("/health")
     assert not caught
     ask(running, "mine-2")
+    wait_for(caught, "request_id=mine-2 method=POST")
     assert any(" INFO request request_id=mine-2 method=POST" in line for line in caught)
 
 
