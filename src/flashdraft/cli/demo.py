@@ -38,7 +38,7 @@ def demo(
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
     max_tokens: MaxTokensOption = 128,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "bfloat16",
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -50,7 +50,7 @@ def demo(
     \b
     Examples:
       flashdraft demo
-      flashdraft demo --dtype bfloat16 --max-tokens 64
+      flashdraft demo --dtype float32 --max-tokens 64
       flashdraft demo "Write a haiku about speed." "What is a prime number?"
     """
     from flashdraft.bench.tasks import load_task
