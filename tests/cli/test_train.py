@@ -109,3 +109,14 @@ def test_torchrun_trains_with_two_processes(run: Run, pair: list[str], answers: 
     assert result.stdout.count("the drafter is in") == 1
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == 2
+
+
+def test_more_features_than_the_target_has_layers_are_refused_before_any_answer(
+    run: Run, pair: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts(6)))
+    asked = ("--target", pair[1], "--prompts", str(tmp_path / "toy.jsonl"), "--out", str(tmp_path / "run"))
+    result = run("train", *asked, "--num-features", "7")
+    assert result.exit_code == 2
+    assert "num_features is 7; expected 1 to 6" in result.stderr
+    assert not (tmp_path / "run").exists()

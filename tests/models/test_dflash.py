@@ -104,3 +104,19 @@ def test_feature_layers_of_published_checkpoints() -> None:
     assert build_target_layer_ids(24, 5) == (1, 6, 11, 16, 21)
     assert build_target_layer_ids(64, 5) == (1, 16, 31, 46, 61)
     assert build_target_layer_ids(36, 1) == (18,)
+    assert build_target_layer_ids(8, 5) == (1, 2, 3, 4, 5)
+
+
+def test_feature_layers_of_small_targets_are_different_ones() -> None:
+    assert build_target_layer_ids(4, 2) == (0, 3)
+    assert build_target_layer_ids(7, 5) == (0, 2, 3, 4, 6)
+    assert build_target_layer_ids(2, 1) == (1,)
+    for num_layers in range(1, 40):
+        for num_features in range(1, num_layers + 1):
+            chosen = build_target_layer_ids(num_layers, num_features)
+            assert sorted(set(chosen)) == list(chosen)
+            assert 0 <= chosen[0] <= chosen[-1] < num_layers
+    with pytest.raises(
+        UsageError, match="num_features is 5; expected 1 to 4, the layers that the target has"
+    ):
+        build_target_layer_ids(4, 5)

@@ -100,15 +100,16 @@ def train(
     from flashdraft.cli.train_screen import watched
     from flashdraft.data.on_policy import OnPolicyConfig
     from flashdraft.train.ranks import ranks_of_launch
-    from flashdraft.train.run import Rollout, make_answers, some_prompts, train_drafter
+    from flashdraft.train.run import Rollout, check_shape, make_answers, some_prompts, train_drafter
 
     folders = list(answers or [])
     _check_sources(prompts, folders)
+    if init is None and not answers_only:
+        check_shape(target, config)
     if prompts is not None:
-        temperatures = tuple(temperature or (0.0, 0.7))
         template = json.dumps({} if thinking is None else {"enable_thinking": thinking})
         sizes = max_prompt_len, max_new_tokens, answer_rows
-        data = OnPolicyConfig(target, temperatures, *sizes, config.seed, template)
+        data = OnPolicyConfig(target, tuple(temperature or (0.0, 0.7)), *sizes, config.seed, template)
         server = Rollout(rollout_url, rollout_model, rollout_key) if rollout_url else None
         make_answers(data, some_prompts(prompts, limit), out / "answers", device, dtype, init, server)
         folders.append(out / "answers")

@@ -26,11 +26,21 @@ from flashdraft.ops.rope import Rotary, rotate
 
 
 def build_target_layer_ids(num_target_layers: int, num_features: int) -> tuple[int, ...]:
-    """Feature layers, evenly spaced from the 2nd layer to the third-to-last (paper, section 3; 0-based)."""
+    """Feature layers, evenly spaced from the 2nd layer to the third-to-last (paper, section 3; 0-based).
+
+    A target with fewer layers than that spreads them over all it has. Raises UsageError for more features than layers.
+    """
+    if not 1 <= num_features <= num_target_layers:
+        raise UsageError(
+            f"num_features is {num_features}; expected 1 to {num_target_layers}, the layers that the target has"
+        )
     if num_features == 1:
         return (num_target_layers // 2,)
-    step = (num_target_layers - 4) / (num_features - 1)
-    return tuple(round(1 + i * step) for i in range(num_features))
+    first, last = (
+        (1, num_target_layers - 3) if num_features <= num_target_layers - 3 else (0, num_target_layers - 1)
+    )
+    step = (last - first) / (num_features - 1)
+    return tuple(round(first + i * step) for i in range(num_features))
 
 
 @dataclass(frozen=True)

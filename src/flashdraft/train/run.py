@@ -15,6 +15,7 @@ from flashdraft.checkpoint.load import (
     load_drafter,
     load_target,
     load_tokenizer,
+    outline_target,
     save_drafter,
 )
 from flashdraft.data.answer_generator import Answerer, AnswerGenerator
@@ -142,6 +143,12 @@ def train_drafter(
         save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)
     ranks.wait()
     return folder / "drafter"
+
+
+def check_shape(target_name: str, config: TrainConfig) -> None:
+    """Raise UsageError for a new drafter that cannot be made for the target, from its config alone."""
+    if config.method == "dflash":
+        build_target_layer_ids(outline_target(target_name).config.num_hidden_layers, config.num_features)
 
 
 def _check_ranks(config: TrainConfig, features: str, ranks: Ranks) -> None:
