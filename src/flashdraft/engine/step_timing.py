@@ -1,6 +1,7 @@
 """What steps cost on this machine: target and drafter timed at a few shapes. Nothing is committed to any page."""
 
 from collections.abc import Callable, Sequence
+from math import inf
 from time import perf_counter
 
 import torch
@@ -12,7 +13,7 @@ from flashdraft.spec_decode.step_costs import Curve, StepCosts
 
 CONTEXT = 128  # tokens behind a measured step
 _LONG_CONTEXT = 4096  # and behind the two that tell what context costs
-_REPEATS = 2
+_REPEATS = _TURNS = 2
 
 
 @torch.inference_mode()
@@ -24,7 +25,7 @@ def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCos
 
 def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     steps = _Steps(runner, max_block, num_rows)
-    shapes = [(1, width) for width in _doubling(max_block)]
+    shapes = [(1, width) for width in _widths(max_block)]
     shapes += [(count, max_block) for count in _doubling(num_rows)[1:]]
     costs = StepCosts(
         _curve(steps.verify, shapes), _curve(steps.draft, [shape for shape in shapes if shape[1] > 1])
@@ -101,8 +102,16 @@ def _doubling(last: int) -> list[int]:
     return [*(1 << k for k in range((last - 1).bit_length())), last]
 
 
+def _widths(last: int) -> list[int]:
+    """Powers of two, and what follows each: kernels work in tiles, so a tile's first token costs most."""
+    return sorted({width for power in _doubling(last) for width in (power, power + 1) if width <= last})
+
+
 def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:
-    seconds = [_seconds(work, *shape) for shape in shapes]
+    """The shapes in turns, so that a machine that slows down meanwhile does so for all of them."""
+    seconds = [inf] * len(shapes)
+    for _ in range(_TURNS):
+        seconds = [min(best, _seconds(work, *shape)) for best, shape in zip(seconds, shapes, strict=True)]
     # More tokens never take less: where it looks so, something else ran.
     rising = [min(seconds[idx:]) for idx in range(len(seconds))]
     return Curve([num_rows * width for num_rows, width in shapes], rising)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 
@@ -12,70 +13,71 @@ _PRIOR_WEIGHT = 4.0  # rounds that the rates of all requests count for a new one
 _OWN_WEIGHT, _ALL_WEIGHT = 12.0, 200.0  # rounds remembered
 _STALE_WEIGHT, _STALE_DECAY = 2.0, 0.97  # what is left of a memory, and its loss in a plain round
 _MOST = 0.995
-# What a drafter of whole blocks loses in a shorter one: log odds at a vanishing block, measured on the embedded pair
-# (benchmarks/short_blocks.py), then learned from what is accepted.
-SHORT_BLOCK_LOG_ODDS = -0.45
-_BIAS_WEIGHT, _BIAS_MEMORY = 10.0, 100.0
+# What a drafter of whole blocks loses in a shorter one, in log odds at a vanishing block: measured on the embedded pair
+# (benchmarks/short_blocks.py). Not learned: a request that keeps to one block cannot tell its own rates from this.
+SHORT_BLOCK_LOG_ODDS = -0.25
 
 
 @dataclass(eq=False)
 class Acceptance:
     """One request's rates: [i] is the chance that draft token i is accepted, given that those before it were."""
 
-    rates: Array  # [max_block - 1], for a draft of the whole block
-    weights: Array  # [max_block - 1], in rounds
+    rates: list[float]  # [max_block - 1], for a draft of the whole block
+    weights: list[float]  # [max_block - 1], in rounds
     choose_s: float = 0.0  # host seconds that one more verified token costs this request
     num_plain: int = 0  # rounds since it last drafted
     patience: int = 8  # plain rounds before its next probe
 
 
 class AcceptanceModel:
-    """The rates of all requests, and how much a draft of a shorter block loses (at first ``short_log_odds``)."""
+    """The rates of all requests, and how much a draft of a shorter block loses (``short_log_odds``).
 
-    def __init__(self, max_block: int, blocks: Sequence[int], short_log_odds: float = 0.0) -> None:
-        self.rates: Array = np.full(max_block - 1, _PRIOR_RATE)
-        self.weights: Array = np.full(max_block - 1, _PRIOR_WEIGHT)
-        # [log odds, weight] by block drafted
-        self.biases = {block: [short_log_odds * (1 - block / max_block), _BIAS_WEIGHT] for block in blocks}
-        self.max_block = max_block
+    Lists, since a round touches a few numbers in the middle of a step, where calls into numpy find cold caches.
+    """
+
+    def __init__(self, max_block: int, short_log_odds: float = 0.0) -> None:
+        self.rates = [_PRIOR_RATE] * (max_block - 1)
+        self.weights = [_PRIOR_WEIGHT] * (max_block - 1)
+        self.max_block, self.short_log_odds = max_block, short_log_odds
 
     def new_request(self) -> Acceptance:
         """A request of which nothing is known yet."""
-        return Acceptance(self.rates.copy(), np.full_like(self.rates, _PRIOR_WEIGHT))
+        return Acceptance(list(self.rates), [_PRIOR_WEIGHT] * len(self.rates))
 
-    def survival(self, requests: Sequence[Acceptance], block: int) -> Array:
-        """[num_requests, block - 1]: the chance that draft tokens 0 .. i of such a block are all accepted."""
-        rates = np.stack([request.rates[: block - 1] for request in requests])
-        return np.asarray(np.cumprod(self._with_bias(rates, block), axis=1))
+    def survival(self, requests: Sequence[Acceptance], blocks: Sequence[int]) -> Array:
+        """[num_blocks, num_requests, max_block - 1]: the chance that draft tokens 0 .. i of such a block are accepted.
+
+        Nothing is accepted beyond a block's own end.
+        """
+        rates: Array = np.array([request.rates for request in requests])
+        factors: Array = np.array([self._factor(block) for block in blocks])[:, None, None]
+        odds = rates * factors
+        chances = np.cumprod(odds / (1 - rates + odds), axis=2)
+        for of_block, block in zip(chances, blocks, strict=True):
+            of_block[:, block - 1 :] = 0.0
+        return np.asarray(chances)
 
     def observe(self, request: Acceptance, block: int, num_asked: int, num_accepted: int) -> None:
         """A round verified ``num_asked`` draft tokens of a ``block``; one that was not drafted is a miss."""
-        seen = min(num_accepted + 1, num_asked)
-        outcome = (np.arange(seen) < num_accepted).astype(np.float64)
-        # What is surprising beyond the loss of a shorter block is news of the request.
-        own = outcome - self._with_bias(request.rates[:seen], block)
-        everybody = outcome - self._with_bias(self.rates[:seen], block)
-        request.weights[:] = np.maximum(request.weights * _STALE_DECAY**request.num_plain, _STALE_WEIGHT)
-        _move(request.rates, request.weights, own, _OWN_WEIGHT)
-        _move(self.rates, self.weights, everybody, _ALL_WEIGHT)
-        if block != self.max_block:
-            self._learn_bias(block, float(own.sum()), float((outcome - own) @ (1 - outcome + own)))
+        factor = self._factor(block)
+        decay = _STALE_DECAY**request.num_plain
+        if decay < 1:
+            request.weights[:] = [max(weight * decay, _STALE_WEIGHT) for weight in request.weights]
+        for idx in range(min(num_accepted + 1, num_asked)):
+            outcome = float(idx < num_accepted)
+            # What is surprising beyond the loss of a shorter block is news of the request.
+            _move(request, idx, outcome - _chance(request.rates[idx], factor), _OWN_WEIGHT)
+            _move(self, idx, outcome - _chance(self.rates[idx], factor), _ALL_WEIGHT)
 
-    def _learn_bias(self, block: int, surprise: float, information: float) -> None:
-        """A step of online logistic regression; a shorter block is never better."""
-        bias = self.biases[block]
-        bias[1] = min(bias[1] + information, _BIAS_MEMORY)
-        bias[0] = float(np.clip(bias[0] + surprise / bias[1], -3.0, 0.0))
-
-    def _with_bias(self, rates: Array, block: int) -> Array:
-        bias = self.biases[block][0] if block != self.max_block else 0.0
-        if not bias:
-            return rates
-        odds = rates * np.exp(bias)
-        return np.asarray(odds / (1 - rates + odds))
+    def _factor(self, block: int) -> float:
+        """What the odds of a block's draft tokens are multiplied by."""
+        return exp(self.short_log_odds * (1 - block / self.max_block))
 
 
-def _move(rates: Array, weights: Array, surprise: Array, memory: float) -> None:
-    seen = len(surprise)
-    weights[:seen] = np.minimum(weights[:seen] + 1, memory)
-    rates[:seen] = np.clip(rates[:seen] + surprise / weights[:seen], 1 - _MOST, _MOST)
+def _chance(rate: float, factor: float) -> float:
+    return rate * factor / (1 - rate + rate * factor)
+
+
+def _move(state: Acceptance | AcceptanceModel, idx: int, surprise: float, memory: float) -> None:
+    weight = state.weights[idx] = min(state.weights[idx] + 1, memory)
+    state.rates[idx] = min(max(state.rates[idx] + surprise / weight, 1 - _MOST), _MOST)

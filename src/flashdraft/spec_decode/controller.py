@@ -71,7 +71,7 @@ class Controller:
     def __init__(self, max_block: int, costs: StepCosts, short_log_odds: float = 0.0) -> None:
         self.costs = costs
         self.blocks = drafted_blocks(max_block)
-        self.acceptance = AcceptanceModel(max_block, self.blocks, short_log_odds)
+        self.acceptance = AcceptanceModel(max_block, short_log_odds)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
         self._kept: tuple[list[Acceptance], Others | None, Plan] | None = None
@@ -97,8 +97,8 @@ class Controller:
 
     def _new_plan(self, candidates: Sequence[Candidate], others: Others | None) -> tuple[Plan, Plan]:
         """The best, and what is done."""
-        search = _Search(self.acceptance, self.costs, candidates, others or Others())
-        best = search.best(self.blocks, self._rate)
+        search = _Search(self.acceptance, self.costs, candidates, others or Others(), self.blocks)
+        best = search.best(self._rate)
         self._rate = best.rate
         chosen = self._with_probes(search, best)
         for candidate, length, on_merit in zip(candidates, chosen.lengths, best.lengths, strict=True):
@@ -141,30 +141,47 @@ class Controller:
 
 
 class _Search:
-    """The best plan of one step."""
+    """The best plan of one step. Tables hold all ``blocks`` at once: many small calls cost more than a few larger ones.
+
+    [i] of the last axis stands for verified lengths of i + 2; nothing is gained beyond a block's own end.
+    """
 
     def __init__(
-        self, model: AcceptanceModel, costs: StepCosts, candidates: Sequence[Candidate], others: Others
+        self,
+        model: AcceptanceModel,
+        costs: StepCosts,
+        candidates: Sequence[Candidate],
+        others: Others,
+        blocks: Sequence[int],
     ) -> None:
-        self.model, self.costs, self.candidates, self.others = model, costs, candidates, others
-        self.states = [candidate.acceptance for candidate in candidates]
-        self.most: Array = np.array([candidate.most for candidate in candidates], dtype=np.float64)
-        self.token_s: Array = np.array([costs.logits_s + state.choose_s for state in self.states])
+        self.costs, self.candidates, self.others, self.blocks = costs, candidates, others, blocks
+        states = [candidate.acceptance for candidate in candidates]
         self.num_rows = len(candidates) + len(others.lengths)
-        self.others_s = costs.logits_s * sum(length - 1 for length in others.lengths)
-        self._survival: dict[int, Array] = {}
-        self._seconds_of: dict[int, Array] = {}
+        self.fixed_s = costs.host_s + costs.logits_s * sum(length - 1 for length in others.lengths)
+        self.token_s: Array = np.array([costs.logits_s + state.choose_s for state in states])
+        self.most = max((candidate.most for candidate in candidates), default=1)
+        if self.most < 2:
+            return
+        widths = np.arange(2, model.max_block + 1)
+        self.survival = model.survival(states, blocks)  # [blocks, rows, widths]
+        most: Array = np.array([candidate.most for candidate in candidates])[:, None]
+        self.possible = np.where(widths <= most, self.survival, 0.0)
+        counts = np.arange(1, len(states) + 1) + others.num_drafting
+        self.draft_s = np.stack(
+            [costs.draft_seconds(counts, max(block, others.width)) for block in blocks]
+        )  # [blocks, number that drafts 1 .. rows]
+        self.verify_s = costs.verify_seconds(self.num_rows, np.maximum(widths, others.width))
 
-    def best(self, blocks: Sequence[int], rate: float) -> Plan:
+    def best(self, rate: float) -> Plan:
         """The plan of most tokens a second; ``rate`` is a first guess of it.
 
         Dinkelbach: at the highest rate, the plan of most ``tokens - rate * seconds`` is the one that reaches it.
         """
         plain = self.evaluate([1] * len(self.candidates), 1)
-        if not self.candidates or self.most.max() < 2:
+        if self.most < 2:
             return plain
         for _ in range(_MAX_ITERATIONS):
-            value, block, lengths = max(self._best_at(rate, block) for block in blocks)
+            value, block, lengths = self._best_at(rate)
             plan = self.evaluate(lengths, block) if value > plain.num_tokens - rate * plain.seconds else plain
             is_found = abs(plan.rate - rate) <= _CLOSE * rate
             rate = plan.rate
@@ -174,50 +191,37 @@ class _Search:
 
     def evaluate(self, lengths: Sequence[int], block: int) -> Plan:
         """What a step with ``lengths`` brings and costs."""
-        verified = np.array(lengths)
-        num_drafting = int((verified > 1).sum()) + self.others.num_drafting
-        width = max(int(verified.max(initial=1)), self.others.width)
-        seconds = self.costs.host_s + self.others_s + self.costs.verify_seconds(self.num_rows, width)
-        seconds += self.costs.draft_seconds(num_drafting, max(block, self.others.width))
-        seconds += self.token_s @ (verified - 1)
-        tokens = float(self.num_rows)
-        if block > 1:
-            counted = np.arange(1, block) < verified[:, None]
-            tokens += float((self._survive(block) * counted).sum())
-        return Plan(block, list(lengths), tokens, float(seconds))
+        num_drafting = sum(length > 1 for length in lengths)
+        tokens, seconds = float(self.num_rows), self.fixed_s
+        width = max(*lengths, 1, self.others.width)
+        seconds += float(self.costs.verify_seconds(self.num_rows, width))
+        if num_drafting:
+            idx = self.blocks.index(block)
+            verified: Array = np.array(lengths)
+            seconds += float(self.draft_s[idx, num_drafting - 1]) + float(self.token_s @ (verified - 1))
+            counted = np.arange(1, self.survival.shape[2] + 1) < verified[:, None]
+            tokens += float((self.survival[idx] * counted).sum())
+        else:
+            seconds += float(self.costs.draft_seconds(self.others.num_drafting, self.others.width))
+        return Plan(block, list(lengths), tokens, seconds)
 
-    def _best_at(self, rate: float, block: int) -> tuple[float, int, list[int]]:
-        """The best way to draft blocks of ``block`` when a second is worth ``rate`` tokens: (value, block, lengths).
+    def _best_at(self, rate: float) -> tuple[float, int, list[int]]:
+        """The best way to draft when a second is worth ``rate`` tokens: (value, block, lengths).
 
         Rows then do not depend on each other but for the width of the forward and the number that drafts, so
         both are tried: the best rows first, each with every token that is worth its own cost.
         """
-        gains = self._survive(block) - rate * self.token_s[:, None]
-        gains = np.where(np.arange(2, block + 1) <= self.most[:, None], np.maximum(gains, 0.0), 0.0)
-        of_row = gains.cumsum(axis=1)  # [rows, block - 1]: by width 2 .. block
-        order = np.argsort(-of_row, axis=0, kind="stable")
-        of_first = np.take_along_axis(of_row, order, axis=0).cumsum(axis=0)  # by number that drafts 1 .. rows
-        net = of_first - rate * self._seconds(block)
-        fixed = self.num_rows - rate * (self.costs.host_s + self.others_s)
-        last, column = np.unravel_index(int(net.argmax()), net.shape)
-        lengths = np.ones(len(gains), dtype=np.int64)
-        drafting = order[: int(last) + 1, int(column)]
-        lengths[drafting] += (gains[drafting, : int(column) + 1] > 0).sum(axis=1)
-        return float(net.max()) + fixed, block, lengths.tolist()
-
-    def _seconds(self, block: int) -> Array:
-        """Of both forwards, [number that drafts 1 .. rows, width 2 .. block]."""
-        if block not in self._seconds_of:
-            widths = np.maximum(np.arange(2, block + 1), self.others.width)
-            counts = np.arange(1, len(self.states) + 1) + self.others.num_drafting
-            draft_s = self.costs.draft_seconds(counts, max(block, self.others.width))
-            self._seconds_of[block] = draft_s[:, None] + self.costs.verify_seconds(self.num_rows, widths)
-        return self._seconds_of[block]
-
-    def _survive(self, block: int) -> Array:
-        if block not in self._survival:
-            self._survival[block] = self.model.survival(self.states, block)
-        return self._survival[block]
+        gains = np.maximum(self.possible - (rate * self.token_s)[:, None], 0.0)
+        of_row = gains.cumsum(axis=2)  # by width
+        order = np.argsort(-of_row, axis=1, kind="stable")
+        of_first = np.take_along_axis(of_row, order, axis=1).cumsum(axis=1)  # by number that drafts 1 .. rows
+        net = of_first - rate * (self.draft_s[:, :, None] + self.verify_s)
+        where, last, column = (int(i) for i in np.unravel_index(int(net.argmax()), net.shape))
+        lengths = np.ones(gains.shape[1], dtype=np.int64)
+        drafting = order[where, : last + 1, column]
+        lengths[drafting] += (gains[where, drafting, : column + 1] > 0).sum(axis=1)
+        value = float(net[where, last, column]) + self.num_rows - rate * self.fixed_s
+        return value, self.blocks[where], lengths.tolist()
 
 
 def drafted_blocks(max_block: int) -> tuple[int, ...]:

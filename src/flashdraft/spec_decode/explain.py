@@ -30,16 +30,11 @@ def _costs(costs: StepCosts) -> str:
 
 def _acceptance(controller: Controller) -> str:
     model = controller.acceptance
-    losses = [
-        f"{block}: {bias:+.2f}" for block, (bias, _) in model.biases.items() if block != model.max_block
-    ]
     lines = [
         "Chance that a draft token is accepted once it is reached, over all requests:",
         _line("draft token", range(1, model.max_block)),
         _line("percent", [f"{100 * rate:.0f}" for rate in model.rates]),
     ]
-    if losses:
-        lines.append(f"Log odds that shorter drafts lose: {', '.join(losses)}.")
     return "\n".join(lines)
 
 
