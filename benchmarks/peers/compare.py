@@ -36,18 +36,23 @@ from flashdraft.sampling_params import SamplingParams
 RESULTS = Path(__file__).parent.parent / "results" / "peers"
 RUNNING = PEERS / "running.json"
 MAX_TOKENS = 64
-ROUNDS = {1: 5, 8: 2, 32: 2}  # groups by concurrency, each of as many prompts
+ROUNDS = {1: 5, 8: 2, 16: 2, 32: 2}  # groups by concurrency, each of as many prompts
 _LONGEST_PROMPT = 1600  # characters: with its answer it fits into every server's slot
 _START_S = 900
 _BASE = "flashdraft AR"
 
 
-def groups() -> Iterator[tuple[int, int, list[BenchPrompt]]]:
+def as_rounds(text: str) -> dict[int, int]:
+    """``1=5,8=2``: five groups of one prompt, two of eight."""
+    return {int(load): int(number) for load, number in (part.split("=") for part in text.split(","))}
+
+
+def groups(wanted: dict[int, int]) -> Iterator[tuple[int, int, list[BenchPrompt]]]:
     """(concurrency, round, prompts): the tasks in turns, no prompt twice."""
     by_task = [[p for p in load_task(task, 60) if len(p.turns[0]) <= _LONGEST_PROMPT] for task in TASKS]
     mixed = iter([p for one in itertools.zip_longest(*by_task) for p in one if p])
-    for idx in range(max(ROUNDS.values())):
-        for concurrency, rounds in ROUNDS.items():
+    for idx in range(max(wanted.values())):
+        for concurrency, rounds in wanted.items():
             if idx < rounds:
                 yield concurrency, idx, list(itertools.islice(mixed, concurrency))
 
@@ -110,19 +115,23 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [line["run"] for line in lines if "run" in line], [line for line in lines if "run" not in line]
 
 
-def measure_slice(systems: list[System], path: Path, seconds: float) -> bool:
+def measure_slice(systems: list[System], path: Path, seconds: float, wanted: dict[int, int]) -> bool:
     """Ask what no row holds yet until ``seconds`` are over; whether all is measured."""
     started = time.monotonic()
-    _, rows = read_rows(path)
+    runs, rows = read_rows(path)
+    settings = {"max_tokens": MAX_TOKENS, "rounds": wanted, "greedy": True, "ignore_eos": True}
+    if runs and runs[-1]["settings"] != json.loads(json.dumps(settings)):
+        raise SystemExit(
+            f"{path} was measured with {runs[-1]['settings']}, not {settings}: choose another --out"
+        )
     done = {(row["system"], row["concurrency"], row["round"]) for row in rows}
     alive = [system for system in systems if answers(system)]
     if missing := [label(s) for s in systems if s not in alive]:
         print(f"not up, left out: {', '.join(missing)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        settings = {"max_tokens": MAX_TOKENS, "rounds": ROUNDS, "greedy": True, "ignore_eos": True}
         file.write(json.dumps({"run": {"settings": settings, "provenance": collect_provenance()}}) + "\n")
-        for concurrency, idx, prompts in groups():
+        for concurrency, idx, prompts in groups(wanted):
             order = [s for s in alive if s.most >= concurrency]
             first = idx % len(order) if order else 0
             for place, system in enumerate([*order[first:], *order[:first]]):
@@ -178,11 +187,11 @@ def report(path: Path) -> str:
             ]
         )
     header = ["system", *(f"{load} at a time" for load in loads), "acceptance length", "TTFT ms"]
-    last = runs[-1]["provenance"]
+    last, rounds_of = runs[-1]["provenance"], runs[-1]["settings"]["rounds"]
     notes = (
         f"Output tokens a second, prefill included; in brackets the ratio to {base} on the same prompts and its 95 %"
         f" interval over rounds. {MAX_TOKENS} tokens an answer (ignore_eos), greedy, one streaming client on the same"
-        f" {last['num_threads']} cores. Rounds: {', '.join(f'{n} of {c}' for c, n in ROUNDS.items())} prompts."
+        f" {last['num_threads']} cores. Rounds: {', '.join(f'{n} of {c}' for c, n in rounds_of.items())} prompts."
         " TTFT: median at concurrency 1."
     )
     told = "\n".join(f"- {name}: {value}" for name, value in last.items())
@@ -214,6 +223,12 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="measure: begin nothing new after"
     )
+    parser.add_argument(
+        "--rounds",
+        type=as_rounds,
+        default=ROUNDS,
+        help="measure: groups by concurrency, 1=5,8=2 for instance",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     systems, rows = chosen(args.systems), args.out / "rows.jsonl"
@@ -222,7 +237,11 @@ def main() -> None:
     elif args.verb == "down":
         down(systems)
     elif args.verb == "measure":
-        print("all is measured" if measure_slice(systems, rows, args.seconds) else "there is more to measure")
+        print(
+            "all is measured"
+            if measure_slice(systems, rows, args.seconds, args.rounds)
+            else "there is more to measure"
+        )
     else:
         (args.out / "report.md").write_text(report(rows))
         print(report(rows))

@@ -2,6 +2,7 @@
 # The peers, each in an environment of its own below $PEERS (default ~/.cache/flashdraft/peers), and the same weights
 # for all of them: run by benchmarks/peers/run.sh, or alone. What is there is kept.
 #   benchmarks/peers/setup.sh [vllm|llamacpp|transformers|dflash|pair]...      (no name: all)
+# What vLLM's CPU build does wrong with every drafter (vllm_cpu_context_norm.patch) is mended; AS_RELEASED=1 takes that back.
 # Debian packages wanted: libtcmalloc-minimal4 (vLLM), cmake and g++ (llama.cpp is compiled: ten minutes on two cores).
 set -euo pipefail
 export PEERS=${PEERS:-$HOME/.cache/flashdraft/peers}
@@ -56,6 +57,17 @@ drafter() { # made anew each time: small, and the shipped one may have changed
   gguf "$from" "$PEERS/pair/drafter-bf16.gguf" --target-model-dir "$PEERS/pair/target"
 }
 
+mend_vllm() {
+  local site fix
+  site=$(echo "$PEERS"/vllm/lib/python*/site-packages) fix=$(dirname "$0")/vllm_cpu_context_norm.patch
+  patched() { patch --quiet --force -p1 -d "$site" "$@" < "$fix"; }
+  if patched --reverse --dry-run > /dev/null; then # it is mended
+    [ -z "${AS_RELEASED:-}" ] || patched --reverse
+  elif [ -z "${AS_RELEASED:-}" ]; then
+    patched
+  fi
+}
+
 [ $# -gt 0 ] || set -- vllm llamacpp transformers dflash pair
 for peer in "$@"; do
   [ -e "$PEERS/$peer/.ready" ] && continue
@@ -63,4 +75,5 @@ for peer in "$@"; do
   "$peer"
   touch "$PEERS/$peer/.ready"
 done
+[ ! -e "$PEERS/vllm/.ready" ] || mend_vllm
 drafter

@@ -63,7 +63,7 @@ def _vllm(name: str, speculative: dict[str, object] | None = None) -> System:
 
 def _vllm_dflash(block_size: int) -> System:
     draft = {"method": "dflash", "model": str(embedded_drafter()), "num_speculative_tokens": block_size - 1}
-    return _vllm(f"DFlash B{block_size}, our drafter", draft)
+    return _vllm(f"DFlash B{block_size}, our drafter, mended", draft)  # vllm_cpu_context_norm.patch
 
 
 def _llama(name: str, weights: str, model: Path, *options: str) -> System:

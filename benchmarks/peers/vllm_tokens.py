@@ -6,15 +6,19 @@
         --dtype float32 --prompts prompts.json --out vllm-dflash.json
     (the same without --draft: plain decoding)
 
-Writes every answer's token ids, and vLLM's own counts of drafts and accepted tokens by task.
+Writes every answer's token ids, vLLM's own counts of drafts and accepted tokens by task, and whether this vLLM has
+vllm_cpu_context_norm.patch in it.
 """
 
 import argparse
+import inspect
 import json
 import time
 from pathlib import Path
 
+import vllm
 from vllm import LLM, SamplingParams
+from vllm.model_executor.models.qwen3_dflash import DFlashQwen3Model
 
 
 def counts(llm: LLM) -> dict[str, float]:
@@ -47,7 +51,13 @@ def main() -> None:
         enforce_eager=True,  # tokens are meant, not speed: nothing is compiled
     )
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
-    result: dict[str, object] = {"settings": {k: str(v) for k, v in vars(args).items()}, "tasks": {}}
+    is_mended = "is_cpu" in inspect.getsource(DFlashQwen3Model._normalize_context_k)
+    result: dict[str, object] = {
+        "settings": {k: str(v) for k, v in vars(args).items()},
+        "vllm": vllm.__version__
+        + (", vllm_cpu_context_norm.patch applied" if is_mended else ", as released"),
+        "tasks": {},
+    }
     for task, prompts in json.loads(args.prompts.read_text()).items():
         before, started = counts(llm), time.perf_counter()
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)

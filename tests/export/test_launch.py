@@ -65,6 +65,16 @@ def test_vllm_on_cpu_and_on_two_machines(pair):
     assert (expected | {"--headless": None, "--pipeline-parallel-size": "2"}).items() <= found.items()
 
 
+@pytest.mark.parametrize(
+    ("device", "num_layers", "is_told"), [("cpu", 2, True), ("cpu", 1, False), ("cuda", 2, False)]
+)
+def test_vllm_on_cpu_tells_of_its_context_norm(tmp_path, device, num_layers, is_told):
+    target, _ = save_tiny_pair(tmp_path)
+    draft = drafter_of(toy_target(vocab_size=259), tmp_path / "draft", num_hidden_layers=num_layers)
+    text = vllm_command(read_pair(target, draft), LaunchConfig(device=device)).to_text()
+    assert ("vllm_cpu_context_norm.patch" in text) == is_told
+
+
 def test_sglang(pair):
     target, draft = pair
     command = sglang_command(read_pair(target, draft), LaunchConfig(tp=4, memory=0.7, window=16))

@@ -86,6 +86,13 @@ def _notes(pair: Pair, config: LaunchConfig) -> list[str]:
     notes = []
     if config.device == "cpu":
         notes.append("preload libiomp5 and tcmalloc (LD_PRELOAD): vLLM's CPU build is faster with them")
+    if config.device == "cpu" and pair.drafter.num_hidden_layers > 1:
+        # models/qwen3_dflash.py, _normalize_context_k: stacked weights, of which the CPU kernel reads the first row.
+        notes.append(
+            "vLLM 0.32's CPU build norms the context keys of all draft layers with the first layer's weight: answers"
+            " are right, but fewer drafts are accepted; mend it with benchmarks/peers/vllm_cpu_context_norm.patch"
+            " from flashdraft's repository"
+        )
     if any(rule.from_anchor for rule in pair.drafter.rules()):
         notes.append(
             "this drafter's window was counted from the anchor in training; vLLM counts from each slot"
