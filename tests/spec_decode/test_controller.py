@@ -231,6 +231,14 @@ def test_a_slower_machine_changes_no_choice_but_a_slower_shape_does() -> None:
     assert curve.seconds[1] / curve.seconds[0] == pytest.approx(2.2, rel=0.1)
 
 
+def test_a_drafter_that_was_measured_too_slow_is_not_shunned_for_ever() -> None:
+    """Only blocks of 8 are drafted, and what is seen of them tells of 4 too."""
+    costs = StepCosts(Curve([1, 16], [1.0, 1.1]), Curve([2, 4, 8, 16], [0.8, 0.8, 0.8, 0.8]))
+    for _ in range(150):
+        costs.learn((1, 8, 7), float(Curve([1, 16], [1.0, 1.1])(8)), (1, 8), 0.3)
+    assert float(costs.draft(4)) / float(costs.verify(8)) == pytest.approx(0.3 / 1.05, rel=0.25)
+
+
 def test_curves() -> None:
     curve = Curve([1, 4, 8], [1.0, 2.0, 4.0])
     assert curve([1, 2.5, 8, 16]).tolist() == [1.0, 1.5, 4.0, 8.0]

@@ -92,7 +92,10 @@ class StepCosts:
         self.pace *= exp(_PACE_RATE * both)
         self.verify.learn(rows * width, _log_ratio(verify_s, expected_verify * self.pace))
         if drafted[0]:
-            self.draft.learn(drafted[0] * drafted[1], _log_ratio(draft_s, expected_draft * self.pace))
+            of_draft = _log_ratio(draft_s, expected_draft * self.pace)
+            # Mostly for all shapes alike, those that nobody drafts any more included.
+            self.draft.seconds *= exp(_PACE_RATE * of_draft)
+            self.draft.learn(drafted[0] * drafted[1], of_draft)
 
     def learn_host(self, host_s: float) -> None:
         """Take a step's seconds outside both forwards."""
