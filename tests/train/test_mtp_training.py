@@ -16,7 +16,7 @@ from flashdraft.train.anchors import draw_blocks
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import block_hidden, target_features
 from flashdraft.train.run import new_drafter
-from flashdraft.train.simulate import simulate
+from flashdraft.train.simulate import simulate, walk_side_by_side
 from flashdraft.train.trainer import Trainer
 from models.test_qwen3_5 import flat
 from toys import toy_mtp
@@ -138,8 +138,10 @@ def test_training_learns_and_simulated_acceptance_is_the_served_one(tmp_path: Pa
         served.clear()
         generate(TARGET, MTPDrafter(head, TARGET), document.prompt_token_ids, GREEDY, on_round=hear)
         rounds += served[1:]
-        one = simulate(TARGET, head, pack([document], 128), 8, 1, 16)
-        assert one.num_accepted == served[1:]
+        row = pack([document], 128).rows(slice(0, 1))
+        one = simulate(TARGET, head, row, 8, 1, 16)
+        [beside] = walk_side_by_side(TARGET, head, row, 8)
+        assert one.num_accepted == beside.num_accepted == served[1:]
     assert trained.acceptance_length == pytest.approx((sum(rounds) + len(rounds)) / len(rounds))
 
 

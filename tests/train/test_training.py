@@ -20,7 +20,7 @@ from flashdraft.train.anchors import draw_blocks, sample_anchors, sample_slots
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
-from flashdraft.train.simulate import simulate
+from flashdraft.train.simulate import simulate, walk_side_by_side
 from flashdraft.train.trainer import Trainer
 from toys import toy_dflash, toy_target
 
@@ -193,6 +193,14 @@ def test_training_learns_and_simulated_acceptance_is_the_served_one(tmp_path: Pa
         one = simulate(TARGET, drafter, pack([document], 128), 8, 1, 16)
         assert one.num_accepted == served[1:]
     assert trained.acceptance_length == pytest.approx((sum(rounds) + len(rounds)) / len(rounds))
+    assert sorted(rounds) == sorted(taken_side_by_side(drafter))
+
+
+def taken_side_by_side(drafter: DFlashModel) -> list[int]:
+    rows = (ROWS.rows(slice(index, index + 1)) for index in range(len(ROWS)))
+    walks = [one for row in rows for one in walk_side_by_side(TARGET, drafter, row, 8)]
+    assert sum(one.num_tokens for one in walks) == sum(len(doc.answer_token_ids) - 1 for doc in DOCUMENTS)
+    return [count for one in walks for count in one.num_accepted]
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:

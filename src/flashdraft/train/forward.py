@@ -16,6 +16,7 @@ from flashdraft.ops.block_mask import BlockContextMask, ChainMask, DocumentMask,
 from flashdraft.train.anchors import Blocks
 
 Network = DFlashModel | MTPModel
+LayerEntries = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
 
 class ContextKV:
@@ -76,29 +77,50 @@ class ChainKV:
         return self.k, self.v
 
 
+def context_entries(
+    target: TargetModel, drafter: Network, rows: PackedRows, features: Tensor
+) -> LayerEntries:
+    """What a row's tokens are to the blocks behind them: keys and values of every layer of the drafter."""
+    if isinstance(drafter, MTPModel):
+        before = features.roll(1, dims=1)  # nobody sees what a document's first token gets by it
+        return drafter.context(target.embed(rows.token_ids), before, _positions(rows))
+    return drafter.context(features, _positions(rows))
+
+
 def block_hidden(
-    target: TargetModel, drafter: Network, rows: PackedRows, features: Tensor, blocks: Blocks
+    target: TargetModel,
+    drafter: Network,
+    rows: PackedRows,
+    features: Tensor,
+    blocks: Blocks,
+    context: LayerEntries | None = None,
 ) -> Tensor:
     """Final hidden states, [num_rows, num_blocks, block_size, hidden_size], that predict each slot's token.
 
     Each block sees the features of its document strictly before its anchor, and itself. The anchor's own are of no
-    use: it is given.
+    use: it is given. ``context``: :func:`context_entries`, where they are known already.
     """
-    kind = mtp_hidden if isinstance(drafter, MTPModel) else dflash_hidden
-    hidden: Tensor = kind(target, drafter, rows, features, blocks)  # type: ignore[arg-type]
-    return hidden
+    if context is None:
+        context = context_entries(target, drafter, rows, features)
+    if isinstance(drafter, MTPModel):
+        return mtp_hidden(target, drafter, rows, features, blocks, context)
+    return dflash_hidden(target, drafter, rows, blocks, context)
 
 
 def mtp_hidden(
-    target: TargetModel, drafter: MTPModel, rows: PackedRows, features: Tensor, blocks: Blocks
+    target: TargetModel,
+    drafter: MTPModel,
+    rows: PackedRows,
+    features: Tensor,
+    blocks: Blocks,
+    context: LayerEntries,
 ) -> Tensor:
     """:func:`block_hidden` of an MTP head: each step on its own last output, the tokens teacher-forced.
 
     As served: context entries come from the target's hidden states, a chain's own from the head's.
     """
     block_size = blocks.labels.shape[-1]
-    before = features.roll(1, dims=1)  # nobody sees what a document's first token gets by it
-    [(k, v)] = drafter.context(target.embed(rows.token_ids), before, _positions(rows))
+    [(k, v)] = context
     masks = [
         ChainMask(blocks.anchors, blocks.doc_start, rows.token_ids.shape[1], block_size - 1, step)
         for step in range(block_size - 1)
@@ -106,7 +128,7 @@ def mtp_hidden(
     source = ChainKV(k, v, masks[0])
     embeddings = target.embed(blocks.labels[:, :, :-1])
     at = blocks.anchors.unsqueeze(-1).expand(-1, -1, features.shape[-1])
-    hidden = before.gather(1, at)  # [num_rows, num_blocks, hidden_size]
+    hidden = features.roll(1, dims=1).gather(1, at)  # [num_rows, num_blocks, hidden_size]
     slots = [torch.zeros_like(hidden)]
     for step, mask in enumerate(masks):
         positions = blocks.anchors - blocks.doc_start + step
@@ -116,7 +138,7 @@ def mtp_hidden(
 
 
 def dflash_hidden(
-    target: TargetModel, drafter: DFlashModel, rows: PackedRows, features: Tensor, blocks: Blocks
+    target: TargetModel, drafter: DFlashModel, rows: PackedRows, blocks: Blocks, context: LayerEntries
 ) -> Tensor:
     """:func:`block_hidden` of a DFlash drafter: all slots at once."""
     num_rows, num_blocks, block_size = blocks.labels.shape
@@ -133,7 +155,7 @@ def dflash_hidden(
         for rule in set(rules)
     }
     masks = [made[rule] for rule in rules]
-    sources = [ContextKV(k, v) for k, v in drafter.context(features, _positions(rows))]
+    sources = [ContextKV(k, v) for k, v in context]
     hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, 0, sources, masks)
     return hidden.view(num_rows, num_blocks, block_size, -1)
 

@@ -36,7 +36,7 @@ from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
 from flashdraft.train.run import load_trainable, make_answers
-from flashdraft.train.simulate import accepted_at_anchors, walk
+from flashdraft.train.simulate import Walk, accepted_at_anchors, walk, walk_side_by_side
 from flashdraft.train.trainer import Trainer
 from flashdraft.train.tune_config import TuneConfig
 
@@ -229,15 +229,23 @@ def _train(
 
 def _by_text(target: TargetModel, drafter: Network, rows: PackedRows) -> list[tuple[int, int]]:
     """Tokens gained and rounds taken by simulation, of each text of ``rows``."""
-    block_size, counted = drafter.config.block_size, []
-    for index in range(len(rows)):
-        row = rows.rows(torch.tensor([index], device=rows.token_ids.device))
-        accepted = accepted_at_anchors(target, drafter, row, block_size, _EVAL_BLOCKS)
-        for start in sorted(set(row.doc_start[row.is_anchor].tolist())):
-            own = PackedRows(row.token_ids, row.doc_start, row.is_anchor & (row.doc_start == start))
-            one = walk(own, accepted)
-            counted.append((one.num_tokens, len(one.num_accepted)))
-    return counted
+    return [
+        (one.num_tokens, len(one.num_accepted))
+        for index in range(len(rows))
+        for one in _walks(target, drafter, rows.rows(torch.tensor([index], device=rows.token_ids.device)))
+    ]
+
+
+def _walks(target: TargetModel, drafter: Network, row: PackedRows) -> list[Walk]:
+    block_size = drafter.config.block_size
+    if target.device.type == "cpu":
+        return walk_side_by_side(target, drafter, row, block_size)
+    accepted = accepted_at_anchors(target, drafter, row, block_size, _EVAL_BLOCKS)
+    starts = sorted(set(row.doc_start[row.is_anchor].tolist()))
+    return [
+        walk(PackedRows(row.token_ids, row.doc_start, row.is_anchor & (row.doc_start == start)), accepted)
+        for start in starts
+    ]
 
 
 def _compared(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> Compared:
