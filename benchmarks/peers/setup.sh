@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The peers, each in an environment of its own below $PEERS (default ~/.cache/flashdraft/peers), and the same weights
 # for all of them: run by benchmarks/peers/run.sh, or alone. What is there is kept.
-#   benchmarks/peers/setup.sh [vllm|llamacpp|transformers|dflash|pair]...      (no name: all)
+#   benchmarks/peers/setup.sh [vllm|llamacpp|transformers|dflash|pair|speculators]...    (no name: all that serve)
 # What vLLM's CPU build does wrong with every drafter (vllm_cpu_context_norm.patch) is mended; AS_RELEASED=1 takes that back.
 # Debian packages wanted: libtcmalloc-minimal4 (vLLM), cmake and g++ (llama.cpp is compiled: ten minutes on two cores).
 set -euo pipefail
@@ -40,6 +40,12 @@ dflash() { # it pins versions of its own and asks for data sets that it does not
   "$PEERS/dflash/bin/pip" install -q --no-deps dflash==0.1.0
 }
 
+speculators() { # its own minimum, without torchvision and torchaudio, which DFlash's training does not use
+  install speculators torch==2.13.0 transformers==5.19.0 datasets==5.1.0 aiohttp click httpx loguru==0.7.3 numpy openai \
+    protobuf psutil pydantic pydantic-settings rich safetensors tqdm==4.70.1 typer accelerate
+  "$PEERS/speculators/bin/pip" install -q --no-deps speculators==0.9.0 hs-connectors==0.9.0
+}
+
 gguf() { # FOLDER FILE OPTION...: what is said of it is shown where it failed
   "$PEERS/transformers/bin/python" "$PEERS/llama.cpp/convert_hf_to_gguf.py" "$1" --outtype bf16 --outfile "$2" \
     "${@:3}" > "$2.log" 2>&1 || { cat "$2.log" >&2; return 1; }
@@ -76,4 +82,4 @@ for peer in "$@"; do
   touch "$PEERS/$peer/.ready"
 done
 [ ! -e "$PEERS/vllm/.ready" ] || mend_vllm
-drafter
+case " $* " in *" pair "*) drafter ;; esac

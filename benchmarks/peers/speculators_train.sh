@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# speculators' trainer beside ours for the same minutes on this machine's cores, from the same answers, in the same shape,
+# each with its own default recipe; both drafters then served by us on the same prompts, which neither has seen.
+#   benchmarks/peers/speculators_train.sh PROMPTS [MINUTES] [ANSWERS]    -> benchmarks/results/speculators_train.json
+# PROMPTS: JSON lines; of them the first ANSWERS are answered (greedily) to learn from, the next 40 measure. Work and logs
+# are kept in $PEERS/train; answers that are there are used again. speculators' steps are counted in a first short run, so
+# that its learning-rate schedule ends with its minutes; ours follows the clock. $QUIET: a command that the trainings are
+# run with, one that keeps the machine quiet meanwhile.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PEERS=${PEERS:-$HOME/.cache/flashdraft/peers} HF_HUB_OFFLINE=1
+prompts=$1 count=${3:-300} limit=40
+export minutes=${2:-6} work=$PEERS/train here=benchmarks/peers ours=.venv/bin/flashdraft
+mkdir -p "$work"
+$here/setup.sh speculators
+
+$ours train --prompts "$prompts" --limit "$count" --temperature 0 --max-new-tokens 256 --answers-only \
+  --dtype bfloat16 --out "$work"
+[ -e "$work/target" ] || $ours convert --target embedded --to hf --dtype float32 --out "$work/target"
+[ -e "$work/arrow/dataset_info.json" ] || {
+  .venv/bin/python $here/speculators_train.py data --answers "$work/answers" --out "$work"
+  "$PEERS/speculators/bin/python" $here/speculators_cpu.py dataset "$work"
+}
+
+theirs() { # STEPS: as it comes, but for what a CPU cannot run (Triton's loss, FlexAttention's backward) and for 12 workers
+  rm -rf "$work/theirs"
+  local command
+  command="train --speculator-type dflash $(cat "$work/theirs.options") --max-steps $1 --loss-implementation eager"
+  command+=" --draft-attn-impl sdpa --num-workers 0 --on-missing raise --log-freq 1000000"
+  echo "$command" > "$work/theirs.command"
+  # shellcheck disable=SC2086
+  "$PEERS/speculators/bin/python" $here/speculators_cpu.py $command --verifier-name-or-path "$work/target" \
+    --data-path "$work/arrow" --save-path "$work/theirs" --log-dir "$work/theirs.logs" \
+    > "$work/theirs.log" 2>&1 || { tail -20 "$work/theirs.log" >&2; return 1; }
+}
+ours() { # [--pause-minutes 0]: features alone, as speculators has them before it starts
+  local command
+  command="train $(cat "$work/ours.options") --max-minutes $minutes --dtype bfloat16 --features cache"
+  command+=" --eval-minutes 1000 --checkpoint-minutes 1000 --served-prompts 0"
+  echo "$command" > "$work/ours.command"
+  # shellcheck disable=SC2086
+  $ours $command --answers "$work/answers" --out "$work/ours" "$@"
+}
+both() {
+  set -euo pipefail
+  theirs 10
+  theirs "$(.venv/bin/python $here/speculators_train.py steps --work "$work" --minutes "$minutes")"
+  ours
+}
+[ -e "$work/ours/features/features.json" ] || ours --pause-minutes 0
+find "$work/ours" -mindepth 1 -maxdepth 1 ! -name features -exec rm -r {} +
+${QUIET:-} bash -c "$(declare -f theirs ours both); both"
+.venv/bin/python $here/speculators_train.py report --work "$work" --prompts "$prompts" --seen "$count" --limit $limit \
+  --peer "$PEERS/speculators" --out benchmarks/results/speculators_train.json
