@@ -1,12 +1,13 @@
-"""Requests of a domain that the shipped drafter has not seen: a dictionary that answers in JSON, by its system prompt.
+"""Requests of a domain that the shipped drafter has not seen: a dictionary that answers in JSON, by an example.
 
 The terms are two-word nouns of Open English WordNet. The target answers greedily; lines as `serve --log-requests`
-writes them.
+writes them. (Without the example the embedded target does not write JSON.)
 
     python recipes/tune/make_requests.py --prompts chat-concepts.jsonl.gz --out requests.jsonl
 """
 
 import argparse
+import json
 import random
 import re
 from pathlib import Path
@@ -15,10 +16,20 @@ from flashdraft import LLM, SamplingParams
 from flashdraft.data.prompts import read_prompts
 from flashdraft.data.request_log import RequestLog
 
-SYSTEM = (
-    "You are a dictionary service. Reply with a JSON object and nothing else. Its keys are term, category, definition,"
-    " synonyms, related_terms, example_sentence and audience."
-)
+EXAMPLE = {
+    "term": "lap dog",
+    "category": "animal",
+    "definition": "A small dog that is kept as a companion and likes to sit on a lap.",
+    "synonyms": ["toy dog", "companion dog"],
+    "related_terms": ["breed", "puppy", "pet"],
+    "example_sentence": "Her lap dog slept through the whole journey.",
+    "audience": "general",
+}
+OPENING = [
+    {"role": "system", "content": "You are a dictionary service. Reply with a JSON object."},
+    {"role": "user", "content": "Term: lap dog"},
+    {"role": "assistant", "content": json.dumps(EXAMPLE, indent=2)},
+]
 TERM = re.compile(
     r"(?:definition of|paragraph about|lesson on|Explain|Describe) ([a-z]+ [a-z]+)(?:,| in| with| and|\.)"
 )
@@ -35,10 +46,7 @@ def main() -> None:
     texts = [prompt.messages[0]["content"] for prompt in read_prompts(args.prompts)]
     terms = sorted({found for text in texts for found in TERM.findall(text)})
     chosen = random.Random(args.seed).sample(terms, args.count)
-    chats = [
-        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"Term: {term}"}]
-        for term in chosen
-    ]
+    chats = [[*OPENING, {"role": "user", "content": f"Term: {term}"}] for term in chosen]
     llm, log = LLM(), RequestLog(args.out)
     params = SamplingParams(max_tokens=args.max_tokens, temperature=0)
     for chat, output in zip(chats, llm.chat(chats, params), strict=True):
