@@ -91,7 +91,6 @@ def all_systems() -> list[System]:
     return [
         _ours("AR", "bf16", "--block-size", "1"),
         _ours("DFlash B8", "bf16", "--block-size", "8"),
-        _ours("DFlash B16", "bf16", "--block-size", "16"),
         _ours("auto", "bf16"),
         _vllm("AR"),
         _vllm("n-gram B8", {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_max": 4}),
@@ -102,7 +101,6 @@ def all_systems() -> list[System]:
         _python("transformers prompt lookup 7", "transformers", "lookup", 1),
         _python("dflash 0.1.0 B16, our drafter", "dflash", "dflash", 1),
         _llama("AR", "Q4_1", embedded_target()),
-        _ours("auto", "int8", "--quantization", "int8"),
         _ours("auto", "int4", "--quantization", "int4"),
     ]
 
