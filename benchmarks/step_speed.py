@@ -48,7 +48,8 @@ def draft_step(drafter: DFlashDrafter, rows: int, width: int) -> Step:
         layer.k.normal_()
         layer.v.normal_()
     positions = torch.arange(CONTEXT, CONTEXT + width).expand(rows, -1)
-    return lambda: drafter.chains(drafter.hidden([7] * rows, positions, CONTEXT + width, cache.layers))
+    anchors = torch.full((rows,), 7)
+    return lambda: drafter.chains(drafter.hidden(anchors, positions, CONTEXT + width, cache.layers))
 
 
 def shortest(steps: Sequence[Step], repeats: int) -> list[float]:

@@ -30,6 +30,7 @@ from flashdraft.spec_decode.simulated import SimulatedAcceptance
 T = TypeVar("T")
 
 _WARM_UP_TOKENS = 8
+_RECORD_TOKENS = 192  # on CUDA, where the steps of most contexts are recorded meanwhile
 _PROMPT_ROOM = 512  # tokens of cache beside the longest answer; longer prompts may have to wait
 
 
@@ -203,7 +204,8 @@ class OfflineBench:
             return
         self._warm.add(concurrency)
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": "Count to ten."}])
-        short = replace(self.params, max_tokens=min(self.params.max_tokens, _WARM_UP_TOKENS))
+        num_tokens = _RECORD_TOKENS if self.llm.target.device.type == "cuda" else _WARM_UP_TOKENS
+        short = replace(self.params, max_tokens=min(self.params.max_tokens, num_tokens), ignore_eos=True)
         for method in self.methods:
             if method.block_size == AUTO:
                 self._engine(method).control.calibrate(concurrency)

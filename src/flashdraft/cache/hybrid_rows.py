@@ -15,6 +15,7 @@ class HybridRows(GatheredRows):
     def __init__(self, cache: PagedKVCache, states: Mapping[int, LayerState]) -> None:
         super().__init__(cache)
         self.states = states
+        self.records = False  # a state's step asks for lengths
 
     def arrange(self, rows: Sequence[CacheRow], width: int) -> tuple[Tensor, int]:
         """See :meth:`GatheredRows.arrange`."""

@@ -3,7 +3,8 @@
 The pages are the truth: what is shared, kept after a request and found again. Attention in plain PyTorch wants
 each sequence's keys and values in one piece, so a step works on gathered rows: a forward stages in the rows,
 ``commit`` copies what is true to the pages, all layers at once. Padding and rejected drafts never reach a page.
-Rows are kept between steps; pages are copied only for a sequence that joins the rows.
+Rows are kept between steps; pages are copied only for a sequence that joins the rows. On CUDA a forward can be
+recorded: then rows, widths and lengths come in powers of two, so that few recordings serve all steps.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,10 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashdraft.ops.attention import Mask
-from flashdraft.ops.block_mask import CachedMask, fast_mask
+from flashdraft.ops.attention import FirstKeys, Mask
+from flashdraft.ops.block_mask import CachedMask
+from flashdraft.ops.recorded import Recorded
 
 _LEN_STEP = 128  # rows grow by whole steps of this many tokens
+
+
+def power_of_two(number: int) -> int:
+    """The least one that is not below ``number``, 1 or more."""
+    return 1 << (number - 1).bit_length()
+
+
+def _whole_steps(num_tokens: int) -> int:
+    return -(-num_tokens // _LEN_STEP) * _LEN_STEP
 
 
 class PagedKVCache:
@@ -85,6 +96,8 @@ class GatheredRows:
         self._arranged: list[_RowsLayer] = []  # kept while as many rows take part
         self._num_arranged = 0
         self.num_gathered_tokens = 0  # copied from pages so far
+        self.records = self._rows.is_cuda  # whether forwards over the rows shall be recorded
+        self.recorded = Recorded()  # for the rows as they lie now
 
     @property
     def max_len(self) -> int:
@@ -119,16 +132,28 @@ class GatheredRows:
         positions = starts.unsqueeze(1) + torch.arange(width, device=device)
         if self._num_arranged != len(rows):
             self._num_arranged = len(rows)
+            # A slice is quick on a CPU, but where it starts cannot be recorded.
             row_idx = torch.arange(len(rows), device=device).unsqueeze(1)
-            self._arranged = [_RowsLayer(layer[:, : len(rows)], row_idx) for layer in self._rows]
+            by_slice = len(rows) == 1 and not self.records
+            self._arranged = [
+                _RowsLayer(layer[:, : len(rows)], None if by_slice else row_idx) for layer in self._rows
+            ]
         self.layers = self._arranged
         return positions, kv_len
 
+    def arrange_padded(self, rows: Sequence[CacheRow], width: int) -> tuple[Tensor, int]:
+        """As :meth:`arrange`, with empty rows behind ``rows`` and kv_len rounded up: both are powers of two."""
+        padding = [CacheRow(("padding", i), (), 0) for i in range(len(rows), power_of_two(len(rows)))]
+        positions, kv_len = self.arrange([*rows, *padding], width)
+        return positions, power_of_two(max(kv_len, _LEN_STEP))
+
     def mask(self, positions: Tensor, kv_len: int) -> Mask:
         """Each token sees its own sequence up to itself."""
-        if positions.numel() == 1:
+        if positions.shape[1] == 1 and positions.is_cuda:
+            return FirstKeys(positions[:, 0] + 1)
+        if positions.numel() == 1 and not self.records:
             return None
-        return fast_mask(CachedMask(positions, kv_len), positions.device)
+        return CachedMask(positions, kv_len).dense()
 
     def commit_paths(self, rows: Sequence[CacheRow], paths: Sequence[Sequence[int]]) -> None:
         """Make one path of a staged tree true in each of ``rows``, as they were arranged.
@@ -184,11 +209,12 @@ class GatheredRows:
             return
         num_layers, both, old_rows, old_len, kv_heads, head_dim = self._rows.shape
         num_rows = max(num_rows, old_rows)
-        max_len = max(-(-kv_len // _LEN_STEP) * _LEN_STEP, old_len)
+        whole = power_of_two if self.records else _whole_steps
+        max_len = max(whole(max(kv_len, _LEN_STEP)), old_len)
         # Zeros: what a mask hides is multiplied by 0 and has to be finite.
         rows = self._rows.new_zeros((num_layers, both, num_rows, max_len, kv_heads, head_dim))
         rows[:, :, :old_rows, :old_len] = self._rows
-        self._rows, self._num_arranged = rows, 0
+        self._rows, self._num_arranged, self.recorded = rows, 0, Recorded()
         self._keys += [None] * (num_rows - old_rows)
 
     def _gather(self, idx: int, row: CacheRow) -> None:
@@ -204,13 +230,13 @@ class _RowsLayer:
 
     token_dim = 1  # of k and v
 
-    def __init__(self, rows: Tensor, row_idx: Tensor) -> None:
+    def __init__(self, rows: Tensor, row_idx: Tensor | None) -> None:
         self.k, self.v = rows  # each [rows, max_len, kv_heads, head_dim]
-        self.row_idx = row_idx
+        self.row_idx = row_idx  # [rows, 1]; None: there is one, whose tokens end at kv_len
 
     def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
         """Write ``k``, ``v`` [rows, kv_heads, num_tokens, head_dim] at ``positions``; give all to ``kv_len``."""
-        if len(k) == 1:
+        if self.row_idx is None:
             start = kv_len - k.shape[2]
             self.k[:, start:kv_len] = k.transpose(1, 2)
             self.v[:, start:kv_len] = v.transpose(1, 2)
@@ -218,3 +244,24 @@ class _RowsLayer:
             self.k[self.row_idx, positions] = k.transpose(1, 2)
             self.v[self.row_idx, positions] = v.transpose(1, 2)
         return self.k[:, :kv_len].transpose(1, 2), self.v[:, :kv_len].transpose(1, 2)
+
+
+class StagedAt:
+    """A KVSource for a recording: new tokens go to ``slots`` [rows, num_tokens] of ``layers``, and see ``seen``."""
+
+    def __init__(self, layers: Sequence[_RowsLayer], slots: Tensor, seen: Mask) -> None:
+        self.layers = [_LayerAt(layer, slots) for layer in layers]
+        self.seen = seen
+
+    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the protocol's arguments
+        """As given."""
+        return self.seen
+
+
+@dataclass(frozen=True)
+class _LayerAt:
+    layer: _RowsLayer
+    slots: Tensor
+
+    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return self.layer.stage(k, v, self.slots, kv_len)

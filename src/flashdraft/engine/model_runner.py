@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,11 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.kv_cache import LayerKV
 from flashdraft.cache.model_cache import ModelCache
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, StagedAt, power_of_two
 from flashdraft.engine.request import Request
-from flashdraft.models.base import TargetModel
+from flashdraft.models.base import TargetModel, TargetOutput
+from flashdraft.ops.attention import FirstKeys
+from flashdraft.ops.block_mask import CachedMask
 from flashdraft.spec_decode.batch_drafter import batch_drafter
 from flashdraft.spec_decode.dflash import DFlashBatch
 from flashdraft.spec_decode.drafter import Drafter
@@ -33,6 +36,20 @@ class Verified:
         return replace(self, logits=logits, argmax=[self.argmax[place] for place in places])
 
 
+@dataclass(frozen=True)
+class TargetStep:
+    """One forward over rows of ``width`` tokens, padding included."""
+
+    output: TargetOutput
+    width: int
+    argmax: Tensor | None = None  # of all slots, where the head ran along
+
+    def hidden_at(self, slots: list[int]) -> Tensor:
+        """Final hidden states of some slots, counted row by row."""
+        every = self.output.hidden.flatten(0, 1)
+        return every if slots == list(range(len(every))) else every[slots]
+
+
 class ModelRunner:
     """Holds the caches. Knows requests, but neither who runs nor what is kept."""
 
@@ -51,6 +68,7 @@ class ModelRunner:
         self.cache = PagedKVCache(
             len(paged), num_pages, page_size, kv_heads, head_dim, target.dtype, target.device
         )
+        self.can_record = target.is_recordable
         # Prefill chunks and blocks differ too much in width to share rows.
         self.chunk_rows, self.block_rows = self.new_rows(), self.new_rows()
 
@@ -109,30 +127,23 @@ class ModelRunner:
         (ForwardBatch.as_trees).
         """
         order = rows.seat([request.row.key for request in requests])
-        width = max(len(ids) for ids in token_ids)
-        positions, kv_len = rows.arrange([requests[i].row for i in order], width)
-        padded = [token_ids[i] + [0] * (width - len(token_ids[i])) for i in order]
-        batch = ForwardBatch(torch.tensor(padded, device=self.target.device), positions, kv_len)
-        if parents:
-            batch = batch.as_trees([parents[i] for i in order])
-        output = self.target.forward(batch, rows, self.feature_layers)
+        placed = [token_ids[i] for i in order]
+        trees = [parents[i] for i in order] if parents else None
+        step = self.forward(rows, [requests[i].row for i in order], placed, trees)
         # Only the slots that are wanted go through the head.
         place = {request_idx: row for row, request_idx in enumerate(order)}
         slots = [
-            place[i] * width + len(ids) - wanted + k
+            place[i] * step.width + len(ids) - wanted + k
             for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
             for k in range(wanted)
         ]
-        picked = output.hidden.flatten(0, 1)
-        if slots != list(range(len(picked))):
-            picked = picked[slots]
         if any(request.answer.reads_logits for request in requests):
-            logits = self.target.logits(picked)
+            logits = self.target.logits(step.hidden_at(slots))
             best = logits.argmax(-1)
         else:
-            logits = picked.new_empty(0, self.target.config.vocab_size)
-            best = self.target.argmax(picked)
-        argmax, kept = best.tolist(), output.features
+            logits = step.output.hidden.new_empty(0, self.target.config.vocab_size)
+            best = self.target.argmax(step.hidden_at(slots)) if step.argmax is None else step.argmax[slots]
+        argmax, kept = best.tolist(), step.output.features
         results, done = [], 0
         for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True)):
             own = slice(done, done + wanted)
@@ -140,6 +151,53 @@ class ModelRunner:
             features = None if kept is None else kept[place[i], : len(ids)]
             results.append(Verified(logits[own], argmax[own], features))
         return results
+
+    def forward(
+        self,
+        rows: GatheredRows,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        parents: Sequence[Sequence[int]] | None = None,
+    ) -> TargetStep:
+        """The target over ``token_ids`` of each row, in the order in which they lie, padded to one width.
+
+        ``parents``: see :meth:`run`. Nothing of it outlasts the next forward.
+        """
+        width = max(len(ids) for ids in token_ids)
+        if rows.records and self.can_record:
+            return self._replay(rows, placed, token_ids, parents, power_of_two(width))
+        positions, kv_len = rows.arrange(placed, width)
+        batch = ForwardBatch(_padded(token_ids, width, len(placed), self.target.device), positions, kv_len)
+        if parents:
+            batch = batch.as_trees(parents)
+        return TargetStep(self.target.forward(batch, rows, self.feature_layers), width)
+
+    def _replay(
+        self,
+        rows: GatheredRows,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        parents: Sequence[Sequence[int]] | None,
+        width: int,
+    ) -> TargetStep:
+        """The same as one recording with the head, for all steps of as many rows, this width and about this context."""
+        positions, kv_len = rows.arrange_padded(placed, width)
+        ids = _padded(token_ids, width, len(positions), self.target.device)
+        batch = ForwardBatch(ids, positions, kv_len)
+        if parents:
+            batch = batch.as_trees([*parents, *([[]] * (len(positions) - len(parents)))])
+        inputs = [batch.token_ids, batch.positions, batch.slots]
+        if width > 1:
+            inputs.append(batch.tree.mask(kv_len) if batch.tree else CachedMask(positions, kv_len).dense())
+
+        def work(ids: Tensor, positions: Tensor, slots: Tensor, mask: Tensor | None = None) -> Any:
+            seen = FirstKeys(positions[:, 0] + 1) if mask is None else mask
+            source = StagedAt(rows.layers, slots, seen)
+            output = self.target.forward(ForwardBatch(ids, positions, kv_len), source, self.feature_layers)
+            return output, self.target.argmax(output.hidden).flatten()
+
+        output, argmax = rows.recorded((*positions.shape, kv_len), work, inputs)
+        return TargetStep(output, width, argmax)
 
     def commit(
         self,
@@ -160,6 +218,13 @@ class ModelRunner:
                 request.pending.append(given[list(path)])
             if self.drafter is None:
                 request.num_observed = request.num_committed
+
+
+def _padded(token_ids: Sequence[list[int]], width: int, num_rows: int, device: torch.device) -> Tensor:
+    """[num_rows, width], zeros behind each row's tokens and in rows without any."""
+    padded = [ids + [0] * (width - len(ids)) for ids in token_ids]
+    padded += [[0] * width] * (num_rows - len(padded))
+    return torch.tensor(padded, device=device)
 
 
 def _asked(requests: Sequence[Request]) -> tuple[list[CacheRow], list[int], list[int]]:

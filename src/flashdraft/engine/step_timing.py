@@ -6,7 +6,6 @@ from time import perf_counter
 
 import torch
 
-from flashdraft.batch import ForwardBatch
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
@@ -89,12 +88,11 @@ class _Steps:
         target.argmax(torch.zeros(shape, dtype=target.dtype, device=target.device)).tolist()
 
     def _verify(self, gathered: GatheredRows, rows: Sequence[CacheRow], width: int) -> None:
-        target = self.runner.target
-        positions, kv_len = gathered.arrange(rows, width)
-        tokens = torch.zeros((len(rows), width), dtype=torch.long, device=target.device)
-        batch = ForwardBatch(tokens, positions, kv_len)
-        output = target.forward(batch, gathered, self.runner.feature_layers)
-        target.argmax(output.hidden.flatten(0, 1)).tolist()
+        step = self.runner.forward(gathered, rows, [[0] * width for _ in rows])
+        best = step.argmax
+        if best is None:
+            best = self.runner.target.argmax(step.output.hidden.flatten(0, 1))
+        best.tolist()
 
 
 def _doubling(last: int) -> list[int]:
@@ -118,7 +116,7 @@ def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curv
 
 
 def _seconds(work: Callable[..., None], *shape: int) -> float:
-    """The fastest of a few, after one that pays for memory."""
+    """The fastest of a few, after one that pays for memory; where steps are recorded, so is the next one."""
     work(*shape)
     found = []
     for _ in range(_REPEATS):

@@ -103,6 +103,8 @@ class TargetModel(nn.Module):
 
     config: Any  # the transformers config of its language model
     skipped_tensors: tuple[str, ...] = ()  # parts of a checkpoint that it knowingly leaves out, by prefix
+    # Whether a forward is the same kernels for all values of its inputs, and asks a cache for stage and mask alone.
+    is_recordable = False
 
     @abstractmethod
     def forward(

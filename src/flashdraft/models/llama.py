@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput, sight
-from flashdraft.models.mlp import feed_forward
+from flashdraft.models.mlp import SparseMLP, feed_forward
 from flashdraft.native.decoder import NativeTarget, stored_layers, torch_on_one_thread
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
@@ -99,6 +99,10 @@ class LlamaModel(TargetModel):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = self.rotary_of(config)
+        # Experts are chosen on the host.
+        self.is_recordable = type(self).forward is LlamaModel.forward and not any(
+            isinstance(module, SparseMLP) for module in self.modules()
+        )
 
     def rotary_of(self, config: Any) -> Any:
         """Rotary positions; models that rotate layer types differently have one for each."""

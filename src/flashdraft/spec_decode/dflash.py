@@ -6,9 +6,16 @@ One request (DFlashState) or many at once (DFlashBatch): the same two functions 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, row_positions
+from flashdraft.cache.paged_kv_cache import (
+    CacheRow,
+    GatheredRows,
+    PagedKVCache,
+    power_of_two,
+    row_positions,
+)
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
@@ -32,21 +39,21 @@ class DFlashDrafter:
 
     def hidden(
         self,
-        anchors: Sequence[int],
+        anchors: Tensor,
         positions: Tensor,
         kv_len: int,
         sources: Sequence[LayerSource],
         ends: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [rows, num_tokens - 1, hidden_size] behind each anchor: the block is [anchor, MASK, ...].
+        """Final hidden states [rows, num_tokens - 1, hidden_size] behind each of ``anchors`` [rows]: the block is
+        [anchor, MASK, ...].
 
         ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
         all ``kv_len``.
         """
-        tokens = torch.tensor(anchors, device=self.target.device).unsqueeze(1)
         rows, num_tokens = positions.shape
         masks = self.mask_embedding.expand(rows, num_tokens - 1, -1)
-        block = torch.cat((self.target.embed(tokens), masks), dim=1)
+        block = torch.cat((self.target.embed(anchors.unsqueeze(1)), masks), dim=1)
         hidden: Tensor = self.model(block, positions, kv_len, sources, ends=ends)
         return hidden[:, 1:]
 
@@ -110,7 +117,8 @@ class DFlashState:
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        return self.drafter.hidden([anchor], positions, end, self.cache.layers)
+        anchors = torch.tensor([anchor], device=positions.device)
+        return self.drafter.hidden(anchors, positions, end, self.cache.layers)
 
 
 class DFlashBatch:
@@ -143,37 +151,69 @@ class DFlashBatch:
     ) -> None:
         """Project the features of all rows' newly verified tokens in one pass, end to end without padding."""
         counts = [len(ids) for ids in token_ids]
-        positions = row_positions(rows, counts)
-        given = torch.cat([row_features for row_features in features if row_features is not None]).unsqueeze(
-            0
-        )
-        self.rows.append(rows, counts, self.drafter.model.context(given, positions.to(given.device)))
+        given = torch.cat([one for one in features if one is not None]).unsqueeze(0)
+        positions = row_positions(rows, counts).to(given.device)
+        context, total = self.drafter.model.context, sum(counts)
+        if self.rows.records:
+            more = power_of_two(total) - total
+            inputs = F.pad(given, (0, 0, 0, more)), F.pad(positions, (0, more))
+            padded = self.rows.recorded(("context", total + more), context, inputs)
+            pairs = [(k[:, :, :total], v[:, :, :total]) for k, v in padded]
+        else:
+            pairs = context(given, positions)
+        self.rows.append(rows, counts, pairs)
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
     ) -> list[list[int]]:
         """Draft ``block_sizes[i] - 1`` tokens for each row in one forward."""
-        drafted = self.drafter.chains(self._hidden(rows, anchors, block_sizes))
+        hidden, tokens = self._forward(rows, anchors, block_sizes)
+        drafted = self.drafter.chains(hidden) if tokens is None else tokens.tolist()
         return [chain[: size - 1] for chain, size in zip(drafted, block_sizes, strict=True)]
 
     def propose_trees(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], num_tokens: int
     ) -> list[DraftTree]:
         """The best tree of ``num_tokens`` for each row, ``block_sizes[i] - 1`` deep, from one forward."""
-        hidden = self._hidden(rows, anchors, block_sizes)
+        hidden, _ = self._forward(rows, anchors, block_sizes)
         return self.drafter.trees(hidden, num_tokens, [size - 1 for size in block_sizes])
 
-    def _hidden(self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]) -> Tensor:
-        """Of all blocks, padded to the longest, in the order of ``rows``.
+    def _forward(
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states of all blocks, padded to the longest, in the order of ``rows``; tokens if they are at hand.
 
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
         order = self.rows.seat([row.key for row in rows])
-        positions, kv_len = self.rows.arrange([rows[i] for i in order], max(block_sizes))
+        placed, width = [rows[i] for i in order], max(block_sizes)
+        config = self.drafter.model.config
+        records = self.rows.records and all(rule.is_plain for rule in config.rules())
+        arrange = self.rows.arrange_padded if records else self.rows.arrange
+        positions, kv_len = arrange(placed, power_of_two(width) if records else width)
+        device, num_padding = positions.device, len(positions) - len(rows)
+        tokens = torch.tensor([anchors[i] for i in order] + [0] * num_padding, device=device)
         ends: Tensor | None = None
-        if len(rows) > 1:
-            ends = torch.tensor([rows[i].start + block_sizes[i] for i in order], device=positions.device)
-        hidden = self.drafter.hidden([anchors[i] for i in order], positions, kv_len, self.rows.layers, ends)
-        if order == list(range(len(rows))):
-            return hidden
-        return hidden[torch.tensor(order, device=hidden.device).argsort()]
+        if len(rows) > 1 or records:
+            seen = [rows[i].start + block_sizes[i] for i in order] + [1] * num_padding
+            ends = torch.tensor(seen, device=device)
+        if records and ends is not None:
+            hidden, drafted = self._replay(tokens, positions, ends, kv_len)
+        else:
+            hidden, drafted = self.drafter.hidden(tokens, positions, kv_len, self.rows.layers, ends), None
+        if order == list(range(len(hidden))):
+            return hidden, drafted
+        places = torch.tensor(order, device=device).argsort()
+        return hidden[places], None if drafted is None else drafted[places]
+
+    def _replay(
+        self, tokens: Tensor, positions: Tensor, ends: Tensor, kv_len: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states and the likeliest tokens as one recording, for all steps of these shapes."""
+        drafter, layers = self.drafter, self.rows.layers
+
+        def work(anchors: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, Tensor | None]:
+            hidden = drafter.hidden(anchors, positions, kv_len, layers, ends)
+            return hidden, greedy_tokens(drafter.model, drafter.target, hidden)
+
+        return self.rows.recorded((*positions.shape, kv_len), work, (tokens, positions, ends))

@@ -40,15 +40,14 @@ class MTPDrafter:
         return self.model.context(self.target.embed(tokens), hidden, positions)
 
     def draft(
-        self, anchors: Sequence[int], hidden: Tensor, positions: Tensor, kv_len: int, source: LayerSource
+        self, anchors: Tensor, hidden: Tensor, positions: Tensor, kv_len: int, source: LayerSource
     ) -> Tensor:
-        """Draft greedily behind each anchor, as many tokens as there are ``positions`` [rows, num_draft].
+        """Draft greedily behind each of ``anchors`` [rows] as many tokens as ``positions`` [rows, num_draft] has.
 
         ``hidden`` [rows, hidden_size]: the target's before each anchor. ``kv_len`` covers the last position.
         Returns draft tokens [rows, num_draft].
         """
-        tokens = torch.tensor(anchors, device=self.target.device).unsqueeze(1)
-        state, drafted = hidden.unsqueeze(1), []
+        tokens, state, drafted = anchors.unsqueeze(1), hidden.unsqueeze(1), []
         num_draft = positions.shape[1]
         for step in range(num_draft):
             own, seen = positions[:, step : step + 1], kv_len - num_draft + step + 1
@@ -88,10 +87,8 @@ class MTPState:
         start = self.cache.lengths[0]
         end = start + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        source = self.cache.layers[0]
-        drafted: list[int] = self.drafter.draft([anchor], self.last_hidden, positions, end, source)[
-            0
-        ].tolist()
+        anchors, source = torch.tensor([anchor], device=positions.device), self.cache.layers[0]
+        drafted: list[int] = self.drafter.draft(anchors, self.last_hidden, positions, end, source)[0].tolist()
         return drafted
 
 
@@ -147,11 +144,21 @@ class MTPBatch:
         if (num_draft := max(block_sizes) - 1) < 1:
             return [[] for _ in rows]
         order = self.rows.seat([row.key for row in rows])
-        positions, kv_len = self.rows.arrange([rows[i] for i in order], num_draft)
-        hidden = torch.cat([self.last_hidden[rows[i].key] for i in order])
-        ordered = [anchors[i] for i in order]
-        drafted = self.drafter.draft(ordered, hidden, positions, kv_len, self.rows.layers[0]).tolist()
-        by_row = dict(zip(order, drafted, strict=True))
+        placed = [rows[i] for i in order]
+        records = self.rows.records and self.drafter.target.is_recordable
+        positions, kv_len = (self.rows.arrange_padded if records else self.rows.arrange)(placed, num_draft)
+        num_padding = len(positions) - len(rows)
+        positions[len(rows) :] += 1  # nobody sees what lies at 0
+        before = [self.last_hidden[row.key] for row in placed] + [self.drafter.before_text] * num_padding
+        tokens = torch.tensor([anchors[i] for i in order] + [0] * num_padding, device=positions.device)
+        inputs, [layer] = (tokens, torch.cat(before), positions), self.rows.layers
+
+        def work(tokens: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
+            return self.drafter.draft(tokens, hidden, positions, kv_len, layer)
+
+        ran = self.rows.recorded((*positions.shape, kv_len), work, inputs) if records else work(*inputs)
+        drafted: list[list[int]] = ran.tolist()
+        by_row = dict(zip(order, drafted[: len(order)], strict=True))
         return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]
 
     def _keep_page_ends(self, row: CacheRow, hidden: Tensor) -> None:

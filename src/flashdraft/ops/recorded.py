@@ -1,0 +1,56 @@
+"""Work on tensors of fixed shapes as CUDA graphs: to launch a thousand small kernels takes longer than they run.
+
+Knows neither models nor caches. What the work reads and writes beside its inputs has to stay where it is; whoever
+moves it makes a new :class:`Recorded`.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Recording(Generic[T]):
+    inputs: list[Tensor]
+    result: T
+    graph: torch.cuda.CUDAGraph
+
+
+class Recorded:
+    """Calls work as it is the first time, records it the second time, and replays it from then on.
+
+    What a call returns is overwritten by the next one.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, _Recording[Any] | None] = {}  # None: ran once
+        self._pool: Any = None  # memory that the recordings share: one runs at a time
+
+    def __call__(self, key: Hashable, work: Callable[..., T], inputs: Sequence[Tensor]) -> T:
+        """``work(*inputs)``. One ``key`` means one work on inputs of one shape; no work may wait for the device."""
+        if key not in self._found:
+            self._found[key] = None  # first calls choose kernels and take memory, which no recording may do
+            return work(*inputs)
+        recording = self._found[key]
+        if recording is None:
+            recording = self._found[key] = self._record(work, inputs)
+        for own, given in zip(recording.inputs, inputs, strict=True):
+            own.copy_(given)
+        recording.graph.replay()
+        result: T = recording.result
+        return result
+
+    def _record(self, work: Callable[..., T], inputs: Sequence[Tensor]) -> _Recording[T]:
+        own = [one.clone() for one in inputs]
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of a server may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = work(*own)
+        return _Recording(own, result, graph)
