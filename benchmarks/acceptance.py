@@ -51,8 +51,10 @@ def serve(args: argparse.Namespace) -> None:
     if args.out.exists():
         rows = map(json.loads, args.out.read_text().splitlines())
         done = {(row["task"], row["id"], row["block_size"]) for row in rows}
-    llm = LLM(draft=args.draft, dtype=args.dtype)
-    args.out.with_suffix(".provenance.json").write_text(json.dumps(collect_provenance(), indent=1) + "\n")
+    llm = LLM(draft=args.draft, dtype=args.dtype, device=args.device)
+    args.out.with_suffix(".provenance.json").write_text(
+        json.dumps(collect_provenance(args.device), indent=1) + "\n"
+    )
     prompts = {task: load_task(task, args.limit) for task in TASKS}
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
     with args.out.open("a") as out:
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[16, 8])
     parser.add_argument("--concurrency", type=int, default=8, help="prompts answered at a time")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table of what is in the file")
     args = parser.parse_args()

@@ -1,28 +1,92 @@
 """Acceptance length on the five tasks by simulation: the target's greedy answers, then teacher-forced blocks.
 
     python benchmarks/simulated_acceptance.py --draft runs/big/drafter --device cuda --out acceptance.json
+    python benchmarks/simulated_acceptance.py --served benchmarks/results/acceptance.jsonl --out simulated.json
 
-Minutes of serving become seconds of training forwards; `flashdraft bench` measures the same thing for real.
+Minutes of serving become seconds of training forwards; `flashdraft bench` measures the same thing for real. With
+``--served``, rows of benchmarks/acceptance.py, the blocks are simulated on the answers that were served, and each
+row tells both lengths: are they one?
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
 from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
+from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.simulate import simulate
 from flashdraft.train.trainer import compile_layers
 
+Served = dict[tuple[str, int], list[dict[str, Any]]]  # rows by task and block size
+
+
+def greedy_answers(
+    target: TargetModel, prompt_ids: dict[str, list[int]], args: argparse.Namespace
+) -> dict[str, list[int]]:
+    """The target's answers by prompt id."""
+    names = list(prompt_ids)
+    requests = [AnswerRequest(key, prompt_ids[name], 0.0) for key, name in enumerate(names)]
+    generator = AnswerGenerator(
+        target, min(len(names), 64), 1024, args.max_tokens, eos_token_ids(args.target)
+    )
+    answers = [answer for part in generator.run(requests) for answer in part]
+    return {names[answer.key]: answer.token_ids for answer in answers}
+
+
+def read_served(file: Path) -> Served:
+    found: Served = {}
+    for row in map(json.loads, file.read_text().splitlines()):
+        found.setdefault((row["task"], row["block_size"]), []).append(row)
+    return found
+
+
+def task_rows(
+    task: str, target: TargetModel, drafter: Any, tokenizer: Any, served: Served, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    prompt_ids = {
+        prompt.id: tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.turns[0]}], add_generation_prompt=True, return_dict=False
+        )
+        for prompt in load_task(task, args.limit)
+    }
+    answers = {} if served else greedy_answers(target, prompt_ids, args)
+    rows = []
+    for block_size in args.block_sizes:
+        asked = served.get((task, block_size), [])
+        if served:
+            answers = {row["id"]: row["token_ids"] for row in asked if row["id"] in prompt_ids}
+        documents = [Document(name, task, 0.0, prompt_ids[name], ids, "") for name, ids in answers.items()]
+        walk = simulate(target, drafter, pack(documents, 1408, args.device), block_size, 8, 256)
+        row = {
+            "task": task,
+            "block_size": block_size,
+            "num_prompts": len(documents),
+            "num_rounds": len(walk.num_accepted),
+            "acceptance_length": round(walk.acceptance_length, 4),
+        }
+        if served:
+            own = [one for one in asked if one["id"] in prompt_ids]
+            tokens, rounds = (sum(one[key] for one in own) for key in ("num_output_tokens", "num_rounds"))
+            row["served_acceptance_length"] = round((tokens - len(own)) / rounds, 4)
+            row["simulated_to_served"] = round(walk.acceptance_length * rounds / (tokens - len(own)), 4)
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--draft", default="embedded")
+    parser.add_argument("--served", type=Path, help="simulate on these answers, and compare")
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[16, 8])
@@ -35,40 +99,10 @@ def main() -> None:
     tokenizer = load_tokenizer(args.target)
     if args.device == "cuda":
         compile_layers(target, drafter)
-    rows = []
-    for task in TASKS:
-        prompts = load_task(task, args.limit)
-        ids = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": p.turns[0]}], add_generation_prompt=True, return_dict=False
-            )
-            for p in prompts
-        ]
-        generator = AnswerGenerator(
-            target, min(len(ids), 64), 1024, args.max_tokens, eos_token_ids(args.target)
-        )
-        requests = [AnswerRequest(key, one, 0.0) for key, one in enumerate(ids)]
-        answers = sorted((a for part in generator.run(requests) for a in part), key=lambda a: a.key)
-        documents = [
-            Document(prompts[a.key].id, task, 0.0, list(ids[a.key]), a.token_ids, a.finish_reason)
-            for a in answers
-        ]
-        for block_size in args.block_sizes:
-            walk = simulate(target, drafter, pack(documents, 1408, args.device), block_size, 8, 256)
-            row = {
-                "task": task,
-                "block_size": block_size,
-                "num_prompts": len(documents),
-                "num_rounds": len(walk.num_accepted),
-                "acceptance_length": round(walk.acceptance_length, 4),
-            }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    result = {
-        "rows": rows,
-        "provenance": collect_provenance(args.device),
-        "settings": vars(args) | {"out": None},
-    }
+    served = read_served(args.served) if args.served else {}
+    rows = [row for task in TASKS for row in task_rows(task, target, drafter, tokenizer, served, args)]
+    settings = {**vars(args), "out": None, "served": args.served and args.served.name}
+    result = {"rows": rows, "provenance": collect_provenance(args.device), "settings": settings}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -5,7 +5,7 @@
 
 The contexts are conversations: questions of the five tasks with the target's own greedy answers, turn after turn, up
 to the wanted length, then one question more. ``acceptance`` answers it by block drafting, greedy, once with the
-drafter as it is and once with a window on all of its layers. ``costs`` times a draft of one block at each context, the
+drafter as it is and once with a window on all of its layers (``--window 0``: not at all). ``costs`` times a draft of one block at each context, the
 two kinds in turn, both through plain PyTorch: the C++ form of the layers knows no window.
 """
 
@@ -37,17 +37,17 @@ def with_window(model: DFlashModel, window: int) -> DFlashModel:
     config = replace(
         model.config, layer_types=kinds, sliding_window=window, is_causal=False, window_from_anchor=True
     )
-    other = DFlashModel(config).to(model.fc.weight.dtype)
+    other = DFlashModel(config).to(model.fc.weight)
     other.load_state_dict(model.state_dict())
     return other.eval()
 
 
 def drafters(llm: LLM, args: argparse.Namespace) -> dict[str, DFlashDrafter]:
-    model = load_drafter(args.draft, llm.target, dtype=args.dtype)
-    return {
-        "all": DFlashDrafter(model, llm.target),
-        f"window {args.window}": DFlashDrafter(with_window(model, args.window), llm.target),
-    }
+    model = load_drafter(args.draft, llm.target, dtype=args.dtype, device=args.device)
+    found = {"all": DFlashDrafter(model, llm.target)}
+    if args.window:
+        found[f"window {args.window}"] = DFlashDrafter(with_window(model, args.window), llm.target)
+    return found
 
 
 def conversations(llm: LLM, args: argparse.Namespace) -> dict[int, list[list[int]]]:
@@ -84,7 +84,7 @@ def acceptance(llm: LLM, args: argparse.Namespace) -> list[dict[str, Any]]:
     prompts, rows = conversations(llm, args), []
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True)
     for kind, drafter in drafters(llm, args).items():
-        answering = LLM(args.model, drafter, args.block_size, dtype=args.dtype)
+        answering = LLM(args.model, drafter, args.block_size, dtype=args.dtype, device=args.device)
         answering.engine_config = EngineConfig(max_running=1, prefix_caching=False)
         for context, every in prompts.items():
             outs = answering.generate(every, params)
@@ -107,7 +107,7 @@ def costs(llm: LLM, args: argparse.Namespace) -> list[dict[str, Any]]:
     kinds, rows = drafters(llm, args), []
     for context in args.contexts:
         size = llm.target.config.hidden_size * len(kinds["all"].feature_layers)
-        features = torch.randn(1, context - args.block_size, size).to(llm.target.dtype)
+        features = torch.randn(1, context - args.block_size, size).to(llm.target.head_weight())
         states = {kind: drafter.begin(context) for kind, drafter in kinds.items()}
         for state in states.values():
             state.observe([0] * features.shape[1], features)
@@ -132,7 +132,8 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--draft", default=EMBEDDED)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--window", type=int, default=1024, help="tokens")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--window", type=int, default=1024, help="tokens; 0: none")
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--limit", type=int, default=4, help="conversations of each length")
@@ -142,9 +143,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    llm = LLM(args.model, None, dtype=args.dtype)
+    llm = LLM(args.model, None, dtype=args.dtype, device=args.device)
     rows = acceptance(llm, args) if args.what == "acceptance" else costs(llm, args)
-    document = {"rows": rows, "settings": {**vars(args), "out": None}, "provenance": collect_provenance()}
+    document = {
+        "rows": rows,
+        "settings": {**vars(args), "out": None},
+        "provenance": collect_provenance(args.device),
+    }
     args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -53,4 +53,7 @@ def test_without_a_checkout_or_without_git(tmp_path: Path, monkeypatch: pytest.M
     assert git_state(tmp_path) == (None, None)
     assert git_state(tmp_path / "missing") == (None, None)
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("FLASHDRAFT_COMMIT", raising=False)
     assert collect_provenance()["git_sha"] is None
+    monkeypatch.setenv("FLASHDRAFT_COMMIT", "abc")  # of a copy
+    assert collect_provenance()["git_sha"] == "abc"

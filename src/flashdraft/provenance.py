@@ -17,9 +17,11 @@ _GIT_TIMEOUT_S = 10
 def collect_provenance(device: str = "cpu") -> dict[str, Any]:
     """What has to be known to repeat a measurement on ``device``, ready for JSON. Never fails.
 
-    ``git_sha`` and ``git_dirty`` are None where the package does not run from its own git checkout.
+    ``git_sha`` and ``git_dirty`` are None where the package does not run from its own git checkout; the environment's
+    FLASHDRAFT_COMMIT then tells of which commit it is a copy.
     """
     git_sha, git_dirty = git_state(Path(__file__).parent)
+    git_sha = git_sha or os.environ.get("FLASHDRAFT_COMMIT")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
