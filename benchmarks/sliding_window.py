@@ -5,8 +5,8 @@
 
 The contexts are conversations: questions of the five tasks with the target's own greedy answers, turn after turn, up
 to the wanted length, then one question more. ``acceptance`` answers it by block drafting, greedy, once with the
-drafter as it is and once with a window on all of its layers (``--window 0``: not at all). ``costs`` times a draft of one block at each context, the
-two kinds in turn, both through plain PyTorch: the C++ form of the layers knows no window.
+drafter as it is and once with a window on all of its layers, unless ``--window`` is 0. ``costs`` times a draft of one
+block at each context, the two kinds in turn, both through plain PyTorch: the C++ form of the layers knows no window.
 """
 
 import argparse
