@@ -78,7 +78,6 @@ class OfflineBench:
     on_answer: Callable[[Chunk, Method], None] = lambda _chunk, _method: None
     _engines: dict[int, Engine] = field(default_factory=dict)
     _warm: set[int] = field(default_factory=set)
-    _judged: dict[tuple[str, str], bool | None] = field(default_factory=dict)  # by prompt and text
 
     def chunks(self, tasks: Mapping[str, Sequence[BenchPrompt]], limit: int) -> list[Chunk]:
         """What there is to measure: of each task ``limit`` prompts, but at least as many as are under way."""
@@ -178,15 +177,8 @@ class OfflineBench:
             else find_difference(
                 self.llm.target, asked.token_ids, asked.plain, answer.token_ids, self.params
             ),
-            is_correct=None if self.simulated else self._is_correct(asked.prompt, text),
+            is_correct=None if self.simulated else is_correct(asked.prompt, text),
         )
-
-    def _is_correct(self, prompt: BenchPrompt, text: str) -> bool | None:
-        # Most methods give the same text, and to run its tests takes longer than to write it.
-        key = prompt.id, text
-        if key not in self._judged:
-            self._judged[key] = is_correct(prompt, text)
-        return self._judged[key]
 
     def _engine(self, method: Method) -> Engine:
         """One engine a drafter, kept; its cache holds all that is under way at once."""
