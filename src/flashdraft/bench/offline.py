@@ -185,6 +185,9 @@ class OfflineBench:
         key = id(method.drafter)
         if key not in self._engines:
             config = EngineConfig(max_running=max(self.concurrencies), prefix_caching=False)
+            # Every request's whole tree, as is measured, whatever a server would leave of it.
+            trees = max(method.draft_tree or 1 for method in self.methods) * config.max_running
+            config = replace(config, max_step_tokens=max(config.max_step_tokens, trees))
             context = self.llm.target.config.max_position_embeddings
             longest = min(self.params.max_tokens + _PROMPT_ROOM, context)
             num_pages = max(config.max_running * longest // config.page_size, config.pages_for(context))
