@@ -160,11 +160,17 @@ class GatheredRows:
 
         Staged token ``paths[i][k]`` becomes number k; a path ascends from 0, the root. A chain's moves nothing.
         """
+        taken: list[int] = []
+        places: list[int] = []
         for idx, (row, path) in enumerate(zip(rows, paths, strict=True)):
             if path[-1] != len(path) - 1:
-                from_slots = row.start + torch.tensor(path, device=self._rows.device)
-                end = row.start + len(path)
-                self._rows[:, :, idx, row.start : end] = self._rows[:, :, idx].index_select(2, from_slots)
+                first = idx * self.max_len + row.start
+                taken += [first + place for place in path]
+                places += range(first, first + len(path))
+        if taken:
+            device, tokens = self._rows.device, self._rows.flatten(2, 3)
+            kept = tokens.index_select(2, torch.tensor(taken, device=device))
+            tokens.index_copy_(2, torch.tensor(places, device=device), kept)
         self.commit(rows, [len(path) for path in paths])
 
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+# cuDNN's attention plans every new shape for longer than it then takes, and a cache is longer at every step.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 class Causal:
     """The mask of a whole sequence seen from its start: token i sees tokens 0..i."""
