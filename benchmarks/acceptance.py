@@ -59,7 +59,11 @@ def serve(args: argparse.Namespace) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
     with args.out.open("a") as out:
         for block_size in args.block_sizes:
-            asked = [(task, prompts[task][i]) for i, task in product(range(args.limit), TASKS)]
+            asked = [
+                (task, prompts[task][i])
+                for i, task in product(range(args.limit), TASKS)
+                if i < len(prompts[task])
+            ]
             asked = [(task, prompt) for task, prompt in asked if (task, prompt.id, block_size) not in done]
             llm.block_size = block_size
             for start in range(0, len(asked), args.concurrency):

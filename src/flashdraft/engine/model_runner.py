@@ -190,9 +190,11 @@ class ModelRunner:
         if width > 1:
             inputs.append(batch.tree.mask(kv_len) if batch.tree else CachedMask(positions, kv_len).dense())
 
+        layers = rows.layers
+
         def work(ids: Tensor, positions: Tensor, slots: Tensor, mask: Tensor | None = None) -> Any:
             seen = FirstKeys(positions[:, 0] + 1) if mask is None else mask
-            source = StagedAt(rows.layers, slots, seen)
+            source = StagedAt(layers, slots, seen)
             output = self.target.forward(ForwardBatch(ids, positions, kv_len), source, self.feature_layers)
             return output, self.target.argmax(output.hidden).flatten()
 

@@ -19,6 +19,7 @@ class _Recording(Generic[T]):
     inputs: list[Tensor]
     result: T
     graph: torch.cuda.CUDAGraph
+    work: Callable[..., T]  # with all that it refers to: the graph knows addresses alone
 
 
 class Recorded:
@@ -53,4 +54,4 @@ class Recorded:
         # Other threads of a server may use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = work(*own)
-        return _Recording(own, result, graph)
+        return _Recording(own, result, graph, work)
