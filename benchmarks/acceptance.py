@@ -5,7 +5,7 @@
 One JSON line for each prompt and block size, in rounds over the tasks, so that an interrupted run is a balanced
 sample and a second run goes on. Several prompts are answered at a time; what a request accepts does not depend on
 its neighbours. Prompt lookup needs no model: its rounds are replayed on the answer. The table is
-`benchmarks/acceptance.py --table` on the same file.
+`benchmarks/acceptance.py --table` on the same file, packed or not.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flashdraft.bench.tasks import TASKS, load_task
+from flashdraft.data.prompts import read_lines
 from flashdraft.llm import LLM, RequestOutput
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -97,7 +98,7 @@ def ratio(rows: list[dict[str, Any]], rounds: str) -> str:
 
 
 def table(args: argparse.Namespace) -> None:
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+    rows = [row for _, _, row in read_lines(args.out)]
     print("| task | block | prompts | DFlash | n-gram | not looping | DFlash | n-gram |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for block_size in args.block_sizes:

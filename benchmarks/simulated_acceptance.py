@@ -18,6 +18,7 @@ from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target,
 from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
+from flashdraft.data.prompts import read_lines
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.simulate import simulate
@@ -41,7 +42,7 @@ def greedy_answers(
 
 def read_served(file: Path) -> Served:
     found: Served = {}
-    for row in map(json.loads, file.read_text().splitlines()):
+    for _, _, row in read_lines(file):
         found.setdefault((row["task"], row["block_size"]), []).append(row)
     return found
 

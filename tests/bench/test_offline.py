@@ -1,5 +1,6 @@
 """The offline benchmark on a tiny pair: what it runs, in which order, and what it finds."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from flashdraft.bench.config import BenchConfig
 from flashdraft.bench.methods import Method, choose_methods
 from flashdraft.bench.offline import Chunk, OfflineBench, split
 from flashdraft.bench.results import Measurement, aggregate
-from flashdraft.bench.rows_file import RowsFile, read_rows
+from flashdraft.bench.rows_file import RowsFile, read_rows, rows_in
 from flashdraft.bench.tasks import BenchPrompt, load_task
 from flashdraft.engine.engine import Engine
 from flashdraft.errors import DataError, UsageError
@@ -181,6 +182,10 @@ def test_rows_come_back_as_they_were_and_a_torn_line_goes(llm: LLM, tmp_path: Pa
     file.append(rows[:2])
     file.append(rows[2:])
     assert read_rows(path).measurements == rows
+    packed = path.with_name("rows.jsonl.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert rows_in(path.parent) == packed
+    assert read_rows(packed).measurements == rows
     path.write_text(path.read_text()[:-9])
     again = RowsFile(path, {"limit": 2}, {"git_sha": "def"})
     assert again.results.measurements == rows[:-1]

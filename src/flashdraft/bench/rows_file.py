@@ -4,6 +4,7 @@ A line is one answer, or, at the top, one of the runs that made the file:
 ``{"run": {"settings": ..., "provenance": ...}}``.
 """
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,14 +32,23 @@ class Results:
         return dict(self.runs[0]["settings"]) if self.runs else {}
 
 
+def rows_in(path: Path) -> Path:
+    """The file of a folder, as it was written or packed; a file is itself."""
+    if not path.is_dir():
+        return path
+    packed = path / "rows.jsonl.gz"
+    return packed if packed.exists() else path / "rows.jsonl"
+
+
 def read_rows(path: Path) -> Results:
-    """Raises DataError for a file that cannot be read or has another form.
+    """``path`` may be packed (``.gz``). Raises DataError for a file that cannot be read or has another form.
 
     A last line without its end, left by a run that was cut off, is passed over.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     results = Results()
     for number, line in enumerate(text.splitlines(keepends=True), 1):

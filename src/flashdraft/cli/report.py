@@ -8,7 +8,9 @@ from rich.console import Console
 
 
 def report(
-    rows: Annotated[list[Path], typer.Argument(help="rows.jsonl of bench, or folders that hold one.")],
+    rows: Annotated[
+        list[Path], typer.Argument(help="rows.jsonl of bench (.gz too), or folders that hold one.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to.  [default: beside the first ROWS]")
     ] = None,
@@ -25,9 +27,9 @@ def report(
     from flashdraft.bench.plots import charts_of, figure_file
     from flashdraft.bench.report import markdown
     from flashdraft.bench.results import aggregate
-    from flashdraft.bench.rows_file import merged, read_rows
+    from flashdraft.bench.rows_file import merged, read_rows, rows_in
 
-    files = [path / "rows.jsonl" if path.is_dir() else path for path in rows]
+    files = [rows_in(path) for path in rows]
     results = merged([read_rows(file) for file in files])
     folder = out or files[0].parent
     with Console(stderr=True).status("drawing"):
