@@ -6,7 +6,7 @@
 #   study GPU ROW...   rows of study.py on one GPU
 #   drafter ...        `flashdraft train` on GPU 0 with further options (--init, --max-minutes, --distill, ...)
 #   mtp ...            the same for an MTP head, on the last GPU
-# What was run when the shipped weights were made stands in run-*/: settings and logs.
+# What was run when the shipped weights were made stands in run-*/: settings and logs, of 24 rows of 384 anchors.
 set -euo pipefail
 : "${RUNS:=runs/smollm2-135m}" "${PYTHON:=.venv/bin/python}"
 stage=$1; shift
@@ -39,7 +39,8 @@ study)
   ;;
 drafter)
   # shellcheck disable=SC2046
-  on 0 train $(answered --answers) --out "$RUNS/drafter" --rows-per-step 24 --blocks-per-row 384 \
+  # Many rows of few anchors: anchors of one row share its context (study/equal-minute).
+  on 0 train $(answered --answers) --out "$RUNS/drafter" --rows-per-step 48 --blocks-per-row 128 \
     --total-blocks 1000000000 "$@"
   ;;
 mtp)
