@@ -21,13 +21,14 @@ from safetensors.torch import save_file
 from flashdraft.checkpoint.load import load_target, load_tokenizer
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document, read_documents
+from flashdraft.data.prompts import read_prompts
 from flashdraft.intervals import ratio_interval
 from flashdraft.llm import LLM, RequestOutput
 from flashdraft.models.dflash import build_target_layer_ids
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.train.forward import target_features
-from flashdraft.train.run import is_held_back, some_prompts, spare_token_id
+from flashdraft.train.run import is_held_back, spare_token_id
 
 NUM_LAYERS, NUM_FEATURES, BLOCK_SIZE = 2, 5, 16
 SEQ_LEN, NUM_ANCHORS = 1024, 64  # speculators' own proportion, 8192 to 512
@@ -48,10 +49,10 @@ def data(args: argparse.Namespace) -> None:
             text = (doc.prompt_token_ids + doc.answer_token_ids)[:SEQ_LEN]
             mask = [int(i >= len(doc.prompt_token_ids)) for i in range(len(text))]
             out.write(json.dumps({"input_ids": text, "loss_mask": mask, "seq_len": len(text)}) + "\n")
-            hidden = hidden_states(target, doc, layers, len(text))
-            save_file(
-                {"token_ids": torch.tensor(text), "hidden_states": hidden}, states / f"hs_{place}.safetensors"
-            )
+            file = states / f"hs_{place}.safetensors"
+            if not file.exists():
+                hidden = hidden_states(target, doc, layers, len(text))
+                save_file({"token_ids": torch.tensor(text), "hidden_states": hidden}, file)
     shape = ["--num-layers", NUM_LAYERS, "--block-size", BLOCK_SIZE]
     ours = [*shape, "--num-features", NUM_FEATURES, "--seq-len", SEQ_LEN, "--rows-per-step", 1]
     ours += ["--blocks-per-row", NUM_ANCHORS]
@@ -78,8 +79,7 @@ def serve(draft: Path, prompts: list[Any], max_tokens: int) -> list[RequestOutpu
 
 
 def report(args: argparse.Namespace) -> None:
-    # The prompts after those that were answered, in the same order.
-    asked = some_prompts(args.prompts, args.seen + args.limit)[args.seen :]
+    asked = read_prompts(args.prompts)
     work = args.work
     outputs = {
         "ours": serve(work / "ours" / "drafter", asked, args.max_tokens),
@@ -152,8 +152,6 @@ def main() -> None:
     tell = commands.add_parser("report")
     tell.add_argument("--work", type=Path, required=True)
     tell.add_argument("--prompts", type=Path, required=True)
-    tell.add_argument("--seen", type=int, required=True)
-    tell.add_argument("--limit", type=int, default=40)
     tell.add_argument("--max-tokens", type=int, default=256)
     tell.add_argument("--peer", type=Path, required=True)
     tell.set_defaults(run=report)

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # speculators' trainer beside ours for the same minutes on this machine's cores, from the same answers, in the same shape,
 # each with its own default recipe; both drafters then served by us on the same prompts, which neither has seen.
-#   benchmarks/peers/speculators_train.sh PROMPTS [MINUTES] [ANSWERS]    -> benchmarks/results/speculators_train.json
-# PROMPTS: JSON lines; of them the first ANSWERS are answered (greedily) to learn from, the next 40 measure. Work and logs
-# are kept in $PEERS/train; answers that are there are used again. speculators' steps are counted in a first short run, so
-# that its learning-rate schedule ends with its minutes; ours follows the clock. $QUIET: a command that the trainings are
-# run with, one that keeps the machine quiet meanwhile.
+#   benchmarks/peers/speculators_train.sh PROMPTS OTHERS [MINUTES]    -> benchmarks/results/speculators_train.json
+# JSON lines: the greedy answers to PROMPTS teach (but for the 2 % that our trainer holds back), OTHERS measure. Work and
+# logs are kept in $PEERS/train; answers that are there are used again. speculators' steps are counted in a first short
+# run, so that its learning-rate schedule ends with its minutes; ours follows the clock. $QUIET: a command that the
+# trainings are run with, one that keeps the machine quiet meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PEERS=${PEERS:-$HOME/.cache/flashdraft/peers} HF_HUB_OFFLINE=1
-prompts=$1 count=${3:-300} limit=40
-export minutes=${2:-6} work=$PEERS/train here=benchmarks/peers ours=.venv/bin/flashdraft
+prompts=$1 others=$2
+export minutes=${3:-6} work=$PEERS/train here=benchmarks/peers ours=.venv/bin/flashdraft
 mkdir -p "$work"
 $here/setup.sh speculators
 
-$ours train --prompts "$prompts" --limit "$count" --temperature 0 --max-new-tokens 256 --answers-only \
+$ours train --prompts "$prompts" --temperature 0 --max-new-tokens 256 --answers-only \
   --dtype bfloat16 --out "$work"
 [ -e "$work/target" ] || $ours convert --target embedded --to hf --dtype float32 --out "$work/target"
 [ -e "$work/arrow/dataset_info.json" ] || {
@@ -50,5 +50,5 @@ both() {
 [ -e "$work/ours/features/features.json" ] || ours --pause-minutes 0
 find "$work/ours" -mindepth 1 -maxdepth 1 ! -name features -exec rm -r {} +
 ${QUIET:-} bash -c "$(declare -f theirs ours both); both"
-.venv/bin/python $here/speculators_train.py report --work "$work" --prompts "$prompts" --seen "$count" --limit $limit \
+.venv/bin/python $here/speculators_train.py report --work "$work" --prompts "$others" \
   --peer "$PEERS/speculators" --out benchmarks/results/speculators_train.json

@@ -1,6 +1,7 @@
 """One run from prompts to a drafter: answers, packing, training, and the checkpoint that serving loads."""
 
 import copy
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ def _answerer(data: OnPolicyConfig, device: str, dtype: str, draft: str | None) 
 def some_prompts(prompts: str | Path, limit: int | None) -> list[Prompt]:
     """``limit`` prompts of a file or folder: the same subset for every limit's prefix, spread over all sources."""
     wanted = read_prompts(prompts)
-    wanted.sort(key=lambda prompt: zlib.crc32(prompt.id.encode()))
+    # Not by crc32, of which validation is a range: of ids of one length a range of the one is a range of the other.
+    wanted.sort(key=lambda prompt: hashlib.sha256(prompt.id.encode()).digest())
     return wanted[:limit]
 
 
