@@ -43,12 +43,12 @@ ours() { # [--pause-minutes 0]: features alone, as speculators has them before i
 }
 both() {
   set -euo pipefail
+  ours --pause-minutes 0
+  find "$work/ours" -mindepth 1 -maxdepth 1 ! -name features -exec rm -r {} +
   theirs 10
   theirs "$(.venv/bin/python $here/speculators_train.py steps --work "$work" --minutes "$minutes")"
   ours
 }
-[ -e "$work/ours/features/features.json" ] || ours --pause-minutes 0
-find "$work/ours" -mindepth 1 -maxdepth 1 ! -name features -exec rm -r {} +
 ${QUIET:-} bash -c "$(declare -f theirs ours both); both"
 .venv/bin/python $here/speculators_train.py report --work "$work" --prompts "$others" \
   --peer "$PEERS/speculators" --out benchmarks/results/speculators_train.json
