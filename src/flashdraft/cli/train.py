@@ -92,7 +92,7 @@ def train(
     Examples:
       flashdraft train --prompts prompts/ --limit 2000 --max-minutes 60 --out runs/first
       flashdraft train --prompts prompts/ --out runs/big --device cuda --dtype bfloat16 \\
-          --answer-rows 4096 --rows-per-step 24 --blocks-per-row 384 --total-blocks 100000000
+          --answer-rows 4096 --rows-per-step 48 --blocks-per-row 128 --total-blocks 100000000
       torchrun --nproc-per-node 8 -m flashdraft train --answers runs/big/answers --out runs/eight \\
           --device cuda --dtype bfloat16 --rows-per-step 64
       flashdraft generate --draft runs/first/drafter "Why is the sky blue?"

@@ -180,7 +180,7 @@ class ModelRunner:
         parents: Sequence[Sequence[int]] | None,
         width: int,
     ) -> TargetStep:
-        """The same as one recording with the head, for all steps of as many rows, this width and about this context."""
+        """The same as one recording, for all steps of as many rows, this width and about this context."""
         positions, kv_len = rows.arrange_padded(placed, width)
         ids = _padded(token_ids, width, len(positions), self.target.device)
         batch = ForwardBatch(ids, positions, kv_len)
@@ -190,13 +190,14 @@ class ModelRunner:
         if width > 1:
             inputs.append(batch.tree.mask(kv_len) if batch.tree else CachedMask(positions, kv_len).dense())
 
-        layers = rows.layers
+        # Of a prompt one token's logits are wanted, of a block all.
+        layers, with_head = rows.layers, rows is not self.chunk_rows
 
         def work(ids: Tensor, positions: Tensor, slots: Tensor, mask: Tensor | None = None) -> Any:
             seen = FirstKeys(positions[:, 0] + 1) if mask is None else mask
             source = StagedAt(layers, slots, seen)
             output = self.target.forward(ForwardBatch(ids, positions, kv_len), source, self.feature_layers)
-            return output, self.target.argmax(output.hidden).flatten()
+            return output, self.target.argmax(output.hidden).flatten() if with_head else None
 
         output, argmax = rows.recorded((*positions.shape, kv_len), work, inputs)
         return TargetStep(output, width, argmax)
