@@ -35,6 +35,7 @@ ROLES = {
 # What matplotlib is told instead of a role: a colour that nothing else has.
 _STAND_IN = {role: f"#0000{number:02x}" for number, role in enumerate(ROLES, 1)}
 _METHOD_ROLES = {BASELINE: "ar", "n-gram": "ngram", "MTP": "mtp", "DFlash": "dflash", "auto": "auto"}
+_OTHER_MARKERS = "vDPX*<>"
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -165,10 +166,13 @@ def _line(column: Column, rows: Sequence[BenchRow], colours: dict[str, str]) -> 
     """How the line of a method looks: colour by method, dashes and marker by block size."""
     sizes = [size for _, size in columns_of(rows) if isinstance(size, int) and size > 1]
     order = sorted(set(sizes), reverse=True).index(column[1]) if column[1] in sizes else 0
-    look = [("-", "o"), ("--", "s"), (":", "^")][min(order, 2)]
+    style, marker = [("-", "o"), ("--", "s"), (":", "^")][min(order, 2)]
+    if column[0] not in _METHOD_ROLES:  # they share a colour
+        others = [one for one in columns_of(rows) if one[0] not in _METHOD_ROLES]
+        marker = _OTHER_MARKERS[others.index(column) % len(_OTHER_MARKERS)]
     colour = colours[_METHOD_ROLES.get(column[0], "other")]
     label = method_label(*column)
-    return {"color": colour, "linestyle": look[0], "marker": look[1], "markersize": 5, "label": label}
+    return {"color": colour, "linestyle": style, "marker": marker, "markersize": 5, "label": label}
 
 
 def _draw_speedup(axes: Axes, rows: Sequence[BenchRow], colours: dict[str, str]) -> None:
@@ -185,7 +189,7 @@ def _draw_speedup(axes: Axes, rows: Sequence[BenchRow], colours: dict[str, str])
     axes.axhline(1, color=colours["ar"], linewidth=1.2)
     axes.set_xticks(range(len(places)), [str(place) for place in places])
     axes.set_xlim(-0.4, len(places) - 0.6)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.45)  # room for the legend
+    axes.set_ylim(0, axes.get_ylim()[1] * (1.25 + 0.07 * -(-len(columns) // 2)))  # room for the legend
     axes.set_xlabel("concurrency")
     axes.set_ylabel("speed-up over AR")
     axes.legend(fontsize=8, ncols=2, loc="upper center")
