@@ -35,7 +35,7 @@ from flashdraft.sampling_params import SamplingParams
 
 RESULTS = Path(__file__).parent.parent / "results" / "peers"
 RUNNING = PEERS / "running.json"
-MAX_TOKENS = 64
+MAX_TOKENS = 256  # of each answer
 ROUNDS = {1: 5, 8: 2, 16: 2, 32: 2}  # groups by concurrency, each of as many prompts
 _LONGEST_PROMPT = 1600  # characters: with its answer it fits into every server's slot
 _START_S = 900
@@ -115,11 +115,13 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [line["run"] for line in lines if "run" in line], [line for line in lines if "run" not in line]
 
 
-def measure_slice(systems: list[System], path: Path, seconds: float, wanted: dict[int, int]) -> bool:
+def measure_slice(
+    systems: list[System], path: Path, seconds: float, wanted: dict[int, int], max_tokens: int
+) -> bool:
     """Ask what no row holds yet until ``seconds`` are over; whether all is measured."""
     started = time.monotonic()
     runs, rows = read_rows(path)
-    settings = {"max_tokens": MAX_TOKENS, "rounds": wanted, "greedy": True, "ignore_eos": True}
+    settings = {"max_tokens": max_tokens, "rounds": wanted, "greedy": True, "ignore_eos": True}
     if runs and runs[-1]["settings"] != json.loads(json.dumps(settings)):
         raise SystemExit(
             f"{path} was measured with {runs[-1]['settings']}, not {settings}: choose another --out"
@@ -139,7 +141,12 @@ def measure_slice(systems: list[System], path: Path, seconds: float, wanted: dic
                     continue
                 if time.monotonic() - started > seconds:
                     return False
-                row = asyncio.run(ask(system, concurrency, prompts))
+                try:
+                    row = asyncio.run(ask(system, concurrency, prompts, max_tokens))
+                except FailedError as error:
+                    print(f"{error}; left out from here on", flush=True)
+                    alive.remove(system)
+                    continue
                 where = {"system": label(system), "round": idx, "place": place}
                 file.write(json.dumps(where | row) + "\n")
                 file.flush()
@@ -151,12 +158,18 @@ def measure_slice(systems: list[System], path: Path, seconds: float, wanted: dic
     return True
 
 
-async def ask(system: System, concurrency: int, prompts: list[BenchPrompt]) -> dict[str, Any]:
-    params = SamplingParams(temperature=0.0, seed=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+class FailedError(Exception):
+    """A system did not answer."""
+
+
+async def ask(
+    system: System, concurrency: int, prompts: list[BenchPrompt], max_tokens: int
+) -> dict[str, Any]:
+    params = SamplingParams(temperature=0.0, seed=0, max_tokens=max_tokens, ignore_eos=True)
     async with Client(f"http://127.0.0.1:{port_of(system)}") as client:
         row = await measure(client, "mixed", prompts, params, Load(concurrency), Target(), system.name)
     if row.num_failed:
-        raise SystemExit(f"{label(system)} failed: {row.first_error}")
+        raise FailedError(f"{label(system)} failed at {concurrency}: {row.first_error}")
     kept = ("concurrency", "num_requests", "wall_s", "num_prompt_tokens", "num_output_tokens")
     told = {name: getattr(row, name) for name in (*kept, "output_tokens_per_s", "acceptance_length")}
     return told | {"ttft_p50_s": row.ttft_s.p50 if row.ttft_s else None}
@@ -187,13 +200,13 @@ def report(path: Path) -> str:
             ]
         )
     header = ["system", *(f"{load} at a time" for load in loads), "acceptance length", "TTFT ms"]
-    last, rounds_of = runs[-1]["provenance"], runs[-1]["settings"]["rounds"]
+    last, settings = runs[-1]["provenance"], runs[-1]["settings"]
+    asked = ", ".join(f"{rounds} of {load}" for load, rounds in settings["rounds"].items())
     notes = (
         f"Output tokens a second, prefill included; in brackets the ratio to {base} on the same prompts and its 95 %"
-        f" interval over rounds. {MAX_TOKENS} tokens an answer (ignore_eos), greedy, one streaming client on the same"
-        f" {last['num_threads']} cores. Rounds: {', '.join(f'{n} of {c}' for c, n in rounds_of.items())} prompts."
-        " TTFT: median at concurrency 1. Mended: with vllm_cpu_context_norm.patch, without which vLLM's CPU build"
-        " drafts worse than the drafter can."
+        f" interval over rounds. {settings['max_tokens']} tokens an answer (ignore_eos), greedy, one streaming client"
+        f" on the same {last['num_threads']} cores. Rounds: {asked} prompts. TTFT: median at concurrency 1. Mended:"
+        " with vllm_cpu_context_norm.patch, without which vLLM's CPU build drafts worse than the drafter can."
     )
     told = "\n".join(f"- {name}: {value}" for name, value in last.items())
     return f"# Beside the peers\n\n{notes}\n\n{table(header, lines)}\n\n## Where the numbers come from\n\n{told}\n"
@@ -230,6 +243,7 @@ def main() -> None:
         default=ROUNDS,
         help="measure: groups by concurrency, 1=5,8=2 for instance",
     )
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="measure: of each answer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     systems, rows = chosen(args.systems), args.out / "rows.jsonl"
@@ -240,7 +254,7 @@ def main() -> None:
     elif args.verb == "measure":
         print(
             "all is measured"
-            if measure_slice(systems, rows, args.seconds, args.rounds)
+            if measure_slice(systems, rows, args.seconds, args.rounds, args.max_tokens)
             else "there is more to measure"
         )
     else:

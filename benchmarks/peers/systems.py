@@ -18,7 +18,7 @@ PAIR = PEERS / "pair"
 TARGET, TARGET_BF16, DRAFTER_BF16 = PAIR / "target", PAIR / "target-bf16.gguf", PAIR / "drafter-bf16.gguf"
 LLAMA_SOURCE = PEERS / "llama.cpp"
 _FIRST_PORT = 8100
-_SLOTS, _SLOT_TOKENS = 32, 640
+_SLOTS, _SLOT_TOKENS = 32, 768
 _TCMALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
 VLLM_ENV = {
     "LD_PRELOAD": f"{_TCMALLOC}:{PEERS}/vllm/lib/libiomp5.so",
