@@ -6,12 +6,11 @@
 The contexts are conversations: questions of the five tasks with the target's own greedy answers, turn after turn, up
 to the wanted length, then one question more. ``acceptance`` answers it by block drafting, greedy, once with the
 drafter as it is and once with a window on all of its layers, unless ``--window`` is 0. ``costs`` times a draft of one
-block at each context, the two kinds in turn, both through plain PyTorch: the C++ form of the layers knows no window.
+block at each context, the two kinds in turn, both as they serve on the device: on a CPU that can as one C++ call.
 """
 
 import argparse
 import json
-from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import median
@@ -24,29 +23,19 @@ from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.checkpoint.load import EMBEDDED, load_drafter
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
-from flashdraft.models.dflash import DFlashModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.networks import drafter_of
 
 
-def with_window(model: DFlashModel, window: int) -> DFlashModel:
-    """The same weights; every layer sees ``window`` tokens, and all of its block as before."""
-    kinds = ("sliding_attention",) * model.config.num_hidden_layers
-    # Only what is seen of the context changes: a window that cut the block too would measure another thing.
-    config = replace(
-        model.config, layer_types=kinds, sliding_window=window, is_causal=False, window_from_anchor=True
-    )
-    other = DFlashModel(config).to(model.fc.weight)
-    other.load_state_dict(model.state_dict())
-    return other.eval()
-
-
-def drafters(llm: LLM, args: argparse.Namespace) -> dict[str, DFlashDrafter]:
-    model = load_drafter(args.draft, llm.target, dtype=args.dtype, device=args.device)
-    found = {"all": DFlashDrafter(model, llm.target)}
-    if args.window:
-        found[f"window {args.window}"] = DFlashDrafter(with_window(model, args.window), llm.target)
+def drafters(llm: LLM, args: argparse.Namespace) -> dict[str, Drafter]:
+    """The same weights, seeing all of the context, and a window of it; as they serve on this device."""
+    found = {}
+    for kind, window in {"all": None, f"window {args.window}": args.window}.items():
+        if window != 0:
+            model = load_drafter(args.draft, llm.target, dtype=args.dtype, device=args.device)
+            found[kind] = drafter_of(model, llm.target, window_size=window)
     return found
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from flashdraft.generate import RoundEvent, generate
 from flashdraft.llm import LLM
+from flashdraft.ops.block_mask import BlockRule
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
 from tiny_pair import save_tiny_pair
 
 
@@ -56,3 +58,16 @@ def test_an_interrupted_call_leaves_the_engine_empty(llm: LLM) -> None:
     assert not llm.engine.has_unfinished
     assert llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_pages
     assert llm.generate("a", SamplingParams(temperature=0, max_tokens=4))[0].outputs[0].token_ids
+
+
+def test_the_embedded_drafter_serves_with_a_window_that_short_texts_do_not_notice() -> None:
+    params = SamplingParams(temperature=0, max_tokens=48)
+    found = []
+    for window in (None, 8192):  # its default, and all of the longest context
+        llm = LLM(block_size=16, draft_window_size=window)
+        assert isinstance(llm.drafter, DFlashDrafter)
+        rules = llm.drafter.model.config.rules()
+        assert rules == [BlockRule(window or 1024, is_causal=False, from_anchor=True)] * 5
+        [out] = llm.generate("What is the capital of France?", params)
+        found.append((out.outputs[0].token_ids, out.metrics.accepted_histogram))
+    assert found[0] == found[1]

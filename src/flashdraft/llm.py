@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from flashdraft.checkpoint.embedded import served_window
 from flashdraft.checkpoint.load import (
     EMBEDDED,
     OWN_MTP,
@@ -65,7 +66,8 @@ class LLM:
     ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
     ``draft_tree``: tokens of a tree that is verified in place of every block, anchor included; without a
     ``block_size`` the tree is then as deep as the drafter's largest block. None: chains.
-    ``draft_window_size``: tokens of the context that the drafter sees; None: what it was trained to see.
+    ``draft_window_size``: tokens of the context that the drafter sees; None: 1,024 for the embedded
+    one, all that it was trained to see for another.
     Raises CheckpointError or UsageError before any long work.
     """
 
@@ -96,6 +98,8 @@ class LLM:
             own = draft == OWN_MTP
             load, name = (load_own_mtp, model) if own else (load_drafter, draft)
             network = load(name, self.target, dtype=dtype, device=device)
+            if draft_window_size is None:
+                draft_window_size = served_window(draft)
             self.drafter = drafter_of(network, self.target, quantization, draft_window_size)
         elif draft_window_size is not None:
             raise UsageError(

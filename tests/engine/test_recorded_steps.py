@@ -67,11 +67,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged_kv_cache, "Recorded", Rerun)
 
 
-@pytest.mark.parametrize("kind", ["dflash", "mtp", "trees"])
+@pytest.mark.parametrize("kind", ["dflash", "window", "mtp", "trees"])
 def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -> None:
     rng = random.Random(5)
     target = toy_target(vocab_size=VOCAB)
-    drafter: Drafter = DFlashDrafter(toy_dflash(target), target)
+    network = toy_dflash(target)
+    if kind == "window":
+        network.config = network.config.with_window(24)
+    drafter: Drafter = DFlashDrafter(network, target)
     if kind == "mtp":
         drafter = MTPDrafter(toy_mtp(target), target)
     config = EngineConfig(max_running=6, max_step_tokens=96, page_size=4, num_pages=120)
@@ -97,12 +100,19 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
     assert Rerun.num_replays > 50
 
 
-@pytest.mark.parametrize("mtp", [False, True])
-def test_a_recorded_draft_is_the_one_of_a_request_alone(mtp: bool) -> None:
+SLIDING = ("sliding_attention", "full_attention")  # counted from the slot, causal: a key set for each
+
+
+@pytest.mark.parametrize("kind", ["dflash", "window", "sliding", "mtp"])
+def test_a_recorded_draft_is_the_one_of_a_request_alone(kind: str) -> None:
     target = toy_target(vocab_size=VOCAB)
-    drafter: Drafter = (
-        MTPDrafter(toy_mtp(target), target) if mtp else DFlashDrafter(toy_dflash(target), target)
-    )
+    layers = {"layer_types": SLIDING, "sliding_window": 6} if kind == "sliding" else {}
+    network = toy_dflash(target, **layers)
+    if kind == "window":
+        network.config = network.config.with_window(8)
+    drafter: Drafter = DFlashDrafter(network, target)
+    if kind == "mtp":
+        drafter = MTPDrafter(toy_mtp(target), target)
     engine = Engine(target, drafter, EngineConfig(page_size=4, max_running=5))
     prompts = [[i, *(k % VOCAB for k in range(3 * i)), 5] for i in range(1, 6)]
     params = SamplingParams(temperature=0.0, max_tokens=30)
@@ -112,6 +122,13 @@ def test_a_recorded_draft_is_the_one_of_a_request_alone(mtp: bool) -> None:
     for i, prompt in enumerate(prompts):
         alone = generate(target, drafter, prompt, params, 8 - i % 3)
         assert last[str(i)].metrics.accepted_histogram == alone.metrics.accepted_histogram
+
+
+def test_a_recording_asks_the_device_for_no_value_to_make_a_windows_mask() -> None:
+    network = toy_dflash(toy_target(), layer_types=SLIDING, sliding_window=6)
+    positions = torch.empty(4, 8, dtype=torch.long, device="meta")
+    masks = network.served_masks(positions, 128, torch.empty(4, dtype=torch.long, device="meta"))
+    assert [mask.shape for mask in masks if mask is not None] == [(4, 8, 128)] * 2
 
 
 def test_a_target_of_experts_is_not_recorded() -> None:

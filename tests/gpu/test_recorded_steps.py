@@ -18,13 +18,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 VOCAB = 11  # random drafts are right now and then
 
 
-@pytest.mark.parametrize("kind", ["none", "dflash", "mtp", "trees"])
+@pytest.mark.parametrize("kind", ["none", "dflash", "window", "mtp", "trees"])
 def test_replayed_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -> None:
     rng = random.Random(5)
     target = toy_target(vocab_size=VOCAB, head_dim=16).cuda()
+    windowed = toy_dflash(target).cuda()
+    windowed.config = windowed.config.with_window(24)
     drafters: dict[str, Drafter | None] = {
         "none": None,
         "dflash": DFlashDrafter(toy_dflash(target).cuda(), target),
+        "window": DFlashDrafter(windowed, target),
         "mtp": MTPDrafter(toy_mtp(target).cuda(), target),
     }
     drafter = drafters["dflash" if kind == "trees" else kind]

@@ -1,5 +1,7 @@
 """The C++ part against the PyTorch modules, and against itself: one row's result is the same bits in any batch."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -239,6 +241,102 @@ def test_the_drafter_matches_its_modules() -> None:
     logits = got.float() @ target.head_weight().float().T
     chosen = logits.gather(-1, fast.native.argmax(got).unsqueeze(-1))
     assert ((logits.amax(-1, keepdim=True) - chosen) < 0.02 * logits.abs().amax()).all()
+
+
+def windowed(target: LlamaModel, **changes: object) -> DFlashModel:
+    """A drafter whose first layer sees all and whose second sees 16 tokens before the anchor."""
+    network, kinds = draft_network(target), ("full_attention", "sliding_attention")
+    wanted = {"layer_types": kinds, "sliding_window": 16, "is_causal": False, "window_from_anchor": True}
+    network.config = replace(network.config, **{**wanted, **changes})
+    return network
+
+
+@torch.inference_mode()
+def test_a_drafters_window_is_that_of_its_modules_and_what_lies_before_it_is_not_read() -> None:
+    target, _ = make()
+    fast, plain = windowed(target), windowed(target).float()
+    assert accelerate(fast, head=target.head_weight())
+    starts = torch.tensor([3, 15, 16, 17, 33, 50])  # below the window, at it, behind it
+    block, kv_len = torch.randn(6, 5, 96).bfloat16(), 55
+    positions, ends = starts.unsqueeze(1) + torch.arange(5), starts + torch.tensor([5, 2, 5, 5, 3, 5])
+    caches = [network.new_cache(6, 64) for network in (fast, plain)]
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        for name in ("k", "v"):
+            values = torch.randn(layers[0].k.shape).bfloat16()
+            getattr(layers[0], name).copy_(values)
+            getattr(layers[1], name).copy_(values)
+    wanted = plain(block.float(), positions, kv_len, caches[1].layers, ends=ends)
+    for row, start in enumerate(starts.tolist()):
+        caches[0].layers[1].k[row, :, : max(start - 16, 0)] = torch.nan
+        caches[0].layers[1].v[row, :, : max(start - 16, 0)] = torch.nan
+    got = fast(block, positions, kv_len, caches[0].layers, ends=ends)
+    for row in range(6):
+        width = int(ends[row] - starts[row])
+        difference = (got[row, :width] - wanted[row, :width]).abs().max()
+        assert difference < 0.06 * wanted[row, :width].abs().max()  # in 8 bits
+        alone = [_Alone(layer.k[row : row + 1], layer.v[row : row + 1]) for layer in caches[0].layers]
+        own = fast(block[row : row + 1], positions[row : row + 1], kv_len, alone, ends=ends[row : row + 1])
+        assert torch.equal(own[0], got[row])
+    whole, fast.config = fast.config, replace(fast.config, layer_types=None, sliding_window=None)
+    unseen = fast(block, positions, kv_len, caches[0].layers, ends=ends)
+    assert torch.equal(unseen[:3], got[:3])  # not beyond the window: the very bits of a drafter without one
+    assert unseen[3:].isnan().any(-1).all()
+    fast.config = replace(whole, sliding_window=17)
+    assert fast(block, positions, kv_len, caches[0].layers, ends=ends)[3:].isnan().any(-1).all()
+
+
+@dataclass
+class _Alone:
+    """Rows of a cache's layer, read and written where they lie."""
+
+    k: Tensor
+    v: Tensor
+    token_dim: int = 2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", [{"window_from_anchor": False}, {"is_causal": True}])
+def test_slots_that_see_different_keys_stay_with_the_modules(changes: dict[str, object]) -> None:
+    target, _ = make()
+    network = windowed(target, **changes)
+    assert accelerate(network, head=target.head_weight())
+    block, positions = torch.randn(1, 5, 96).bfloat16(), torch.arange(30, 35).unsqueeze(0)
+    cache = network.new_cache(1, 35)
+    got = network(block, positions, 35, cache.layers)
+    network.native = None
+    assert torch.equal(network(block, positions, 35, cache.layers), got)
+
+
+def test_a_window_drafts_in_the_engine_what_it_drafts_alone_and_what_its_modules_draft() -> None:
+    target, _ = make(vocab_size=11)  # random drafts are right now and then
+    drafters = [DFlashDrafter(windowed(target), target) for _ in range(2)]
+    accelerate(drafters[0].model, head=target.head_weight())
+    engine = Engine(target, drafters[0], EngineConfig(page_size=4, num_pages=96))
+    params = SamplingParams(temperature=1, seed=0, max_tokens=40, ignore_eos=True)
+    prompts = [[token % 11 for token in ids(count)] for count in (5, 16, 29, 60)]
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params, 8 - i % 2)
+    last = {output.request_id: output for output in engine.run()}
+    for i, prompt in enumerate(prompts):
+        alone = generate(target, drafters[0], prompt, params, 8 - i % 2)
+        assert last[str(i)].metrics.accepted_histogram == alone.metrics.accepted_histogram
+    assert engine.metrics.num_accepted > 5
+    same = [drafts_of(drafter, target, [*prompts[3], *ids(9)]) for drafter in drafters]
+    assert (same[0] == same[1]).float().mean() > 0.9  # in 8 bits: near-ties go the other way
+
+
+@torch.inference_mode()
+def drafts_of(drafter: DFlashDrafter, target: LlamaModel, tokens: list[int]) -> Tensor:
+    """A block drafted behind every token, [len(tokens), 7]."""
+    tokens = [token % 11 for token in tokens]
+    state, cache = drafter.begin(len(tokens)), target.new_cache(1, len(tokens))
+    features = target.forward(ForwardBatch.of_row(tokens, 0), cache, drafter.feature_layers).features
+    assert features is not None
+    drafted = []
+    for at, token in enumerate(tokens):
+        drafted.append(state.propose(token, 7))
+        state.observe([token], features[:, at : at + 1])
+    return torch.tensor(drafted)
 
 
 def test_what_it_does_not_know_stays_with_the_modules() -> None:

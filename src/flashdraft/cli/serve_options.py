@@ -31,7 +31,7 @@ DraftWindowSize = Annotated[
     _model(
         "--draft-window-size",
         "--speculative-draft-window-size",
-        help="The drafter sees this many tokens of the context, the target all.  [default: all]",
+        help="The drafter sees this many tokens of the context, the target all.  [default: all; embedded: 1024]",
     ),
 ]
 ContextLength = Annotated[

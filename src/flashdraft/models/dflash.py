@@ -315,16 +315,17 @@ class DFlashModel(nn.Module):
         sees what its layer's rule says of context and block, as when served: of the first ``ends`` [batch] slots,
         left out of all ``kv_len``. One mask for each layer where layers differ.
         """
-        stored = stored_layers(sources)
-        if self.native and stored and mask is None and all(rule.is_plain for rule in self.config.rules()):
+        stored, rules = stored_layers(sources), self.config.rules()
+        if self.native and stored and mask is None and all(rule.is_uniform for rule in rules):
             seen = positions.new_full((len(positions),), kv_len) if ends is None else ends
-            return self.native.forward(block, positions, seen.unsqueeze(1).expand_as(positions), stored)[0]
+            seen, windows = seen.unsqueeze(1).expand_as(positions), [rule.window or 0 for rule in rules]
+            return self.native.forward(block, positions, seen, stored, windows=windows)[0]
         if mask is None:
-            masks = self.served_masks(positions, kv_len, ends)
+            masks = self._cut(self.served_masks(positions, kv_len, ends), positions)
         elif isinstance(mask, Sequence):
             masks = list(mask)
         else:
-            assert all(rule.is_plain for rule in self.config.rules()), "give one mask for each layer"
+            assert all(rule.is_plain for rule in rules), "give one mask for each layer"
             masks = [mask] * self.config.num_hidden_layers
         rope = self.rotary(positions, block.dtype)
         x = block
@@ -333,10 +334,10 @@ class DFlashModel(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def served_masks(self, positions: Tensor, kv_len: int, ends: Tensor | None = None) -> list[Mask]:
+    def served_masks(self, positions: Tensor, kv_len: int, ends: Tensor | None = None) -> list[Tensor | None]:
         """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots.
 
-        A sliding layer reads the keys within the window of some row and no others.
+        Made without asking the device for a value, so that a recording may make them.
         """
         rules = self.config.rules()
         made: dict[BlockRule, Tensor | None] = {
@@ -347,12 +348,17 @@ class DFlashModel(nn.Module):
             visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
             own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
             made = {rule: own if mask is None else own & mask for rule, mask in made.items()}
-        nearest = int(positions[:, 0].min()) if any(rule.window for rule in rules) else 0
-        cut: dict[BlockRule, Mask] = dict(made)
-        for rule, mask in made.items():
-            if rule.window is not None and mask is not None and (first := nearest - rule.window) > 0:
-                cut[rule] = LastKeys(mask[..., first:], first)
-        return [cut[rule] for rule in rules]
+        return [made[rule] for rule in rules]
+
+    def _cut(self, masks: list[Tensor | None], positions: Tensor) -> list[Mask]:
+        """``masks`` over the keys within the window of some row, and no others."""
+        windows = [rule.window for rule in self.config.rules()]
+        nearest = int(positions[:, 0].min()) if any(windows) else 0
+        cut: list[Mask] = list(masks)
+        for i, (mask, window) in enumerate(zip(masks, windows, strict=True)):
+            if window is not None and mask is not None and (first := nearest - window) > 0:
+                cut[i] = LastKeys(mask[..., first:], first)
+        return cut
 
     def head_tokens(self, rows: Tensor) -> Tensor:
         """The target's token ids of rows [...] of the head of its own."""

@@ -1,7 +1,7 @@
 // Softmax attention of a step's queries on cached keys and values, read where they lie.
 //
 // A query's result depends on the keys that it sees and on nothing else, bit for bit: keys go in groups of 16 from
-// position 0, and what is hidden counts as zero. In a tree several keys have one position and lie side by side: a
+// the first that its row sees, and what is hidden counts as zero. In a tree several keys have one position and lie side by side: a
 // query sees those of its own path, and their scores and values are taken in the order of their positions.
 #pragma once
 

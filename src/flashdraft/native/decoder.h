@@ -29,6 +29,7 @@ struct Batch {
     const int64_t* ends;       // [num_rows][width]: how many positions of its row a token sees
     const int64_t* paths;      // null, or of rows that are trees [num_rows][width][depth]: see Attention::Sight
     int64_t depth;
+    const int64_t* windows;  // null, or for each layer: how many positions before its first token a row sees; 0: all
     KVStorage kv;
 };
 
@@ -209,8 +210,11 @@ class Forward {
         const int64_t group = d.num_heads / d.num_kv_heads;
         const int64_t tokens = std::min(b.width, std::max<int64_t>(1, Attention::MAX_QUERIES / group));
         const int64_t chunks = (b.width + tokens - 1) / tokens, tasks = b.num_rows * d.num_kv_heads * chunks;
+        const int64_t window = b.windows ? b.windows[idx] : 0;
         Team::each(tasks, 1, [&](int64_t task, int64_t) {
             const int64_t kv_head = task % d.num_kv_heads, sequence = task / d.num_kv_heads / chunks;
+            // Attention counts positions from here: what lies before the window is not read.
+            const int64_t start = window ? std::max<int64_t>(0, b.positions[sequence * b.width] - window) : 0;
             const int64_t first = sequence * b.width + task / d.num_kv_heads % chunks * tokens;
             const int64_t last = std::min(first + tokens, (sequence + 1) * b.width);
             const uint16_t* asked[Attention::MAX_QUERIES];
@@ -221,10 +225,10 @@ class Forward {
                 for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h, ++count) {
                     at[count] = row * q_size + h * d.head_dim;
                     asked[count] = queries + at[count];
-                    ends[count] = b.ends[row];
+                    ends[count] = b.ends[row] - start;
                     paths[count] = b.paths + row * b.depth;
                 }
-            const int64_t from = place_of(sequence, kv_head);
+            const int64_t from = place_of(sequence, kv_head) + start * b.kv.token;
             const Attention::Sight sight = {ends, b.paths ? paths : nullptr, b.slots[sequence * b.width]};
             s.attention[Team::thread()](asked, sight, count, b.kv.keys[idx] + from, b.kv.values[idx] + from, b.kv.token,
                                         d.head_dim, [&](int query, int64_t dim, __m512 v) {

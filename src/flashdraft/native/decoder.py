@@ -101,21 +101,23 @@ class NativeDecoder:
         stored: Sequence[StoredLayer],
         feature_layers: Sequence[int] = (),
         tree: TreeSlots | None = None,
+        windows: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [rows, num_tokens, hidden_size] and the joined ``feature_layers``, bfloat16.
 
         ``x`` [rows, num_tokens, hidden_size] bfloat16; a token stands at ``positions`` and sees the first ``ends``
         positions of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm. ``tree``:
-        where the tokens lie if not in the slots of their positions.
+        where the tokens lie if not in the slots of their positions. ``windows``: for each layer, how many positions
+        before a row's first token its tokens see; 0, or none given: all. Not for trees.
         """
+        assert not (tree and windows), "a tree's paths are counted from the first position"
         rows, width, size = x.shape
         x = x.contiguous()
         hidden = torch.empty_like(x)
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
-        batch = _Batch(
-            positions, tree.slots if tree else positions, ends, stored, tree.paths if tree else None
-        )
+        slots, paths = (tree.slots, tree.paths) if tree else (positions, None)
+        batch = _Batch(positions, slots, ends, stored, paths, windows)
         self._need(positions)
         self._library.decoder_forward(
             self._struct,
@@ -213,9 +215,11 @@ class _Batch:
         ends: Tensor,
         stored: Sequence[StoredLayer],
         paths: Tensor | None = None,
+        windows: Sequence[int] = (),
     ) -> None:
         self.kept = positions.contiguous(), slots.contiguous(), ends.contiguous()
         self.paths = None if paths is None else paths.contiguous()
+        self.windows = (ctypes.c_int64 * len(windows))(*windows)
         first = stored[0]
         strides = first.k.stride()
         pointers = ctypes.c_void_p * len(stored)
@@ -226,6 +230,7 @@ class _Batch:
             *(tensor.data_ptr() for tensor in self.kept),
             None if self.paths is None else self.paths.data_ptr(),
             0 if self.paths is None else self.paths.shape[-1],
+            ctypes.addressof(self.windows) if windows else None,
             ctypes.addressof(self.keys),
             ctypes.addressof(self.values),
             strides[0],

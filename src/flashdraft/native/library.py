@@ -57,7 +57,7 @@ class BatchStruct(ctypes.Structure):
         *((name, _INT64) for name in ("num_rows", "width")),
         *((name, _POINTER) for name in ("positions", "slots", "ends", "paths")),
         ("depth", _INT64),
-        *((name, _POINTER) for name in ("keys", "values")),
+        *((name, _POINTER) for name in ("windows", "keys", "values")),
         *((name, _INT64) for name in ("row_stride", "token_stride", "head_stride")),
     )
 

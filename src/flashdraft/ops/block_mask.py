@@ -34,6 +34,11 @@ class BlockRule:
         """All of the context and all of the block."""
         return self.window is None and not self.is_causal
 
+    @property
+    def is_uniform(self) -> bool:
+        """Every slot sees the same: all of the block, and the context from one position on."""
+        return not self.is_causal and (self.window is None or self.from_anchor)
+
     def sees_context(self, anchor: Tensor, slot: Tensor, key: Tensor) -> Tensor:
         """Of positions before the anchor; ``slot`` counts from 0, ``key`` is a position as ``anchor`` is."""
         if self.window is None:

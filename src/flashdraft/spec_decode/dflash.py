@@ -19,6 +19,7 @@ from flashdraft.cache.paged_kv_cache import (
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.ops.attention import Mask
 from flashdraft.spec_decode.tree import WIDTH, DraftTree, best_first, likeliest
 
 
@@ -44,17 +45,18 @@ class DFlashDrafter:
         kv_len: int,
         sources: Sequence[LayerSource],
         ends: Tensor | None = None,
+        masks: Sequence[Mask] | None = None,
     ) -> Tensor:
         """Final hidden states [rows, num_tokens - 1, hidden_size] behind each of ``anchors`` [rows]: the block is
         [anchor, MASK, ...].
 
         ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
-        all ``kv_len``.
+        all ``kv_len``. ``masks``: of each layer, if they are made already.
         """
         rows, num_tokens = positions.shape
-        masks = self.mask_embedding.expand(rows, num_tokens - 1, -1)
-        block = torch.cat((self.target.embed(anchors.unsqueeze(1)), masks), dim=1)
-        hidden: Tensor = self.model(block, positions, kv_len, sources, ends=ends)
+        unknown = self.mask_embedding.expand(rows, num_tokens - 1, -1)
+        block = torch.cat((self.target.embed(anchors.unsqueeze(1)), unknown), dim=1)
+        hidden: Tensor = self.model(block, positions, kv_len, sources, masks, ends)
         return hidden[:, 1:]
 
     def chains(self, hidden: Tensor) -> list[list[int]]:
@@ -187,8 +189,7 @@ class DFlashBatch:
         """
         order = self.rows.seat([row.key for row in rows])
         placed, width = [rows[i] for i in order], max(block_sizes)
-        config = self.drafter.model.config
-        records = self.rows.records and all(rule.is_plain for rule in config.rules())
+        records = self.rows.records
         arrange = self.rows.arrange_padded if records else self.rows.arrange
         positions, kv_len = arrange(placed, power_of_two(width) if records else width)
         device, num_padding = positions.device, len(positions) - len(rows)
@@ -213,7 +214,8 @@ class DFlashBatch:
         drafter, layers = self.drafter, self.rows.layers
 
         def work(anchors: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, Tensor | None]:
-            hidden = drafter.hidden(anchors, positions, kv_len, layers, ends)
+            masks = drafter.model.served_masks(positions, kv_len, ends)
+            hidden = drafter.hidden(anchors, positions, kv_len, layers, ends, masks)
             return hidden, greedy_tokens(drafter.model, drafter.target, hidden)
 
         return self.rows.recorded((*positions.shape, kv_len), work, (tokens, positions, ends))
