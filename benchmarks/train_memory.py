@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flashdraft.checkpoint.load import load_target, load_tokenizer
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
@@ -61,15 +59,15 @@ def measure(changes: dict[str, Any], dtype: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--first", type=int, default=len(RUNS), help="Measure so many of the rows.")
     parser.add_argument("--one", help="Measure this one, JSON, in this process.")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.one:
-        torch.set_num_threads(1)
         print(json.dumps(measure(json.loads(args.one), args.dtype)))
         return
     results = []
-    for run in RUNS:
+    for run in RUNS[: args.first]:
         command = [sys.executable, __file__, "--dtype", args.dtype, "--one", json.dumps(run)]
         results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(results[-1])
