@@ -45,7 +45,7 @@ both() {
   set -euo pipefail
   ours --pause-minutes 0
   find "$work/ours" -mindepth 1 -maxdepth 1 ! -name features -exec rm -r {} +
-  theirs 6
+  theirs 8
   theirs "$(.venv/bin/python $here/speculators_train.py steps --work "$work" --minutes "$minutes")"
   ours
 }
