@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -25,11 +26,12 @@ def compare() -> ModuleType:
 
 
 def test_every_group_is_full_and_no_prompt_is_asked_twice(compare: ModuleType) -> None:
-    groups = list(compare.groups())
+    wanted = {1: 5, 8: 2, 16: 1, 32: 2}
+    groups = list(compare.groups(wanted))
     ids = [prompt.id for _, _, prompts in groups for prompt in prompts]
     assert len(ids) == len(set(ids))
     assert all(len(prompts) == concurrency for concurrency, _, prompts in groups)
-    assert {concurrency for concurrency, _, _ in groups} == {1, 8, 32}
+    assert Counter(concurrency for concurrency, _, _ in groups) == wanted
 
 
 def test_every_system_has_a_port_and_a_label_of_its_own(compare: ModuleType) -> None:
@@ -46,9 +48,16 @@ def test_the_table_gives_rates_as_ratios_of_sums(compare: ModuleType, tmp_path: 
 
     rows = [row("flashdraft AR (bf16)", 0, 8.0, None), row("flashdraft AR (bf16)", 1, 8.0, None)]
     rows += [row("vLLM AR (bf16)", 0, 8.0, 2.0), row("vLLM AR (bf16)", 1, 24.0, 4.0)]
-    run = {"run": {"settings": {}, "provenance": {"num_threads": 2, "git_sha": "abc"}}}
+    run = {
+        "run": {
+            "settings": {"max_tokens": 101, "rounds": {"8": 2}},
+            "provenance": {"num_threads": 2, "git_sha": "abc"},
+        }
+    }
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [run, *rows])))
     told = compare.report(tmp_path / "rows.jsonl")
     assert "| vLLM AR (bf16) | 50.5 (0.50x, 0.33 to 1.00) | 2.67 | 100 |" in told
     assert "| flashdraft AR (bf16) | 101.0 (1.00x) |" in told
+    assert "101 tokens an answer" in told
+    assert "Rounds: 2 of 8 prompts." in told
     assert "git_sha: abc" in told

@@ -54,7 +54,11 @@ def test_one_seed_gives_one_text(run: Run, pair: list[str]) -> None:
 def test_explain_tells_costs_acceptance_and_lengths(run: Run, pair: list[str]) -> None:
     result = run("generate", "Hello", "--max-tokens", "20", "--explain", *pair)
     assert result.stdout == run("generate", "Hello", "--max-tokens", "20", *pair).stdout
-    for part in ("tokens in the forward        1     2     4     8", "draft token ", "tokens verified"):
+    for part in (
+        "tokens in the forward        1     2     3     4     5     8",
+        "draft token ",
+        "tokens verified",
+    ):
         assert part in result.stderr
     fixed = run("generate", "Hello", "--max-tokens", "20", "--block-size", "1", "--explain", *pair).stderr
     assert "Rounds: 19, 19 of them plain; acceptance length 1.00" in fixed
