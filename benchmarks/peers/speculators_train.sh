@@ -51,4 +51,4 @@ both() {
 }
 ${QUIET:-} bash -c "$(declare -f theirs ours both); both"
 .venv/bin/python $here/speculators_train.py report --work "$work" --prompts "$others" \
-  --peer "$PEERS/speculators" --out benchmarks/results/speculators_train.json
+  --peer "$PEERS/speculators" --max-tokens 96 --out benchmarks/results/speculators_train.json

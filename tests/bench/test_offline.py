@@ -186,6 +186,9 @@ def test_rows_come_back_as_they_were_and_a_torn_line_goes(llm: LLM, tmp_path: Pa
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert rows_in(path.parent) == packed
     assert read_rows(packed).measurements == rows
+    packed.write_bytes(packed.read_bytes()[:10] + bytes([255] * 40))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rows(packed)
     path.write_text(path.read_text()[:-9])
     again = RowsFile(path, {"limit": 2}, {"git_sha": "def"})
     assert again.results.measurements == rows[:-1]

@@ -46,6 +46,7 @@ def accepted_at_anchors(
 ) -> Tensor:
     """Draft tokens that a block at each anchor gets accepted, int64 [num_rows, seq_len]; -1 where is no anchor."""
     features = target_features(target, rows, drafter.config.target_layer_ids)
+    context = context_entries(target, drafter, rows, features)
     accepted = torch.full_like(rows.token_ids, -1)
     # Anchors first, in order; the rest of a row repeats its last place and is marked as not new.
     counts = rows.is_anchor.cumsum(-1)
@@ -54,7 +55,7 @@ def accepted_at_anchors(
         is_valid = rank < counts[:, -1:]
         places = torch.searchsorted(counts, rank.contiguous() + 1).clamp(max=counts.shape[1] - 1)
         blocks = blocks_at(rows, places, is_valid, block_size)
-        hidden = block_hidden(target, drafter, rows, features, blocks)
+        hidden = block_hidden(target, drafter, rows, features, blocks, context)
         for row, row_hidden in enumerate(hidden):
             valid = is_valid[row]
             accepted[row, places[row, valid]] = _num_accepted(target, drafter, row_hidden, blocks, row)[valid]
