@@ -4,6 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that a test starts; tiny models are fastest on one thread
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic mode asks for on CUDA
+
 import torch
 
 torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from flashdraft.train.run import is_held_back, new_drafter, split
 from flashdraft.train.simulate import simulate
 from flashdraft.train.trainer import Trainer
 
-# A row's name -> how its settings differ from the default recipe. "data" chooses the answers instead.
+# A row's name -> how its settings differ from the recipe of train.sh. "data" chooses the answers instead.
 ROWS: dict[str, dict[str, Any]] = {
     "base": {},
     "base, seed 1": {"seed": 1},
@@ -38,11 +38,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "distill 0.5": {"distill": 0.5},
     "features 3": {"num_features": 3},
     "features 8": {"num_features": 8},
-    "block 8": {"block_size": 8, "blocks_per_row": 768},
-    "anchors 128": {"blocks_per_row": 128, "rows_per_step": 48},
+    "block 8": {"block_size": 8},
+    "anchors 384": {"blocks_per_row": 384, "rows_per_step": 24},
+    "anchors 64": {"blocks_per_row": 64, "rows_per_step": 96},
     "adamw 1e-3": {"optimizer": "adamw", "lr": 1e-3},
     "adamw 3e-3": {"optimizer": "adamw", "lr": 3e-3},
     "lr 4e-3": {"lr": 4e-3},
+    "lr 8e-3": {"lr": 8e-3},
     "greedy answers": {"data": "greedy"},
     "sampled answers": {"data": "sampled"},
     "slots 15": {"slots_per_block": 15.0},
@@ -116,7 +118,7 @@ def main() -> None:
     tokenizer = load_tokenizer("embedded")
     documents = [doc for folder in args.answers for doc in read_documents(folder)]
     base = TrainConfig(
-        rows_per_step=24, blocks_per_row=384, total_blocks=10**9, max_minutes=args.minutes, eval_minutes=1e9,
+        rows_per_step=48, blocks_per_row=128, total_blocks=10**9, max_minutes=args.minutes, eval_minutes=1e9,
         checkpoint_minutes=1e9,
     )  # fmt: skip
     everything, validation = split(documents, base, args.device)

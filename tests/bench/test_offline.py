@@ -12,10 +12,11 @@ from against_transformers import save_and_load
 from flashdraft.bench.closed_loop import answer_all
 from flashdraft.bench.config import BenchConfig
 from flashdraft.bench.methods import Method, choose_methods
-from flashdraft.bench.offline import Chunk, OfflineBench, split
+from flashdraft.bench.offline import Chunk, OfflineBench, record_lengths, split
 from flashdraft.bench.results import Measurement, aggregate
 from flashdraft.bench.rows_file import RowsFile, read_rows, rows_in
 from flashdraft.bench.tasks import BenchPrompt, load_task
+from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.engine.engine import Engine
 from flashdraft.errors import DataError, UsageError
 from flashdraft.generate import generate
@@ -143,6 +144,17 @@ def test_a_drafter_that_knows_the_answer_gains_a_block_a_round(llm: LLM) -> None
     row = aggregate(bench.measure(chunk_of([BenchPrompt("p", ("Hello",))])))[1]
     assert (row.num_rounds, row.acceptance_length, row.num_equal) == (6, 4.0, 1)
     assert row.accepted_by_position == [1.0, 1.0, 1.0]
+
+
+def test_recordings_are_made_behind_every_power_of_two_of_contexts() -> None:
+    assert record_lengths(768, 48) == [513, 257, 129, 32]
+    assert record_lengths(4096 + 512, 48)[0] == 4097
+    for longest in (100, 768, 4608):
+        lengths = record_lengths(longest, 48)
+        assert sorted(power_of_two(length + 48) for length in lengths) == [
+            128 << k for k in range(len(lengths))
+        ]
+        assert max(lengths) + 48 <= max(longest, 128)
 
 
 def test_the_second_turn_follows_the_first_answer(llm: LLM) -> None:

@@ -30,7 +30,7 @@ from flashdraft.spec_decode.simulated import SimulatedAcceptance
 T = TypeVar("T")
 
 _WARM_UP_TOKENS = 8
-_RECORD_TOKENS = 192  # on CUDA, where the steps of most contexts are recorded meanwhile
+_RECORDED_ROUNDS = 3  # on CUDA: a shape's first step chooses kernels, its second is recorded
 _PROMPT_ROOM = 512  # tokens of cache beside the longest answer; longer prompts may have to wait
 
 
@@ -202,17 +202,41 @@ class OfflineBench:
         return self._engines[key]
 
     def _warm_up(self, concurrency: int) -> None:
-        """First calls pay for memory and threads: answer something short that nobody measures."""
+        """First calls pay for memory, threads and recordings: answer something short that nobody measures."""
         if concurrency in self._warm:
             return
         self._warm.add(concurrency)
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": "Count to ten."}])
-        num_tokens = _RECORD_TOKENS if self.llm.target.device.type == "cuda" else _WARM_UP_TOKENS
-        short = replace(self.params, max_tokens=min(self.params.max_tokens, num_tokens), ignore_eos=True)
+        records = self.llm.target.device.type == "cuda"
         for method in self.methods:
             if method.block_size == AUTO:
                 self._engine(method).control.calibrate(concurrency)
-            self._answer(method, [token_ids] * concurrency, short, concurrency)
+            if records:
+                self._record(method, token_ids, concurrency)
+            else:
+                short = replace(
+                    self.params, max_tokens=min(self.params.max_tokens, _WARM_UP_TOKENS), ignore_eos=True
+                )
+                self._answer(method, [token_ids] * concurrency, short, concurrency)
+
+    def _record(self, method: Method, token_ids: list[int], concurrency: int) -> None:
+        """Let the steps of every context and of every number of requests be recorded, ends of chunks included.
+
+        Recordings are of powers of two (PagedKVCache); the longest context first, since rows that grow lose theirs.
+        """
+        block = self.llm.max_block_size if method.block_size == AUTO else method.block_size
+        few = replace(self.params, max_tokens=_RECORDED_ROUNDS * block, ignore_eos=True)
+        context = self.llm.target.config.max_position_embeddings
+        for length in record_lengths(min(self.params.max_tokens + _PROMPT_ROOM, context), few.max_tokens):
+            prompt = (token_ids * (length // len(token_ids) + 1))[:length]
+            for num_rows in (1 << k for k in reversed(range((concurrency - 1).bit_length() + 1))):
+                self._answer(method, [prompt] * min(num_rows, concurrency), few, concurrency)
+
+
+def record_lengths(longest: int, num_tokens: int) -> list[int]:
+    """Prompts behind which ``num_tokens`` lie in every power of two of contexts to ``longest``, the longest first."""
+    lengths = [(1 << k) + 1 for k in range(7, longest.bit_length()) if (1 << k) + num_tokens < longest]
+    return [*reversed(lengths), 32]
 
 
 @dataclass(frozen=True)
