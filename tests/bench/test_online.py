@@ -109,6 +109,35 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert times[-1] - times[0] == pytest.approx(400 / 2000, rel=0.5)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_stream_may_be_cut_anywhere(size: int) -> None:
+    """Within a character, within a line end: what was said is the same. Comments are no part of it."""
+    chunks: list[dict[str, object]] = [
+        {"choices": [{"delta": {"content": text}}]} for text in ("naïve ", "🎉")
+    ]
+    chunks.append({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
+    lines = [": ping", *(f"data: {json.dumps(one, ensure_ascii=False)}" for one in chunks), "data: [DONE]"]
+    body = "".join(f"{line}\r\n\r\n" for line in lines).encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for at in range(0, len(body), size):
+            writer.write(body[at : at + size])
+            await asyncio.sleep(0.001)  # so that it leaves by itself
+        writer.close()
+
+    async def ask() -> StreamedAnswer:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with Client(f"http://127.0.0.1:{port}", model="any") as client:
+                return await client.ask("Hi", GREEDY)
+
+    answer = asyncio.run(ask())
+    assert (answer.error, answer.text, answer.num_output_tokens) == (None, "naïve 🎉", 5)
+    assert len(answer.delivered_at) == 2
+
+
 def test_pieces_without_text_are_not_deliveries() -> None:
     answer = StreamedAnswer(0.0)
     for delta in ({"role": "assistant", "content": ""}, {"reasoning_content": "hm"}, {"content": "a"}, {}):

@@ -92,9 +92,12 @@ class Client:
                     text = (await response.aread()).decode(errors="replace")
                     answer.error = f"status {response.status_code}: {text[:300]}"
                 else:
-                    async for line in response.aiter_lines():
-                        if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
-                            _take(answer, json.loads(data))
+                    rest = b""
+                    async for piece in response.aiter_bytes():
+                        *lines, rest = (rest + piece).split(b"\n")
+                        for line in lines:
+                            if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                                _take(answer, json.loads(data))
         except (httpx2.HTTPError, ValueError) as error:
             answer.error = f"{type(error).__name__}: {error}"
         answer.ended_at = perf_counter()
