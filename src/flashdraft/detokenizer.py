@@ -22,7 +22,8 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Decodes) -> None:
-        self._tokenizer = tokenizer
+        # transformers' wrapping costs four times what the decoding does, for every token twice.
+        self._tokenizer: Decodes = getattr(tokenizer, "backend_tokenizer", tokenizer)
         self._emitted: list[int] = []  # tokens of the latest emitted piece: the context of the next
         self._waiting: list[int] = []
 

@@ -144,8 +144,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take_commands():
-                for output in self.engine.step():
-                    self._send(output.request_id, output)
+                self._send([(output.request_id, output) for output in self.engine.step()])
         except Exception as error:
             logger.exception("the engine failed")
             failure = f"the engine failed: {type(error).__name__}: {error}"
@@ -177,20 +176,23 @@ class AsyncEngine:
         try:
             self.engine.add_request(request_id, prompt, params, block_size, priority, grammar)
         except Exception as error:  # told to the one who asked
-            self._send(request_id, error)
+            self._send([(request_id, error)])
 
     def _abort(self, request_id: str) -> None:
         self.engine.abort(request_id)
 
-    def _send(self, request_id: str, news: _News) -> None:
+    def _send(self, news: Sequence[tuple[str, _News]]) -> None:
+        """Everything at once: every call wakes the event loop, which then takes turns with this thread."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._put, request_id, news)
+        if news:
+            self._loop.call_soon_threadsafe(self._put, news)
 
     # In the event loop.
 
-    def _put(self, request_id: str, news: _News) -> None:
-        if request_id in self._queues:
-            self._queues[request_id].put_nowait(news)
+    def _put(self, news: Sequence[tuple[str, _News]]) -> None:
+        for request_id, one in news:
+            if request_id in self._queues:
+                self._queues[request_id].put_nowait(one)
 
     def _end_all(self, reason: str) -> None:
         for queue in self._queues.values():

@@ -51,10 +51,13 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+_dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(data: Json, name: str | None = None) -> str:
     """One server-sent event."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"{head}data: {_dump(data)}\n\n"
 
 
 DONE = "data: [DONE]\n\n"

@@ -1,5 +1,7 @@
 """What Prometheus sees: vLLM's metrics by their names, with the prefix ``flashdraft:``."""
 
+from collections import Counter as Tally
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from flashdraft.engine.types import EngineStats, StepOutput
@@ -17,6 +19,7 @@ class ServerMetrics:
         self._registry = CollectorRegistry()
         self._model_name = model_name
         self._num_preempted = 0  # as far as counted
+        self._steps: Tally[tuple[int, int, int, bool]] = Tally()  # not counted yet, see record_step
         self._running = self._gauge("num_requests_running", "Answers being decoded.")
         self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their turn.")
         self._cache_usage = self._gauge("kv_cache_usage_perc", "Share of cache pages in use, 0 to 1.")
@@ -65,18 +68,22 @@ class ServerMetrics:
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _E2E_S)
 
     def record_step(self, step: StepOutput, is_round: bool) -> None:
-        """Count what one step brought; ``is_round``: it was no prefill."""
-        self._output_tokens.inc(len(step.token_ids))
-        if is_round and step.token_ids:
-            self._blocks.labels(self._model_name, str(1 + step.num_drafted)).inc()
-            self._plain_rounds.inc(step.num_drafted == 0)
-        if not step.num_drafted:
-            return
-        self._drafts.inc()
-        self._draft_tokens.inc(step.num_drafted)
-        self._accepted.inc(step.num_accepted)
-        for position in range(step.num_accepted):
-            self._accepted_per_pos.labels(self._model_name, str(position)).inc()
+        """Note what one step brought; ``is_round``: it was no prefill. It is counted when somebody looks."""
+        self._steps[len(step.token_ids), step.num_drafted, step.num_accepted, is_round] += 1
+
+    def _count_steps(self) -> None:
+        for (num_tokens, num_drafted, num_accepted, is_round), times in self._steps.items():
+            self._output_tokens.inc(num_tokens * times)
+            if is_round and num_tokens:
+                self._blocks.labels(self._model_name, str(1 + num_drafted)).inc(times)
+                self._plain_rounds.inc(times * (num_drafted == 0))
+            if num_drafted:
+                self._drafts.inc(times)
+                self._draft_tokens.inc(num_drafted * times)
+                self._accepted.inc(num_accepted * times)
+                for position in range(num_accepted):
+                    self._accepted_per_pos.labels(self._model_name, str(position)).inc(times)
+        self._steps.clear()
 
     def record_first_token(self, num_prompt_tokens: int, num_cached_tokens: int, ttft_s: float) -> None:
         """Count a prefill."""
@@ -98,6 +105,7 @@ class ServerMetrics:
 
     def exposition(self, stats: EngineStats) -> bytes:
         """Prometheus' text format."""
+        self._count_steps()
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._cache_usage.set(1 - stats.num_free_pages / max(stats.num_pages, 1))

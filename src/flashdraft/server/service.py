@@ -158,6 +158,15 @@ class Submission:
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The news of all answers as they come. Closing it aborts them; one that fails ends them all."""
+        answers = self._answer(0) if len(self.answers) == 1 else self._merged()
+        try:
+            async with aclosing(answers) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self.release()
+
+    async def _merged(self) -> AsyncGenerator[Delta, None]:
         news: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._pump(index, news)) for index in range(len(self.answers))]
         try:
@@ -174,7 +183,6 @@ class Submission:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self.release()
 
     async def _pump(self, index: int, news: "asyncio.Queue[Delta | Exception | None]") -> None:
         try:
