@@ -27,6 +27,7 @@ def test_a_row_attends_to_its_first_keys_alone(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, wanted, atol=2e-3, rtol=2e-3)  # tf32
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 def test_answers_in_a_replayed_graph_are_those_of_one_request_alone() -> None:
     rng = random.Random(0)
     target = toy_target(head_dim=16).cuda()

@@ -1,5 +1,6 @@
 """The engine's steps as CUDA graphs: every request gets the tokens that it gets alone, launch by launch."""
 
+import gc
 import random
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
+from flashdraft.ops.recorded import Recorded
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
@@ -47,3 +49,29 @@ def test_replayed_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
     assert sum(same) >= 20
     if drafter:
         assert engine.metrics.num_accepted > 20
+
+
+def test_a_recording_is_made_while_another_one_is_garbage() -> None:
+    one = torch.ones(4, device="cuda")
+
+    def work(given: torch.Tensor) -> torch.Tensor:
+        _ = [[] for _ in range(100)]  # containers enough for a collection, with the threshold below
+        return given + one
+
+    def recorded() -> Recorded:
+        made = Recorded()
+        for _ in range(3):
+            assert made("sum", work, [one]).tolist() == [2, 2, 2, 2]
+        return made
+
+    thresholds = gc.get_threshold()
+    try:
+        for _ in range(10):
+            gc.set_threshold(0)
+            cycle: list[object] = [recorded()]
+            cycle.append(cycle)  # nothing but a collection frees it
+            del cycle
+            gc.set_threshold(1, 1, 1)
+            recorded()
+    finally:
+        gc.set_threshold(*thresholds)

@@ -4,7 +4,9 @@ Knows neither models nor caches. What the work reads and writes beside its input
 moves it makes a new :class:`Recorded`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -52,6 +54,21 @@ class Recorded:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads of a server may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            _no_garbage_collected(),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             result = work(*own)
         return _Recording(own, result, graph, work)
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """A recording that is garbage, of an engine that was, must not be freed while another is made: it would fail."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
