@@ -75,7 +75,9 @@ def measure(engine: Engine, num_requests: int, block_size: int) -> None:
     started = perf_counter()
     for _ in range(3):
         rows._keys = [None] * len(rows._keys)
-        rows.arrange([request.row for request in engine.requests.values()], block_size)
+        rows.arrange(
+            [request.row for request in engine.requests.values()], [block_size] * len(engine.requests)
+        )
     anew = (perf_counter() - started) / 3 / step_s
     print(f"requests {num_requests} block {block_size}: {step_s * 1e3:.0f} ms; {shares}; anew {anew:.1%}")
 

@@ -1,7 +1,7 @@
 """What one forward pass runs over: token ids and where they stand. It knows no request and no sampling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class ForwardBatch:
     positions: Tensor  # [batch, num_tokens], absolute, ascending within a row unless there is a tree
     kv_len: int
     tree: TreeSlots | None = None  # None: every token lies in the slot of its position and sees all before it
+    counts: Tensor | None = (
+        None  # [batch], on a CPU: how many of a row's tokens are no padding; None: nobody says
+    )
 
     @property
     def slots(self) -> Tensor:
@@ -76,7 +79,7 @@ class ForwardBatch:
         depths = [[len(path) - 1 for path in row] for row in every]
         device = root.device
         tree = TreeSlots(self.positions, root.unsqueeze(-1) + torch.tensor(padded, device=device))
-        return ForwardBatch(self.token_ids, root + torch.tensor(depths, device=device), self.kv_len, tree)
+        return replace(self, positions=root + torch.tensor(depths, device=device), tree=tree)
 
 
 def _paths(parents: Sequence[int], width: int) -> list[list[int]]:

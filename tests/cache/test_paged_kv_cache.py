@@ -28,7 +28,7 @@ def test_ragged_rows_give_what_each_sequence_gives_alone() -> None:
         members, staged, committed = ([x[i] for i in order] for x in (members, staged, committed))
         width = max(staged)
         step_rows = [CacheRow(s, pages[s], done[s]) for s in members]
-        positions, kv_len = rows.arrange(step_rows, width)
+        positions, kv_len = rows.arrange(step_rows, [width] * len(step_rows))
         ids = [
             sequences[s][done[s] : done[s] + n] + [0] * (width - n)
             for s, n in zip(members, staged, strict=True)
@@ -44,7 +44,7 @@ def test_ragged_rows_give_what_each_sequence_gives_alone() -> None:
     # The pages alone carry everything: fresh rows give the same.
     assert done == [8, 4, 9]
     fresh = GatheredRows(cache)
-    positions, kv_len = fresh.arrange([CacheRow(s, pages[s], done[s]) for s in range(3)], 1)
+    positions, kv_len = fresh.arrange([CacheRow(s, pages[s], done[s]) for s in range(3)], [1] * 3)
     ids = torch.tensor([[sequences[s][done[s]]] for s in range(3)])
     out = target(ForwardBatch(ids, positions, kv_len), fresh)
     for s in range(3):
@@ -60,7 +60,7 @@ def test_a_sequence_that_stays_is_not_copied_again() -> None:
     for keys, expected in (("ab", 8), ("ab", 0), ("abc", 4), ("ca", 4), ("cb", 4)):
         before = rows.num_gathered_tokens
         order = rows.seat(keys)
-        rows.arrange([CacheRow(keys[i], [i], 4) for i in order], 1)
+        rows.arrange([CacheRow(keys[i], [i], 4) for i in order], [1] * len(order))
         assert rows.num_gathered_tokens - before == expected, keys
 
 

@@ -170,7 +170,7 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str) -> None:
     ) -> tuple[list[CacheRow], torch.Tensor]:
         width = max(map(len, ids))
         step = [CacheRow(i, pages[i], start) for i, start in enumerate(starts)]
-        positions, kv_len = rows.arrange(step, width)
+        positions, kv_len = rows.arrange(step, [width] * len(step))
         padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
         batch = ForwardBatch(padded, positions, kv_len)
         return step, target(batch.as_trees(parents) if parents else batch, rows).hidden

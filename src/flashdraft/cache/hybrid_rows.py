@@ -17,9 +17,9 @@ class HybridRows(GatheredRows):
         self.states = states
         self.records = False  # a state's step asks for lengths
 
-    def arrange(self, rows: Sequence[CacheRow], width: int) -> tuple[Tensor, int]:
+    def arrange(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> tuple[Tensor, int]:
         """See :meth:`GatheredRows.arrange`."""
-        placed = super().arrange(rows, width)
+        placed = super().arrange(rows, counts)
         slots = torch.tensor([row.slot for row in rows], device=self.cache.slots.device)
         for state in self.states.values():
             state.use(slots)

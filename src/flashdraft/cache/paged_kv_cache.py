@@ -1,7 +1,8 @@
 """Keys and values in pages, and the rows of one step gathered from them.
 
 The pages are the truth: what is shared, kept after a request and found again. Attention in plain PyTorch wants
-each sequence's keys and values in one piece, so a step works on gathered rows: a forward stages in the rows,
+each sequence's keys and values in one piece, so its steps work on gathered rows (the C++ part reads pages where they
+lie: paged_rows.py): a forward stages in the rows,
 ``commit`` copies what is true to the pages, all layers at once. Padding and rejected drafts never reach a page.
 Rows are kept between steps; pages are copied only for a sequence that joins the rows. On CUDA a forward can be
 recorded: then rows, widths and lengths come in powers of two, so that few recordings serve all steps.
@@ -30,7 +31,10 @@ def _whole_steps(num_tokens: int) -> int:
 
 
 class PagedKVCache:
-    """Storage of all pages, [num_pages * page_size, num_layers, 2 (k, v), kv_heads, head_dim]."""
+    """Storage of all pages, [num_pages * page_size, num_layers, 2 (k, v), kv_heads, head_dim].
+
+    ``num_spare``: tokens that a step may stage beyond its rows' pages, in pages behind all others.
+    """
 
     def __init__(
         self,
@@ -41,10 +45,14 @@ class PagedKVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        num_spare: int = 0,
     ) -> None:
-        shape = (num_pages * page_size, num_layers, 2, num_kv_heads, head_dim)
+        num_spare_pages = -(-num_spare // page_size) + bool(num_spare)  # one for padding
+        shape = ((num_pages + num_spare_pages) * page_size, num_layers, 2, num_kv_heads, head_dim)
         self.slots = torch.empty(shape, dtype=dtype, device=device)
-        self.page_size = page_size
+        # Touched now: memory costs most when it is first written to, and would do so in the middle of answers.
+        self.slots[: num_pages * page_size].zero_()
+        self.num_pages, self.page_size = num_pages, page_size
 
     @property
     def bytes_per_token(self) -> int:
@@ -77,6 +85,18 @@ class CacheRow:
     start: int  # committed tokens; the step's tokens stand at start, start + 1, ...
     slot: int = 0  # of its states, in hybrid models
     snapshots: Sequence[tuple[int, int]] = ()  # (number of tokens, slot): where a state is to be kept as well
+
+
+def slots_of(cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> list[int]:
+    """Where the next ``counts[i]`` tokens of each row lie, row after row."""
+    pairs = zip(rows, counts, strict=True)
+    return [slot for row, n in pairs for slot in cache.slot_mapping(row.pages, row.start, row.start + n)]
+
+
+def tokens_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Keys and values of each layer, [1, kv_heads, num_tokens, head_dim], as :meth:`PagedKVCache.write` takes them."""
+    both = torch.cat([tensor for pair in pairs for tensor in pair])
+    return both.view(-1, 2, *both.shape[1:]).permute(3, 0, 1, 2, 4)
 
 
 def row_positions(rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:
@@ -115,11 +135,12 @@ class GatheredRows:
         rest = iter([idx for idx, place in enumerate(places) if place >= len(keys)])
         return [idx if idx >= 0 else next(rest) for idx in order]
 
-    def arrange(self, rows: Sequence[CacheRow], width: int) -> tuple[Tensor, int]:
-        """Make ``rows`` the first rows; the next forward runs ``width`` tokens of each, padding included.
+    def arrange(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> tuple[Tensor, int]:
+        """Make ``rows`` the first rows; the next forward runs ``counts[i]`` tokens of each, padded to one width.
 
         Returns their positions [rows, width] and kv_len.
         """
+        width = max(counts)
         kv_len = max(row.start for row in rows) + width
         self._make_room(len(rows), kv_len)
         moved = {row.key for idx, row in enumerate(rows) if self._keys[idx] != row.key}
@@ -144,7 +165,8 @@ class GatheredRows:
     def arrange_padded(self, rows: Sequence[CacheRow], width: int) -> tuple[Tensor, int]:
         """As :meth:`arrange`, with empty rows behind ``rows`` and kv_len rounded up: both are powers of two."""
         padding = [CacheRow(("padding", i), (), 0) for i in range(len(rows), power_of_two(len(rows)))]
-        positions, kv_len = self.arrange([*rows, *padding], width)
+        placed = [*rows, *padding]
+        positions, kv_len = self.arrange(placed, [width] * len(placed))
         return positions, power_of_two(max(kv_len, _LEN_STEP))
 
     def mask(self, positions: Tensor, kv_len: int) -> Mask:
@@ -175,15 +197,13 @@ class GatheredRows:
 
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         """Make the first ``counts[i]`` staged tokens of ``rows[i]``, as they were arranged, true."""
-        slots: list[int] = []
         staged: list[int] = []
         for idx, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            slots += self.cache.slot_mapping(row.pages, row.start, row.start + count)
             first = idx * self.max_len + row.start
             staged += range(first, first + count)
         ids = torch.tensor(staged, device=self._rows.device)
         tokens = self._rows.flatten(2, 3).index_select(2, ids)
-        self.cache.write(slots, tokens.permute(2, 0, 1, 3, 4))
+        self.cache.write(slots_of(self.cache, rows, counts), tokens.permute(2, 0, 1, 3, 4))
 
     def append(
         self, rows: Sequence[CacheRow], counts: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]
@@ -192,14 +212,10 @@ class GatheredRows:
 
         ``pairs``: keys and values of each layer, [1, kv_heads, sum of counts, head_dim], row after row.
         """
-        # [num_tokens, num_layers, 2, kv_heads, head_dim]
-        both = torch.cat([tensor for pair in pairs for tensor in pair])
-        keys_values = both.view(-1, 2, *both.shape[1:]).permute(3, 0, 1, 2, 4)
-        slots: list[int] = []
-        for row, count, tokens in zip(rows, counts, torch.split(keys_values, list(counts)), strict=True):
-            slots += self.cache.slot_mapping(row.pages, row.start, row.start + count)
+        keys_values = tokens_of(pairs)
+        for row, tokens in zip(rows, torch.split(keys_values, list(counts)), strict=True):
             self._add(row.key, row.start, tokens)
-        self.cache.write(slots, keys_values)
+        self.cache.write(slots_of(self.cache, rows, counts), keys_values)
 
     def _add(self, key: Hashable, start: int, keys_values: Tensor) -> None:
         if key not in self._keys:
@@ -235,6 +251,7 @@ class _RowsLayer:
     """One layer of the rows: a LayerSource."""
 
     token_dim = 1  # of k and v
+    table = None
 
     def __init__(self, rows: Tensor, row_idx: Tensor | None) -> None:
         self.k, self.v = rows  # each [rows, max_len, kv_heads, head_dim]

@@ -56,7 +56,7 @@ class Engine:
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
         self.tree_size = self._check_tree(draft_tree)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
-        self.runner = ModelRunner(target, drafter, num_pages, self.config.page_size, self.config.num_slots)
+        self.runner = ModelRunner(target, drafter, self.config, num_pages)
         self.control = BlockControl(self.runner, drafter, costs)
         self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states))
         self.requests: dict[str, Request] = {}

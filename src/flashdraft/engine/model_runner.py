@@ -12,7 +12,10 @@ from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.kv_cache import LayerKV
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, StagedAt, power_of_two
+from flashdraft.cache.paged_rows import new_rows
 from flashdraft.engine.request import Request
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.generate import MAX_TREE
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.ops.attention import FirstKeys
 from flashdraft.ops.block_mask import CachedMask
@@ -54,19 +57,20 @@ class ModelRunner:
     """Holds the caches. Knows requests, but neither who runs nor what is kept."""
 
     def __init__(
-        self, target: TargetModel, drafter: Drafter | None, num_pages: int, page_size: int, num_slots: int = 1
+        self, target: TargetModel, drafter: Drafter | None, config: EngineConfig, num_pages: int
     ) -> None:
         self.target = target
-        self.drafter = batch_drafter(drafter, num_pages, page_size) if drafter else None
+        size, num_rows = config.page_size, config.max_running
+        self.drafter = batch_drafter(drafter, num_pages, size, num_rows) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
-        shown = target.new_cache(
-            num_slots, 1
-        )  # its states are the engine's, its keys and values tell a shape
+        # Its states are the engine's, its keys and values tell a shape.
+        shown = target.new_cache(config.num_slots, 1)
         self.states = shown.states if isinstance(shown, ModelCache) else {}
         paged = [layer.k.shape for layer in shown.layers if isinstance(layer, LayerKV)]
         _, kv_heads, _, head_dim = paged[0]
+        spare = num_rows * (MAX_TREE + size) if target.reads_pages else 0
         self.cache = PagedKVCache(
-            len(paged), num_pages, page_size, kv_heads, head_dim, target.dtype, target.device
+            len(paged), num_pages, size, kv_heads, head_dim, target.dtype, target.device, spare
         )
         self.can_record = target.is_recordable
         # Prefill chunks and blocks differ too much in width to share rows.
@@ -74,7 +78,9 @@ class ModelRunner:
 
     def new_rows(self) -> GatheredRows:
         """Rows for the target's forwards."""
-        return HybridRows(self.cache, self.states) if self.states else GatheredRows(self.cache)
+        if self.states:
+            return HybridRows(self.cache, self.states)
+        return new_rows(self.cache, self.target.reads_pages)
 
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
@@ -163,11 +169,13 @@ class ModelRunner:
 
         ``parents``: see :meth:`run`. Nothing of it outlasts the next forward.
         """
-        width = max(len(ids) for ids in token_ids)
+        counts = [len(ids) for ids in token_ids]
+        width = max(counts)
         if rows.records and self.can_record:
             return self._replay(rows, placed, token_ids, parents, power_of_two(width))
-        positions, kv_len = rows.arrange(placed, width)
-        batch = ForwardBatch(_padded(token_ids, width, len(placed), self.target.device), positions, kv_len)
+        positions, kv_len = rows.arrange(placed, counts)
+        ids = _padded(token_ids, width, len(placed), self.target.device)
+        batch = ForwardBatch(ids, positions, kv_len, counts=torch.tensor(counts))
         if parents:
             batch = batch.as_trees(parents)
         return TargetStep(self.target.forward(batch, rows, self.feature_layers), width)

@@ -55,10 +55,13 @@ class _Steps:
         assert runner.drafter is not None
         self.runner, self.drafter = runner, runner.drafter
         room = min(len(runner.cache.slots), runner.target.config.max_position_embeddings) - max_block
-        self.context, longest = (max(min(one, room), 0) for one in (CONTEXT, _LONG_CONTEXT))
+        # Whole pages: what is timed is staged behind them and not in them, for they may be others'.
+        size = runner.cache.page_size
+        self.context, longest = (max(min(one, room), 0) // size * size for one in (CONTEXT, _LONG_CONTEXT))
         self.more_context = longest - self.context
-        pages = range(-(-longest // runner.cache.page_size))
-        self.rows = [CacheRow(("timed", idx), pages, self.context) for idx in range(num_rows)]
+        pages = range(longest // size)
+        own = pages[: self.context // size]
+        self.rows = [CacheRow(("timed", idx), own, self.context) for idx in range(num_rows)]
         self.long_row = CacheRow("timed", pages, longest)
         self.gathered, self.gathered_long = runner.new_rows(), runner.new_rows()
         for row in self.rows:

@@ -288,6 +288,11 @@ class DFlashModel(nn.Module):
         )
         self.rotary = Rotary(rope_config)
 
+    @property
+    def reads_pages(self) -> bool:
+        """Whether a served block takes keys and values where they lie: see cache/paged_rows.py."""
+        return self.native is not None and all(rule.is_uniform for rule in self.config.rules())
+
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer for verified tokens: ``hidden_norm(fc(features))`` projected.
 
@@ -315,17 +320,18 @@ class DFlashModel(nn.Module):
         sees what its layer's rule says of context and block, as when served: of the first ``ends`` [batch] slots,
         left out of all ``kv_len``. One mask for each layer where layers differ.
         """
-        stored, rules = stored_layers(sources), self.config.rules()
-        if self.native and stored and mask is None and all(rule.is_uniform for rule in rules):
+        stored = stored_layers(sources)
+        if self.native and stored and mask is None and self.reads_pages:
             seen = positions.new_full((len(positions),), kv_len) if ends is None else ends
-            seen, windows = seen.unsqueeze(1).expand_as(positions), [rule.window or 0 for rule in rules]
-            return self.native.forward(block, positions, seen, stored, windows=windows)[0]
+            counts, windows = seen - positions[:, 0], [rule.window or 0 for rule in self.config.rules()]
+            seen = seen.unsqueeze(1).expand_as(positions)
+            return self.native.forward(block, positions, seen, stored, windows=windows, counts=counts)[0]
         if mask is None:
             masks = self._cut(self.served_masks(positions, kv_len, ends), positions)
         elif isinstance(mask, Sequence):
             masks = list(mask)
         else:
-            assert all(rule.is_plain for rule in rules), "give one mask for each layer"
+            assert all(rule.is_plain for rule in self.config.rules()), "give one mask for each layer"
             masks = [mask] * self.config.num_hidden_layers
         rope = self.rotary(positions, block.dtype)
         x = block

@@ -104,6 +104,11 @@ class LlamaModel(TargetModel):
             isinstance(module, SparseMLP) for module in self.modules()
         )
 
+    @property
+    def reads_pages(self) -> bool:  # type: ignore[override]
+        """See :class:`TargetModel`."""
+        return self.native is not None
+
     def rotary_of(self, config: Any) -> Any:
         """Rotary positions; models that rotate layer types differently have one for each."""
         return Rotary(config)
@@ -114,8 +119,9 @@ class LlamaModel(TargetModel):
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
         if self.native and (stored := stored_layers(cache.layers)):
-            at = batch.positions
-            return TargetOutput(*self.native.forward(x, at, at + 1, stored, feature_layers, batch.tree))
+            at, counts = batch.positions, batch.counts
+            ran = self.native.forward(x, at, at + 1, stored, feature_layers, batch.tree, counts=counts)
+            return TargetOutput(*ran)
         rope = self.rotary(batch.positions, x.dtype)
         mask = sight(batch, cache)
         features: dict[int, Tensor] = {}

@@ -10,10 +10,17 @@
 
 #include "linear.h"
 
-// Keys and values of each layer, [row][token][kv_head][head_dim] bfloat16, with strides in elements.
+// Keys and values of each layer, bfloat16, with strides in elements. Without a table [row][slot][kv_head][head_dim];
+// with one they lie in pages: [token][kv_head][head_dim], and table[row][slot] says which token it is.
 struct KVStorage {
     uint16_t *const *keys, *const *values;
     int64_t row, token, head;
+    const int32_t* table;  // or null
+    int64_t table_width;
+
+    int64_t at(int64_t row_idx, int64_t slot) const {
+        return table ? table[row_idx * table_width + slot] * token : row_idx * row + slot * token;
+    }
 };
 
 // e^x for x <= 0, within 3e-6 of it, relatively: 2^n * p(f), |f| <= log(2) / 2.
@@ -44,20 +51,27 @@ class Attention {
         }
     };
 
-    // queries [num_queries][head_dim] bfloat16, keys and values with `stride` elements from slot to slot;
+    // queries [num_queries][head_dim] bfloat16; slot s of keys and values lies at(s) elements behind their start;
     // emit(query, dim, values of 16 dims).
-    template <class Emit>
+    template <class At, class Emit>
     void operator()(const uint16_t* const* queries, const Sight& sight, int num_queries, const uint16_t* keys,
-                    const uint16_t* values, int64_t stride, int64_t head_dim, const Emit& emit) {
+                    const uint16_t* values, const At& at, int64_t head_dim, const Emit& emit) {
         int64_t num_keys = 0;
         for (int q = 0; q < num_queries; ++q) num_keys = std::max(num_keys, sight.slot(q, sight.ends[q] - 1) + 1);
         width_ = (num_keys + LANES - 1) / LANES * LANES;
         scores_.resize(MAX_QUERIES * width_);
         probs_.resize(MAX_QUERIES * width_);
         for (int64_t first = 0; first < num_keys; first += LANES) {
-            fetch(keys + (first + 4 * LANES) * stride, std::min<int64_t>(LANES, num_keys - first - 4 * LANES), stride, head_dim);
-            fetch(values + first * stride, std::min<int64_t>(LANES, num_keys - first), stride, head_dim);
-            transpose(keys + first * stride, std::min<int64_t>(LANES, num_keys - first), stride, head_dim);
+            const int64_t last = std::min(first + LANES, num_keys);
+            for (int64_t slot = first + 4 * LANES, end = std::min(slot + LANES, num_keys); slot < end; ++slot)
+                fetch(keys + at(slot), head_dim);
+            const uint16_t* group[LANES];
+            for (int64_t slot = first; slot < last; ++slot) {
+                const int64_t place = at(slot);
+                group[slot - first] = keys + place;
+                fetch(values + place, head_dim);
+            }
+            transpose(group, last - first, head_dim);
             by_sixes(num_queries, [&](int q, auto count) {
                 score<count>(queries + q, head_dim, &scores_[q * width_ + first]);
             });
@@ -71,7 +85,7 @@ class Attention {
         }
         by_sixes(num_queries, [&](int q, auto count) {
             for (int64_t dim = 0; dim < head_dim; dim += 32)
-                weigh<count>(q, values + dim, num_keys, sight, stride, inverse_sum, dim, emit);
+                weigh<count>(q, values + dim, num_keys, sight, at, inverse_sum, dim, emit);
         });
     }
 
@@ -90,19 +104,18 @@ class Attention {
         }
     }
 
-    // Have `count` tokens on their way to the cache.
-    static void fetch(const uint16_t* from, int64_t count, int64_t stride, int64_t head_dim) {
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t dim = 0; dim < head_dim; dim += 32) _mm_prefetch(from + i * stride + dim, _MM_HINT_T1);
+    // Have a head's dims on their way to the cache.
+    static void fetch(const uint16_t* from, int64_t head_dim) {
+        for (int64_t dim = 0; dim < head_dim; dim += 32) _mm_prefetch(from + dim, _MM_HINT_T1);
     }
 
     // kt_[pair of dims][key]: 16 keys, dims two by two.
-    void transpose(const uint16_t* keys, int64_t count, int64_t stride, int64_t head_dim) {
+    void transpose(const uint16_t* const* keys, int64_t count, int64_t head_dim) {
         kt_.resize(head_dim / 2 * LANES);
         for (int64_t dim = 0; dim < head_dim; dim += 32) {
             __m512i r[16], t[16];
             for (int i = 0; i < 16; ++i)
-                r[i] = i < count ? _mm512_loadu_si512(keys + i * stride + dim) : _mm512_setzero_si512();
+                r[i] = i < count ? _mm512_loadu_si512(keys[i] + dim) : _mm512_setzero_si512();
             for (int i = 0; i < 16; i += 2) {
                 t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
                 t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -166,13 +179,13 @@ class Attention {
     }
 
     // 32 dims of the weighted values.
-    template <int COUNT, class Emit>
-    void weigh(int first, const uint16_t* values, int64_t num_keys, const Sight& sight, int64_t stride,
+    template <int COUNT, class At, class Emit>
+    void weigh(int first, const uint16_t* values, int64_t num_keys, const Sight& sight, const At& at,
                const float* inverse_sum, int64_t dim, const Emit& emit) {
         __m512 low[COUNT], high[COUNT];
         for (int q = 0; q < COUNT; ++q) low[q] = high[q] = _mm512_setzero_ps();
         const uint16_t* probs = &probs_[first * width_];
-        auto load = [&](int64_t slot) { return _mm512_loadu_si512(values + slot * stride); };
+        auto load = [&](int64_t slot) { return _mm512_loadu_si512(values + at(slot)); };
         auto add = [&](int q, int64_t key, __m512bh even, __m512bh odd) {
             int32_t pair;
             std::memcpy(&pair, probs + q * width_ + key, sizeof pair);

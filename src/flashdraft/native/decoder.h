@@ -21,9 +21,10 @@ struct Decoder {
     double eps;
 };
 
-// The tokens of one forward: `num_rows` sequences of `width` tokens each.
+// The tokens of one forward: `num_rows` sequences of `width` tokens each, or of the first counts[row] of them.
 struct Batch {
     int64_t num_rows, width;
+    const int64_t* counts;     // null, or [num_rows]; what lies behind them is not looked at
     const int64_t* positions;  // [num_rows][width], for RoPE
     const int64_t* slots;      // [num_rows][width]: where in its row of `kv` a token's keys and values go
     const int64_t* ends;       // [num_rows][width]: how many positions of its row a token sees
@@ -69,13 +70,14 @@ class Forward {
     Forward(const Decoder& decoder, const Batch& batch)
         : d(decoder),
           b(batch),
-          rows(b.num_rows * b.width),
           q_size(d.num_heads * d.head_dim),
           kv_size(d.num_kv_heads * d.head_dim),
           qkv_size(q_size + 2 * kv_size) {}
 
-    // Before the team starts: room for everything. `widest`: of a Linear's input besides the layers' own.
+    // Before the team starts: which tokens are computed, and room for everything. `widest`: of a Linear's input
+    // besides the layers' own.
     void reserve(int threads, int64_t widest = 0) {
+        place_rows();
         widest = std::max({widest, d.hidden_size, q_size, d.intermediate_size});
         auto room = [](auto& buffer, size_t size) {
             if (buffer.size() < size) buffer.resize(size);
@@ -139,12 +141,28 @@ class Forward {
         });
     }
 
+    // The token of the batch, padding counted, that is number `row` of those that are computed.
+    static int64_t token(int64_t row) { return s.tokens[row]; }
+
     const Decoder& d;
     const Batch& b;
-    const int64_t rows, q_size, kv_size, qkv_size;
+    const int64_t q_size, kv_size, qkv_size;
+    int64_t rows = 0;  // tokens that are computed
     float* x = nullptr;  // [rows][hidden_size]: the residual stream
 
    private:
+    void place_rows() {
+        s.tokens.clear();
+        s.firsts.clear();
+        for (int64_t sequence = 0; sequence < b.num_rows; ++sequence) {
+            s.firsts.push_back(s.tokens.size());
+            const int64_t count = b.counts ? b.counts[sequence] : b.width;
+            for (int64_t i = 0; i < count; ++i) s.tokens.push_back(sequence * b.width + i);
+        }
+        s.firsts.push_back(s.tokens.size());
+        rows = s.tokens.size();
+    }
+
     Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, bf16, quantized, scale, sum}; }
 
     Activations normed(const Linear& w, const float* norm) {
@@ -173,18 +191,15 @@ class Forward {
     }
 
     void place_keys_values(const Layer& w, int64_t idx, int64_t row) {
+        const int64_t place = b.kv.at(token(row) / b.width, b.slots[token(row)]);
         for (int64_t h = 0; h < d.num_kv_heads; ++h) {
-            const int64_t at = place_of(row / b.width, h) + b.slots[row] * b.kv.token;
+            const int64_t at = place + h * b.kv.head;
             float* from = wide + row * qkv_size + q_size + h * d.head_dim;
             rotate(from, w.k_norm, row, b.kv.keys[idx] + at);
             for (int64_t i = 0; i < d.head_dim; i += 2 * LANES)
                 write_bf16(b.kv.values[idx] + at + i, _mm512_loadu_ps(from + kv_size + i),
                            _mm512_loadu_ps(from + kv_size + i + LANES));
         }
-    }
-
-    int64_t place_of(int64_t sequence, int64_t kv_head) const {
-        return sequence * b.kv.row + kv_head * b.kv.head;
     }
 
     // RMSNorm of a head, if it has one, then RoPE: dim i goes with dim i + head_dim / 2.
@@ -194,7 +209,7 @@ class Forward {
                 _mm512_storeu_ps(from + i, first);
                 _mm512_storeu_ps(from + i + LANES, second);
             });
-        const int64_t half = d.head_dim / 2, at = b.positions[row] * half;
+        const int64_t half = d.head_dim / 2, at = b.positions[token(row)] * half;
         for (int64_t i = 0; i < half; i += LANES) {
             __m512 cos = _mm512_loadu_ps(d.cos + at + i), sin = _mm512_loadu_ps(d.sin + at + i);
             __m512 one = _mm512_loadu_ps(from + i), two = _mm512_loadu_ps(from + half + i);
@@ -215,8 +230,9 @@ class Forward {
             const int64_t kv_head = task % d.num_kv_heads, sequence = task / d.num_kv_heads / chunks;
             // Attention counts positions from here: what lies before the window is not read.
             const int64_t start = window ? std::max<int64_t>(0, b.positions[sequence * b.width] - window) : 0;
-            const int64_t first = sequence * b.width + task / d.num_kv_heads % chunks * tokens;
-            const int64_t last = std::min(first + tokens, (sequence + 1) * b.width);
+            const int64_t first = s.firsts[sequence] + task / d.num_kv_heads % chunks * tokens;
+            const int64_t last = std::min(first + tokens, s.firsts[sequence + 1]);
+            if (first >= last) return;
             const uint16_t* asked[Attention::MAX_QUERIES];
             const int64_t* paths[Attention::MAX_QUERIES];
             int64_t ends[Attention::MAX_QUERIES], at[Attention::MAX_QUERIES];
@@ -225,12 +241,13 @@ class Forward {
                 for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h, ++count) {
                     at[count] = row * q_size + h * d.head_dim;
                     asked[count] = queries + at[count];
-                    ends[count] = b.ends[row] - start;
-                    paths[count] = b.paths + row * b.depth;
+                    ends[count] = b.ends[token(row)] - start;
+                    paths[count] = b.paths + token(row) * b.depth;
                 }
-            const int64_t from = place_of(sequence, kv_head) + start * b.kv.token;
             const Attention::Sight sight = {ends, b.paths ? paths : nullptr, b.slots[sequence * b.width]};
-            s.attention[Team::thread()](asked, sight, count, b.kv.keys[idx] + from, b.kv.values[idx] + from, b.kv.token,
+            auto where = [&](int64_t slot) { return b.kv.at(sequence, start + slot); };
+            const int64_t head = kv_head * b.kv.head;
+            s.attention[Team::thread()](asked, sight, count, b.kv.keys[idx] + head, b.kv.values[idx] + head, where,
                                         d.head_dim, [&](int query, int64_t dim, __m512 v) {
                                             _mm512_storeu_ps(attended + at[query] + dim, v);
                                         });
@@ -242,6 +259,7 @@ class Forward {
         std::vector<uint16_t> queries, bf16;
         std::vector<int8_t> quantized;
         std::vector<Attention> attention;
+        std::vector<int64_t> tokens, firsts;  // of each row its token; of each sequence its first row, and the end
     } s;
     float *wide = nullptr, *attended = nullptr, *scale = nullptr, *sum = nullptr;
     uint16_t *queries = nullptr, *bf16 = nullptr;

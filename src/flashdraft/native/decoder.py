@@ -16,11 +16,16 @@ _POSITIONS_AT_A_TIME = 4096
 
 
 class StoredLayer(Protocol):
-    """One layer's keys and values in memory that is addressed by position."""
+    """One layer's keys and values in memory that is addressed by position, or by a table of positions."""
 
-    k: Tensor
-    v: Tensor
-    token_dim: int  # of k and v [rows, ..., head_dim]: 1 or 2; the other one is the heads'
+    @property
+    def k(self) -> Tensor: ...
+    @property
+    def v(self) -> Tensor: ...
+    @property
+    def token_dim(self) -> int: ...
+    @property
+    def table(self) -> Tensor | None: ...
 
 
 def stored_layers(sources: Sequence[Any]) -> Sequence[StoredLayer] | None:
@@ -102,13 +107,15 @@ class NativeDecoder:
         feature_layers: Sequence[int] = (),
         tree: TreeSlots | None = None,
         windows: Sequence[int] = (),
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [rows, num_tokens, hidden_size] and the joined ``feature_layers``, bfloat16.
 
         ``x`` [rows, num_tokens, hidden_size] bfloat16; a token stands at ``positions`` and sees the first ``ends``
         positions of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm. ``tree``:
         where the tokens lie if not in the slots of their positions. ``windows``: for each layer, how many positions
-        before a row's first token its tokens see; 0, or none given: all. Not for trees.
+        before a row's first token its tokens see; 0, or none given: all. Not for trees. ``counts`` [rows]: how many
+        of a row's tokens there are; what comes out for the others means nothing.
         """
         assert not (tree and windows), "a tree's paths are counted from the first position"
         rows, width, size = x.shape
@@ -117,7 +124,7 @@ class NativeDecoder:
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
         slots, paths = (tree.slots, tree.paths) if tree else (positions, None)
-        batch = _Batch(positions, slots, ends, stored, paths, windows)
+        batch = _Batch(positions, slots, ends, stored, paths, windows, counts)
         self._need(positions)
         self._library.decoder_forward(
             self._struct,
@@ -216,8 +223,10 @@ class _Batch:
         stored: Sequence[StoredLayer],
         paths: Tensor | None = None,
         windows: Sequence[int] = (),
+        counts: Tensor | None = None,
     ) -> None:
         self.kept = positions.contiguous(), slots.contiguous(), ends.contiguous()
+        self.counts = counts
         self.paths = None if paths is None else paths.contiguous()
         self.windows = (ctypes.c_int64 * len(windows))(*windows)
         first = stored[0]
@@ -227,6 +236,7 @@ class _Batch:
         self.values = pointers(*(layer.v.data_ptr() for layer in stored))
         self.struct = BatchStruct(
             *positions.shape,
+            None if counts is None else counts.data_ptr(),
             *(tensor.data_ptr() for tensor in self.kept),
             None if self.paths is None else self.paths.data_ptr(),
             0 if self.paths is None else self.paths.shape[-1],
@@ -236,13 +246,15 @@ class _Batch:
             strides[0],
             strides[first.token_dim],
             strides[3 - first.token_dim],
+            None if first.table is None else first.table.data_ptr(),
+            0 if first.table is None else first.table.shape[1],
         )
 
 
 class _Made:
     """Keys and values [2, rows, num_tokens, kv_heads, head_dim] that are wanted for themselves."""
 
-    token_dim = 1
+    token_dim, table = 1, None
 
     def __init__(self, both: Tensor) -> None:
         self.k, self.v = both

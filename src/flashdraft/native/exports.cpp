@@ -7,8 +7,7 @@ namespace {
 void read_rows(Forward& f, const uint16_t* from) {
     f.each_row([&](int64_t row) {
         for (int64_t i = 0; i < f.d.hidden_size; i += LANES) {
-            int64_t at = row * f.d.hidden_size + i;
-            _mm512_storeu_ps(f.x + at, from_bf16(from + at));
+            _mm512_storeu_ps(f.x + row * f.d.hidden_size + i, from_bf16(from + f.token(row) * f.d.hidden_size + i));
         }
     });
 }
@@ -18,7 +17,7 @@ Activations given(Forward& f, const Linear& w, const uint16_t* from) {
 }
 
 // No layers, `rows` tokens: what a Linear alone needs of a Forward.
-Batch only_rows(int64_t rows) { return {rows, 1, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
+Batch only_rows(int64_t rows) { return {rows, 1, nullptr, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
 
 struct Best {
     float value;
@@ -44,7 +43,7 @@ void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t*
             for (int64_t k = 0; k < num_features; ++k) {
                 if (feature_layers[k] != idx) continue;
                 f.each_row([&](int64_t row) {
-                    uint16_t* to = features + (row * num_features + k) * size;
+                    uint16_t* to = features + (f.token(row) * num_features + k) * size;
                     const float* from = f.x + row * size;
                     for (int64_t i = 0; i < size; i += 2 * LANES)
                         write_bf16(to + i, _mm512_loadu_ps(from + i), _mm512_loadu_ps(from + i + LANES));
@@ -53,9 +52,10 @@ void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t*
         }
         f.each_row([&](int64_t row) {
             rms_norm(f.x + row * size, decoder->final_norm, size, decoder->eps, [&](int64_t i, __m512 a, __m512 b) {
-                write_bf16(hidden + row * size + i, a, b);
+                const int64_t token = f.token(row);
+                write_bf16(hidden + token * size + i, a, b);
                 for (int64_t k = 0; k < num_features; ++k)
-                    if (feature_layers[k] < 0) write_bf16(features + (row * num_features + k) * size + i, a, b);
+                    if (feature_layers[k] < 0) write_bf16(features + (token * num_features + k) * size + i, a, b);
             });
         });
     });

@@ -55,10 +55,12 @@ class BatchStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT64) for name in ("num_rows", "width")),
-        *((name, _POINTER) for name in ("positions", "slots", "ends", "paths")),
+        *((name, _POINTER) for name in ("counts", "positions", "slots", "ends", "paths")),
         ("depth", _INT64),
         *((name, _POINTER) for name in ("windows", "keys", "values")),
         *((name, _INT64) for name in ("row_stride", "token_stride", "head_stride")),
+        ("table", _POINTER),
+        ("table_width", _INT64),
     )
 
 

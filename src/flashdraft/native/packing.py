@@ -80,7 +80,7 @@ class PackedWeights:
         packed = [pack(weight, kind) for weight, kind in matrices]
         self.num_bytes = sum(tiles.numel() for tiles in packed)
         # Anonymous memory in large pages: a step reads all of it, and small pages would cost a walk each.
-        memory = mmap.mmap(-1, self.num_bytes)
+        memory = mmap.mmap(-1, self.num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
         self._memory = torch.frombuffer(memory, dtype=torch.uint8)
         self.linears = []

@@ -73,10 +73,13 @@ class OneByOne:
         return [self._states[row.key].propose(anchor, size - 1) for row, anchor, size in asked]
 
 
-def batch_drafter(drafter: Drafter, num_pages: int, page_size: int) -> BatchDrafter:
-    """The batched form of ``drafter``; a draft cache gets ``num_pages`` pages, numbered as the target's."""
+def batch_drafter(drafter: Drafter, num_pages: int, page_size: int, num_rows: int) -> BatchDrafter:
+    """The batched form of ``drafter`` for ``num_rows`` requests at most.
+
+    A draft cache gets ``num_pages`` pages, numbered as the target's.
+    """
     if isinstance(drafter, DFlashDrafter):
-        return DFlashBatch(drafter, num_pages, page_size)
+        return DFlashBatch(drafter, num_pages, page_size, num_rows)
     if isinstance(drafter, MTPDrafter):
         return MTPBatch(drafter, num_pages, page_size)
     return OneByOne(drafter)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import (
     CacheRow,
-    GatheredRows,
     PagedKVCache,
     power_of_two,
     row_positions,
 )
+from flashdraft.cache.paged_rows import new_rows
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
@@ -128,9 +128,9 @@ class DFlashBatch:
 
     shares_prefix = True
 
-    def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int) -> None:
+    def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int, num_rows: int) -> None:
         self.drafter = drafter
-        config, weight = drafter.model.config, drafter.model.fc.weight
+        config, weight, reads_pages = drafter.model.config, drafter.model.fc.weight, drafter.model.reads_pages
         self.cache = PagedKVCache(
             config.num_hidden_layers,
             num_pages,
@@ -139,8 +139,9 @@ class DFlashBatch:
             config.head_dim,
             weight.dtype,
             weight.device,
+            num_rows * (drafter.max_block_size + page_size) if reads_pages else 0,
         )
-        self.rows = GatheredRows(self.cache)
+        self.rows = new_rows(self.cache, reads_pages)
 
     def join(self, row: CacheRow, token_ids: list[int], max_len: int) -> None:
         """A found prefix lies in the pages already."""
@@ -190,8 +191,11 @@ class DFlashBatch:
         order = self.rows.seat([row.key for row in rows])
         placed, width = [rows[i] for i in order], max(block_sizes)
         records = self.rows.records
-        arrange = self.rows.arrange_padded if records else self.rows.arrange
-        positions, kv_len = arrange(placed, power_of_two(width) if records else width)
+        positions, kv_len = (
+            self.rows.arrange_padded(placed, power_of_two(width))
+            if records
+            else self.rows.arrange(placed, [block_sizes[i] for i in order])
+        )
         device, num_padding = positions.device, len(positions) - len(rows)
         tokens = torch.tensor([anchors[i] for i in order] + [0] * num_padding, device=device)
         ends: Tensor | None = None

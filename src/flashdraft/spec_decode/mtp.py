@@ -146,7 +146,11 @@ class MTPBatch:
         order = self.rows.seat([row.key for row in rows])
         placed = [rows[i] for i in order]
         records = self.rows.records and self.drafter.target.is_recordable
-        positions, kv_len = (self.rows.arrange_padded if records else self.rows.arrange)(placed, num_draft)
+        positions, kv_len = (
+            self.rows.arrange_padded(placed, num_draft)
+            if records
+            else self.rows.arrange(placed, [num_draft] * len(placed))
+        )
         num_padding = len(positions) - len(rows)
         positions[len(rows) :] += 1  # nobody sees what lies at 0
         before = [self.last_hidden[row.key] for row in placed] + [self.drafter.before_text] * num_padding
