@@ -96,7 +96,7 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
             tokens.setdefault(out.request_id, []).extend(out.token_ids)
     for idx, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
         assert tokens[str(idx)] == generate(target, None, prompt, one).token_ids
-    assert engine.metrics.num_accepted > 20, "drafts are meant to be right now and then"
+    assert engine.metrics.num_accepted > 10, "drafts are meant to be right now and then"
     assert Rerun.num_replays > 50
 
 

@@ -10,6 +10,7 @@ from transformers import Gemma3TextConfig, Qwen3_5TextConfig, Qwen3Config
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cache.paged_rows import new_rows
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import UsageError
@@ -139,9 +140,18 @@ def small_targets() -> dict[str, TargetModel]:
 TARGETS = small_targets()
 
 
+def deepest(tree: DraftTree) -> list[int]:
+    """The places of the path from the root to the deepest token."""
+    path = [tree.depths.index(tree.depth) + 1]
+    while path[0]:
+        path.insert(0, tree.parents[path[0] - 1])
+    return path
+
+
+@pytest.mark.parametrize("reads_pages", [False, True])
 @pytest.mark.parametrize("name", TARGETS)
 @torch.inference_mode()
-def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str) -> None:
+def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, reads_pages: bool) -> None:
     target, rng = TARGETS[name], random.Random(5)
     prompts = [[rng.randrange(SMALL_VOCAB) for _ in range(n)] for n in (9, 3, 14)]
     anchors = [prompt.pop() for prompt in prompts]
@@ -162,15 +172,20 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str) -> None:
 
     # Three rows, padded to the widest, in pages.
     k = cache.layers[0].k
-    paged = PagedKVCache(6, 30, 4, k.shape[1], k.shape[3], torch.float32, "cpu")
-    rows, pages = GatheredRows(paged), [list(range(i, 30, 3)) for i in range(3)]
+    paged = PagedKVCache(6, 30, 4, k.shape[1], k.shape[3], torch.float32, "cpu", 60 * reads_pages)
+    paged.slots.zero_()  # spare pages too: masks multiply by 0
+    rows, pages = new_rows(paged, reads_pages), [list(range(i, 30, 3)) for i in range(3)]
 
     def forward(
         rows: GatheredRows, ids: list[list[int]], starts: list[int], parents: list[list[int]] | None = None
     ) -> tuple[list[CacheRow], torch.Tensor]:
         width = max(map(len, ids))
-        step = [CacheRow(i, pages[i], start) for i, start in enumerate(starts)]
-        positions, kv_len = rows.arrange(step, [width] * len(step))
+        # Pages for a path and not for all of a tree.
+        lasts = [
+            (start + (4 if parents else len(own))) // 4 + 1 for start, own in zip(starts, ids, strict=True)
+        ]
+        step = [CacheRow(i, pages[i][: lasts[i]], start) for i, start in enumerate(starts)]
+        positions, kv_len = rows.arrange(step, [len(own) for own in ids])
         padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
         batch = ForwardBatch(padded, positions, kv_len)
         return step, target(batch.as_trees(parents) if parents else batch, rows).hidden
@@ -185,17 +200,12 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str) -> None:
             torch.testing.assert_close(hidden[row, place], alone(row, text)[-1], atol=3e-5, rtol=1e-4)
 
     # The deepest path is made true; what follows sees it, in the rows and from the pages.
-    paths = []
-    for tree in trees:
-        path = [tree.depths.index(tree.depth) + 1]
-        while path[0]:
-            path.insert(0, tree.parents[path[0] - 1])
-        paths.append(path)
+    paths = [deepest(tree) for tree in trees]
     rows.commit_paths(step, paths)
     cache.commit_path(paths[0])
     after = [(*texts(tree)[path[-1] - 1], 7) for tree, path in zip(trees, paths, strict=True)]
     starts = [start + len(path) for start, path in zip(starts, paths, strict=True)]
-    for known in (rows, GatheredRows(paged)):
+    for known in (rows, new_rows(paged, reads_pages)):
         _, hidden = forward(known, [[7]] * 3, starts)
         for row in range(3):
             torch.testing.assert_close(hidden[row, 0], alone(row, after[row])[-1], atol=3e-5, rtol=1e-4)

@@ -13,7 +13,7 @@ class LayerKV:
     """One layer's keys and values, each [rows, kv_heads, max_len, head_dim], addressed by absolute position."""
 
     token_dim = 2  # of k and v
-    table = None  # a row's token lies in the slot of its position
+    table: Tensor | None = None  # a row's token lies in the slot of its position
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v

@@ -251,7 +251,7 @@ class _RowsLayer:
     """One layer of the rows: a LayerSource."""
 
     token_dim = 1  # of k and v
-    table = None
+    table: Tensor | None = None
 
     def __init__(self, rows: Tensor, row_idx: Tensor | None) -> None:
         self.k, self.v = rows  # each [rows, max_len, kv_heads, head_dim]

@@ -15,13 +15,13 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.errors import EngineError
 
 
-@dataclass(frozen=True)
+@dataclass
 class PagedLayer:
     """One layer's keys and values, each [1, num_slots, kv_heads, head_dim], and where rows find theirs."""
 
     k: Tensor
     v: Tensor
-    table: Tensor  # int32 [rows, kv_len]: the slot of each row's tokens
+    table: Tensor | None  # int32 [rows, kv_len]: the slot of each row's tokens
     token_dim: int = 1
 
     def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +29,7 @@ class PagedLayer:
 
         For networks in PyTorch, which it gathers for; the C++ part does the same without a copy.
         """
+        assert self.table is not None
         slots, seen = self.table.gather(1, positions).long(), self.table[:, :kv_len].long()
         self.k[0, slots], self.v[0, slots] = k.transpose(1, 2), v.transpose(1, 2)
         return self.k[0, seen].transpose(1, 2), self.v[0, seen].transpose(1, 2)
@@ -76,6 +77,9 @@ class PagedRows(GatheredRows):
         ]
         starts = torch.tensor([row.start for row in rows])
         return starts.unsqueeze(1) + torch.arange(width), kv_len
+
+    def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
+        """Nothing to do: what is true of a chain lies in its row's pages already."""
 
     def commit_paths(self, rows: Sequence[CacheRow], paths: Sequence[Sequence[int]]) -> None:
         """Make one path of a staged tree true in each of ``rows``: see :meth:`GatheredRows.commit_paths`."""

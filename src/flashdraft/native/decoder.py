@@ -18,14 +18,12 @@ _POSITIONS_AT_A_TIME = 4096
 class StoredLayer(Protocol):
     """One layer's keys and values in memory that is addressed by position, or by a table of positions."""
 
-    @property
-    def k(self) -> Tensor: ...
-    @property
-    def v(self) -> Tensor: ...
-    @property
-    def token_dim(self) -> int: ...
-    @property
-    def table(self) -> Tensor | None: ...
+    k: Tensor
+    v: Tensor
+    token_dim: int  # of k and v [rows, ..., head_dim]: 1 or 2; the other one is the heads'
+    table: (
+        Tensor | None
+    )  # int32 [rows, kv_len]: where along token_dim a row's tokens lie; None: at their positions
 
 
 def stored_layers(sources: Sequence[Any]) -> Sequence[StoredLayer] | None:
@@ -115,12 +113,12 @@ class NativeDecoder:
         positions of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm. ``tree``:
         where the tokens lie if not in the slots of their positions. ``windows``: for each layer, how many positions
         before a row's first token its tokens see; 0, or none given: all. Not for trees. ``counts`` [rows]: how many
-        of a row's tokens there are; what comes out for the others means nothing.
+        of a row's tokens there are; the others are not computed, and what comes out for them means nothing.
         """
         assert not (tree and windows), "a tree's paths are counted from the first position"
         rows, width, size = x.shape
         x = x.contiguous()
-        hidden = torch.empty_like(x)
+        hidden = torch.zeros_like(x)
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
         slots, paths = (tree.slots, tree.paths) if tree else (positions, None)
@@ -254,7 +252,8 @@ class _Batch:
 class _Made:
     """Keys and values [2, rows, num_tokens, kv_heads, head_dim] that are wanted for themselves."""
 
-    token_dim, table = 1, None
+    token_dim = 1
+    table: Tensor | None = None
 
     def __init__(self, both: Tensor) -> None:
         self.k, self.v = both
