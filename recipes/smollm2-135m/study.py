@@ -24,7 +24,8 @@ from flashdraft.train.run import is_held_back, new_drafter, split
 from flashdraft.train.simulate import simulate
 from flashdraft.train.trainer import Trainer
 
-# A row's name -> how its settings differ from the recipe of train.sh. "data" chooses the answers instead.
+# A row's name -> how its settings differ from train.sh's rows and anchors, all else TrainConfig's defaults. "data"
+# chooses the answers instead.
 ROWS: dict[str, dict[str, Any]] = {
     "base": {},
     "base, seed 1": {"seed": 1},

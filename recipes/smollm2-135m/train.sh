@@ -39,9 +39,10 @@ study)
   ;;
 drafter)
   # shellcheck disable=SC2046
-  # Many rows of few anchors: anchors of one row share its context (study/equal-minute).
+  # Many rows of few anchors: anchors of one row share its context (study/equal-minute, study/48x128). The rate, twice
+  # the default, is what a new drafter learns fastest with there; to go on from weights (--init) say a lower --lr.
   on 0 train $(answered --answers) --out "$RUNS/drafter" --rows-per-step 48 --blocks-per-row 128 \
-    --total-blocks 1000000000 "$@"
+    --lr 4e-3 --total-blocks 1000000000 "$@"
   ;;
 mtp)
   # shellcheck disable=SC2046
