@@ -4,7 +4,8 @@
 
 FOLDER holds the commands of an environment of their own (``pip install guidellm datasets requests``, and
 ``pip install --no-deps dflash==0.1.0``). Both ask GSM8K questions, with the server's own bound on the answers' length.
-Also told: how long the server takes to start.
+Also told: how long the server takes to start, first as on a machine where it never ran, whose C++ is still to be
+compiled, then once more.
 """
 
 import argparse
@@ -94,6 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_inputs(folder)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the server's: empty at first
         flags = ["--served-model-name", NAME, "--max-answer-tokens", str(NUM_TOKENS)]
         with start_server(flags) as server:
             for ask in (ask_dflash, ask_guidellm):
