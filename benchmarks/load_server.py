@@ -143,8 +143,9 @@ class Load:
             ) as answer:
                 if await self._is_refused(answer, dice):
                     return
+                pieces = answer.aiter_raw()
                 for _ in range(dice.randint(0, 3)):
-                    await anext(answer.aiter_raw(), None)
+                    await anext(pieces, None)
         except httpx2.TimeoutException:
             pass
         self.account.add("left")
