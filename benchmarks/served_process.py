@@ -58,11 +58,13 @@ def start_server(flags: Sequence[str], port: int = 0) -> Iterator[ServerProcess]
 def _wait_for_url(process: "subprocess.Popen[str]") -> str:
     """The server's address from its log, whose warnings and errors are passed on from then on."""
     assert process.stderr is not None
+    said = []
     for line in process.stderr:
+        said.append(line)
         if found := re.search(r"running on (http://[\d.]+:\d+)", line):
             threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
             return found[1]
-    raise SystemExit("the server did not start")
+    raise SystemExit(f"the server did not start: {''.join(said)}")
 
 
 def _pass_on(process: "subprocess.Popen[str]") -> None:
