@@ -21,7 +21,7 @@ class PagedLayer:
 
     k: Tensor
     v: Tensor
-    table: Tensor | None  # int32 [rows, kv_len]: the slot of each row's tokens
+    table: Tensor | None = None  # int32 [rows, kv_len]: the slot of each row's tokens in the step
     token_dim: int = 1
 
     def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
@@ -40,6 +40,11 @@ class PagedRows(GatheredRows):
 
     def __init__(self, cache: PagedKVCache) -> None:
         super().__init__(cache)
+        slots = cache.slots.unsqueeze(0)
+        self.layers = [
+            PagedLayer(slots[:, :, idx, 0], slots[:, :, idx, 1])  # type: ignore[misc]
+            for idx in range(slots.shape[2])
+        ]
         self._within = torch.arange(cache.page_size, dtype=torch.int32)
         self._table = torch.empty(0, 0, dtype=torch.int32)
 
@@ -70,11 +75,8 @@ class PagedRows(GatheredRows):
         most = -(-kv_len // size)
         table = torch.tensor([own[:most] + [scratch] * (most - len(own)) for own in pages], dtype=torch.int32)
         self._table = (table.unsqueeze(-1) * size + self._within).flatten(1)
-        slots = self.cache.slots
-        self.layers = [
-            PagedLayer(slots[None, :, idx, 0], slots[None, :, idx, 1], self._table)  # type: ignore[misc]
-            for idx in range(slots.shape[1])
-        ]
+        for layer in self.layers:
+            layer.table = self._table
         starts = torch.tensor([row.start for row in rows])
         return starts.unsqueeze(1) + torch.arange(width), kv_len
 

@@ -89,12 +89,15 @@ class BlockControl:
         """Take what a step brought, and its seconds of drafting, of the target's forward, of choosing, of the rest."""
         if self.controller is None:
             return
+        self._num_steps += 1
+        is_due = self._num_steps % _LEARN_EVERY == 0
+        if not is_due and not any(size > 1 for _, size in blocks):
+            return  # a plain step tells its costs alone
         draft_s, verify_s, choose_s, host_s = seconds
         drafted = [request.block_size for request, size in blocks if size > 1]
         width = 1 + max(len(draft) for draft in drafts)
         shape = len(blocks), width, sum(len(draft) for draft in drafts)
-        self._num_steps += 1
-        if self._num_steps % _LEARN_EVERY == 0:
+        if is_due:
             costs = self.controller.costs
             costs.learn(shape, verify_s, (len(drafted), max(drafted, default=0)), draft_s)
             costs.learn_host(host_s)

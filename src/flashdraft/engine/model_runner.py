@@ -226,7 +226,8 @@ class ModelRunner:
         for request, path, given in zip(requests, paths, features, strict=True):
             request.num_committed += len(path)
             if given is not None:
-                request.pending.append(given[list(path)])
+                is_chain = path[-1] == len(path) - 1
+                request.pending.append(given[: len(path)] if is_chain else given[list(path)])
             if self.drafter is None:
                 request.num_observed = request.num_committed
 

@@ -21,7 +21,7 @@ _PROBE_SHARE = 0.015  # of the time may go into finding out whether drafting has
 _PROBE_WIDTH = 4
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 _MAX_ITERATIONS = 20
-_MOST_KEPT = 3  # steps
+_MOST_KEPT, _MOST_KEPT_PLAIN = 3, 7  # steps; plain ones bring nothing new
 _CLOSE = 3e-3  # relatively: a guess of the rate this good leaves the plan as good as the best
 
 
@@ -83,9 +83,12 @@ class Controller:
         A plan is the answer for a few steps of the same requests: chances move slowly, and planning takes time.
         """
         states = [candidate.acceptance for candidate in candidates]
-        if self._kept and self._num_kept < _MOST_KEPT and self._kept[:2] == (states, others):
+        if self._kept and self._kept[:2] == (states, others):
             plan = self._kept[2]
-            if all(length <= one.most for length, one in zip(plan.lengths, candidates, strict=True)):
+            is_fresh = self._num_kept < (_MOST_KEPT if plan.block > 1 else _MOST_KEPT_PLAIN)
+            if is_fresh and all(
+                length <= one.most for length, one in zip(plan.lengths, candidates, strict=True)
+            ):
                 self._num_kept += 1
                 for state, length in zip(states, plan.lengths, strict=True):
                     state.num_plain += length == 1
