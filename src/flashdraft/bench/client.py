@@ -96,8 +96,8 @@ class Client:
                     async for piece in response.aiter_bytes():
                         *lines, rest = (rest + piece).split(b"\n")
                         for line in lines:
-                            if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                                _take(answer, json.loads(data))
+                            _take_line(answer, line)
+                    _take_line(answer, rest)  # of a server that ends without a line's end
         except (httpx2.HTTPError, ValueError) as error:
             answer.error = f"{type(error).__name__}: {error}"
         answer.ended_at = perf_counter()
@@ -117,6 +117,11 @@ class Client:
         }
         # An extension that vLLM, SGLang, llama.cpp and flashdraft know; others are not bothered with it.
         return body | ({"ignore_eos": True} if params.ignore_eos else {})
+
+
+def _take_line(answer: StreamedAnswer, line: bytes) -> None:
+    if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+        _take(answer, json.loads(data))
 
 
 def _take(answer: StreamedAnswer, chunk: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 The pages are the truth: what is shared, kept after a request and found again. Attention in plain PyTorch wants
 each sequence's keys and values in one piece, so its steps work on gathered rows (the C++ part reads pages where they
-lie: paged_rows.py): a forward stages in the rows,
-``commit`` copies what is true to the pages, all layers at once. Padding and rejected drafts never reach a page.
+lie: paged_rows.py). A forward stages in the rows, ``commit`` copies what is true to the pages, all layers at once.
+Padding and rejected drafts never reach a page.
 Rows are kept between steps; pages are copied only for a sequence that joins the rows. On CUDA a forward can be
 recorded: then rows, widths and lengths come in powers of two, so that few recordings serve all steps.
 """
