@@ -16,6 +16,7 @@ from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
+_MOST_RECORDED_ROWS = 32  # measured where they are recorded
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 4  # steps: costs drift slowly, and learning takes time too
 
@@ -40,13 +41,13 @@ class BlockControl:
         # Only a drafter of whole blocks drafts a token differently when fewer follow it.
         self.short_log_odds = SHORT_BLOCK_LOG_ODDS if isinstance(drafter, DFlashDrafter) else 0.0
         self.controller = self._controller(costs) if costs else None
-        self._num_measured_rows = _MOST_ROWS if costs else 0
+        self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0
         self._num_steps = 0
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
-        num_rows = min(num_rows, _MOST_ROWS)
+        num_rows = min(num_rows, _MOST_RECORDED_ROWS if self.runner.records_blocks else _MOST_ROWS)
         if self.controller is None or num_rows > self._num_measured_rows:
             self._num_measured_rows = 1 << (num_rows - 1).bit_length()
             costs = measure_costs(self.runner, self.max_block, self._num_measured_rows)

@@ -82,6 +82,11 @@ class ModelRunner:
             return HybridRows(self.cache, self.states)
         return new_rows(self.cache, self.target.reads_pages)
 
+    @property
+    def records_blocks(self) -> bool:
+        """Whether steps of blocks are recorded, and so come in few shapes."""
+        return self.block_rows.records and self.can_record
+
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
         if isinstance(self.chunk_rows, HybridRows):

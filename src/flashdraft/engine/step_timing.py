@@ -4,14 +4,18 @@ from collections.abc import Callable, Sequence
 from math import inf
 from time import perf_counter
 
+import numpy as np
 import torch
 
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, power_of_two
 from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.spec_decode.controller import drafted_blocks
+from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 
 CONTEXT = 128  # tokens behind a measured step
 _LONG_CONTEXT = 4096  # and behind the two that tell what context costs
+_LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
 _REPEATS = _TURNS = 2
 
 
@@ -19,7 +23,30 @@ _REPEATS = _TURNS = 2
 def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more)."""
     with runner.target.threads():
-        return _measure(runner, max_block, num_rows)
+        measure = _measure_recorded if runner.records_blocks else _measure
+        return measure(runner, max_block, num_rows)
+
+
+def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int) -> RecordedCosts:
+    """Every shape that blocks are recorded in, behind a short context and a long one."""
+    short, long = (_Steps(runner, max_block, num_rows, context) for context in (CONTEXT, _LONG_OF_ALL))
+    both = [short, long] if long.context > short.context else [short]
+    verify = _table([(steps, steps.verify) for steps in both], _doubling(max_block))
+    draft = _table([(steps, steps.draft) for steps in both], sorted(drafted_blocks(max_block)))
+    for steps in (short, long):
+        steps.leave()
+    return RecordedCosts(
+        verify.curve(), draft.curve(), verify_table=verify, draft_table=draft, measured_context=short.context
+    )
+
+
+def _table(works: Sequence[tuple["_Steps", Callable[..., None]]], widths: Sequence[int]) -> ShapeTable:
+    """Seconds of each of ``works``, one a context. The largest shapes first: rows that grow lose recordings."""
+    counts = _doubling(len(works[0][0].rows))
+    shapes = [(count, width) for count in reversed(counts) for width in reversed(widths)]
+    tables = [np.flip(_fastest(work, shapes)).reshape(len(counts), -1) for _, work in reversed(works)]
+    num_keys = [power_of_two(steps.context + widths[-1]) for steps, _ in works]
+    return ShapeTable(num_keys, counts, widths, tables[::-1])
 
 
 def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
@@ -51,17 +78,17 @@ def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
 class _Steps:
     """Forwards as the engine runs them, of requests that do not exist, over whatever the first pages hold."""
 
-    def __init__(self, runner: ModelRunner, max_block: int, num_rows: int) -> None:
+    def __init__(self, runner: ModelRunner, max_block: int, num_rows: int, context: int = CONTEXT) -> None:
         assert runner.drafter is not None
         self.runner, self.drafter = runner, runner.drafter
         room = min(len(runner.cache.slots), runner.target.config.max_position_embeddings) - max_block
         # Whole pages: what is timed is staged behind them and not in them, for they may be others'.
         size = runner.cache.page_size
-        self.context, longest = (max(min(one, room), 0) // size * size for one in (CONTEXT, _LONG_CONTEXT))
+        self.context, longest = (max(min(one, room), 0) // size * size for one in (context, _LONG_CONTEXT))
         self.more_context = longest - self.context
         pages = range(longest // size)
         own = pages[: self.context // size]
-        self.rows = [CacheRow(("timed", idx), own, self.context) for idx in range(num_rows)]
+        self.rows = [CacheRow(("timed", context, idx), own, self.context) for idx in range(num_rows)]
         self.long_row = CacheRow("timed", pages, longest)
         self.gathered, self.gathered_long = runner.new_rows(), runner.new_rows()
         for row in self.rows:
@@ -109,13 +136,18 @@ def _widths(last: int) -> list[int]:
 
 
 def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:
+    seconds = _fastest(work, shapes)
+    # More tokens never take less: where it looks so, something else ran.
+    rising = [min(seconds[idx:]) for idx in range(len(seconds))]
+    return Curve([num_rows * width for num_rows, width in shapes], rising)
+
+
+def _fastest(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> list[float]:
     """The shapes in turns, so that a machine that slows down meanwhile does so for all of them."""
     seconds = [inf] * len(shapes)
     for _ in range(_TURNS):
         seconds = [min(best, _seconds(work, *shape)) for best, shape in zip(seconds, shapes, strict=True)]
-    # More tokens never take less: where it looks so, something else ran.
-    rising = [min(seconds[idx:]) for idx in range(len(seconds))]
-    return Curve([num_rows * width for num_rows, width in shapes], rising)
+    return seconds
 
 
 def _seconds(work: Callable[..., None], *shape: int) -> float:

@@ -1,0 +1,131 @@
+"""What steps cost where they are recorded (ops/recorded.py): a table of the shapes that there are.
+
+A GPU's forward takes hardly longer for 16 tokens a row than for 8, or for 32 rows than for 16, until it does: no curve
+over tokens tells. But recorded shapes come in powers of two, so that few are all there are, and each is measured.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flashdraft.spec_decode.step_costs import Array, Curve, StepCosts
+
+Places = NDArray[np.intp]
+
+_ROW_RATE, _SHAPE_RATE = 0.2, 0.05
+_STEP_ROWS = 8  # a step costs the host as much as so many rows of it
+_MOST_SEEN = 2.0  # times what was expected: a step in which something was recorded teaches no more
+
+
+class ShapeTable:
+    """Seconds of forwards by [keys, rows, width], each axis ascending; a shape costs what the next measured one does.
+
+    Seconds rise with keys in a straight line, and so they do with rows beyond the most that were measured.
+    """
+
+    def __init__(
+        self, num_keys: Sequence[int], num_rows: Sequence[int], widths: Sequence[int], seconds: ArrayLike
+    ) -> None:
+        self.num_keys, self.num_rows, self.widths = tuple(num_keys), tuple(num_rows), tuple(widths)
+        measured: Array = np.array(seconds, dtype=np.float64)
+        assert measured.shape == (len(num_keys), len(num_rows), len(widths))
+        # Of every number of rows and every width, from 0 on: planning looks up a lot.
+        self._every = measured.repeat(_gaps(num_rows), axis=1).repeat(_gaps(widths), axis=2)
+
+    @property
+    def seconds(self) -> Array:
+        """As measured and learned, [keys, rows, widths]."""
+        return self._every[:, self.num_rows][:, :, self.widths]
+
+    def __call__(self, num_rows: ArrayLike, width: ArrayLike, num_keys: ArrayLike) -> Array:
+        """Seconds of forwards over ``num_rows`` rows of ``width`` tokens, each row with ``num_keys`` of cache."""
+        rows, wide = np.asarray(num_rows, dtype=np.intp), np.asarray(width, dtype=np.intp)
+        most, keys = self.num_rows[-1], np.asarray(num_keys, dtype=np.float64)
+        found = self._at(np.minimum(rows, most), wide, keys)
+        if rows.max() > most and len(self.num_rows) > 1:
+            fewer = self.num_rows[-2]
+            rise = np.maximum(found - self._at(np.minimum(rows, fewer), wide, keys), 0.0)
+            found = found + rise * (np.maximum(rows - most, 0) / (most - fewer))
+        return found
+
+    def _at(self, rows: Places, width: Places, keys: Array) -> Array:
+        few, many = self._every[0, rows, width], self._every[-1, rows, width]
+        run = self.num_keys[-1] - self.num_keys[0]
+        share = np.maximum(keys - self.num_keys[0], 0.0) / max(run, 1)
+        return np.asarray(few + share * np.maximum(many - few, 0.0))
+
+    def learn(self, num_rows: int, width: int, log_ratio: float) -> None:
+        """Move a shape's seconds, at any number of keys, towards what was seen there."""
+        rows, columns = _holding(num_rows, self.num_rows), _holding(width, self.widths)
+        self._every[:, rows, columns] *= np.exp(_SHAPE_RATE * log_ratio)
+
+    def curve(self) -> Curve:
+        """Seconds by tokens, with the fewest keys: of one row, then of more rows of the widest."""
+        seconds = [*self.seconds[0, 0], *self.seconds[0, 1:, -1]]
+        widest = self.widths[-1]
+        return Curve([*self.widths, *(count * widest for count in self.num_rows[1:])], seconds)
+
+
+def _gaps(measured: Sequence[int]) -> list[int]:
+    """How many numbers, from 0 on, each is the least that holds them."""
+    return [measured[0] + 1, *np.diff(measured).tolist()]
+
+
+def _holding(number: int, measured: Sequence[int]) -> slice:
+    """All numbers that one measured shape stands for, ``number`` among them; none beyond the last."""
+    at = bisect_left(measured, number)
+    return slice(measured[at - 1] + 1 if at else 0, measured[at] + 1 if at < len(measured) else 0)
+
+
+@dataclass(kw_only=True)
+class RecordedCosts(StepCosts):
+    """Costs by table. A row's own seconds are what the host adds to a forward, learned from the steps themselves.
+
+    The curves tell of forwards wider than any that was measured, as a prompt's.
+    """
+
+    verify_table: ShapeTable
+    draft_table: ShapeTable
+    measured_context: int  # tokens behind a measured step
+
+    def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
+        """See :class:`StepCosts`."""
+        rows, wide = np.asarray(num_rows), np.asarray(width)
+        if wide.max() > self.verify_table.widths[-1]:
+            return super().verify_seconds(num_rows, width)
+        return self.verify_table(rows, wide, self._num_keys(wide)) + self.verify_row_s * (rows + _STEP_ROWS)
+
+    def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:
+        """See :class:`StepCosts`."""
+        rows = np.asarray(num_rows)
+        seconds = self.draft_table(rows, block, self._num_keys(block)) + self.draft_row_s * (rows + _STEP_ROWS)
+        return np.where(rows > 0, seconds, 0.0)
+
+    def learn(
+        self, verified: tuple[int, int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
+    ) -> None:
+        """See :class:`StepCosts`."""
+        rows, width, _ = verified
+        if width <= self.verify_table.widths[-1]:
+            keys = self._num_keys(width)
+            self.verify_row_s = _learn(self.verify_table, rows, width, keys, self.verify_row_s, verify_s)
+        if drafted[0]:
+            keys = self._num_keys(drafted[1])
+            self.draft_row_s = _learn(self.draft_table, *drafted, keys, self.draft_row_s, draft_s)
+
+    def _num_keys(self, width: ArrayLike) -> Array:
+        longest = self.measured_context + self.context + np.asarray(width)
+        return np.asarray(2.0 ** np.ceil(np.log2(longest)))
+
+
+def _learn(table: ShapeTable, rows: int, width: int, keys: Array, row_s: float, seen_s: float) -> float:
+    """What a row's own seconds are by now; the table learns what is left, slowly."""
+    forward_s = float(table(rows, width, keys))
+    expected_s = forward_s + row_s * (rows + _STEP_ROWS)
+    seen_s = min(seen_s, _MOST_SEEN * expected_s)
+    table.learn(rows, width, float(np.log(max(seen_s, expected_s / _MOST_SEEN) / expected_s)))
+    rate = _ROW_RATE if row_s else 1.0
+    return max(row_s + rate * ((seen_s - forward_s) / (rows + _STEP_ROWS) - row_s), 0.0)

@@ -1,0 +1,85 @@
+"""Prices of recorded steps: what is measured is what is charged, padding and all, and the steps themselves correct it."""
+
+import random
+
+import numpy as np
+import pytest
+
+from flashdraft.spec_decode.acceptance import Acceptance
+from flashdraft.spec_decode.controller import Candidate, Controller
+from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
+
+ROWS, WIDTHS, BLOCKS, KEYS = (1, 2, 4), (1, 2, 4, 8), (2, 4, 8), (256, 1024)
+
+
+def random_seconds(rng: random.Random, *shape: int) -> np.ndarray:
+    """Any, but with more rows and more keys no less."""
+    cells = [rng.random() for _ in range(int(np.prod(shape)))]
+    return np.array(cells).reshape(shape).cumsum(axis=0).cumsum(axis=1)
+
+
+def costs_of(verify: object, draft: object) -> RecordedCosts:
+    tables = ShapeTable(KEYS, ROWS, WIDTHS, verify), ShapeTable(KEYS, ROWS, BLOCKS, draft)  # type: ignore[arg-type]
+    curves = [table.curve() for table in tables]
+    return RecordedCosts(*curves, verify_table=tables[0], draft_table=tables[1], measured_context=128)
+
+
+def padded(number: int) -> int:
+    return next(power for power in (1, 2, 4, 8, 16, 32) if power >= number)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_costs_what_its_padded_shape_was_measured_to(seed: int) -> None:
+    rng = random.Random(seed)
+    verify, draft = random_seconds(rng, 2, 3, 4), random_seconds(rng, 2, 3, 3)
+    costs = costs_of(verify, draft)
+    for context, share in ((0, 0.0), (100, 0.0), (300, 256 / 768), (800, 1.0), (1500, 1792 / 768)):
+        costs.context = context
+        for rows in (1, 2, 3, 4):
+            at = padded(rows).bit_length() - 1
+            for table, widths, found in (
+                (verify, range(1, 9), costs.verify_seconds(rows, np.arange(1, 9)).tolist()),
+                (draft, BLOCKS, [float(costs.draft_seconds(rows, block)) for block in BLOCKS]),
+            ):
+                for width, seconds in zip(widths, found, strict=True):
+                    few, many = table[:, at, padded(width).bit_length() - (1 if table is verify else 2)]
+                    assert seconds == pytest.approx(few + share * (many - few)), (context, rows, width)
+    assert costs.draft_seconds([0, 2], 4).tolist() == [0.0, float(costs.draft_seconds(2, 4))]
+
+
+def test_more_rows_than_were_measured_cost_in_proportion_and_wider_forwards_by_their_tokens() -> None:
+    verify = np.array([[[1.0, 1, 1, 2], [2, 2, 2, 4], [3, 3, 3, 8]]] * 2)
+    costs = costs_of(verify, verify[:, :, 1:])
+    assert costs.verify_seconds(8, [1, 8]).tolist() == [3 + 2 * 1, 8 + 2 * 4]
+    assert costs.draft_seconds([4, 6, 8], 8).tolist() == [8, 12, 16]
+    assert float(costs.verify_seconds(1, 64)) == 16, "a line through 16 tokens at 4 and 32 at 8"
+
+
+def test_within_a_recorded_width_every_token_is_verified() -> None:
+    flat = np.array([[[1.0, 1.1, 1.2, 3.0]] * 3] * 2)
+    controller = Controller(8, costs_of(flat, np.full((2, 3, 3), 0.1)))
+    states: list[Acceptance] = []
+    for rate in (0.7, 0.5, 0.2):
+        state = controller.acceptance.new_request()
+        state.rates[:] = [rate] * 7
+        states.append(state)
+    assert controller.plan([Candidate(state, 99) for state in states]).lengths == [4, 4, 4]
+
+
+def test_steps_teach_what_the_host_adds_and_what_a_shape_takes() -> None:
+    verify, draft = np.full((2, 3, 4), 1.0), np.full((2, 3, 3), 0.1)
+    costs = costs_of(verify, draft)
+    costs.learn((2, 4, 6), 1.5, (2, 4), 0.15)
+    assert float(costs.verify_seconds(2, 4)) == pytest.approx(1.5, rel=0.05), "the first step tells all"
+    assert float(costs.draft_seconds(2, 4)) == pytest.approx(0.15, rel=0.05)
+    other_s = float(costs.verify_seconds(2, 1))
+    assert other_s == pytest.approx(1.5, rel=0.05), "the host adds to every shape alike"
+    for _ in range(400):
+        costs.learn((2, 4, 6), 1.5, (2, 4), 0.15)
+        costs.learn((2, 1, 0), 2.5, (0, 0), 0.0)
+    assert float(costs.verify_seconds(2, 4)) == pytest.approx(1.5, rel=0.1)
+    assert float(costs.verify_seconds(2, 1)) == pytest.approx(2.5, rel=0.1), "this one was measured wrongly"
+    costs.learn((2, 4, 6), 1000.0, (2, 4), 0.15)
+    assert float(costs.verify_seconds(2, 4)) < 2, "it was recorded in that step"
+    costs.learn((9, 30, 0), 1.0, (9, 8), 1.0)  # beyond what was measured: nothing to correct
+    assert costs.verify_table.seconds.shape == verify.shape
