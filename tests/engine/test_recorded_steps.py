@@ -19,6 +19,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.mtp import MTPDrafter
+from flashdraft.spec_decode.recorded_costs import RecordedCosts
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from toys import toy_dflash, toy_mtp, toy_target
 
@@ -83,9 +84,12 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
     # Costs that are given: what "auto" drafts, and so what is accepted, does not hang on the machine's mood.
     costs = StepCosts(Curve([1, 512], [1.0, 1.5]), Curve([1, 512], [0.05, 0.05]))
     engine = Engine(target, drafter, config, costs=costs)
-    assert measure_costs(engine.runner, 8, 4).verify.seconds.min() > 0, (
-        "steps are recorded while they are timed too"
-    )
+    measured = measure_costs(engine.runner, 8, 4)
+    assert isinstance(measured, RecordedCosts), "every shape is recorded while it is timed"
+    for table, widths in ((measured.verify_table, (1, 2, 4, 8)), (measured.draft_table, (2, 4, 8))):
+        assert (table.num_rows, table.widths) == ((1, 2, 4), widths)
+        assert table.num_keys == (256, 512), "the pages hold no more than 480"
+        assert table.seconds.min() > 0
     prompts = [[rng.randrange(VOCAB) for _ in range(rng.choice([1, 7, 40, 130]))] for _ in range(24)]
     params = [
         SamplingParams(temperature=0.0, max_tokens=rng.randrange(1, 50), ignore_eos=True) for _ in prompts
