@@ -4,7 +4,7 @@
 
 The embedded pair, bfloat16, greedy; prompts of random tokens, so that every step has one known shape: as many requests,
 one block, about one context. Expected are the costs as measured at a start, before any step corrects them: draft and
-verification without what the host adds, which the last two columns tell with choosing and committing apart.
+verification with what the host is thought to add. The host's own part is all but drafting, verifying and choosing.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 
-PARTS = ("draft", "verify", "choose", "commit", "rest", "step")
+PARTS = ("draft", "verify", "choose", "host", "step")
 
 
 class Steps:

@@ -1,4 +1,4 @@
-"""Prices of recorded steps: what is measured is what is charged, padding and all, and the steps themselves correct it."""
+"""Prices of recorded steps: what is measured is what is charged, padding and all; the steps teach the host's part."""
 
 import random
 
@@ -33,6 +33,7 @@ def test_a_step_costs_what_its_padded_shape_was_measured_to(seed: int) -> None:
     rng = random.Random(seed)
     verify, draft = random_seconds(rng, 2, 3, 4), random_seconds(rng, 2, 3, 3)
     costs = costs_of(verify, draft)
+    costs.verify_row_s = costs.draft_row_s = 0.0
     for context, share in ((0, 0.0), (100, 0.0), (300, 256 / 768), (800, 1.0), (1500, 1792 / 768)):
         costs.context = context
         for rows in (1, 2, 3, 4):
@@ -50,6 +51,7 @@ def test_a_step_costs_what_its_padded_shape_was_measured_to(seed: int) -> None:
 def test_more_rows_than_were_measured_cost_in_proportion_and_wider_forwards_by_their_tokens() -> None:
     verify = np.array([[[1.0, 1, 1, 2], [2, 2, 2, 4], [3, 3, 3, 8]]] * 2)
     costs = costs_of(verify, verify[:, :, 1:])
+    costs.verify_row_s = costs.draft_row_s = 0.0
     assert costs.verify_seconds(8, [1, 8]).tolist() == [3 + 2 * 1, 8 + 2 * 4]
     assert costs.draft_seconds([4, 6, 8], 8).tolist() == [8, 12, 16]
     assert float(costs.verify_seconds(1, 64)) == 16, "a line through 16 tokens at 4 and 32 at 8"
@@ -66,20 +68,19 @@ def test_within_a_recorded_width_every_token_is_verified() -> None:
     assert controller.plan([Candidate(state, 99) for state in states]).lengths == [4, 4, 4]
 
 
-def test_steps_teach_what_the_host_adds_and_what_a_shape_takes() -> None:
-    verify, draft = np.full((2, 3, 4), 1.0), np.full((2, 3, 3), 0.1)
-    costs = costs_of(verify, draft)
-    costs.learn((2, 4, 6), 1.5, (2, 4), 0.15)
-    assert float(costs.verify_seconds(2, 4)) == pytest.approx(1.5, rel=0.05), "the first step tells all"
-    assert float(costs.draft_seconds(2, 4)) == pytest.approx(0.15, rel=0.05)
-    other_s = float(costs.verify_seconds(2, 1))
-    assert other_s == pytest.approx(1.5, rel=0.05), "the host adds to every shape alike"
+def test_steps_teach_what_the_host_adds() -> None:
+    """Now and then a step pays for a recording: that is no news of what steps take."""
+    rng = random.Random(0)
+    costs = costs_of(np.full((2, 3, 4), 1.0), np.full((2, 3, 3), 0.1))
     for _ in range(400):
-        costs.learn((2, 4, 6), 1.5, (2, 4), 0.15)
-        costs.learn((2, 1, 0), 2.5, (0, 0), 0.0)
-    assert float(costs.verify_seconds(2, 4)) == pytest.approx(1.5, rel=0.1)
-    assert float(costs.verify_seconds(2, 1)) == pytest.approx(2.5, rel=0.1), "this one was measured wrongly"
-    costs.learn((2, 4, 6), 1000.0, (2, 4), 0.15)
-    assert float(costs.verify_seconds(2, 4)) < 2, "it was recorded in that step"
-    costs.learn((9, 30, 0), 1.0, (9, 8), 1.0)  # beyond what was measured: nothing to correct
-    assert costs.verify_table.seconds.shape == verify.shape
+        rare_s = 5.0 * (rng.random() < 0.15)
+        costs.learn((4, 8, 28), 1.5 + rare_s, (2, 4), 0.4 + rare_s)
+        costs.learn((9, 30, 0), 1.0, (0, 0), 0.0)  # wider than any: nothing is learned
+    assert float(costs.verify_seconds(4, 8)) == pytest.approx(1.5, rel=0.15)
+    assert float(costs.verify_seconds(4, 1)) == pytest.approx(1.5, rel=0.15), (
+        "the host adds to every shape alike"
+    )
+    assert float(costs.verify_seconds(1, 1)) < float(costs.verify_seconds(4, 1)), (
+        "but less where rows are few"
+    )
+    assert float(costs.draft_seconds(2, 8)) == pytest.approx(0.4, rel=0.2)

@@ -224,8 +224,12 @@ class OfflineBench:
 
         Recordings are of powers of two (PagedKVCache); the longest context first, since rows that grow lose theirs.
         """
-        block = self.llm.max_block_size if method.block_size == AUTO else method.block_size
-        few = replace(self.params, max_tokens=_RECORDED_ROUNDS * block, ignore_eos=True)
+        if method.block_size == AUTO:  # a step may then be as wide as any of these
+            most = self.llm.max_block_size
+            for width in (most, *(1 << k for k in reversed(range((most - 1).bit_length())))):
+                self._record(replace(method, block_size=width), token_ids, concurrency)
+            return
+        few = replace(self.params, max_tokens=_RECORDED_ROUNDS * method.block_size, ignore_eos=True)
         context = self.llm.target.config.max_position_embeddings
         for length in record_lengths(min(self.params.max_tokens + _PROMPT_ROOM, context), few.max_tokens):
             prompt = (token_ids * (length // len(token_ids) + 1))[:length]

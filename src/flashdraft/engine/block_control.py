@@ -44,6 +44,7 @@ class BlockControl:
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0
         self._num_steps = 0
+        self._told_s = 0.0  # of the last step, in parts
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
@@ -80,28 +81,33 @@ class BlockControl:
         for request, length in zip(automatic, plan.lengths, strict=True):
             request.block_size, request.num_verified = plan.block, length
 
+    def learn_step(self, seconds: float) -> None:
+        """Take what the step of the last :meth:`learn` took in all: what was not told of then is the host's."""
+        if self.controller and self._num_steps % _LEARN_EVERY == 0:
+            self.controller.costs.learn_host(seconds - self._told_s)
+
     def learn(
         self,
         blocks: Sequence[tuple[Request, int]],
         drafts: Sequence[DraftTree],
         accepted: Sequence[int],
-        seconds: tuple[float, float, float, float],
+        seconds: tuple[float, float, float],
     ) -> None:
-        """Take what a step brought, and its seconds of drafting, of the target's forward, of choosing, of the rest."""
+        """Take what a step brought, and its seconds of drafting, of the target's forward, of choosing."""
+        self._told_s = sum(seconds)
         if self.controller is None:
             return
         self._num_steps += 1
         is_due = self._num_steps % _LEARN_EVERY == 0
         if not is_due and not any(size > 1 for _, size in blocks):
             return  # a plain step tells its costs alone
-        draft_s, verify_s, choose_s, host_s = seconds
+        draft_s, verify_s, choose_s = seconds
         drafted = [request.block_size for request, size in blocks if size > 1]
         width = 1 + max(len(draft) for draft in drafts)
         shape = len(blocks), width, sum(len(draft) for draft in drafts)
         if is_due:
-            costs = self.controller.costs
-            costs.learn(shape, verify_s, (len(drafted), max(drafted, default=0)), draft_s)
-            costs.learn_host(host_s)
+            block = max(drafted, default=0)
+            self.controller.costs.learn(shape, verify_s, (len(drafted), block), draft_s)
         sampled = [request.answer.chooser.is_argmax for request, _ in blocks].count(False)
         if sampled:
             each_s = choose_s / sum(

@@ -157,6 +157,7 @@ class Engine:
         outputs, self._news = self._news, []
         decoding = [request for request in self.scheduler.running if not request.is_prefilling]
         self.control.plan(decoding, min(len(self.requests), self.config.max_running))
+        started = perf_counter()  # costs may have been measured
         step = self.scheduler.schedule()
         if self.runner.drafter:
             for row in step.left:
@@ -169,6 +170,8 @@ class Engine:
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
             outputs += self._run_chunks(list(group))
+        if step.blocks and not step.chunks:
+            self.control.learn_step(perf_counter() - started)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -250,7 +253,7 @@ class Engine:
         paths = [path for path, _ in decided]
         runner.commit(runner.block_rows, requests, paths, [result.features for result in results])
         ended = perf_counter()
-        seconds = drafted - started, answered - drafted, verified - answered, ended - verified
+        seconds = drafted - started, answered - drafted, verified - answered
         self.control.learn(blocks, drafts, [len(path) - 1 for path in paths], seconds)
         outputs = []
         for request, draft, block, (path, anchor), result in zip(

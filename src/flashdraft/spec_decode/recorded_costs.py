@@ -4,9 +4,9 @@ A GPU's forward takes hardly longer for 16 tokens a row than for 8, or for 32 ro
 over tokens tells. But recorded shapes come in powers of two, so that few are all there are, and each is measured.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,9 +15,10 @@ from flashdraft.spec_decode.step_costs import Array, Curve, StepCosts
 
 Places = NDArray[np.intp]
 
-_ROW_RATE, _SHAPE_RATE = 0.2, 0.05
 _STEP_ROWS = 8  # a step costs the host as much as so many rows of it
-_MOST_SEEN = 2.0  # times what was expected: a step in which something was recorded teaches no more
+# What a row costs the host at first, of a forward of one row: as on an H100 (benchmarks/recorded_steps.py).
+_VERIFY_ROW, _DRAFT_ROW = 1 / 200, 1 / 20
+_UP, _DOWN = exp(0.05), exp(-0.15)
 
 
 class ShapeTable:
@@ -30,15 +31,10 @@ class ShapeTable:
         self, num_keys: Sequence[int], num_rows: Sequence[int], widths: Sequence[int], seconds: ArrayLike
     ) -> None:
         self.num_keys, self.num_rows, self.widths = tuple(num_keys), tuple(num_rows), tuple(widths)
-        measured: Array = np.array(seconds, dtype=np.float64)
-        assert measured.shape == (len(num_keys), len(num_rows), len(widths))
+        self.seconds: Array = np.array(seconds, dtype=np.float64)
+        assert self.seconds.shape == (len(num_keys), len(num_rows), len(widths))
         # Of every number of rows and every width, from 0 on: planning looks up a lot.
-        self._every = measured.repeat(_gaps(num_rows), axis=1).repeat(_gaps(widths), axis=2)
-
-    @property
-    def seconds(self) -> Array:
-        """As measured and learned, [keys, rows, widths]."""
-        return self._every[:, self.num_rows][:, :, self.widths]
+        self._every = self.seconds.repeat(_gaps(num_rows), axis=1).repeat(_gaps(widths), axis=2)
 
     def __call__(self, num_rows: ArrayLike, width: ArrayLike, num_keys: ArrayLike) -> Array:
         """Seconds of forwards over ``num_rows`` rows of ``width`` tokens, each row with ``num_keys`` of cache."""
@@ -57,11 +53,6 @@ class ShapeTable:
         share = np.maximum(keys - self.num_keys[0], 0.0) / max(run, 1)
         return np.asarray(few + share * np.maximum(many - few, 0.0))
 
-    def learn(self, num_rows: int, width: int, log_ratio: float) -> None:
-        """Move a shape's seconds, at any number of keys, towards what was seen there."""
-        rows, columns = _holding(num_rows, self.num_rows), _holding(width, self.widths)
-        self._every[:, rows, columns] *= np.exp(_SHAPE_RATE * log_ratio)
-
     def curve(self) -> Curve:
         """Seconds by tokens, with the fewest keys: of one row, then of more rows of the widest."""
         seconds = [*self.seconds[0, 0], *self.seconds[0, 1:, -1]]
@@ -72,12 +63,6 @@ class ShapeTable:
 def _gaps(measured: Sequence[int]) -> list[int]:
     """How many numbers, from 0 on, each is the least that holds them."""
     return [measured[0] + 1, *np.diff(measured).tolist()]
-
-
-def _holding(number: int, measured: Sequence[int]) -> slice:
-    """All numbers that one measured shape stands for, ``number`` among them; none beyond the last."""
-    at = bisect_left(measured, number)
-    return slice(measured[at - 1] + 1 if at else 0, measured[at] + 1 if at < len(measured) else 0)
 
 
 @dataclass(kw_only=True)
@@ -91,6 +76,10 @@ class RecordedCosts(StepCosts):
     draft_table: ShapeTable
     measured_context: int  # tokens behind a measured step
 
+    def __post_init__(self) -> None:
+        self.verify_row_s = _VERIFY_ROW * float(self.verify_table.seconds[0, 0, -1])
+        self.draft_row_s = _DRAFT_ROW * float(self.draft_table.seconds[0, 0, -1])
+
     def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
         """See :class:`StepCosts`."""
         rows, wide = np.asarray(num_rows), np.asarray(width)
@@ -101,31 +90,26 @@ class RecordedCosts(StepCosts):
     def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:
         """See :class:`StepCosts`."""
         rows = np.asarray(num_rows)
-        seconds = self.draft_table(rows, block, self._num_keys(block)) + self.draft_row_s * (rows + _STEP_ROWS)
+        seconds = self.draft_table(rows, block, self._num_keys(block)) + self.draft_row_s * (
+            rows + _STEP_ROWS
+        )
         return np.where(rows > 0, seconds, 0.0)
 
     def learn(
         self, verified: tuple[int, int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
     ) -> None:
-        """See :class:`StepCosts`."""
+        """See :class:`StepCosts`. What a recorded forward takes is known: the rest is the host's."""
         rows, width, _ = verified
         if width <= self.verify_table.widths[-1]:
-            keys = self._num_keys(width)
-            self.verify_row_s = _learn(self.verify_table, rows, width, keys, self.verify_row_s, verify_s)
+            self.verify_row_s *= _learned(verify_s, float(self.verify_seconds(rows, width)))
         if drafted[0]:
-            keys = self._num_keys(drafted[1])
-            self.draft_row_s = _learn(self.draft_table, *drafted, keys, self.draft_row_s, draft_s)
+            self.draft_row_s *= _learned(draft_s, float(self.draft_seconds(*drafted)))
 
     def _num_keys(self, width: ArrayLike) -> Array:
         longest = self.measured_context + self.context + np.asarray(width)
         return np.asarray(2.0 ** np.ceil(np.log2(longest)))
 
 
-def _learn(table: ShapeTable, rows: int, width: int, keys: Array, row_s: float, seen_s: float) -> float:
-    """What a row's own seconds are by now; the table learns what is left, slowly."""
-    forward_s = float(table(rows, width, keys))
-    expected_s = forward_s + row_s * (rows + _STEP_ROWS)
-    seen_s = min(seen_s, _MOST_SEEN * expected_s)
-    table.learn(rows, width, float(np.log(max(seen_s, expected_s / _MOST_SEEN) / expected_s)))
-    rate = _ROW_RATE if row_s else 1.0
-    return max(row_s + rate * ((seen_s - forward_s) / (rows + _STEP_ROWS) - row_s), 0.0)
+def _learned(seen_s: float, expected_s: float) -> float:
+    """Towards what three of four steps take more than: many of them pay for something else, as for a recording."""
+    return _UP if seen_s > expected_s else _DOWN
