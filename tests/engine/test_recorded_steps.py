@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashdraft.batch import ForwardBatch
 from flashdraft.cache import paged_kv_cache
-from flashdraft.cache.paged_kv_cache import GatheredRows
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import measure_costs
@@ -109,6 +110,44 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
         assert tokens[str(idx)] == generate(target, None, prompt, one).token_ids
     assert engine.metrics.num_accepted > 20, "drafts are meant to be right now and then"
     assert Rerun.num_replays > 50
+
+
+@torch.inference_mode()
+def test_features_that_wait_for_a_draft_stay_what_they_were() -> None:
+    """Plain rounds between drafts, prompts that come meanwhile: the drafter is given the target's own features."""
+    rng = random.Random(5)
+    target = toy_target(vocab_size=VOCAB)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    engine = Engine(target, drafter, EngineConfig(max_running=6, max_step_tokens=96, page_size=4))
+    assert engine.runner.drafter
+    observe = engine.runner.drafter.observe
+    given: dict[Hashable, tuple[list[int], list[Tensor]]] = {}
+
+    def heard(
+        rows: Sequence[CacheRow], token_ids: Sequence[list[int]], features: Sequence[Tensor | None]
+    ) -> None:
+        for row, ids, some in zip(rows, token_ids, features, strict=True):
+            assert some is not None
+            all_ids, parts = given.setdefault(row.key, ([], []))
+            all_ids += ids
+            parts.append(some.clone())
+        observe(rows, token_ids, features)
+
+    engine.runner.drafter.observe = heard  # type: ignore[method-assign]
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    for idx in range(12):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 7, 40]))]
+        engine.add_request(str(idx), [idx % VOCAB, *prompt], params, 8)
+    while engine.has_unfinished:
+        for request in engine.requests.values():
+            request.block_size = rng.choice([1, 1, 8])
+        engine.step()
+    for ids, parts in given.values():
+        batch = ForwardBatch(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0), len(ids))
+        wanted = target.forward(batch, target.new_cache(1, len(ids)), drafter.feature_layers).features
+        assert wanted is not None
+        torch.testing.assert_close(torch.cat(parts), wanted[0], atol=1e-4, rtol=1e-4)
+    assert len(given) == 12
 
 
 SLIDING = ("sliding_attention", "full_attention")  # counted from the slot, causal: a key set for each

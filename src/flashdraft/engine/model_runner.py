@@ -172,7 +172,7 @@ class ModelRunner:
     ) -> TargetStep:
         """The target over ``token_ids`` of each row, in the order in which they lie, padded to one width.
 
-        ``parents``: see :meth:`run`. Nothing of it outlasts the next forward.
+        ``parents``: see :meth:`run`. Nothing of it but the features outlasts the next forward.
         """
         counts = [len(ids) for ids in token_ids]
         width = max(counts)
@@ -213,6 +213,8 @@ class ModelRunner:
             return output, self.target.argmax(output.hidden).flatten() if with_head else None
 
         output, argmax = rows.recorded((*positions.shape, kv_len), work, inputs)
+        if output.features is not None:  # they may wait for a draft, and the next replay overwrites them
+            output = replace(output, features=output.features.clone())
         return TargetStep(output, width, argmax)
 
     def commit(
