@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from flashdraft.ops.block_mask import TILE, BlockContextMask, CachedMask, DocumentMask
+from flashdraft.ops.attention import attention, attention_reference
+from flashdraft.ops.block_mask import PLAIN, TILE, BlockContextMask, BlockRule, CachedMask, DocumentMask
 
 SEQ_LEN, BLOCK_SIZE = 256, 16
 
@@ -76,6 +77,41 @@ def test_flex_tiles_equal_dense(seed: int) -> None:
         assert torch.equal(tiles_as_dense(documents.flex(), row, SEQ_LEN, SEQ_LEN), documents.dense()[row])
         dense = blocks.dense()[row]
         assert torch.equal(tiles_as_dense(blocks.flex(), row, num_slots, SEQ_LEN + num_slots), dense)
+
+
+RULES = (
+    PLAIN,
+    BlockRule(is_causal=True),
+    BlockRule(window=20),
+    BlockRule(window=20, is_causal=True),
+    BlockRule(window=20, from_anchor=True),
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_equal_dense_and_name_every_key_that_is_seen(seed: int, rule: BlockRule) -> None:
+    _, anchors, anchor_starts = packed_rows(seed)
+    mask = BlockContextMask(anchors, anchor_starts, SEQ_LEN, BLOCK_SIZE, rule)
+    dense, apart = mask.dense(), torch.zeros_like(mask.dense())
+    made = mask.parts()
+    for part in made.parts:
+        keys = torch.cat([torch.arange(SEQ_LEN + 16 * BLOCK_SIZE)[one] for one in part.keys])
+        apart[part.row, part.queries.start : part.queries.stop, keys] = part.mask[0]
+    assert apart.equal(dense)
+    assert sum(part.mask.numel() for part in made.parts) < 0.6 * dense.numel()
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, 4, 16 * BLOCK_SIZE, 8, generator=generator).requires_grad_()
+    k, v = (
+        torch.randn(2, 2, SEQ_LEN + 16 * BLOCK_SIZE, 8, generator=generator).requires_grad_()
+        for _ in range(2)
+    )
+    weight = torch.randn(q.shape, generator=generator)
+    outs = attention(q, k, v, made), attention_reference(q, k, v, dense)
+    torch.testing.assert_close(*outs)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in outs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16])

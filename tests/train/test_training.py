@@ -16,6 +16,7 @@ from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.train import loss
 from flashdraft.train.anchors import draw_blocks, sample_anchors, sample_slots
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
@@ -88,27 +89,70 @@ def test_slots_are_drawn_in_proportion_to_their_weights() -> None:
     torch.testing.assert_close(counts / counts.sum(), weights / weights.sum(), atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_loss_and_gradient_equal_autograds(share: float) -> None:
+def head_case(
+    num_rows: int, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, a head, the teacher's hidden states, and labels."""
     generator = torch.Generator().manual_seed(0)
-    hidden, head = torch.randn(70, 12, generator=generator), torch.randn(33, 12, generator=generator)
-    teacher = torch.randn(70, 12, generator=generator)
-    labels = torch.randint(33, (70,), generator=generator)
+    hidden, head = (
+        torch.randn(num_rows, 12, generator=generator),
+        torch.randn(vocab_size, 12, generator=generator),
+    )
+    teacher = torch.randn(num_rows, 12, generator=generator)
+    return hidden, head, teacher, torch.randint(vocab_size, (num_rows,), generator=generator)
+
+
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of rows, and several pieces of each, the last of both cut short."""
+    monkeypatch.setattr(loss, "CPU_ROWS", 16)
+    monkeypatch.setattr(loss, "CPU_VALUES", 16 * 7)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_loss_and_gradient_equal_autograds(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_chunks(monkeypatch)
+    hidden, head, teacher, labels = head_case(70, 33)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss = HeadLoss.apply(ours, head, labels, teacher if share else None, share, False)
+    value = HeadLoss.apply(ours, head, labels, None, teacher if share else None, share, False)
     cross_entropy = torch.nn.functional.cross_entropy
     soft = cross_entropy(theirs @ head.T, (teacher @ head.T).softmax(-1))
     expected = (1 - share) * cross_entropy(theirs @ head.T, labels) + share * soft
-    (2 * loss).backward()
+    (2 * value).backward()
     (2 * expected).backward()
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(value, expected)
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_dpace_weights_are_the_derivative_of_the_expected_acceptance_length() -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden, head = torch.randn(3 * 8, 12, generator=generator), torch.randn(33, 12, generator=generator)
-    labels = torch.randint(33, (3 * 8,), generator=generator)
+def test_a_row_that_counts_twice_is_two_rows() -> None:
+    hidden, head, teacher, labels = head_case(20, 33)
+    counts = torch.randint(1, 4, (20,), generator=torch.Generator().manual_seed(1))
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    value = HeadLoss.apply(ours, head, labels, counts, teacher, 0.3, False)
+    rows = torch.arange(20).repeat_interleave(counts)
+    expected = HeadLoss.apply(theirs[rows], head, labels[rows], None, teacher[rows], 0.3, False)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_bfloat16_head_rounds_the_gradient_and_no_more() -> None:
+    hidden, head, _, labels = (x.bfloat16() if x.is_floating_point() else x for x in head_case(64, 500))
+    ours, theirs = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
+    value = HeadLoss.apply(ours, head, labels, None, None, 0.0, False)
+    expected = torch.nn.functional.cross_entropy(theirs @ head.float().T, labels)
+    value.backward()
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=2e-3)
+    assert theirs.grad is not None
+    assert (ours.grad - theirs.grad).norm() < 0.01 * theirs.grad.norm()
+
+
+def test_dpace_weights_are_the_derivative_of_the_expected_acceptance_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_chunks(monkeypatch)
+    hidden, head, _, labels = head_case(3 * 8, 33)
     log_probs = label_log_probs(hidden, head, labels)
     torch.testing.assert_close(
         log_probs, -torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="none")

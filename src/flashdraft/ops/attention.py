@@ -43,7 +43,24 @@ class LastKeys:
         return F.pad(self.mask, (self.first, 0))
 
 
-Mask = Tensor | BlockMask | Causal | FirstKeys | LastKeys | None
+@dataclass(frozen=True)
+class Part:
+    """Some queries of one row, and the keys that any of them may see."""
+
+    row: int
+    queries: slice
+    keys: tuple[slice, ...]
+    mask: Tensor  # bool [1, num_queries, num_keys], over these queries and keys alone
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A sparse mask taken apart, row by row and in the queries' order: keys that a part does not name cost nothing."""
+
+    parts: tuple[Part, ...]
+
+
+Mask = Tensor | BlockMask | Causal | FirstKeys | LastKeys | Parts | None
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -61,7 +78,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention of ``q`` [batch, heads, num_tokens, head_dim] on ``k``, ``v`` [batch, kv_heads, kv_len, head_dim].
 
     ``mask``: bool [batch or 1, num_tokens, kv_len] (True = may see), a flex BlockMask (training on CUDA),
-    CAUSAL, FirstKeys (one token a row), LastKeys, or None (all see all). Returns [batch, heads, num_tokens, head_dim].
+    CAUSAL, FirstKeys (one token a row), LastKeys, Parts (training on CPUs), or None (all see all). Returns
+    [batch, heads, num_tokens, head_dim].
     """
     if isinstance(mask, BlockMask):
         # Within a compiled layer it is part of that graph; alone it has to be compiled to be fast.
@@ -70,6 +88,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         return out
     if isinstance(mask, Causal):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    if isinstance(mask, Parts):
+        return _by_parts(q, k, v, mask)
     if isinstance(mask, FirstKeys):
         head_dim = q.shape[-1]
         if q.is_cuda and head_dim >= 16 and head_dim & (head_dim - 1) == 0:
@@ -87,6 +107,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         mask = mask.unsqueeze(1).repeat(1, 1, groups, 1)
     out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask)
     return out.reshape(batch, heads, num_tokens, head_dim)
+
+
+def _by_parts(q: Tensor, k: Tensor, v: Tensor, mask: Parts) -> Tensor:
+    rows: list[list[Tensor]] = [[] for _ in range(len(q))]
+    for part in mask.parts:
+        row = slice(part.row, part.row + 1)
+        its_k, its_v = (torch.cat([x[row, :, keys] for keys in part.keys], dim=2) for x in (k, v))
+        rows[part.row].append(attention(q[row, :, part.queries], its_k, its_v, part.mask))
+    return torch.cat([torch.cat(outs, dim=2) for outs in rows])
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The training masks: which keys a token of a packed row may see. Predicate first, then dense, then FlexAttention.
+"""The training masks: which keys a token of a packed row may see. Predicate first, then the forms that attention takes.
 
 A packed row holds whole documents one after the other ([num_rows, seq_len]). Its blocks ([num_rows, num_blocks]
 anchors, ``block_size`` slots each) stand behind it: keys are [context tokens | block slots]. A block sees its own
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
+
+from flashdraft.ops.attention import Part, Parts
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 TILE = 128  # FlexAttention's tile: rows and blocks are skipped by whole tiles
@@ -121,6 +123,25 @@ class BlockContextMask:
         num_slots = num_blocks * self.block_size
         grid = _grid(num_rows, num_slots, self.seq_len + num_slots, self.anchors.device)
         return self.predicate()(*grid)
+
+    def parts(self) -> Parts:
+        """The same in runs of blocks, each with keys of its own: the context that one of them sees, and themselves."""
+        predicate, per_part, made = self.predicate(), max(TILE // self.block_size, 1), []
+        device, window, num_blocks = self.anchors.device, self.rule.window, self.anchors.shape[1]
+        for row, (anchors, starts) in enumerate(zip(self.anchors, self.anchor_doc_start, strict=True)):
+            for first in range(0, num_blocks, per_part):
+                end = min(first + per_part, num_blocks)
+                least, greatest = (int(x) for x in anchors[first:end].aminmax())
+                begin = int(starts[first:end].min())
+                if window is not None:
+                    begin = max(begin, least - window)
+                slots = slice(first * self.block_size, end * self.block_size)
+                keys = (slice(begin, greatest), slice(self.seq_len + slots.start, self.seq_len + slots.stop))
+                key = torch.cat([torch.arange(one.start, one.stop, device=device) for one in keys])
+                query = torch.arange(slots.start, slots.stop, device=device).unsqueeze(1)
+                place = torch.tensor(row, device=device)
+                made.append(Part(row, slots, keys, predicate(place, place, query, key).unsqueeze(0)))
+        return Parts(tuple(made))
 
     def flex(self) -> BlockMask:
         """The same as a BlockMask, from tile bounds alone. Needs seq_len and slots divisible by 128."""
@@ -257,9 +278,11 @@ class ServedBlockMask:
 
 def fast_mask(
     mask: DocumentMask | BlockContextMask | ChainMask | CachedMask, device: torch.device
-) -> Tensor | BlockMask:
-    """The form of ``mask`` that is fast on ``device``: FlexAttention on CUDA, dense elsewhere."""
-    return mask.flex() if device.type == "cuda" else mask.dense()
+) -> Tensor | BlockMask | Parts:
+    """The form of ``mask`` that is fast on ``device``: FlexAttention on CUDA; elsewhere in parts, or dense."""
+    if device.type == "cuda":
+        return mask.flex()
+    return mask.parts() if isinstance(mask, BlockContextMask) else mask.dense()
 
 
 def _grid(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from flashdraft.ops.attention import Causal, FirstKeys, LastKeys, Mask
+from flashdraft.ops.attention import Causal, FirstKeys, LastKeys, Mask, Parts
 
 
 def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | None = None) -> Mask:
@@ -26,6 +26,7 @@ def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | No
         return visible & mask.dense(kv_len)
     if isinstance(mask, LastKeys):
         return visible & mask.dense()
+    assert not isinstance(mask, Parts), "parts are for a drafter's blocks"
     return visible if mask is None else visible & mask
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 8192
+# On a CPU a float32 value that leaves the cache costs more than its exponential does, and new memory more than both.
+CPU_ROWS, CPU_VALUES = 1024, 1 << 19
 
 
 def decay_weights(block_size: int, gamma: float, device: torch.device) -> Tensor:
@@ -32,9 +34,19 @@ def dpace_weights(log_confidence: Tensor, has_label: Tensor, alpha: float) -> Te
 @torch.no_grad()
 def label_log_probs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities, float32 [n], of ``labels`` [n] after ``hidden`` [n, hidden_size]."""
-    kernel = _compiled(_label_log_probs, hidden.device.type)
-    parts = (slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS))
-    return torch.cat([kernel(hidden[part] @ head.T, labels[part]) for part in parts])
+    rows, columns = (CHUNK_ROWS, len(head)) if hidden.is_cuda else (CPU_ROWS, CPU_VALUES // CPU_ROWS)
+    kernel = _compiled(_label_scores, hidden.device.type)
+    made = []
+    for start in range(0, len(hidden), rows):
+        part = slice(start, start + rows)
+        found = [
+            kernel(hidden[part] @ head[first : first + columns].T, labels[part] - first)
+            for first in range(0, len(head), columns)
+        ]
+        # A label's score was looked for in every chunk of the vocabulary, and is in one of them.
+        scores, normalisers = (torch.stack(one) for one in zip(*found, strict=True))
+        made.append(scores.amax(0) - normalisers.logsumexp(0))
+    return torch.cat(made)
 
 
 class HeadLoss(torch.autograd.Function):
@@ -49,51 +61,84 @@ class HeadLoss(torch.autograd.Function):
         hidden: Tensor,
         head: Tensor,
         labels: Tensor,
+        counts: Tensor | None,
         teacher: Tensor | None,
         share: float,
         n_varies: bool,
     ) -> Tensor:
         """Returns a float32 scalar.
 
-        ``hidden`` [n, hidden_size], ``head`` [vocab_size, hidden_size], ``labels`` [n]. ``teacher`` [n, hidden_size]:
-        the target's own final hidden states at the same places, whose distribution is ``share`` of what is wanted.
+        ``hidden`` [n, hidden_size], ``head`` [vocab_size, hidden_size], ``labels`` [n]. ``counts`` [n]: how often each
+        row is meant; None: once. ``teacher`` [n, hidden_size]: the target's own final hidden states at the same places,
+        whose distribution is ``share`` of what is wanted.
         ``n_varies``: whether n is another one at every call.
         """
+        counts = labels.new_ones(len(labels)) if counts is None else counts
+        shares = (counts / counts.sum()).unsqueeze(1)  # of each row in the mean, float32 [n, 1]
         gradient = torch.empty_like(hidden)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernel = _compiled(_loss_and_gradient, hidden.device.type, None if n_varies else False)
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
+        losses = torch.empty_like(shares)
+        kernel = _in_pieces
+        if hidden.is_cuda:
+            kernel = _compiled(_loss_and_gradient, hidden.device.type, None if n_varies else False)
+        rows = CHUNK_ROWS if hidden.is_cuda else CPU_ROWS
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            places = labels[part].unsqueeze(1)
             theirs = None if teacher is None else teacher[part] @ head.T
-            loss, logits_gradient = kernel(hidden[part] @ head.T, labels[part], theirs, share)
-            total += loss
+            losses[part], logits_gradient, at_label = kernel(hidden[part] @ head.T, places, theirs, share)
+            logits_gradient.scatter_(1, places, at_label)
             torch.mm(logits_gradient, head, out=gradient[part])
-        ctx.save_for_backward(gradient)
-        return total / len(hidden)
+        ctx.save_for_backward(gradient, shares)
+        return (losses * shares).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         """Scale the gradient that forward left."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * (grad_output / len(gradient)), None, None, None, None, None
+        gradient, shares = ctx.saved_tensors
+        scaled: Tensor = (gradient * (shares * grad_output)).to(gradient.dtype)
+        return scaled, None, None, None, None, None, None
 
 
 def _loss_and_gradient(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, share: float
-) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk, and softmax minus what is wanted, in the logits' type."""
-    scores = logits.float()
-    normaliser = scores.logsumexp(-1, keepdim=True)
-    wanted = (torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(1)).float()
+    logits: Tensor, places: Tensor, teacher_logits: Tensor | None, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk: each row's loss, softmax minus the teacher's part in the logits' type, and what belongs at the label.
+
+    ``places`` [n, 1] are the labels. That one value is rounded apart, with the label's part taken off in float32.
+    """
+    log_probs = logits.float().log_softmax(-1)
+    hard = 1.0 if teacher_logits is None else 1 - share
+    loss = -hard * log_probs.gather(1, places)
+    gradient = log_probs.exp()
     if teacher_logits is not None:
-        wanted = (1 - share) * wanted + share * teacher_logits.float().softmax(-1)
-    gradient = (scores - normaliser).exp() - wanted
-    return (normaliser.squeeze(1) - (wanted * scores).sum(-1)).sum(), gradient.to(logits.dtype)
+        wanted = share * teacher_logits.float().softmax(-1)
+        loss = loss - (wanted * log_probs).sum(-1, keepdim=True)
+        gradient = gradient - wanted
+    at_label = gradient.gather(1, places) - hard
+    return loss, gradient.to(logits.dtype), at_label.to(logits.dtype)
 
 
-def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+def _in_pieces(
+    logits: Tensor, places: Tensor, teacher_logits: Tensor | None, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`_loss_and_gradient` of a few rows at a time, the gradient in the memory of the logits."""
+    rows = max(CPU_VALUES // logits.shape[-1], 1)
+    losses, at_labels = [], []
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        theirs = None if teacher_logits is None else teacher_logits[part]
+        loss, logits[part], at_label = _loss_and_gradient(logits[part], places[part], theirs, share)
+        losses.append(loss)
+        at_labels.append(at_label)
+    return torch.cat(losses), logits, torch.cat(at_labels)
+
+
+def _label_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a chunk of the vocabulary: each row's score of its label, or -inf, and the logsumexp."""
     scores = logits.float()
-    return scores.gather(1, labels.unsqueeze(1)).squeeze(1) - scores.logsumexp(-1)
+    is_here = (labels >= 0) & (labels < logits.shape[-1])
+    at_label = scores.gather(1, labels.clamp(0, logits.shape[-1] - 1).unsqueeze(1)).squeeze(1)
+    return torch.where(is_here, at_label, -torch.inf), scores.logsumexp(-1)
 
 
 @cache

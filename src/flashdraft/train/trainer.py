@@ -225,10 +225,14 @@ class Trainer:
         share, is_part = 1.0, len(index) < config.rows_per_step
         if is_part:
             slots, share = _own_slots(slots, part, blocks.labels[0].numel())
+        counts = None
+        if not slots.is_cuda:  # there shapes stay the same, and nobody waits for the device to tell them
+            slots, counts = torch.unique_consecutive(slots, return_counts=True)
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, 2)[slots],
             self.target.head_weight(),
             blocks.labels.flatten()[slots],
+            counts,
             teacher_hidden(final, blocks)[slots] if config.distill > 0 else None,
             config.distill,
             is_part,  # how many slots fall into it is another number at every step
