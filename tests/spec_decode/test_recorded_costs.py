@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import Acceptance
-from flashdraft.spec_decode.controller import Candidate, Controller
+from flashdraft.spec_decode.acceptance import Acceptance, log_odds
+from flashdraft.spec_decode.block_search import Candidate
+from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
 
 ROWS, WIDTHS, BLOCKS, KEYS = (1, 2, 4), (1, 2, 4, 8), (2, 4, 8), (256, 1024)
@@ -60,11 +61,7 @@ def test_more_rows_than_were_measured_cost_in_proportion_and_wider_forwards_by_t
 def test_within_a_recorded_width_every_token_is_verified() -> None:
     flat = np.array([[[1.0, 1.1, 1.2, 3.0]] * 3] * 2)
     controller = Controller(8, costs_of(flat, np.full((2, 3, 3), 0.1)))
-    states: list[Acceptance] = []
-    for rate in (0.7, 0.5, 0.2):
-        state = controller.acceptance.new_request()
-        state.rates[:] = [rate] * 7
-        states.append(state)
+    states = [Acceptance(lead=log_odds(rate) - log_odds(0.7)) for rate in (0.7, 0.5, 0.2)]
     assert controller.plan([Candidate(state, 99) for state in states]).lengths == [4, 4, 4]
 
 
@@ -74,8 +71,8 @@ def test_steps_teach_what_the_host_adds() -> None:
     costs = costs_of(np.full((2, 3, 4), 1.0), np.full((2, 3, 3), 0.1))
     for _ in range(400):
         rare_s = 5.0 * (rng.random() < 0.15)
-        costs.learn((4, 8, 28), 1.5 + rare_s, (2, 4), 0.4 + rare_s)
-        costs.learn((9, 30, 0), 1.0, (0, 0), 0.0)  # wider than any: nothing is learned
+        costs.learn((4, 32, 32), 1.5 + rare_s, (2, 4), 0.4 + rare_s)
+        costs.learn((9, 270, 9), 1.0, (0, 0), 0.0)  # wider than any: nothing is learned
     assert float(costs.verify_seconds(4, 8)) == pytest.approx(1.5, rel=0.15)
     assert float(costs.verify_seconds(4, 1)) == pytest.approx(1.5, rel=0.15), (
         "the host adds to every shape alike"

@@ -1,6 +1,7 @@
 """The controller within the engine: measures the machine once, plans each step, and learns from it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.request import Request
@@ -8,8 +9,9 @@ from flashdraft.engine.step_timing import CONTEXT, measure_costs
 from flashdraft.errors import UsageError
 from flashdraft.generate import check_request
 from flashdraft.models.base import TargetModel
-from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS
-from flashdraft.spec_decode.controller import AUTO, BlockSize, Candidate, Controller, Others
+from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance
+from flashdraft.spec_decode.block_search import Candidate, Others
+from flashdraft.spec_decode.controller import AUTO, BlockSize, Controller
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.step_costs import StepCosts
@@ -30,6 +32,15 @@ def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: B
     return AUTO if drafter and drafter.max_block_size > 1 else 1
 
 
+class StepSeconds(NamedTuple):
+    """What the parts of a step took."""
+
+    observe: float  # the drafter takes what was committed
+    draft: float
+    verify: float  # the target's forward
+    choose: float  # tokens of its logits
+
+
 class BlockControl:
     """Chooses the blocks of requests that leave it to the engine. ``costs``: measured when first needed if None."""
 
@@ -45,6 +56,7 @@ class BlockControl:
         self._choose_s = 0.0
         self._num_steps = 0
         self._told_s = 0.0  # of the last step, in parts
+        self._drafted = False
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
@@ -66,16 +78,17 @@ class BlockControl:
         automatic = [request for request in decoding if request.is_automatic]
         controller = self.calibrate(num_requests) if automatic else self.controller
         if controller and decoding:
-            longest = max(request.num_committed for request in decoding)
-            controller.costs.context = max(longest - CONTEXT, 0)
+            contexts = [request.num_committed for request in decoding]
+            context = sum(contexts) // len(contexts) if controller.costs.is_ragged else max(contexts)
+            controller.costs.context = max(context - CONTEXT, 0)
         if not controller or not automatic:
             return
         candidates = []
         for request in automatic:
             if request.acceptance is None:
-                request.acceptance = controller.acceptance.new_request()
+                request.acceptance = Acceptance()
             request.acceptance.choose_s = 0.0 if request.answer.chooser.is_argmax else self._choose_s
-            candidates.append(Candidate(request.acceptance, request.most_tokens))
+            candidates.append(Candidate(request.acceptance, request.most_tokens, request.num_pending))
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
         plan = controller.plan(candidates, Others(others))
         for request, length in zip(automatic, plan.lengths, strict=True):
@@ -91,26 +104,31 @@ class BlockControl:
         blocks: Sequence[tuple[Request, int]],
         drafts: Sequence[DraftTree],
         accepted: Sequence[int],
-        seconds: tuple[float, float, float],
+        num_observed: int,
+        seconds: StepSeconds,
     ) -> None:
-        """Take what a step brought, and its seconds of drafting, of the target's forward, of choosing."""
+        """Take what a step brought and took; ``num_observed``: tokens that the drafter took before it drafted."""
         self._told_s = sum(seconds)
         if self.controller is None:
             return
         self._num_steps += 1
-        is_due = self._num_steps % _LEARN_EVERY == 0
-        if not is_due and not any(size > 1 for _, size in blocks):
+        drafts_now = any(size > 1 for _, size in blocks)
+        is_due = self._num_steps % _LEARN_EVERY == 0 or drafts_now != self._drafted
+        self._drafted = drafts_now
+        if not is_due and not drafts_now:
             return  # a plain step tells its costs alone
-        draft_s, verify_s, choose_s = seconds
         drafted = [request.block_size for request, size in blocks if size > 1]
-        width = 1 + max(len(draft) for draft in drafts)
-        shape = len(blocks), width, sum(len(draft) for draft in drafts)
         if is_due:
-            block = max(drafted, default=0)
-            self.controller.costs.learn(shape, verify_s, (len(drafted), block), draft_s)
+            costs, num_rows = self.controller.costs, len(blocks)
+            num_logits = num_rows + sum(len(draft) for draft in drafts)
+            padded = num_rows * (1 + max(len(draft) for draft in drafts))
+            shape = num_rows, num_logits if costs.is_ragged else padded, num_logits
+            costs.learn(shape, seconds.verify, (len(drafted), max(drafted, default=0)), seconds.draft)
+            if num_observed:
+                costs.learn_observe(num_observed, seconds.observe)
         sampled = [request.answer.chooser.is_argmax for request, _ in blocks].count(False)
         if sampled:
-            each_s = choose_s / sum(
+            each_s = seconds.choose / sum(
                 1 + len(draft)
                 for (request, _), draft in zip(blocks, drafts, strict=True)
                 if not request.answer.chooser.is_argmax

@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 
 from flashdraft.detokenizer import Decodes
-from flashdraft.engine.block_control import BlockControl, check_block_size
+from flashdraft.engine.block_control import BlockControl, StepSeconds, check_block_size
 from flashdraft.engine.model_runner import ModelRunner, Verified
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
@@ -236,6 +236,9 @@ class Engine:
         started = perf_counter()
         runner, requests = self.runner, [request for request, _ in blocks]
         drafting = [request for request, size in blocks if size > 1]
+        num_late = sum(request.num_pending for request in drafting)
+        runner.catch_up(drafting)
+        caught_up = perf_counter()
         proposed = runner.propose(drafting)
         drafts = [
             request.answer.cut(proposed[request].first(size - 1), request.most_tokens - 1)
@@ -253,8 +256,10 @@ class Engine:
         paths = [path for path, _ in decided]
         runner.commit(runner.block_rows, requests, paths, [result.features for result in results])
         ended = perf_counter()
-        seconds = drafted - started, answered - drafted, verified - answered
-        self.control.learn(blocks, drafts, [len(path) - 1 for path in paths], seconds)
+        seconds = StepSeconds(
+            caught_up - started, drafted - caught_up, answered - drafted, verified - answered
+        )
+        self.control.learn(blocks, drafts, [len(path) - 1 for path in paths], num_late, seconds)
         outputs = []
         for request, draft, block, (path, anchor), result in zip(
             requests, drafts, tokens, decided, results, strict=True

@@ -96,10 +96,10 @@ class ModelRunner:
             self.drafter.join(request.draft_row, prefix, request.max_len)
 
     def propose(self, requests: Sequence[Request]) -> dict[Request, DraftTree]:
-        """The draft of each: a tree of ``tree_size - 1`` tokens, or a chain of ``block_size - 1`` at most."""
-        if not requests:
-            return {}
-        self.catch_up(requests)
+        """The draft of each: a tree of ``tree_size - 1`` tokens, or a chain of ``block_size - 1`` at most.
+
+        The drafter has taken all that they committed (:meth:`catch_up`).
+        """
         of_chains = [request for request in requests if not request.tree_size]
         of_trees = [request for request in requests if request.tree_size]
         drafts: dict[Request, DraftTree] = {}

@@ -63,6 +63,11 @@ class Request:
         return self.num_committed < self.prefill_len or not self.answer.output.token_ids
 
     @property
+    def num_pending(self) -> int:
+        """Committed tokens that the drafter has not taken."""
+        return self.num_committed - self.num_observed
+
+    @property
     def most_tokens(self) -> int:
         """Of its next block: the last token of an answer is never verified itself, for nothing follows it."""
         return max(self.max_len - self.num_committed - 1, 1)
@@ -81,7 +86,7 @@ class Request:
     def can_wait(self, most: int) -> bool:
         """Whether its features may go on waiting for a draft, up to ``most`` tokens of the answer."""
         is_of_answer = self.num_observed >= len(self.prompt)
-        return self.answer.goes_on and is_of_answer and self.num_committed - self.num_observed < most
+        return self.answer.goes_on and is_of_answer and self.num_pending < most
 
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""

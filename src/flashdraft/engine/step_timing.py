@@ -54,7 +54,9 @@ def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     shapes = [(1, width) for width in _widths(max_block)]
     shapes += [(count, max_block) for count in _doubling(num_rows)[1:]]
     costs = StepCosts(
-        _curve(steps.verify, shapes), _curve(steps.draft, [shape for shape in shapes if shape[1] > 1])
+        _curve(steps.verify, shapes),
+        _curve(steps.draft, [shape for shape in shapes if shape[1] > 1]),
+        is_ragged=runner.target.reads_pages,
     )
     few, many = max_block, 4 * max_block
     costs.logits_s = max(_seconds(steps.head, many) - _seconds(steps.head, few), 0.0) / (many - few)

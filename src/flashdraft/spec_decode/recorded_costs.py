@@ -99,11 +99,15 @@ class RecordedCosts(StepCosts):
         self, verified: tuple[int, int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
     ) -> None:
         """See :class:`StepCosts`. What a recorded forward takes is known: the rest is the host's."""
-        rows, width, _ = verified
+        rows, num_tokens, _ = verified
+        width = num_tokens // rows
         if width <= self.verify_table.widths[-1]:
             self.verify_row_s *= _learned(verify_s, float(self.verify_seconds(rows, width)))
         if drafted[0]:
             self.draft_row_s *= _learned(draft_s, float(self.draft_seconds(*drafted)))
+
+    def learn_observe(self, num_tokens: int, seconds: float) -> None:
+        """See :class:`StepCosts`. It runs on beside the host; what the draft waits for is the draft's."""
 
     def _num_keys(self, width: ArrayLike) -> Array:
         longest = self.measured_context + self.context + np.asarray(width)

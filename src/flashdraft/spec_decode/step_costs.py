@@ -3,17 +3,19 @@
 Knows shapes and seconds, neither models nor clocks. A forward runs over rows of one width, padding included.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp, log
+from dataclasses import dataclass, field
+from math import log
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-_PACE_RATE, _NODE_RATE = 0.2, 0.05
+# Standard deviations of logarithms: of the first measurements, of a step's seconds, and of what changes between two.
+_FIRST, _NOISE, _DRIFT, _PACE_DRIFT = 0.3, 0.05, 0.003, 0.05
+_KINSHIP = 3.0  # doublings of tokens over which what is learned of a shape fades to a third
+_HOST_RATE = 0.2
 _MAX_LOG_RATIO = 0.7  # one step that something else disturbed teaches no more than a factor of 2
 
 
@@ -25,7 +27,6 @@ class Curve:
         assert list(num_tokens) == sorted(set(num_tokens))
         self.num_tokens: Array = np.array(num_tokens, dtype=np.float64)
         self.seconds: Array = np.array(seconds, dtype=np.float64)
-        self._points = list(num_tokens)
 
     def __call__(self, num_tokens: ArrayLike) -> Array:
         """Seconds for each of ``num_tokens``; before the first point what that took."""
@@ -37,24 +38,30 @@ class Curve:
         beyond: Array = np.maximum(tokens - self.num_tokens[-1], 0.0) * max(rise / run, 0.0)
         return inside + beyond
 
-    def learn(self, num_tokens: int, log_ratio: float) -> None:
-        """Move the points beside ``num_tokens`` towards what was seen there."""
-        points = self._points
-        above = min(bisect_left(points, num_tokens), len(points) - 1)
-        below = max(above - 1, 0)
-        gap = points[above] - points[below]
-        share = min((num_tokens - points[below]) / gap, 1.0) if gap else 1.0  # of the point above
-        self.seconds[above] *= exp(_NODE_RATE * share * log_ratio)
-        if above > below:
-            self.seconds[below] *= exp(_NODE_RATE * (1 - share) * log_ratio)
+    def terms(self, num_tokens: float) -> Array:
+        """[points]: what each point's seconds add to those of ``num_tokens``."""
+        last = len(self.seconds) - 1
+        right = min(max(int(np.searchsorted(self.num_tokens, num_tokens)), 1), last)
+        left = max(right - 1, 0)
+        gap = self.num_tokens[right] - self.num_tokens[left]
+        share = (
+            max((num_tokens - self.num_tokens[left]) / gap, 0.0) if gap else 1.0
+        )  # beyond 1 after the last
+        if self.seconds[right] < self.seconds[left]:
+            share = min(share, 1.0)
+        terms = np.zeros(last + 1)
+        terms[left] = (1 - share) * self.seconds[left]
+        terms[right] += share * self.seconds[right]
+        return terms
 
 
 @dataclass
 class StepCosts:
     """The cost model: ``verify`` and ``draft`` by tokens of the forward, and what rows and logits add.
 
-    A change that holds for every shape alike, as on a busy machine, goes into ``pace``, which no choice depends on;
-    what is left of a difference moves the curve where it was seen.
+    A change that holds for every shape alike, as on a busy machine, goes into ``pace``, which no choice depends on.
+    Which of the parts a step's surprise is due to, is a Kalman filter's to say, over the logarithms of all of
+    them: the pace changes fast and the rest slowly, but the rest was measured once, in a moment like any other.
     """
 
     verify: Curve  # the target's forward with the logits of every token
@@ -64,15 +71,24 @@ class StepCosts:
     logits_s: float = 0.0  # of one token's logits
     context_row_s: float = 0.0  # of each row, for each token of context beyond those of the measured steps
     context_token_s: float = 0.0  # of each token of the forward, likewise
+    observe_token_s: float = 0.0  # of a committed token that the drafter takes, beyond what ``draft`` holds
     host_s: float = 0.0  # of a step, outside both forwards
     pace: float = 1.0  # seconds seen for one expected
     context: int = 0  # of the next step: tokens of its longest request beyond those of the measured steps
+    is_ragged: bool = False  # rows are computed without padding; ``context`` is then the mean of all requests
+    _covariance: Array = field(default_factory=lambda: np.zeros((0, 0)))  # [parts, parts], pace first
+
+    def forward_seconds(self, num_rows: ArrayLike, num_tokens: ArrayLike) -> Array:
+        """A target forward over ``num_tokens`` of ``num_rows`` requests, padding included, logits of all of them."""
+        rows, tokens = np.asarray(num_rows, dtype=np.float64), np.asarray(num_tokens, dtype=np.float64)
+        seconds = self.verify(tokens) + self.verify_row_s * np.maximum(rows - 1, 0)
+        seconds += self.context * (rows * self.context_row_s + tokens * self.context_token_s)
+        return np.asarray(seconds)
 
     def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
         """A target forward over ``num_rows`` rows of ``width`` tokens, logits of one token a row."""
         rows, wide = np.asarray(num_rows, dtype=np.float64), np.asarray(width, dtype=np.float64)
-        seconds = self.verify(rows * wide) + self.verify_row_s * np.maximum(rows - 1, 0)
-        seconds += self.context * rows * (self.context_row_s + self.context_token_s * wide)
+        seconds = self.forward_seconds(rows, rows * wide)
         return np.asarray(np.maximum(seconds - self.logits_s * rows * (wide - 1), 0.0))
 
     def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:
@@ -84,25 +100,67 @@ class StepCosts:
     def learn(
         self, verified: tuple[int, int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
     ) -> None:
-        """Take a step's seconds: of (rows, width, logits beyond one a row) verified and of (rows, block) drafted."""
-        rows, width, num_logits = verified
-        expected_verify = float(self.verify_seconds(rows, width)) + self.logits_s * num_logits
-        expected_draft = float(self.draft_seconds(*drafted))
-        both = _log_ratio(verify_s + draft_s, (expected_verify + expected_draft) * self.pace)
-        self.pace *= exp(_PACE_RATE * both)
-        self.verify.learn(rows * width, _log_ratio(verify_s, expected_verify * self.pace))
+        """Take a step's seconds: of (rows, tokens, logits) verified and of (rows, block) drafted.
+
+        Tokens are those of the forward, with its padding.
+        """
+        if not len(self._covariance):
+            self._covariance = self._first_covariance()
+        drift = np.full(len(self._covariance), _DRIFT)
+        drift[0] = _PACE_DRIFT
+        self._covariance[np.diag_indices_from(self._covariance)] += drift**2
+        rows, tokens, num_logits = verified
+        num_verify, num_draft = len(self.verify.seconds), len(self.draft.seconds)
+        of_verify = [
+            *self.verify.terms(tokens),
+            self.verify_row_s * (rows - 1),
+            self.context * rows * self.context_row_s,
+            self.context * tokens * self.context_token_s,
+        ]
+        expected_s = sum(of_verify) - self.logits_s * (tokens - num_logits)
+        self._correct([*of_verify, *[0.0] * (num_draft + 1)], expected_s, verify_s)
         if drafted[0]:
-            of_draft = _log_ratio(draft_s, expected_draft * self.pace)
-            # Mostly for all shapes alike, those that nobody drafts any more included.
-            self.draft.seconds *= exp(_PACE_RATE * of_draft)
-            self.draft.learn(drafted[0] * drafted[1], of_draft)
+            of_draft = [*self.draft.terms(drafted[0] * drafted[1]), self.draft_row_s * (drafted[0] - 1)]
+            self._correct([*[0.0] * (num_verify + 3), *of_draft], sum(of_draft), draft_s)
+
+    def _first_covariance(self) -> Array:
+        """Nothing is known for sure of the pace nor of any part; shapes of like size were measured alike."""
+        num_verify, num_draft = len(self.verify.seconds), len(self.draft.seconds)
+        covariance = np.diag([_FIRST**2] * (1 + num_verify + 3 + num_draft + 1))
+        for curve, first in ((self.verify, 1), (self.draft, 1 + num_verify + 3)):
+            doublings: Array = np.log2(curve.num_tokens)
+            apart = np.abs(doublings[:, None] - doublings) / _KINSHIP
+            own = slice(first, first + len(doublings))
+            covariance[own, own] = _FIRST**2 * np.exp(-apart)
+        return covariance
+
+    def _correct(self, terms: Sequence[float], expected_s: float, seen_s: float) -> None:
+        """The filter's step: ``terms`` are what each part, pace aside, adds to ``expected_s``."""
+        if seen_s <= 0 or expected_s <= 0:
+            return
+        surprise = log(seen_s / (expected_s * self.pace))
+        surprise = min(max(surprise, -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
+        slopes: Array = np.array(
+            [1.0, *(term / expected_s for term in terms)]
+        )  # of the logarithm of the seconds
+        gains = self._covariance @ slopes
+        gains /= np.sqrt(variance := float(slopes @ gains) + _NOISE**2)
+        self._covariance -= np.outer(gains, gains)
+        factors = np.exp(gains * (surprise / np.sqrt(variance)))
+        edges = np.cumsum([1, len(self.verify.seconds), 3, len(self.draft.seconds)])
+        pace, of_verify, others, of_draft, row = np.split(factors, edges)
+        self.pace *= float(pace[0])
+        self.verify.seconds *= of_verify
+        self.draft.seconds *= of_draft
+        self.verify_row_s *= float(others[0])
+        self.context_row_s *= float(others[1])
+        self.context_token_s *= float(others[2])
+        self.draft_row_s *= float(row[0])
+
+    def learn_observe(self, num_tokens: int, seconds: float) -> None:
+        """Take what it took the drafter to take ``num_tokens`` committed ones."""
+        self.observe_token_s += _HOST_RATE * (seconds / self.pace / num_tokens - self.observe_token_s)
 
     def learn_host(self, host_s: float) -> None:
         """Take a step's seconds outside both forwards."""
-        self.host_s += _PACE_RATE * (host_s / self.pace - self.host_s)
-
-
-def _log_ratio(seen_s: float, expected_s: float) -> float:
-    if seen_s <= 0 or expected_s <= 0:
-        return 0.0
-    return min(max(log(seen_s / expected_s), -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
+        self.host_s += _HOST_RATE * (host_s / self.pace - self.host_s)
