@@ -159,6 +159,18 @@ def test_nothing_beats_the_plan(seed: int, is_ragged: bool) -> None:
     assert found.num_tokens / found.seconds == pytest.approx(best, rel=1e-9)
 
 
+def test_a_plan_outlasts_the_requests_that_end_but_not_one_that_joins() -> None:
+    controller = Controller(BLOCK, made_up_costs(0.02))
+    states = [request(controller, 0.8) for _ in range(4)]
+    first = controller.plan([Candidate(state, 99) for state in states])
+    assert len(set(first.lengths)) == 1
+    left = controller.plan([Candidate(states[0], 2), Candidate(states[2], 99)])
+    assert left.lengths == [2, first.lengths[2]], "as long as the answer has room for"
+    assert left.seconds == first.seconds, "nothing was planned"
+    joined = controller.plan([Candidate(state, 99) for state in (states[2], Acceptance())])
+    assert joined.seconds < first.seconds, "of two requests"
+
+
 def test_a_request_that_never_accepts_costs_little_more_than_plain_decoding() -> None:
     controller = Controller(BLOCK, made_up_costs(0.02, draft_s=0.5))
     rng = random.Random(0)

@@ -6,6 +6,7 @@ acceptance are passed in: no clock here, and no tensors.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
@@ -30,28 +31,29 @@ class Controller:
         self.acceptance = AcceptanceModel(max_block, short_log_odds)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
-        self._kept: tuple[list[Acceptance], Others | None, Plan] | None = None
+        self._kept: tuple[dict[Acceptance, int], Others | None, Plan] | None = None
         self._num_kept = 0  # steps for which it was the answer again
 
     def plan(self, candidates: Sequence[Candidate], others: Others | None = None) -> Plan:
         """The best step for ``candidates``; now and then a slightly worse one that tells more.
 
-        A plan is the answer for a few steps of the same requests: chances move slowly, and planning takes time.
+        A plan is the answer for a few steps of the same requests, those that end meanwhile aside: chances move
+        slowly, and planning takes time.
         """
         states = [candidate.acceptance for candidate in candidates]
-        if self._kept and self._kept[:2] == (states, others):
-            plan = self._kept[2]
-            if self._num_kept < _MOST_KEPT and all(
-                length <= one.most for length, one in zip(plan.lengths, candidates, strict=True)
-            ):
+        if self._kept and self._num_kept < _MOST_KEPT and self._kept[1] == others:
+            kept, _, plan = self._kept
+            if all(state in kept for state in states):
                 self._num_kept += 1
-                for state, length in zip(states, plan.lengths, strict=True):
+                lengths = [min(kept[one.acceptance], one.most) for one in candidates]
+                for state, length in zip(states, lengths, strict=True):
                     state.num_plain += length == 1
-                return plan
+                return replace(plan, lengths=lengths)
         self._credit_s += _PROBE_SHARE * self._num_kept * self._kept[2].seconds if self._kept else 0.0
         best, chosen = self._new_plan(candidates, others)
         self._num_kept = 0
-        self._kept = (states, others, best) if chosen is best else None
+        kept = dict(zip(states, best.lengths, strict=True))
+        self._kept = (kept, others, best) if chosen is best else None
         return chosen
 
     def _new_plan(self, candidates: Sequence[Candidate], others: Others | None) -> tuple[Plan, Plan]:
