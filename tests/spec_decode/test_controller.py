@@ -335,3 +335,18 @@ def test_a_drafter_that_was_measured_too_slow_is_not_shunned_for_ever() -> None:
 def test_curves() -> None:
     curve = Curve([1, 4, 8], [1.0, 2.0, 4.0])
     assert curve([1, 2.5, 8, 16]).tolist() == [1.0, 1.5, 4.0, 8.0]
+    longer = curve.reaching(20)
+    assert longer.num_tokens.tolist() == [1, 4, 8, 16, 32]
+    assert longer.seconds.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert curve.terms(6).tolist() == [0.0, 1.0, 2.0]
+    assert [float(curve.terms(tokens).sum()) for tokens in (0.5, 1, 2.5, 8, 16)] == [1.0, 1.0, 1.5, 4.0, 8.0]
+
+
+def test_what_many_tokens_cost_does_not_bend_the_price_of_few() -> None:
+    costs = made_up_costs(0.02)
+    costs.verify = Curve([1, 8, 128], [7.0, 9.0, 100.0]).reaching(1024)
+    for _ in range(60):
+        costs.learn((32, 512, 512), 600.0, (0, 0), 0.0)  # 391 was expected
+        costs.learn((32, 32, 32), float(Curve([8, 128], [9.0, 100.0])(32)), (0, 0), 0.0)
+    assert costs.pace * float(costs.forward_seconds(32, 512)) == pytest.approx(600.0, rel=0.1)
+    assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(27.2, rel=0.05)

@@ -115,7 +115,7 @@ def summed(measurements: Iterable[Measurement]) -> RequestMetrics:
 
 
 def aggregate(measurements: Sequence[Measurement]) -> list[BenchRow]:
-    """One row for each task, method, block size and concurrency, in order of first appearance.
+    """One row for each task, method, block size and concurrency: by concurrency, then in order of first appearance.
 
     Every answer needs plain decoding's (method "AR") for the same task, prompt, turn, repeat and concurrency
     beside it.
@@ -128,7 +128,7 @@ def aggregate(measurements: Sequence[Measurement]) -> list[BenchRow]:
             plain[m.task, m.prompt_id, m.turn, m.repeat, m.concurrency] = m
     return [
         _row(group, [plain[m.task, m.prompt_id, m.turn, m.repeat, m.concurrency] for m in group])
-        for group in groups.values()
+        for _, group in sorted(groups.items(), key=lambda item: item[0][3])
     ]
 
 

@@ -16,6 +16,7 @@ from flashdraft.spec_decode.step_costs import Curve, StepCosts
 CONTEXT = 128  # tokens behind a measured step
 _LONG_CONTEXT = 4096  # and behind the two that tell what context costs
 _LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
+_MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
 _REPEATS = _TURNS = 2
 
 
@@ -54,8 +55,8 @@ def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     shapes = [(1, width) for width in _widths(max_block)]
     shapes += [(count, max_block) for count in _doubling(num_rows)[1:]]
     costs = StepCosts(
-        _curve(steps.verify, shapes),
-        _curve(steps.draft, [shape for shape in shapes if shape[1] > 1]),
+        _curve(steps.verify, shapes).reaching(_MOST_TOKENS),
+        _curve(steps.draft, [shape for shape in shapes if shape[1] > 1]).reaching(_MOST_TOKENS),
         is_ragged=runner.target.reads_pages,
     )
     few, many = max_block, 4 * max_block

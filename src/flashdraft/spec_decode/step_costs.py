@@ -38,20 +38,25 @@ class Curve:
         beyond: Array = np.maximum(tokens - self.num_tokens[-1], 0.0) * max(rise / run, 0.0)
         return inside + beyond
 
+    def reaching(self, most: int) -> "Curve":
+        """The same with points at every doubling to ``most`` tokens, for steps to teach what was not measured."""
+        tokens = self.num_tokens.tolist()
+        while tokens[-1] < most:
+            tokens.append(2 * tokens[-1])
+        return Curve(tokens, self(tokens).tolist())
+
     def terms(self, num_tokens: float) -> Array:
-        """[points]: what each point's seconds add to those of ``num_tokens``."""
+        """[points]: what each point adds to the seconds of ``num_tokens``; beyond the last point all is the last's."""
         last = len(self.seconds) - 1
-        right = min(max(int(np.searchsorted(self.num_tokens, num_tokens)), 1), last)
-        left = max(right - 1, 0)
-        gap = self.num_tokens[right] - self.num_tokens[left]
-        share = (
-            max((num_tokens - self.num_tokens[left]) / gap, 0.0) if gap else 1.0
-        )  # beyond 1 after the last
-        if self.seconds[right] < self.seconds[left]:
-            share = min(share, 1.0)
+        right = min(int(np.searchsorted(self.num_tokens, num_tokens)), last)
         terms = np.zeros(last + 1)
-        terms[left] = (1 - share) * self.seconds[left]
-        terms[right] += share * self.seconds[right]
+        if num_tokens >= self.num_tokens[right] or right == 0:
+            terms[right] = float(self(num_tokens))
+            return terms
+        gap = self.num_tokens[right] - self.num_tokens[right - 1]
+        share = (num_tokens - self.num_tokens[right - 1]) / gap
+        terms[right - 1] = (1 - share) * self.seconds[right - 1]
+        terms[right] = share * self.seconds[right]
         return terms
 
 
