@@ -42,7 +42,7 @@ CARD := benchmarks/results/card
 
 bench: $(READY)  ## the model card's tables for the embedded pair: hours; goes on where it was cut off
 	$(BIN)/flashdraft bench --limit $(LIMIT) --max-tokens $(TOKENS) --concurrency 32,16,8,1 \
-	  --methods ar,ngram,mtp,dflash,auto --out $(CARD)
+	  --methods ar,ngram:8,mtp,dflash,auto --out $(CARD)
 	$(BIN)/flashdraft report $(CARD) --title "SmolLM2-135M-Instruct and its drafter"
 
 clean:  ## remove caches and build leftovers (the environment: rm -rf .venv)

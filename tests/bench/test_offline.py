@@ -60,6 +60,14 @@ def test_methods_are_what_was_asked_for(llm: LLM) -> None:
         ("tree 16", 8, 16),
         ("tree 64", 8, 64),
     ]
+    own = choose_methods(["ngram:8", "dflash"], [4, 2], {"dflash": llm.drafter})
+    assert [(method.name, method.block_size) for method in own[1:]] == [
+        ("n-gram", 8),
+        ("DFlash", 4),
+        ("DFlash", 2),
+    ]
+    with pytest.raises(UsageError, match="ngram:many names no block size"):
+        choose_methods(["ngram:many"], [4], {})
     named = choose_methods(["mtp", "mine"], [4], {"mtp": llm.drafter, "mine": llm.drafter})
     assert [m.name for m in named] == ["AR", "MTP", "mine"]
     for names, sizes in ((["mtp"], [8]), (["dflash"], [9]), (["dflash"], [1]), (["ngram"], [0])):

@@ -31,6 +31,7 @@ def choose_methods(
 ) -> list[Method]:
     """Plain decoding, and for each block size what ``names`` asks for: "ngram" or one of ``drafters``.
 
+    "ngram:8": at that block size alone.
     "auto": the drafter "dflash" with the controller's choice of every block. "tree": its trees of each of
     ``tree_sizes``, as deep as its largest block.
     Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
@@ -46,13 +47,16 @@ def choose_methods(
             dflash = drafters[DFLASH]
             methods += [Method(f"tree {size}", dflash.max_block_size, dflash, size) for size in tree_sizes]
             continue
+        name, colon, own_size = name.partition(":")
         if name not in (NGRAM, *drafters):
             raise UsageError(
                 f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, AUTO, TREE, *drafters))}."
                 f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)
-        for size in block_sizes:
+        if colon and not own_size.isdigit():
+            raise UsageError(f"{name}:{own_size} names no block size; expected a number, as in {name}:8")
+        for size in [int(own_size)] if colon else block_sizes:
             drafter = NgramDrafter(size) if name == NGRAM else drafters[name]
             if not 2 <= size <= drafter.max_block_size:
                 raise UsageError(f"{label} got block size {size}; expected 2 to {drafter.max_block_size}")

@@ -59,7 +59,8 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, mtp, dflash, tree, auto, names of --draft; ar always runs: it is the yardstick."
+        help="With commas: ar, ngram, mtp, dflash, tree, auto, names of --draft; NAME:SIZE: at that block size alone."
+        " ar always runs: it is the yardstick."
         "  [default: all but ngram and tree]",
     ),
 ]
