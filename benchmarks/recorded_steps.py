@@ -27,7 +27,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 
-PARTS = ("draft", "verify", "choose", "host", "step")
+PARTS = ("observe", "draft", "verify", "choose", "host", "step")
 
 
 class Steps:
@@ -39,9 +39,9 @@ class Steps:
         self._learn = engine.control.learn
         engine.control.learn = self._heard  # type: ignore[method-assign]
 
-    def _heard(self, blocks: Any, drafts: Any, accepted: Any, seconds: Any) -> None:
-        self.seconds = seconds
-        self._learn(blocks, drafts, accepted, seconds)
+    def _heard(self, *told: Any) -> None:
+        self.seconds = told[-1]
+        self._learn(*told)
 
     def run(self, prompts: Sequence[list[int]], block: BlockSize, num_steps: int) -> dict[str, Any]:
         """Medians of steps in which all of ``prompts`` decode."""

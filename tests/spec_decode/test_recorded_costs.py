@@ -34,7 +34,7 @@ def test_a_step_costs_what_its_padded_shape_was_measured_to(seed: int) -> None:
     rng = random.Random(seed)
     verify, draft = random_seconds(rng, 2, 3, 4), random_seconds(rng, 2, 3, 3)
     costs = costs_of(verify, draft)
-    costs.verify_row_s = costs.draft_row_s = 0.0
+    costs.verify_row_s = costs.draft_row_s = costs.observe_row_s = 0.0
     for context, share in ((0, 0.0), (100, 0.0), (300, 256 / 768), (800, 1.0), (1500, 1792 / 768)):
         costs.context = context
         for rows in (1, 2, 3, 4):
@@ -52,7 +52,7 @@ def test_a_step_costs_what_its_padded_shape_was_measured_to(seed: int) -> None:
 def test_more_rows_than_were_measured_cost_in_proportion_and_wider_forwards_by_their_tokens() -> None:
     verify = np.array([[[1.0, 1, 1, 2], [2, 2, 2, 4], [3, 3, 3, 8]]] * 2)
     costs = costs_of(verify, verify[:, :, 1:])
-    costs.verify_row_s = costs.draft_row_s = 0.0
+    costs.verify_row_s = costs.draft_row_s = costs.observe_row_s = 0.0
     assert costs.verify_seconds(8, [1, 8]).tolist() == [3 + 2 * 1, 8 + 2 * 4]
     assert costs.draft_seconds([4, 6, 8], 8).tolist() == [8, 12, 16]
     assert float(costs.verify_seconds(1, 64)) == 16, "a line through 16 tokens at 4 and 32 at 8"
@@ -71,7 +71,8 @@ def test_steps_teach_what_the_host_adds() -> None:
     costs = costs_of(np.full((2, 3, 4), 1.0), np.full((2, 3, 3), 0.1))
     for _ in range(400):
         rare_s = 5.0 * (rng.random() < 0.15)
-        costs.learn((4, 32, 32), 1.5 + rare_s, (2, 4), 0.4 + rare_s)
+        costs.learn((4, 32, 32), 1.5 + rare_s, (2, 4), 0.3 + rare_s)
+        costs.learn_observe(rng.randrange(2, 9), 0.1 + rare_s)
         costs.learn((9, 270, 9), 1.0, (0, 0), 0.0)  # wider than any: nothing is learned
     assert float(costs.verify_seconds(4, 8)) == pytest.approx(1.5, rel=0.15)
     assert float(costs.verify_seconds(4, 1)) == pytest.approx(1.5, rel=0.15), (

@@ -5,7 +5,7 @@ over tokens tells. But recorded shapes come in powers of two, so that few are al
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 
 import numpy as np
@@ -17,7 +17,7 @@ Places = NDArray[np.intp]
 
 _STEP_ROWS = 8  # a step costs the host as much as so many rows of it
 # What a row costs the host at first, of a forward of one row: as on an H100 (benchmarks/recorded_steps.py).
-_VERIFY_ROW, _DRAFT_ROW = 1 / 200, 1 / 20
+_VERIFY_ROW, _DRAFT_ROW, _OBSERVE_ROW = 1 / 200, 1 / 60, 1 / 30
 _UP, _DOWN = exp(0.05), exp(-0.15)
 
 
@@ -75,10 +75,13 @@ class RecordedCosts(StepCosts):
     verify_table: ShapeTable
     draft_table: ShapeTable
     measured_context: int  # tokens behind a measured step
+    observe_row_s: float = field(init=False)  # of a drafting row: what was committed is copied row by row
+    _num_observing: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.verify_row_s = _VERIFY_ROW * float(self.verify_table.seconds[0, 0, -1])
-        self.draft_row_s = _DRAFT_ROW * float(self.draft_table.seconds[0, 0, -1])
+        draft_s = float(self.draft_table.seconds[0, 0, -1])
+        self.draft_row_s, self.observe_row_s = _DRAFT_ROW * draft_s, _OBSERVE_ROW * draft_s
 
     def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
         """See :class:`StepCosts`."""
@@ -90,9 +93,8 @@ class RecordedCosts(StepCosts):
     def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:
         """See :class:`StepCosts`."""
         rows = np.asarray(num_rows)
-        seconds = self.draft_table(rows, block, self._num_keys(block)) + self.draft_row_s * (
-            rows + _STEP_ROWS
-        )
+        seconds = self.draft_table(rows, block, self._num_keys(block))
+        seconds = seconds + (self.draft_row_s + self.observe_row_s) * (rows + _STEP_ROWS)
         return np.where(rows > 0, seconds, 0.0)
 
     def learn(
@@ -103,11 +105,17 @@ class RecordedCosts(StepCosts):
         width = num_tokens // rows
         if width <= self.verify_table.widths[-1]:
             self.verify_row_s *= _learned(verify_s, float(self.verify_seconds(rows, width)))
+        self._num_observing = drafted[0]
         if drafted[0]:
-            self.draft_row_s *= _learned(draft_s, float(self.draft_seconds(*drafted)))
+            observe_s = self._observe_seconds(drafted[0])
+            self.draft_row_s *= _learned(draft_s, float(self.draft_seconds(*drafted)) - observe_s)
 
-    def learn_observe(self, num_tokens: int, seconds: float) -> None:
-        """See :class:`StepCosts`. It runs on beside the host; what the draft waits for is the draft's."""
+    def learn_observe(self, num_tokens: int, seconds: float) -> None:  # noqa: ARG002
+        """See :class:`StepCosts`. By rows, those that the last :meth:`learn` heard of, and not by tokens."""
+        self.observe_row_s *= _learned(seconds, self._observe_seconds(self._num_observing))
+
+    def _observe_seconds(self, num_rows: int) -> float:
+        return self.observe_row_s * (num_rows + _STEP_ROWS)
 
     def _num_keys(self, width: ArrayLike) -> Array:
         longest = self.measured_context + self.context + np.asarray(width)
