@@ -150,7 +150,7 @@ def _bench_here(
     block_sizes, tree_sizes = numbers_in(sizes[0], "--block-sizes"), numbers_in(sizes[1], "--draft-tree")
     named, prompts = _named(draft or []), config.prompts()
     wanted = names_in(methods) if methods else None
-    if wanted and OWN_MTP in wanted:
+    if wanted and any(name.partition(":")[0] == OWN_MTP for name in wanted):
         named.setdefault(OWN_MTP, OWN_MTP)
     llm = open_llm(model, named.get("dflash"), dtype, device, quantization=quantization)
     drafters = _drafters(llm, model, named, dtype, device, quantization)
