@@ -66,8 +66,9 @@ def test_methods_are_what_was_asked_for(llm: LLM) -> None:
         ("DFlash", 4),
         ("DFlash", 2),
     ]
-    with pytest.raises(UsageError, match="ngram:many names no block size"):
-        choose_methods(["ngram:many"], [4], {})
+    for asked in ("ngram:many", "auto:8"):
+        with pytest.raises(UsageError, match=f"{asked} names no block size"):
+            methods(llm, [asked], [4])
     named = choose_methods(["mtp", "mine"], [4], {"mtp": llm.drafter, "mine": llm.drafter})
     assert [m.name for m in named] == ["AR", "MTP", "mine"]
     for names, sizes in ((["mtp"], [8]), (["dflash"], [9]), (["dflash"], [1]), (["ngram"], [0])):

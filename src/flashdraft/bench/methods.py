@@ -37,7 +37,12 @@ def choose_methods(
     Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
     """
     methods = [Method(BASELINE, 1, None)]
-    for name in names:
+    for asked in names:
+        name, colon, own_size = asked.partition(":")
+        if colon and (not own_size.isdecimal() or name in (AR, AUTO, TREE)):
+            raise UsageError(
+                f"{asked} names no block size; expected a drafter's name and a number, as in ngram:8"
+            )
         if name == AR:
             continue
         if name == AUTO and DFLASH in drafters:
@@ -47,15 +52,12 @@ def choose_methods(
             dflash = drafters[DFLASH]
             methods += [Method(f"tree {size}", dflash.max_block_size, dflash, size) for size in tree_sizes]
             continue
-        name, colon, own_size = name.partition(":")
         if name not in (NGRAM, *drafters):
             raise UsageError(
                 f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, AUTO, TREE, *drafters))}."
                 f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)
-        if colon and not own_size.isdigit():
-            raise UsageError(f"{name}:{own_size} names no block size; expected a number, as in {name}:8")
         for size in [int(own_size)] if colon else block_sizes:
             drafter = NgramDrafter(size) if name == NGRAM else drafters[name]
             if not 2 <= size <= drafter.max_block_size:

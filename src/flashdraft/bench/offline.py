@@ -20,6 +20,7 @@ from flashdraft.bench.results import Measurement, repeated_share
 from flashdraft.bench.tasks import BenchPrompt
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.step_timing import doubling
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import AUTO
@@ -226,15 +227,15 @@ class OfflineBench:
         """
         if method.block_size == AUTO:  # a step may then be as wide as any of these
             most = self.llm.max_block_size
-            for width in (most, *(1 << k for k in reversed(range((most - 1).bit_length())))):
+            for width in reversed(doubling(most)):
                 self._record(replace(method, block_size=width), token_ids, concurrency)
             return
         few = replace(self.params, max_tokens=_RECORDED_ROUNDS * method.block_size, ignore_eos=True)
         context = self.llm.target.config.max_position_embeddings
         for length in record_lengths(min(self.params.max_tokens + _PROMPT_ROOM, context), few.max_tokens):
             prompt = (token_ids * (length // len(token_ids) + 1))[:length]
-            for num_rows in (1 << k for k in reversed(range((concurrency - 1).bit_length() + 1))):
-                self._answer(method, [prompt] * min(num_rows, concurrency), few, concurrency)
+            for num_rows in reversed(doubling(concurrency)):
+                self._answer(method, [prompt] * num_rows, few, concurrency)
 
 
 def record_lengths(longest: int, num_tokens: int) -> list[int]:

@@ -32,7 +32,7 @@ def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int) -> Rec
     """Every shape that blocks are recorded in, behind a short context and a long one."""
     short, long = (_Steps(runner, max_block, num_rows, context) for context in (CONTEXT, _LONG_OF_ALL))
     both = [short, long] if long.context > short.context else [short]
-    verify = _table([(steps, steps.verify) for steps in both], _doubling(max_block))
+    verify = _table([(steps, steps.verify) for steps in both], doubling(max_block))
     draft = _table([(steps, steps.draft) for steps in both], sorted(drafted_blocks(max_block)))
     for steps in (short, long):
         steps.leave()
@@ -43,7 +43,7 @@ def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int) -> Rec
 
 def _table(works: Sequence[tuple["_Steps", Callable[..., None]]], widths: Sequence[int]) -> ShapeTable:
     """Seconds of each of ``works``, one a context. The largest shapes first: rows that grow lose recordings."""
-    counts = _doubling(len(works[0][0].rows))
+    counts = doubling(len(works[0][0].rows))
     shapes = [(count, width) for count in reversed(counts) for width in reversed(widths)]
     tables = [np.flip(_fastest(work, shapes)).reshape(len(counts), -1) for _, work in reversed(works)]
     num_keys = [power_of_two(steps.context + widths[-1]) for steps, _ in works]
@@ -53,7 +53,7 @@ def _table(works: Sequence[tuple["_Steps", Callable[..., None]]], widths: Sequen
 def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     steps = _Steps(runner, max_block, num_rows)
     shapes = [(1, width) for width in _widths(max_block)]
-    shapes += [(count, max_block) for count in _doubling(num_rows)[1:]]
+    shapes += [(count, max_block) for count in doubling(num_rows)[1:]]
     costs = StepCosts(
         _curve(steps.verify, shapes).reaching(_MOST_TOKENS),
         _curve(steps.draft, [shape for shape in shapes if shape[1] > 1]).reaching(_MOST_TOKENS),
@@ -128,14 +128,14 @@ class _Steps:
         best.tolist()
 
 
-def _doubling(last: int) -> list[int]:
+def doubling(last: int) -> list[int]:
     """1, 2, 4, ..., last."""
     return [*(1 << k for k in range((last - 1).bit_length())), last]
 
 
 def _widths(last: int) -> list[int]:
     """Powers of two, and what follows each: kernels work in tiles, so a tile's first token costs most."""
-    return sorted({width for power in _doubling(last) for width in (power, power + 1) if width <= last})
+    return sorted({width for power in doubling(last) for width in (power, power + 1) if width <= last})
 
 
 def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
-from flashdraft.spec_decode.block_search import Candidate, Others, PaddedSearch, Plan, RaggedSearch
+from flashdraft.spec_decode.block_search import Candidate, Others, PaddedSearch, Plan, RaggedSearch, Search
 from flashdraft.spec_decode.step_costs import StepCosts
 
 AUTO: Literal["auto"] = "auto"
@@ -80,7 +80,7 @@ class Controller:
         if num_accepted == num_asked:
             acceptance.patience = _PATIENCE  # a probe that found nothing but good
 
-    def _with_probes(self, search: PaddedSearch | RaggedSearch, best: Plan) -> Plan:
+    def _with_probes(self, search: Search, best: Plan) -> Plan:
         self._credit_s = min(self._credit_s + _PROBE_SHARE * best.seconds, best.seconds)
         due = [
             idx

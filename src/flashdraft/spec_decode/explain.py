@@ -17,7 +17,7 @@ def explain(controller: Controller | None, metrics: RequestMetrics) -> str:
 def _costs(costs: StepCosts) -> str:
     tokens = [round(count) for count in costs.verify.num_tokens]
     lines = [
-        "Step costs in milliseconds, measured at the start and corrected since:",
+        "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
         _line("tokens in the forward", tokens),
         _line("target, with its logits", _ms(costs.verify(tokens))),
         _line("drafter", _ms(costs.draft(tokens))),

@@ -1,6 +1,6 @@
 """What a step costs on this machine, in seconds: measured once, then kept current by the steps themselves.
 
-Knows shapes and seconds, neither models nor clocks. A forward runs over rows of one width, padding included.
+Knows shapes and seconds, neither models nor clocks.
 """
 
 from collections.abc import Sequence
@@ -145,9 +145,8 @@ class StepCosts:
             return
         surprise = log(seen_s / (expected_s * self.pace))
         surprise = min(max(surprise, -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
-        slopes: Array = np.array(
-            [1.0, *(term / expected_s for term in terms)]
-        )  # of the logarithm of the seconds
+        # Of the logarithm of the seconds by those of the parts.
+        slopes: Array = np.array([1.0, *(term / expected_s for term in terms)])
         gains = self._covariance @ slopes
         gains /= np.sqrt(variance := float(slopes @ gains) + _NOISE**2)
         self._covariance -= np.outer(gains, gains)
