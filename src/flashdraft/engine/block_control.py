@@ -1,6 +1,6 @@
 """The controller within the engine: measures the machine once, plans each step, and learns from it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from flashdraft.engine.model_runner import ModelRunner
@@ -9,7 +9,7 @@ from flashdraft.engine.step_timing import CONTEXT, measure_costs
 from flashdraft.errors import UsageError
 from flashdraft.generate import check_request
 from flashdraft.models.base import TargetModel
-from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance
+from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance, Drafted
 from flashdraft.spec_decode.block_search import Candidate, Others
 from flashdraft.spec_decode.controller import AUTO, BlockSize, Controller
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -42,15 +42,23 @@ class StepSeconds(NamedTuple):
 
 
 class BlockControl:
-    """Chooses the blocks of requests that leave it to the engine. ``costs``: measured when first needed if None."""
+    """Chooses the blocks of requests that leave it to the engine. ``costs``: measured when first needed if None.
+
+    ``trusts_drafter``: what is accepted has to do with the drafter's confidence, as it has unless it is simulated.
+    """
 
     def __init__(
-        self, runner: ModelRunner, drafter: Drafter | None = None, costs: StepCosts | None = None
+        self,
+        runner: ModelRunner,
+        drafter: Drafter | None = None,
+        costs: StepCosts | None = None,
+        trusts_drafter: bool = True,
     ) -> None:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         # Only a drafter of whole blocks drafts a token differently when fewer follow it.
         self.short_log_odds = SHORT_BLOCK_LOG_ODDS if isinstance(drafter, DFlashDrafter) else 0.0
+        self.trusts_drafter = trusts_drafter
         self.controller = self._controller(costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0
@@ -94,6 +102,21 @@ class BlockControl:
         for request, length in zip(automatic, plan.lengths, strict=True):
             request.block_size, request.num_verified = plan.block, length
 
+    def cut(
+        self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
+    ) -> list[tuple[Request, int]]:
+        """``blocks`` with as many tokens of each automatic draft as are worth verifying, now that it is there."""
+        drafts = {}
+        for request, size in blocks:
+            if request in proposed and request.acceptance is not None:
+                draft = self._draft(request, proposed[request])
+                drafts[request] = draft._replace(num_tokens=min(size - 1, draft.num_tokens))
+        if not drafts or self.controller is None:
+            return list(blocks)
+        others = Others(tuple(size for request, size in blocks if request not in drafts))
+        lengths = dict(zip(drafts, self.controller.cut(list(drafts.values()), others), strict=True))
+        return [(request, 1 + lengths.get(request, size - 1)) for request, size in blocks]
+
     def learn_step(self, seconds: float) -> None:
         """Take what the step of the last :meth:`learn` took in all: what was not told of then is the host's."""
         if self.controller and self._num_steps % _LEARN_EVERY == 0:
@@ -102,28 +125,32 @@ class BlockControl:
     def learn(
         self,
         blocks: Sequence[tuple[Request, int]],
+        proposed: Mapping[Request, DraftTree],
         drafts: Sequence[DraftTree],
         accepted: Sequence[int],
         num_observed: int,
         seconds: StepSeconds,
     ) -> None:
-        """Take what a step brought and took; ``num_observed``: tokens that the drafter took before it drafted."""
+        """Take what a step brought and took.
+
+        ``proposed``: whole drafts, and of each of ``blocks`` the part in ``drafts`` was verified. ``num_observed``:
+        tokens that the drafter took before it drafted.
+        """
         self._told_s = sum(seconds)
         if self.controller is None:
             return
         self._num_steps += 1
-        drafts_now = any(size > 1 for _, size in blocks)
-        is_due = self._num_steps % _LEARN_EVERY == 0 or drafts_now != self._drafted
-        self._drafted = drafts_now
-        if not is_due and not drafts_now:
+        is_due = self._num_steps % _LEARN_EVERY == 0 or bool(proposed) != self._drafted
+        self._drafted = bool(proposed)
+        if not is_due and not proposed:
             return  # a plain step tells its costs alone
-        drafted = [request.block_size for request, size in blocks if size > 1]
         if is_due:
             costs, num_rows = self.controller.costs, len(blocks)
             num_logits = num_rows + sum(len(draft) for draft in drafts)
             padded = num_rows * (1 + max(len(draft) for draft in drafts))
             shape = num_rows, num_logits if costs.is_ragged else padded, num_logits
-            costs.learn(shape, seconds.verify, (len(drafted), max(drafted, default=0)), seconds.draft)
+            block = max((request.block_size for request in proposed), default=0)
+            costs.learn(shape, seconds.verify, (len(proposed), block), seconds.draft)
             if num_observed:
                 costs.learn_observe(num_observed, seconds.observe)
         sampled = [request.answer.chooser.is_argmax for request, _ in blocks].count(False)
@@ -134,6 +161,17 @@ class BlockControl:
                 if not request.answer.chooser.is_argmax
             )
             self._choose_s += (_CHOOSE_RATE if self._choose_s else 1.0) * (each_s - self._choose_s)
-        for (request, size), num_accepted in zip(blocks, accepted, strict=True):
-            if request.acceptance is not None and size > 1:
-                self.controller.observe(request.acceptance, request.block_size, size - 1, num_accepted)
+        observed = [
+            self._draft(request, proposed[request])._replace(
+                num_verified=len(draft), num_accepted=num_accepted
+            )
+            for (request, _), draft, num_accepted in zip(blocks, drafts, accepted, strict=True)
+            if request in proposed and request.acceptance is not None
+        ]
+        if observed:
+            self.controller.observe(observed)
+
+    def _draft(self, request: Request, draft: DraftTree) -> Drafted:
+        assert request.acceptance is not None
+        log_probs = draft.log_probs if self.trusts_drafter else []
+        return Drafted(request.acceptance, request.block_size, log_probs, len(draft))

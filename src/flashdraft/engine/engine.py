@@ -57,7 +57,7 @@ class Engine:
         self.tree_size = self._check_tree(draft_tree)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, self.config, num_pages)
-        self.control = BlockControl(self.runner, drafter, costs)
+        self.control = BlockControl(self.runner, drafter, costs, trusts_drafter=simulated is None)
         self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states))
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
@@ -240,6 +240,7 @@ class Engine:
         runner.catch_up(drafting)
         caught_up = perf_counter()
         proposed = runner.propose(drafting)
+        blocks = self.control.cut(blocks, proposed)
         drafts = [
             request.answer.cut(proposed[request].first(size - 1), request.most_tokens - 1)
             if size > 1
@@ -259,7 +260,7 @@ class Engine:
         seconds = StepSeconds(
             caught_up - started, drafted - caught_up, answered - drafted, verified - answered
         )
-        self.control.learn(blocks, drafts, [len(path) - 1 for path in paths], num_late, seconds)
+        self.control.learn(blocks, proposed, drafts, [len(path) - 1 for path in paths], num_late, seconds)
         outputs = []
         for request, draft, block, (path, anchor), result in zip(
             requests, drafts, tokens, decided, results, strict=True

@@ -105,8 +105,7 @@ class ModelRunner:
         drafts: dict[Request, DraftTree] = {}
         if of_chains:
             assert self.drafter is not None
-            chains = self.drafter.propose(*_asked(of_chains))
-            drafts |= zip(of_chains, map(DraftTree.chain, chains), strict=True)
+            drafts |= zip(of_chains, self.drafter.propose(*_asked(of_chains)), strict=True)
         if of_trees:
             assert isinstance(self.drafter, DFlashBatch)
             most = max(request.tree_size for request in of_trees) - 1

@@ -140,8 +140,17 @@ class NativeDecoder:
         """The first largest of the head's outputs, int64 [...], of final hidden states [..., hidden_size] bfloat16."""
         head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
         best = torch.empty(len(rows), dtype=torch.long)
-        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), self.num_threads)
+        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), None, self.num_threads)
         return best.view(hidden.shape[:-1])
+
+    def likeliest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`argmax`, and those outputs' log-probabilities, float32 [...]."""
+        head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        best, log_probs = torch.empty(len(rows), dtype=torch.long), torch.empty(len(rows))
+        self._library.linear_argmax(
+            head, rows.data_ptr(), len(rows), best.data_ptr(), log_probs.data_ptr(), self.num_threads
+        )
+        return best.view(hidden.shape[:-1]), log_probs.view(hidden.shape[:-1])
 
     def _float(self, weight: Tensor | None) -> int | None:
         """Where a float32 copy of ``weight`` lies."""

@@ -92,27 +92,45 @@ void linear(const Linear* w, const uint16_t* input, int64_t rows, float* out, in
     });
 }
 
-// best[rows]: the first largest column of what linear() would give; nothing of it is kept.
-void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t* best, int threads) {
+// best[rows]: the first largest column of what linear() would give; nothing of it is kept. log_probs[rows], unless it is
+// null: the logarithm of that column's share in a softmax over all.
+void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t* best, float* log_probs, int threads) {
     const Decoder none{};
     const Batch batch = only_rows(rows);
     Forward f(none, batch);
     std::vector<Best> found(threads * rows, Best{-INFINITY, 0});
+    // Of each row, by lanes: the sum of e^(value - largest so far).
+    std::vector<float> sums(log_probs ? threads * rows * LANES : 0);
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
         Best* own = &found[Team::thread() * rows];
+        float* own_sums = sums.data() + Team::thread() * rows * LANES;
         multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
             int64_t left = w->n - column;
             v = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), left < LANES ? (1 << left) - 1 : 0xffff, v);
-            float largest = _mm512_reduce_max_ps(v);
-            if (largest < own[row].value) return;
-            int lane = __builtin_ctz(_mm512_cmp_ps_mask(v, _mm512_set1_ps(largest), _CMP_EQ_OQ));
-            own[row] = std::max(own[row], Best{largest, column + lane});
+            const float largest = _mm512_reduce_max_ps(v), before = own[row].value;
+            if (largest >= before) {
+                int lane = __builtin_ctz(_mm512_cmp_ps_mask(v, _mm512_set1_ps(largest), _CMP_EQ_OQ));
+                own[row] = std::max(own[row], Best{largest, column + lane});
+            }
+            if (!log_probs) return;
+            float* sum = own_sums + row * LANES;
+            __m512 total = _mm512_loadu_ps(sum);
+            if (largest > before) total = _mm512_mul_ps(total, _mm512_set1_ps(std::exp(before - largest)));
+            v = _mm512_sub_ps(v, _mm512_set1_ps(own[row].value));
+            _mm512_storeu_ps(sum, _mm512_add_ps(total, exp_ps(v)));
         });
     });
     for (int64_t row = 0; row < rows; ++row) {
         Best most = found[row];
         for (int t = 1; t < threads; ++t) most = std::max(most, found[t * rows + row]);
         best[row] = most.column;
+        if (!log_probs) continue;
+        float total = 0;
+        for (int t = 0; t < threads; ++t) {
+            const float* sum = &sums[(t * rows + row) * LANES];
+            total += std::exp(found[t * rows + row].value - most.value) * _mm512_reduce_add_ps(_mm512_loadu_ps(sum));
+        }
+        log_probs[row] = -std::log(total);
     }
 }
 }

@@ -129,7 +129,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "decoder_forward": (_POINTER, _POINTER, _POINTER, _POINTER, _INT64, ctypes.c_int),
         "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
-        "linear_argmax": (_POINTER, _INT64, _POINTER, ctypes.c_int),
+        "linear_argmax": (_POINTER, _INT64, _POINTER, _POINTER, ctypes.c_int),
     }
     for name, pointed in structs.items():
         function = getattr(lib, name)

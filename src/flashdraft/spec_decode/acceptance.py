@@ -1,24 +1,37 @@
-"""How likely the draft tokens of a request are to be accepted: by position, as everybody's, and by its own luck.
+"""How much of a draft is accepted: of one that is there, by the drafter's confidence; of the next, by the last ones.
 
-A request's tokens are easier or harder to draft than others', all positions alike, and that changes as its text goes
-on: one number a request, log odds that a Kalman filter follows. It predicts better than rates by position of a
-request's own, of which a round shows one failure at most (docs/log.md).
+A drafter that gives its tokens probabilities foresees which of them are accepted, far better than their positions and
+the request's past do (docs/log.md). What its confidence is worth is learned from what was verified. Before anything is
+drafted, a request's last drafts, and to a small part other requests' first ones, stand for what the next may be.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, expm1, log
+from typing import NamedTuple
 
 import numpy as np
 
 from flashdraft.spec_decode.step_costs import Array
 
+# What a verified token may cost, in tokens that the step could bring in its time. 0: what is there, whatever it costs.
+PRICES: Array = np.array([0.0, 0.03, 0.07, 0.14, 0.25, 0.4, 0.6, 0.8])
 _PRIOR_RATE = 0.7
-_PRIOR_WEIGHT, _ALL_WEIGHT = 4.0, 200.0  # rounds that the prior counts for, and that are remembered
-_KEPT = 0.97  # of a request's lead, from one round to the next
-_SPREAD = 1.0  # of the leads of all requests, as a variance
-_MOST_LEAD = 4.0
+_ALL_WEIGHT = 200.0  # rounds that are remembered of all requests
+# Drafts are much like the one before, little like the tenth before: shares that their weights keep, from draft to
+# draft, from one plain round to the next, and of other requests' first drafts.
+_KEPT, _KEPT_PLAIN, _KEPT_FIRST = 0.7, 0.97, 0.9
+_FIRSTS_WEIGHT = 0.45  # of those beside a request's only draft; half as much beside two
 _MOST = 0.995
+_HOPELESS = 0.01  # chance of a token below which nobody asks for it
+_CERTAIN = 4.0  # log odds that stand for what is known
+_MOST_CONFIDENCE = 7.0  # in log odds
+_MOST_TAUGHT = (
+    8  # drafts of one step that teach what confidence is worth: they are many where steps are short
+)
+# What is known of offset and slope at first, as variances, and what share of it is still known a step later.
+_OFFSET_VARIANCE, _SLOPE_VARIANCE = 0.1, 0.02
+_REMEMBERED = 0.9995
 # What a drafter of whole blocks loses in a shorter one, in log odds at a vanishing block: measured on the embedded pair
 # (benchmarks/short_blocks.py). Not learned: a request that keeps to one block cannot tell its own luck from this.
 SHORT_BLOCK_LOG_ODDS = -0.25
@@ -28,68 +41,169 @@ SHORT_BLOCK_LOG_ODDS = -0.25
 class Acceptance:
     """One request's."""
 
-    lead: float = 0.0  # log odds of its draft tokens beyond those of all requests, when it last drafted
-    variance: float = _SPREAD
+    offers: Array | float = 0.0  # of its last drafts, the sum by weight: see :meth:`AcceptanceModel.offers`
+    weight: float = 0.0  # of those together
+    num_drafts: int = 0
     choose_s: float = 0.0  # host seconds that one more verified token costs this request
     num_plain: int = 0  # rounds since it last drafted
     patience: int = 8  # plain rounds before its next probe
 
 
-class AcceptanceModel:
-    """The odds of all requests by position, and how much a draft of a shorter block loses (``short_log_odds``).
+class Drafted(NamedTuple):
+    """A draft of one request, and what came of it."""
 
-    [i] stands for draft token i, given that those before it were accepted. Lists, since a round touches a few numbers
-    in the middle of a step, where calls into numpy find cold caches.
+    request: Acceptance
+    block: int  # tokens that were asked for, anchor included
+    log_probs: Sequence[float]  # the drafter's, of each token of such a block; empty where it has none
+    num_tokens: int  # that can be verified
+    num_verified: int = 0
+    num_accepted: int = 0
+
+
+class AcceptanceModel:
+    """What all requests teach of drafts of ``blocks``, the longest first.
+
+    ``short_log_odds``: how much a draft of a shorter block loses.
     """
 
-    def __init__(self, max_block: int, short_log_odds: float = 0.0) -> None:
-        self.log_odds = [log_odds(_PRIOR_RATE)] * (max_block - 1)
-        self.weights = [_PRIOR_WEIGHT] * (max_block - 1)
-        self.max_block, self.short_log_odds = max_block, short_log_odds
+    def __init__(self, blocks: Sequence[int], short_log_odds: float = 0.0) -> None:
+        self.blocks, self.max_block = tuple(blocks), max(blocks)
+        self.shifts: Array = np.array([short_log_odds * (1 - block / self.max_block) for block in blocks])
+        self.foresees = False  # whether drafts come with the drafter's confidence
+        # Log odds that a token is accepted: offset + slope * those that the drafter gives it.
+        self.offset, self.slope = 0.0, 0.8
+        # The information about both: of the offset, of both together, of the slope.
+        self._known = 1 / _OFFSET_VARIANCE, 0.0, 1 / _SLOPE_VARIANCE
+        prior: Array = np.full((1, self.max_block - 1), log(_PRIOR_RATE / (1 - _PRIOR_RATE)))
+        self._usual, self._usual_weight = prior[0].copy(), 4.0  # log odds of all drafts' tokens, by position
+        self._firsts: Array = self._offered(prior)[0]
+        self._firsts_weight = 1.0
+        self._num_reached, self._num_accepted = [4.0] * prior.size, [4.0 * _PRIOR_RATE] * prior.size
 
     @property
     def rates(self) -> list[float]:
-        """Of a request like any other, for a draft of the whole block."""
-        return [_chance(one) for one in self.log_odds]
+        """[i]: share of draft tokens i that are accepted when those before them are."""
+        counts = zip(self._num_accepted, self._num_reached, strict=True)
+        return [accepted / reached for accepted, reached in counts]
 
-    def survival(self, requests: Sequence[Acceptance], blocks: Sequence[int]) -> Array:
-        """[num_blocks, num_requests, max_block - 1]: the chance that draft tokens 0 .. i of such a block are accepted.
+    def offers(self, requests: Sequence[Acceptance]) -> Array:
+        """What the next draft of each request should bring, [num_requests, num_blocks, 2, prices, max_block - 1].
 
-        Nothing is accepted beyond a block's own end.
+        [..., 0, k, i]: the sum, over draft tokens 0 .. i, of what the chance that a token is accepted exceeds
+        ``PRICES[k]`` by; [..., 1, k, i]: how many of them exceed it. Of i beyond a block's end: as at its end.
         """
-        leads: Array = np.array([request.lead * _KEPT**request.num_plain for request in requests])
-        shifts: Array = np.array([self._shift(block) for block in blocks])
-        odds = shifts[:, None, None] + leads[:, None] + np.array(self.log_odds)
-        chances = np.cumprod(np.minimum(1 / (1 + np.exp(-odds)), _MOST), axis=2)
-        for of_block, block in zip(chances, blocks, strict=True):
-            of_block[:, block - 1 :] = 0.0
-        return np.asarray(chances)
+        firsts = self._firsts / self._firsts_weight
+        found: Array = np.empty((len(requests), *firsts.shape))
+        for row, request in enumerate(requests):
+            kept = _KEPT_PLAIN**request.num_plain
+            of_firsts = _FIRSTS_WEIGHT * (1 - kept + kept / max(request.num_drafts, 1))
+            total = kept * request.weight + of_firsts
+            found[row] = kept / total * request.offers + of_firsts / total * firsts
+        if self.foresees:
+            return found
+        # A draft does not tell which of them it is: what counts is the mean of its chances.
+        return _offered(np.diff(found[:, :, 0, 0], axis=2, prepend=0.0))
 
-    def observe(self, request: Acceptance, block: int, num_asked: int, num_accepted: int) -> None:
-        """A round verified ``num_asked`` draft tokens of a ``block``; one that was not drafted is a miss."""
-        kept = _KEPT ** (request.num_plain + 1)
-        lead = kept * request.lead
-        variance = kept**2 * request.variance + (1 - kept**2) * _SPREAD
-        surprise = information = 0.0
-        shift = self._shift(block) + lead
-        for idx in range(min(num_accepted + 1, num_asked)):
-            chance = _chance(self.log_odds[idx] + shift)
-            of_token, known = float(idx < num_accepted) - chance, chance * (1 - chance)
-            surprise, information = surprise + of_token, information + known
-            weight = self.weights[idx] = min(self.weights[idx] + 1, _ALL_WEIGHT)
-            self.log_odds[idx] += of_token / max(known, 0.1) / weight
-        request.variance = 1 / (1 / variance + information)
-        request.lead = min(max(lead + request.variance * surprise, -_MOST_LEAD), _MOST_LEAD)
+    def foresee(self, drafts: Sequence[Drafted]) -> list[list[float]]:
+        """Of each draft of a step, all of one block: the chances that tokens 0 .. i are accepted, while there is hope.
 
-    def _shift(self, block: int) -> float:
-        """Log odds that a draft of ``block`` tokens has beyond those of a whole one."""
-        return self.short_log_odds * (1 - block / self.max_block)
+        Drafts that come with confidence are remembered.
+        """
+        self.foresees = all(draft.log_probs for draft in drafts)
+        if not self.foresees:
+            where = self.blocks.index(drafts[0].block)
+            means = np.diff(self.offers([draft.request for draft in drafts])[:, where, 0, 0], prepend=0.0)
+            return [mean[: draft.num_tokens] for mean, draft in zip(means.tolist(), drafts, strict=True)]
+        odds = [[self.offset + self.slope * confidence(one) for one in draft.log_probs] for draft in drafts]
+        self._remember(drafts, np.array(odds))
+        return [_survival(one[: draft.num_tokens]) for one, draft in zip(odds, drafts, strict=True)]
+
+    def observe(self, drafts: Sequence[Drafted]) -> None:
+        """Take what came of a step's drafts, all of one block."""
+        for draft in drafts:
+            for place in range(min(draft.num_accepted + 1, draft.num_verified)):
+                fade = min(1.0, _ALL_WEIGHT / (self._num_reached[place] + 1))
+                self._num_reached[place] = fade * (self._num_reached[place] + 1)
+                hit = place < draft.num_accepted
+                self._num_accepted[place] = fade * (self._num_accepted[place] + hit)
+        if self.foresees:
+            self._calibrate(drafts[:: -(-len(drafts) // _MOST_TAUGHT)])
+            return
+        odds: Array = np.tile(self._usual[: drafts[0].block - 1], (len(drafts), 1))
+        for row, draft in zip(odds, drafts, strict=True):
+            row[: draft.num_accepted] = _CERTAIN
+            # What was not drafted would not have been accepted.
+            if draft.num_accepted < draft.num_verified or draft.num_verified == draft.num_tokens:
+                row[draft.num_accepted : draft.num_accepted + 1] = -_CERTAIN
+        self._remember(drafts, odds)
+
+    def _remember(self, drafts: Sequence[Drafted], odds: Array) -> None:
+        """``odds`` [num_drafts, block - 1] of drafts of one block, each token's given those before it."""
+        last = odds.shape[1]
+        odds = odds - self.shifts[self.blocks.index(last + 1)]
+        if last < len(self._usual):  # what a shorter block lacks is as good as what it has
+            ahead = (odds - self._usual[:last]).mean(axis=1, keepdims=True)
+            odds = np.concatenate((odds, self._usual[last:] + ahead), axis=1)
+        weight = self._usual_weight = min(self._usual_weight + len(odds), _ALL_WEIGHT)
+        self._usual += (odds - self._usual).sum(axis=0) / weight
+        for draft, offered in zip(drafts, self._offered(odds), strict=True):
+            request = draft.request
+            if not request.num_drafts:
+                self._firsts = _KEPT_FIRST * self._firsts + offered
+                self._firsts_weight = _KEPT_FIRST * self._firsts_weight + 1
+            kept = _KEPT * _KEPT_PLAIN**request.num_plain
+            request.offers = kept * request.offers + offered
+            request.weight = kept * request.weight + 1
+            request.num_drafts += 1
+            request.num_plain = 0
+
+    def _offered(self, odds: Array) -> Array:
+        """What drafts of whole blocks with ``odds`` [num_drafts, max_block - 1] bring: as :meth:`offers`."""
+        chances: Array = np.minimum(1 / (1 + np.exp(-odds[:, None] - self.shifts[:, None])), _MOST)
+        survival = chances.cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
+        for idx, block in enumerate(self.blocks):
+            survival[:, idx, block - 1 :] = 0.0
+        return _offered(survival)
+
+    def _calibrate(self, drafts: Sequence[Drafted]) -> None:
+        """A Newton step of logistic regression on tokens whose fate is known, beside what earlier ones taught."""
+        of_offset, of_both, of_slope = (_REMEMBERED * one for one in self._known)
+        surprise = by_slope = 0.0
+        for draft in drafts:
+            for place in range(min(draft.num_accepted + 1, draft.num_verified)):
+                sure = confidence(draft.log_probs[place])
+                chance = 1 / (1 + exp(-self.offset - self.slope * sure))
+                known, of_token = chance * (1 - chance), (place < draft.num_accepted) - chance
+                surprise, by_slope = surprise + of_token, by_slope + sure * of_token
+                of_offset += known
+                of_both += sure * known
+                of_slope += sure * sure * known
+        self._known = of_offset, of_both, of_slope
+        determinant = of_offset * of_slope - of_both * of_both
+        self.offset += (of_slope * surprise - of_both * by_slope) / determinant
+        self.slope += (of_offset * by_slope - of_both * surprise) / determinant
 
 
-def log_odds(chance: float) -> float:
-    """Of a chance; even odds are 0."""
-    return log(chance / (1 - chance))
+def confidence(log_prob: float) -> float:
+    """Log odds of what a drafter gives ``log_prob``."""
+    sure = min(log_prob, -1e-9)
+    return max(min(sure - log(-expm1(sure)), _MOST_CONFIDENCE), -_MOST_CONFIDENCE)
 
 
-def _chance(odds: float) -> float:
-    return min(max(1 / (1 + exp(-odds)), 1 - _MOST), _MOST)
+def _offered(survival: Array) -> Array:
+    """What is worth each of PRICES of ``survival`` [num_drafts, num_blocks, num_tokens]: see offers."""
+    above = survival[:, :, None] - PRICES[:, None]
+    both = np.stack((np.maximum(above, 0.0), above > 0), axis=2)
+    offered: Array = both.cumsum(axis=4)
+    return offered
+
+
+def _survival(odds: Sequence[float]) -> list[float]:
+    """Products of the chances that log odds stand for, as long as they are not hopeless."""
+    found, chance = [], 1.0
+    for one in odds:
+        chance *= min(1 / (1 + exp(-one)), _MOST)
+        if chance < _HOPELESS:
+            break
+        found.append(chance)
+    return found

@@ -9,6 +9,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.spec_decode.dflash import DFlashBatch, DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter, DraftState
 from flashdraft.spec_decode.mtp import MTPBatch, MTPDrafter
+from flashdraft.spec_decode.tree import DraftTree
 
 
 class BatchDrafter(Protocol):
@@ -35,8 +36,8 @@ class BatchDrafter(Protocol):
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
-    ) -> list[list[int]]:
-        """Draft at most ``block_sizes[i] - 1`` tokens to follow ``anchors[i]``."""
+    ) -> list[DraftTree]:
+        """Chains of at most ``block_sizes[i] - 1`` tokens to follow ``anchors[i]``."""
         ...
 
 
@@ -67,10 +68,12 @@ class OneByOne:
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
-    ) -> list[list[int]]:
+    ) -> list[DraftTree]:
         """See :class:`BatchDrafter`."""
         asked = zip(rows, anchors, block_sizes, strict=True)
-        return [self._states[row.key].propose(anchor, size - 1) for row, anchor, size in asked]
+        return [
+            DraftTree.chain(self._states[row.key].propose(anchor, size - 1)) for row, anchor, size in asked
+        ]
 
 
 def batch_drafter(drafter: Drafter, num_pages: int, page_size: int, num_rows: int) -> BatchDrafter:

@@ -7,16 +7,18 @@ there are two searches. Each holds all lengths of a block at once: many small ca
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
+from flashdraft.spec_decode.acceptance import PRICES, Acceptance, AcceptanceModel
 from flashdraft.spec_decode.step_costs import Array, StepCosts
+
+Places = NDArray[np.intp]
 
 _MAX_ITERATIONS = 20
 _CLOSE = 3e-3  # relatively: a guess of the rate this good leaves the plan as good as the best
-_NUM_PRICES = 16
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step drafts and verifies, and what that should bring and cost."""
+    """What a step drafts, and what that should bring and cost with as much of it verified as is worth it."""
 
     block: int  # length of the blocks drafted; 1: nothing is drafted
-    lengths: list[int]  # tokens verified of each request, anchor included; 1: plain decoding
+    lengths: list[int]  # tokens of each request that may be verified, anchor included; 1: plain decoding
     num_tokens: float
     seconds: float
 
@@ -64,150 +66,194 @@ class Search(ABC):
     """The best plan of one step. A subclass knows what the target's forward costs."""
 
     def __init__(
-        self,
-        model: AcceptanceModel,
-        costs: StepCosts,
-        candidates: Sequence[Candidate],
-        others: Others,
-        blocks: Sequence[int],
+        self, model: AcceptanceModel, costs: StepCosts, candidates: Sequence[Candidate], others: Others
     ) -> None:
-        self.costs, self.candidates, self.others, self.blocks = costs, candidates, others, blocks
+        self.costs, self.candidates, self.others, self.blocks = costs, candidates, others, model.blocks
         states = [candidate.acceptance for candidate in candidates]
         self.num_rows = len(candidates) + len(others.lengths)
-        logits_s = (
-            0.0 if costs.is_ragged else costs.logits_s
-        )  # without padding the forward's price holds all of them
-        self.token_s: Array = np.array(
-            [logits_s + state.choose_s for state in states]
-        )  # of one more to verify
+        self.token_s: Array = np.array([verified_token_s(costs, state) for state in states])
         self.observe_s: Array = costs.observe_token_s * np.array([one.num_pending for one in candidates])
-        self.most = max((candidate.most for candidate in candidates), default=1)
-        if self.most < 2:
+        self.most: Array = np.array([candidate.most for candidate in candidates], dtype=np.int64)
+        if not self.can_draft:
             return
-        self.lengths = np.arange(2, model.max_block + 1)
-        self.survival = model.survival(states, blocks)  # [blocks, rows, lengths]
-        most: Array = np.array([candidate.most for candidate in candidates])[:, None]
-        self.possible = np.where(self.lengths <= most, self.survival, 0.0)
+        self.offers = model.offers(states)  # [rows, blocks, 2, prices, draft tokens]
         counts = np.arange(1, len(states) + 1) + others.num_drafting
         self.draft_s = np.stack(
-            [costs.draft_seconds(counts, max(block, others.width)) for block in blocks]
+            [costs.draft_seconds(counts, max(block, others.width)) for block in self.blocks]
         )  # [blocks, number that drafts 1 .. rows]
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether some candidate's answer has room for a draft."""
+        return bool((self.most > 1).any())
 
     @abstractmethod
     def best(self, rate: float) -> Plan:
         """The plan of most tokens a second; ``rate`` is a first guess of it."""
 
     @abstractmethod
-    def forward_s(self, verified: Array) -> float:
-        """Seconds of the target's forward that verifies so many tokens of each row, ``token_s`` aside."""
+    def drafting(self, rows: Sequence[int], block: int, rate: float) -> Plan:
+        """The best step in which just these ``rows`` draft a ``block``, where a second is worth ``rate`` tokens."""
 
-    def evaluate(self, lengths: Sequence[int], block: int) -> Plan:
-        """What a step with ``lengths`` brings and costs."""
-        verified: Array = np.array(lengths, dtype=np.int64)
-        drafts = verified > 1
-        num_drafting = int(drafts.sum())
-        tokens, seconds = float(self.num_rows), self.costs.host_s + self.forward_s(verified)
-        if num_drafting:
-            idx = self.blocks.index(block)
-            seconds += float(self.draft_s[idx, num_drafting - 1])
-            seconds += float(self.token_s @ (verified - 1)) + float(self.observe_s @ drafts)
-            tokens += float((self.survival[idx] * (self.lengths <= verified[:, None])).sum())
-        else:
-            seconds += float(self.costs.draft_seconds(self.others.num_drafting, self.others.width))
-        return Plan(block, list(lengths), tokens, seconds)
+    def plain(self) -> Plan:
+        """No candidate drafts."""
+        seconds = self.costs.host_s + self._plain_s()
+        seconds += float(self.costs.draft_seconds(self.others.num_drafting, self.others.width))
+        return Plan(1, [1] * len(self.candidates), float(self.num_rows), seconds)
+
+    def lengths_of(self, rows: Sequence[int], block: int) -> list[int]:
+        """What a plan tells of each candidate where just ``rows`` draft a ``block``."""
+        lengths = [1] * len(self.candidates)
+        for row in rows:
+            lengths[row] = min(self.candidates[row].most, block)
+        return lengths
+
+    @abstractmethod
+    def _plain_s(self) -> float:
+        """Of the target's forward where no candidate drafts."""
 
 
 class PaddedSearch(Search):
-    """The best plan of a step whose forward is as wide as the longest piece that it verifies."""
+    """The best plan of a step whose forward is as wide as the longest piece that it verifies.
 
-    @property
-    def others_s(self) -> float:
-        """Of the logits of the others' draft tokens."""
-        return self.costs.logits_s * sum(length - 1 for length in self.others.lengths)
+    How many tokens are worth it hangs on all rows together: what one draft turns out to be changes little of it, so
+    rows are planned by the mean of what they may be.
+    """
 
     def best(self, rate: float) -> Plan:
         """The plan of most tokens a second; ``rate`` is a first guess of it.
 
         Dinkelbach: at the highest rate, the plan of most ``tokens - rate * seconds`` is the one that reaches it.
         """
-        plain = self.evaluate([1] * len(self.candidates), 1)
-        if self.most < 2:
+        plain = plan = self.plain()
+        if not self.can_draft:
             return plain
-        verify_s = self.costs.verify_seconds(self.num_rows, np.maximum(self.lengths, self.others.width))
         for _ in range(_MAX_ITERATIONS):
-            value, block, lengths = self._best_at(rate, verify_s)
-            plan = self.evaluate(lengths, block) if value > plain.num_tokens - rate * plain.seconds else plain
+            plan = self._best_at(rate)
+            if plan.num_tokens - rate * plan.seconds <= plain.num_tokens - rate * plain.seconds:
+                plan = plain
             is_found = abs(plan.rate - rate) <= _CLOSE * rate
             rate = plan.rate
             if is_found:
                 break
         return plan
 
-    def forward_s(self, verified: Array) -> float:
+    def drafting(self, rows: Sequence[int], block: int, rate: float) -> Plan:
         """See :class:`Search`."""
-        width = max(int(verified.max(initial=1)), self.others.width)
-        return float(self.costs.verify_seconds(self.num_rows, width)) + self.others_s
+        where = self.blocks.index(block)
+        net = self._gains(rate)[where, rows].cumsum(axis=1).sum(axis=0) - rate * self._verify_s
+        return self._plan(where, rows, int(net.argmax()), rate)
 
-    def _best_at(self, rate: float, verify_s: Array) -> tuple[float, int, list[int]]:
-        """The best way to draft when a second is worth ``rate`` tokens: (value, block, lengths).
+    @cached_property
+    def _mean(self) -> Array:
+        """[blocks, rows, draft tokens]: the chance that a token is accepted; 0 where the answer has no room."""
+        mean: Array = np.diff(self.offers[:, :, 0, 0], axis=2, prepend=0.0)
+        mean = np.where(np.arange(2, mean.shape[2] + 2) <= self.most[:, None, None], mean, 0.0)
+        return mean.transpose(1, 0, 2)
+
+    @cached_property
+    def _verify_s(self) -> Array:
+        """Of the target's forward by the draft tokens that a row may have, their logits aside."""
+        widths = np.arange(2, self._mean.shape[2] + 2)
+        seconds = self.costs.verify_seconds(self.num_rows, np.maximum(widths, self.others.width))
+        return seconds + self.costs.logits_s * sum(length - 1 for length in self.others.lengths)
+
+    def _gains(self, rate: float) -> Array:
+        """[blocks, rows, draft tokens]: what each brings beyond its own cost, if that is anything."""
+        return np.maximum(self._mean - (rate * self.token_s)[:, None], 0.0)
+
+    def _best_at(self, rate: float) -> Plan:
+        """The best way to draft when a second is worth ``rate`` tokens.
 
         Rows then do not depend on each other but for the width of the forward and the number that drafts, so
-        both are tried: the best rows first, each with every token that is worth its own cost. ``verify_s``: by width.
+        both are tried: the best rows first, each with every token that is worth its own cost.
         """
-        gains = np.maximum(self.possible - (rate * self.token_s)[:, None], 0.0)
-        of_row = gains.cumsum(axis=2) - (rate * self.observe_s)[:, None]  # by width
+        of_row = self._gains(rate).cumsum(axis=2) - (rate * self.observe_s)[:, None]  # by width
         order = np.argsort(-of_row, axis=1, kind="stable")
         of_first = np.take_along_axis(of_row, order, axis=1).cumsum(axis=1)  # by number that drafts 1 .. rows
-        net = of_first - rate * (self.draft_s[:, :, None] + verify_s)
+        net = of_first - rate * (self.draft_s[:, :, None] + self._verify_s)
         where, last, column = (int(i) for i in np.unravel_index(int(net.argmax()), net.shape))
-        lengths = np.ones(gains.shape[1], dtype=np.int64)
-        drafting = order[where, : last + 1, column]
-        lengths[drafting] += (gains[where, drafting, : column + 1] > 0).sum(axis=1)
-        value = float(net[where, last, column]) + self.num_rows - rate * (self.costs.host_s + self.others_s)
-        return value, self.blocks[where], lengths.tolist()
+        return self._plan(where, order[where, : last + 1, column].tolist(), column, rate)
+
+    def _plan(self, where: int, rows: Sequence[int], column: int, rate: float) -> Plan:
+        """Block ``where`` for ``rows``, of which draft tokens up to ``column`` are verified if they are worth it."""
+        taken = self._gains(rate)[where, rows, : column + 1] > 0
+        tokens = self.num_rows + float((self._mean[where, rows, : column + 1] * taken).sum())
+        seconds = self.costs.host_s + float(self.draft_s[where, len(rows) - 1] + self._verify_s[column])
+        seconds += float(self.token_s[rows] @ taken.sum(axis=1)) + float(self.observe_s[rows].sum())
+        return Plan(self.blocks[where], self.lengths_of(rows, self.blocks[where]), tokens, seconds)
+
+    def _plain_s(self) -> float:
+        """See :class:`Search`."""
+        others_s = self.costs.logits_s * sum(length - 1 for length in self.others.lengths)
+        return float(self.costs.verify_seconds(self.num_rows, self.others.width)) + others_s
 
 
 class RaggedSearch(Search):
     """The best plan of a step that computes no padding: it costs by its tokens, whosesoever they are.
 
-    A price for a verified token settles which tokens of which rows are worth it. Every price between what there
-    is to be had is tried, for every number of rows that draft, the ones with the most to win first.
+    A price for a verified token settles which tokens of which rows are worth it. PRICES are tried, for every number
+    of rows that draft, the ones with the most to win first.
     """
 
     def best(self, rate: float) -> Plan:
         """See :class:`Search`."""
-        plain = self.evaluate([1] * len(self.candidates), 1)
-        if self.most < 2:
+        plain = self.plain()
+        if not self.can_draft:
             return plain
-        worth = self.possible - rate * self.token_s[:, None]
-        every = -np.sort(-worth.reshape(len(self.blocks), -1), axis=1)
-        num_prices = min(every.shape[1], _NUM_PRICES)
-        prices = np.maximum(every[:, np.linspace(0, every.shape[1] - 1, num_prices).astype(int)], 1e-9)
-        taken = worth[:, None] >= prices[:, :, None, None]  # [blocks, prices, rows, lengths - 1]
-        counts = taken.sum(axis=3)
-        gains = (worth[:, None] * taken).sum(axis=3)
-        values = gains - prices[:, :, None] * counts - rate * self.observe_s
-        order = np.argsort(-values, axis=2, kind="stable")
-        counts = np.take_along_axis(counts, order, axis=2)
-        gains = np.take_along_axis(gains, order, axis=2)
-        tokens = self.num_rows + gains.cumsum(axis=2)  # by number that drafts
-        seconds = (
-            self.costs.host_s
-            + self._seconds_of(len(self.candidates) + counts.cumsum(axis=2))
-            + self.draft_s[:, None]
-            + self.observe_s[order].cumsum(axis=2)
+        gains, counts = self._offered  # [blocks, prices, rows]
+        order = np.argsort(rate * self.observe_s - gains, axis=2, kind="stable")
+        tokens, seconds = self._step(
+            np.take_along_axis(gains, order, axis=2), np.take_along_axis(counts, order, axis=2), order, rate
         )
-        rates = np.where(counts > 0, tokens / seconds, 0.0)
+        rates = tokens / (seconds + self.draft_s[:, None])
         where, price, last = (int(i) for i in np.unravel_index(int(rates.argmax()), rates.shape))
-        chosen: Array = np.ones(len(self.candidates), dtype=np.int64)
-        chosen[order[where, price, : last + 1]] += counts[where, price, : last + 1]
-        plan = self.evaluate(chosen.tolist(), self.blocks[where])
-        return plan if plan.rate > plain.rate else plain
+        if rates[where, price, last] <= plain.rate:
+            return plain
+        lengths = self.lengths_of(order[where, price, : last + 1].tolist(), self.blocks[where])
+        at = where, price, last
+        seconds_of = float(seconds[at] + self.draft_s[where, last])
+        return Plan(self.blocks[where], lengths, float(tokens[at]), seconds_of)
 
-    def forward_s(self, verified: Array) -> float:
+    def drafting(self, rows: Sequence[int], block: int, rate: float) -> Plan:
         """See :class:`Search`."""
-        return float(self._seconds_of(verified.sum()))
+        where = self.blocks.index(block)
+        order = np.array(rows, dtype=np.intp)
+        gains, counts = (one[where][:, order] for one in self._offered)
+        tokens, seconds = (one[:, -1] for one in self._step(gains, counts, order, rate))  # by price
+        seconds = seconds + self.draft_s[where, len(rows) - 1]
+        price = int((tokens - rate * seconds).argmax())
+        return Plan(block, self.lengths_of(rows, block), float(tokens[price]), float(seconds[price]))
+
+    @cached_property
+    def _offered(self) -> tuple[Array, Array]:
+        """What each price of a verified token buys of each row: what it brings beyond the price, and how many tokens,
+        both [blocks, prices, rows]."""
+        blocks: Array = np.array(self.blocks)
+        last = np.minimum(self.most[:, None], blocks) - 2  # [rows, blocks]: a block's last draft token
+        rows = np.arange(len(self.candidates))[:, None]
+        offered = self.offers[rows, np.arange(len(blocks)), :, :, np.maximum(last, 0)]
+        offered = np.where((last >= 0)[:, :, None, None], offered, 0.0)
+        return offered[:, :, 0].transpose(1, 2, 0), offered[:, :, 1].transpose(1, 2, 0)
+
+    def _step(self, gains: Array, counts: Array, order: Places, rate: float) -> tuple[Array, Array]:
+        """Tokens, and seconds but for the drafter's forward, of steps in which the first 1, 2, ... of the rows in
+        ``order`` draft; the host's seconds for verified tokens are taken from the tokens."""
+        tokens = gains + (PRICES[:, None] - rate * self.token_s[order]) * counts
+        seconds = self._seconds_of(len(self.candidates) + counts.cumsum(axis=-1))
+        seconds += self.costs.host_s + self.observe_s[order].cumsum(axis=-1)
+        return self.num_rows + tokens.cumsum(axis=-1), seconds
+
+    def _plain_s(self) -> float:
+        """See :class:`Search`."""
+        return float(self._seconds_of(len(self.candidates)))
 
     def _seconds_of(self, num_tokens: ArrayLike) -> Array:
         """Of a forward that verifies so many tokens of the candidates, and the others'."""
         return self.costs.forward_seconds(self.num_rows, np.asarray(num_tokens) + sum(self.others.lengths))
+
+
+def verified_token_s(costs: StepCosts, request: Acceptance) -> float:
+    """Seconds of one more verified token of ``request``, the forward's own aside."""
+    # Without padding the forward's price holds all logits.
+    return request.choose_s if costs.is_ragged else costs.logits_s + request.choose_s

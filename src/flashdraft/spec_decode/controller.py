@@ -1,7 +1,8 @@
-"""How long every request's block is in the next step, so that expected tokens a second are highest.
+"""What every step drafts, and how much of that it verifies, so that expected tokens a second are highest.
 
-A step drafts blocks of one length for some requests and verifies them, the anchors of all others beside them, in
-one forward. What is drafted and what of it is verified are two choices. 1 is plain decoding. Costs and
+A step drafts blocks of one length for some requests and verifies them, the anchors of all others beside them, in one
+forward. Which requests draft how long a block is planned before (:meth:`Controller.plan`), how many of a draft's
+tokens are verified is chosen when the drafter has told how sure it is of each (:meth:`Controller.cut`). Costs and
 acceptance are passed in: no clock here, and no tensors.
 """
 
@@ -9,17 +10,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
-from flashdraft.spec_decode.block_search import Candidate, Others, PaddedSearch, Plan, RaggedSearch, Search
+import numpy as np
+
+from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel, Drafted
+from flashdraft.spec_decode.block_search import (
+    Candidate,
+    Others,
+    PaddedSearch,
+    Plan,
+    RaggedSearch,
+    Search,
+    verified_token_s,
+)
 from flashdraft.spec_decode.step_costs import StepCosts
+from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
 
 AUTO: Literal["auto"] = "auto"
 BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the controller's choice
 
 _PROBE_SHARE = 0.01  # of the time may go into finding out whether drafting has come to pay
-_PROBE_WIDTH = 4
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
-_MOST_KEPT = 7  # steps with one plan
+# Steps with one plan; and with one in which not all draft, for a draft is much like the last one, not like the tenth.
+_MOST_KEPT, _MOST_KEPT_UNEVEN = 7, 2
 
 
 class Controller:
@@ -28,11 +40,12 @@ class Controller:
     def __init__(self, max_block: int, costs: StepCosts, short_log_odds: float = 0.0) -> None:
         self.costs = costs
         self.blocks = drafted_blocks(max_block)
-        self.acceptance = AcceptanceModel(max_block, short_log_odds)
+        self.acceptance = AcceptanceModel(self.blocks, short_log_odds)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
+        self._forward_s: list[float] = []  # of that plan's step, by its tokens or by its width
         self._kept: tuple[dict[Acceptance, int], Others | None, Plan] | None = None
-        self._num_kept = 0  # steps for which it was the answer again
+        self._num_kept = self._most_kept = 0  # steps for which it was the answer again, and may be
 
     def plan(self, candidates: Sequence[Candidate], others: Others | None = None) -> Plan:
         """The best step for ``candidates``; now and then a slightly worse one that tells more.
@@ -41,7 +54,7 @@ class Controller:
         slowly, and planning takes time.
         """
         states = [candidate.acceptance for candidate in candidates]
-        if self._kept and self._num_kept < _MOST_KEPT and self._kept[1] == others:
+        if self._kept and self._num_kept < self._most_kept and self._kept[1] == others:
             kept, _, plan = self._kept
             if all(state in kept for state in states):
                 self._num_kept += 1
@@ -51,15 +64,17 @@ class Controller:
                 return replace(plan, lengths=lengths)
         self._credit_s += _PROBE_SHARE * self._num_kept * self._kept[2].seconds if self._kept else 0.0
         best, chosen = self._new_plan(candidates, others)
-        self._num_kept = 0
+        self._num_kept, self._forward_s = 0, []
         kept = dict(zip(states, best.lengths, strict=True))
         self._kept = (kept, others, best) if chosen is best else None
+        is_even = len({length > 1 for length in best.lengths}) < 2
+        self._most_kept = _MOST_KEPT if is_even else _MOST_KEPT_UNEVEN
         return chosen
 
     def _new_plan(self, candidates: Sequence[Candidate], others: Others | None) -> tuple[Plan, Plan]:
         """The best, and what is done."""
         kind = RaggedSearch if self.costs.is_ragged else PaddedSearch
-        search = kind(self.acceptance, self.costs, candidates, others or Others(), self.blocks)
+        search = kind(self.acceptance, self.costs, candidates, others or Others())
         best = search.best(self._rate)
         self._rate = best.rate
         chosen = self._with_probes(search, best)
@@ -73,15 +88,32 @@ class Controller:
                 state.num_plain += 1
         return best, chosen
 
-    def observe(self, acceptance: Acceptance, block: int, num_asked: int, num_accepted: int) -> None:
-        """What came of ``num_asked`` draft tokens of one request, cut from a block of ``block``."""
-        self.acceptance.observe(acceptance, block, num_asked, num_accepted)
-        acceptance.num_plain = 0
-        if num_accepted == num_asked:
-            acceptance.patience = _PATIENCE  # a probe that found nothing but good
+    def cut(self, drafts: Sequence[Drafted], others: Others) -> list[int]:
+        """How many tokens of each draft are worth verifying, all of one block; ``others``: the step's other rows."""
+        costs, rate = self.costs, self._rate
+        survival = self.acceptance.foresee(drafts)
+        prices = [rate * verified_token_s(costs, draft.request) for draft in drafts]
+        worth = [[one - price for one in row] for row, price in zip(survival, prices, strict=True)]
+        num_rows, num_others = len(drafts) + len(others.lengths), len(drafts) + sum(others.lengths)
+        if costs.is_ragged:
+            num_tokens = num_others + sum(map(len, worth))
+            if len(self._forward_s) < num_tokens:
+                self._forward_s = costs.forward_seconds(num_rows, np.arange(1, num_tokens + 1)).tolist()
+            return ragged_lengths(worth, num_others, self._forward_s, rate)
+        if not self._forward_s:
+            self._forward_s = costs.verify_seconds(num_rows, np.arange(1, self.blocks[0] + 1)).tolist()
+        return padded_lengths(worth, others.width, self._forward_s, rate)
+
+    def observe(self, drafts: Sequence[Drafted]) -> None:
+        """Take what came of a step's drafts, all of one block."""
+        self.acceptance.observe(drafts)
+        for draft in drafts:
+            if draft.num_accepted == draft.num_verified > 0:
+                draft.request.patience = _PATIENCE  # a probe that found nothing but good
 
     def _with_probes(self, search: Search, best: Plan) -> Plan:
         self._credit_s = min(self._credit_s + _PROBE_SHARE * best.seconds, best.seconds)
+        drafting = [idx for idx, length in enumerate(best.lengths) if length > 1]
         due = [
             idx
             for idx, (candidate, length) in enumerate(zip(search.candidates, best.lengths, strict=True))
@@ -89,15 +121,9 @@ class Controller:
             and candidate.most > 1
             and candidate.acceptance.num_plain >= candidate.acceptance.patience
         ]
-        if not due:
-            return best
-        width = max(max(best.lengths), min(_PROBE_WIDTH, max(self.blocks)))
         due.sort(key=lambda idx: -search.candidates[idx].acceptance.num_plain)
         while due:
-            lengths = list(best.lengths)
-            for idx in due:
-                lengths[idx] = min(width, search.candidates[idx].most)
-            probes = [search.evaluate(lengths, block) for block in self.blocks if block >= width]
+            probes = [search.drafting([*drafting, *due], block, best.rate) for block in self.blocks]
             probe = max(probes, key=lambda plan: plan.num_tokens - best.rate * plan.seconds)
             loss_s = probe.seconds - probe.num_tokens / best.rate
             if loss_s <= self._credit_s:

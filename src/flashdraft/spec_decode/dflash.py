@@ -59,10 +59,9 @@ class DFlashDrafter:
         hidden: Tensor = self.model(block, positions, kv_len, sources, masks, ends)
         return hidden[:, 1:]
 
-    def chains(self, hidden: Tensor) -> list[list[int]]:
-        """The likeliest token of every slot of :meth:`hidden`."""
-        drafted: list[list[int]] = greedy_tokens(self.model, self.target, hidden).tolist()
-        return drafted
+    def chains(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest token of every slot of :meth:`hidden`, and its log-probability: :func:`likeliest_tokens`."""
+        return likeliest_tokens(self.model, self.target, hidden)
 
     def trees(self, hidden: Tensor, num_tokens: int, depths: Sequence[int]) -> list[DraftTree]:
         """The tree of the ``num_tokens`` likeliest continuations of each row, ``depths[row]`` tokens at most."""
@@ -75,17 +74,24 @@ class DFlashDrafter:
         return [best_first(ids[:depth], values[:depth], num_tokens) for ids, values, depth in rows]
 
 
-def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
-    """The likeliest tokens [...] of the drafter's final hidden states: by its own head, or by the target's."""
-    if isinstance(model, MTPModel):
-        return target.argmax(hidden)
-    if model.native:
-        rows = model.native.argmax(hidden)
-    elif model.lm_head is None:
-        return target.argmax(hidden)
+def likeliest_tokens(
+    model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens [...] of the drafter's final hidden states, by its own head or by the target's.
+
+    With each its log-probability [...], float32, among those that the head knows.
+    """
+    own = None if isinstance(model, MTPModel) else model.lm_head
+    if isinstance(model, DFlashModel) and model.native:
+        rows, log_probs = model.native.likeliest(hidden)
     else:
-        rows = model.lm_head(hidden).argmax(-1)
-    return rows if model.lm_head is None else model.head_tokens(rows)
+        logits = target.logits(hidden) if own is None else own(hidden).float()
+        most = logits.max(-1)
+        rows, log_probs = most.indices, most.values - logits.logsumexp(-1)
+    if own is not None:
+        assert isinstance(model, DFlashModel)
+        rows = model.head_tokens(rows)
+    return rows, log_probs
 
 
 class DFlashState:
@@ -109,7 +115,8 @@ class DFlashState:
 
     def propose(self, anchor: int, num_draft: int) -> list[int]:
         """Draft a block; its keys and values are staged, never committed."""
-        return self.drafter.chains(self._hidden(anchor, num_draft))[0]
+        drafted: list[int] = self.drafter.chains(self._hidden(anchor, num_draft))[0][0].tolist()
+        return drafted
 
     def propose_tree(self, anchor: int, num_draft: int, num_tokens: int) -> DraftTree:
         """The tree of ``num_tokens`` that a block of ``num_draft`` tokens gives, as deep as that at most."""
@@ -168,11 +175,10 @@ class DFlashBatch:
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
-    ) -> list[list[int]]:
+    ) -> list[DraftTree]:
         """Draft ``block_sizes[i] - 1`` tokens for each row in one forward."""
-        hidden, tokens = self._forward(rows, anchors, block_sizes)
-        drafted = self.drafter.chains(hidden) if tokens is None else tokens.tolist()
-        return [chain[: size - 1] for chain, size in zip(drafted, block_sizes, strict=True)]
+        hidden, drafted = self._forward(rows, anchors, block_sizes)
+        return chains_of(*(drafted or self.drafter.chains(hidden)), [size - 1 for size in block_sizes])
 
     def propose_trees(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], num_tokens: int
@@ -183,8 +189,8 @@ class DFlashBatch:
 
     def _forward(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of all blocks, padded to the longest, in the order of ``rows``; tokens if they are at hand.
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Hidden states of all blocks, padded to the longest, in the order of ``rows``; chains if they are at hand.
 
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
@@ -209,17 +215,23 @@ class DFlashBatch:
         if order == list(range(len(hidden))):
             return hidden, drafted
         places = torch.tensor(order, device=device).argsort()
-        return hidden[places], None if drafted is None else drafted[places]
+        return hidden[places], drafted and (drafted[0][places], drafted[1][places])
 
     def _replay(
         self, tokens: Tensor, positions: Tensor, ends: Tensor, kv_len: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states and the likeliest tokens as one recording, for all steps of these shapes."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Hidden states and the chains as one recording, for all steps of these shapes."""
         drafter, layers = self.drafter, self.rows.layers
 
-        def work(anchors: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, Tensor | None]:
+        def work(anchors: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             masks = drafter.model.served_masks(positions, kv_len, ends)
             hidden = drafter.hidden(anchors, positions, kv_len, layers, ends, masks)
-            return hidden, greedy_tokens(drafter.model, drafter.target, hidden)
+            return hidden, drafter.chains(hidden)
 
         return self.rows.recorded((*positions.shape, kv_len), work, (tokens, positions, ends))
+
+
+def chains_of(token_ids: Tensor, log_probs: Tensor, lengths: Sequence[int]) -> list[DraftTree]:
+    """The first ``lengths[row]`` of each row's tokens [rows, num_tokens] as a draft."""
+    rows = zip(token_ids.tolist(), log_probs.tolist(), lengths, strict=True)
+    return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]

@@ -15,6 +15,8 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.block_mask import CachedMask
+from flashdraft.spec_decode.dflash import chains_of, likeliest_tokens
+from flashdraft.spec_decode.tree import DraftTree
 
 
 class MTPDrafter:
@@ -41,22 +43,23 @@ class MTPDrafter:
 
     def draft(
         self, anchors: Tensor, hidden: Tensor, positions: Tensor, kv_len: int, source: LayerSource
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Draft greedily behind each of ``anchors`` [rows] as many tokens as ``positions`` [rows, num_draft] has.
 
         ``hidden`` [rows, hidden_size]: the target's before each anchor. ``kv_len`` covers the last position.
-        Returns draft tokens [rows, num_draft].
+        Returns draft tokens [rows, num_draft] and their log-probabilities.
         """
-        tokens, state, drafted = anchors.unsqueeze(1), hidden.unsqueeze(1), []
+        tokens, state, drafted, log_probs = anchors.unsqueeze(1), hidden.unsqueeze(1), [], []
         num_draft = positions.shape[1]
         for step in range(num_draft):
             own, seen = positions[:, step : step + 1], kv_len - num_draft + step + 1
             mask = CachedMask(own, seen).dense()
             mask[:, :, 0] = False
             state = self.model(self.target.embed(tokens), state, own, seen, source, mask)
-            tokens = self.target.logits(state).argmax(-1)
+            tokens, sure = likeliest_tokens(self.model, self.target, state)
             drafted.append(tokens)
-        return torch.cat(drafted, dim=1)
+            log_probs.append(sure)
+        return torch.cat(drafted, dim=1), torch.cat(log_probs, dim=1)
 
 
 class MTPState:
@@ -88,8 +91,9 @@ class MTPState:
         end = start + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
         anchors, source = torch.tensor([anchor], device=positions.device), self.cache.layers[0]
-        drafted: list[int] = self.drafter.draft(anchors, self.last_hidden, positions, end, source)[0].tolist()
-        return drafted
+        drafted, _ = self.drafter.draft(anchors, self.last_hidden, positions, end, source)
+        chain: list[int] = drafted[0].tolist()
+        return chain
 
 
 class MTPBatch:
@@ -139,10 +143,10 @@ class MTPBatch:
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
-    ) -> list[list[int]]:
+    ) -> list[DraftTree]:
         """Draft ``block_sizes[i] - 1`` tokens for each row, one forward a token for all rows together."""
         if (num_draft := max(block_sizes) - 1) < 1:
-            return [[] for _ in rows]
+            return [DraftTree() for _ in rows]
         order = self.rows.seat([row.key for row in rows])
         placed = [rows[i] for i in order]
         records = self.rows.records and self.drafter.target.is_recordable
@@ -157,13 +161,12 @@ class MTPBatch:
         tokens = torch.tensor([anchors[i] for i in order] + [0] * num_padding, device=positions.device)
         inputs, [layer] = (tokens, torch.cat(before), positions), self.rows.layers
 
-        def work(tokens: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
+        def work(tokens: Tensor, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
             return self.drafter.draft(tokens, hidden, positions, kv_len, layer)
 
         ran = self.rows.recorded((*positions.shape, kv_len), work, inputs) if records else work(*inputs)
-        drafted: list[list[int]] = ran.tolist()
-        by_row = dict(zip(order, drafted[: len(order)], strict=True))
-        return [by_row[i][: size - 1] for i, size in enumerate(block_sizes)]
+        places = torch.tensor(order, device=positions.device).argsort()
+        return chains_of(ran[0][places], ran[1][places], [size - 1 for size in block_sizes])
 
     def _keep_page_ends(self, row: CacheRow, hidden: Tensor) -> None:
         size, end = self.cache.page_size, row.start + len(hidden)

@@ -154,8 +154,8 @@ class StepCosts:
         edges = np.cumsum([1, len(self.verify.seconds), 3, len(self.draft.seconds)])
         pace, of_verify, others, of_draft, row = np.split(factors, edges)
         self.pace *= float(pace[0])
-        self.verify.seconds *= of_verify
-        self.draft.seconds *= of_draft
+        self.verify.seconds = _rising(self.verify.seconds * of_verify)
+        self.draft.seconds = _rising(self.draft.seconds * of_draft)
         self.verify_row_s *= float(others[0])
         self.context_row_s *= float(others[1])
         self.context_token_s *= float(others[2])
@@ -168,3 +168,18 @@ class StepCosts:
     def learn_host(self, host_s: float) -> None:
         """Take a step's seconds outside both forwards."""
         self.host_s += _HOST_RATE * (host_s / self.pace - self.host_s)
+
+
+def _rising(seconds: Array) -> Array:
+    """The nearest that never falls: more tokens never take less, whatever a few steps make it look like."""
+    if (seconds[1:] >= seconds[:-1]).all():
+        return seconds
+    levels: list[tuple[float, int]] = []
+    for one in seconds.tolist():
+        level, count = one, 1
+        while levels and levels[-1][0] > level:
+            before, num_before = levels.pop()
+            level = (before * num_before + level * count) / (num_before + count)
+            count += num_before
+        levels.append((level, count))
+    return np.repeat([level for level, _ in levels], [count for _, count in levels])

@@ -21,11 +21,13 @@ class DraftTree:
 
     token_ids: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)  # the place that each token follows
+    # Of a chain: the drafter's own log-probability of each token. Empty where it has none.
+    log_probs: list[float] = field(default_factory=list)
 
     @classmethod
-    def chain(cls, token_ids: list[int]) -> "DraftTree":
+    def chain(cls, token_ids: list[int], log_probs: Sequence[float] = ()) -> "DraftTree":
         """Each token follows the one before it."""
-        return cls(token_ids, list(range(len(token_ids))))
+        return cls(token_ids, list(range(len(token_ids))), list(log_probs))
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -50,7 +52,7 @@ class DraftTree:
 
     def first(self, num_tokens: int) -> "DraftTree":
         """Its first ``num_tokens`` tokens."""
-        return DraftTree(self.token_ids[:num_tokens], self.parents[:num_tokens])
+        return DraftTree(self.token_ids[:num_tokens], self.parents[:num_tokens], self.log_probs[:num_tokens])
 
     def cut(self, depth: int) -> "DraftTree":
         """Its tokens at most ``depth`` from the anchor."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
-from flashdraft.spec_decode.dflash import greedy_tokens
+from flashdraft.spec_decode.dflash import likeliest_tokens
 from flashdraft.train.anchors import Blocks, blocks_at
 from flashdraft.train.forward import Network, block_hidden, context_entries, target_features
 
@@ -64,7 +64,7 @@ def accepted_at_anchors(
 
 def _num_accepted(target: TargetModel, drafter: Network, hidden: Tensor, blocks: Blocks, row: int) -> Tensor:
     """Draft tokens that each block of a row gets accepted, int64 [num_blocks]; ``hidden`` is the row's."""
-    agrees = (greedy_tokens(drafter, target, hidden) == blocks.labels[row]) & blocks.has_label[row]
+    agrees = (likeliest_tokens(drafter, target, hidden)[0] == blocks.labels[row]) & blocks.has_label[row]
     return agrees[:, 1:].long().cumprod(-1).sum(-1)
 
 
