@@ -150,7 +150,7 @@ def test_rows_in_pages_without_their_padding_have_the_bits_of_each_alone() -> No
         counts = [len(own) for own in tokens]
         positions, kv_len = rows.arrange(step, counts)
         padded = torch.tensor([own + [0] * (max(counts) - len(own)) for own in tokens])
-        batch = ForwardBatch(padded, positions, kv_len, counts=torch.tensor(counts))
+        batch = ForwardBatch(padded, positions, kv_len, ends=positions[:, 0] + torch.tensor(counts))
         out = target.forward(batch, rows, (0, -1))
     for row, (prompt, block) in enumerate(zip(prompts, blocks, strict=True)):
         own = target.new_cache(1, 64)

@@ -119,8 +119,8 @@ class LlamaModel(TargetModel):
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
         if self.native and (stored := stored_layers(cache.layers)):
-            at, counts = batch.positions, batch.counts
-            ran = self.native.forward(x, at, at + 1, stored, feature_layers, batch.tree, counts=counts)
+            at, tree, ends = batch.positions, batch.tree, batch.ends
+            ran = self.native.forward(x, at, batch.kv_len, stored, feature_layers, tree, ends=ends)
             return TargetOutput(*ran)
         rope = self.rotary(batch.positions, x.dtype)
         mask = sight(batch, cache)

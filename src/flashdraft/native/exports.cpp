@@ -17,7 +17,7 @@ Activations given(Forward& f, const Linear& w, const uint16_t* from) {
 }
 
 // No layers, `rows` tokens: what a Linear alone needs of a Forward.
-Batch only_rows(int64_t rows) { return {rows, 1, nullptr, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
+Batch only_rows(int64_t rows) { return {rows, 1, true, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
 
 struct Best {
     float value;

@@ -50,17 +50,27 @@ class DecoderStruct(ctypes.Structure):
     )
 
 
+class KVStruct(ctypes.Structure):
+    """``KVStorage`` of attention.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("keys", "values")),
+        *((name, _INT64) for name in ("layer", "row", "token", "head")),
+        ("pages", _POINTER),
+        *((name, _INT64) for name in ("num_pages", "page_size")),
+    )
+
+
 class BatchStruct(ctypes.Structure):
     """``Batch`` of decoder.h."""
 
     _fields_ = (
         *((name, _INT64) for name in ("num_rows", "width")),
-        *((name, _POINTER) for name in ("counts", "positions", "slots", "ends", "paths")),
+        ("is_causal", ctypes.c_bool),
+        *((name, _POINTER) for name in ("positions", "slots", "ends", "paths")),
         ("depth", _INT64),
-        *((name, _POINTER) for name in ("windows", "keys", "values")),
-        *((name, _INT64) for name in ("row_stride", "token_stride", "head_stride")),
-        ("table", _POINTER),
-        ("table_width", _INT64),
+        ("windows", _POINTER),
+        ("kv", KVStruct),
     )
 
 
