@@ -141,7 +141,11 @@ class ModelRunner:
         order = rows.seat([request.row.key for request in requests])
         placed = [token_ids[i] for i in order]
         trees = [parents[i] for i in order] if parents else None
-        step = self.forward(rows, [requests[i].row for i in order], placed, trees)
+        reads_logits = any(request.answer.reads_logits for request in requests)
+        with_head = (
+            rows is not self.chunk_rows and not reads_logits
+        )  # of a prompt one token's choice is wanted
+        step = self.forward(rows, [requests[i].row for i in order], placed, trees, with_head)
         # Only the slots that are wanted go through the head.
         place = {request_idx: row for row, request_idx in enumerate(order)}
         slots = [
@@ -149,13 +153,15 @@ class ModelRunner:
             for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
             for k in range(wanted)
         ]
-        if any(request.answer.reads_logits for request in requests):
+        logits, features = self._no_logits, step.output.features
+        if reads_logits:
             logits = self.target.logits(step.hidden_at(slots))
-            best = logits.argmax(-1)
+            argmax = logits.argmax(-1).tolist()
+        elif step.argmax is None:
+            argmax = self.target.argmax(step.hidden_at(slots)).tolist()
         else:
-            logits = self._no_logits
-            best = self.target.argmax(step.hidden_at(slots)) if step.argmax is None else step.argmax[slots]
-        argmax, features = best.tolist(), step.output.features
+            every = step.argmax.tolist()
+            argmax = [every[slot] for slot in slots]
         kept = [None] * len(requests) if features is None else features.unbind()
         results, done = [], 0
         for i, wanted in enumerate(num_wanted):
@@ -171,10 +177,12 @@ class ModelRunner:
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         parents: Sequence[Sequence[int]] | None = None,
+        with_head: bool = True,
     ) -> TargetStep:
         """The target over ``token_ids`` of each row, in the order in which they lie, padded to one width.
 
-        ``parents``: see :meth:`run`. Nothing of it but the features outlasts the next forward.
+        ``parents``: see :meth:`run`. ``with_head``: whether the choice behind each token is wanted. Nothing of it but
+        the features outlasts the next forward.
         """
         counts = [len(ids) for ids in token_ids]
         width = max(counts)
@@ -186,7 +194,10 @@ class ModelRunner:
         batch = ForwardBatch(ids, positions, kv_len, ends=ends)
         if parents:
             batch = batch.as_trees(parents)
-        return TargetStep(self.target.forward(batch, rows, self.feature_layers), width)
+        if not with_head:
+            return TargetStep(self.target.forward(batch, rows, self.feature_layers), width)
+        output, argmax = self.target.greedy(batch, rows, self.feature_layers)
+        return TargetStep(output, width, None if argmax is None else argmax.flatten())
 
     def _replay(
         self,

@@ -32,6 +32,9 @@ struct Batch {
     int64_t depth;
     const int64_t* windows;  // null, or for each layer: how many positions before its first token a row sees; 0: all
     KVStorage kv;
+
+    // Tokens of a row that are computed.
+    int64_t count(int64_t row) const { return ends ? ends[row] - slots[row * width] : width; }
 };
 
 // x / sqrt(mean(x^2) + eps) * weight, handed to write(column, first 16, second 16).
@@ -157,8 +160,7 @@ class Forward {
         s.firsts.clear();
         for (int64_t sequence = 0; sequence < b.num_rows; ++sequence) {
             s.firsts.push_back(s.tokens.size());
-            const int64_t count = b.ends ? b.ends[sequence] - b.slots[sequence * b.width] : b.width;
-            for (int64_t i = 0; i < count; ++i) s.tokens.push_back(sequence * b.width + i);
+            for (int64_t i = 0; i < b.count(sequence); ++i) s.tokens.push_back(sequence * b.width + i);
         }
         s.firsts.push_back(s.tokens.size());
         rows = s.tokens.size();
@@ -187,7 +189,7 @@ class Forward {
     // How many positions of its row a token sees.
     int64_t end(int64_t sequence, int64_t token) const {
         if (b.is_causal) return b.positions[token] + 1;
-        return b.ends ? b.ends[sequence] : b.slots[sequence * b.width] + b.width;
+        return b.slots[sequence * b.width] + b.count(sequence);
     }
 
     Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, bf16, quantized, scale, sum}; }

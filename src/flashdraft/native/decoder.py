@@ -116,6 +116,8 @@ class NativeDecoder:
         windows: Sequence[int] = (),
         ends: Tensor | None = None,
         is_causal: bool = True,
+        token_ids: Tensor | None = None,
+        best: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [rows, num_tokens, hidden_size] and the joined ``feature_layers``, bfloat16.
 
@@ -124,28 +126,33 @@ class NativeDecoder:
         slots of their positions. ``windows``: for each layer, how many positions before a row's first token its
         tokens see; 0, or none given: all. Not for trees. ``ends`` [rows]: the slot behind a row's last token; what
         is not below it is not computed, and what comes out for it means nothing. ``is_causal``: whether a token sees
-        its row up to itself, or all of it.
+        its row up to itself, or all of it. ``token_ids`` [rows, num_tokens]: which rows of ``x``, an embedding
+        [vocab_size, hidden_size] then. ``best`` int64 [rows, num_tokens] takes what :meth:`argmax` says of each token.
         """
         assert not (tree and windows), "a tree's paths are counted from the first position"
-        rows, width, size = x.shape
-        x = x.contiguous()
-        hidden = torch.zeros_like(x)
+        (rows, width), size = positions.shape, x.shape[-1]
+        x, ids = x.contiguous(), None if token_ids is None else token_ids.contiguous()
+        hidden = x.new_zeros(rows, width, size)
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
         slots, paths = (tree.slots, tree.paths) if tree else (positions, None)
         kv = _storage(stored, stored[0].table)
         batch = _Batch(positions, slots, kv, ends, paths, windows, is_causal)
         self._need(kv_len)
-        self._library.decoder_forward(
+        given = (
             self._struct,
             batch.struct,
             x.data_ptr(),
+            None if ids is None else ids.data_ptr(),
             hidden.data_ptr(),
             None if features is None else features.data_ptr(),
             wanted,
             len(feature_layers),
-            self.num_threads,
         )
+        if best is None:
+            self._library.decoder_forward(*given, self.num_threads)
+        else:
+            self._library.decoder_greedy(*given, self.head, best.data_ptr(), self.num_threads)
         return hidden, features
 
     def argmax(self, hidden: Tensor) -> Tensor:

@@ -131,12 +131,15 @@ def _compiled() -> Path:
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     structs = {
         "decoder_forward": (DecoderStruct, BatchStruct),
+        "decoder_greedy": (DecoderStruct, BatchStruct),
         "decoder_context": (DecoderStruct, BatchStruct, LinearStruct),
         "linear": (LinearStruct,),
         "linear_argmax": (LinearStruct,),
     }
+    forward = *(_POINTER,) * 5, _INT64
     rest = {
-        "decoder_forward": (_POINTER, _POINTER, _POINTER, _POINTER, _INT64, ctypes.c_int),
+        "decoder_forward": (*forward, ctypes.c_int),
+        "decoder_greedy": (*forward, ctypes.POINTER(LinearStruct), _POINTER, ctypes.c_int),
         "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
         "linear_argmax": (_POINTER, _INT64, _POINTER, ctypes.c_int),
