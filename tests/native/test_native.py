@@ -152,7 +152,6 @@ def test_rows_in_pages_without_their_padding_have_the_bits_of_each_alone() -> No
         padded = torch.tensor([(own + [0] * 40)[: max(counts)] for own in tokens])
         batch = ForwardBatch(padded, positions, kv_len, ends=positions[:, 0] + counts)
         out, best = target.greedy(batch, rows, (0, -1))
-        assert best is not None
     for row, (prompt, block) in enumerate(zip(prompts, blocks, strict=True)):
         own = target.new_cache(1, 64)
         target.forward(ForwardBatch.of_row(prompt, 0), own)
