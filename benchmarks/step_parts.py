@@ -26,7 +26,7 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 
-PARTS = ("target layers", "target head", "draft context", "draft layers", "draft head", "host")
+PARTS = ("target layers and head", "draft context", "draft layers", "draft head", "host")
 
 
 class Clock:
@@ -40,6 +40,7 @@ class Clock:
         self._propose, drafter.propose = drafter.propose, self._drafting  # type: ignore[method-assign]
         parts = {
             "decoder_forward": "layers",
+            "decoder_greedy": "layers and head",
             "decoder_context": "context",
             "linear": "head",
             "linear_argmax": "head",
@@ -109,14 +110,14 @@ def main() -> None:
     rows = []
     print(f"{torch.get_num_threads()} threads; milliseconds, median of the steps")
     print(
-        f"{'requests':>8} {'block':>5} {'step':>7} {'tokens':>6}" + "".join(f"{part:>15}" for part in PARTS)
+        f"{'requests':>8} {'block':>5} {'step':>7} {'tokens':>6}" + "".join(f"{part:>24}" for part in PARTS)
     )
     for num in args.requests:
         for block in args.blocks:
             size = block if block == "auto" else int(block)
             row = measure(engine, clock, prompts[:num], size, max(args.steps // (1 + num // 8), 4))
             rows.append({"requests": num, "block": block, **row})
-            told = "".join(f"{row['ms'][part]:15.2f}" for part in PARTS)
+            told = "".join(f"{row['ms'][part]:24.2f}" for part in PARTS)
             print(
                 f"{num:8} {block:>5} {row['ms']['step']:7.1f} {row['tokens_per_step']:6.1f}{told}", flush=True
             )

@@ -48,8 +48,8 @@ def draft_step(drafter: DFlashDrafter, rows: int, width: int) -> Step:
         layer.k.normal_()
         layer.v.normal_()
     positions = torch.arange(CONTEXT, CONTEXT + width).expand(rows, -1)
-    anchors = torch.full((rows,), 7)
-    return lambda: drafter.chains(drafter.hidden(anchors, positions, CONTEXT + width, cache.layers))
+    blocks = drafter.blocks([7] * rows, width)
+    return lambda: drafter.chains(drafter.hidden(blocks, positions, CONTEXT + width, cache.layers))
 
 
 def shortest(steps: Sequence[Step], repeats: int) -> list[float]:

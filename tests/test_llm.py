@@ -66,7 +66,7 @@ def test_the_embedded_drafter_serves_with_a_window_that_short_texts_do_not_notic
     for window in (None, 8192):  # its default, and all of the longest context
         llm = LLM(block_size=16, draft_window_size=window)
         assert isinstance(llm.drafter, DFlashDrafter)
-        rules = llm.drafter.model.config.rules()
+        rules = llm.drafter.model.config.rules
         assert rules == [BlockRule(window or 1024, is_causal=False, from_anchor=True)] * 5
         [out] = llm.generate("What is the capital of France?", params)
         found.append((out.outputs[0].token_ids, out.metrics.accepted_histogram))

@@ -30,7 +30,7 @@ class TreeSlots:
 class ForwardBatch:
     """Tokens of one forward pass, one row for each sequence.
 
-    ``counts`` [batch], on a CPU: how many of each row's tokens are no padding; None: nobody says.
+    ``ends`` [batch], on a CPU: the slot behind each row's last token, where padding begins; None: nobody says.
     ``kv_len`` is an upper bound of ``slots + 1`` kept on the host, so that no step waits for the device.
     """
 
@@ -38,7 +38,7 @@ class ForwardBatch:
     positions: Tensor  # [batch, num_tokens], absolute, ascending within a row unless there is a tree
     kv_len: int
     tree: TreeSlots | None = None  # None: every token lies in the slot of its position and sees all before it
-    counts: Tensor | None = None
+    ends: Tensor | None = None
 
     @property
     def slots(self) -> Tensor:

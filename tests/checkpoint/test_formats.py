@@ -134,7 +134,7 @@ def test_trap_causality(target, tmp_path):
     save_drafter(mixed(target), tmp_path)
 
     def causal(change):
-        return [rule.is_causal for rule in loaded_config(tmp_path, change).rules()]
+        return [rule.is_causal for rule in loaded_config(tmp_path, change).rules]
 
     assert causal(bool) == [True, True, False]
     assert causal(lambda c: c["dflash_config"].update(causal=False)) == [False] * 3
@@ -287,8 +287,8 @@ def test_the_drafter_of_the_27b():
             },
         }
     )
-    assert [rule.window for rule in config.rules()] == [4096] * 5 + [None]
-    assert [rule.is_causal for rule in config.rules()] == [True] * 5 + [False]
+    assert [rule.window for rule in config.rules] == [4096] * 5 + [None]
+    assert [rule.is_causal for rule in config.rules] == [True] * 5 + [False]
     with torch.device("meta"):
         drafter = DFlashModel(config)
     assert len(drafter.state_dict()) == 3 + 6 * 11

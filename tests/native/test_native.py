@@ -147,11 +147,11 @@ def test_rows_in_pages_without_their_padding_have_the_bits_of_each_alone() -> No
         step = [
             CacheRow(i, pages[i][:8] if start == 23 else pages[i], start) for i, start in enumerate(starts)
         ]
-        counts = [len(own) for own in tokens]
-        positions, kv_len = rows.arrange(step, counts)
-        padded = torch.tensor([own + [0] * (max(counts) - len(own)) for own in tokens])
-        batch = ForwardBatch(padded, positions, kv_len, counts=torch.tensor(counts))
-        out = target.forward(batch, rows, (0, -1))
+        counts = torch.tensor([len(own) for own in tokens])
+        positions, kv_len = rows.arrange(step, counts.tolist())
+        padded = torch.tensor([(own + [0] * 40)[: max(counts)] for own in tokens])
+        batch = ForwardBatch(padded, positions, kv_len, ends=positions[:, 0] + counts)
+        out, best = target.greedy(batch, rows, (0, -1))
     for row, (prompt, block) in enumerate(zip(prompts, blocks, strict=True)):
         own = target.new_cache(1, 64)
         target.forward(ForwardBatch.of_row(prompt, 0), own)
@@ -159,6 +159,7 @@ def test_rows_in_pages_without_their_padding_have_the_bits_of_each_alone() -> No
         alone = target.forward(ForwardBatch.of_row(block, len(prompt)), own, (0, -1))
         for name in ("hidden", "features"):
             assert torch.equal(getattr(out, name)[row, : len(block)], getattr(alone, name)[0])
+        assert torch.equal(best[row, : len(block)], target.argmax(alone.hidden[0]))
 
 
 @torch.inference_mode()
@@ -192,8 +193,7 @@ def test_a_token_of_a_tree_has_the_bits_of_its_path_alone() -> None:
 def test_features_are_the_layers_outputs() -> None:
     target, reference = make()
     batch = ForwardBatch.of_row(ids(20), 0)
-    got = target.forward(batch, target.new_cache(1, 20), (2, 0)).features
-    wanted = reference.forward(batch, reference.new_cache(1, 20), (2, 0)).features
+    got, wanted = (one.forward(batch, one.new_cache(1, 20), (2, 0)).features for one in (target, reference))
     assert got is not None
     assert wanted is not None
     assert (got - wanted).abs().max() < 0.02 * wanted.abs().max()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flashdraft.native.decoder import PageTable
 from flashdraft.ops.attention import FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask, fast_mask
 
@@ -13,7 +14,7 @@ class LayerKV:
     """One layer's keys and values, each [rows, kv_heads, max_len, head_dim], addressed by absolute position."""
 
     token_dim = 2  # of k and v
-    table: Tensor | None = None  # a row's token lies in the slot of its position
+    table: PageTable | None = None  # a row's token lies in the slot of its position
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v

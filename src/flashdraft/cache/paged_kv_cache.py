@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashdraft.native.decoder import PageTable
 from flashdraft.ops.attention import FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask
 from flashdraft.ops.recorded import Recorded
@@ -101,8 +102,8 @@ def tokens_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 def row_positions(rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:
     """Positions of the next ``counts[i]`` tokens of each row, row after row, [1, sum of counts]."""
-    ranges = [torch.arange(row.start, row.start + count) for row, count in zip(rows, counts, strict=True)]
-    return torch.cat(ranges).unsqueeze(0)
+    pairs = zip(rows, counts, strict=True)
+    return torch.tensor([[at for row, count in pairs for at in range(row.start, row.start + count)]])
 
 
 class GatheredRows:
@@ -251,7 +252,7 @@ class _RowsLayer:
     """One layer of the rows: a LayerSource."""
 
     token_dim = 1  # of k and v
-    table: Tensor | None = None
+    table: PageTable | None = None
 
     def __init__(self, rows: Tensor, row_idx: Tensor | None) -> None:
         self.k, self.v = rows  # each [rows, max_len, kv_heads, head_dim]

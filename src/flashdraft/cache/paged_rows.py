@@ -5,14 +5,16 @@ rejected drafts are overwritten by what comes next. What a row stages beyond its
 its longest path, a draft may reach behind the answer's end) goes to spare pages, which hold nothing after the step.
 """
 
+from array import array
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, slots_of, tokens_of
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.errors import EngineError
+from flashdraft.native.decoder import PageTable
 
 
 @dataclass
@@ -21,7 +23,7 @@ class PagedLayer:
 
     k: Tensor
     v: Tensor
-    table: Tensor | None = None  # int32 [rows, kv_len]: the slot of each row's tokens in the step
+    table: PageTable | None = None  # of the rows of the step
     token_dim: int = 1
 
     def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
@@ -30,13 +32,15 @@ class PagedLayer:
         For networks in PyTorch, which it gathers for; the C++ part does the same without a copy.
         """
         assert self.table is not None
-        slots, seen = self.table.gather(1, positions).long(), self.table[:, :kv_len].long()
+        pages = torch.tensor(self.table.pages).view(-1, self.table.width, 1)
+        every = (pages * self.table.page_size + torch.arange(self.table.page_size)).flatten(1)
+        slots, seen = every.gather(1, positions), every[:, :kv_len]
         self.k[0, slots], self.v[0, slots] = k.transpose(1, 2), v.transpose(1, 2)
         return self.k[0, seen].transpose(1, 2), self.v[0, seen].transpose(1, 2)
 
 
 class PagedRows(GatheredRows):
-    """Rows that are not gathered: a table says where each row's tokens lie."""
+    """Rows that are not gathered: a table says in which pages each row's tokens lie."""
 
     def __init__(self, cache: PagedKVCache) -> None:
         super().__init__(cache)
@@ -45,8 +49,7 @@ class PagedRows(GatheredRows):
             PagedLayer(slots[:, :, idx, 0], slots[:, :, idx, 1])  # type: ignore[misc]
             for idx in range(slots.shape[2])
         ]
-        self._within = torch.arange(cache.page_size, dtype=torch.int32)
-        self._table = torch.empty(0, 0, dtype=torch.int32)
+        self._pages: list[list[int]] = []  # of the rows of the step, spare ones included
 
     def seat(self, keys: Sequence[Hashable]) -> list[int]:
         """The order in which they are given: no row lies anywhere."""
@@ -60,25 +63,24 @@ class PagedRows(GatheredRows):
         width, size = max(counts), self.cache.page_size
         kv_len = max(row.start for row in rows) + width
         # The last spare page takes what is padding, and nothing reads it.
-        *spare_pages, scratch = range(self.cache.num_pages, len(self.cache.slots) // size)
-        spare = iter(spare_pages)
-        pages = []
-        try:
-            for row, count in zip(rows, counts, strict=True):
-                missing = -(-(row.start + count) // size) - len(row.pages)
-                pages.append([*row.pages, *(next(spare) for _ in range(missing))])
-        except RuntimeError:  # of the generator, where `spare` ended
+        scratch = len(self.cache.slots) // size - 1
+        first, most, pages = self.cache.num_pages, -(-kv_len // size), array("i")
+        self._pages = []
+        for row, count in zip(rows, counts, strict=True):
+            missing = max(-(-(row.start + count) // size) - len(row.pages), 0)
+            own = [*row.pages[:most], *range(first, first + missing)]
+            first += missing
+            self._pages.append(own)
+            pages.extend(own + [scratch] * (most - len(own)))
+        if first > scratch:
             raise EngineError(
-                f"a step of {sum(counts)} tokens in {len(rows)} rows stages more than {len(spare_pages)} spare"
-                f" pages of {size} tokens hold: lower draft_tree"
-            ) from None
-        most = -(-kv_len // size)
-        table = torch.tensor([own[:most] + [scratch] * (most - len(own)) for own in pages], dtype=torch.int32)
-        self._table = (table.unsqueeze(-1) * size + self._within).flatten(1)
+                f"a step of {sum(counts)} tokens in {len(rows)} rows stages more than"
+                f" {scratch - self.cache.num_pages} spare pages of {size} tokens hold: lower draft_tree"
+            )
+        table = PageTable(pages, most, size)
         for layer in self.layers:
-            layer.table = self._table
-        starts = torch.tensor([row.start for row in rows])
-        return starts.unsqueeze(1) + torch.arange(width), kv_len
+            layer.table = table
+        return torch.tensor([[*range(row.start, row.start + width)] for row in rows]), kv_len
 
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         """Nothing to do: what is true of a chain lies in its row's pages already."""
@@ -89,16 +91,11 @@ class PagedRows(GatheredRows):
         places: list[int] = []
         for idx, (row, path) in enumerate(zip(rows, paths, strict=True)):
             if path[-1] != len(path) - 1:
-                taken += self._table[idx, [row.start + place for place in path]].tolist()
-                places += self._table[idx, row.start : row.start + len(path)].tolist()
+                staged = self.cache.slot_mapping(self._pages[idx], row.start, row.start + path[-1] + 1)
+                taken += [staged[place] for place in path]
+                places += staged[: len(path)]
         if taken:
             self.cache.write(places, self.cache.slots[taken])
-
-    def append(
-        self, rows: Sequence[CacheRow], counts: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        """Make ``counts[i]`` more tokens of each row true: see :meth:`GatheredRows.append`."""
-        self.cache.write(slots_of(self.cache, rows, counts), tokens_of(pairs))
 
 
 def new_rows(cache: PagedKVCache, reads_pages: bool) -> GatheredRows:

@@ -297,11 +297,11 @@ class Engine:
         size = self.config.page_size
         # Features wait for the next draft, but those of a full page of the prompt are wanted by others now. What
         # was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
-        whole = [r for r in requests if r.num_committed <= len(r.token_ids)]
+        whole = [r for r in requests if r.num_committed <= r.num_tokens]
         late = [r for r in whole if r.num_committed // size > r.num_observed // size]
         self.runner.catch_up([r for r in late if not r.can_wait(_MOST_PENDING)])
         for request in requests:
-            self.scheduler.register_pages(request, min(request.num_observed, len(request.token_ids)))
+            self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
             self.scheduler.keep_snapshots(request)
             if not request.answer.goes_on:
                 self._finish(request)

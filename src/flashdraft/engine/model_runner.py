@@ -31,7 +31,7 @@ class Verified:
 
     logits: Tensor  # [num_wanted, vocab_size], float32, of the last tokens; empty where no request reads them
     argmax: list[int]
-    features: Tensor | None  # [num_tokens, feature_size]
+    features: Tensor | None  # [num_tokens, feature_size], padding behind them
 
     def at(self, places: list[int]) -> "Verified":
         """The same with the choices at ``places`` alone."""
@@ -73,6 +73,7 @@ class ModelRunner:
             len(paged), num_pages, size, kv_heads, head_dim, target.dtype, target.device, spare
         )
         self.can_record = target.is_recordable
+        self._no_logits = torch.empty(0, target.config.vocab_size, device=target.device)
         # Prefill chunks and blocks differ too much in width to share rows.
         self.chunk_rows, self.block_rows = self.new_rows(), self.new_rows()
 
@@ -118,7 +119,7 @@ class ModelRunner:
         if not late or self.drafter is None:
             return
         token_ids = [r.token_ids[r.num_observed : r.num_committed] for r in late]
-        features = [torch.cat(r.pending) if r.pending else None for r in late]
+        features = [_joined(r.pending) for r in late]
         self.drafter.observe([r.draft_row for r in late], token_ids, features)
         for request in late:
             request.num_observed, request.pending = request.num_committed, []
@@ -139,7 +140,11 @@ class ModelRunner:
         order = rows.seat([request.row.key for request in requests])
         placed = [token_ids[i] for i in order]
         trees = [parents[i] for i in order] if parents else None
-        step = self.forward(rows, [requests[i].row for i in order], placed, trees)
+        reads_logits = any(request.answer.reads_logits for request in requests)
+        with_head = (
+            rows is not self.chunk_rows and not reads_logits
+        )  # of a prompt one token's choice is wanted
+        step = self.forward(rows, [requests[i].row for i in order], placed, trees, with_head)
         # Only the slots that are wanted go through the head.
         place = {request_idx: row for row, request_idx in enumerate(order)}
         slots = [
@@ -147,19 +152,22 @@ class ModelRunner:
             for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
             for k in range(wanted)
         ]
-        if any(request.answer.reads_logits for request in requests):
+        logits, features = self._no_logits, step.output.features
+        if reads_logits:
             logits = self.target.logits(step.hidden_at(slots))
-            best = logits.argmax(-1)
+            argmax = logits.argmax(-1).tolist()
+        elif step.argmax is None:
+            argmax = self.target.argmax(step.hidden_at(slots)).tolist()
         else:
-            logits = step.output.hidden.new_empty(0, self.target.config.vocab_size)
-            best = self.target.argmax(step.hidden_at(slots)) if step.argmax is None else step.argmax[slots]
-        argmax, kept = best.tolist(), step.output.features
+            every = step.argmax.tolist()
+            argmax = [every[slot] for slot in slots]
+        kept = [None] * len(requests) if features is None else features.unbind()
         results, done = [], 0
-        for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True)):
+        for i, wanted in enumerate(num_wanted):
             own = slice(done, done + wanted)
             done += wanted
-            features = None if kept is None else kept[place[i], : len(ids)]
-            results.append(Verified(logits[own], argmax[own], features))
+            said = logits[own] if len(logits) else logits
+            results.append(Verified(said, argmax[own], kept[place[i]]))
         return results
 
     def forward(
@@ -168,10 +176,12 @@ class ModelRunner:
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         parents: Sequence[Sequence[int]] | None = None,
+        with_head: bool = True,
     ) -> TargetStep:
         """The target over ``token_ids`` of each row, in the order in which they lie, padded to one width.
 
-        ``parents``: see :meth:`run`. Nothing of it but the features outlasts the next forward.
+        ``parents``: see :meth:`run`. ``with_head``: whether the choice behind each token is wanted. Nothing of it but
+        the features outlasts the next forward.
         """
         counts = [len(ids) for ids in token_ids]
         width = max(counts)
@@ -179,10 +189,14 @@ class ModelRunner:
             return self._replay(rows, placed, token_ids, parents, power_of_two(width))
         positions, kv_len = rows.arrange(placed, counts)
         ids = _padded(token_ids, width, len(placed), self.target.device)
-        batch = ForwardBatch(ids, positions, kv_len, counts=torch.tensor(counts))
+        ends = torch.tensor([row.start + count for row, count in zip(placed, counts, strict=True)])
+        batch = ForwardBatch(ids, positions, kv_len, ends=ends)
         if parents:
             batch = batch.as_trees(parents)
-        return TargetStep(self.target.forward(batch, rows, self.feature_layers), width)
+        if not with_head:
+            return TargetStep(self.target.forward(batch, rows, self.feature_layers), width)
+        output, argmax = self.target.greedy(batch, rows, self.feature_layers)
+        return TargetStep(output, width, None if argmax is None else argmax.flatten())
 
     def _replay(
         self,
@@ -243,6 +257,11 @@ def _padded(token_ids: Sequence[list[int]], width: int, num_rows: int, device: t
     padded = [ids + [0] * (width - len(ids)) for ids in token_ids]
     padded += [[0] * width] * (num_rows - len(padded))
     return torch.tensor(padded, device=device)
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    """One tensor of ``parts``, None of none; most often there is one, which is not copied."""
+    return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
 
 
 def _asked(requests: Sequence[Request]) -> tuple[list[CacheRow], list[int], list[int]]:

@@ -48,6 +48,11 @@ class Request:
         return self.prompt + self.answer.output.token_ids
 
     @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer so far."""
+        return len(self.prompt) + len(self.answer.output.token_ids)
+
+    @property
     def anchor(self) -> int:
         """The last decided token."""
         return self.answer.output.token_ids[-1]

@@ -28,7 +28,7 @@ def sglang_command(pair: Pair, config: LaunchConfig) -> Command:
         *flags(mem_fraction_static=config.memory, host=config.host, port=config.port),
     ]
     notes = []
-    if any(rule.from_anchor for rule in pair.drafter.rules()):
+    if any(rule.from_anchor for rule in pair.drafter.rules):
         notes.append(
             "this drafter's window was counted from the anchor in training; SGLang counts from each slot"
         )
@@ -54,9 +54,9 @@ def _refuse(pair: Pair, config: LaunchConfig) -> None:
     # models/dflash.py reads is_causal or goes by the layer's type, and knows no speculators config.
     is_causal = pair.raw.get("is_causal")
     theirs = [
-        rule.window is not None if is_causal is None else bool(is_causal) for rule in pair.drafter.rules()
+        rule.window is not None if is_causal is None else bool(is_causal) for rule in pair.drafter.rules
     ]
-    if pair.is_speculators or theirs != [rule.is_causal for rule in pair.drafter.rules()]:
+    if pair.is_speculators or theirs != [rule.is_causal for rule in pair.drafter.rules]:
         raise UsageError(
             "SGLang does not read this drafter's config as it was meant; write it anew with flashdraft convert --draft"
             f" {pair.draft} --to z-lab --out FOLDER"

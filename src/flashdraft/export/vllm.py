@@ -66,7 +66,7 @@ def _refuse(pair: Pair, config: LaunchConfig) -> None:
     if pair.is_speculators:
         # transformers_utils/configs/speculators/algos.py, update_dflash: one causality for all layers.
         theirs = not pair.raw.get("sliding_window_non_causal", True)
-        if any(rule.is_causal != theirs for rule in pair.drafter.rules()):
+        if any(rule.is_causal != theirs for rule in pair.drafter.rules):
             raise UsageError(
                 f"vLLM reads all layers of this speculators drafter as {'' if theirs else 'not '}causal within the"
                 f" block, and it was not trained so: write it anew with flashdraft convert --draft {pair.draft} --to"
@@ -93,7 +93,7 @@ def _notes(pair: Pair, config: LaunchConfig) -> list[str]:
             " are right, but fewer drafts are accepted; mend it with benchmarks/peers/vllm_cpu_context_norm.patch"
             " from flashdraft's repository"
         )
-    if any(rule.from_anchor for rule in pair.drafter.rules()):
+    if any(rule.from_anchor for rule in pair.drafter.rules):
         notes.append(
             "this drafter's window was counted from the anchor in training; vLLM counts from each slot"
         )

@@ -142,6 +142,15 @@ class TargetModel(nn.Module):
         """The likeliest tokens [...] after final hidden states [..., hidden_size]; of equal ones the first."""
         return self.logits(hidden).argmax(-1)
 
+    def greedy(
+        self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
+    ) -> tuple[TargetOutput, Tensor | None]:
+        """:meth:`forward`, and :meth:`argmax` of all its tokens [batch, num_tokens] where one call gives both.
+
+        Of padding it means nothing.
+        """
+        return self.forward(batch, cache, feature_layers), None
+
     def threads(self) -> AbstractContextManager[None]:
         """To be entered around many forwards: sets PyTorch's threads as suits this model."""
         return nullcontext()

@@ -7,6 +7,7 @@ features enter as extra keys and values of every layer ("KV injection").
 
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -101,6 +102,7 @@ class DFlashConfig:
         values["target_layer_ids"] = tuple(values["target_layer_ids"])
         return cls(**values)
 
+    @cached_property
     def rules(self) -> list[BlockRule]:
         """What each layer's block may see."""
         kinds = self.layer_types or ("full_attention",) * self.num_hidden_layers
@@ -291,7 +293,7 @@ class DFlashModel(nn.Module):
     @property
     def reads_pages(self) -> bool:
         """Whether a served block takes keys and values where they lie: see cache/paged_rows.py."""
-        return self.native is not None and all(rule.is_uniform for rule in self.config.rules())
+        return self.native is not None and all(rule.is_uniform for rule in self.config.rules)
 
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer for verified tokens: ``hidden_norm(fc(features))`` projected.
@@ -322,16 +324,16 @@ class DFlashModel(nn.Module):
         """
         stored = stored_layers(sources)
         if self.native and stored and mask is None and self.reads_pages:
-            seen = positions.new_full((len(positions),), kv_len) if ends is None else ends
-            counts, windows = seen - positions[:, 0], [rule.window or 0 for rule in self.config.rules()]
-            seen = seen.unsqueeze(1).expand_as(positions)
-            return self.native.forward(block, positions, seen, stored, windows=windows, counts=counts)[0]
+            windows = [rule.window or 0 for rule in self.config.rules]
+            return self.native.forward(
+                block, positions, kv_len, stored, windows=windows, ends=ends, is_causal=False
+            )[0]
         if mask is None:
             masks = self._cut(self.served_masks(positions, kv_len, ends), positions)
         elif isinstance(mask, Sequence):
             masks = list(mask)
         else:
-            assert all(rule.is_plain for rule in self.config.rules()), "give one mask for each layer"
+            assert all(rule.is_plain for rule in self.config.rules), "give one mask for each layer"
             masks = [mask] * self.config.num_hidden_layers
         rope = self.rotary(positions, block.dtype)
         x = block
@@ -345,7 +347,7 @@ class DFlashModel(nn.Module):
 
         Made without asking the device for a value, so that a recording may make them.
         """
-        rules = self.config.rules()
+        rules = self.config.rules
         made: dict[BlockRule, Tensor | None] = {
             rule: None if rule.is_plain else ServedBlockMask(positions, kv_len, rule).dense()
             for rule in set(rules)
@@ -358,7 +360,7 @@ class DFlashModel(nn.Module):
 
     def _cut(self, masks: list[Tensor | None], positions: Tensor) -> list[Mask]:
         """``masks`` over the keys within the window of some row, and no others."""
-        windows = [rule.window for rule in self.config.rules()]
+        windows = [rule.window for rule in self.config.rules]
         nearest = int(positions[:, 0].min()) if any(windows) else 0
         cut: list[Mask] = list(masks)
         for i, (mask, window) in enumerate(zip(masks, windows, strict=True)):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput, sight
 from flashdraft.models.mlp import SparseMLP, feed_forward
-from flashdraft.native.decoder import NativeTarget, stored_layers, torch_on_one_thread
+from flashdraft.native.decoder import NativeTarget, StoredLayer, stored_layers, torch_on_one_thread
 from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -117,11 +118,9 @@ class LlamaModel(TargetModel):
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
-        x = self.embed(batch.token_ids)
         if self.native and (stored := stored_layers(cache.layers)):
-            at, counts = batch.positions, batch.counts
-            ran = self.native.forward(x, at, at + 1, stored, feature_layers, batch.tree, counts=counts)
-            return TargetOutput(*ran)
+            return self._in_one_call(self.native, batch, stored, feature_layers)
+        x = self.embed(batch.token_ids)
         rope = self.rotary(batch.positions, x.dtype)
         mask = sight(batch, cache)
         features: dict[int, Tensor] = {}
@@ -130,6 +129,36 @@ class LlamaModel(TargetModel):
             if layer_idx in feature_layers:
                 features[layer_idx] = x
         return TargetOutput.of(self.model.norm(x), features, feature_layers)
+
+    def greedy(
+        self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
+    ) -> tuple[TargetOutput, Tensor | None]:
+        """See :meth:`TargetModel.greedy`."""
+        if self.native and (stored := stored_layers(cache.layers)):
+            best = torch.empty_like(batch.token_ids)
+            return self._in_one_call(self.native, batch, stored, feature_layers, best), best
+        return super().greedy(batch, cache, feature_layers)
+
+    def _in_one_call(
+        self,
+        native: NativeTarget,
+        batch: ForwardBatch,
+        stored: Sequence[StoredLayer],
+        feature_layers: Sequence[int],
+        best: Tensor | None = None,
+    ) -> TargetOutput:
+        ran = native.forward(
+            self.model.embed_tokens.weight,
+            batch.positions,
+            batch.kv_len,
+            stored,
+            feature_layers,
+            batch.tree,
+            ends=batch.ends,
+            token_ids=batch.token_ids,
+            best=best,
+        )
+        return TargetOutput(*ran)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See :meth:`TargetModel.embed`."""

@@ -10,17 +10,13 @@
 
 #include "linear.h"
 
-// Keys and values of each layer, bfloat16, with strides in elements. Without a table [row][slot][kv_head][head_dim];
-// with one they lie in pages: [token][kv_head][head_dim], and table[row][slot] says which token it is.
+// Keys and values, bfloat16, with strides in elements: [layer][row][slot][kv_head][head_dim], or in pages,
+// [layer][page][page_size][kv_head][head_dim], of which a row has pages[row], in the order of its slots.
 struct KVStorage {
-    uint16_t *const *keys, *const *values;
-    int64_t row, token, head;
-    const int32_t* table;  // or null
-    int64_t table_width;
-
-    int64_t at(int64_t row_idx, int64_t slot) const {
-        return table ? table[row_idx * table_width + slot] * token : row_idx * row + slot * token;
-    }
+    uint16_t *keys, *values;
+    int64_t layer, row, token, head;
+    const int32_t* pages;  // null, or [rows][num_pages]
+    int64_t num_pages, page_size;
 };
 
 // e^x for x <= 0, within 3e-6 of it, relatively: 2^n * p(f), |f| <= log(2) / 2.

@@ -21,17 +21,20 @@ struct Decoder {
     double eps;
 };
 
-// The tokens of one forward: `num_rows` sequences of `width` tokens each, or of the first counts[row] of them.
+// The tokens of one forward: `num_rows` sequences of `width` tokens each, or of those below its row's end.
 struct Batch {
     int64_t num_rows, width;
-    const int64_t* counts;     // null, or [num_rows]; what lies behind them is not looked at
+    bool is_causal;            // a token sees its row up to itself, or all of it
     const int64_t* positions;  // [num_rows][width], for RoPE
     const int64_t* slots;      // [num_rows][width]: where in its row of `kv` a token's keys and values go
-    const int64_t* ends;       // [num_rows][width]: how many positions of its row a token sees
+    const int64_t* ends;       // null, or [num_rows]: the slot behind a row's last token; the others are not computed
     const int64_t* paths;      // null, or of rows that are trees [num_rows][width][depth]: see Attention::Sight
     int64_t depth;
     const int64_t* windows;  // null, or for each layer: how many positions before its first token a row sees; 0: all
     KVStorage kv;
+
+    // Tokens of a row that are computed.
+    int64_t count(int64_t row) const { return ends ? ends[row] - slots[row * width] : width; }
 };
 
 // x / sqrt(mean(x^2) + eps) * weight, handed to write(column, first 16, second 16).
@@ -78,6 +81,7 @@ class Forward {
     // besides the layers' own.
     void reserve(int threads, int64_t widest = 0) {
         place_rows();
+        if (b.kv.pages) place_pages();
         widest = std::max({widest, d.hidden_size, q_size, d.intermediate_size});
         auto room = [](auto& buffer, size_t size) {
             if (buffer.size() < size) buffer.resize(size);
@@ -156,11 +160,36 @@ class Forward {
         s.firsts.clear();
         for (int64_t sequence = 0; sequence < b.num_rows; ++sequence) {
             s.firsts.push_back(s.tokens.size());
-            const int64_t count = b.counts ? b.counts[sequence] : b.width;
-            for (int64_t i = 0; i < count; ++i) s.tokens.push_back(sequence * b.width + i);
+            for (int64_t i = 0; i < b.count(sequence); ++i) s.tokens.push_back(sequence * b.width + i);
         }
         s.firsts.push_back(s.tokens.size());
         rows = s.tokens.size();
+    }
+
+    // Once a forward, so that nobody divides by the size of a page.
+    void place_pages() {
+        const int64_t size = b.kv.page_size, count = b.num_rows * b.kv.num_pages;
+        s.places.resize(count * size);
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t k = 0; k < size; ++k) s.places[i * size + k] = (b.kv.pages[i] * size + k) * b.kv.token;
+    }
+
+    // Where in a layer's keys, and in its values, a sequence's slots lie.
+    struct Places {
+        const int64_t* table;  // null, or [slots]
+        int64_t first, stride;
+        int64_t operator()(int64_t slot) const { return table ? table[slot] : first + slot * stride; }
+    };
+
+    Places places(int64_t sequence) const {
+        const int64_t* table = b.kv.pages ? &s.places[sequence * b.kv.num_pages * b.kv.page_size] : nullptr;
+        return {table, sequence * b.kv.row, b.kv.token};
+    }
+
+    // How many positions of its row a token sees.
+    int64_t end(int64_t sequence, int64_t token) const {
+        if (b.is_causal) return b.positions[token] + 1;
+        return b.slots[sequence * b.width] + b.count(sequence);
     }
 
     Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, bf16, quantized, scale, sum}; }
@@ -191,13 +220,13 @@ class Forward {
     }
 
     void place_keys_values(const Layer& w, int64_t idx, int64_t row) {
-        const int64_t place = b.kv.at(token(row) / b.width, b.slots[token(row)]);
+        const int64_t place = idx * b.kv.layer + places(token(row) / b.width)(b.slots[token(row)]);
         for (int64_t h = 0; h < d.num_kv_heads; ++h) {
             const int64_t at = place + h * b.kv.head;
             float* from = wide + row * qkv_size + q_size + h * d.head_dim;
-            rotate(from, w.k_norm, row, b.kv.keys[idx] + at);
+            rotate(from, w.k_norm, row, b.kv.keys + at);
             for (int64_t i = 0; i < d.head_dim; i += 2 * LANES)
-                write_bf16(b.kv.values[idx] + at + i, _mm512_loadu_ps(from + kv_size + i),
+                write_bf16(b.kv.values + at + i, _mm512_loadu_ps(from + kv_size + i),
                            _mm512_loadu_ps(from + kv_size + i + LANES));
         }
     }
@@ -241,13 +270,13 @@ class Forward {
                 for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h, ++count) {
                     at[count] = row * q_size + h * d.head_dim;
                     asked[count] = queries + at[count];
-                    ends[count] = b.ends[token(row)] - start;
+                    ends[count] = end(sequence, token(row)) - start;
                     paths[count] = b.paths + token(row) * b.depth;
                 }
             const Attention::Sight sight = {ends, b.paths ? paths : nullptr, b.slots[sequence * b.width]};
-            auto where = [&](int64_t slot) { return b.kv.at(sequence, start + slot); };
-            const int64_t head = kv_head * b.kv.head;
-            s.attention[Team::thread()](asked, sight, count, b.kv.keys[idx] + head, b.kv.values[idx] + head, where,
+            auto where = [start, at = places(sequence)](int64_t slot) { return at(start + slot); };
+            const int64_t head = idx * b.kv.layer + kv_head * b.kv.head;
+            s.attention[Team::thread()](asked, sight, count, b.kv.keys + head, b.kv.values + head, where,
                                         d.head_dim, [&](int query, int64_t dim, __m512 v) {
                                             _mm512_storeu_ps(attended + at[query] + dim, v);
                                         });
@@ -260,6 +289,7 @@ class Forward {
         std::vector<int8_t> quantized;
         std::vector<Attention> attention;
         std::vector<int64_t> tokens, firsts;  // of each row its token; of each sequence its first row, and the end
+        std::vector<int64_t> places;          // of each sequence's slots in pages
     } s;
     float *wide = nullptr, *attended = nullptr, *scale = nullptr, *sum = nullptr;
     uint16_t *queries = nullptr, *bf16 = nullptr;

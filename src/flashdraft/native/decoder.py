@@ -1,29 +1,38 @@
 """A stack of decoder layers, and a head, as the C++ part runs them. Its values are a copy: for frozen weights."""
 
 import ctypes
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flashdraft.batch import TreeSlots
-from flashdraft.native.library import BatchStruct, DecoderStruct, LayerStruct
+from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, LayerStruct
 from flashdraft.native.packing import Kind, PackedWeights
 
 _POSITIONS_AT_A_TIME = 4096
 
 
+@dataclass(frozen=True)
+class PageTable:
+    """Which pages hold each row's tokens."""
+
+    pages: "array[int]"  # "i", [rows, width]
+    width: int
+    page_size: int  # tokens
+
+
 class StoredLayer(Protocol):
-    """One layer's keys and values in memory that is addressed by position, or by a table of positions."""
+    """One layer's keys and values in memory that is addressed by slot. Layers lie at equal distances."""
 
     k: Tensor
     v: Tensor
     token_dim: int  # of k and v [rows, ..., head_dim]: 1 or 2; the other one is the heads'
-    table: (
-        Tensor | None
-    )  # int32 [rows, kv_len]: where along token_dim a row's tokens lie; None: at their positions
+    table: PageTable | None  # of rows that lie in pages along token_dim, where k and v have one row
 
 
 def stored_layers(sources: Sequence[Any]) -> Sequence[StoredLayer] | None:
@@ -100,40 +109,50 @@ class NativeDecoder:
         self,
         x: Tensor,
         positions: Tensor,
-        ends: Tensor,
+        kv_len: int,
         stored: Sequence[StoredLayer],
         feature_layers: Sequence[int] = (),
         tree: TreeSlots | None = None,
         windows: Sequence[int] = (),
-        counts: Tensor | None = None,
+        ends: Tensor | None = None,
+        is_causal: bool = True,
+        token_ids: Tensor | None = None,
+        best: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [rows, num_tokens, hidden_size] and the joined ``feature_layers``, bfloat16.
 
-        ``x`` [rows, num_tokens, hidden_size] bfloat16; a token stands at ``positions`` and sees the first ``ends``
-        positions of its row, both [rows, num_tokens]. Feature layer -1 is the output of the final norm. ``tree``:
-        where the tokens lie if not in the slots of their positions. ``windows``: for each layer, how many positions
-        before a row's first token its tokens see; 0, or none given: all. Not for trees. ``counts`` [rows]: how many
-        of a row's tokens there are; the others are not computed, and what comes out for them means nothing.
+        ``x`` [rows, num_tokens, hidden_size] bfloat16; its tokens stand at ``positions`` [rows, num_tokens], below
+        ``kv_len``. Feature layer -1 is the output of the final norm. ``tree``: where the tokens lie if not in the
+        slots of their positions. ``windows``: for each layer, how many positions before a row's first token its
+        tokens see; 0, or none given: all. Not for trees. ``ends`` [rows]: the slot behind a row's last token; what
+        is not below it is not computed, and what comes out for it means nothing. ``is_causal``: whether a token sees
+        its row up to itself, or all of it. ``token_ids`` [rows, num_tokens]: which rows of ``x``, an embedding
+        [vocab_size, hidden_size] then. ``best`` int64 [rows, num_tokens] takes what :meth:`argmax` says of each token.
         """
         assert not (tree and windows), "a tree's paths are counted from the first position"
-        rows, width, size = x.shape
-        x = x.contiguous()
-        hidden = torch.zeros_like(x)
+        (rows, width), size = positions.shape, x.shape[-1]
+        x, ids = x.contiguous(), None if token_ids is None else token_ids.contiguous()
+        hidden = x.new_zeros(rows, width, size)
         features = x.new_empty(rows, width, len(feature_layers) * size) if feature_layers else None
         wanted = (ctypes.c_int64 * len(feature_layers))(*feature_layers)
         slots, paths = (tree.slots, tree.paths) if tree else (positions, None)
-        batch = _Batch(positions, slots, ends, stored, paths, windows, counts)
-        self._need(positions)
-        self._library.decoder_forward(
+        kv = _storage(stored, stored[0].table)
+        batch = _Batch(positions, slots, kv, ends, paths, windows, is_causal)
+        self._need(kv_len)
+        given = (
             self._struct,
             batch.struct,
             x.data_ptr(),
+            None if ids is None else ids.data_ptr(),
             hidden.data_ptr(),
             None if features is None else features.data_ptr(),
             wanted,
             len(feature_layers),
-            self.num_threads,
         )
+        if best is None:
+            self._library.decoder_forward(*given, self.num_threads)
+        else:
+            self._library.decoder_greedy(*given, self.head, best.data_ptr(), self.num_threads)
         return hidden, features
 
     def argmax(self, hidden: Tensor) -> Tensor:
@@ -159,12 +178,11 @@ class NativeDecoder:
         self._kept.append(weight.detach().float().contiguous())
         return self._kept[-1].data_ptr()
 
-    def _need(self, positions: Tensor) -> None:
+    def _need(self, num_positions: int) -> None:
         """RoPE's tables, made as far as they are needed."""
-        count = int(positions.max()) + 1
-        if count <= self._num_positions:
+        if num_positions <= self._num_positions:
             return
-        self._num_positions = -(-count // _POSITIONS_AT_A_TIME) * _POSITIONS_AT_A_TIME
+        self._num_positions = -(-num_positions // _POSITIONS_AT_A_TIME) * _POSITIONS_AT_A_TIME
         cos, sin = self._rotary(torch.arange(self._num_positions).unsqueeze(0), torch.float32)
         half = self._head_dim // 2
         self._tables = (cos[0, 0, :, :half].contiguous(), sin[0, 0, :, :half].contiguous())
@@ -204,10 +222,22 @@ class NativeDrafter(NativeDecoder):
         """
         batch_size, num_tokens = positions.shape
         shape = (len(self._layers), 2, batch_size, num_tokens, self.num_kv_heads, self._head_dim)
-        out, features = features.new_empty(shape), features.contiguous()
+        out = features.new_empty(shape)
         slots = torch.arange(num_tokens).expand_as(positions)
-        batch = _Batch(positions, slots, slots, [_Made(layer) for layer in out])
-        self._need(positions)
+        self.store_context(
+            features, positions, slots, [_Made(layer) for layer in out], int(positions.max()) + 1
+        )
+        return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in out]
+
+    def store_context(
+        self, features: Tensor, positions: Tensor, slots: Tensor, stored: Sequence[StoredLayer], kv_len: int
+    ) -> None:
+        """The same, put into ``slots`` [batch, num_tokens] of ``stored``, which are no pages' but the storage's own.
+
+        ``positions`` are below ``kv_len``.
+        """
+        features, batch = features.contiguous(), _Batch(positions, slots, _storage(stored, None))
+        self._need(kv_len)
         self._library.decoder_context(
             self._struct,
             batch.struct,
@@ -216,7 +246,21 @@ class NativeDrafter(NativeDecoder):
             features.data_ptr(),
             self.num_threads,
         )
-        return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in out]
+
+
+def _storage(layers: Sequence[StoredLayer], table: PageTable | None) -> KVStruct:
+    """``KVStorage`` of attention.h, for as long as ``layers`` and ``table`` are there."""
+    k, v, token_dim = layers[0].k, layers[0].v, layers[0].token_dim
+    keys, last, strides = k.data_ptr(), layers[-1].k.data_ptr(), k.stride()
+    return KVStruct(
+        keys,
+        v.data_ptr(),
+        (last - keys) // k.element_size() // max(len(layers) - 1, 1),
+        strides[0],
+        strides[token_dim],
+        strides[3 - token_dim],
+        *(table.pages.buffer_info()[0], table.width, table.page_size) if table else (),
+    )
 
 
 class _Batch:
@@ -226,35 +270,25 @@ class _Batch:
         self,
         positions: Tensor,
         slots: Tensor,
-        ends: Tensor,
-        stored: Sequence[StoredLayer],
+        kv: KVStruct,
+        ends: Tensor | None = None,
         paths: Tensor | None = None,
         windows: Sequence[int] = (),
-        counts: Tensor | None = None,
+        is_causal: bool = True,
     ) -> None:
-        self.kept = positions.contiguous(), slots.contiguous(), ends.contiguous()
-        self.counts = counts
+        self.kept = positions.contiguous(), slots.contiguous()
+        self.ends = ends
         self.paths = None if paths is None else paths.contiguous()
         self.windows = (ctypes.c_int64 * len(windows))(*windows)
-        first = stored[0]
-        strides = first.k.stride()
-        pointers = ctypes.c_void_p * len(stored)
-        self.keys = pointers(*(layer.k.data_ptr() for layer in stored))
-        self.values = pointers(*(layer.v.data_ptr() for layer in stored))
         self.struct = BatchStruct(
             *positions.shape,
-            None if counts is None else counts.data_ptr(),
+            is_causal,
             *(tensor.data_ptr() for tensor in self.kept),
+            None if ends is None else ends.data_ptr(),
             None if self.paths is None else self.paths.data_ptr(),
             0 if self.paths is None else self.paths.shape[-1],
             ctypes.addressof(self.windows) if windows else None,
-            ctypes.addressof(self.keys),
-            ctypes.addressof(self.values),
-            strides[0],
-            strides[first.token_dim],
-            strides[3 - first.token_dim],
-            None if first.table is None else first.table.data_ptr(),
-            0 if first.table is None else first.table.shape[1],
+            kv,
         )
 
 
@@ -262,7 +296,7 @@ class _Made:
     """Keys and values [2, rows, num_tokens, kv_heads, head_dim] that are wanted for themselves."""
 
     token_dim = 1
-    table: Tensor | None = None
+    table: PageTable | None = None
 
     def __init__(self, both: Tensor) -> None:
         self.k, self.v = both

@@ -4,10 +4,11 @@
 
 namespace {
 
-void read_rows(Forward& f, const uint16_t* from) {
+void read_rows(Forward& f, const uint16_t* from, const int64_t* token_ids) {
     f.each_row([&](int64_t row) {
+        const int64_t at = token_ids ? token_ids[f.token(row)] : f.token(row);
         for (int64_t i = 0; i < f.d.hidden_size; i += LANES) {
-            _mm512_storeu_ps(f.x + row * f.d.hidden_size + i, from_bf16(from + f.token(row) * f.d.hidden_size + i));
+            _mm512_storeu_ps(f.x + row * f.d.hidden_size + i, from_bf16(from + at * f.d.hidden_size + i));
         }
     });
 }
@@ -17,7 +18,7 @@ Activations given(Forward& f, const Linear& w, const uint16_t* from) {
 }
 
 // No layers, `rows` tokens: what a Linear alone needs of a Forward.
-Batch only_rows(int64_t rows) { return {rows, 1, nullptr, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
+Batch only_rows(int64_t rows) { return {rows, 1, true, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
 
 struct Best {
     float value;
@@ -31,13 +32,15 @@ struct Best {
 extern "C" {
 
 // The whole stack: embeddings `input` to normed `hidden`, both [rows][hidden_size] bfloat16; the outputs of
-// `feature_layers`, -1 for the final norm's, side by side to `features`.
-void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t* input, uint16_t* hidden,
-                     uint16_t* features, const int64_t* feature_layers, int64_t num_features, int threads) {
+// `feature_layers`, -1 for the final norm's, side by side to `features`. `token_ids`: null, or which row of `input` a
+// token's embedding is.
+void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t* input, const int64_t* token_ids,
+                     uint16_t* hidden, uint16_t* features, const int64_t* feature_layers, int64_t num_features,
+                     int threads) {
     Forward f(*decoder, *batch);
     Team::run(threads, [&] { f.reserve(threads); }, [&] {
         const int64_t size = decoder->hidden_size;
-        read_rows(f, input);
+        read_rows(f, input, token_ids);
         for (int64_t idx = 0; idx < decoder->num_layers; ++idx) {
             f.layer(idx);
             for (int64_t k = 0; k < num_features; ++k) {
@@ -132,5 +135,23 @@ void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t
         }
         log_probs[row] = -std::log(total);
     }
+}
+
+// decoder_forward, and of each token that it computed what linear_argmax says, to best[rows]. In one call, for whoever
+// calls finds its own code gone from the caches behind each.
+void decoder_greedy(const Decoder* decoder, const Batch* batch, const uint16_t* input, const int64_t* token_ids,
+                    uint16_t* hidden, uint16_t* features, const int64_t* feature_layers, int64_t num_features,
+                    const Linear* head, int64_t* best, int threads) {
+    decoder_forward(decoder, batch, input, token_ids, hidden, features, feature_layers, num_features, threads);
+    std::vector<uint16_t> asked;
+    for (int64_t row = 0; row < batch->num_rows; ++row) {
+        const uint16_t* own = hidden + row * batch->width * head->k;
+        asked.insert(asked.end(), own, own + batch->count(row) * head->k);
+    }
+    std::vector<int64_t> found(asked.size() / head->k);
+    linear_argmax(head, asked.data(), found.size(), found.data(), nullptr, threads);
+    auto next = found.begin();
+    for (int64_t row = 0; row < batch->num_rows; next += batch->count(row++))
+        std::copy_n(next, batch->count(row), best + row * batch->width);
 }
 }

@@ -50,17 +50,27 @@ class DecoderStruct(ctypes.Structure):
     )
 
 
+class KVStruct(ctypes.Structure):
+    """``KVStorage`` of attention.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("keys", "values")),
+        *((name, _INT64) for name in ("layer", "row", "token", "head")),
+        ("pages", _POINTER),
+        *((name, _INT64) for name in ("num_pages", "page_size")),
+    )
+
+
 class BatchStruct(ctypes.Structure):
     """``Batch`` of decoder.h."""
 
     _fields_ = (
         *((name, _INT64) for name in ("num_rows", "width")),
-        *((name, _POINTER) for name in ("counts", "positions", "slots", "ends", "paths")),
+        ("is_causal", ctypes.c_bool),
+        *((name, _POINTER) for name in ("positions", "slots", "ends", "paths")),
         ("depth", _INT64),
-        *((name, _POINTER) for name in ("windows", "keys", "values")),
-        *((name, _INT64) for name in ("row_stride", "token_stride", "head_stride")),
-        ("table", _POINTER),
-        ("table_width", _INT64),
+        ("windows", _POINTER),
+        ("kv", KVStruct),
     )
 
 
@@ -121,12 +131,15 @@ def _compiled() -> Path:
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     structs = {
         "decoder_forward": (DecoderStruct, BatchStruct),
+        "decoder_greedy": (DecoderStruct, BatchStruct),
         "decoder_context": (DecoderStruct, BatchStruct, LinearStruct),
         "linear": (LinearStruct,),
         "linear_argmax": (LinearStruct,),
     }
+    forward = *(_POINTER,) * 5, _INT64
     rest = {
-        "decoder_forward": (_POINTER, _POINTER, _POINTER, _POINTER, _INT64, ctypes.c_int),
+        "decoder_forward": (*forward, ctypes.c_int),
+        "decoder_greedy": (*forward, ctypes.POINTER(LinearStruct), _POINTER, ctypes.c_int),
         "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
         "linear_argmax": (_POINTER, _INT64, _POINTER, _POINTER, ctypes.c_int),

@@ -14,8 +14,9 @@ from flashdraft.cache.paged_kv_cache import (
     PagedKVCache,
     power_of_two,
     row_positions,
+    slots_of,
 )
-from flashdraft.cache.paged_rows import new_rows
+from flashdraft.cache.paged_rows import PagedRows, new_rows
 from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
@@ -31,8 +32,6 @@ class DFlashDrafter:
         self.target = target
         self.feature_layers = model.config.target_layer_ids
         self.max_block_size = model.config.block_size
-        mask = torch.tensor([model.config.mask_token_id], device=target.device)
-        self.mask_embedding = target.embed(mask)  # [1, hidden_size]
 
     def begin(self, max_len: int) -> "DFlashState":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
@@ -40,24 +39,25 @@ class DFlashDrafter:
 
     def hidden(
         self,
-        anchors: Tensor,
+        blocks: Tensor,
         positions: Tensor,
         kv_len: int,
         sources: Sequence[LayerSource],
         ends: Tensor | None = None,
         masks: Sequence[Mask] | None = None,
     ) -> Tensor:
-        """Final hidden states [rows, num_tokens - 1, hidden_size] behind each of ``anchors`` [rows]: the block is
-        [anchor, MASK, ...].
+        """Final hidden states [rows, num_tokens - 1, hidden_size] behind the anchors of ``blocks`` [rows, num_tokens].
 
         ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
         all ``kv_len``. ``masks``: of each layer, if they are made already.
         """
-        rows, num_tokens = positions.shape
-        unknown = self.mask_embedding.expand(rows, num_tokens - 1, -1)
-        block = torch.cat((self.target.embed(anchors.unsqueeze(1)), unknown), dim=1)
-        hidden: Tensor = self.model(block, positions, kv_len, sources, masks, ends)
+        hidden: Tensor = self.model(self.target.embed(blocks), positions, kv_len, sources, masks, ends)
         return hidden[:, 1:]
+
+    def blocks(self, anchors: Sequence[int], num_tokens: int) -> Tensor:
+        """[anchor, MASK, ...] behind each of ``anchors``, token ids [rows, num_tokens]."""
+        unknown = [self.model.config.mask_token_id] * (num_tokens - 1)
+        return torch.tensor([[anchor, *unknown] for anchor in anchors], device=self.target.device)
 
     def chains(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token of every slot of :meth:`hidden`, and its log-probability: :func:`likeliest_tokens`."""
@@ -126,8 +126,8 @@ class DFlashState:
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        anchors = torch.tensor([anchor], device=positions.device)
-        return self.drafter.hidden(anchors, positions, end, self.cache.layers)
+        block = self.drafter.blocks([anchor], 1 + num_draft)
+        return self.drafter.hidden(block, positions, end, self.cache.layers)
 
 
 class DFlashBatch:
@@ -161,16 +161,23 @@ class DFlashBatch:
     ) -> None:
         """Project the features of all rows' newly verified tokens in one pass, end to end without padding."""
         counts = [len(ids) for ids in token_ids]
-        given = torch.cat([one for one in features if one is not None]).unsqueeze(0)
+        parts = [one for one in features if one is not None]
+        given = (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
         positions = row_positions(rows, counts).to(given.device)
-        context, total = self.drafter.model.context, sum(counts)
+        network, total = self.drafter.model, sum(counts)
+        if isinstance(self.rows, PagedRows):
+            assert network.native, "pages are read in place by the C++ part alone"
+            slots = torch.tensor([slots_of(self.cache, rows, counts)])
+            kv_len = max(row.start + count for row, count in zip(rows, counts, strict=True))
+            network.native.store_context(given, positions, slots, self.rows.layers, kv_len)
+            return
         if self.rows.records:
             more = power_of_two(total) - total
             inputs = F.pad(given, (0, 0, 0, more)), F.pad(positions, (0, more))
-            padded = self.rows.recorded(("context", total + more), context, inputs)
+            padded = self.rows.recorded(("context", total + more), network.context, inputs)
             pairs = [(k[:, :, :total], v[:, :, :total]) for k, v in padded]
         else:
-            pairs = context(given, positions)
+            pairs = network.context(given, positions)
         self.rows.append(rows, counts, pairs)
 
     def propose(
@@ -203,32 +210,32 @@ class DFlashBatch:
             else self.rows.arrange(placed, [block_sizes[i] for i in order])
         )
         device, num_padding = positions.device, len(positions) - len(rows)
-        tokens = torch.tensor([anchors[i] for i in order] + [0] * num_padding, device=device)
+        blocks = self.drafter.blocks([anchors[i] for i in order] + [0] * num_padding, positions.shape[1])
         ends: Tensor | None = None
         if len(rows) > 1 or records:
             seen = [rows[i].start + block_sizes[i] for i in order] + [1] * num_padding
             ends = torch.tensor(seen, device=device)
         if records and ends is not None:
-            hidden, drafted = self._replay(tokens, positions, ends, kv_len)
+            hidden, drafted = self._replay(blocks, positions, ends, kv_len)
         else:
-            hidden, drafted = self.drafter.hidden(tokens, positions, kv_len, self.rows.layers, ends), None
+            hidden, drafted = self.drafter.hidden(blocks, positions, kv_len, self.rows.layers, ends), None
         if order == list(range(len(hidden))):
             return hidden, drafted
         places = torch.tensor(order, device=device).argsort()
         return hidden[places], drafted and (drafted[0][places], drafted[1][places])
 
     def _replay(
-        self, tokens: Tensor, positions: Tensor, ends: Tensor, kv_len: int
+        self, blocks: Tensor, positions: Tensor, ends: Tensor, kv_len: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Hidden states and the chains as one recording, for all steps of these shapes."""
         drafter, layers = self.drafter, self.rows.layers
 
-        def work(anchors: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def work(blocks: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             masks = drafter.model.served_masks(positions, kv_len, ends)
-            hidden = drafter.hidden(anchors, positions, kv_len, layers, ends, masks)
+            hidden = drafter.hidden(blocks, positions, kv_len, layers, ends, masks)
             return hidden, drafter.chains(hidden)
 
-        return self.rows.recorded((*positions.shape, kv_len), work, (tokens, positions, ends))
+        return self.rows.recorded((*positions.shape, kv_len), work, (blocks, positions, ends))
 
 
 def chains_of(token_ids: Tensor, log_probs: Tensor, lengths: Sequence[int]) -> list[DraftTree]:

@@ -147,7 +147,7 @@ def dflash_hidden(
     in_document = (blocks.anchors - blocks.doc_start).unsqueeze(-1)
     positions = (in_document + torch.arange(block_size, device=slots.device)).flatten(1)
     seq_len = rows.token_ids.shape[1]
-    rules = drafter.config.rules()
+    rules = drafter.config.rules
     made = {
         rule: fast_mask(
             BlockContextMask(blocks.anchors, blocks.doc_start, seq_len, block_size, rule), target.device
