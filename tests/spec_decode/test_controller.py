@@ -2,14 +2,16 @@
 
 import random
 from itertools import product
+from math import exp, log
 
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import Acceptance, log_odds
-from flashdraft.spec_decode.block_search import Candidate, Others, PaddedSearch, Plan, RaggedSearch
+from flashdraft.spec_decode.acceptance import PRICES, Acceptance, Drafted
+from flashdraft.spec_decode.block_search import Candidate, Others, Plan
 from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
+from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
 
 BLOCK = 16
 FREE, STEEP = 1e-4, 1.0  # seconds that one more token takes
@@ -23,38 +25,57 @@ def made_up_costs(token_s: float, draft_s: float = 0.1, fixed_s: float = 1.0) ->
     )
 
 
+def log_odds(chance: float) -> float:
+    return log(chance / (1 - chance))
+
+
 def request(controller: Controller, *rates: float) -> Acceptance:
-    """One whose draft token i is accepted at ``rates[i]``; the last rate goes on. A curve is everybody's."""
-    model, state = controller.acceptance, Acceptance()
-    if len(rates) > 1:
-        model.log_odds = [log_odds(rates[min(i, len(rates) - 1)]) for i in range(len(model.log_odds))]
-    else:
-        model.log_odds = [0.0] * len(model.log_odds)
-        state.lead = log_odds(rates[0])
-    return state
+    """One whose draft token i is known to be accepted at ``rates[i]``; the last rate goes on."""
+    model = controller.acceptance
+    odds = [log_odds(rates[min(i, len(rates) - 1)]) for i in range(BLOCK - 1)][: model.max_block - 1]
+    return Acceptance(1e9 * model._offered(np.array([odds]))[0], weight=1e9, num_drafts=1)
+
+
+def cut(controller: Controller, plan: Plan, states: list[Acceptance]) -> list[int]:
+    """Tokens verified of each, by a drafter that does not tell how sure it is."""
+    pairs = list(zip(states, plan.lengths, strict=True))
+    drafts = [Drafted(state, plan.block, [], length - 1) for state, length in pairs if length > 1]
+    if not drafts:
+        return plan.lengths
+    plain = tuple(length for length in plan.lengths if length == 1)
+    lengths = iter(controller.cut(drafts, Others(plain)))
+    return [1 + next(lengths) if length > 1 else 1 for length in plan.lengths]
 
 
 def planned(controller: Controller, *states: Acceptance, most: int = 99) -> list[int]:
-    return controller.plan([Candidate(state, most) for state in states]).lengths
+    plan = controller.plan([Candidate(state, most) for state in states])
+    return cut(controller, plan, list(states))
 
 
-def live(controller: Controller, rates: list[float], num_rounds: int, rng: random.Random) -> list[Plan]:
-    """Rounds of requests whose draft tokens are accepted at ``rates``, each from a fresh start."""
+def live(controller: Controller, rates: list[float], num_rounds: int, rng: random.Random) -> list[list[int]]:
+    """Rounds of requests whose draft tokens are accepted at ``rates``, each from a fresh start: tokens verified."""
     states = [Acceptance() for _ in rates]
-    return [one_round(controller, states, rates, rng) for _ in range(num_rounds)]
+    return [one_round(controller, states, rates, rng)[1] for _ in range(num_rounds)]
 
 
 def one_round(
     controller: Controller, states: list[Acceptance], rates: list[float], rng: random.Random
-) -> Plan:
+) -> tuple[Plan, list[int]]:
     plan = controller.plan([Candidate(state, 99) for state in states])
-    for state, rate, length in zip(states, rates, plan.lengths, strict=True):
-        if length > 1:
-            accepted = 0
-            while accepted < length - 1 and rng.random() < rate:
-                accepted += 1
-            controller.observe(state, plan.block, length - 1, accepted)
-    return plan
+    lengths = cut(controller, plan, states)
+    drafts = []
+    for state, rate, most, length in zip(states, rates, plan.lengths, lengths, strict=True):
+        if most > 1:
+            drafts.append(
+                Drafted(state, plan.block, [], most - 1, length - 1, accepted(rate, length - 1, rng))
+            )
+    if drafts:
+        controller.observe(drafts)
+    return plan, lengths
+
+
+def accepted(rate: float, num_tokens: int, rng: random.Random) -> int:
+    return next((i for i in range(num_tokens) if rng.random() >= rate), num_tokens)
 
 
 def test_plain_decoding_where_drafting_does_not_pay() -> None:
@@ -98,14 +119,13 @@ def test_blocks_shorten_with_context_where_context_is_dear() -> None:
 
 def test_the_length_drafted_is_a_choice_of_its_own() -> None:
     """Long drafts are better ones: worth it where they cost no more than short ones."""
-    flat = Controller(BLOCK, made_up_costs(0.05), short_log_odds=-0.45)
-    flat.costs.draft = Curve([1, 1000], [0.1, 0.1])
-    plan = flat.plan([Candidate(request(flat, 0.9, 0.9, 0.02), 99)])
-    assert (plan.block, plan.lengths) == (16, [3])
-    steep = Controller(BLOCK, made_up_costs(0.05), short_log_odds=-0.45)
-    steep.costs.draft = Curve([1, 1000], [0.1, 0.1 + 999 * 0.1])
-    plan = steep.plan([Candidate(request(steep, 0.9, 0.9, 0.02), 99)])
-    assert (plan.block, plan.lengths) == (4, [3])
+    for token_s, block in ((0.0, 16), (0.1, 4)):
+        controller = Controller(BLOCK, made_up_costs(0.05), short_log_odds=-0.45)
+        controller.costs.draft = Curve([1, 1000], [0.1, 0.1 + 999 * token_s])
+        state = request(controller, 0.9, 0.9, 0.02)
+        plan = controller.plan([Candidate(state, 99)])
+        assert plan.block == block
+        assert cut(controller, plan, [state]) == [3]
 
 
 def test_one_request_may_draft_and_its_neighbour_not() -> None:
@@ -128,7 +148,7 @@ def test_dear_sampling_makes_that_request_verify_less() -> None:
 @pytest.mark.parametrize("is_ragged", [False, True])
 @pytest.mark.parametrize("seed", range(30))
 def test_nothing_beats_the_plan(seed: int, is_ragged: bool) -> None:
-    """All lengths of three requests and all blocks, tried one by one."""
+    """Three requests: who drafts, how long a block, and all lengths (or all prices of a token), tried one by one."""
     rng = random.Random(seed)
     costs = StepCosts(
         Curve([1, 4, 12], np.cumsum([rng.uniform(0.5, 2), rng.random(), rng.random()]).tolist()),
@@ -141,31 +161,122 @@ def test_nothing_beats_the_plan(seed: int, is_ragged: bool) -> None:
         observe_token_s=rng.random() / 20,
     )
     controller = Controller(4, costs)
-    request(controller, *(rng.uniform(0.1, 0.9) for _ in range(3)))  # everybody's curve
-    states = [Acceptance(lead=rng.uniform(-2, 2)) for _ in range(3)]
-    candidates = [Candidate(state, rng.choice([1, 2, 3, 9]), rng.choice([1, 9])) for state in states]
-    others = Others((3,) if seed % 3 == 0 else ())
-    search = (RaggedSearch if is_ragged else PaddedSearch)(
-        controller.acceptance, costs, candidates, others, controller.blocks
-    )
-    every = [
-        search.evaluate(lengths, block)
-        for lengths in product(*(range(1, min(c.most, 4) + 1) for c in candidates))
-        for block in controller.blocks
-        if block >= max(lengths)
+    rates = [sorted((rng.uniform(0.1, 0.9) for _ in range(3)), reverse=True) for _ in range(3)]
+    chances = np.cumprod(rates, axis=1).tolist()
+    candidates = [
+        Candidate(request(controller, *own), rng.choice([1, 2, 3, 9]), rng.choice([1, 9])) for own in rates
     ]
-    best = max(plan.num_tokens / plan.seconds for plan in every)
-    found = controller.plan(candidates, others)
-    assert found.num_tokens / found.seconds == pytest.approx(best, rel=1e-9)
+    others = Others((3,) if seed % 3 == 0 else ())
+
+    def rate(lengths: tuple[int, ...], block: int) -> float:
+        """Of a step, by definition; a request with 0 does not draft, one with 1 drafts in vain."""
+        drafting = [own for own, length in zip(candidates, lengths, strict=True) if length]
+        verified = [max(length, 1) for length in lengths]
+        tokens = (
+            3.0
+            + len(others.lengths)
+            + sum(sum(own[: n - 1]) for own, n in zip(chances, verified, strict=True))
+        )
+        num_drafting = len(drafting) + len(others.lengths)
+        seconds = costs.host_s + float(costs.draft_seconds(num_drafting, max(block, others.width)))
+        seconds += costs.observe_token_s * sum(own.num_pending for own in drafting)
+        num_rows, every = 3 + len(others.lengths), [*verified, *others.lengths]
+        if is_ragged:
+            return tokens / (seconds + float(costs.forward_seconds(num_rows, sum(every))))
+        seconds += float(costs.verify_seconds(num_rows, max(every)))
+        return tokens / (seconds + costs.logits_s * sum(length - 1 for length in every))
+
+    every = [rate((0, 0, 0), 1)]
+    for block in controller.blocks:
+        longest = [min(one.most, block) for one in candidates]
+        for who in product(*([0, 1] if most > 1 else [0] for most in longest)):
+            if is_ragged:
+                for price in PRICES:
+                    lengths = [
+                        drafts * (1 + sum(chance > price for chance in own[: most - 1]))
+                        for drafts, own, most in zip(who, chances, longest, strict=True)
+                    ]
+                    every.append(rate(tuple(lengths), block))
+            else:
+                ranges = [
+                    range(1, most + 1) if drafts else [0] for drafts, most in zip(who, longest, strict=True)
+                ]
+                every += [rate(lengths, block) for lengths in product(*ranges)]
+    plan = controller.plan(candidates, others)
+    assert plan.rate == pytest.approx(max(every), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_nothing_beats_what_is_verified_of_drafts_that_are_there(seed: int) -> None:
+    rng = random.Random(seed)
+    worth = [sorted((rng.uniform(-0.1, 1) for _ in range(4)), reverse=True) for _ in range(3)]
+    seconds = np.cumsum([rng.random() for _ in range(20)]).tolist()
+    rate, every = rng.uniform(0.1, 3), list(product(range(5), repeat=3))
+
+    def gained(lengths: tuple[int, ...]) -> float:
+        return sum(sum(own[:length]) for own, length in zip(worth, lengths, strict=True))
+
+    found = tuple(ragged_lengths(worth, 5, seconds, rate))
+    values = {lengths: gained(lengths) - rate * seconds[4 + sum(lengths)] for lengths in every}
+    assert values[found] == pytest.approx(max(values.values()))
+    found = tuple(padded_lengths(worth, 2, seconds, rate))
+    values = {lengths: gained(lengths) - rate * seconds[max(*lengths, 1)] for lengths in every}
+    assert values[found] == pytest.approx(max(values.values()))
+
+
+def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> None:
+    controller = Controller(BLOCK, made_up_costs(0.05))
+    sure, unsure = log(0.98), log(0.02)
+    states = [Acceptance(), Acceptance()]
+    controller.plan([Candidate(state, 99) for state in states])
+    drafts = [
+        Drafted(states[0], BLOCK, [sure] * 6 + [unsure] * 9, 15),
+        Drafted(states[1], BLOCK, [unsure] * 15, 15),
+    ]
+    controller.costs.is_ragged = True
+    assert controller.cut(drafts, Others()) == [6, 1]
+    assert controller.cut([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
+        "the answer has no room for more"
+    )
+    controller.costs.verify = Curve([1, 1000], [1.0, 1.0 + 999 * 0.6])
+    controller.plan([Candidate(state, 99) for state in [*states, Acceptance()]])
+    assert controller.cut(drafts, Others((1,))) == [0, 0], "nothing is worth its time"
+
+
+def test_what_confidence_is_worth_is_learned() -> None:
+    """A drafter that is far too sure of itself."""
+    controller, rng = Controller(4, made_up_costs(FREE)), random.Random(7)
+    state = Acceptance()
+    for _ in range(3000):
+        odds = [rng.uniform(-1, 6) for _ in range(3)]
+        draft = Drafted(state, 4, [-log(1 + exp(-one)) for one in odds], 3, 3)
+        hits = [rng.random() < 1 / (1 + exp(1 - 0.5 * one)) for one in odds]
+        controller.acceptance.foresee([draft])
+        controller.observe([draft._replace(num_accepted=next((i for i in range(3) if not hits[i]), 3))])
+    assert controller.acceptance.offset == pytest.approx(-1, abs=0.3)
+    assert controller.acceptance.slope == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_draft_is_foretold_by_the_one_before_it() -> None:
+    """Streaks: what counts is what the last drafts were, more than what everybody's first ones were."""
+    controller = Controller(4, made_up_costs(FREE))
+    state, other = Acceptance(), Acceptance()
+    for sure in (0.1, 0.1, 0.1, 0.95, 0.95):
+        controller.acceptance.foresee([Drafted(state, 4, [log(sure)] * 3, 3)])
+    controller.acceptance.foresee([Drafted(other, 4, [log(0.1)] * 3, 3)])
+    first = controller.acceptance.offers([state, other, Acceptance()])[:, 0, 0, 0, 0]
+    assert first[0] > 0.55
+    assert first[1] < 0.3
+    assert first[1] < first[2] < first[0]
 
 
 def test_a_plan_outlasts_the_requests_that_end_but_not_one_that_joins() -> None:
     controller = Controller(BLOCK, made_up_costs(0.02))
     states = [request(controller, 0.8) for _ in range(4)]
     first = controller.plan([Candidate(state, 99) for state in states])
-    assert len(set(first.lengths)) == 1
+    assert first.lengths == [first.block] * 4
     left = controller.plan([Candidate(states[0], 2), Candidate(states[2], 99)])
-    assert left.lengths == [2, first.lengths[2]], "as long as the answer has room for"
+    assert left.lengths == [2, first.block], "as long as the answer has room for"
     assert left.seconds == first.seconds, "nothing was planned"
     joined = controller.plan([Candidate(state, 99) for state in (states[2], Acceptance())])
     assert joined.seconds < first.seconds, "of two requests"
@@ -175,7 +286,8 @@ def test_a_request_that_never_accepts_costs_little_more_than_plain_decoding() ->
     controller = Controller(BLOCK, made_up_costs(0.02, draft_s=0.5))
     rng = random.Random(0)
     live(controller, [0.0], 200, rng)  # the drafter is known by now
-    plans = live(controller, [0.0], 400, rng)
+    states = [Acceptance()]
+    plans = [one_round(controller, states, [0.0], rng)[0] for _ in range(400)]
     plain_s = float(controller.costs.verify_seconds(1, 1))
     assert sum(plan.seconds for plan in plans[20:]) < 1.02 * plain_s * len(plans[20:])
     assert sum(max(plan.lengths) > 1 for plan in plans[20:]) >= 2, "it is still asked now and then"
@@ -186,10 +298,11 @@ def test_drafting_comes_back_after_a_bad_stretch() -> None:
     rng = random.Random(1)
     states = [Acceptance()]
     for _ in range(150):
-        plan = one_round(controller, states, [0.0], rng)
-    assert plan.lengths == [1]
-    lengths = [one_round(controller, states, [0.95], rng).lengths[0] for _ in range(300)]
-    assert max(lengths[-20:]) == min(lengths[-20:]) == BLOCK
+        _, lengths = one_round(controller, states, [0.0], rng)
+    assert lengths == [1]
+    every = [one_round(controller, states, [0.95], rng)[1][0] for _ in range(300)]
+    assert max(every[-20:]) == BLOCK
+    assert min(every[-20:]) > 8
 
 
 def test_what_all_requests_accept_is_what_a_new_one_starts_from() -> None:
@@ -198,57 +311,56 @@ def test_what_all_requests_accept_is_what_a_new_one_starts_from() -> None:
     for _ in range(40):
         live(controller, [0.95, 0.95], 10, rng)
     assert controller.acceptance.rates[0] > 0.9
-    assert planned(controller, Acceptance()) == [BLOCK]
+    assert planned(controller, Acceptance())[0] > 10
 
 
-def test_odds_are_learned_by_position() -> None:
+def test_rates_are_learned_by_position() -> None:
     controller, rng = Controller(4, made_up_costs(FREE)), random.Random(3)
     wanted = [0.9, 0.3, 0.8]
     sums = np.zeros(3)
     for round_idx in range(3000):
-        accepted = next((i for i, rate in enumerate(wanted) if rng.random() >= rate), 3)
-        controller.observe(Acceptance(), 4, 3, accepted)
+        count = next((i for i, rate in enumerate(wanted) if rng.random() >= rate), 3)
+        controller.observe([Drafted(Acceptance(), 4, [], 3, 3, count)])
         sums += np.array(controller.acceptance.rates) if round_idx >= 500 else 0
     assert sums / 2500 == pytest.approx(wanted, abs=0.05)
 
 
 def test_a_request_that_is_easier_to_draft_is_known_by_its_rounds() -> None:
-    """Two of each kind; what is said of the next token against what it does, in the long run, drawn to the middle."""
+    """Two of each kind; what is said of the next token against what it does, in the long run."""
     controller, rng = Controller(4, made_up_costs(FREE)), random.Random(5)
     states = [Acceptance() for _ in range(4)]
     rates = [0.9, 0.9, 0.4, 0.4]
     sums = np.zeros(4)
     for round_idx in range(1500):
-        for state, rate in zip(states, rates, strict=True):
-            accepted = next((i for i in range(3) if rng.random() >= rate), 3)
-            controller.observe(state, 4, 3, accepted)
+        drafts = [
+            Drafted(state, 4, [], 3, 3, accepted(rate, 3, rng))
+            for state, rate in zip(states, rates, strict=True)
+        ]
+        controller.observe(drafts)
         if round_idx >= 200:
-            sums += controller.acceptance.survival(states, [4])[0, :, 0]
+            sums += controller.acceptance.offers(states)[:, 0, 0, 0, 0]
     assert sums / 1300 == pytest.approx(rates, abs=0.08)
-    assert states[0].variance < 1, "what is known of it is less uncertain than of a new one"
 
 
 def test_what_was_seen_long_ago_counts_for_little() -> None:
     controller = Controller(4, made_up_costs(FREE))
-    state = request(controller, 0.95)
-    [[now]] = controller.acceptance.survival([state], [4])[:, :, 0]
-    state.num_plain = 100
-    [[later]] = controller.acceptance.survival([state], [4])[:, :, 0]
-    assert now == pytest.approx(0.95)
-    assert later == pytest.approx(controller.acceptance.rates[0], abs=0.05)
+    state, new = request(controller, 0.95), Acceptance()
+    state.weight, state.offers = 3.0, state.offers * 3e-9
+    now, usual = controller.acceptance.offers([state, new])[:, 0, 0, 0, 0]
+    state.num_plain = 200
+    [later] = controller.acceptance.offers([state])[:, 0, 0, 0, 0]
+    assert now > 0.9
+    assert later == pytest.approx(usual, abs=0.02)
 
 
 def test_what_a_shorter_block_is_known_to_lose_is_no_news_of_the_request() -> None:
     controller = Controller(BLOCK, made_up_costs(FREE), short_log_odds=-2.0)
-    rng, state = random.Random(4), Acceptance()
-    sums = np.zeros(2)
-    for round_idx in range(2500):
-        controller.observe(state, 4, 1, int(rng.random() < 0.5))
-        if round_idx >= 500:
-            sums += controller.acceptance.survival([state], (4, BLOCK))[:, 0, 0]
-    short, whole = sums / 2000
-    assert short == pytest.approx(0.5, abs=0.05)
-    assert whole == pytest.approx(1 / (1 + np.exp(-2 * 3 / 4)), abs=0.05), (
+    state = Acceptance()
+    for _ in range(30):
+        controller.acceptance.foresee([Drafted(state, 4, [log(0.5)] * 3, 3)])
+    whole, _, short = controller.acceptance.offers([state])[0, :, 0, 0, 0]
+    assert short == pytest.approx(0.5, abs=0.01)
+    assert whole == pytest.approx(1 / (1 + exp(-2 * 3 / 4)), abs=0.01), (
         "odds of 1 at 4, of exp(2 x 3/4) at 16"
     )
 
@@ -258,8 +370,20 @@ def test_the_block_does_not_wander_where_nothing_changes() -> None:
     tiles = Curve([1, 8, 9, 16], [9.0, 9.2, 12.4, 13.8])
     controller = Controller(BLOCK, StepCosts(tiles, Curve([2, 4, 8, 16], [2.0, 2.2, 2.7, 4.1])), -0.25)
     rng = random.Random(6)
-    plans = [plan for _ in range(30) for plan in live(controller, [0.78], 40, rng)][200:]
-    assert sum(plan.block == 8 and plan.lengths == [8] for plan in plans) >= 0.9 * len(plans)
+    plans = []
+    for _ in range(30):
+        states = [Acceptance()]
+        for _ in range(40):
+            plan = controller.plan([Candidate(states[0], 99)])
+            odds = [rng.gauss(2, 1.5) for _ in range(plan.block - 1)]
+            draft = Drafted(states[0], plan.block, [-log(1 + exp(-one)) for one in odds], plan.block - 1)
+            [length] = controller.cut([draft], Others())
+            hits = [rng.random() < 1 / (1 + exp(-0.8 * one)) for one in odds]
+            count = next((i for i in range(length) if not hits[i]), length)
+            controller.observe([draft._replace(num_verified=length, num_accepted=count)])
+            plans.append((plan.block, length))
+    assert sum(block == 8 for block, _ in plans[200:]) >= 0.9 * len(plans[200:])
+    assert 5 < sum(length for _, length in plans[200:]) / len(plans[200:]) <= 7
 
 
 def test_a_slower_machine_changes_no_choice_but_a_slower_shape_does() -> None:
@@ -301,7 +425,8 @@ def test_what_the_drafter_has_to_catch_up_with_counts() -> None:
 
         def length(num_pending: int, costs: StepCosts = costs) -> int:
             controller = Controller(BLOCK, costs)
-            return controller.plan([Candidate(request(controller, 0.9), 99, num_pending)]).lengths[0]
+            state = request(controller, 0.9)
+            return cut(controller, controller.plan([Candidate(state, 99, num_pending)]), [state])[0]
 
         assert length(3) > 4
         assert length(300) == 1

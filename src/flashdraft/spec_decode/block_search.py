@@ -18,7 +18,10 @@ from flashdraft.spec_decode.step_costs import Array, StepCosts
 Places = NDArray[np.intp]
 
 _MAX_ITERATIONS = 20
-_CLOSE = 3e-3  # relatively: a guess of the rate this good leaves the plan as good as the best
+_CLOSE, _ABOUT = (
+    3e-3,
+    0.1,
+)  # relatively: guesses of the rate this good leave plans as good as the best, or almost
 
 
 @dataclass(frozen=True)
@@ -197,23 +200,31 @@ class RaggedSearch(Search):
     """
 
     def best(self, rate: float) -> Plan:
-        """See :class:`Search`."""
-        plain = self.plain()
+        """See :class:`Search`. The guess tells what rows are worth whose drafts do not cost the same beforehand."""
+        plain = plan = self.plain()
         if not self.can_draft:
             return plain
+        for _ in range(_MAX_ITERATIONS):
+            plan = self._best_at(rate)
+            if plan.rate <= plain.rate:
+                plan = plain
+            is_found = not self.observe_s.any() or abs(plan.rate - rate) <= _ABOUT * rate
+            rate = plan.rate
+            if is_found:
+                break
+        return plan
+
+    def _best_at(self, rate: float) -> Plan:
         gains, counts = self._offered  # [blocks, prices, rows]
         order = np.argsort(rate * self.observe_s - gains, axis=2, kind="stable")
         tokens, seconds = self._step(
             np.take_along_axis(gains, order, axis=2), np.take_along_axis(counts, order, axis=2), order, rate
         )
-        rates = tokens / (seconds + self.draft_s[:, None])
-        where, price, last = (int(i) for i in np.unravel_index(int(rates.argmax()), rates.shape))
-        if rates[where, price, last] <= plain.rate:
-            return plain
+        seconds += self.draft_s[:, None]
+        at = np.unravel_index(int((tokens / seconds).argmax()), tokens.shape)
+        where, price, last = (int(i) for i in at)
         lengths = self.lengths_of(order[where, price, : last + 1].tolist(), self.blocks[where])
-        at = where, price, last
-        seconds_of = float(seconds[at] + self.draft_s[where, last])
-        return Plan(self.blocks[where], lengths, float(tokens[at]), seconds_of)
+        return Plan(self.blocks[where], lengths, float(tokens[at]), float(seconds[at]))
 
     def drafting(self, rows: Sequence[int], block: int, rate: float) -> Plan:
         """See :class:`Search`."""
