@@ -1,8 +1,8 @@
 """The DFlash drafter network (arXiv 2602.06036, section 3): one network for training and inference.
 
 It borrows the target's frozen embedding and head, so it maps block embeddings to final hidden states and knows no
-vocabulary; a drafter with a reduced one brings a small head of its own, and which tokens its rows mean. Target
-features enter as extra keys and values of every layer ("KV injection").
+vocabulary; a drafter with a draft vocabulary says which tokens it drafts among, and takes their rows of the target's
+head or brings a small head of its own. Target features enter as extra keys and values of every layer ("KV injection").
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,8 @@ class DFlashConfig:
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False
-    draft_vocab_size: int | None = (
-        None  # rows of a head of its own; None: it drafts through the target's head
-    )
+    draft_vocab_size: int | None = None  # tokens that it drafts among; None: all that the target knows
+    borrows_head: bool = False  # the rows of those tokens are the target's; False: it has a head of its own
     layer_types: tuple[str, ...] | None = None  # full_attention or sliding_attention; None: all full
     sliding_window: int | None = None  # tokens that a sliding layer sees
     is_causal: bool | None = None  # within the block; None: sliding layers are, full ones are not
@@ -140,6 +139,7 @@ class DFlashConfig:
         layer_types = plain.pop("layer_types")
         if plain["is_causal"] is None:
             del plain["is_causal"]
+        borrows_head = plain.pop("borrows_head")
         if plain["draft_vocab_size"] is None:
             del plain["draft_vocab_size"]
         rope = plain.pop("rope_parameters")
@@ -147,6 +147,8 @@ class DFlashConfig:
         inner["target_layer_ids"] = list(inner["target_layer_ids"])
         if plain.pop("window_from_anchor"):
             inner["window_from_anchor"] = True
+        if borrows_head:
+            inner["borrows_head"] = True
         scaling = None if rope.get("rope_type", "default") == "default" else rope
         return {
             "architectures": ["DFlashDraftModel"],
@@ -272,8 +274,10 @@ class DFlashModel(nn.Module):
         self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Linear | None = None
+        self._borrowed: Tensor | None = None
         if (num_rows := config.draft_vocab_size) is not None:
-            self.lm_head = nn.Linear(config.hidden_size, num_rows, bias=False)
+            if not config.borrows_head:
+                self.lm_head = nn.Linear(config.hidden_size, num_rows, bias=False)
             # speculators' tables: row i is token i + d2t[i]; t2d marks those tokens among all.
             self.d2t: Tensor
             self.t2d: Tensor
@@ -366,9 +370,26 @@ class DFlashModel(nn.Module):
                 cut[i] = LastKeys(mask[..., first:], first)
         return cut
 
+    def head_rows(self, head: Tensor) -> Tensor:
+        """What it drafts through, [num_rows, hidden_size]: a head of its own, or rows of the target's ``head`` or all.
+
+        ``head`` is frozen: its rows are taken once and kept.
+        """
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        if self.config.draft_vocab_size is None:
+            return head
+        if self._borrowed is None:
+            self._borrowed = head[self.draft_tokens()]
+        return self._borrowed
+
     def head_tokens(self, rows: Tensor) -> Tensor:
-        """The target's token ids of rows [...] of the head of its own."""
-        return rows + self.d2t[rows]
+        """The target's token ids of rows [...] of what it drafts through."""
+        return rows if self.config.draft_vocab_size is None else rows + self.d2t[rows]
+
+    def draft_tokens(self) -> Tensor:
+        """The draft vocabulary as token ids, by rows. Only for a drafter that has one."""
+        return self.head_tokens(torch.arange(len(self.d2t), device=self.d2t.device))
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for the context (and the staged block) of ``batch_size`` requests."""

@@ -66,26 +66,26 @@ class DFlashDrafter:
 
     def trees(self, hidden: Tensor, num_tokens: int, depths: Sequence[int]) -> list[DraftTree]:
         """The tree of the ``num_tokens`` likeliest continuations of each row, ``depths[row]`` tokens at most."""
-        own = self.model.lm_head
-        logits = self.target.logits(hidden) if own is None else own(hidden).float()
-        token_ids, log_probs = likeliest(logits, min(num_tokens, WIDTH))
-        if own is not None:
-            token_ids = self.model.head_tokens(token_ids)
-        rows = zip(token_ids.tolist(), log_probs.tolist(), depths, strict=True)
+        if self.model.config.draft_vocab_size is None:
+            logits = self.target.logits(hidden)
+        else:
+            logits = F.linear(hidden, self.model.head_rows(self.target.head_weight())).float()
+        best, log_probs = likeliest(logits, min(num_tokens, WIDTH))
+        rows = zip(self.model.head_tokens(best).tolist(), log_probs.tolist(), depths, strict=True)
         return [best_first(ids[:depth], values[:depth], num_tokens) for ids, values, depth in rows]
 
 
 def greedy_tokens(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
-    """The likeliest tokens [...] of the drafter's final hidden states: by its own head, or by the target's."""
+    """The likeliest tokens [...] of the drafter's final hidden states, of those that it drafts among."""
     if isinstance(model, MTPModel):
         return target.argmax(hidden)
     if model.native:
         rows = model.native.argmax(hidden)
-    elif model.lm_head is None:
+    elif model.config.draft_vocab_size is None:
         return target.argmax(hidden)
     else:
-        rows = model.lm_head(hidden).argmax(-1)
-    return rows if model.lm_head is None else model.head_tokens(rows)
+        rows = F.linear(hidden, model.head_rows(target.head_weight())).argmax(-1)
+    return model.head_tokens(rows)
 
 
 class DFlashState:

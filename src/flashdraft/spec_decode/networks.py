@@ -28,6 +28,5 @@ def drafter_of(
             )
         network.config = network.config.with_window(window_size)
     if isinstance(network, DFlashModel):
-        own = network.lm_head
-        accelerate(network, quantization, target.head_weight() if own is None else own.weight)
+        accelerate(network, quantization, network.head_rows(target.head_weight()))
     return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)

@@ -192,9 +192,9 @@ def template_notes(answers: Sequence[Path]) -> dict[str, Any]:
 def load_trainable(name: str, target: TargetModel, dtype: str, device: str) -> Network:
     """A drafter to go on training. Raises UsageError for one with a head of its own."""
     drafter = load_drafter(name, target, dtype=dtype, device=device).requires_grad_(True)
-    if isinstance(drafter, DFlashModel) and (num_rows := drafter.config.draft_vocab_size) is not None:
+    if isinstance(drafter, DFlashModel) and drafter.lm_head is not None:
         raise UsageError(
-            f"drafter {name} has a head of its own over {num_rows} tokens; expected one that drafts through the"
+            f"drafter {name} has a head of its own over {len(drafter.d2t)} tokens; expected one that drafts through the"
             " target's head, which is what is trained here"
         )
     return drafter
