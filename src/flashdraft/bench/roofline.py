@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from flashdraft.models.base import build_target
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 
 _BYTES = 2  # of a weight and of a cached value in bfloat16
 _STATE_BYTES = 4  # states of gated delta layers are float32

@@ -21,7 +21,8 @@ from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
 from flashdraft.checkpoint.zlab import read_drafter
 from flashdraft.errors import UsageError
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 
 _TABLES = ("d2t", "t2d")
 PIECE = 64  # tokens: kernels compute a head in pieces, here and elsewhere

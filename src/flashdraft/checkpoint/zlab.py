@@ -14,7 +14,8 @@ from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
 from flashdraft.checkpoint.weights import fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.models.mtp import MTPConfig
 
 _ARCHITECTURE = "DFlashDraftModel"

@@ -12,7 +12,7 @@ from flashdraft.checkpoint.speculators import MARK
 from flashdraft.checkpoint.zlab import read_drafter_config
 from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
-from flashdraft.models.dflash import DFlashConfig
+from flashdraft.models.dflash_config import DFlashConfig
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from flashdraft.data.server_answers import ServerAnswers
 from flashdraft.errors import DataError, UsageError
 from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids, one_dimensional
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids, one_dimensional
 from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
