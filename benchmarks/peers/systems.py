@@ -1,8 +1,8 @@
 """The systems that are compared: how each server is started, at which port, and how many requests it takes.
 
 All serve the same weights: the embedded target as a Hugging Face folder (vLLM, transformers), as its own Q4_1 GGUF and
-as a BF16 GGUF made from that folder (llama.cpp), and the drafter that comes with this package, which others read among all
-tokens.
+as a BF16 GGUF made from that folder (llama.cpp), and the drafter that comes with this package (for others it drafts
+among all tokens).
 """
 
 import json
