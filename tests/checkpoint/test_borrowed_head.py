@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from command_line import run_command
 from flashdraft.checkpoint.convert import convert_drafter
 from flashdraft.checkpoint.draft_vocabulary import give_vocabulary
+from flashdraft.checkpoint.embedded import drafts_among_all
 from flashdraft.checkpoint.load import load_drafter, load_target, save_drafter
 from flashdraft.data.on_policy import Document
 from flashdraft.data.token_counts import count_tokens, coverage, divide, rank_tokens
@@ -18,9 +19,12 @@ from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import read_pair
 from flashdraft.export.vllm import vllm_command
 from flashdraft.llm import LLM
+from flashdraft.models.accelerate import accelerate
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.native.library import library
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.networks import drafter_of
 from flashdraft.train.run import load_trainable
 from tiny_pair import save_tiny_pair
 from toys import toy_dflash, toy_target
@@ -166,3 +170,33 @@ def test_the_command_counts_what_was_logged(pair, tmp_path, capsys):
     tokens = load_drafter(tmp_path / "few", load_target(pair[0])).draft_tokens().tolist()
     [end] = [token for token in (load_target(pair[0]).config.eos_token_id,) if token in tokens]
     assert {30, end, *range(100, 107)} <= set(tokens)
+
+
+def test_on_cuda_the_embedded_drafter_drafts_among_all_tokens(pair):
+    assert [drafts_among_all("embedded", torch.device(kind)) for kind in ("cpu", "cuda")] == [False, True]
+    assert not drafts_among_all(pair[2], torch.device("cuda"))
+    target = load_target(pair[0], "float32")
+    whole, few = (
+        drafter_of(load_drafter(pair[2], target, "float32"), target, among_all=among_all)
+        for among_all in (True, False)
+    )
+    plain = load_drafter(pair[1], target, "float32")
+    assert drafts(whole.model, target) == drafts(plain, target) != drafts(few.model, target)
+
+
+@pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
+def test_the_fast_form_drafts_by_the_rows_too(tmp_path):
+    """On the embedded pair, whose rows are the same bits borrowed and copied."""
+    target = load_target()
+    accelerate(target)
+    assert load_drafter(target=target).config.borrows_head
+    convert_drafter("embedded", "z-lab", tmp_path / "copy", "embedded")
+    borrowed, own = (
+        drafter_of(load_drafter(name, target), target) for name in ("embedded", tmp_path / "copy")
+    )
+    assert borrowed.model.native
+    assert own.model.lm_head is not None
+    found = drafts(borrowed.model, target)
+    assert found == drafts(own.model, target)
+    kept = set(borrowed.model.draft_tokens().tolist())
+    assert {token for kind in found for draft in kind for token in draft} <= kept

@@ -111,6 +111,11 @@ class DFlashConfig:
             window_from_anchor=True,
         )
 
+    def among_all(self) -> "DFlashConfig":
+        """Drafting through the whole head, for a drafter that borrows rows of it."""
+        assert self.borrows_head or self.draft_vocab_size is None, "it has no rows for all tokens"
+        return replace(self, draft_vocab_size=None, borrows_head=False)
+
     def _rule(self, slides: bool) -> BlockRule:
         is_causal = slides if self.is_causal is None else self.is_causal
         return BlockRule(
