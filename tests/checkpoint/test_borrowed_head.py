@@ -14,7 +14,7 @@ from flashdraft.checkpoint.embedded import drafts_among_all
 from flashdraft.checkpoint.load import load_drafter, load_target, save_drafter
 from flashdraft.data.on_policy import Document
 from flashdraft.data.token_counts import count_tokens, coverage, divide, rank_tokens
-from flashdraft.errors import CheckpointError, IncompatibleDrafterError, UsageError
+from flashdraft.errors import CheckpointError, DataError, IncompatibleDrafterError, UsageError
 from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import read_pair
 from flashdraft.export.vllm import vllm_command
@@ -59,6 +59,9 @@ def test_likeliest_tokens_come_first():
     assert answers.tolist() == [0, 0, 0, 0, 0, 3, 2, 1, 0, 0]
     # 5, 9 (25 tenths), 6, 8 (15 tenths), 7, and the others by their ids; 3 ends answers.
     assert rank_tokens(answers, prompts, [3]) == [3, 5, 9, 6, 8, 7, 0, 1, 2, 4]
+    assert count_tokens([], 3).tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match="token id 10 was found; expected 0 to 9"):
+        count_tokens([[1, 10]], 10)
     assert coverage(answers, [5, 7]) == pytest.approx(4 / 6)
     documents = [Document(str(i), "", 0.0, [], [], "stop") for i in range(20)]
     counted, kept_out = divide(documents)

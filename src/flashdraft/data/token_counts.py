@@ -1,20 +1,29 @@
 """How often a target says each token: what a draft vocabulary is chosen by."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from flashdraft.data.on_policy import Document
+from flashdraft.errors import DataError
 
 # A token of a prompt counts as this share of one of an answer: answers are what is drafted, and prompts are many.
 PROMPT_WEIGHT = 0.1
 
 
 def count_tokens(texts: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
-    """How often each id stands in ``texts``, int64 [vocab_size]."""
-    ids = torch.tensor([token for text in texts for token in text], dtype=torch.int64)
-    return torch.bincount(ids, minlength=vocab_size)
+    """How often each id stands in ``texts``, int64 [vocab_size]. Raises DataError for an id that is none."""
+    found = Counter(chain.from_iterable(texts))
+    if strange := [token for token in found if not 0 <= token < vocab_size]:
+        raise DataError(
+            f"token id {strange[0]} was found; expected 0 to {vocab_size - 1}, the target's: give its own answers"
+        )
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    counts[list(found.keys())] = torch.tensor(list(found.values()), dtype=torch.int64)
+    return counts
 
 
 def rank_tokens(
