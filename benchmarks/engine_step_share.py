@@ -18,7 +18,8 @@ from flashdraft.cache.paged_kv_cache import GatheredRows, _RowsLayer
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import build_target
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.models.llama import LlamaModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter

@@ -24,7 +24,8 @@ from flashdraft.checkpoint.load import load_drafter, load_target
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM, RequestOutput
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.answer_parts import PartsReader, thinking_of

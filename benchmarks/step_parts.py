@@ -1,6 +1,7 @@
 """Where an engine step's time goes on this CPU.
 
     python benchmarks/step_parts.py --out benchmarks/results/step_parts.json
+    python benchmarks/step_parts.py --draft embedded other-drafter --blocks 8 16
 
 The embedded pair with real prompts, bfloat16, greedy; one engine, whose requests use blocks of 1, 8 and 16, of several
 requests at once. Parts are the C++ calls: the rest of a step is the host's.
@@ -10,6 +11,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -100,26 +102,29 @@ def main() -> None:
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--blocks", nargs="+", default=["1", "8", "16"])
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--draft", nargs="+", default=["embedded"], help="drafters, measured in turn")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    llm = LLM()
-    engine = Engine(llm.target, llm.drafter, EngineConfig(prefix_caching=False))
-    clock = Clock(engine)
+    llms = [LLM(draft=draft) for draft in args.draft]
+    engines = [Engine(llm.target, llm.drafter, EngineConfig(prefix_caching=False)) for llm in llms]
+    clocks = [Clock(engine) for engine in engines]
     asked = BenchConfig(mixed=True, limit=8).prompts()["mixed"]
-    prompts = [llm.chat_token_ids([{"role": "user", "content": one.turns[0]}]) for one in asked]
+    prompts = [llms[0].chat_token_ids([{"role": "user", "content": one.turns[0]}]) for one in asked]
     rows = []
     print(f"{torch.get_num_threads()} threads; milliseconds, median of the steps")
     print(
         f"{'requests':>8} {'block':>5} {'step':>7} {'tokens':>6}" + "".join(f"{part:>24}" for part in PARTS)
     )
-    for num in args.requests:
-        for block in args.blocks:
-            size = block if block == "auto" else int(block)
+    for num, block in product(args.requests, args.blocks):
+        size = block if block == "auto" else int(block)
+        for draft, engine, clock in zip(args.draft, engines, clocks, strict=True):
             row = measure(engine, clock, prompts[:num], size, max(args.steps // (1 + num // 8), 4))
-            rows.append({"requests": num, "block": block, **row})
+            rows.append({"requests": num, "block": block, "draft": draft, **row})
             told = "".join(f"{row['ms'][part]:24.2f}" for part in PARTS)
+            name = f"  {draft}" if len(llms) > 1 else ""
             print(
-                f"{num:8} {block:>5} {row['ms']['step']:7.1f} {row['tokens_per_step']:6.1f}{told}", flush=True
+                f"{num:8} {block:>5} {row['ms']['step']:7.1f} {row['tokens_per_step']:6.1f}{told}{name}",
+                flush=True,
             )
     if args.out:
         args.out.write_text(json.dumps({"rows": rows, "provenance": collect_provenance()}, indent=1) + "\n")

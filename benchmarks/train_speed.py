@@ -21,7 +21,8 @@ from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.models.base import TargetModel, build_target
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.trainer import Trainer

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import LlamaConfig, Qwen3_5TextConfig
 
 from flashdraft.models.base import TargetModel, build_target
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
 from flashdraft.models.mtp import MTPConfig, MTPModel
 
 # Qwen/Qwen3.5-27B, its language model as its config.json says it.

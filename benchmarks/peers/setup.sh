@@ -57,10 +57,10 @@ pair() {
   gguf "$PEERS/pair/target" "$PEERS/pair/target-bf16.gguf"
 }
 
-drafter() { # made anew each time: small, and the shipped one may have changed
-  local from
-  from=$("$FLASHDRAFT/python" -c 'from flashdraft.checkpoint.embedded import DRAFTER_FOLDER; print(DRAFTER_FOLDER)')
-  gguf "$from" "$PEERS/pair/drafter-bf16.gguf" --target-model-dir "$PEERS/pair/target"
+drafter() { # among all tokens, as other engines draft; made anew each time: small, and the shipped one may have changed
+  rm -rf "$PEERS/pair/drafter"
+  "$FLASHDRAFT/flashdraft" convert --draft embedded --to z-lab --out "$PEERS/pair/drafter"
+  gguf "$PEERS/pair/drafter" "$PEERS/pair/drafter-bf16.gguf" --target-model-dir "$PEERS/pair/target"
 }
 
 mend_vllm() {

@@ -24,7 +24,7 @@ from flashdraft.data.on_policy import Document, read_documents
 from flashdraft.data.prompts import read_prompts
 from flashdraft.intervals import ratio_interval
 from flashdraft.llm import LLM, RequestOutput
-from flashdraft.models.dflash import build_target_layer_ids
+from flashdraft.models.dflash_config import build_target_layer_ids
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.train.forward import target_features

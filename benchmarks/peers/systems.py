@@ -1,7 +1,8 @@
 """The systems that are compared: how each server is started, at which port, and how many requests it takes.
 
 All serve the same weights: the embedded target as a Hugging Face folder (vLLM, transformers), as its own Q4_1 GGUF and
-as a BF16 GGUF made from that folder (llama.cpp), and the drafter that comes with this package.
+as a BF16 GGUF made from that folder (llama.cpp), and the drafter that comes with this package (for others it drafts
+among all tokens).
 """
 
 import json
@@ -10,12 +11,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flashdraft.checkpoint.embedded import embedded_drafter, embedded_target
+from flashdraft.checkpoint.embedded import embedded_target
 
 HERE = Path(__file__).parent
 PEERS = Path(os.environ.get("PEERS", Path.home() / ".cache" / "flashdraft" / "peers"))
 PAIR = PEERS / "pair"
-TARGET, TARGET_BF16, DRAFTER_BF16 = PAIR / "target", PAIR / "target-bf16.gguf", PAIR / "drafter-bf16.gguf"
+TARGET, TARGET_BF16 = PAIR / "target", PAIR / "target-bf16.gguf"
+DRAFTER, DRAFTER_BF16 = PAIR / "drafter", PAIR / "drafter-bf16.gguf"
 LLAMA_SOURCE = PEERS / "llama.cpp"
 _FIRST_PORT = 8100
 _SLOTS, _SLOT_TOKENS = 32, 768
@@ -62,7 +64,7 @@ def _vllm(name: str, speculative: dict[str, object] | None = None) -> System:
 
 
 def _vllm_dflash(block_size: int) -> System:
-    draft = {"method": "dflash", "model": str(embedded_drafter()), "num_speculative_tokens": block_size - 1}
+    draft = {"method": "dflash", "model": str(DRAFTER), "num_speculative_tokens": block_size - 1}
     return _vllm(f"DFlash B{block_size}, our drafter, mended", draft)  # vllm_cpu_context_norm.patch
 
 
@@ -82,7 +84,7 @@ def _llama(name: str, weights: str, model: Path, *options: str) -> System:
 
 def _python(name: str, environment: str, method: str, most: int) -> System:
     argv = [str(PEERS / environment / "bin/python"), str(HERE / "transformers_server.py"), "--port", "{port}"]
-    argv += ["--model", str(TARGET), "--draft", str(embedded_drafter()), "--method", method]
+    argv += ["--model", str(TARGET), "--draft", str(DRAFTER), "--method", method]
     return System(name, "bf16", argv, {"HF_HUB_OFFLINE": "1"}, most)
 
 

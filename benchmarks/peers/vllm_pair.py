@@ -35,7 +35,7 @@ def prompts(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     asked = json.loads(args.prompts.read_text())
     plain, dflash = (json.loads(path.read_text()) for path in (args.plain, args.dflash))
-    llm = LLM(dtype="float32", block_size=args.block_size)
+    llm = LLM(draft=args.draft, dtype="float32", block_size=args.block_size)
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
     tasks = {}
     for task, ids in asked.items():
@@ -83,6 +83,7 @@ def main() -> None:
     check = commands.add_parser("compare")
     for name in ("--prompts", "--plain", "--dflash"):
         check.add_argument(name, type=Path, required=True)
+    check.add_argument("--draft", required=True, help="the drafter that vLLM had")
     check.add_argument("--block-size", type=int, default=16)
     check.add_argument("--max-tokens", type=int, default=256)
     check.set_defaults(run=compare)

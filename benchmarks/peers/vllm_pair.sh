@@ -11,7 +11,7 @@ limit=${1:-40} size=${2:-16}
 here=benchmarks/peers work=$PEERS/pair-$limit name=vllm_pair${AS_RELEASED:+_as_released}
 benchmarks/peers/setup.sh vllm transformers llamacpp pair
 mkdir -p "$work"
-drafter=$(.venv/bin/python -c 'from flashdraft.checkpoint.embedded import DRAFTER_FOLDER; print(DRAFTER_FOLDER)')
+drafter=$PEERS/pair/drafter
 [ -e "$work/prompts.json" ] || .venv/bin/python $here/vllm_pair.py prompts --limit "$limit" --out "$work/prompts.json"
 
 vllm() { # OPTION... --out FILE
@@ -23,4 +23,4 @@ vllm() { # OPTION... --out FILE
 [ -e "$work/plain.json" ] || vllm --out "$work/plain.json"
 vllm --draft "$drafter" --block-size "$size" --out "$work/dflash.json"
 .venv/bin/python $here/vllm_pair.py compare --prompts "$work/prompts.json" --plain "$work/plain.json" \
-  --dflash "$work/dflash.json" --block-size "$size" --out "benchmarks/results/$name.json"
+  --dflash "$work/dflash.json" --draft "$drafter" --block-size "$size" --out "benchmarks/results/$name.json"

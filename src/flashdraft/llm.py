@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flashdraft.checkpoint.embedded import served_window
+from flashdraft.checkpoint.embedded import drafts_among_all, served_window
 from flashdraft.checkpoint.load import (
     EMBEDDED,
     OWN_MTP,
@@ -100,7 +100,8 @@ class LLM:
             network = load(name, self.target, dtype=dtype, device=device)
             if draft_window_size is None:
                 draft_window_size = served_window(draft)
-            self.drafter = drafter_of(network, self.target, quantization, draft_window_size)
+            among_all = drafts_among_all(draft, self.target.device)
+            self.drafter = drafter_of(network, self.target, quantization, draft_window_size, among_all)
         elif draft_window_size is not None:
             raise UsageError(
                 "draft_window_size is for a loaded DFlash drafter; expected one, or leave it out"

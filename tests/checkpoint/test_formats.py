@@ -14,7 +14,8 @@ from flashdraft.checkpoint.load import load_drafter, load_target, save_drafter
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.generate import generate
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.anchors import blocks_at

@@ -73,7 +73,7 @@ def test_what_is_refused(stored, tmp_path, capsys):
     assert run_command(argv, capsys).exit_code == 0
     assert "is not empty" in run_command(argv, capsys).stderr
     assert "expected hf" in run_command((*argv[:4], "z-lab", *argv[5:]), capsys).stderr
-    assert "exactly one" in run_command((*argv, "--draft", "embedded"), capsys).stderr
+    assert "--draft, --target or both" in run_command(("convert", *argv[3:]), capsys).stderr
     drafter = ("convert", "--draft", "embedded", "--to", "z-lab", "--out", str(tmp_path / "d"))
     assert run_command(drafter, capsys).exit_code == 0
     assert (tmp_path / "d" / "model.safetensors").is_file()

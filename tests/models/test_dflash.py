@@ -6,7 +6,8 @@ from dflash.model import DFlashDraftModel
 from transformers import DynamicCache, Qwen3Config
 
 from flashdraft.errors import UsageError
-from flashdraft.models.dflash import DFlashModel, build_target_layer_ids
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import build_target_layer_ids
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target
 

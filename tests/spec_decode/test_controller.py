@@ -234,7 +234,7 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
         Drafted(states[1], BLOCK, [unsure] * 15, 15),
     ]
     controller.costs.is_ragged = True
-    assert controller.cut(drafts, Others()) == [6, 1]
+    assert controller.cut(drafts, Others()) == [6, 0]
     assert controller.cut([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
         "the answer has no room for more"
     )

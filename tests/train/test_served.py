@@ -34,14 +34,15 @@ VALIDATION = {kind: pack(answered(seed), 128) for kind, seed in (("chat", 1), ("
 
 
 def trained(folder: Path, method: str) -> tuple[Any, list[dict[str, Any]]]:
-    drafter = toy_mtp(TARGET) if method == "mtp" else toy_dflash(TARGET)
+    few = {"draft_vocab_size": 64, "borrows_head": True} if method == "dflash, 64 tokens" else {}
+    drafter = toy_mtp(TARGET) if method == "mtp" else toy_dflash(TARGET, **few)
     lines: list[dict[str, Any]] = []
     trainer = Trainer(TARGET, drafter, VALIDATION["chat"], VALIDATION, CONFIG, folder)
     trainer.train(lines.append)
     return drafter, lines
 
 
-@pytest.mark.parametrize("method", ["dflash", "mtp"])
+@pytest.mark.parametrize("method", ["dflash", "dflash, 64 tokens", "mtp"])
 def test_served_acceptance_is_the_simulated_one(method: str, tmp_path: Path) -> None:
     _, lines = trained(tmp_path, method)
     line = lines[-1]

@@ -83,7 +83,7 @@ def pair_configs(name: str) -> tuple[Any, Any]:
     """(transformers config, DFlashConfig) of a published pair. Raises UsageError for an unknown one."""
     from transformers import AutoConfig
 
-    from flashdraft.models.dflash import DFlashConfig, build_target_layer_ids
+    from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
 
     if name not in TARGETS:
         raise UsageError(f"there is no pair {name!r}; expected one of: {', '.join(TARGETS)}")

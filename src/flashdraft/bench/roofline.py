@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from flashdraft.models.base import build_target
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 
 _BYTES = 2  # of a weight and of a cached value in bfloat16
 _STATE_BYTES = 4  # states of gated delta layers are float32
@@ -71,12 +72,13 @@ def target_shape(config: Any) -> NetworkShape:
 
 
 def drafter_shape(config: DFlashConfig, target_config: Any) -> NetworkShape:
-    """Of a DFlash drafter with the target's head."""
+    """Of a DFlash drafter with what it drafts through: a head of its own, or rows of the target's."""
     with torch.device("meta"):
         model = DFlashModel(config)
     text = getattr(target_config, "text_config", None) or target_config
     num_weights = sum(parameter.numel() for parameter in model.parameters())
-    num_weights += text.vocab_size * text.hidden_size
+    if model.lm_head is None:
+        num_weights += (config.draft_vocab_size or text.vocab_size) * text.hidden_size
     kv_bytes = 2 * _BYTES * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     return NetworkShape(config.num_hidden_layers, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0)
 

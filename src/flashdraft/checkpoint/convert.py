@@ -1,4 +1,7 @@
-"""A drafter's folder in another format: the config is told anew, the weights are copied as they are."""
+"""A drafter's folder in another format: the config is told anew, the weights are copied as they are.
+
+Formats are for other engines, which know no rows that are borrowed of the target: see draft_vocabulary.py.
+"""
 
 import json
 import shutil
@@ -8,10 +11,13 @@ from typing import Any
 
 import torch
 
+from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hf_config import read_json
 from flashdraft.checkpoint.hub import locate
+from flashdraft.checkpoint.load import load_target, outline_target
 from flashdraft.checkpoint.safetensors import INDEX, weight_files
+from flashdraft.checkpoint.save import check_is_new, write_folder
 from flashdraft.checkpoint.speculators import from_zlab
 from flashdraft.checkpoint.zlab import read_drafter
 from flashdraft.errors import UsageError
@@ -21,28 +27,40 @@ FORMATS = ("z-lab", "speculators", "transformers")
 MODELING_FILE = "dflash.py"
 
 
-def convert_drafter(source: str | Path, to: str, out: Path, target_config: Any = None) -> None:
+def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path | None = None) -> None:
     """Write the drafter ``source`` (embedded, folder or hub name, any format that is read) to the new folder ``out``.
 
-    Raises UsageError for an unknown format and for a folder that is not empty, CheckpointError for a drafter
+    A drafter that borrows rows of its ``target``'s head gets a copy of them; without a target it drafts among all
+    tokens. Raises UsageError for an unknown format and for a folder that is not empty, CheckpointError for a drafter
     that cannot be read or that the format cannot say.
     """
     if to not in FORMATS:
         raise UsageError(f"the format is {to!r}; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty; expected a new folder: give another or remove it")
+    check_is_new(out)
     folder = embedded_drafter() if source == EMBEDDED else locate(source)
     # Loading is the check: every name and shape against the config.
+    target_config = None if target is None else outline_target(target).config
     drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"))
-    config = drafter.config.to_dict()
-    config = from_zlab(config) if to == "speculators" else config
+    config, tensors = drafter.config, None
+    if config.borrows_head:
+        head = None if target is None else load_target(target).head_weight()
+        config, tensors = without_borrowing(drafter, folder, head)
+    told = from_zlab(config.to_dict()) if to == "speculators" else config.to_dict()
+    if tensors is None:
+        _copy(folder, told, out)
+    else:
+        write_folder(out, told, tensors, None)
+    if to == "transformers":
+        modeling = files("flashdraft.export") / "modeling_dflash.py"
+        (out / MODELING_FILE).write_text(modeling.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _copy(folder: Path, config: dict[str, Any], out: Path) -> None:
+    """The weights' files bit by bit, with ``config`` before them."""
     raw = read_json(folder / "config.json")
     kept = {name: raw[name] for name in ("dtype", "torch_dtype", "transformers_version") if name in raw}
     out.mkdir(parents=True, exist_ok=True)
     stored = weight_files(folder)
     for file in [*stored, folder / INDEX] if len(stored) > 1 else stored:
         shutil.copyfile(file, out / file.name)
-    if to == "transformers":
-        modeling = files("flashdraft.export") / "modeling_dflash.py"
-        (out / MODELING_FILE).write_text(modeling.read_text(encoding="utf-8"), encoding="utf-8")
     (out / "config.json").write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")

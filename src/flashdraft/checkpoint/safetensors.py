@@ -18,7 +18,7 @@ from flashdraft.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16", "F64")
-_TABLES = {"d2t": ("I64", "I32"), "t2d": ("BOOL",)}  # which tokens a drafter's reduced vocabulary holds
+_TABLES = {"d2t": ("I64", "I32"), "t2d": ("BOOL",)}  # which tokens a draft vocabulary holds
 
 
 class SafetensorsWeights:

@@ -13,8 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flashdraft.checkpoint.safetensors import SINGLE
+from flashdraft.errors import UsageError
 
 TRAINING_NOTES = "flashdraft_training"  # in a config.json: how the drafter was trained
+
+
+def check_is_new(folder: Path) -> None:
+    """Raise UsageError where ``folder`` holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty; expected a new folder: give another or remove it")
 
 
 def write_folder(

@@ -14,7 +14,8 @@ from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
 from flashdraft.checkpoint.weights import fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
-from flashdraft.models.dflash import DFlashConfig, DFlashModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.models.mtp import MTPConfig
 
 _ARCHITECTURE = "DFlashDraftModel"
@@ -118,6 +119,10 @@ def _contradictions(config: DFlashConfig) -> list[str]:
             f"draft_vocab_size {config.draft_vocab_size} (expected 1 to {config.vocab_size})",
         ),
         (
+            not config.borrows_head or config.draft_vocab_size,
+            f"borrows_head without a draft vocabulary (expected draft_vocab_size below {config.vocab_size})",
+        ),
+        (
             ids and len(set(ids)) == len(ids) and all(0 <= layer < num_layers for layer in ids),
             f"target_layer_ids {ids} (expected different layers from 0 to {num_layers - 1})",
         ),
@@ -126,10 +131,9 @@ def _contradictions(config: DFlashConfig) -> list[str]:
 
 
 def _check_draft_tokens(model: DFlashModel, label: str) -> None:
-    if model.lm_head is None:
+    if model.config.draft_vocab_size is None:
         return
-    vocab_size = model.config.vocab_size
-    tokens = model.head_tokens(torch.arange(len(model.d2t), device=model.d2t.device))
+    vocab_size, tokens = model.config.vocab_size, model.draft_tokens()
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
         raise CheckpointError(
             f"drafter {label}: d2t names tokens {int(tokens.min())} to {int(tokens.max())}; expected 0 to"

@@ -192,7 +192,7 @@ def _drafters(
     llm: "LLM", model: str, named: dict[str, str], dtype: str, device: str, quantization: str | None
 ) -> "dict[str, Drafter]":
     """The opened drafters, by method name; the LLM's own is dflash."""
-    from flashdraft.checkpoint.embedded import served_window
+    from flashdraft.checkpoint.embedded import drafts_among_all, served_window
     from flashdraft.checkpoint.load import OWN_MTP, load_drafter, load_own_mtp
     from flashdraft.spec_decode.networks import drafter_of
 
@@ -201,7 +201,8 @@ def _drafters(
         if name != "dflash":
             load, place = (load_own_mtp, model) if folder == OWN_MTP else (load_drafter, folder)
             network = load(place, llm.target, dtype=dtype, device=device)
-            drafters[name] = drafter_of(network, llm.target, quantization, served_window(folder))
+            settings = served_window(folder), drafts_among_all(folder, llm.target.device)
+            drafters[name] = drafter_of(network, llm.target, quantization, *settings)
     return drafters
 
 

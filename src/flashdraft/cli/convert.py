@@ -21,27 +21,37 @@ def convert(
     draft: Annotated[
         str | None, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="Target: embedded or a GGUF file.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="Target: embedded or a GGUF file. With --draft: the target whose rows a draft vocabulary takes along.",
+        ),
+    ] = None,
     dtype: DtypeOption = "bfloat16",
 ) -> None:
     """Write a drafter in another format, its weights bit by bit, or a GGUF target as a Hugging Face folder.
+
+    A draft vocabulary (flashdraft vocab) is for flashdraft: without --target the drafter is written without it, with
+    --target as a head of its own, which vLLM reads.
 
     \b
     Examples:
       flashdraft convert --draft runs/first/drafter --to speculators --out for-vllm
       flashdraft convert --draft from-speculators --to z-lab --out for-sglang
+      flashdraft convert --draft embedded --target embedded --to speculators --out for-vllm
       flashdraft convert --target embedded --to hf --dtype float32 --out smollm2
     """
-    if (draft is None) == (target is None):
-        raise UsageError("convert takes one of --draft and --target; give exactly one")
-    if target is not None:
+    if draft is not None:
+        from flashdraft.checkpoint.convert import convert_drafter
+
+        convert_drafter(draft, to, out, target)
+    elif target is not None:
         from flashdraft.export.target_folder import export_target
 
         if to != "hf":
             raise UsageError(f"the format of a target is {to!r}; expected hf")
         export_target(target, out, dtype)
-    if draft is not None:
-        from flashdraft.checkpoint.convert import convert_drafter
-
-        convert_drafter(draft, to, out)
+    else:
+        raise UsageError("convert takes a drafter or a target; give --draft, --target or both")
     typer.echo(f"the {'target' if draft is None else 'drafter'} is in {out}")

@@ -21,6 +21,7 @@ from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
 from flashdraft.cli.train import train
 from flashdraft.cli.tune import tune
+from flashdraft.cli.vocab import vocab
 from flashdraft.errors import FlashdraftError, UsageError
 
 # In the order of the help text. A command's name, help and options are those of its function.
@@ -32,6 +33,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     train,
     plot,
     tune,
+    vocab,
     bench,
     report,
     plan,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, one_dimensional
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig, one_dimensional
 from flashdraft.train.simulate import simulate
 
 BLOCKS_PER_FORWARD = 128

@@ -12,7 +12,7 @@ from flashdraft.checkpoint.speculators import MARK
 from flashdraft.checkpoint.zlab import read_drafter_config
 from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
-from flashdraft.models.dflash import DFlashConfig
+from flashdraft.models.dflash_config import DFlashConfig
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Pair:
 def read_pair(target: str, draft: str) -> Pair:
     """The pair's configs; no weights are read or fetched.
 
-    Raises UsageError for a target that other engines cannot read, CheckpointError for a config that is missing or
-    damaged, IncompatibleDrafterError for a drafter made for another target.
+    Raises UsageError for a target or drafter that other engines cannot read, CheckpointError for a config that is
+    missing or damaged, IncompatibleDrafterError for a drafter made for another target.
     """
     if target == EMBEDDED or Path(target).expanduser().is_file():
         raise UsageError(
@@ -69,6 +69,12 @@ def read_pair(target: str, draft: str) -> Pair:
     folder = embedded_drafter() if draft == EMBEDDED else locate(draft, CONFIGS)
     drafter = read_drafter_config(folder, target_config)
     name = str(folder) if draft == EMBEDDED else draft
+    if drafter.borrows_head:
+        raise UsageError(
+            f"drafter {draft} borrows {drafter.draft_vocab_size} rows of its target's head, which other engines cannot:"
+            f" write it anew with flashdraft convert --draft {draft} --to z-lab --out FOLDER, for all tokens, or with"
+            " --target TARGET too for vLLM, which takes a copy of the rows"
+        )
     return Pair(target, name, target_config, drafter, read_json(folder / "config.json"))
 
 

@@ -65,33 +65,32 @@ class DFlashDrafter:
 
     def trees(self, hidden: Tensor, num_tokens: int, depths: Sequence[int]) -> list[DraftTree]:
         """The tree of the ``num_tokens`` likeliest continuations of each row, ``depths[row]`` tokens at most."""
-        own = self.model.lm_head
-        logits = self.target.logits(hidden) if own is None else own(hidden).float()
-        token_ids, log_probs = likeliest(logits, min(num_tokens, WIDTH))
-        if own is not None:
-            token_ids = self.model.head_tokens(token_ids)
-        rows = zip(token_ids.tolist(), log_probs.tolist(), depths, strict=True)
+        if self.model.config.draft_vocab_size is None:
+            logits = self.target.logits(hidden)
+        else:
+            logits = F.linear(hidden, self.model.head_rows(self.target.head_weight())).float()
+        best, log_probs = likeliest(logits, min(num_tokens, WIDTH))
+        rows = zip(self.model.head_tokens(best).tolist(), log_probs.tolist(), depths, strict=True)
         return [best_first(ids[:depth], values[:depth], num_tokens) for ids, values, depth in rows]
 
 
 def likeliest_tokens(
     model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens [...] of the drafter's final hidden states, by its own head or by the target's.
+    """The likeliest tokens [...] of the drafter's final hidden states, of those that it drafts among.
 
-    With each its log-probability [...], float32, among those that the head knows.
+    With each its log-probability [...], float32, among them.
     """
-    own = None if isinstance(model, MTPModel) else model.lm_head
     if isinstance(model, DFlashModel) and model.native:
         rows, log_probs = model.native.likeliest(hidden)
+        return model.head_tokens(rows), log_probs
+    if isinstance(model, MTPModel) or model.config.draft_vocab_size is None:
+        logits = target.logits(hidden)
     else:
-        logits = target.logits(hidden) if own is None else own(hidden).float()
-        most = logits.max(-1)
-        rows, log_probs = most.indices, most.values - logits.logsumexp(-1)
-    if own is not None:
-        assert isinstance(model, DFlashModel)
-        rows = model.head_tokens(rows)
-    return rows, log_probs
+        logits = F.linear(hidden, model.head_rows(target.head_weight())).float()
+    most = logits.max(-1)
+    rows = most.indices if isinstance(model, MTPModel) else model.head_tokens(most.indices)
+    return rows, most.values - logits.logsumexp(-1)
 
 
 class DFlashState:

@@ -14,12 +14,13 @@ def drafter_of(
     target: TargetModel,
     quantization: str | None = None,
     window_size: int | None = None,
+    among_all: bool = False,
 ) -> DFlashDrafter | MTPDrafter:
     """The drafter of ``network``, which is frozen from now on, for ``target``.
 
     ``quantization`` as in models/accelerate.py: of a drafter it can cost acceptance and nothing else.
     ``window_size``: tokens of the context that it sees; None: what it was trained to see. Raises UsageError for a
-    network that has none to set.
+    network that has none to set. ``among_all``: it leaves a draft vocabulary whose rows it borrows.
     """
     if window_size is not None:
         if not isinstance(network, DFlashModel):
@@ -28,6 +29,7 @@ def drafter_of(
             )
         network.config = network.config.with_window(window_size)
     if isinstance(network, DFlashModel):
-        own = network.lm_head
-        accelerate(network, quantization, target.head_weight() if own is None else own.weight)
+        if among_all:
+            network.config = network.config.among_all()
+        accelerate(network, quantization, network.head_rows(target.head_weight()))
     return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)

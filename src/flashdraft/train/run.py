@@ -28,7 +28,8 @@ from flashdraft.data.server_answers import ServerAnswers
 from flashdraft.errors import DataError, UsageError
 from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashConfig, DFlashModel, build_target_layer_ids, one_dimensional
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids, one_dimensional
 from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
@@ -192,9 +193,9 @@ def template_notes(answers: Sequence[Path]) -> dict[str, Any]:
 def load_trainable(name: str, target: TargetModel, dtype: str, device: str) -> Network:
     """A drafter to go on training. Raises UsageError for one with a head of its own."""
     drafter = load_drafter(name, target, dtype=dtype, device=device).requires_grad_(True)
-    if isinstance(drafter, DFlashModel) and (num_rows := drafter.config.draft_vocab_size) is not None:
+    if isinstance(drafter, DFlashModel) and drafter.lm_head is not None:
         raise UsageError(
-            f"drafter {name} has a head of its own over {num_rows} tokens; expected one that drafts through the"
+            f"drafter {name} has a head of its own over {len(drafter.d2t)} tokens; expected one that drafts through the"
             " target's head, which is what is trained here"
         )
     return drafter
