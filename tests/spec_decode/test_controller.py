@@ -238,7 +238,7 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
     assert controller.cut([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
         "the answer has no room for more"
     )
-    controller.costs.verify = Curve([1, 1000], [1.0, 1.0 + 999 * 0.6])
+    controller.costs.verify = Curve([1, 1000], [1.0, 1.0 + 999 * 2.0])
     controller.plan([Candidate(state, 99) for state in [*states, Acceptance()]])
     assert controller.cut(drafts, Others((1,))) == [0, 0], "nothing is worth its time"
 
