@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashdraft.spec_decode.acceptance import PRICES, Acceptance, Drafted
-from flashdraft.spec_decode.block_search import Candidate, Others, Plan
+from flashdraft.spec_decode.block_search import _KEPT_PROMISE, Candidate, Others, Plan
 from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
@@ -172,19 +172,19 @@ def test_nothing_beats_the_plan(seed: int, is_ragged: bool) -> None:
         """Of a step, by definition; a request with 0 does not draft, one with 1 drafts in vain."""
         drafting = [own for own, length in zip(candidates, lengths, strict=True) if length]
         verified = [max(length, 1) for length in lengths]
-        tokens = (
-            3.0
-            + len(others.lengths)
-            + sum(sum(own[: n - 1]) for own, n in zip(chances, verified, strict=True))
-        )
+        num_rows, num_others = 3 + len(others.lengths), sum(others.lengths)
+        num_accepted = sum(sum(own[: length - 1]) for own, length in zip(chances, verified, strict=True))
         num_drafting = len(drafting) + len(others.lengths)
         seconds = costs.host_s + float(costs.draft_seconds(num_drafting, max(block, others.width)))
         seconds += costs.observe_token_s * sum(own.num_pending for own in drafting)
-        num_rows, every = 3 + len(others.lengths), [*verified, *others.lengths]
         if is_ragged:
-            return tokens / (seconds + float(costs.forward_seconds(num_rows, sum(every))))
+            num_tokens = 3 + _KEPT_PROMISE * (sum(verified) - 3) + num_others
+            seconds += float(costs.forward_seconds(num_rows, num_tokens))
+            return (num_rows + _KEPT_PROMISE * num_accepted) / seconds
+        every = [*verified, *others.lengths]
         seconds += float(costs.verify_seconds(num_rows, max(every)))
-        return tokens / (seconds + costs.logits_s * sum(length - 1 for length in every))
+        seconds += costs.logits_s * sum(length - 1 for length in every)
+        return (num_rows + num_accepted) / seconds
 
     every = [rate((0, 0, 0), 1)]
     for block in controller.blocks:
@@ -243,33 +243,6 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
     assert controller.cut(drafts, Others((1,))) == [0, 0], "nothing is worth its time"
 
 
-def test_what_confidence_is_worth_is_learned() -> None:
-    """A drafter that is far too sure of itself."""
-    controller, rng = Controller(4, made_up_costs(FREE)), random.Random(7)
-    state = Acceptance()
-    for _ in range(3000):
-        odds = [rng.uniform(-1, 6) for _ in range(3)]
-        draft = Drafted(state, 4, [-log(1 + exp(-one)) for one in odds], 3, 3)
-        hits = [rng.random() < 1 / (1 + exp(1 - 0.5 * one)) for one in odds]
-        controller.acceptance.foresee([draft])
-        controller.observe([draft._replace(num_accepted=next((i for i in range(3) if not hits[i]), 3))])
-    assert controller.acceptance.offset == pytest.approx(-1, abs=0.3)
-    assert controller.acceptance.slope == pytest.approx(0.5, abs=0.1)
-
-
-def test_a_draft_is_foretold_by_the_one_before_it() -> None:
-    """Streaks: what counts is what the last drafts were, more than what everybody's first ones were."""
-    controller = Controller(4, made_up_costs(FREE))
-    state, other = Acceptance(), Acceptance()
-    for sure in (0.1, 0.1, 0.1, 0.95, 0.95):
-        controller.acceptance.foresee([Drafted(state, 4, [log(sure)] * 3, 3)])
-    controller.acceptance.foresee([Drafted(other, 4, [log(0.1)] * 3, 3)])
-    first = controller.acceptance.offers([state, other, Acceptance()])[:, 0, 0, 0, 0]
-    assert first[0] > 0.55
-    assert first[1] < 0.3
-    assert first[1] < first[2] < first[0]
-
-
 def test_a_plan_outlasts_the_requests_that_end_but_not_one_that_joins() -> None:
     controller = Controller(BLOCK, made_up_costs(0.02))
     states = [request(controller, 0.8) for _ in range(4)]
@@ -314,57 +287,6 @@ def test_what_all_requests_accept_is_what_a_new_one_starts_from() -> None:
     assert planned(controller, Acceptance())[0] > 10
 
 
-def test_rates_are_learned_by_position() -> None:
-    controller, rng = Controller(4, made_up_costs(FREE)), random.Random(3)
-    wanted = [0.9, 0.3, 0.8]
-    sums = np.zeros(3)
-    for round_idx in range(3000):
-        count = next((i for i, rate in enumerate(wanted) if rng.random() >= rate), 3)
-        controller.observe([Drafted(Acceptance(), 4, [], 3, 3, count)])
-        sums += np.array(controller.acceptance.rates) if round_idx >= 500 else 0
-    assert sums / 2500 == pytest.approx(wanted, abs=0.05)
-
-
-def test_a_request_that_is_easier_to_draft_is_known_by_its_rounds() -> None:
-    """Two of each kind; what is said of the next token against what it does, in the long run."""
-    controller, rng = Controller(4, made_up_costs(FREE)), random.Random(5)
-    states = [Acceptance() for _ in range(4)]
-    rates = [0.9, 0.9, 0.4, 0.4]
-    sums = np.zeros(4)
-    for round_idx in range(1500):
-        drafts = [
-            Drafted(state, 4, [], 3, 3, accepted(rate, 3, rng))
-            for state, rate in zip(states, rates, strict=True)
-        ]
-        controller.observe(drafts)
-        if round_idx >= 200:
-            sums += controller.acceptance.offers(states)[:, 0, 0, 0, 0]
-    assert sums / 1300 == pytest.approx(rates, abs=0.08)
-
-
-def test_what_was_seen_long_ago_counts_for_little() -> None:
-    controller = Controller(4, made_up_costs(FREE))
-    state, new = request(controller, 0.95), Acceptance()
-    state.weight, state.offers = 3.0, state.offers * 3e-9
-    now, usual = controller.acceptance.offers([state, new])[:, 0, 0, 0, 0]
-    state.num_plain = 200
-    [later] = controller.acceptance.offers([state])[:, 0, 0, 0, 0]
-    assert now > 0.9
-    assert later == pytest.approx(usual, abs=0.02)
-
-
-def test_what_a_shorter_block_is_known_to_lose_is_no_news_of_the_request() -> None:
-    controller = Controller(BLOCK, made_up_costs(FREE), short_log_odds=-2.0)
-    state = Acceptance()
-    for _ in range(30):
-        controller.acceptance.foresee([Drafted(state, 4, [log(0.5)] * 3, 3)])
-    whole, _, short = controller.acceptance.offers([state])[0, :, 0, 0, 0]
-    assert short == pytest.approx(0.5, abs=0.01)
-    assert whole == pytest.approx(1 / (1 + exp(-2 * 3 / 4)), abs=0.01), (
-        "odds of 1 at 4, of exp(2 x 3/4) at 16"
-    )
-
-
 def test_the_block_does_not_wander_where_nothing_changes() -> None:
     """Tiles of 8 tokens as on a CPU: 8 is best, though 16 accepts more; new requests come all the time."""
     tiles = Curve([1, 8, 9, 16], [9.0, 9.2, 12.4, 13.8])
@@ -384,38 +306,6 @@ def test_the_block_does_not_wander_where_nothing_changes() -> None:
             plans.append((plan.block, length))
     assert sum(block == 8 for block, _ in plans[200:]) >= 0.9 * len(plans[200:])
     assert 5 < sum(length for _, length in plans[200:]) / len(plans[200:]) <= 7
-
-
-def test_a_slower_machine_changes_no_choice_but_a_slower_shape_does() -> None:
-    costs = made_up_costs(0.02)
-    plain_s, whole_s, draft_s = (float(s) for s in (costs.verify(1), costs.verify(8), costs.draft(8)))
-    for _ in range(300):
-        costs.learn((1, 1, 1), 3 * plain_s, (0, 0), 0.0)
-        costs.learn((1, 8, 8), 3 * whole_s, (1, 8), 3 * draft_s)
-    assert costs.pace == pytest.approx(3, rel=0.2)
-    assert float(costs.verify(8)) / float(costs.verify(1)) == pytest.approx(whole_s / plain_s, rel=0.05)
-
-    curve = Curve([1, 8], [1.0, 1.1])
-    costs = StepCosts(curve, Curve([1, 16], [0.1, 0.1]))
-    for _ in range(500):
-        costs.learn((1, 1, 1), 1.0, (0, 0), 0.0)
-        costs.learn((1, 8, 8), 2.2, (0, 0), 0.0)
-    assert curve.seconds[1] / curve.seconds[0] == pytest.approx(2.2, rel=0.1)
-
-
-def test_steps_that_cost_more_than_measured_do_not_make_others_look_dear() -> None:
-    """Blocks of many requests are dearer than measured; plain decoding is what it was, though nobody does it now."""
-    costs = StepCosts(
-        Curve([1, 8, 32, 128], [7.0, 9.0, 30.0, 100.0]), Curve([2, 8, 32, 128], [2.0, 2.5, 7.0, 23.0])
-    )
-    plain_s, whole_s, draft_s = 30.0, 100.0, 23.0
-    for _ in range(50):
-        costs.learn((32, 32, 32), plain_s, (0, 0), 0.0)
-    for _ in range(50):
-        costs.learn((32, 128, 128), 1.4 * whole_s, (32, 4), 1.4 * draft_s)
-    assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(plain_s, rel=0.1)
-    assert costs.pace * float(costs.forward_seconds(32, 128)) == pytest.approx(1.4 * whole_s, rel=0.05)
-    assert costs.pace * float(costs.draft_seconds(32, 4)) == pytest.approx(1.4 * draft_s, rel=0.1)
 
 
 def test_what_the_drafter_has_to_catch_up_with_counts() -> None:
@@ -447,31 +337,3 @@ def test_rows_without_padding_are_paid_by_their_tokens() -> None:
     assert padded == [1] * 16
     assert ragged[0] > 8
     assert ragged[1:] == [1] * 15
-
-
-def test_a_drafter_that_was_measured_too_slow_is_not_shunned_for_ever() -> None:
-    """Only blocks of 8 are drafted, and what is seen of them tells of 4 too."""
-    costs = StepCosts(Curve([1, 16], [1.0, 1.1]), Curve([2, 4, 8, 16], [0.8, 0.8, 0.8, 0.8]))
-    for _ in range(150):
-        costs.learn((1, 8, 8), float(Curve([1, 16], [1.0, 1.1])(8)), (1, 8), 0.3)
-    assert float(costs.draft(4)) / float(costs.verify(8)) == pytest.approx(0.3 / 1.05, rel=0.25)
-
-
-def test_curves() -> None:
-    curve = Curve([1, 4, 8], [1.0, 2.0, 4.0])
-    assert curve([1, 2.5, 8, 16]).tolist() == [1.0, 1.5, 4.0, 8.0]
-    longer = curve.reaching(20)
-    assert longer.num_tokens.tolist() == [1, 4, 8, 16, 32]
-    assert longer.seconds.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert curve.terms(6).tolist() == [0.0, 1.0, 2.0]
-    assert [float(curve.terms(tokens).sum()) for tokens in (0.5, 1, 2.5, 8, 16)] == [1.0, 1.0, 1.5, 4.0, 8.0]
-
-
-def test_what_many_tokens_cost_does_not_bend_the_price_of_few() -> None:
-    costs = made_up_costs(0.02)
-    costs.verify = Curve([1, 8, 128], [7.0, 9.0, 100.0]).reaching(1024)
-    for _ in range(60):
-        costs.learn((32, 512, 512), 600.0, (0, 0), 0.0)  # 391 was expected
-        costs.learn((32, 32, 32), float(Curve([8, 128], [9.0, 100.0])(32)), (0, 0), 0.0)
-    assert costs.pace * float(costs.forward_seconds(32, 512)) == pytest.approx(600.0, rel=0.1)
-    assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(27.2, rel=0.05)

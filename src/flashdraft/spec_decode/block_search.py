@@ -18,6 +18,7 @@ from flashdraft.spec_decode.step_costs import Array, StepCosts
 Places = NDArray[np.intp]
 
 _MAX_ITERATIONS = 20
+_KEPT_PROMISE = 0.85  # of several requests those draft that promise most, and they bring less than that (docs/log.md)
 _CLOSE, _ABOUT = (
     3e-3,
     0.1,
@@ -244,7 +245,8 @@ class RaggedSearch(Search):
         last = np.minimum(self.most[:, None], blocks) - 2  # [rows, blocks]: a block's last draft token
         rows = np.arange(len(self.candidates))[:, None]
         offered = self.offers[rows, np.arange(len(blocks)), :, :, np.maximum(last, 0)]
-        offered = np.where((last >= 0)[:, :, None, None], offered, 0.0)
+        kept = _KEPT_PROMISE if len(self.candidates) > 1 else 1.0
+        offered = np.where((last >= 0)[:, :, None, None], kept * offered, 0.0)
         return offered[:, :, 0].transpose(1, 2, 0), offered[:, :, 1].transpose(1, 2, 0)
 
     def _step(self, gains: Array, counts: Array, order: Places, rate: float) -> tuple[Array, Array]:
