@@ -17,11 +17,12 @@ BLOCK = 16
 FREE, STEEP = 1e-4, 1.0  # seconds that one more token takes
 
 
-def made_up_costs(token_s: float, draft_s: float = 0.1, fixed_s: float = 1.0) -> StepCosts:
+def made_up_costs(token_s: float, draft_s: float = 0.1, is_ragged: bool = False) -> StepCosts:
     """A step of 1 second and ``token_s`` for each token after the first."""
     return StepCosts(
-        Curve([1, 1000], [fixed_s, fixed_s + 999 * token_s]),
+        Curve([1, 1000], [1.0, 1.0 + 999 * token_s]),
         Curve([1, 1000], [draft_s, draft_s + 999 * token_s / 10]),
+        is_ragged=is_ragged,
     )
 
 
@@ -225,7 +226,7 @@ def test_nothing_beats_what_is_verified_of_drafts_that_are_there(seed: int) -> N
 
 
 def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> None:
-    controller = Controller(BLOCK, made_up_costs(0.05))
+    controller = Controller(BLOCK, made_up_costs(0.05, is_ragged=True))
     sure, unsure = log(0.98), log(0.02)
     states = [Acceptance(), Acceptance()]
     controller.plan([Candidate(state, 99) for state in states])
@@ -233,7 +234,6 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
         Drafted(states[0], BLOCK, [sure] * 6 + [unsure] * 9, 15),
         Drafted(states[1], BLOCK, [unsure] * 15, 15),
     ]
-    controller.costs.is_ragged = True
     assert controller.cut(drafts, Others()) == [6, 0]
     assert controller.cut([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
         "the answer has no room for more"
@@ -310,8 +310,8 @@ def test_the_block_does_not_wander_where_nothing_changes() -> None:
 
 def test_what_the_drafter_has_to_catch_up_with_counts() -> None:
     for is_ragged in (False, True):
-        costs = made_up_costs(0.02)
-        costs.observe_token_s, costs.is_ragged = 0.1, is_ragged
+        costs = made_up_costs(0.02, is_ragged=is_ragged)
+        costs.observe_token_s = 0.1
 
         def length(num_pending: int, costs: StepCosts = costs) -> int:
             controller = Controller(BLOCK, costs)
@@ -329,8 +329,7 @@ def test_rows_without_padding_are_paid_by_their_tokens() -> None:
     """One request of sixteen is easy: with padding it would cost fifteen others its width."""
     lengths = []
     for is_ragged in (False, True):
-        controller = Controller(BLOCK, made_up_costs(0.02, draft_s=0.01))
-        controller.costs.is_ragged = is_ragged
+        controller = Controller(BLOCK, made_up_costs(0.02, 0.01, is_ragged))
         states = [request(controller, rate) for rate in (0.98, *[0.05] * 15)]
         lengths.append(planned(controller, *states))
     padded, ragged = lengths

@@ -1,12 +1,13 @@
 """Prices of recorded steps: what is measured is what is charged, padding and all; the steps teach the host's part."""
 
 import random
+from math import log
 
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import Acceptance, log_odds
-from flashdraft.spec_decode.block_search import Candidate
+from flashdraft.spec_decode.acceptance import Acceptance, Drafted
+from flashdraft.spec_decode.block_search import Candidate, Others
 from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
 
@@ -61,8 +62,15 @@ def test_more_rows_than_were_measured_cost_in_proportion_and_wider_forwards_by_t
 def test_within_a_recorded_width_every_token_is_verified() -> None:
     flat = np.array([[[1.0, 1.1, 1.2, 3.0]] * 3] * 2)
     controller = Controller(8, costs_of(flat, np.full((2, 3, 3), 0.1)))
-    states = [Acceptance(lead=log_odds(rate) - log_odds(0.7)) for rate in (0.7, 0.5, 0.2)]
-    assert controller.plan([Candidate(state, 99) for state in states]).lengths == [4, 4, 4]
+    states = [Acceptance() for _ in range(3)]
+    drafts = [
+        Drafted(state, 8, [log(rate)] * 7, 7) for state, rate in zip(states, (0.7, 0.5, 0.2), strict=True)
+    ]
+    controller.acceptance.foresee(drafts)
+    controller.plan([Candidate(state, 99) for state in states])
+    lengths = controller.cut(drafts, Others())
+    assert lengths[0] == lengths[1] == 3, "what a width of 4 holds; the next one would cost twice as much"
+    assert max(lengths) == 3
 
 
 def test_steps_teach_what_the_host_adds() -> None:

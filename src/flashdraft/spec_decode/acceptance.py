@@ -63,11 +63,11 @@ class Drafted(NamedTuple):
 class AcceptanceModel:
     """What all requests teach of drafts of ``blocks``, the longest first.
 
-    ``short_log_odds``: how much a draft of a shorter block loses.
+    ``short_log_odds``: how much a draft of a shorter block loses. ``prices``: those of :meth:`offers`, the first 0.
     """
 
-    def __init__(self, blocks: Sequence[int], short_log_odds: float = 0.0) -> None:
-        self.blocks, self.max_block = tuple(blocks), max(blocks)
+    def __init__(self, blocks: Sequence[int], short_log_odds: float = 0.0, prices: Array = PRICES) -> None:
+        self.blocks, self.max_block, self.prices = tuple(blocks), max(blocks), prices
         self.shifts: Array = np.array([short_log_odds * (1 - block / self.max_block) for block in blocks])
         self.foresees = False  # whether drafts come with the drafter's confidence
         # Log odds that a token is accepted: offset + slope * those that the drafter gives it.
@@ -90,7 +90,7 @@ class AcceptanceModel:
         """What the next draft of each request should bring, [num_requests, num_blocks, 2, prices, max_block - 1].
 
         [..., 0, k, i]: the sum, over draft tokens 0 .. i, of what the chance that a token is accepted exceeds
-        ``PRICES[k]`` by; [..., 1, k, i]: how many of them exceed it. Of i beyond a block's end: as at its end.
+        ``prices[k]`` by; [..., 1, k, i]: how many of them exceed it. Of i beyond a block's end: as at its end.
         """
         firsts = self._firsts / self._firsts_weight
         found: Array = np.empty((len(requests), *firsts.shape))
@@ -102,7 +102,7 @@ class AcceptanceModel:
         if self.foresees:
             return found
         # A draft does not tell which of them it is: what counts is the mean of its chances.
-        return _offered(np.diff(found[:, :, 0, 0], axis=2, prepend=0.0))
+        return self._worth(np.diff(found[:, :, 0, 0], axis=2, prepend=0.0))
 
     def foresee(self, drafts: Sequence[Drafted]) -> list[list[float]]:
         """Of each draft of a step, all of one block: the chances that tokens 0 .. i are accepted, while there is hope.
@@ -163,7 +163,14 @@ class AcceptanceModel:
         survival = chances.cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
         for idx, block in enumerate(self.blocks):
             survival[:, idx, block - 1 :] = 0.0
-        return _offered(survival)
+        return self._worth(survival)
+
+    def _worth(self, survival: Array) -> Array:
+        """What is worth each price of ``survival`` [num_drafts, num_blocks, num_tokens]: as :meth:`offers`."""
+        above = survival[:, :, None] - self.prices[:, None]
+        both = np.stack((np.maximum(above, 0.0), above > 0), axis=2)
+        offered: Array = both.cumsum(axis=4)
+        return offered
 
     def _calibrate(self, drafts: Sequence[Drafted]) -> None:
         """A Newton step of logistic regression on tokens whose fate is known, beside what earlier ones taught."""
@@ -188,14 +195,6 @@ def confidence(log_prob: float) -> float:
     """Log odds of what a drafter gives ``log_prob``."""
     sure = min(log_prob, -1e-9)
     return max(min(sure - log(-expm1(sure)), _MOST_CONFIDENCE), -_MOST_CONFIDENCE)
-
-
-def _offered(survival: Array) -> Array:
-    """What is worth each of PRICES of ``survival`` [num_drafts, num_blocks, num_tokens]: see offers."""
-    above = survival[:, :, None] - PRICES[:, None]
-    both = np.stack((np.maximum(above, 0.0), above > 0), axis=2)
-    offered: Array = both.cumsum(axis=4)
-    return offered
 
 
 def _survival(odds: Sequence[float]) -> list[float]:

@@ -12,13 +12,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flashdraft.spec_decode.acceptance import PRICES, Acceptance, AcceptanceModel
+from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
 from flashdraft.spec_decode.step_costs import Array, StepCosts
 
 Places = NDArray[np.intp]
 
 _MAX_ITERATIONS = 20
-_KEPT_PROMISE = 0.85  # of several requests those draft that promise most, and they bring less than that (docs/log.md)
+_KEPT_PROMISE = (
+    0.85  # of several requests those draft that promise most, and they bring less than that (docs/log.md)
+)
 _CLOSE, _ABOUT = (
     3e-3,
     0.1,
@@ -80,7 +82,10 @@ class Search(ABC):
         self.most: Array = np.array([candidate.most for candidate in candidates], dtype=np.int64)
         if not self.can_draft:
             return
-        self.offers = model.offers(states)  # [rows, blocks, 2, prices, draft tokens]
+        self.prices, self.offers = (
+            model.prices,
+            model.offers(states),
+        )  # [rows, blocks, 2, prices, draft tokens]
         counts = np.arange(1, len(states) + 1) + others.num_drafting
         self.draft_s = np.stack(
             [costs.draft_seconds(counts, max(block, others.width)) for block in self.blocks]
@@ -196,8 +201,8 @@ class PaddedSearch(Search):
 class RaggedSearch(Search):
     """The best plan of a step that computes no padding: it costs by its tokens, whosesoever they are.
 
-    A price for a verified token settles which tokens of which rows are worth it. PRICES are tried, for every number
-    of rows that draft, the ones with the most to win first.
+    A price for a verified token settles which tokens of which rows are worth it. The model's are tried, for every
+    number of rows that draft, the ones with the most to win first.
     """
 
     def best(self, rate: float) -> Plan:
@@ -252,7 +257,7 @@ class RaggedSearch(Search):
     def _step(self, gains: Array, counts: Array, order: Places, rate: float) -> tuple[Array, Array]:
         """Tokens, and seconds but for the drafter's forward, of steps in which the first 1, 2, ... of the rows in
         ``order`` draft; the host's seconds for verified tokens are taken from the tokens."""
-        tokens = gains + (PRICES[:, None] - rate * self.token_s[order]) * counts
+        tokens = gains + (self.prices[:, None] - rate * self.token_s[order]) * counts
         seconds = self._seconds_of(len(self.candidates) + counts.cumsum(axis=-1))
         seconds += self.costs.host_s + self.observe_s[order].cumsum(axis=-1)
         return self.num_rows + tokens.cumsum(axis=-1), seconds

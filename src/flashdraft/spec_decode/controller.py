@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel, Drafted
+from flashdraft.spec_decode.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted
 from flashdraft.spec_decode.block_search import (
     Candidate,
     Others,
@@ -28,7 +28,7 @@ from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengt
 AUTO: Literal["auto"] = "auto"
 BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the controller's choice
 
-_PROBE_SHARE = 0.01  # of the time may go into finding out whether drafting has come to pay
+_PROBE_SHARE = 0.006  # of the time may go into finding out whether drafting has come to pay
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 # Steps with one plan; and with one in which not all draft, for a draft is much like the last one, not like the tenth.
 _MOST_KEPT, _MOST_KEPT_UNEVEN = 7, 2
@@ -40,7 +40,9 @@ class Controller:
     def __init__(self, max_block: int, costs: StepCosts, short_log_odds: float = 0.0) -> None:
         self.costs = costs
         self.blocks = drafted_blocks(max_block)
-        self.acceptance = AcceptanceModel(self.blocks, short_log_odds)
+        # Where rows are padded a token has no price of its own: what is accepted whatever it costs is all that counts.
+        prices = PRICES if costs.is_ragged else PRICES[:1]
+        self.acceptance = AcceptanceModel(self.blocks, short_log_odds, prices)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
         self._forward_s: list[float] = []  # of that plan's step, by its tokens or by its width
