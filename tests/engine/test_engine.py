@@ -200,7 +200,9 @@ def test_drafting_can_come_back_after_plain_decoding() -> None:
         # The same place, asked again: the committed part of the draft cache is what matters.
         request.num_observed = len(known)
         [draft] = engine.runner.drafter.propose([request.draft_row], [tokens[9]], [8])  # type: ignore[union-attr]
-    assert draft == expected
+        by_slot = target.logits(state._hidden(tokens[9], 7))[0].log_softmax(-1)
+    assert draft.token_ids == expected
+    assert draft.log_probs == pytest.approx(by_slot.max(-1).values.tolist(), abs=1e-5)
 
 
 def test_who_comes_first_and_priorities() -> None:

@@ -205,6 +205,12 @@ def test_the_argmax_is_the_first_largest() -> None:
     assert torch.equal(target.argmax(hidden), target.logits(hidden).argmax(-1))
     assert target.argmax(torch.zeros(2, 3, 96).bfloat16()).tolist() == [[0] * 3] * 2
     assert target.logits(hidden[:0]).shape == (0, 97)
+    assert target.native
+    tokens, log_probs = target.native.likeliest(hidden)
+    assert torch.equal(tokens, target.argmax(hidden))
+    assert torch.allclose(log_probs, target.logits(hidden).log_softmax(-1).amax(-1), atol=1e-5)
+    large = target.native.likeliest(1e3 * hidden)[1]  # differences that no float32 exponential holds
+    assert torch.allclose(large, target.logits(1e3 * hidden).log_softmax(-1).amax(-1), atol=1e-5)
 
 
 def test_weights_of_a_gguf_are_kept_as_they_are() -> None:

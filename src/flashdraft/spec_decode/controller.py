@@ -109,6 +109,8 @@ class Controller:
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
         self.acceptance.observe(drafts)
+        if not any(draft.num_accepted for draft in drafts):
+            self._most_kept = 0  # that was not what the plan hoped for
         for draft in drafts:
             if draft.num_accepted == draft.num_verified > 0:
                 draft.request.patience = _PATIENCE  # a probe that found nothing but good

@@ -35,6 +35,11 @@ def _acceptance(controller: Controller) -> str:
         _line("draft token", range(1, model.max_block)),
         _line("percent", [f"{100 * rate:.0f}" for rate in model.rates]),
     ]
+    if model.foresees:
+        lines.append(
+            f"Of a draft that is there, log odds of a token are {model.offset:.2f} + {model.slope:.2f} times those"
+            " that the drafter gives it."
+        )
     return "\n".join(lines)
 
 
