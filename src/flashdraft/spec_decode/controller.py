@@ -102,8 +102,9 @@ class Controller:
             if len(self._forward_s) < num_tokens:
                 self._forward_s = costs.forward_seconds(num_rows, np.arange(1, num_tokens + 1)).tolist()
             return ragged_lengths(worth, num_others, self._forward_s, rate)
-        if not self._forward_s:
-            self._forward_s = costs.verify_seconds(num_rows, np.arange(1, self.blocks[0] + 1)).tolist()
+        width = max(self.blocks[0], others.width)  # trees are wider than blocks
+        if len(self._forward_s) < width:
+            self._forward_s = costs.verify_seconds(num_rows, np.arange(1, width + 1)).tolist()
         return padded_lengths(worth, others.width, self._forward_s, rate)
 
     def observe(self, drafts: Sequence[Drafted]) -> None:

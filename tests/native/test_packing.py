@@ -1,0 +1,17 @@
+"""How weights lie in memory for the C++ part."""
+
+import torch
+
+from flashdraft.native.packing import Kind, pack
+
+
+def test_weights_of_a_gguf_are_kept_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale, least = torch.rand(2, 16, 2, 1, generator=generator).half().float()
+    q = torch.randint(0, 16, (16, 2, 32), generator=generator)
+    q[..., :2] = torch.tensor([0, 15])  # as Q4_1 makes them: its range is the block's
+    blocks = pack((q * scale - least).flatten(1), Kind.INT4).view(2, 320)
+    low, high = (blocks[:, :256] & 15), blocks[:, :256] >> 4
+    stored = torch.cat([half.view(2, 4, 16, 4) for half in (low, high)], dim=1)  # [block, k / 4, lane, 4]
+    assert torch.equal(stored.permute(2, 0, 1, 3).reshape(16, 2, 32).long(), q)
+    assert torch.equal(blocks[:, 256:288].contiguous().view(torch.half).float(), scale[..., 0].T)
