@@ -6,7 +6,7 @@ drafted, a request's last drafts, and to a small part other requests' first ones
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, expm1, log
 from typing import NamedTuple
 
@@ -26,9 +26,8 @@ _MOST = 0.995
 _HOPELESS = 0.01  # chance of a token below which nobody asks for it
 _CERTAIN = 4.0  # log odds that stand for what is known
 _MOST_CONFIDENCE = 7.0  # in log odds
-_MOST_TAUGHT = (
-    8  # drafts of one step that teach what confidence is worth: they are many where steps are short
-)
+_MOST_NEWS = 8  # drafts of a request that are noted between two plans; earlier ones weigh little by then
+_MOST_TAUGHT = 8  # drafts of one step that teach what confidence is worth
 # What is known of offset and slope at first, as variances, and what share of it is still known a step later.
 _OFFSET_VARIANCE, _SLOPE_VARIANCE = 0.1, 0.02
 _REMEMBERED = 0.9995
@@ -44,6 +43,8 @@ class Acceptance:
     offers: Array | float = 0.0  # of its last drafts, the sum by weight: see :meth:`AcceptanceModel.offers`
     weight: float = 0.0  # of those together
     num_drafts: int = 0
+    # Drafts since then: what they leave of the weight of those before, and log odds of their tokens.
+    news: list[tuple[float, list[float]]] = field(default_factory=list)
     choose_s: float = 0.0  # host seconds that one more verified token costs this request
     num_plain: int = 0  # rounds since it last drafted
     patience: int = 8  # plain rounds before its next probe
@@ -68,7 +69,7 @@ class AcceptanceModel:
 
     def __init__(self, blocks: Sequence[int], short_log_odds: float = 0.0, prices: Array = PRICES) -> None:
         self.blocks, self.max_block, self.prices = tuple(blocks), max(blocks), prices
-        self.shifts: Array = np.array([short_log_odds * (1 - block / self.max_block) for block in blocks])
+        self.shifts = [short_log_odds * (1 - block / self.max_block) for block in blocks]
         self.foresees = False  # whether drafts come with the drafter's confidence
         # Log odds that a token is accepted: offset + slope * those that the drafter gives it.
         self.offset, self.slope = 0.0, 0.8
@@ -92,6 +93,7 @@ class AcceptanceModel:
         [..., 0, k, i]: the sum, over draft tokens 0 .. i, of what the chance that a token is accepted exceeds
         ``prices[k]`` by; [..., 1, k, i]: how many of them exceed it. Of i beyond a block's end: as at its end.
         """
+        self._take_news(requests)
         firsts = self._firsts / self._firsts_weight
         found: Array = np.empty((len(requests), *firsts.shape))
         for row, request in enumerate(requests):
@@ -114,9 +116,12 @@ class AcceptanceModel:
             where = self.blocks.index(drafts[0].block)
             means = np.diff(self.offers([draft.request for draft in drafts])[:, where, 0, 0], prepend=0.0)
             return [mean[: draft.num_tokens] for mean, draft in zip(means.tolist(), drafts, strict=True)]
-        odds = [[self.offset + self.slope * confidence(one) for one in draft.log_probs] for draft in drafts]
-        self._remember(drafts, np.array(odds))
-        return [_survival(one[: draft.num_tokens]) for one, draft in zip(odds, drafts, strict=True)]
+        found = []
+        for draft in drafts:
+            odds = [self.offset + self.slope * confidence(one) for one in draft.log_probs]
+            self._remember(draft, odds)
+            found.append(_survival(odds[: draft.num_tokens]))
+        return found
 
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
@@ -129,37 +134,44 @@ class AcceptanceModel:
         if self.foresees:
             self._calibrate(drafts[:: -(-len(drafts) // _MOST_TAUGHT)])
             return
-        odds: Array = np.tile(self._usual[: drafts[0].block - 1], (len(drafts), 1))
-        for row, draft in zip(odds, drafts, strict=True):
-            row[: draft.num_accepted] = _CERTAIN
+        for draft in drafts:
+            odds = self._usual[: draft.block - 1].tolist()
+            odds[: draft.num_accepted] = [_CERTAIN] * draft.num_accepted
             # What was not drafted would not have been accepted.
             if draft.num_accepted < draft.num_verified or draft.num_verified == draft.num_tokens:
-                row[draft.num_accepted : draft.num_accepted + 1] = -_CERTAIN
-        self._remember(drafts, odds)
+                odds[draft.num_accepted : draft.num_accepted + 1] = [-_CERTAIN]
+            self._remember(draft, odds[: draft.block - 1])
 
-    def _remember(self, drafts: Sequence[Drafted], odds: Array) -> None:
-        """``odds`` [num_drafts, block - 1] of drafts of one block, each token's given those before it."""
-        last = odds.shape[1]
-        odds = odds - self.shifts[self.blocks.index(last + 1)]
-        if last < len(self._usual):  # what a shorter block lacks is as good as what it has
-            ahead = (odds - self._usual[:last]).mean(axis=1, keepdims=True)
-            odds = np.concatenate((odds, self._usual[last:] + ahead), axis=1)
+    def _remember(self, draft: Drafted, odds: list[float]) -> None:
+        """``odds`` of the tokens of a draft, each given those before it. For now they are noted: steps are short."""
+        request, shift, last = draft.request, self.shifts[self.blocks.index(draft.block)], len(odds)
+        whole = [one - shift for one in odds]
+        if last < self.max_block - 1:  # what a shorter block lacks is as good as what it has
+            usual = self._usual.tolist()
+            ahead = (sum(whole) - sum(usual[:last])) / last
+            whole += [one + ahead for one in usual[last:]]
+        request.news = [*request.news[1 - _MOST_NEWS :], (_KEPT * _KEPT_PLAIN**request.num_plain, whole)]
+        request.num_plain = 0
+
+    def _take_news(self, requests: Sequence[Acceptance]) -> None:
+        news = [(request, kept, odds) for request in requests for kept, odds in request.news]
+        if not news:
+            return
+        odds: Array = np.array([one for _, _, one in news])
         weight = self._usual_weight = min(self._usual_weight + len(odds), _ALL_WEIGHT)
         self._usual += (odds - self._usual).sum(axis=0) / weight
-        for draft, offered in zip(drafts, self._offered(odds), strict=True):
-            request = draft.request
+        for (request, kept, _), offered in zip(news, self._offered(odds), strict=True):
             if not request.num_drafts:
                 self._firsts = _KEPT_FIRST * self._firsts + offered
                 self._firsts_weight = _KEPT_FIRST * self._firsts_weight + 1
-            kept = _KEPT * _KEPT_PLAIN**request.num_plain
             request.offers = kept * request.offers + offered
             request.weight = kept * request.weight + 1
             request.num_drafts += 1
-            request.num_plain = 0
+            request.news = []
 
     def _offered(self, odds: Array) -> Array:
         """What drafts of whole blocks with ``odds`` [num_drafts, max_block - 1] bring: as :meth:`offers`."""
-        chances: Array = np.minimum(1 / (1 + np.exp(-odds[:, None] - self.shifts[:, None])), _MOST)
+        chances: Array = np.minimum(1 / (1 + np.exp(-odds[:, None] - np.array(self.shifts)[:, None])), _MOST)
         survival = chances.cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
         for idx, block in enumerate(self.blocks):
             survival[:, idx, block - 1 :] = 0.0

@@ -48,6 +48,7 @@ class Controller:
         self._forward_s: list[float] = []  # of that plan's step, by its tokens or by its width
         self._kept: tuple[dict[Acceptance, int], Others | None, Plan] | None = None
         self._num_kept = self._most_kept = 0  # steps for which it was the answer again, and may be
+        self._was_in_vain = False  # the last step's drafting
 
     def plan(self, candidates: Sequence[Candidate], others: Others | None = None) -> Plan:
         """The best step for ``candidates``; now and then a slightly worse one that tells more.
@@ -110,8 +111,10 @@ class Controller:
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
         self.acceptance.observe(drafts)
-        if not any(draft.num_accepted for draft in drafts):
+        in_vain = not any(draft.num_accepted for draft in drafts)
+        if in_vain and self._was_in_vain:
             self._most_kept = 0  # that was not what the plan hoped for
+        self._was_in_vain = in_vain
         for draft in drafts:
             if draft.num_accepted == draft.num_verified > 0:
                 draft.request.patience = _PATIENCE  # a probe that found nothing but good
