@@ -67,10 +67,16 @@ def test_within_a_recorded_width_every_token_is_verified() -> None:
         Drafted(state, 8, [log(rate)] * 7, 7) for state, rate in zip(states, (0.7, 0.5, 0.2), strict=True)
     ]
     controller.acceptance.foresee(drafts)
+    plan = controller.plan([Candidate(states[0], 2), *(Candidate(state, 99) for state in states[1:])])
+    assert plan.lengths == [2, 4, 4], "what a width of 4 holds; the next one would cost twice as much"
+    assert controller.cut([draft._replace(num_tokens=3) for draft in drafts], Others()) == [3] * 3, (
+        "as planned"
+    )
+    controller.observe(drafts)
+    assert states[0].num_drafts == 2, "the first draft of a plan teaches"
     controller.plan([Candidate(state, 99) for state in states])
-    lengths = controller.cut(drafts, Others())
-    assert lengths[0] == lengths[1] == 3, "what a width of 4 holds; the next one would cost twice as much"
-    assert max(lengths) == 3
+    controller.observe(drafts)
+    assert states[0].num_drafts == 2, "the next one does not"
 
 
 def test_steps_teach_what_the_host_adds() -> None:

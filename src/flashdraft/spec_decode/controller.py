@@ -32,6 +32,9 @@ _PROBE_SHARE = 0.006  # of the time may go into finding out whether drafting has
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 # Steps with one plan; and with one in which not all draft, for a draft is much like the last one, not like the tenth.
 _MOST_KEPT, _MOST_KEPT_UNEVEN = 7, 2
+_RECORDED_LESSON_EVERY = (
+    4  # steps of a plan, where they are recorded and take the host's time as much as the device's
+)
 
 
 class Controller:
@@ -91,8 +94,13 @@ class Controller:
         return best, chosen
 
     def cut(self, drafts: Sequence[Drafted], others: Others) -> list[int]:
-        """How many tokens of each draft are worth verifying, all of one block; ``others``: the step's other rows."""
+        """How many tokens of each draft are worth verifying, all of one block; ``others``: the step's other rows.
+
+        A recorded step is as wide as it was planned: it comes in few widths, and is over before all are weighed.
+        """
         costs, rate = self.costs, self._rate
+        if costs.is_recorded:
+            return [draft.num_tokens for draft in drafts]
         survival = self.acceptance.foresee(drafts)
         prices = [rate * verified_token_s(costs, draft.request) for draft in drafts]
         worth = [[one - price for one in row] for row, price in zip(survival, prices, strict=True)]
@@ -109,9 +117,13 @@ class Controller:
 
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
-        self.acceptance.observe(drafts)
-        if not any(draft.num_accepted for draft in drafts):
-            self._most_kept = 0  # that was not what the plan hoped for
+        if not self.costs.is_recorded:
+            self.acceptance.observe(drafts)
+            if not any(draft.num_accepted for draft in drafts):
+                self._most_kept = 0  # that was not what the plan hoped for
+        elif self._num_kept % _RECORDED_LESSON_EVERY == 0:
+            self.acceptance.foresee(drafts)
+            self.acceptance.observe(drafts)
         for draft in drafts:
             if draft.num_accepted == draft.num_verified > 0:
                 draft.request.patience = _PATIENCE  # a probe that found nothing but good
