@@ -32,9 +32,6 @@ _PROBE_SHARE = 0.006  # of the time may go into finding out whether drafting has
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 # Steps with one plan; and with one in which not all draft, for a draft is much like the last one, not like the tenth.
 _MOST_KEPT, _MOST_KEPT_UNEVEN = 7, 2
-_RECORDED_LESSON_EVERY = (
-    4  # steps of a plan, where they are recorded and take the host's time as much as the device's
-)
 
 
 class Controller:
@@ -56,14 +53,16 @@ class Controller:
         """The best step for ``candidates``; now and then a slightly worse one that tells more.
 
         A plan is the answer for a few steps of the same requests, those that end meanwhile aside: chances move
-        slowly, and planning takes time.
+        slowly, and planning takes time. Where steps are recorded, who joins meanwhile does as the others do.
         """
         states = [candidate.acceptance for candidate in candidates]
         if self._kept and self._num_kept < self._most_kept and self._kept[1] == others:
             kept, _, plan = self._kept
-            if all(state in kept for state in states):
+            are_known = [state in kept for state in states]
+            if all(are_known) or (self.costs.is_recorded and any(are_known)):
                 self._num_kept += 1
-                lengths = [min(kept[one.acceptance], one.most) for one in candidates]
+                usual = max(plan.lengths)
+                lengths = [min(kept.get(one.acceptance, usual), one.most) for one in candidates]
                 for state, length in zip(states, lengths, strict=True):
                     state.num_plain += length == 1
                 return replace(plan, lengths=lengths)
@@ -121,7 +120,7 @@ class Controller:
             self.acceptance.observe(drafts)
             if not any(draft.num_accepted for draft in drafts):
                 self._most_kept = 0  # that was not what the plan hoped for
-        elif self._num_kept % _RECORDED_LESSON_EVERY == 0:
+        elif self._kept is None or self._num_kept == self._most_kept:  # a probe, or the last step of a plan
             self.acceptance.foresee(drafts)
             self.acceptance.observe(drafts)
         for draft in drafts:
