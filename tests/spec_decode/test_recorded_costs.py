@@ -67,10 +67,25 @@ def test_within_a_recorded_width_every_token_is_verified() -> None:
         Drafted(state, 8, [log(rate)] * 7, 7) for state, rate in zip(states, (0.7, 0.5, 0.2), strict=True)
     ]
     controller.acceptance.foresee(drafts)
-    controller.plan([Candidate(state, 99) for state in states])
-    lengths = controller.cut(drafts, Others())
-    assert lengths[0] == lengths[1] == 3, "what a width of 4 holds; the next one would cost twice as much"
-    assert max(lengths) == 3
+    plan = controller.plan([Candidate(states[0], 2), *(Candidate(state, 99) for state in states[1:])])
+    assert plan.lengths == [2, 4, 4], "what a width of 4 holds; the next one would cost twice as much"
+    assert controller.cut([draft._replace(num_tokens=3) for draft in drafts], Others()) == [3] * 3, (
+        "as planned"
+    )
+
+
+def test_a_recorded_plan_stands_for_who_joins_and_its_last_step_teaches() -> None:
+    flat = np.array([[[1.0, 1.1, 1.2, 1.3]] * 3] * 2)
+    controller = Controller(8, costs_of(flat, np.full((2, 3, 3), 0.1)))
+    first, second = Acceptance(), Acceptance()
+    num_drafts = []
+    for _ in range(8):
+        plan = controller.plan([Candidate(first, 99), Candidate(second, 3)])
+        assert plan.lengths == [8, 3]
+        controller.observe([Drafted(first, 8, [log(0.9)] * 7, 7, 7, 2)])
+        num_drafts.append(len(first.news))
+        second = Acceptance()
+    assert num_drafts == [0] * 7 + [1]
 
 
 def test_steps_teach_what_the_host_adds() -> None:

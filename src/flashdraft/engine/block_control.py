@@ -106,12 +106,14 @@ class BlockControl:
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
     ) -> list[tuple[Request, int]]:
         """``blocks`` with as many tokens of each automatic draft as are worth verifying, now that it is there."""
+        if self.controller is None or self.controller.costs.is_recorded:
+            return list(blocks)
         drafts = {}
         for request, size in blocks:
             if request in proposed and request.acceptance is not None:
                 draft = self._draft(request, proposed[request])
                 drafts[request] = draft._replace(num_tokens=min(size - 1, draft.num_tokens))
-        if not drafts or self.controller is None:
+        if not drafts:
             return list(blocks)
         others = Others(tuple(size for request, size in blocks if request not in drafts))
         lengths = dict(zip(drafts, self.controller.cut(list(drafts.values()), others), strict=True))

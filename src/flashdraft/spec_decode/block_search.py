@@ -190,7 +190,11 @@ class PaddedSearch(Search):
         tokens = self.num_rows + float((self._mean[where, rows, : column + 1] * taken).sum())
         seconds = self.costs.host_s + float(self.draft_s[where, len(rows) - 1] + self._verify_s[column])
         seconds += float(self.token_s[rows] @ taken.sum(axis=1)) + float(self.observe_s[rows].sum())
-        return Plan(self.blocks[where], self.lengths_of(rows, self.blocks[where]), tokens, seconds)
+        lengths = self.lengths_of(rows, self.blocks[where])
+        if self.costs.is_recorded:
+            for row, count in zip(rows, taken.sum(axis=1).tolist(), strict=True):
+                lengths[row] = 1 + count
+        return Plan(self.blocks[where], lengths, tokens, seconds)
 
     def _plain_s(self) -> float:
         """See :class:`Search`."""

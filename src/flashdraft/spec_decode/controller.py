@@ -54,14 +54,16 @@ class Controller:
         """The best step for ``candidates``; now and then a slightly worse one that tells more.
 
         A plan is the answer for a few steps of the same requests, those that end meanwhile aside: chances move
-        slowly, and planning takes time.
+        slowly, and planning takes time. Where steps are recorded, who joins meanwhile does as the others do.
         """
         states = [candidate.acceptance for candidate in candidates]
         if self._kept and self._num_kept < self._most_kept and self._kept[1] == others:
             kept, _, plan = self._kept
-            if all(state in kept for state in states):
+            are_known = [state in kept for state in states]
+            if all(are_known) or (self.costs.is_recorded and any(are_known)):
                 self._num_kept += 1
-                lengths = [min(kept[one.acceptance], one.most) for one in candidates]
+                usual = max(plan.lengths)
+                lengths = [min(kept.get(one.acceptance, usual), one.most) for one in candidates]
                 for state, length in zip(states, lengths, strict=True):
                     state.num_plain += length == 1
                 return replace(plan, lengths=lengths)
@@ -92,8 +94,13 @@ class Controller:
         return best, chosen
 
     def cut(self, drafts: Sequence[Drafted], others: Others) -> list[int]:
-        """How many tokens of each draft are worth verifying, all of one block; ``others``: the step's other rows."""
+        """How many tokens of each draft are worth verifying, all of one block; ``others``: the step's other rows.
+
+        A recorded step is as wide as it was planned: it comes in few widths, and is over before all are weighed.
+        """
         costs, rate = self.costs, self._rate
+        if costs.is_recorded:
+            return [draft.num_tokens for draft in drafts]
         survival = self.acceptance.foresee(drafts)
         prices = [rate * verified_token_s(costs, draft.request) for draft in drafts]
         worth = [[one - price for one in row] for row, price in zip(survival, prices, strict=True)]
@@ -110,11 +117,15 @@ class Controller:
 
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
-        self.acceptance.observe(drafts)
-        in_vain = not any(draft.num_accepted for draft in drafts)
-        if in_vain and self._was_in_vain:
-            self._most_kept = 0  # that was not what the plan hoped for
-        self._was_in_vain = in_vain
+        if not self.costs.is_recorded:
+            self.acceptance.observe(drafts)
+            in_vain = not any(draft.num_accepted for draft in drafts)
+            if in_vain and self._was_in_vain:
+                self._most_kept = 0  # that was not what the plan hoped for
+            self._was_in_vain = in_vain
+        elif self._kept is None or self._num_kept == self._most_kept:  # a probe, or the last step of a plan
+            self.acceptance.foresee(drafts)
+            self.acceptance.observe(drafts)
         for draft in drafts:
             if draft.num_accepted == draft.num_verified > 0:
                 draft.request.patience = _PATIENCE  # a probe that found nothing but good

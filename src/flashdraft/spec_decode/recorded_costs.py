@@ -7,6 +7,7 @@ over tokens tells. But recorded shapes come in powers of two, so that few are al
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,6 +72,8 @@ class RecordedCosts(StepCosts):
 
     The curves tell of forwards wider than any that was measured, as a prompt's.
     """
+
+    is_recorded: ClassVar[bool] = True
 
     verify_table: ShapeTable
     draft_table: ShapeTable

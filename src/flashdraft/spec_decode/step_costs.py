@@ -6,6 +6,7 @@ Knows shapes and seconds, neither models nor clocks.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +69,8 @@ class StepCosts:
     Which of the parts a step's surprise is due to, is a Kalman filter's to say, over the logarithms of all of
     them: the pace changes fast and the rest slowly, but the rest was measured once, in a moment like any other.
     """
+
+    is_recorded: ClassVar[bool] = False  # steps come in few shapes (RecordedCosts), and are planned so
 
     verify: Curve  # the target's forward with the logits of every token
     draft: Curve  # the drafter's, each row with its whole block

@@ -48,7 +48,7 @@ class DraftTree:
     @property
     def depth(self) -> int:
         """Of the longest path."""
-        return max(self.depths, default=0)
+        return len(self) if self.is_chain else max(self.depths, default=0)
 
     def first(self, num_tokens: int) -> "DraftTree":
         """Its first ``num_tokens`` tokens."""
@@ -56,6 +56,8 @@ class DraftTree:
 
     def cut(self, depth: int) -> "DraftTree":
         """Its tokens at most ``depth`` from the anchor."""
+        if self.is_chain:
+            return self.first(max(depth, 0))
         kept = [i for i, own in enumerate(self.depths) if own <= depth]
         place = {0: 0} | {i + 1: new for new, i in enumerate(kept, start=1)}
         return DraftTree([self.token_ids[i] for i in kept], [place[self.parents[i]] for i in kept])
