@@ -104,7 +104,7 @@ class AcceptanceModel:
         if self.foresees:
             return found
         # A draft does not tell which of them it is: what counts is the mean of its chances.
-        return self._worth(np.diff(found[:, :, 0, 0], axis=2, prepend=0.0))
+        return self._worth(mean_survival(found))
 
     def foresee(self, drafts: Sequence[Drafted]) -> list[list[float]]:
         """Of each draft of a step, all of one block: the chances that tokens 0 .. i are accepted, while there is hope.
@@ -114,7 +114,7 @@ class AcceptanceModel:
         self.foresees = all(draft.log_probs for draft in drafts)
         if not self.foresees:
             where = self.blocks.index(drafts[0].block)
-            means = np.diff(self.offers([draft.request for draft in drafts])[:, where, 0, 0], prepend=0.0)
+            means = mean_survival(self.offers([draft.request for draft in drafts]))[:, where]
             return [mean[: draft.num_tokens] for mean, draft in zip(means.tolist(), drafts, strict=True)]
         found = []
         for draft in drafts:
@@ -201,6 +201,11 @@ class AcceptanceModel:
         determinant = of_offset * of_slope - of_both * of_both
         self.offset += (of_slope * surprise - of_both * by_slope) / determinant
         self.slope += (of_offset * by_slope - of_both * surprise) / determinant
+
+
+def mean_survival(offers: Array) -> Array:
+    """Of :meth:`AcceptanceModel.offers`: the chances that tokens are accepted, [num_requests, num_blocks, tokens]."""
+    return np.diff(offers[:, :, 0, 0], axis=2, prepend=0.0)
 
 
 def confidence(log_prob: float) -> float:

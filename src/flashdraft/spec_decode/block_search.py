@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel
+from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel, mean_survival
 from flashdraft.spec_decode.step_costs import Array, StepCosts
 
 Places = NDArray[np.intp]
@@ -156,7 +156,7 @@ class PaddedSearch(Search):
     @cached_property
     def _mean(self) -> Array:
         """[blocks, rows, draft tokens]: the chance that a token is accepted; 0 where the answer has no room."""
-        mean: Array = np.diff(self.offers[:, :, 0, 0], axis=2, prepend=0.0)
+        mean = mean_survival(self.offers)
         mean = np.where(np.arange(2, mean.shape[2] + 2) <= self.most[:, None, None], mean, 0.0)
         return mean.transpose(1, 0, 2)
 
