@@ -71,3 +71,14 @@ def test_what_many_tokens_cost_does_not_bend_the_price_of_few() -> None:
         costs.learn((32, 32, 32), float(Curve([8, 128], [9.0, 100.0])(32)), (0, 0), 0.0)
     assert costs.pace * float(costs.forward_seconds(32, 512)) == pytest.approx(600.0, rel=0.1)
     assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(27.2, rel=0.05)
+
+
+def test_what_steps_teach_never_makes_more_tokens_cheaper() -> None:
+    """Five tokens are quick, and one is what it was measured to: nobody has done it since."""
+    costs = StepCosts(Curve([1, 2, 5, 8], [8.9, 9.0, 9.2, 9.5]), Curve([2, 16], [2.0, 3.0]))
+    for _ in range(40):
+        costs.learn((1, 8, 8), 9.5, (1, 16), 3.0)
+        costs.learn((1, 5, 5), 6.5, (1, 16), 3.0)
+    learned = costs.verify.seconds.tolist()
+    assert learned == sorted(learned)
+    assert costs.pace * learned[2] == pytest.approx(6.5, rel=0.1)
