@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashdraft import large_pages
 from flashdraft.native.decoder import PageTable
 from flashdraft.ops.attention import FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask
@@ -50,7 +51,10 @@ class PagedKVCache:
     ) -> None:
         num_spare_pages = -(-num_spare // page_size) + bool(num_spare)  # one for padding
         shape = ((num_pages + num_spare_pages) * page_size, num_layers, 2, num_kv_heads, head_dim)
-        self.slots = torch.empty(shape, dtype=dtype, device=device)
+        on_cpu = torch.device(device).type == "cpu"
+        self.slots = (
+            large_pages.zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        )
         # Touched now: memory costs most when it is first written to, and would do so in the middle of answers.
         self.slots[: num_pages * page_size].zero_()
         self.num_pages, self.page_size = num_pages, page_size

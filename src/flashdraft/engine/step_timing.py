@@ -17,6 +17,7 @@ CONTEXT = 128  # tokens behind a measured step
 _LONG_CONTEXT = 4096  # and behind the two that tell what context costs
 _LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
 _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
+_MOST_IN_A_PASS = 14  # tokens, of the C++ part in bfloat16 (native/linear.h)
 _REPEATS = _TURNS = 2
 
 
@@ -134,8 +135,9 @@ def doubling(last: int) -> list[int]:
 
 
 def _widths(last: int) -> list[int]:
-    """Powers of two, and what follows each: kernels work in tiles, so a tile's first token costs most."""
-    return sorted({width for power in doubling(last) for width in (power, power + 1) if width <= last})
+    """Where kernels' passes may end, and what follows each: of a pass the first token costs most."""
+    ends = *doubling(last), _MOST_IN_A_PASS
+    return sorted({width for end in ends for width in (end, end + 1) if width <= last})
 
 
 def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:

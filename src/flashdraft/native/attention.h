@@ -80,8 +80,10 @@ class Attention {
             inverse_sum[q] = softmax(q, sight.ends[q], scale);
         }
         by_sixes(num_queries, [&](int q, auto count) {
-            for (int64_t dim = 0; dim < head_dim; dim += 32)
-                weigh<count>(q, values + dim, num_keys, sight, at, inverse_sum, dim, emit);
+            int64_t dim = 0;
+            for (; dim + 64 <= head_dim; dim += 64)
+                weigh<count, 2>(q, values + dim, num_keys, sight, at, inverse_sum, dim, emit);
+            if (dim < head_dim) weigh<count, 1>(q, values + dim, num_keys, sight, at, inverse_sum, dim, emit);
         });
     }
 
@@ -174,24 +176,42 @@ class Attention {
         return 1 / _mm512_reduce_add_ps(sum);
     }
 
-    // 32 dims of the weighted values.
-    template <int COUNT, class At, class Emit>
+    // 32 dims of the weighted values, or 64: then more is done with each weight, and no sum waits for itself.
+    template <int COUNT, int PARTS, class At, class Emit>
     void weigh(int first, const uint16_t* values, int64_t num_keys, const Sight& sight, const At& at,
                const float* inverse_sum, int64_t dim, const Emit& emit) {
-        __m512 low[COUNT], high[COUNT];
-        for (int q = 0; q < COUNT; ++q) low[q] = high[q] = _mm512_setzero_ps();
+        __m512 low[COUNT][PARTS], high[COUNT][PARTS];
+#pragma GCC unroll 6
+        for (int q = 0; q < COUNT; ++q)
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; ++part) low[q][part] = high[q][part] = _mm512_setzero_ps();
         const uint16_t* probs = &probs_[first * width_];
-        auto load = [&](int64_t slot) { return _mm512_loadu_si512(values + at(slot)); };
-        auto add = [&](int q, int64_t key, __m512bh even, __m512bh odd) {
+        // Two keys' values, side by side.
+        auto load = [&](int64_t slot, int64_t next, bool has_next, __m512bh* even,
+                        __m512bh* odd) __attribute__((always_inline)) {
+            const uint16_t *one = values + at(slot), *two = has_next ? values + at(next) : nullptr;
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; ++part) {
+                __m512i a = _mm512_loadu_si512(one + part * 32);
+                __m512i b = two ? _mm512_loadu_si512(two + part * 32) : _mm512_setzero_si512();
+                even[part] = (__m512bh)_mm512_unpacklo_epi16(a, b);
+                odd[part] = (__m512bh)_mm512_unpackhi_epi16(a, b);
+            }
+        };
+        auto add = [&](int q, int64_t key, const __m512bh* even, const __m512bh* odd) __attribute__((always_inline)) {
             int32_t pair;
             std::memcpy(&pair, probs + q * width_ + key, sizeof pair);
-            low[q] = _mm512_dpbf16_ps(low[q], even, (__m512bh)_mm512_set1_epi32(pair));
-            high[q] = _mm512_dpbf16_ps(high[q], odd, (__m512bh)_mm512_set1_epi32(pair));
+            const __m512bh weights = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; ++part) {
+                low[q][part] = _mm512_dpbf16_ps(low[q][part], even[part], weights);
+                high[q][part] = _mm512_dpbf16_ps(high[q][part], odd[part], weights);
+            }
         };
         const int64_t shared = sight.paths ? sight.root / 2 * 2 : num_keys;
         for (int64_t key = 0; key < shared; key += 2) {
-            __m512i a = load(key), b = key + 1 < num_keys ? load(key + 1) : _mm512_setzero_si512();
-            __m512bh even = (__m512bh)_mm512_unpacklo_epi16(a, b), odd = (__m512bh)_mm512_unpackhi_epi16(a, b);
+            __m512bh even[PARTS], odd[PARTS];
+            load(key, key + 1, key + 1 < num_keys, even, odd);
 #pragma GCC unroll 6
             for (int q = 0; q < COUNT; ++q) add(q, key, even, odd);
         }
@@ -199,18 +219,26 @@ class Attention {
 #pragma GCC unroll 6
             for (int q = 0; q < COUNT; ++q)
                 for (int64_t key = shared, end = sight.ends[first + q]; key < end; key += 2) {
-                    __m512i a = load(sight.slot(first + q, key));
-                    __m512i b = key + 1 < end ? load(sight.slot(first + q, key + 1)) : _mm512_setzero_si512();
-                    add(q, key, (__m512bh)_mm512_unpacklo_epi16(a, b), (__m512bh)_mm512_unpackhi_epi16(a, b));
+                    __m512bh even[PARTS], odd[PARTS];
+                    const bool has_next = key + 1 < end;
+                    const int64_t next = has_next ? sight.slot(first + q, key + 1) : 0;
+                    load(sight.slot(first + q, key), next, has_next, even, odd);
+                    add(q, key, even, odd);
                 }
         }
         // unpack works within quarters: put the dims back in order.
         const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
         const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+#pragma GCC unroll 6
         for (int q = 0; q < COUNT; ++q) {
-            __m512 factor = _mm512_set1_ps(inverse_sum[first + q]);
-            emit(first + q, dim, _mm512_mul_ps(_mm512_permutex2var_ps(low[q], front, high[q]), factor));
-            emit(first + q, dim + LANES, _mm512_mul_ps(_mm512_permutex2var_ps(low[q], back, high[q]), factor));
+            const __m512 factor = _mm512_set1_ps(inverse_sum[first + q]);
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; ++part) {
+                const __m512 one = low[q][part], two = high[q][part];
+                const int64_t at_dim = dim + part * 32;
+                emit(first + q, at_dim, _mm512_mul_ps(_mm512_permutex2var_ps(one, front, two), factor));
+                emit(first + q, at_dim + LANES, _mm512_mul_ps(_mm512_permutex2var_ps(one, back, two), factor));
+            }
         }
     }
 

@@ -96,6 +96,37 @@ class Forward {
         scale = room(s.scale, rows * widest / BLOCK);
         sum = room(s.sum, rows * widest / BLOCK);
         if (int(s.attention.size()) < threads) s.attention.resize(threads);
+        if (int(s.lines.size()) < threads) s.lines.resize(threads);
+    }
+
+    // Every thread, before the first layer: which keys and values it will read of each, as far as there is time for them.
+    void list_wanted() {
+        std::vector<int32_t>& lines = s.lines[Team::thread()];
+        lines.clear();
+        const Layer& w = d.layers[0];
+        int64_t most = 0;  // lines that are fetched by a layer's Linears
+        for (const Linear* linear : {&w.qkv, &w.o, &w.gate_up, &w.down}) {
+            const int64_t tiles = linear->num_tiles() / (linear->kind == BF16 ? 2 : 1);
+            most += tiles * (num_passes(linear->kind, rows) - 1) * linear->k / 2 / Team::size();
+        }
+        if (b.windows || !most) return;
+        constexpr int64_t size = 64 / sizeof(uint16_t);
+        const int64_t count = d.num_kv_heads * d.head_dim / size, values = (b.kv.values - b.kv.keys) / size;
+        // As attend() divides them.
+        const int64_t share = (b.num_rows + Team::size() - 1) / Team::size(), first = share * Team::thread();
+        for (int64_t sequence = first; sequence < std::min(first + share, b.num_rows); ++sequence)
+            for (int64_t slot = 0; slot < b.slots[sequence * b.width]; ++slot) {
+                if (int64_t(lines.size()) >= most) return;
+                const int64_t line = places(sequence)(slot) / size;
+                for (int64_t i = 0; i < 2 * count; ++i) lines.push_back(line + (i < count ? i : values + i - count));
+            }
+    }
+
+    // From now on this thread's Linears fetch what it will read of layer `idx`, nothing where there is none.
+    void want(int64_t idx) {
+        const std::vector<int32_t>& lines = s.lines[Team::thread()];
+        const auto* base = reinterpret_cast<const uint8_t*>(b.kv.keys + idx * b.kv.layer);
+        Wanted::of_thread() = {base, lines.data(), lines.data() + (idx < d.num_layers ? lines.size() : 0)};
     }
 
     void layer(int64_t idx) {
@@ -104,6 +135,7 @@ class Forward {
         store(w.qkv, a, 0, wide, qkv_size);
         each_row([&](int64_t row) { place(w, idx, row); });
         attend(idx);
+        want(idx + 1);
         add(w.o, [&](int64_t row, int64_t i) { return _mm512_loadu_ps(attended + row * q_size + i); });
         a = normed(w.gate_up, w.post_norm);
         store(w.gate_up, a, 0, wide, 2 * d.intermediate_size);
@@ -290,6 +322,7 @@ class Forward {
         std::vector<Attention> attention;
         std::vector<int64_t> tokens, firsts;  // of each row its token; of each sequence its first row, and the end
         std::vector<int64_t> places;          // of each sequence's slots in pages
+        std::vector<std::vector<int32_t>> lines;  // of each thread: see list_wanted()
     } s;
     float *wide = nullptr, *attended = nullptr, *scale = nullptr, *sum = nullptr;
     uint16_t *queries = nullptr, *bf16 = nullptr;

@@ -41,6 +41,7 @@ void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t*
     Team::run(threads, [&] { f.reserve(threads); }, [&] {
         const int64_t size = decoder->hidden_size;
         read_rows(f, input, token_ids);
+        f.list_wanted();
         for (int64_t idx = 0; idx < decoder->num_layers; ++idx) {
             f.layer(idx);
             for (int64_t k = 0; k < num_features; ++k) {

@@ -21,7 +21,8 @@
 enum Kind : int32_t { BF16 = 0, INT8 = 1, INT4 = 2 };
 constexpr int LANES = 16;
 constexpr int BLOCK = 32;
-constexpr int MAX_ROWS = 8;  // of one pass over a tile
+// Of one pass over a tile. bfloat16 rows may be a few more if that is all of them: more passes of 8 are quicker.
+constexpr int MAX_ROWS = 8, MAX_BF16_ROWS = 14;
 
 struct Linear {
     const uint8_t* tiles;
@@ -68,13 +69,40 @@ inline void prepare(const Activations& to, int64_t row, int64_t column, __m512 f
     to.sum[block] = scale * float(_mm512_reduce_add_epi32(_mm512_add_epi32(a, b)));
 }
 
-// A kernel: `ROWS` rows from `row` on, times one tile or two, into out[ROWS][tiles][LANES]. What lies `ahead` bytes
-// after the tiles is on its way to the cache meanwhile.
-using Kernel = void (*)(const uint8_t* tile, int64_t tile_bytes, int64_t ahead, const Activations& a, int64_t row,
+// Lines of memory, 64 bytes each, that a thread will read behind its Linears: line i lies at base + 64 * next[i]. They
+// are fetched by kernels whose weights lie in the cache already, so that the memory would be idle.
+struct Wanted {
+    const uint8_t* base = nullptr;
+    const int32_t *next = nullptr, *end = nullptr;
+
+    // The next `count`, or null where fewer are left.
+    const int32_t* take(int64_t count) {
+        if (end - next < count) return nullptr;
+        next += count;
+        return next - count;
+    }
+    static Wanted& of_thread() {
+        static thread_local Wanted wanted;
+        return wanted;
+    }
+};
+
+// What is on its way to the cache while a kernel computes: what lies `tiles` bytes after its tiles, or k / 2 `lines`.
+struct Ahead {
+    int64_t tiles;
+    const uint8_t* base;
+    const int32_t* lines;
+
+    void fetch(int64_t line) const { _mm_prefetch(base + 64 * int64_t(lines[line]), _MM_HINT_T1); }
+};
+
+// A kernel: `ROWS` rows from `row` on, times one tile or two, into out[ROWS][tiles][LANES].
+using Kernel = void (*)(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, const Activations& a, int64_t row,
                         float* out);
 
-template <int ROWS, int TILES>
-void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, int64_t ahead, const Activations& a, int64_t row, float* out) {
+template <int ROWS, int TILES, bool LINES>
+void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, const Activations& a, int64_t row,
+                 float* out) {
     __m512 acc[ROWS][TILES];
     for (auto& sums : acc)
         for (auto& sum : sums) sum = _mm512_setzero_ps();
@@ -85,8 +113,9 @@ void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, int64_t ahead, const A
         for (int t = 0; t < TILES; ++t) {
             const uint8_t* at = tile + t * tile_bytes + i * 64;
             weights[t] = (__m512bh)_mm512_loadu_si512(at);
-            _mm_prefetch(at + ahead, _MM_HINT_T1);
+            if constexpr (!LINES) _mm_prefetch(at + ahead.tiles, _MM_HINT_T1);
         }
+        if constexpr (LINES) ahead.fetch(i);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
             int32_t pair;
@@ -100,8 +129,8 @@ void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, int64_t ahead, const A
         for (int t = 0; t < TILES; ++t) _mm512_storeu_ps(out + (r * TILES + t) * LANES, acc[r][t]);
 }
 
-template <int ROWS, Kind KIND>
-void int_kernel(const uint8_t* tile, int64_t, int64_t ahead, const Activations& a, int64_t row, float* out) {
+template <int ROWS, Kind KIND, bool LINES>
+void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activations& a, int64_t row, float* out) {
     __m512 acc[ROWS];
     for (auto& sum : acc) sum = _mm512_setzero_ps();
     const int64_t num_blocks = a.k / BLOCK;
@@ -113,7 +142,7 @@ void int_kernel(const uint8_t* tile, int64_t, int64_t ahead, const Activations& 
 #pragma GCC unroll 8
         for (int j = 0; j < (KIND == INT8 ? 8 : 4); ++j) {
             __m512i bytes = _mm512_loadu_si512(tile + j * 64);
-            _mm_prefetch(tile + ahead + j * 64, _MM_HINT_T1);
+            if constexpr (!LINES) _mm_prefetch(tile + ahead.tiles + j * 64, _MM_HINT_T1);
             if constexpr (KIND == INT8) {
                 q[j] = bytes;
             } else {
@@ -122,7 +151,8 @@ void int_kernel(const uint8_t* tile, int64_t, int64_t ahead, const Activations& 
             }
         }
         tile += KIND == INT8 ? 512 : 256;
-        _mm_prefetch(tile + ahead, _MM_HINT_T1);
+        if constexpr (!LINES) _mm_prefetch(tile + ahead.tiles, _MM_HINT_T1);
+        for (int j = 0; LINES && j < BLOCK / 2; ++j) ahead.fetch(b * BLOCK / 2 + j);
         __m512 weight_scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)tile));
         __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(tile + 32)));
         tile += 64;
@@ -143,30 +173,49 @@ void int_kernel(const uint8_t* tile, int64_t, int64_t ahead, const Activations& 
     for (int r = 0; r < ROWS; ++r) _mm512_storeu_ps(out + r * LANES, acc[r]);
 }
 
-template <size_t... ROWS>
-Kernel choose_kernel(int32_t kind, int64_t rows, int tiles, std::index_sequence<ROWS...>) {
-    static constexpr std::array<Kernel, MAX_ROWS> one{bf16_kernel<ROWS + 1, 1>...};
-    static constexpr std::array<Kernel, MAX_ROWS> two{bf16_kernel<ROWS + 1, 2>...};
-    static constexpr std::array<Kernel, MAX_ROWS> int8{int_kernel<ROWS + 1, INT8>...};
-    static constexpr std::array<Kernel, MAX_ROWS> int4{int_kernel<ROWS + 1, INT4>...};
-    const auto& table = kind == INT8 ? int8 : kind == INT4 ? int4 : tiles == 2 ? two : one;
-    return table[rows - 1];
+template <bool LINES, size_t... ROWS>
+Kernel bf16_kernel_of(int64_t rows, int tiles, std::index_sequence<ROWS...>) {
+    static constexpr std::array one{bf16_kernel<ROWS + 1, 1, LINES>...}, two{bf16_kernel<ROWS + 1, 2, LINES>...};
+    return (tiles == 2 ? two : one)[rows - 1];
+}
+
+template <bool LINES, size_t... ROWS>
+Kernel int_kernel_of(int32_t kind, int64_t rows, std::index_sequence<ROWS...>) {
+    static constexpr std::array int8{int_kernel<ROWS + 1, INT8, LINES>...}, int4{int_kernel<ROWS + 1, INT4, LINES>...};
+    return (kind == INT8 ? int8 : int4)[rows - 1];
+}
+
+template <bool LINES>
+Kernel choose_kernel(int32_t kind, int64_t rows, int tiles) {
+    // Lines are fetched in passes of many rows alone.
+    constexpr int most = LINES ? MAX_ROWS : MAX_BF16_ROWS;
+    if (kind == BF16) return bf16_kernel_of<LINES>(rows, tiles, std::make_index_sequence<most>());
+    return int_kernel_of<LINES>(kind, rows, std::make_index_sequence<MAX_ROWS>());
+}
+
+// How often the weights are gone through.
+inline int64_t num_passes(int32_t kind, int64_t rows) {
+    const int64_t most = kind == BF16 && rows <= MAX_BF16_ROWS ? MAX_BF16_ROWS : MAX_ROWS;
+    return (rows + most - 1) / most;
 }
 
 // All `rows` times tiles first .. last - 1; emit(row, column, values of 16 columns) hears each result once.
 template <class Emit>
 void multiply(const Linear& w, const Activations& a, int64_t rows, int64_t first, int64_t last, const Emit& emit) {
     const int widest = w.kind == BF16 ? 2 : 1;  // bfloat16 tiles go two by two: enough sums at once for one row too
-    const int64_t bytes = w.tile_bytes(), passes = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t bytes = w.tile_bytes(), passes = num_passes(w.kind, rows);
     const int64_t chunk = std::max<int64_t>(widest, (last - first) / (Team::size() * 8) / widest * widest);
     Team::each(last - first, chunk, [&](int64_t from, int64_t to) {
-        float out[MAX_ROWS * 2 * LANES];
+        float out[MAX_BF16_ROWS * 2 * LANES];
+        Wanted& wanted = Wanted::of_thread();
         for (int64_t tile = first + from; tile < first + to;) {
             const int tiles = tile + widest <= first + to ? widest : 1;
             for (int64_t pass = 0; pass < passes; ++pass) {
                 const int64_t row = rows * pass / passes, count = rows * (pass + 1) / passes - row;
-                Kernel kernel = choose_kernel(w.kind, count, tiles, std::make_index_sequence<MAX_ROWS>());
-                kernel(w.tiles + tile * bytes, bytes, pass == 0 ? tiles * bytes : 0, a, row, out);
+                const int32_t* lines = pass ? wanted.take(a.k / 2) : nullptr;
+                const Ahead ahead{pass ? 0 : tiles * bytes, wanted.base, lines};
+                Kernel kernel = (lines ? choose_kernel<true> : choose_kernel<false>)(w.kind, count, tiles);
+                kernel(w.tiles + tile * bytes, bytes, ahead, a, row, out);
                 for (int64_t r = 0; r < count; ++r)
                     for (int t = 0; t < tiles; ++t)
                         emit(row + r, (tile + t) * LANES, _mm512_loadu_ps(out + (r * tiles + t) * LANES));

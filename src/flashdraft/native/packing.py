@@ -1,12 +1,12 @@
 """Weights in the tiles that the C++ part reads (linear.h), each model's in one piece of memory with large pages."""
 
-import mmap
 from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from flashdraft import large_pages
 from flashdraft.native.library import LinearStruct
 
 _LANES, _BLOCK = 16, 32
@@ -79,10 +79,7 @@ class PackedWeights:
     def __init__(self, matrices: Sequence[tuple[Tensor, Kind]]) -> None:
         packed = [pack(weight, kind) for weight, kind in matrices]
         self.num_bytes = sum(tiles.numel() for tiles in packed)
-        # Anonymous memory in large pages: a step reads all of it, and small pages would cost a walk each.
-        memory = mmap.mmap(-1, self.num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        self._memory = torch.frombuffer(memory, dtype=torch.uint8)
+        self._memory = large_pages.zeros([self.num_bytes], torch.uint8)
         self.linears = []
         start = 0
         for tiles, (weight, kind) in zip(packed, matrices, strict=True):
