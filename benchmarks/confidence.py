@@ -42,13 +42,13 @@ def rounds_of(limit: int, block_size: int, max_tokens: int) -> dict[str, list[tu
         blocks: Sequence[tuple[Request, int]],
         proposed: Mapping[Request, DraftTree],
         drafts: Sequence[DraftTree],
-        accepted: Sequence[int],
+        paths: Sequence[Sequence[int]],
         *_: Any,
     ) -> None:
-        for (request, _size), draft, num_accepted in zip(blocks, drafts, accepted, strict=True):
+        for (request, _size), draft, path in zip(blocks, drafts, paths, strict=True):
             if request in proposed and len(draft) == block_size - 1:
                 rounds = found[f"{task} {request.request_id}"]
-                rounds.append((proposed[request].log_probs, num_accepted))
+                rounds.append((proposed[request].log_probs, len(path) - 1))
 
     engine.control.learn = learn  # type: ignore[method-assign]
     params = SamplingParams(temperature=0, max_tokens=max_tokens)

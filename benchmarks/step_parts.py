@@ -46,6 +46,7 @@ class Clock:
             "decoder_context": "context",
             "linear": "head",
             "linear_argmax": "head",
+            "linear_likeliest": "head",
         }
         for model in (engine.target, drafter.drafter.model):  # type: ignore[attr-defined]
             library = model.native._library

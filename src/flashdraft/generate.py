@@ -102,7 +102,7 @@ class Answer:
         draft = draft.cut(depth)
         if not draft.is_chain:
             return draft
-        return DraftTree.chain(self.chooser.cut(self.output.token_ids, draft.token_ids))
+        return draft.first(len(self.chooser.cut(self.output.token_ids, draft.token_ids)))
 
     def follow(
         self, draft: DraftTree, logits: Tensor, argmax: list[int] | None = None, accept: Accept | None = None

@@ -1,6 +1,7 @@
 """The C++ part against the PyTorch modules, and against itself: one row's result is the same bits in any batch."""
 
 from dataclasses import dataclass, replace
+from math import log
 
 import pytest
 import torch
@@ -205,9 +206,13 @@ def test_the_argmax_is_the_first_largest() -> None:
     assert target.argmax(torch.zeros(2, 3, 96).bfloat16()).tolist() == [[0] * 3] * 2
     assert target.logits(hidden[:0]).shape == (0, 97)
     for scaled in (hidden, 1e3 * hidden):  # the latter with differences that no float32 exponential holds
-        tokens, log_probs = target.native.likeliest(scaled)  # type: ignore[union-attr]
-        assert torch.equal(tokens, target.argmax(scaled))
-        assert torch.allclose(log_probs, target.logits(scaled).log_softmax(-1).amax(-1), atol=1e-5)
+        tokens, log_probs = target.native.likeliest(scaled, 5)  # type: ignore[union-attr]
+        wanted = target.logits(scaled).log_softmax(-1).topk(5)
+        assert torch.equal(tokens, wanted.indices)
+        assert torch.allclose(log_probs, wanted.values, atol=1e-5)
+    tokens, log_probs = target.native.likeliest(torch.zeros(2, 96).bfloat16(), 3)  # type: ignore[union-attr]
+    assert tokens.tolist() == [[0, 1, 2]] * 2
+    assert torch.allclose(log_probs, torch.tensor(-log(97)))
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

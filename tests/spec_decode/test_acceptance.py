@@ -1,12 +1,19 @@
 """What drafts teach of the next ones, on made-up drafters whose luck is known."""
 
 import random
+from itertools import product
 from math import exp, log
 
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel, Drafted
+from flashdraft.spec_decode.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted, confidence
+from flashdraft.spec_decode.tree import DraftTree
+
+
+def chain(log_probs: list[float], num_tokens: int = 0) -> DraftTree:
+    """One of ``num_tokens`` where its drafter does not tell how sure it is."""
+    return DraftTree.chain([0] * (len(log_probs) or num_tokens), log_probs)
 
 
 def accepted(rate: float, num_tokens: int, rng: random.Random) -> int:
@@ -19,10 +26,10 @@ def test_what_confidence_is_worth_is_learned() -> None:
     state = Acceptance()
     for _ in range(3000):
         odds = [rng.uniform(-1, 6) for _ in range(3)]
-        draft = Drafted(state, 4, [-log(1 + exp(-one)) for one in odds], 3, 3)
+        draft = Drafted(state, 4, chain([-log(1 + exp(-one)) for one in odds]), 3, 3)
         hits = [rng.random() < 1 / (1 + exp(1 - 0.5 * one)) for one in odds]
         model.foresee([draft])
-        model.observe([draft._replace(num_accepted=next((i for i in range(3) if not hits[i]), 3))])
+        model.observe([draft._replace(path=range(1 + next((i for i in range(3) if not hits[i]), 3)))])
     assert model.offset == pytest.approx(-1, abs=0.3)
     assert model.slope == pytest.approx(0.5, abs=0.1)
 
@@ -32,8 +39,8 @@ def test_a_draft_is_foretold_by_the_one_before_it() -> None:
     model = AcceptanceModel((4, 2))
     state, other = Acceptance(), Acceptance()
     for sure in (0.1, 0.1, 0.1, 0.95, 0.95):
-        model.foresee([Drafted(state, 4, [log(sure)] * 3, 3)])
-    model.foresee([Drafted(other, 4, [log(0.1)] * 3, 3)])
+        model.foresee([Drafted(state, 4, chain([log(sure)] * 3), 3)])
+    model.foresee([Drafted(other, 4, chain([log(0.1)] * 3), 3)])
     first = model.offers([state, other, Acceptance()])[:, 0, 0, 0, 0]
     assert first[0] > 0.55
     assert first[1] < 0.3
@@ -46,7 +53,7 @@ def test_rates_are_learned_by_position() -> None:
     sums = np.zeros(3)
     for round_idx in range(3000):
         count = next((i for i, rate in enumerate(wanted) if rng.random() >= rate), 3)
-        model.observe([Drafted(Acceptance(), 4, [], 3, 3, count)])
+        model.observe([Drafted(Acceptance(), 4, chain([], 3), 3, 3, range(1 + count))])
         sums += np.array(model.rates) if round_idx >= 500 else 0
     assert sums / 2500 == pytest.approx(wanted, abs=0.05)
 
@@ -59,7 +66,7 @@ def test_a_request_that_is_easier_to_draft_is_known_by_its_rounds() -> None:
     sums = np.zeros(4)
     for round_idx in range(1500):
         drafts = [
-            Drafted(state, 4, [], 3, 3, accepted(rate, 3, rng))
+            Drafted(state, 4, chain([], 3), 3, 3, range(1 + accepted(rate, 3, rng)))
             for state, rate in zip(states, rates, strict=True)
         ]
         model.observe(drafts)
@@ -72,7 +79,7 @@ def test_what_was_seen_long_ago_counts_for_little() -> None:
     model = AcceptanceModel((4, 2))
     state, new = Acceptance(), Acceptance()
     for _ in range(10):
-        model.foresee([Drafted(state, 4, [log(0.98)] * 3, 3)])
+        model.foresee([Drafted(state, 4, chain([log(0.98)] * 3), 3)])
     now, usual = model.offers([state, new])[:, 0, 0, 0, 0]
     state.num_plain = 200
     [later] = model.offers([state])[:, 0, 0, 0, 0]
@@ -84,9 +91,97 @@ def test_what_a_shorter_block_is_known_to_lose_is_no_news_of_the_request() -> No
     model = AcceptanceModel((16, 8, 4), short_log_odds=-2.0)
     state = Acceptance()
     for _ in range(30):
-        model.foresee([Drafted(state, 4, [log(0.5)] * 3, 3)])
+        model.foresee([Drafted(state, 4, chain([log(0.5)] * 3), 3)])
     whole, _, short = model.offers([state])[0, :, 0, 0, 0]
     assert short == pytest.approx(0.5, abs=0.01)
     assert whole == pytest.approx(1 / (1 + exp(-2 * 3 / 4)), abs=0.01), (
         "odds of 1 at 4, of exp(2 x 3/4) at 16"
     )
+
+
+def random_tree(rng: random.Random, num_tokens: int, most_depth: int) -> DraftTree:
+    """The first to follow each token of the chain is the chain's next, as of trees that are drawn best first."""
+    tree, depths = DraftTree(), [0]
+    while len(tree) < num_tokens:
+        parent = rng.randrange(len(tree) + 1)
+        if depths[parent] < most_depth:
+            tree.token_ids.append(len(tree))
+            tree.parents.append(parent)
+            tree.log_probs.append(log(rng.uniform(0.05, 0.95)))
+            depths.append(depths[parent] + 1)
+    return tree
+
+
+def test_a_tree_is_as_likely_as_its_paths() -> None:
+    """Of each token the chances along its path, multiplied; a token is never likelier than one before it."""
+    rng = random.Random(3)
+    for _ in range(50):
+        model = AcceptanceModel((8, 4))
+        tree = random_tree(rng, 7, 7)
+        odds = [model.offset + model.slope * confidence(one) for one in tree.log_probs]
+        wanted, least = [1.0], 1.0
+        for one, parent in zip(odds, tree.parents, strict=True):
+            wanted.append(wanted[parent] / (1 + exp(-one)))
+        every = [least := min(least, one) for one in wanted[1:]]
+        [found] = model.foresee([Drafted(Acceptance(), 8, tree, 7)])
+        assert found == pytest.approx([one for one in every if one >= 0.01], rel=1e-6)
+
+
+def test_what_a_tree_offers_is_what_its_best_tokens_bring() -> None:
+    """Of whole blocks and of shorter ones, which reach less deep; beside brute force."""
+    rng = random.Random(4)
+    for _ in range(30):
+        model = AcceptanceModel((8, 4), short_log_odds=-0.5)
+        tree, state = random_tree(rng, 7, 5), Acceptance()
+        model.foresee([Drafted(state, 8, tree, 7)])
+        odds = [model.offset + model.slope * confidence(one) for one in tree.log_probs]
+        usual = model._usual.copy()
+        [offers] = model.offers([state])
+        chain, last = list[int](), 0
+        for token, parent in enumerate(tree.parents):
+            if parent == last:
+                chain.append(token)
+                last = token + 1
+        # Deeper than the tree's chain: the usual odds, as much better or worse as its chain is.
+        ahead = sum(odds[token] - usual[at] for at, token in enumerate(chain)) / len(chain)
+        firsts = model._firsts / model._firsts_weight
+        for which, shift in ((0, 0.0), (1, -0.25)):
+            block = (8, 4)[which]
+            chances = {0: (1.0, 0)}
+            for token, (one, parent) in enumerate(zip(odds, tree.parents, strict=True), start=1):
+                above, depth = chances[parent]
+                chances[token] = above * min(1 / (1 + exp(-one - shift)), 0.995), depth + 1
+            above = chances[last][0]
+            for at in range(len(chain), 7):
+                above *= min(1 / (1 + exp(-usual[at] - ahead - shift)), 0.995)
+                chances[100 + at] = above, at + 1
+            every = sorted((one for one, depth in chances.values() if 0 < depth < block), reverse=True)[:7]
+            every += [0.0] * (7 - len(every))
+            for price, count in product(range(len(PRICES)), range(7)):
+                brought = sum(max(one - PRICES[price], 0.0) for one in every[: count + 1])
+                found = (offers[which, 0, price, count] * 1.45 - 0.45 * firsts[which, 0, price, count]) / 1.0
+                assert found == pytest.approx(brought, abs=1e-6)
+
+
+def test_the_fate_of_a_trees_tokens_teaches_what_confidence_is_worth() -> None:
+    """A drafter that is too sure of itself, of first choices and of others alike."""
+    model, rng = AcceptanceModel((8,)), random.Random(9)
+    state = Acceptance()
+    for _ in range(3000):
+        tree = random_tree(rng, 7, 7)
+        hits = [rng.random() < 1 / (1 + exp(1 - 0.5 * confidence(one))) for one in tree.log_probs]
+        path = [0]
+        for token, parent in enumerate(tree.parents):
+            if parent == path[-1] and hits[token]:
+                path.append(token + 1)
+        draft = Drafted(state, 8, tree, 7, 7, path)
+        depth = {place: depth for depth, place in enumerate(path)}
+        assert {(tree.parents[token], at, hit) for token, at, hit in draft.tried()} == {
+            (parent, depth[parent] + 1, token + 1 in depth)
+            for token, parent in enumerate(tree.parents)
+            if parent in depth
+        }
+        model.foresee([draft])
+        model.observe([draft])
+    assert model.offset < -0.6
+    assert 0.3 < model.slope < 0.7

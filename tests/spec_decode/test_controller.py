@@ -11,6 +11,7 @@ from flashdraft.spec_decode.acceptance import PRICES, Acceptance, Drafted
 from flashdraft.spec_decode.block_search import _KEPT_PROMISE, Candidate, Others, Plan
 from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
+from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
 
 BLOCK = 16
@@ -24,6 +25,11 @@ def made_up_costs(token_s: float, draft_s: float = 0.1, is_ragged: bool = False)
         Curve([1, 1000], [draft_s, draft_s + 999 * token_s / 10]),
         is_ragged=is_ragged,
     )
+
+
+def chain(log_probs: list[float], num_tokens: int = 0) -> DraftTree:
+    """One of ``num_tokens`` where its drafter does not tell how sure it is."""
+    return DraftTree.chain([0] * (len(log_probs) or num_tokens), log_probs)
 
 
 def log_odds(chance: float) -> float:
@@ -40,7 +46,9 @@ def request(controller: Controller, *rates: float) -> Acceptance:
 def cut(controller: Controller, plan: Plan, states: list[Acceptance]) -> list[int]:
     """Tokens verified of each, by a drafter that does not tell how sure it is."""
     pairs = list(zip(states, plan.lengths, strict=True))
-    drafts = [Drafted(state, plan.block, [], length - 1) for state, length in pairs if length > 1]
+    drafts = [
+        Drafted(state, plan.block, chain([], length - 1), length - 1) for state, length in pairs if length > 1
+    ]
     if not drafts:
         return plan.lengths
     plain = tuple(length for length in plan.lengths if length == 1)
@@ -67,9 +75,8 @@ def one_round(
     drafts = []
     for state, rate, most, length in zip(states, rates, plan.lengths, lengths, strict=True):
         if most > 1:
-            drafts.append(
-                Drafted(state, plan.block, [], most - 1, length - 1, accepted(rate, length - 1, rng))
-            )
+            draft = Drafted(state, plan.block, chain([], most - 1), most - 1, length - 1)
+            drafts.append(draft._replace(path=range(1 + accepted(rate, length - 1, rng))))
     if drafts:
         controller.observe(drafts)
     return plan, lengths
@@ -231,8 +238,8 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
     states = [Acceptance(), Acceptance()]
     controller.plan([Candidate(state, 99) for state in states])
     drafts = [
-        Drafted(states[0], BLOCK, [sure] * 6 + [unsure] * 9, 15),
-        Drafted(states[1], BLOCK, [unsure] * 15, 15),
+        Drafted(states[0], BLOCK, chain([sure] * 6 + [unsure] * 9), 15),
+        Drafted(states[1], BLOCK, chain([unsure] * 15), 15),
     ]
     assert controller.cut(drafts, Others()) == [6, 0]
     assert controller.cut([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
@@ -298,11 +305,12 @@ def test_the_block_does_not_wander_where_nothing_changes() -> None:
         for _ in range(40):
             plan = controller.plan([Candidate(states[0], 99)])
             odds = [rng.gauss(2, 1.5) for _ in range(plan.block - 1)]
-            draft = Drafted(states[0], plan.block, [-log(1 + exp(-one)) for one in odds], plan.block - 1)
+            log_probs = [-log(1 + exp(-one)) for one in odds]
+            draft = Drafted(states[0], plan.block, chain(log_probs), plan.block - 1)
             [length] = controller.cut([draft], Others())
             hits = [rng.random() < 1 / (1 + exp(-0.8 * one)) for one in odds]
             count = next((i for i in range(length) if not hits[i]), length)
-            controller.observe([draft._replace(num_verified=length, num_accepted=count)])
+            controller.observe([draft._replace(num_verified=length, path=range(1 + count))])
             plans.append((plan.block, length))
     assert sum(block == 8 for block, _ in plans[200:]) >= 0.9 * len(plans[200:])
     assert 5 < sum(length for _, length in plans[200:]) / len(plans[200:]) <= 7

@@ -10,6 +10,7 @@ from flashdraft.spec_decode.acceptance import Acceptance, Drafted
 from flashdraft.spec_decode.block_search import Candidate, Others
 from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
+from flashdraft.spec_decode.tree import DraftTree
 
 ROWS, WIDTHS, BLOCKS, KEYS = (1, 2, 4), (1, 2, 4, 8), (2, 4, 8), (256, 1024)
 
@@ -64,7 +65,8 @@ def test_within_a_recorded_width_every_token_is_verified() -> None:
     controller = Controller(8, costs_of(flat, np.full((2, 3, 3), 0.1)))
     states = [Acceptance() for _ in range(3)]
     drafts = [
-        Drafted(state, 8, [log(rate)] * 7, 7) for state, rate in zip(states, (0.7, 0.5, 0.2), strict=True)
+        Drafted(state, 8, DraftTree.chain([0] * 7, [log(rate)] * 7), 7)
+        for state, rate in zip(states, (0.7, 0.5, 0.2), strict=True)
     ]
     controller.acceptance.foresee(drafts)
     plan = controller.plan([Candidate(states[0], 2), *(Candidate(state, 99) for state in states[1:])])
@@ -82,7 +84,7 @@ def test_a_recorded_plan_stands_for_who_joins_and_its_last_step_teaches() -> Non
     for _ in range(8):
         plan = controller.plan([Candidate(first, 99), Candidate(second, 3)])
         assert plan.lengths == [8, 3]
-        controller.observe([Drafted(first, 8, [log(0.9)] * 7, 7, 7, 2)])
+        controller.observe([Drafted(first, 8, DraftTree.chain([0] * 7, [log(0.9)] * 7), 7, 7, range(3))])
         num_drafts.append(len(first.news))
         second = Acceptance()
     assert num_drafts == [0] * 7 + [1]

@@ -3,6 +3,7 @@
 import random
 from itertools import product
 from math import log
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_the_likeliest_tokens_are_found(shape: tuple[int, ...]) -> None:
         ids, values = likeliest(logits, count)
         expected = logits.log_softmax(-1).topk(count)
         assert torch.equal(ids, expected.indices)
-        assert torch.equal(values, expected.values)
+        torch.testing.assert_close(values, expected.values)
 
 
 def test_parents_stand_before_children_of_the_same_score() -> None:
@@ -101,9 +102,9 @@ def test_parents_stand_before_children_of_the_same_score() -> None:
 
 def test_a_tree_of_width_one_is_the_chain() -> None:
     tree = best_first([[5], [3], [8]], [[-0.5]] * 3, 16)
-    assert tree == DraftTree.chain([5, 3, 8])
+    assert tree == DraftTree.chain([5, 3, 8], [-0.5] * 3)
     assert tree.is_chain
-    assert (tree.depth, tree.cut(2)) == (3, DraftTree.chain([5, 3]))
+    assert (tree.depth, tree.cut(2)) == (3, DraftTree.chain([5, 3], [-0.5] * 2))
 
 
 def test_the_walk_follows_the_targets_choices() -> None:
@@ -313,6 +314,41 @@ def test_in_a_crowd_of_trees_chains_and_plain_requests_every_text_is_its_own() -
         assert got[idx] == generate(target, None, prompt, params, eos_token_ids=[2]).token_ids, (
             f"request {idx}"
         )
+
+
+def test_automatic_requests_verify_trees_and_those_with_a_grammar_chains() -> None:
+    tokenizer = byte_tokenizer()
+    target = toy_target(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    costs = StepCosts(Curve([1, 64], [1.0, 1.01]), Curve([2, 8], [0.01, 0.01]))
+    engine = Engine(target, drafter, eos_token_ids=[tokenizer.eos_token_id], tokenizer=tokenizer, costs=costs)
+    grammar = Grammar("regex", "[ab]{3,90}(cc|d)*e")
+    asked = {
+        "free": SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True),
+        "sampled": SamplingParams(temperature=1.0, seed=3, max_tokens=60, ignore_eos=True),
+        "bound": SamplingParams(temperature=0.0, max_tokens=60, grammar=grammar),
+    }
+    for name, params in asked.items():
+        engine.add_request(name, [1, 2], params)
+    shapes: dict[str, set[bool]] = {name: set() for name in asked}
+    run = engine.runner.run
+
+    def seen(rows: Any, requests: Any, tokens: Any, wanted: Any, parents: Any = None) -> Any:
+        for request, own in zip(requests, parents or [], strict=False):
+            shapes[request.request_id].add(list(own) == list(range(len(own))))
+        return run(rows, requests, tokens, wanted, parents)
+
+    engine.runner.run = seen  # type: ignore[method-assign]
+    got: dict[str, list[int]] = {name: [] for name in asked}
+    for output in engine.run():
+        got[output.request_id] += output.token_ids
+    for name, params in asked.items():
+        end = [tokenizer.eos_token_id]
+        plain = generate(target, None, [1, 2], params, eos_token_ids=end, tokenizer=tokenizer)
+        assert got[name] == plain.token_ids
+    assert False in shapes["free"]
+    assert False in shapes["sampled"]
+    assert shapes["bound"] == {True}
 
 
 def test_the_engine_accepts_what_the_page_accepts() -> None:

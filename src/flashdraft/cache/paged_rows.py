@@ -92,10 +92,10 @@ class PagedRows(GatheredRows):
         for idx, (row, path) in enumerate(zip(rows, paths, strict=True)):
             if path[-1] != len(path) - 1:
                 staged = self.cache.slot_mapping(self._pages[idx], row.start, row.start + path[-1] + 1)
-                taken += [staged[place] for place in path]
-                places += staged[: len(path)]
+                taken += [staged[place] for number, place in enumerate(path) if place != number]
+                places += [staged[number] for number, place in enumerate(path) if place != number]
         if taken:
-            self.cache.write(places, self.cache.slots[taken])
+            self.cache.write(places, self.cache.slots.index_select(0, torch.tensor(taken)))
 
 
 def new_rows(cache: PagedKVCache, reads_pages: bool) -> GatheredRows:

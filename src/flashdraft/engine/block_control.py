@@ -1,6 +1,7 @@
 """The controller within the engine: measures the machine once, plans each step, and learns from it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from flashdraft.engine.model_runner import ModelRunner
@@ -59,6 +60,9 @@ class BlockControl:
         # Only a drafter of whole blocks drafts a token differently when fewer follow it.
         self.short_log_odds = SHORT_BLOCK_LOG_ODDS if isinstance(drafter, DFlashDrafter) else 0.0
         self.trusts_drafter = trusts_drafter
+        # Recorded steps are planned whole, and a hybrid's states follow one path.
+        is_free = not runner.records_blocks and not runner.states
+        self.draws_trees = trusts_drafter and is_free and isinstance(drafter, DFlashDrafter)
         self.controller = self._controller(costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0
@@ -101,6 +105,9 @@ class BlockControl:
         plan = controller.plan(candidates, Others(others))
         for request, length in zip(automatic, plan.lengths, strict=True):
             request.block_size, request.num_verified = plan.block, length
+            # A grammar cuts a chain before it is verified, but does not thin out a tree.
+            has_tree = self.draws_trees and length > 1 and not request.answer.chooser.grammar
+            request.tree_size = self.max_block if has_tree else 0
 
     def cut(
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
@@ -129,13 +136,14 @@ class BlockControl:
         blocks: Sequence[tuple[Request, int]],
         proposed: Mapping[Request, DraftTree],
         drafts: Sequence[DraftTree],
-        accepted: Sequence[int],
+        paths: Sequence[Sequence[int]],
         num_observed: int,
         seconds: StepSeconds,
     ) -> None:
         """Take what a step brought and took.
 
-        ``proposed``: whole drafts, and of each of ``blocks`` the part in ``drafts`` was verified. ``num_observed``:
+        ``proposed``: whole drafts, and of each of ``blocks`` the part in ``drafts`` was verified, which begins it; of
+        that ``paths`` were accepted. ``num_observed``:
         tokens that the drafter took before it drafted.
         """
         self._told_s = sum(seconds)
@@ -164,10 +172,8 @@ class BlockControl:
             )
             self._choose_s += (_CHOOSE_RATE if self._choose_s else 1.0) * (each_s - self._choose_s)
         observed = [
-            self._draft(request, proposed[request])._replace(
-                num_verified=len(draft), num_accepted=num_accepted
-            )
-            for (request, _), draft, num_accepted in zip(blocks, drafts, accepted, strict=True)
+            self._draft(request, proposed[request])._replace(num_verified=len(draft), path=path)
+            for (request, _), draft, path in zip(blocks, drafts, paths, strict=True)
             if request in proposed and request.acceptance is not None
         ]
         if observed:
@@ -175,5 +181,5 @@ class BlockControl:
 
     def _draft(self, request: Request, draft: DraftTree) -> Drafted:
         assert request.acceptance is not None
-        log_probs = draft.log_probs if self.trusts_drafter else []
-        return Drafted(request.acceptance, request.block_size, log_probs, len(draft))
+        trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])
+        return Drafted(request.acceptance, request.block_size, trusted, len(draft))

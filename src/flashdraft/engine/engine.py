@@ -260,7 +260,7 @@ class Engine:
         seconds = StepSeconds(
             caught_up - started, drafted - caught_up, answered - drafted, verified - answered
         )
-        self.control.learn(blocks, proposed, drafts, [len(path) - 1 for path in paths], num_late, seconds)
+        self.control.learn(blocks, proposed, drafts, paths, num_late, seconds)
         outputs = []
         for request, draft, block, (path, anchor), result in zip(
             requests, drafts, tokens, decided, results, strict=True

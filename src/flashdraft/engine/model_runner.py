@@ -97,21 +97,24 @@ class ModelRunner:
             self.drafter.join(request.draft_row, prefix, request.max_len)
 
     def propose(self, requests: Sequence[Request]) -> dict[Request, DraftTree]:
-        """The draft of each: a tree of ``tree_size - 1`` tokens, or a chain of ``block_size - 1`` at most.
+        """The draft of each: a tree of ``tree_size - 1`` tokens, or a chain of ``block_size - 1``, at most.
 
         The drafter has taken all that they committed (:meth:`catch_up`).
         """
-        of_chains = [request for request in requests if not request.tree_size]
-        of_trees = [request for request in requests if request.tree_size]
-        drafts: dict[Request, DraftTree] = {}
-        if of_chains:
-            assert self.drafter is not None
-            drafts |= zip(of_chains, self.drafter.propose(*_asked(of_chains)), strict=True)
-        if of_trees:
-            assert isinstance(self.drafter, DFlashBatch)
-            most = max(request.tree_size for request in of_trees) - 1
-            drafts |= zip(of_trees, self.drafter.propose_trees(*_asked(of_trees), most), strict=True)
-        return drafts
+        if not requests:
+            return {}
+        assert self.drafter is not None
+        asked = (
+            [request.draft_row for request in requests],
+            [request.anchor for request in requests],
+            [request.block_size for request in requests],
+        )
+        if not any(request.tree_size for request in requests):
+            return dict(zip(requests, self.drafter.propose(*asked), strict=True))
+        assert isinstance(self.drafter, DFlashBatch)
+        sizes = [max(request.tree_size - 1, 0) for request in requests]
+        trees = zip(requests, self.drafter.propose_trees(*asked, sizes), strict=True)
+        return {request: tree.cut(request.most_tokens - 1) for request, tree in trees}
 
     def catch_up(self, requests: Sequence[Request]) -> None:
         """Let the drafter take what is committed but not observed, of all ``requests`` in one projection."""
@@ -262,9 +265,3 @@ def _padded(token_ids: Sequence[list[int]], width: int, num_rows: int, device: t
 def _joined(parts: list[Tensor]) -> Tensor | None:
     """One tensor of ``parts``, None of none; most often there is one, which is not copied."""
     return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
-
-
-def _asked(requests: Sequence[Request]) -> tuple[list[CacheRow], list[int], list[int]]:
-    """What a drafter is asked of them: rows, anchors, block sizes."""
-    rows = [request.draft_row for request in requests]
-    return rows, [request.anchor for request in requests], [request.block_size for request in requests]

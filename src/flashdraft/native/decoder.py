@@ -159,17 +159,21 @@ class NativeDecoder:
         """The first largest of the head's outputs, int64 [...], of final hidden states [..., hidden_size] bfloat16."""
         head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
         best = torch.empty(len(rows), dtype=torch.long)
-        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), None, self.num_threads)
+        self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), self.num_threads)
         return best.view(hidden.shape[:-1])
 
-    def likeliest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`argmax`, and those outputs' log-probabilities, float32 [...]."""
+    def likeliest(self, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The ``count`` largest of the head's outputs, the largest first, of equal ones the first.
+
+        Int64 [..., count] of final hidden states [..., hidden_size] bfloat16; with each its log-probability, float32.
+        """
         head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
-        best, log_probs = torch.empty(len(rows), dtype=torch.long), torch.empty(len(rows))
-        self._library.linear_argmax(
-            head, rows.data_ptr(), len(rows), best.data_ptr(), log_probs.data_ptr(), self.num_threads
+        best, log_probs = torch.empty(len(rows), count, dtype=torch.long), torch.empty(len(rows), count)
+        self._library.linear_likeliest(
+            head, rows.data_ptr(), len(rows), count, best.data_ptr(), log_probs.data_ptr(), self.num_threads
         )
-        return best.view(hidden.shape[:-1]), log_probs.view(hidden.shape[:-1])
+        shape = *hidden.shape[:-1], count
+        return best.view(shape), log_probs.view(shape)
 
     def _float(self, weight: Tensor | None) -> int | None:
         """Where a float32 copy of ``weight`` lies."""

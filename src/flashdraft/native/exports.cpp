@@ -20,9 +20,14 @@ Activations given(Forward& f, const Linear& w, const uint16_t* from) {
 // No layers, `rows` tokens: what a Linear alone needs of a Forward.
 Batch only_rows(int64_t rows) { return {rows, 1, true, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
 
+// Of a tile that begins at `column`: the lanes that are columns.
+__mmask16 lanes_left(const Linear& w, int64_t column) {
+    return w.n - column < LANES ? (1 << (w.n - column)) - 1 : 0xffff;
+}
+
 struct Best {
-    float value;
-    int64_t column;
+    float value = -INFINITY;
+    int64_t column = INT64_MAX;
     bool operator<(const Best& other) const {
         return value != other.value ? value < other.value : column > other.column;
     }
@@ -90,51 +95,83 @@ void linear(const Linear* w, const uint16_t* input, int64_t rows, float* out, in
     Forward f(none, batch);
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
         multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
-            int64_t left = w->n - column;
-            _mm512_mask_storeu_ps(out + row * w->n + column, left < LANES ? (1 << left) - 1 : 0xffff, v);
+            _mm512_mask_storeu_ps(out + row * w->n + column, lanes_left(*w, column), v);
         });
     });
 }
 
-// best[rows]: the first largest column of what linear() would give; nothing of it is kept. log_probs[rows], unless it is
-// null: the logarithm of that column's share in a softmax over all.
-void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t* best, float* log_probs, int threads) {
+// best[rows]: the first largest column of what linear() would give; nothing of it is kept.
+void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t* best, int threads) {
     const Decoder none{};
     const Batch batch = only_rows(rows);
     Forward f(none, batch);
-    std::vector<Best> found(threads * rows, Best{-INFINITY, 0});
-    // Of each row, by lanes: the sum of e^(value - largest so far).
-    std::vector<float> sums(log_probs ? threads * rows * LANES : 0);
+    std::vector<Best> found(threads * rows);
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
         Best* own = &found[Team::thread() * rows];
-        float* own_sums = sums.data() + Team::thread() * rows * LANES;
         multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
-            int64_t left = w->n - column;
-            v = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), left < LANES ? (1 << left) - 1 : 0xffff, v);
-            const float largest = _mm512_reduce_max_ps(v), before = own[row].value;
-            if (largest >= before) {
-                int lane = __builtin_ctz(_mm512_cmp_ps_mask(v, _mm512_set1_ps(largest), _CMP_EQ_OQ));
-                own[row] = std::max(own[row], Best{largest, column + lane});
-            }
-            if (!log_probs) return;
-            float* sum = own_sums + row * LANES;
-            __m512 total = _mm512_loadu_ps(sum);
-            if (largest > before) total = _mm512_mul_ps(total, _mm512_set1_ps(std::exp(before - largest)));
-            v = _mm512_sub_ps(v, _mm512_set1_ps(own[row].value));
-            _mm512_storeu_ps(sum, _mm512_add_ps(total, exp_ps(v)));
+            v = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes_left(*w, column), v);
+            const float largest = _mm512_reduce_max_ps(v);
+            if (largest < own[row].value) return;
+            const int lane = __builtin_ctz(_mm512_cmp_ps_mask(v, _mm512_set1_ps(largest), _CMP_EQ_OQ));
+            own[row] = std::max(own[row], Best{largest, column + lane});
         });
     });
     for (int64_t row = 0; row < rows; ++row) {
-        Best most = found[row];
-        for (int t = 1; t < threads; ++t) most = std::max(most, found[t * rows + row]);
-        best[row] = most.column;
-        if (!log_probs) continue;
+        for (int t = 1; t < threads; ++t) found[row] = std::max(found[row], found[t * rows + row]);
+        best[row] = found[row].column;
+    }
+}
+
+// The `count` largest columns of what linear() would give, of equal ones the first, the largest first, to
+// best[rows][count]; to log_probs[rows][count] the logarithms of their shares in a softmax over all columns.
+void linear_likeliest(const Linear* w, const uint16_t* input, int64_t rows, int64_t count, int64_t* best,
+                      float* log_probs, int threads) {
+    const Decoder none{};
+    const Batch batch = only_rows(rows);
+    Forward f(none, batch);
+    std::vector<Best> found(threads * rows * count);
+    std::vector<float> sums(threads * rows * LANES);  // by lanes, of e^(value - largest so far)
+    Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
+        Best* every = &found[Team::thread() * rows * count];
+        float* own_sums = &sums[Team::thread() * rows * LANES];
+        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
+            const __mmask16 lanes = lanes_left(*w, column);
+            Best *own = every + row * count, *last = own + count - 1;
+            const float before = own->value;
+            __mmask16 large = _mm512_mask_cmp_ps_mask(lanes, v, _mm512_set1_ps(last->value), _CMP_GE_OQ);
+            if (large) {
+                float values[LANES];
+                _mm512_storeu_ps(values, v);
+                for (; large; large &= large - 1) {
+                    const int lane = __builtin_ctz(large);
+                    const Best one{values[lane], column + lane};
+                    if (one < *last) continue;
+                    Best* at = last;
+                    for (; at > own && at[-1] < one; --at) *at = at[-1];
+                    *at = one;
+                }
+            }
+            float* sum = own_sums + row * LANES;
+            __m512 total = _mm512_loadu_ps(sum);
+            if (own->value > before) total = _mm512_mul_ps(total, _mm512_set1_ps(std::exp(before - own->value)));
+            v = _mm512_sub_ps(v, _mm512_set1_ps(own->value));
+            _mm512_storeu_ps(sum, _mm512_mask_add_ps(total, lanes, total, exp_ps(v)));
+        });
+    });
+    std::vector<Best> all(threads * count);
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int t = 0; t < threads; ++t) std::copy_n(&found[(t * rows + row) * count], count, &all[t * count]);
+        std::partial_sort(all.begin(), all.begin() + count, all.end(), [](auto& a, auto& b) { return b < a; });
         float total = 0;
         for (int t = 0; t < threads; ++t) {
             const float* sum = &sums[(t * rows + row) * LANES];
-            total += std::exp(found[t * rows + row].value - most.value) * _mm512_reduce_add_ps(_mm512_loadu_ps(sum));
+            total += std::exp(found[(t * rows + row) * count].value - all[0].value) *
+                     _mm512_reduce_add_ps(_mm512_loadu_ps(sum));
         }
-        log_probs[row] = -std::log(total);
+        for (int64_t i = 0; i < count; ++i) {
+            best[row * count + i] = all[i].column;
+            log_probs[row * count + i] = all[i].value - all[0].value - std::log(total);
+        }
     }
 }
 
@@ -150,7 +187,7 @@ void decoder_greedy(const Decoder* decoder, const Batch* batch, const uint16_t* 
         asked.insert(asked.end(), own, own + batch->count(row) * head->k);
     }
     std::vector<int64_t> found(asked.size() / head->k);
-    linear_argmax(head, asked.data(), found.size(), found.data(), nullptr, threads);
+    linear_argmax(head, asked.data(), found.size(), found.data(), threads);
     auto next = found.begin();
     for (int64_t row = 0; row < batch->num_rows; next += batch->count(row++))
         std::copy_n(next, batch->count(row), best + row * batch->width);

@@ -135,6 +135,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "decoder_context": (DecoderStruct, BatchStruct, LinearStruct),
         "linear": (LinearStruct,),
         "linear_argmax": (LinearStruct,),
+        "linear_likeliest": (LinearStruct,),
     }
     forward = *(_POINTER,) * 5, _INT64
     rest = {
@@ -142,7 +143,8 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "decoder_greedy": (*forward, ctypes.POINTER(LinearStruct), _POINTER, ctypes.c_int),
         "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
-        "linear_argmax": (_POINTER, _INT64, _POINTER, _POINTER, ctypes.c_int),
+        "linear_argmax": (_POINTER, _INT64, _POINTER, ctypes.c_int),
+        "linear_likeliest": (_POINTER, _INT64, _INT64, _POINTER, _POINTER, ctypes.c_int),
     }
     for name, pointed in structs.items():
         function = getattr(lib, name)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashdraft.spec_decode.step_costs import Array
+from flashdraft.spec_decode.tree import DraftTree
 
 # What a verified token may cost, in tokens that the step could bring in its time. 0: what is there, whatever it costs.
 PRICES: Array = np.array([0.0, 0.03, 0.07, 0.14, 0.25, 0.4, 0.6, 0.8])
@@ -43,8 +44,7 @@ class Acceptance:
     offers: Array | float = 0.0  # of its last drafts, the sum by weight: see :meth:`AcceptanceModel.offers`
     weight: float = 0.0  # of those together
     num_drafts: int = 0
-    # Drafts since then: what they leave of the weight of those before, and log odds of their tokens.
-    news: list[tuple[float, list[float]]] = field(default_factory=list)
+    news: list["_Note"] = field(default_factory=list)  # drafts since then
     choose_s: float = 0.0  # host seconds that one more verified token costs this request
     num_plain: int = 0  # rounds since it last drafted
     patience: int = 8  # plain rounds before its next probe
@@ -55,10 +55,38 @@ class Drafted(NamedTuple):
 
     request: Acceptance
     block: int  # tokens that were asked for, anchor included
-    log_probs: Sequence[float]  # the drafter's, of each token of such a block; empty where it has none
-    num_tokens: int  # that can be verified
+    draft: DraftTree  # all of it
+    num_tokens: int  # its first ones, that can be verified
     num_verified: int = 0
-    num_accepted: int = 0
+    path: Sequence[int] = (0,)  # places of it that were accepted, the anchor's first
+
+    @property
+    def num_accepted(self) -> int:
+        """Draft tokens."""
+        return len(self.path) - 1
+
+    @property
+    def is_all_accepted(self) -> bool:
+        """Whether no longer path could have been."""
+        return 0 < self.num_accepted == self.draft.first(self.num_verified).depth
+
+    def tried(self) -> list[tuple[int, int, bool]]:
+        """Tokens whose fate is known, for those that they follow were accepted: (token, its depth, whether it was)."""
+        depths = {place: depth for depth, place in enumerate(self.path, start=1)}
+        parents = self.draft.parents[: self.num_verified]
+        return [
+            (token, depths[parent], token + 1 in depths)
+            for token, parent in enumerate(parents)
+            if parent in depths
+        ]
+
+
+class _Note(NamedTuple):
+    """What is kept of a draft until the next plan. Log odds are each token's own, in a whole block."""
+
+    kept: float  # of the weight of the drafts before it
+    chain: list[float]  # log odds of the likeliest token of every slot
+    sides: list[tuple[int, int, float]]  # other tokens: (place that one follows, how deep it is, log odds)
 
 
 class AcceptanceModel:
@@ -111,28 +139,36 @@ class AcceptanceModel:
 
         Drafts that come with confidence are remembered.
         """
-        self.foresees = all(draft.log_probs for draft in drafts)
+        self.foresees = all(draft.draft.log_probs for draft in drafts)
         if not self.foresees:
             where = self.blocks.index(drafts[0].block)
             means = mean_survival(self.offers([draft.request for draft in drafts]))[:, where]
             return [mean[: draft.num_tokens] for mean, draft in zip(means.tolist(), drafts, strict=True)]
         found = []
         for draft in drafts:
-            odds = [self.offset + self.slope * confidence(one) for one in draft.log_probs]
+            odds = [self.offset + self.slope * confidence(one) for one in draft.draft.log_probs]
             self._remember(draft, odds)
-            found.append(_survival(odds[: draft.num_tokens]))
+            found.append(_survival(odds[: draft.num_tokens], draft.draft.parents))
         return found
 
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
-        for draft in drafts:
-            for place in range(min(draft.num_accepted + 1, draft.num_verified)):
-                fade = min(1.0, _ALL_WEIGHT / (self._num_reached[place] + 1))
-                self._num_reached[place] = fade * (self._num_reached[place] + 1)
-                hit = place < draft.num_accepted
-                self._num_accepted[place] = fade * (self._num_accepted[place] + hit)
+        tried = [draft.tried() for draft in drafts]
+        for draft, known in zip(drafts, tried, strict=True):
+            for depth in {depth for _, depth, _ in known}:
+                fade = min(1.0, _ALL_WEIGHT / (self._num_reached[depth - 1] + 1))
+                self._num_reached[depth - 1] = fade * (self._num_reached[depth - 1] + 1)
+                hit = depth <= draft.num_accepted
+                self._num_accepted[depth - 1] = fade * (self._num_accepted[depth - 1] + hit)
         if self.foresees:
-            self._calibrate(drafts[:: -(-len(drafts) // _MOST_TAUGHT)])
+            every = -(-len(drafts) // _MOST_TAUGHT)
+            self._calibrate(
+                [
+                    (confidence(draft.draft.log_probs[token]), hit)
+                    for draft, known in zip(drafts[::every], tried[::every], strict=True)
+                    for token, _, hit in known
+                ]
+            )
             return
         for draft in drafts:
             odds = self._usual[: draft.block - 1].tolist()
@@ -140,41 +176,79 @@ class AcceptanceModel:
             # What was not drafted would not have been accepted.
             if draft.num_accepted < draft.num_verified or draft.num_verified == draft.num_tokens:
                 odds[draft.num_accepted : draft.num_accepted + 1] = [-_CERTAIN]
-            self._remember(draft, odds[: draft.block - 1])
+            odds = odds[: draft.block - 1]
+            self._remember(draft._replace(draft=DraftTree.chain([0] * len(odds))), odds)
 
     def _remember(self, draft: Drafted, odds: list[float]) -> None:
-        """``odds`` of the tokens of a draft, each given those before it. For now they are noted: steps are short."""
-        request, shift, last = draft.request, self.shifts[self.blocks.index(draft.block)], len(odds)
-        whole = [one - shift for one in odds]
-        if last < self.max_block - 1:  # what a shorter block lacks is as good as what it has
-            usual = self._usual.tolist()
-            ahead = (sum(whole) - sum(usual[:last])) / last
-            whole += [one + ahead for one in usual[last:]]
-        request.news = [*request.news[1 - _MOST_NEWS :], (_KEPT * _KEPT_PLAIN**request.num_plain, whole)]
+        """``odds`` of its tokens, each given those before it. For now they are noted: steps are short."""
+        request, shift = draft.request, self.shifts[self.blocks.index(draft.block)]
+        chain, sides = list[float](), list[tuple[int, int, float]]()
+        last, where, depths = (
+            0,
+            [0],
+            [0],
+        )  # of the chain; of each token: where it is noted, and how deep it is
+        for place, (one, parent) in enumerate(zip(odds, draft.draft.parents, strict=True), start=1):
+            depths.append(depths[parent] + 1)
+            if parent == last:  # the first to follow the likeliest so far
+                chain.append(one - shift)
+                last = place
+                where.append(len(chain))
+            else:
+                sides.append((where[parent], depths[place], one - shift))
+                where.append(self.max_block - 1 + len(sides))
+        if missing := self._usual[len(chain) :].tolist():  # what it lacks is as good as what it has
+            usual = self._usual[: len(chain)].tolist()
+            ahead = (sum(chain) - sum(usual)) / len(chain)
+            chain += [one + ahead for one in missing]
+        note = _Note(_KEPT * _KEPT_PLAIN**request.num_plain, chain, sides)
+        request.news = [*request.news[1 - _MOST_NEWS :], note]
         request.num_plain = 0
 
     def _take_news(self, requests: Sequence[Acceptance]) -> None:
-        news = [(request, kept, odds) for request in requests for kept, odds in request.news]
+        news = [(request, note) for request in requests for note in request.news]
         if not news:
             return
-        odds: Array = np.array([one for _, _, one in news])
+        odds: Array = np.array([note.chain for _, note in news])
         weight = self._usual_weight = min(self._usual_weight + len(odds), _ALL_WEIGHT)
         self._usual += (odds - self._usual).sum(axis=0) / weight
-        for (request, kept, _), offered in zip(news, self._offered(odds), strict=True):
+        every = self._offered(odds, [note.sides for _, note in news])
+        for (request, note), offered in zip(news, every, strict=True):
             if not request.num_drafts:
                 self._firsts = _KEPT_FIRST * self._firsts + offered
                 self._firsts_weight = _KEPT_FIRST * self._firsts_weight + 1
-            request.offers = kept * request.offers + offered
-            request.weight = kept * request.weight + 1
+            request.offers = note.kept * request.offers + offered
+            request.weight = note.kept * request.weight + 1
             request.num_drafts += 1
             request.news = []
 
-    def _offered(self, odds: Array) -> Array:
-        """What drafts of whole blocks with ``odds`` [num_drafts, max_block - 1] bring: as :meth:`offers`."""
-        chances: Array = np.minimum(1 / (1 + np.exp(-odds[:, None] - np.array(self.shifts)[:, None])), _MOST)
-        survival = chances.cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
+    def _offered(self, odds: Array, sides: Sequence[Sequence[tuple[int, int, float]]] = ()) -> Array:
+        """What drafts bring, of their chains' ``odds`` [num_drafts, max_block - 1] and ``sides``: as :meth:`offers`."""
+        shifts: Array = np.array(self.shifts)
+
+        def chances(odds: Array) -> Array:
+            """[num_drafts, num_blocks, ...]."""
+            shifted = odds[:, None] + shifts.reshape(-1, *[1] * (odds.ndim - 1))
+            return np.minimum(1 / (1 + np.exp(-shifted)), _MOST)
+
+        survival = chances(odds).cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
         for idx, block in enumerate(self.blocks):
             survival[:, idx, block - 1 :] = 0.0
+        num_sides = max(map(len, sides), default=0)
+        if num_sides:
+            num_chain, rows = survival.shape[2], np.arange(len(survival))
+            every = np.ones((*survival.shape[:2], 1 + num_chain + num_sides))
+            every[:, :, 1 : 1 + num_chain] = survival
+            none = 0, self.max_block, 0.0
+            noted: Array = np.array([[*own, *[none] * (num_sides - len(own))] for own in sides])
+            parents = noted[:, :, 0].astype(np.intp)
+            fits = (
+                noted[:, None, :, 1] < np.array(self.blocks)[:, None]
+            )  # [num_drafts, num_blocks, num_sides]
+            given = chances(noted[:, :, 2]) * fits
+            for side in range(num_sides):
+                every[:, :, 1 + num_chain + side] = every[rows, :, parents[:, side]] * given[:, :, side]
+            survival = -np.sort(-every[:, :, 1:], axis=2)[:, :, :num_chain]
         return self._worth(survival)
 
     def _worth(self, survival: Array) -> Array:
@@ -184,19 +258,17 @@ class AcceptanceModel:
         offered: Array = both.cumsum(axis=4)
         return offered
 
-    def _calibrate(self, drafts: Sequence[Drafted]) -> None:
-        """A Newton step of logistic regression on tokens whose fate is known, beside what earlier ones taught."""
+    def _calibrate(self, known: Sequence[tuple[float, bool]]) -> None:
+        """A Newton step of logistic regression, on tokens' confidence and fate, beside what earlier ones taught."""
         of_offset, of_both, of_slope = (_REMEMBERED * one for one in self._known)
         surprise = by_slope = 0.0
-        for draft in drafts:
-            for place in range(min(draft.num_accepted + 1, draft.num_verified)):
-                sure = confidence(draft.log_probs[place])
-                chance = 1 / (1 + exp(-self.offset - self.slope * sure))
-                known, of_token = chance * (1 - chance), (place < draft.num_accepted) - chance
-                surprise, by_slope = surprise + of_token, by_slope + sure * of_token
-                of_offset += known
-                of_both += sure * known
-                of_slope += sure * sure * known
+        for sure, hit in known:
+            chance = 1 / (1 + exp(-self.offset - self.slope * sure))
+            weight, of_token = chance * (1 - chance), hit - chance
+            surprise, by_slope = surprise + of_token, by_slope + sure * of_token
+            of_offset += weight
+            of_both += sure * weight
+            of_slope += sure * sure * weight
         self._known = of_offset, of_both, of_slope
         determinant = of_offset * of_slope - of_both * of_both
         self.offset += (of_slope * surprise - of_both * by_slope) / determinant
@@ -214,12 +286,17 @@ def confidence(log_prob: float) -> float:
     return max(min(sure - log(-expm1(sure)), _MOST_CONFIDENCE), -_MOST_CONFIDENCE)
 
 
-def _survival(odds: Sequence[float]) -> list[float]:
-    """Products of the chances that log odds stand for, as long as they are not hopeless."""
-    found, chance = [], 1.0
-    for one in odds:
-        chance *= min(1 / (1 + exp(-one)), _MOST)
-        if chance < _HOPELESS:
+def _survival(odds: Sequence[float], parents: Sequence[int]) -> list[float]:
+    """The chances that tokens with these log odds, each behind its parent, are accepted, as long as there is hope.
+
+    They fall: a drafter's order of tokens is its own, and what it is worth may put two the other way round.
+    """
+    found, chances, least = list[float](), [1.0], 1.0
+    for one, parent in zip(odds, parents, strict=False):
+        chance = chances[parent] * min(1 / (1 + exp(-one)), _MOST)
+        chances.append(chance)
+        least = min(least, chance)
+        if least < _HOPELESS:
             break
-        found.append(chance)
+        found.append(least)
     return found

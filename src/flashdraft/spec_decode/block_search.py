@@ -251,7 +251,10 @@ class RaggedSearch(Search):
         """What each price of a verified token buys of each row: what it brings beyond the price, and how many tokens,
         both [blocks, prices, rows]."""
         blocks: Array = np.array(self.blocks)
-        last = np.minimum(self.most[:, None], blocks) - 2  # [rows, blocks]: a block's last draft token
+        # [rows, blocks]: the last draft token. A tree has more than its block; where there is no room for a whole
+        # block, its tokens are counted as if they were a chain.
+        whole = self.offers.shape[-1] - 1
+        last = np.where(self.most[:, None] >= blocks, whole, self.most[:, None] - 2)
         rows = np.arange(len(self.candidates))[:, None]
         offered = self.offers[rows, np.arange(len(blocks)), :, :, np.maximum(last, 0)]
         kept = _KEPT_PROMISE if len(self.candidates) > 1 else 1.0

@@ -127,7 +127,7 @@ class Controller:
             self.acceptance.foresee(drafts)
             self.acceptance.observe(drafts)
         for draft in drafts:
-            if draft.num_accepted == draft.num_verified > 0:
+            if draft.is_all_accepted:
                 draft.request.patience = _PATIENCE  # a probe that found nothing but good
 
     def _with_probes(self, search: Search, best: Plan) -> Plan:

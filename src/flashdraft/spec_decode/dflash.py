@@ -21,7 +21,7 @@ from flashdraft.models.base import LayerSource, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.attention import Mask
-from flashdraft.spec_decode.tree import WIDTH, DraftTree, best_first, likeliest
+from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest, num_ranks
 
 
 class DFlashDrafter:
@@ -61,36 +61,40 @@ class DFlashDrafter:
 
     def chains(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token of every slot of :meth:`hidden`, and its log-probability: :func:`likeliest_tokens`."""
-        return likeliest_tokens(self.model, self.target, hidden)
+        token_ids, log_probs = likeliest_tokens(self.model, self.target, hidden, 1)
+        return token_ids.squeeze(-1), log_probs.squeeze(-1)
 
-    def trees(self, hidden: Tensor, num_tokens: int, depths: Sequence[int]) -> list[DraftTree]:
-        """The tree of the ``num_tokens`` likeliest continuations of each row, ``depths[row]`` tokens at most."""
-        if self.model.config.draft_vocab_size is None:
-            logits = self.target.logits(hidden)
-        else:
-            logits = F.linear(hidden, self.model.head_rows(self.target.head_weight())).float()
-        best, log_probs = likeliest(logits, min(num_tokens, WIDTH))
-        rows = zip(self.model.head_tokens(best).tolist(), log_probs.tolist(), depths, strict=True)
-        return [best_first(ids[:depth], values[:depth], num_tokens) for ids, values, depth in rows]
+    def trees(self, hidden: Tensor, depths: Sequence[int], sizes: Sequence[int]) -> list[DraftTree]:
+        """Of each row the tree of its ``sizes[row]`` likeliest continuations, ``depths[row]`` tokens deep at most.
+
+        0: a chain of ``depths[row]`` tokens.
+        """
+        best, log_probs = likeliest_tokens(self.model, self.target, hidden, num_ranks(max(sizes)))
+        rows = zip(best.tolist(), log_probs.tolist(), depths, sizes, strict=True)
+        return [
+            best_first(ids[:depth], values[:depth], size)
+            if size
+            else DraftTree.chain([row[0] for row in ids[:depth]], [row[0] for row in values[:depth]])
+            for ids, values, depth, size in rows
+        ]
 
 
 def likeliest_tokens(
-    model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor
+    model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens [...] of the drafter's final hidden states, of those that it drafts among.
+    """The ``count`` likeliest tokens [..., count] of the drafter's final hidden states, of those that it drafts among.
 
-    With each its log-probability [...], float32, among them.
+    With each its log-probability [..., count], float32, among them; best first.
     """
     if isinstance(model, DFlashModel) and model.native:
-        rows, log_probs = model.native.likeliest(hidden)
+        rows, log_probs = model.native.likeliest(hidden, count)
         return model.head_tokens(rows), log_probs
     if isinstance(model, MTPModel) or model.config.draft_vocab_size is None:
         logits = target.logits(hidden)
     else:
         logits = F.linear(hidden, model.head_rows(target.head_weight())).float()
-    most = logits.max(-1)
-    rows = most.indices if isinstance(model, MTPModel) else model.head_tokens(most.indices)
-    return rows, most.values - logits.logsumexp(-1)
+    rows, log_probs = likeliest(logits, count)
+    return rows if isinstance(model, MTPModel) else model.head_tokens(rows), log_probs
 
 
 class DFlashState:
@@ -119,7 +123,7 @@ class DFlashState:
 
     def propose_tree(self, anchor: int, num_draft: int, num_tokens: int) -> DraftTree:
         """The tree of ``num_tokens`` that a block of ``num_draft`` tokens gives, as deep as that at most."""
-        return self.drafter.trees(self._hidden(anchor, num_draft), num_tokens, [num_draft])[0]
+        return self.drafter.trees(self._hidden(anchor, num_draft), [num_draft], [num_tokens])[0]
 
     def _hidden(self, anchor: int, num_draft: int) -> Tensor:
         start = self.cache.lengths[0]
@@ -187,11 +191,15 @@ class DFlashBatch:
         return chains_of(*(drafted or self.drafter.chains(hidden)), [size - 1 for size in block_sizes])
 
     def propose_trees(
-        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], num_tokens: int
+        self,
+        rows: Sequence[CacheRow],
+        anchors: Sequence[int],
+        block_sizes: Sequence[int],
+        sizes: Sequence[int],
     ) -> list[DraftTree]:
-        """The best tree of ``num_tokens`` for each row, ``block_sizes[i] - 1`` deep, from one forward."""
+        """Each row's best tree of ``sizes[i]`` tokens, ``block_sizes[i] - 1`` deep, from one forward; 0: a chain."""
         hidden, _ = self._forward(rows, anchors, block_sizes)
-        return self.drafter.trees(hidden, num_tokens, [size - 1 for size in block_sizes])
+        return self.drafter.trees(hidden, [size - 1 for size in block_sizes], sizes)
 
     def _forward(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]

@@ -56,7 +56,7 @@ class MTPDrafter:
             mask = CachedMask(own, seen).dense()
             mask[:, :, 0] = False
             state = self.model(self.target.embed(tokens), state, own, seen, source, mask)
-            tokens, sure = likeliest_tokens(self.model, self.target, state)
+            tokens, sure = (one.squeeze(-1) for one in likeliest_tokens(self.model, self.target, state, 1))
             drafted.append(tokens)
             log_probs.append(sure)
         return torch.cat(drafted, dim=1), torch.cat(log_probs, dim=1)

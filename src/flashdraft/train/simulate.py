@@ -64,7 +64,8 @@ def accepted_at_anchors(
 
 def _num_accepted(target: TargetModel, drafter: Network, hidden: Tensor, blocks: Blocks, row: int) -> Tensor:
     """Draft tokens that each block of a row gets accepted, int64 [num_blocks]; ``hidden`` is the row's."""
-    agrees = (likeliest_tokens(drafter, target, hidden)[0] == blocks.labels[row]) & blocks.has_label[row]
+    drafted = likeliest_tokens(drafter, target, hidden, 1)[0].squeeze(-1)
+    agrees = (drafted == blocks.labels[row]) & blocks.has_label[row]
     return agrees[:, 1:].long().cumprod(-1).sum(-1)
 
 
