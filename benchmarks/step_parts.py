@@ -39,7 +39,8 @@ class Clock:
         self.is_drafting = False
         assert engine.runner.drafter is not None
         drafter = engine.runner.drafter
-        self._propose, drafter.propose = drafter.propose, self._drafting  # type: ignore[method-assign]
+        for name in ("propose", "propose_trees"):
+            setattr(drafter, name, self._drafting(getattr(drafter, name)))
         parts = {
             "decoder_forward": "layers",
             "decoder_greedy": "layers and head",
@@ -53,11 +54,14 @@ class Clock:
             timed = {name: self._timed(getattr(library, name), part) for name, part in parts.items()}
             model.native._library = SimpleNamespace(**timed)
 
-    def _drafting(self, *args: Any) -> list[list[int]]:
-        self.is_drafting = True
-        drafts = self._propose(*args)
-        self.is_drafting = False
-        return drafts
+    def _drafting(self, propose: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            self.is_drafting = True
+            drafts = propose(*args)
+            self.is_drafting = False
+            return drafts
+
+        return wrapped
 
     def _timed(self, function: Callable[..., None], part: str) -> Callable[..., None]:
         def timed(*args: Any) -> None:
