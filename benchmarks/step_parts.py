@@ -28,7 +28,7 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.controller import BlockSize
 
-PARTS = ("target layers and head", "draft context", "draft layers", "draft head", "host")
+PARTS = ("target layers and head", "draft context", "draft layers and head", "host")
 
 
 class Clock:
@@ -47,7 +47,7 @@ class Clock:
             "decoder_context": "context",
             "linear": "head",
             "linear_argmax": "head",
-            "linear_likeliest": "head",
+            "decoder_draft": "layers and head",
         }
         for model in (engine.target, drafter.drafter.model):  # type: ignore[attr-defined]
             library = model.native._library

@@ -200,7 +200,9 @@ def test_drafting_can_come_back_after_plain_decoding() -> None:
         # The same place, asked again: the committed part of the draft cache is what matters.
         request.num_observed = len(known)
         [draft] = engine.runner.drafter.propose([request.draft_row], [tokens[9]], [8])  # type: ignore[union-attr]
-        by_slot = target.logits(state._hidden(tokens[9], 7))[0].log_softmax(-1)
+        positions = torch.arange(12, 20).unsqueeze(0)
+        hidden = drafter.hidden(drafter.blocks([tokens[9]], 8), positions, 20, state.cache.layers)
+        by_slot = target.logits(hidden)[0].log_softmax(-1)
     assert draft.token_ids == expected
     assert draft.log_probs == pytest.approx(by_slot.max(-1).values.tolist(), abs=1e-5)
 

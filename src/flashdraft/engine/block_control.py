@@ -21,7 +21,7 @@ from flashdraft.spec_decode.tree import DraftTree
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _MOST_RECORDED_ROWS = 32  # measured where they are recorded
 _CHOOSE_RATE = 0.1
-_LEARN_EVERY = 8  # steps: costs drift slowly, and learning takes time too
+_LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
 
 
 def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: BlockSize) -> BlockSize:

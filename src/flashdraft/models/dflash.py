@@ -100,6 +100,7 @@ class DFlashModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Linear | None = None
         self._borrowed: Tensor | None = None
+        self._tokens: Tensor | None = None  # the draft vocabulary, once it was asked for
         if (num_rows := config.draft_vocab_size) is not None:
             if not config.borrows_head:
                 self.lm_head = nn.Linear(config.hidden_size, num_rows, bias=False)
@@ -151,9 +152,8 @@ class DFlashModel(nn.Module):
         """
         stored = stored_layers(sources)
         if self.native and stored and mask is None and self.reads_pages:
-            windows = [rule.window or 0 for rule in self.config.rules]
             return self.native.forward(
-                block, positions, kv_len, stored, windows=windows, ends=ends, is_causal=False
+                block, positions, kv_len, stored, windows=self._windows, ends=ends, is_causal=False
             )[0]
         if mask is None:
             masks = self._cut(self.served_masks(positions, kv_len, ends), positions)
@@ -168,6 +168,31 @@ class DFlashModel(nn.Module):
             x = layer(x, rope, positions, kv_len, source, its_mask)
         out: Tensor = self.norm(x)
         return out
+
+    def draft(
+        self,
+        block: Tensor,
+        positions: Tensor,
+        kv_len: int,
+        sources: Sequence[LayerSource],
+        ends: Tensor | None,
+        count: int,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The ``count`` likeliest tokens and their log-probabilities, [batch, num_tokens - 1, count] both.
+
+        For the slots of blocks behind their anchors, which see what they see when served, best first; None where
+        the C++ part does not do it in one call.
+        """
+        stored = stored_layers(sources)
+        if not (self.native and stored and self.reads_pages):
+            return None
+        if self._tokens is None and self.config.draft_vocab_size is not None:
+            self._tokens = self.draft_tokens()
+        return self.native.draft(block, positions, kv_len, stored, self._windows, ends, self._tokens, count)
+
+    @property
+    def _windows(self) -> list[int]:
+        return [rule.window or 0 for rule in self.config.rules]
 
     def served_masks(self, positions: Tensor, kv_len: int, ends: Tensor | None = None) -> list[Tensor | None]:
         """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots.

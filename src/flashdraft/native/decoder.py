@@ -219,6 +219,41 @@ class NativeDrafter(NativeDecoder):
         super().__init__(library, model, rotary, head_dim, kind, head, [model.fc.weight])
         self._hidden_norm = self._float(model.hidden_norm.weight)
 
+    def draft(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        kv_len: int,
+        stored: Sequence[StoredLayer],
+        windows: Sequence[int],
+        ends: Tensor | None,
+        tokens: Tensor | None,
+        count: int,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`likeliest` of blocks' slots behind their anchors, [rows, num_tokens - 1, count] both.
+
+        In one call with their :meth:`forward`. Zeros where a row has no token. ``tokens``: the token of each output
+        of the head, int64, if that is not its number.
+        """
+        x, (rows, width) = x.contiguous(), positions.shape
+        best = torch.zeros(rows, width - 1, count, dtype=torch.long)
+        log_probs = torch.zeros(rows, width - 1, count)
+        kv = _storage(stored, stored[0].table)
+        batch = _Batch(positions, positions, kv, ends, None, windows, False)
+        self._need(kv_len)
+        self._library.decoder_draft(
+            self._struct,
+            batch.struct,
+            x.data_ptr(),
+            self.head,
+            None if tokens is None else tokens.data_ptr(),
+            count,
+            best.data_ptr(),
+            log_probs.data_ptr(),
+            self.num_threads,
+        )
+        return best, log_probs
+
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values of verified tokens, [batch, kv_heads, num_tokens, head_dim].
 

@@ -192,4 +192,29 @@ void decoder_greedy(const Decoder* decoder, const Batch* batch, const uint16_t* 
     for (int64_t row = 0; row < batch->num_rows; next += batch->count(row++))
         std::copy_n(next, batch->count(row), best + row * batch->width);
 }
+
+// decoder_forward of a drafter's blocks, and of each token that it computed behind a row's first what linear_likeliest
+// says, to best and log_probs [rows][width - 1][count]. In one call, likewise. `tokens`: null, or the token of each
+// column.
+void decoder_draft(const Decoder* decoder, const Batch* batch, const uint16_t* input, const Linear* head,
+                   const int64_t* tokens, int64_t count, int64_t* best, float* log_probs, int threads) {
+    const int64_t size = head->k;
+    std::vector<uint16_t> hidden(batch->num_rows * batch->width * size), asked;
+    decoder_forward(decoder, batch, input, nullptr, hidden.data(), nullptr, nullptr, 0, threads);
+    for (int64_t row = 0; row < batch->num_rows; ++row) {
+        const uint16_t* own = hidden.data() + row * batch->width * size;
+        asked.insert(asked.end(), own + size, own + batch->count(row) * size);
+    }
+    const int64_t num_asked = asked.size() / size;
+    std::vector<int64_t> found(num_asked * count);
+    std::vector<float> sure(num_asked * count);
+    linear_likeliest(head, asked.data(), num_asked, count, found.data(), sure.data(), threads);
+    for (auto& column : found) column = tokens ? tokens[column] : column;
+    for (int64_t row = 0, done = 0; row < batch->num_rows; ++row) {
+        const int64_t own = (batch->count(row) - 1) * count, to = row * (batch->width - 1) * count;
+        std::copy_n(found.begin() + done, own, best + to);
+        std::copy_n(sure.begin() + done, own, log_probs + to);
+        done += own;
+    }
+}
 }

@@ -132,6 +132,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     structs = {
         "decoder_forward": (DecoderStruct, BatchStruct),
         "decoder_greedy": (DecoderStruct, BatchStruct),
+        "decoder_draft": (DecoderStruct, BatchStruct),
         "decoder_context": (DecoderStruct, BatchStruct, LinearStruct),
         "linear": (LinearStruct,),
         "linear_argmax": (LinearStruct,),
@@ -141,6 +142,10 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     rest = {
         "decoder_forward": (*forward, ctypes.c_int),
         "decoder_greedy": (*forward, ctypes.POINTER(LinearStruct), _POINTER, ctypes.c_int),
+        "decoder_draft": (
+            *(_POINTER, ctypes.POINTER(LinearStruct)),
+            *(_POINTER, _INT64, _POINTER, _POINTER, ctypes.c_int),
+        ),
         "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
         "linear_argmax": (_POINTER, _INT64, _POINTER, ctypes.c_int),

@@ -31,7 +31,7 @@ BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the 
 _PROBE_SHARE = 0.006  # of the time may go into finding out whether drafting has come to pay
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 # Steps with one plan; and with one in which not all draft, for a draft is much like the last one, not like the tenth.
-_MOST_KEPT, _MOST_KEPT_UNEVEN = 7, 2
+_MOST_KEPT, _MOST_KEPT_UNEVEN = 11, 2
 
 
 class Controller:

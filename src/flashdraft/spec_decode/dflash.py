@@ -59,24 +59,21 @@ class DFlashDrafter:
         unknown = [self.model.config.mask_token_id] * (num_tokens - 1)
         return torch.tensor([[anchor, *unknown] for anchor in anchors], device=self.target.device)
 
-    def chains(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest token of every slot of :meth:`hidden`, and its log-probability: :func:`likeliest_tokens`."""
-        token_ids, log_probs = likeliest_tokens(self.model, self.target, hidden, 1)
-        return token_ids.squeeze(-1), log_probs.squeeze(-1)
-
-    def trees(self, hidden: Tensor, depths: Sequence[int], sizes: Sequence[int]) -> list[DraftTree]:
-        """Of each row the tree of its ``sizes[row]`` likeliest continuations, ``depths[row]`` tokens deep at most.
-
-        0: a chain of ``depths[row]`` tokens.
-        """
-        best, log_probs = likeliest_tokens(self.model, self.target, hidden, num_ranks(max(sizes)))
-        rows = zip(best.tolist(), log_probs.tolist(), depths, sizes, strict=True)
-        return [
-            best_first(ids[:depth], values[:depth], size)
-            if size
-            else DraftTree.chain([row[0] for row in ids[:depth]], [row[0] for row in values[:depth]])
-            for ids, values, depth, size in rows
-        ]
+    def likeliest(
+        self,
+        blocks: Tensor,
+        positions: Tensor,
+        kv_len: int,
+        sources: Sequence[LayerSource],
+        ends: Tensor | None = None,
+        count: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`likeliest_tokens` of every slot of :meth:`hidden`, [rows, num_tokens - 1, count]."""
+        found = self.model.draft(self.target.embed(blocks), positions, kv_len, sources, ends, count)
+        if found is not None:
+            return found
+        hidden = self.hidden(blocks, positions, kv_len, sources, ends)
+        return likeliest_tokens(self.model, self.target, hidden, count)
 
 
 def likeliest_tokens(
@@ -118,19 +115,20 @@ class DFlashState:
 
     def propose(self, anchor: int, num_draft: int) -> list[int]:
         """Draft a block; its keys and values are staged, never committed."""
-        drafted: list[int] = self.drafter.chains(self._hidden(anchor, num_draft))[0][0].tolist()
+        drafted: list[int] = self._likeliest(anchor, num_draft, 1)[0][0, :, 0].tolist()
         return drafted
 
     def propose_tree(self, anchor: int, num_draft: int, num_tokens: int) -> DraftTree:
         """The tree of ``num_tokens`` that a block of ``num_draft`` tokens gives, as deep as that at most."""
-        return self.drafter.trees(self._hidden(anchor, num_draft), [num_draft], [num_tokens])[0]
+        found = self._likeliest(anchor, num_draft, num_ranks(num_tokens))
+        return trees_of(*found, [num_draft], [num_tokens])[0]
 
-    def _hidden(self, anchor: int, num_draft: int) -> Tensor:
+    def _likeliest(self, anchor: int, num_draft: int, count: int) -> tuple[Tensor, Tensor]:
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
         block = self.drafter.blocks([anchor], 1 + num_draft)
-        return self.drafter.hidden(block, positions, end, self.cache.layers)
+        return self.drafter.likeliest(block, positions, end, self.cache.layers, None, count)
 
 
 class DFlashBatch:
@@ -187,8 +185,8 @@ class DFlashBatch:
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
     ) -> list[DraftTree]:
         """Draft ``block_sizes[i] - 1`` tokens for each row in one forward."""
-        hidden, drafted = self._forward(rows, anchors, block_sizes)
-        return chains_of(*(drafted or self.drafter.chains(hidden)), [size - 1 for size in block_sizes])
+        token_ids, log_probs = self._likeliest(rows, anchors, block_sizes, 1)
+        return chains_of(token_ids[..., 0], log_probs[..., 0], [size - 1 for size in block_sizes])
 
     def propose_trees(
         self,
@@ -198,13 +196,13 @@ class DFlashBatch:
         sizes: Sequence[int],
     ) -> list[DraftTree]:
         """Each row's best tree of ``sizes[i]`` tokens, ``block_sizes[i] - 1`` deep, from one forward; 0: a chain."""
-        hidden, _ = self._forward(rows, anchors, block_sizes)
-        return self.drafter.trees(hidden, [size - 1 for size in block_sizes], sizes)
+        found = self._likeliest(rows, anchors, block_sizes, num_ranks(max(sizes)))
+        return trees_of(*found, [size - 1 for size in block_sizes], sizes)
 
-    def _forward(
-        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Hidden states of all blocks, padded to the longest, in the order of ``rows``; chains if they are at hand.
+    def _likeliest(
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """The ``count`` likeliest tokens of every slot of all blocks, padded to the longest, in the order of ``rows``.
 
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
@@ -223,24 +221,26 @@ class DFlashBatch:
             seen = [rows[i].start + block_sizes[i] for i in order] + [1] * num_padding
             ends = torch.tensor(seen, device=device)
         if records and ends is not None:
-            hidden, drafted = self._replay(blocks, positions, ends, kv_len)
+            hidden, found = self._replay(blocks, positions, ends, kv_len)
+            if count > 1:
+                found = likeliest_tokens(self.drafter.model, self.drafter.target, hidden, count)
         else:
-            hidden, drafted = self.drafter.hidden(blocks, positions, kv_len, self.rows.layers, ends), None
-        if order == list(range(len(hidden))):
-            return hidden, drafted
+            found = self.drafter.likeliest(blocks, positions, kv_len, self.rows.layers, ends, count)
+        if order == list(range(len(positions))):
+            return found
         places = torch.tensor(order, device=device).argsort()
-        return hidden[places], drafted and (drafted[0][places], drafted[1][places])
+        return found[0][places], found[1][places]
 
     def _replay(
         self, blocks: Tensor, positions: Tensor, ends: Tensor, kv_len: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Hidden states and the chains as one recording, for all steps of these shapes."""
+        """Hidden states, and the likeliest token of every slot, as one recording for all steps of these shapes."""
         drafter, layers = self.drafter, self.rows.layers
 
         def work(blocks: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             masks = drafter.model.served_masks(positions, kv_len, ends)
             hidden = drafter.hidden(blocks, positions, kv_len, layers, ends, masks)
-            return hidden, drafter.chains(hidden)
+            return hidden, likeliest_tokens(drafter.model, drafter.target, hidden, 1)
 
         return self.rows.recorded((*positions.shape, kv_len), work, (blocks, positions, ends))
 
@@ -249,3 +249,20 @@ def chains_of(token_ids: Tensor, log_probs: Tensor, lengths: Sequence[int]) -> l
     """The first ``lengths[row]`` of each row's tokens [rows, num_tokens] as a draft."""
     rows = zip(token_ids.tolist(), log_probs.tolist(), lengths, strict=True)
     return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]
+
+
+def trees_of(
+    token_ids: Tensor, log_probs: Tensor, depths: Sequence[int], sizes: Sequence[int]
+) -> list[DraftTree]:
+    """Of each row the tree of its ``sizes[row]`` likeliest continuations, ``depths[row]`` tokens deep at most.
+
+    ``token_ids``, ``log_probs`` [rows, num_tokens, count]: the likeliest tokens of every slot, best first. Size 0: a
+    chain of ``depths[row]`` tokens.
+    """
+    rows = zip(token_ids.tolist(), log_probs.tolist(), depths, sizes, strict=True)
+    return [
+        best_first(ids[:depth], values[:depth], size)
+        if size
+        else DraftTree.chain([slot[0] for slot in ids[:depth]], [slot[0] for slot in values[:depth]])
+        for ids, values, depth, size in rows
+    ]
