@@ -4,7 +4,8 @@
 
 The embedded pair on the five tasks, greedy, whole blocks. Of every draft token that was reached: the mean of minus the
 logarithm of the chance that logistic regression gives what happened ("nats", the less the better), fitted on the even
-answers and read on the odd ones. And how much one draft tells of a later one of the same answer.
+answers and read on the odd ones. How much one draft tells of a later one of the same answer. And of tokens in trees of
+32, whether a slot's second guess and later ones come true as often as its first ones with the same confidence.
 """
 
 import argparse
@@ -24,18 +25,23 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.acceptance import confidence
+from flashdraft.spec_decode.acceptance import Acceptance, Drafted, confidence
 from flashdraft.spec_decode.step_costs import Array
 from flashdraft.spec_decode.tree import DraftTree
 
 LAGS = (1, 2, 4, 8, 16)
 
 
-def rounds_of(limit: int, block_size: int, max_tokens: int) -> dict[str, list[tuple[list[float], int]]]:
-    """Of each answer its rounds: (log-probabilities that the drafter gave its tokens, how many were accepted)."""
+TREE = 32
+
+
+def rounds_of(limit: int, block_size: int, max_tokens: int, tree: int | None = None) -> list[list[Drafted]]:
+    """Of each answer its drafts, chains or trees of ``tree`` tokens, and what came of them."""
     llm = LLM()
-    engine = Engine(llm.target, llm.drafter, EngineConfig(prefix_caching=False), llm.eos_token_ids)
-    found: dict[str, list[tuple[list[float], int]]] = defaultdict(list)
+    engine = Engine(
+        llm.target, llm.drafter, EngineConfig(prefix_caching=False), llm.eos_token_ids, draft_tree=tree
+    )
+    found: dict[str, list[Drafted]] = defaultdict(list)
     task = ""
 
     def learn(
@@ -46,9 +52,9 @@ def rounds_of(limit: int, block_size: int, max_tokens: int) -> dict[str, list[tu
         *_: Any,
     ) -> None:
         for (request, _size), draft, path in zip(blocks, drafts, paths, strict=True):
-            if request in proposed and len(draft) == block_size - 1:
-                rounds = found[f"{task} {request.request_id}"]
-                rounds.append((proposed[request].log_probs, len(path) - 1))
+            if request in proposed and len(draft) == (tree or block_size) - 1:
+                one = Drafted(Acceptance(), block_size, draft, len(draft), len(draft), path)
+                found[f"{task} {request.request_id}"].append(one)
 
     engine.control.learn = learn  # type: ignore[method-assign]
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
@@ -56,6 +62,18 @@ def rounds_of(limit: int, block_size: int, max_tokens: int) -> dict[str, list[tu
         task = name
         asked = [llm.chat_token_ids([{"role": "user", "content": one.turns[0]}]) for one in prompts[:limit]]
         answer_all(engine, asked, params, block_size, 8)
+    return list(found.values())
+
+
+def guesses(rounds: Sequence[Drafted]) -> list[tuple[int, float, bool]]:
+    """Of each token whose fate is known: the how manieth guess of its place it is, confidence, whether it was right."""
+    found = []
+    for one in rounds:
+        parents = one.draft.parents
+        found += [
+            (parents[:token].count(parents[token]), confidence(one.draft.log_probs[token]), hit)
+            for token, _, hit in one.tried()
+        ]
     return found
 
 
@@ -85,12 +103,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    answers = list(rounds_of(args.limit, args.block_size, args.max_tokens).values())
+    answers = rounds_of(args.limit, args.block_size, args.max_tokens)
     tokens: list[list[tuple[int, float, bool]]] = [[], []]
     for idx, rounds in enumerate(answers):
-        for log_probs, accepted in rounds:
-            for place in range(min(accepted + 1, len(log_probs))):
-                tokens[idx % 2].append((place, confidence(log_probs[place]), place < accepted))
+        for one in rounds:
+            tokens[idx % 2] += [
+                (depth - 1, confidence(one.draft.log_probs[token]), hit) for token, depth, hit in one.tried()
+            ]
     places, sure, hits = (
         [np.array([one[i] for one in half], dtype=float) for half in tokens] for i in range(3)
     )
@@ -108,8 +127,10 @@ def main() -> None:
     expected = [
         np.array(
             [
-                np.cumprod([1 / (1 + np.exp(-offset - slope * confidence(one))) for one in log_probs]).sum()
-                for log_probs, _ in rounds
+                np.cumprod(
+                    [1 / (1 + np.exp(-offset - slope * confidence(sure))) for sure in one.draft.log_probs]
+                ).sum()
+                for one in rounds
             ]
         )
         for rounds in answers
@@ -123,6 +144,25 @@ def main() -> None:
         )
         for lag in LAGS
     }
+    ranked = [
+        guess
+        for rounds in rounds_of(args.limit, args.block_size, args.max_tokens, TREE)
+        for guess in guesses(rounds)
+    ]
+    found["guesses"] = {}
+    for rank, name in enumerate(("first", "second", "third", "fourth")):
+        own = [(sure, hit) for at, sure, hit in ranked if at == rank]
+        terms = np.array([(1.0, sure) for sure, _ in own])
+        right = np.array([hit for _, hit in own], dtype=float)
+        line = fitted(terms, right)
+        found["guesses"][name] = {
+            "tokens": len(own),
+            "right": float(right.mean()),
+            "foretold": float((1 / (1 + np.exp(-terms @ np.array([offset, slope])))).mean()),
+            "nats by the line of chains": nats(np.array([offset, slope]), terms, right),
+            "nats by its own line": nats(line, terms, right),
+            "its own line": line.tolist(),
+        }
     print(json.dumps(found, indent=1))
     if args.out:
         args.out.write_text(json.dumps({**found, "provenance": collect_provenance()}, indent=1) + "\n")

@@ -130,11 +130,14 @@ def test_a_tree_is_as_likely_as_its_paths() -> None:
 def test_what_a_tree_offers_is_what_its_best_tokens_bring() -> None:
     """Of whole blocks and of shorter ones, which reach less deep; beside brute force."""
     rng = random.Random(4)
-    for _ in range(30):
-        model = AcceptanceModel((8, 4), short_log_odds=-0.5)
-        tree, state = random_tree(rng, 7, 5), Acceptance()
-        model.foresee([Drafted(state, 8, tree, 7)])
+    num_whole = 0
+    for turn in range(60):
+        model, state, drafted = AcceptanceModel((8, 4), short_log_odds=-0.5), Acceptance(), (8, 4)[turn % 2]
+        tree = random_tree(rng, 7, drafted - 1)
+        model.foresee([Drafted(state, drafted, tree, 7)])
         odds = [model.offset + model.slope * confidence(one) for one in tree.log_probs]
+        if drafted == 4:
+            odds = [one + 0.25 for one in odds]  # in a whole block
         usual = model._usual.copy()
         [offers] = model.offers([state])
         chain, last = list[int](), 0
@@ -142,25 +145,27 @@ def test_what_a_tree_offers_is_what_its_best_tokens_bring() -> None:
             if parent == last:
                 chain.append(token)
                 last = token + 1
-        # Deeper than the tree's chain: the usual odds, as much better or worse as its chain is.
+        # Deeper than the block was: the usual odds, as much better or worse as the tree's chain is.
         ahead = sum(odds[token] - usual[at] for at, token in enumerate(chain)) / len(chain)
+        is_whole = len(chain) == drafted - 1
+        num_whole += is_whole
         firsts = model._firsts / model._firsts_weight
-        for which, shift in ((0, 0.0), (1, -0.25)):
-            block = (8, 4)[which]
+        for which, (block, shift) in enumerate(((8, 0.0), (4, -0.25))):
             chances = {0: (1.0, 0)}
             for token, (one, parent) in enumerate(zip(odds, tree.parents, strict=True), start=1):
                 above, depth = chances[parent]
                 chances[token] = above * min(1 / (1 + exp(-one - shift)), 0.995), depth + 1
             above = chances[last][0]
-            for at in range(len(chain), 7):
+            for at in range(len(chain), 7 if is_whole else 0):
                 above *= min(1 / (1 + exp(-usual[at] - ahead - shift)), 0.995)
                 chances[100 + at] = above, at + 1
             every = sorted((one for one, depth in chances.values() if 0 < depth < block), reverse=True)[:7]
             every += [0.0] * (7 - len(every))
             for price, count in product(range(len(PRICES)), range(7)):
                 brought = sum(max(one - PRICES[price], 0.0) for one in every[: count + 1])
-                found = (offers[which, 0, price, count] * 1.45 - 0.45 * firsts[which, 0, price, count]) / 1.0
+                found = offers[which, 0, price, count] * 1.45 - 0.45 * firsts[which, 0, price, count]
                 assert found == pytest.approx(brought, abs=1e-6)
+    assert 5 < num_whole < 55
 
 
 def test_the_fate_of_a_trees_tokens_teaches_what_confidence_is_worth() -> None:

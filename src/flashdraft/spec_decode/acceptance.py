@@ -87,6 +87,7 @@ class _Note(NamedTuple):
     kept: float  # of the weight of the drafts before it
     chain: list[float]  # log odds of the likeliest token of every slot
     sides: list[tuple[int, int, float]]  # other tokens: (place that one follows, how deep it is, log odds)
+    reach: int  # tokens of the chain that count: what a tree has left out is less likely than all that it has
 
 
 class AcceptanceModel:
@@ -197,11 +198,13 @@ class AcceptanceModel:
             else:
                 sides.append((where[parent], depths[place], one - shift))
                 where.append(self.max_block - 1 + len(sides))
+        is_whole = not sides or len(chain) == draft.block - 1
+        reach = self.max_block - 1 if is_whole else len(chain)
         if missing := self._usual[len(chain) :].tolist():  # what it lacks is as good as what it has
             usual = self._usual[: len(chain)].tolist()
             ahead = (sum(chain) - sum(usual)) / len(chain)
             chain += [one + ahead for one in missing]
-        note = _Note(_KEPT * _KEPT_PLAIN**request.num_plain, chain, sides)
+        note = _Note(_KEPT * _KEPT_PLAIN**request.num_plain, chain, sides, reach)
         request.news = [*request.news[1 - _MOST_NEWS :], note]
         request.num_plain = 0
 
@@ -212,7 +215,7 @@ class AcceptanceModel:
         odds: Array = np.array([note.chain for _, note in news])
         weight = self._usual_weight = min(self._usual_weight + len(odds), _ALL_WEIGHT)
         self._usual += (odds - self._usual).sum(axis=0) / weight
-        every = self._offered(odds, [note.sides for _, note in news])
+        every = self._offered(odds, [note for _, note in news])
         for (request, note), offered in zip(news, every, strict=True):
             if not request.num_drafts:
                 self._firsts = _KEPT_FIRST * self._firsts + offered
@@ -222,8 +225,11 @@ class AcceptanceModel:
             request.num_drafts += 1
             request.news = []
 
-    def _offered(self, odds: Array, sides: Sequence[Sequence[tuple[int, int, float]]] = ()) -> Array:
-        """What drafts bring, of their chains' ``odds`` [num_drafts, max_block - 1] and ``sides``: as :meth:`offers`."""
+    def _offered(self, odds: Array, notes: Sequence[_Note] = ()) -> Array:
+        """What drafts bring, of their chains' ``odds`` [num_drafts, max_block - 1]: as :meth:`offers`.
+
+        ``notes``: of those that may be trees.
+        """
         shifts: Array = np.array(self.shifts)
 
         def chances(odds: Array) -> Array:
@@ -234,13 +240,17 @@ class AcceptanceModel:
         survival = chances(odds).cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
         for idx, block in enumerate(self.blocks):
             survival[:, idx, block - 1 :] = 0.0
-        num_sides = max(map(len, sides), default=0)
+        for row, note in enumerate(notes):
+            survival[row, :, note.reach :] = 0.0
+        num_sides = max((len(note.sides) for note in notes), default=0)
         if num_sides:
             num_chain, rows = survival.shape[2], np.arange(len(survival))
             every = np.ones((*survival.shape[:2], 1 + num_chain + num_sides))
             every[:, :, 1 : 1 + num_chain] = survival
             none = 0, self.max_block, 0.0
-            noted: Array = np.array([[*own, *[none] * (num_sides - len(own))] for own in sides])
+            noted: Array = np.array(
+                [[*note.sides, *[none] * (num_sides - len(note.sides))] for note in notes]
+            )
             parents = noted[:, :, 0].astype(np.intp)
             fits = (
                 noted[:, None, :, 1] < np.array(self.blocks)[:, None]
