@@ -93,6 +93,25 @@ def nats(weights: Array, terms: Array, hits: Array) -> float:
     return float(np.log1p(np.exp(-signs * (terms @ weights))).mean())
 
 
+def by_rank(every: Sequence[tuple[int, float, bool]], of_chains: tuple[float, float]) -> dict[str, Any]:
+    """Of first, second, ... guesses: how often they are right, and how well the line of chains foretells that."""
+    found = {}
+    for rank, name in enumerate(("first", "second", "third", "fourth")):
+        own = [(sure, hit) for at, sure, hit in every if at == rank]
+        terms = np.array([(1.0, sure) for sure, _ in own])
+        right = np.array([hit for _, hit in own], dtype=float)
+        line = fitted(terms, right)
+        found[name] = {
+            "tokens": len(own),
+            "right": float(right.mean()),
+            "foretold": float((1 / (1 + np.exp(-terms @ np.array(of_chains)))).mean()),
+            "nats by the line of chains": nats(np.array(of_chains), terms, right),
+            "nats by its own line": nats(line, terms, right),
+            "its own line": line.tolist(),
+        }
+    return found
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -144,25 +163,8 @@ def main() -> None:
         )
         for lag in LAGS
     }
-    ranked = [
-        guess
-        for rounds in rounds_of(args.limit, args.block_size, args.max_tokens, TREE)
-        for guess in guesses(rounds)
-    ]
-    found["guesses"] = {}
-    for rank, name in enumerate(("first", "second", "third", "fourth")):
-        own = [(sure, hit) for at, sure, hit in ranked if at == rank]
-        terms = np.array([(1.0, sure) for sure, _ in own])
-        right = np.array([hit for _, hit in own], dtype=float)
-        line = fitted(terms, right)
-        found["guesses"][name] = {
-            "tokens": len(own),
-            "right": float(right.mean()),
-            "foretold": float((1 / (1 + np.exp(-terms @ np.array([offset, slope])))).mean()),
-            "nats by the line of chains": nats(np.array([offset, slope]), terms, right),
-            "nats by its own line": nats(line, terms, right),
-            "its own line": line.tolist(),
-        }
+    trees = rounds_of(args.limit, args.block_size, args.max_tokens, TREE)
+    found["guesses"] = by_rank([guess for rounds in trees for guess in guesses(rounds)], (offset, slope))
     print(json.dumps(found, indent=1))
     if args.out:
         args.out.write_text(json.dumps({**found, "provenance": collect_provenance()}, indent=1) + "\n")
