@@ -20,6 +20,7 @@ from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _MOST_RECORDED_ROWS = 32  # measured where they are recorded
+_MOST_RECORDED_TREES = 4
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
 
@@ -60,9 +61,8 @@ class BlockControl:
         # Only a drafter of whole blocks drafts a token differently when fewer follow it.
         self.short_log_odds = SHORT_BLOCK_LOG_ODDS if isinstance(drafter, DFlashDrafter) else 0.0
         self.trusts_drafter = trusts_drafter
-        # Recorded steps are planned whole, and a hybrid's states follow one path.
-        is_free = not runner.records_blocks and not runner.states
-        self.draws_trees = trusts_drafter and is_free and isinstance(drafter, DFlashDrafter)
+        # A hybrid's states follow one path.
+        self.draws_trees = trusts_drafter and not runner.states and isinstance(drafter, DFlashDrafter)
         self.controller = self._controller(costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0
@@ -103,11 +103,13 @@ class BlockControl:
             candidates.append(Candidate(request.acceptance, request.most_tokens, request.num_pending))
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
         plan = controller.plan(candidates, Others(others))
+        is_recorded = controller.costs.is_recorded  # and so planned whole; of few requests trees cost the host little
+        draws_trees = self.draws_trees and (not is_recorded or len(decoding) <= _MOST_RECORDED_TREES)
         for request, length in zip(automatic, plan.lengths, strict=True):
             request.block_size, request.num_verified = plan.block, length
             # A grammar cuts a chain before it is verified, but does not thin out a tree.
-            has_tree = self.draws_trees and length > 1 and not request.answer.chooser.grammar
-            request.tree_size = self.max_block if has_tree else 0
+            has_tree = draws_trees and length > 1 and not request.answer.chooser.grammar
+            request.tree_size = (length if is_recorded else self.max_block) if has_tree else 0
 
     def cut(
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
