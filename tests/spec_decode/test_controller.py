@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flashdraft.spec_decode.acceptance import PRICES, Acceptance, Drafted
-from flashdraft.spec_decode.block_search import _KEPT_PROMISE, Candidate, Others, Plan
-from flashdraft.spec_decode.controller import Controller
+from flashdraft.spec_decode.block_search import Candidate, Others, Plan
+from flashdraft.spec_decode.controller import _KEPT_PROMISE, Controller
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
@@ -248,6 +248,28 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
     controller.costs.verify = Curve([1, 1000], [1.0, 1.0 + 999 * 2.0])
     controller.plan([Candidate(state, 99) for state in [*states, Acceptance()]])
     assert controller.cut(drafts, Others((1,))) == [0, 0], "nothing is worth its time"
+
+
+@pytest.mark.parametrize("luck", [0.4, 1.0])
+def test_what_comes_of_promises_is_learned(luck: float) -> None:
+    """Four requests whose drafts turn out to be as likely as was promised, or not."""
+    controller = Controller(BLOCK, made_up_costs(0.005, draft_s=0.05, is_ragged=True))
+    rates, sure = (0.9, 0.8, 0.7, 0.7), controller.acceptance
+    for _ in range(200):
+        states = [request(controller, rate) for rate in rates]
+        plan = controller.plan([Candidate(state, 99) for state in states])
+        drafts = []
+        for state, rate, length in zip(states, rates, plan.lengths, strict=True):
+            odds = [(log_odds(luck * rate) - sure.offset) / sure.slope] * (plan.block - 1)
+            if length > 1:
+                log_probs = [-log(1 + exp(-one)) for one in odds]
+                drafts.append(Drafted(state, plan.block, chain(log_probs), plan.block - 1))
+        if drafts:
+            controller.cut(drafts, Others((1,) * (4 - len(drafts))))
+    if luck == 1.0:
+        assert controller.kept_promise > 0.97
+    else:
+        assert controller.kept_promise < 0.6
 
 
 def test_a_plan_outlasts_the_requests_that_end_but_not_one_that_joins() -> None:

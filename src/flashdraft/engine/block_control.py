@@ -103,7 +103,9 @@ class BlockControl:
             candidates.append(Candidate(request.acceptance, request.most_tokens, request.num_pending))
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
         plan = controller.plan(candidates, Others(others))
-        is_recorded = controller.costs.is_recorded  # and so planned whole; of few requests trees cost the host little
+        is_recorded = (
+            controller.costs.is_recorded
+        )  # and so planned whole; of few requests trees cost the host little
         draws_trees = self.draws_trees and (not is_recorded or len(decoding) <= _MOST_RECORDED_TREES)
         for request, length in zip(automatic, plan.lengths, strict=True):
             request.block_size, request.num_verified = plan.block, length

@@ -18,9 +18,6 @@ from flashdraft.spec_decode.step_costs import Array, StepCosts
 Places = NDArray[np.intp]
 
 _MAX_ITERATIONS = 20
-_KEPT_PROMISE = (
-    0.85  # of several requests those draft that promise most, and they bring less than that (docs/log.md)
-)
 _CLOSE, _ABOUT = (
     3e-3,
     0.1,
@@ -69,11 +66,20 @@ class Others:
 
 
 class Search(ABC):
-    """The best plan of one step. A subclass knows what the target's forward costs."""
+    """The best plan of one step. A subclass knows what the target's forward costs.
+
+    ``kept_promise``: what drafts bring of what they promise, where of several requests the most promising draft.
+    """
 
     def __init__(
-        self, model: AcceptanceModel, costs: StepCosts, candidates: Sequence[Candidate], others: Others
+        self,
+        model: AcceptanceModel,
+        costs: StepCosts,
+        candidates: Sequence[Candidate],
+        others: Others,
+        kept_promise: float = 1.0,
     ) -> None:
+        self.kept_promise = kept_promise if len(candidates) > 1 else 1.0
         self.costs, self.candidates, self.others, self.blocks = costs, candidates, others, model.blocks
         states = [candidate.acceptance for candidate in candidates]
         self.num_rows = len(candidates) + len(others.lengths)
@@ -257,8 +263,7 @@ class RaggedSearch(Search):
         last = np.where(self.most[:, None] >= blocks, whole, self.most[:, None] - 2)
         rows = np.arange(len(self.candidates))[:, None]
         offered = self.offers[rows, np.arange(len(blocks)), :, :, np.maximum(last, 0)]
-        kept = _KEPT_PROMISE if len(self.candidates) > 1 else 1.0
-        offered = np.where((last >= 0)[:, :, None, None], kept * offered, 0.0)
+        offered = np.where((last >= 0)[:, :, None, None], self.kept_promise * offered, 0.0)
         return offered[:, :, 0].transpose(1, 2, 0), offered[:, :, 1].transpose(1, 2, 0)
 
     def _step(self, gains: Array, counts: Array, order: Places, rate: float) -> tuple[Array, Array]:

@@ -29,6 +29,9 @@ AUTO: Literal["auto"] = "auto"
 BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the controller's choice
 
 _PROBE_SHARE = 0.006  # of the time may go into finding out whether drafting has come to pay
+# Of several requests those draft that promise most, and luck is part of a promise (docs/log.md): what is thought at
+# first to come of it, the promised tokens that weighs, what a plan leaves of the weight of those before, and the least.
+_KEPT_PROMISE, _PROMISED, _PROMISES_KEPT, _LEAST_KEPT = 0.85, 40.0, 0.97, 0.25
 _PATIENCE, _MAX_PATIENCE = 8, 256  # plain rounds between the probes of a request
 # Steps with one plan; and with one in which not all draft, for a draft is much like the last one, not like the tenth.
 _MOST_KEPT, _MOST_KEPT_UNEVEN = 11, 2
@@ -45,6 +48,11 @@ class Controller:
         self.acceptance = AcceptanceModel(self.blocks, short_log_odds, prices)
         self._credit_s = 0.0  # saved for probes
         self._rate = 0.0  # of the last plan
+        self._came, self._promised = (
+            _KEPT_PROMISE * _PROMISED,
+            _PROMISED,
+        )  # draft tokens, of plans for several requests
+        self._promise = 0.0  # of a new plan, until its first draft is there
         self._forward_s: list[float] = []  # of that plan's step, by its tokens or by its width
         self._kept: tuple[dict[Acceptance, int], Others | None, Plan] | None = None
         self._num_kept = self._most_kept = 0  # steps for which it was the answer again, and may be
@@ -76,13 +84,20 @@ class Controller:
         self._most_kept = _MOST_KEPT if is_even else _MOST_KEPT_UNEVEN
         return chosen
 
+    @property
+    def kept_promise(self) -> float:
+        """What drafts bring of what they promise, where the most promising of several requests draft."""
+        return min(max(self._came / self._promised, _LEAST_KEPT), 1.0)
+
     def _new_plan(self, candidates: Sequence[Candidate], others: Others | None) -> tuple[Plan, Plan]:
         """The best, and what is done."""
         kind = RaggedSearch if self.costs.is_ragged else PaddedSearch
-        search = kind(self.acceptance, self.costs, candidates, others or Others())
+        search = kind(self.acceptance, self.costs, candidates, others or Others(), self.kept_promise)
         best = search.best(self._rate)
         self._rate = best.rate
         chosen = self._with_probes(search, best)
+        is_promise = chosen is best and len(candidates) > 1
+        self._promise = (best.num_tokens - search.num_rows) / search.kept_promise if is_promise else 0.0
         for candidate, length, on_merit in zip(candidates, chosen.lengths, best.lengths, strict=True):
             state = candidate.acceptance
             if on_merit > 1:
@@ -109,11 +124,20 @@ class Controller:
             num_tokens = num_others + sum(map(len, worth))
             if len(self._forward_s) < num_tokens:
                 self._forward_s = costs.forward_seconds(num_rows, np.arange(1, num_tokens + 1)).tolist()
-            return ragged_lengths(worth, num_others, self._forward_s, rate)
+            lengths = ragged_lengths(worth, num_others, self._forward_s, rate)
+            self._keep_promise(sum(sum(row[:length]) for row, length in zip(survival, lengths, strict=True)))
+            return lengths
         width = max(self.blocks[0], others.width)  # trees are wider than blocks
         if len(self._forward_s) < width:
             self._forward_s = costs.verify_seconds(num_rows, np.arange(1, width + 1)).tolist()
         return padded_lengths(worth, others.width, self._forward_s, rate)
+
+    def _keep_promise(self, came: float) -> None:
+        """Take what the first draft of a new plan should bring, now that it is there."""
+        if self._promise:
+            self._came = _PROMISES_KEPT * self._came + came
+            self._promised = _PROMISES_KEPT * self._promised + self._promise
+            self._promise = 0.0
 
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
