@@ -28,7 +28,7 @@ from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengt
 AUTO: Literal["auto"] = "auto"
 BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the controller's choice
 
-_PROBE_SHARE = 0.006  # of the time may go into finding out whether drafting has come to pay
+_PROBE_SHARE = 0.003  # of the time may go into finding out whether drafting has come to pay
 # Of several requests those draft that promise most, and luck is part of a promise (docs/log.md): what is thought at
 # first to come of it, the promised tokens that weighs, what a plan leaves of the weight of those before, and the least.
 _KEPT_PROMISE, _PROMISED, _PROMISES_KEPT, _LEAST_KEPT = 0.85, 40.0, 0.97, 0.25
