@@ -119,10 +119,12 @@ def test_more_requests_than_were_measured_are_measured_then() -> None:
     assert measured[2] is measured[1], "of four"
 
 
-def test_features_of_plain_rounds_wait_and_are_taken_in_few_projections() -> None:
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_features_of_plain_rounds_wait_and_are_taken_in_few_projections(prefix_caching: bool) -> None:
     target = toy_target(vocab_size=11)
     drafter = DFlashDrafter(toy_dflash(target), target)
-    engine = Engine(target, drafter, EngineConfig(page_size=4), costs=steady(50.0))
+    config = EngineConfig(page_size=4, prefix_caching=prefix_caching)
+    engine = Engine(target, drafter, config, costs=steady(50.0))
     calls: list[int] = []
     observe = engine.runner.drafter.observe  # type: ignore[union-attr]
 
@@ -133,6 +135,9 @@ def test_features_of_plain_rounds_wait_and_are_taken_in_few_projections() -> Non
     engine.runner.drafter.observe = counted  # type: ignore[union-attr, method-assign, assignment]
     tokens, _, _ = run(engine, SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True))
     assert calls[0] <= 4, "the prompt's own page is taken as soon as it is full"
+    if not prefix_caching:
+        assert calls[1:] == [128, 128], "nobody finds what is left"
+        return
     assert calls[1:] == [128, 128, 300 - 1 + len(PROMPT) - 256 - calls[0]]
     engine.add_request("again", PROMPT + tokens, SamplingParams(temperature=0.0, max_tokens=1))
     [output] = engine.run()

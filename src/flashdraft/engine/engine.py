@@ -299,6 +299,8 @@ class Engine:
         # was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
         whole = [r for r in requests if r.num_committed <= r.num_tokens]
         late = [r for r in whole if r.num_committed // size > r.num_observed // size]
+        # What a finished request leaves is for those who find its prefix.
+        late = [r for r in late if r.answer.goes_on or self.config.prefix_caching]
         self.runner.catch_up([r for r in late if not r.can_wait(_MOST_PENDING)])
         for request in requests:
             self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
