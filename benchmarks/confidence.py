@@ -30,8 +30,6 @@ from flashdraft.spec_decode.step_costs import Array
 from flashdraft.spec_decode.tree import DraftTree
 
 LAGS = (1, 2, 4, 8, 16)
-
-
 TREE = 32
 
 

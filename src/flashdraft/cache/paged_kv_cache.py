@@ -53,7 +53,7 @@ class PagedKVCache:
         shape = ((num_pages + num_spare_pages) * page_size, num_layers, 2, num_kv_heads, head_dim)
         on_cpu = torch.device(device).type == "cpu"
         self.slots = (
-            large_pages.zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+            large_pages.zeros(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=device)
         )
         # Touched now: memory costs most when it is first written to, and would do so in the middle of answers.
         self.slots[: num_pages * page_size].zero_()

@@ -20,7 +20,7 @@ from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _MOST_RECORDED_ROWS = 32  # measured where they are recorded
-_MOST_RECORDED_TREES = 4
+_MOST_RECORDED_TREES = 4  # requests beside each other that verify trees there
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
 
@@ -103,9 +103,8 @@ class BlockControl:
             candidates.append(Candidate(request.acceptance, request.most_tokens, request.num_pending))
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
         plan = controller.plan(candidates, Others(others))
-        is_recorded = (
-            controller.costs.is_recorded
-        )  # and so planned whole; of few requests trees cost the host little
+        # Recorded steps are planned whole; trees of few requests cost the host little there.
+        is_recorded = controller.costs.is_recorded
         draws_trees = self.draws_trees and (not is_recorded or len(decoding) <= _MOST_RECORDED_TREES)
         for request, length in zip(automatic, plan.lengths, strict=True):
             request.block_size, request.num_verified = plan.block, length
@@ -147,8 +146,7 @@ class BlockControl:
         """Take what a step brought and took.
 
         ``proposed``: whole drafts, and of each of ``blocks`` the part in ``drafts`` was verified, which begins it; of
-        that ``paths`` were accepted. ``num_observed``:
-        tokens that the drafter took before it drafted.
+        that ``paths`` were accepted. ``num_observed``: tokens that the drafter took before it drafted.
         """
         self._told_s = sum(seconds)
         if self.controller is None:

@@ -25,6 +25,16 @@ __mmask16 lanes_left(const Linear& w, int64_t column) {
     return w.n - column < LANES ? (1 << (w.n - column)) - 1 : 0xffff;
 }
 
+// Of `hidden`, [rows][width][size], what was computed, each row from its token `first` on, end to end.
+std::vector<uint16_t> computed(const Batch& batch, const uint16_t* hidden, int64_t size, int64_t first) {
+    std::vector<uint16_t> found;
+    for (int64_t row = 0; row < batch.num_rows; ++row) {
+        const uint16_t* own = hidden + row * batch.width * size;
+        found.insert(found.end(), own + first * size, own + batch.count(row) * size);
+    }
+    return found;
+}
+
 struct Best {
     float value = -INFINITY;
     int64_t column = INT64_MAX;
@@ -181,11 +191,7 @@ void decoder_greedy(const Decoder* decoder, const Batch* batch, const uint16_t* 
                     uint16_t* hidden, uint16_t* features, const int64_t* feature_layers, int64_t num_features,
                     const Linear* head, int64_t* best, int threads) {
     decoder_forward(decoder, batch, input, token_ids, hidden, features, feature_layers, num_features, threads);
-    std::vector<uint16_t> asked;
-    for (int64_t row = 0; row < batch->num_rows; ++row) {
-        const uint16_t* own = hidden + row * batch->width * head->k;
-        asked.insert(asked.end(), own, own + batch->count(row) * head->k);
-    }
+    const std::vector<uint16_t> asked = computed(*batch, hidden, head->k, 0);
     std::vector<int64_t> found(asked.size() / head->k);
     linear_argmax(head, asked.data(), found.size(), found.data(), threads);
     auto next = found.begin();
@@ -199,12 +205,9 @@ void decoder_greedy(const Decoder* decoder, const Batch* batch, const uint16_t* 
 void decoder_draft(const Decoder* decoder, const Batch* batch, const uint16_t* input, const Linear* head,
                    const int64_t* tokens, int64_t count, int64_t* best, float* log_probs, int threads) {
     const int64_t size = head->k;
-    std::vector<uint16_t> hidden(batch->num_rows * batch->width * size), asked;
+    std::vector<uint16_t> hidden(batch->num_rows * batch->width * size);
     decoder_forward(decoder, batch, input, nullptr, hidden.data(), nullptr, nullptr, 0, threads);
-    for (int64_t row = 0; row < batch->num_rows; ++row) {
-        const uint16_t* own = hidden.data() + row * batch->width * size;
-        asked.insert(asked.end(), own + size, own + batch->count(row) * size);
-    }
+    const std::vector<uint16_t> asked = computed(*batch, hidden.data(), size, 1);
     const int64_t num_asked = asked.size() / size;
     std::vector<int64_t> found(num_asked * count);
     std::vector<float> sure(num_asked * count);

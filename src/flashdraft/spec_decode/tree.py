@@ -62,10 +62,8 @@ class DraftTree:
             return self.first(max(depth, 0))
         kept = [i for i, own in enumerate(self.depths) if own <= depth]
         place = {0: 0} | {i + 1: new for new, i in enumerate(kept, start=1)}
-        parents, log_probs = (
-            [place[self.parents[i]] for i in kept],
-            self.log_probs and [self.log_probs[i] for i in kept],
-        )
+        parents = [place[self.parents[i]] for i in kept]
+        log_probs = [self.log_probs[i] for i in kept] if self.log_probs else []
         return DraftTree([self.token_ids[i] for i in kept], parents, log_probs)
 
     def walk(self, choose: Callable[[int, list[int]], int]) -> tuple[list[int], int]:
