@@ -83,15 +83,17 @@ class Forward {
         place_rows();
         if (b.kv.pages) place_pages();
         widest = std::max({widest, d.hidden_size, q_size, d.intermediate_size});
+        // From a line of the cache on.
         auto room = [](auto& buffer, size_t size) {
-            if (buffer.size() < size) buffer.resize(size);
-            return buffer.data();
+            const size_t line = 64 / sizeof(buffer[0]);
+            if (buffer.size() < size + line) buffer.resize(size + line);
+            return buffer.data() + (line - reinterpret_cast<uintptr_t>(buffer.data()) / sizeof(buffer[0])) % line;
         };
         x = room(s.x, rows * d.hidden_size);
         wide = room(s.wide, rows * std::max(qkv_size, 2 * d.intermediate_size));
         attended = room(s.attended, rows * q_size);
         queries = room(s.queries, rows * q_size);
-        bf16 = room(s.bf16, rows * widest);
+        bf16 = room(s.bf16, (rows + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS * widest);
         quantized = room(s.quantized, rows * widest);
         scale = room(s.scale, rows * widest / BLOCK);
         sum = room(s.sum, rows * widest / BLOCK);

@@ -46,6 +46,9 @@ struct Best {
 
 extern "C" {
 
+// Whether products of bfloat16 run on matrix units here.
+bool matrix_units() { return has_matrix_units(); }
+
 // The whole stack: embeddings `input` to normed `hidden`, both [rows][hidden_size] bfloat16; the outputs of
 // `feature_layers`, -1 for the final norm's, side by side to `features`. `token_ids`: null, or which row of `input` a
 // token's embedding is.

@@ -18,7 +18,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma", "f16c")
-_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-mtune=native")
+_MAYBE = ("-mamx-tile", "-mamx-bf16")  # of these instructions each is asked for before it is used
+_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-mtune=native", *_MAYBE)
 _MAIN = "exports.cpp"
 _FOLDER = Path(__file__).parent
 _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
@@ -138,6 +139,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "linear_argmax": (LinearStruct,),
         "linear_likeliest": (LinearStruct,),
     }
+    lib.matrix_units.argtypes, lib.matrix_units.restype = (), ctypes.c_bool
     forward = *(_POINTER,) * 5, _INT64
     rest = {
         "decoder_forward": (*forward, ctypes.c_int),

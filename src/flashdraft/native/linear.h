@@ -6,9 +6,15 @@
 //   INT8: blocks of 32 along k: [8][16][4] uint8, then 16 scales and 16 minimums (float16); w = scale * q + minimum.
 //   INT4: the same, [4][16][4] bytes: the low halves are k 0..15 of the block, the high halves 16..31.
 // Activations: bfloat16 for BF16; else int8 with a scale a block, and scale * sum(q) for the minimums.
+//
+// bfloat16 products run on the CPU's matrix units (AMX) where it has them, of one row too: they add in another order
+// than vectors do. In 8 and 4 bits, with a scale for each block, those units lose to vectors and are not used.
 #pragma once
 
+#include <cpuid.h>
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <cmath>
@@ -23,6 +29,20 @@ constexpr int LANES = 16;
 constexpr int BLOCK = 32;
 // Of one pass over a tile. bfloat16 rows may be a few more if that is all of them: more passes of 8 are quicker.
 constexpr int MAX_ROWS = 8, MAX_BF16_ROWS = 14;
+// A matrix unit multiplies 16 rows at once; a pass takes two such blocks.
+constexpr int UNIT_ROWS = 16, MAX_UNIT_ROWS = 2 * UNIT_ROWS;
+
+// Whether this CPU has matrix units for bfloat16 and Linux lets this process use them.
+inline bool has_matrix_units() {
+    static const bool found = [] {
+        constexpr unsigned bf16 = 1 << 22, tile = 1 << 24;
+        constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        unsigned a, b, c, d;
+        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bf16) && (d & tile) &&
+               !syscall(SYS_arch_prctl, request, tile_data);
+    }();
+    return found;
+}
 
 struct Linear {
     const uint8_t* tiles;
@@ -39,10 +59,21 @@ struct Linear {
 struct Activations {
     int64_t k;
     bool is_bf16;
-    uint16_t* bf16;      // [rows, k]
+    uint16_t* bf16;      // [rows, k]; for matrix units [rows / UNIT_ROWS][k / BLOCK][UNIT_ROWS][BLOCK]
     int8_t* quantized;   // [rows, k]
     float *scale, *sum;  // [rows, k / BLOCK]
+
+    // Where 32 values of a row from `column` on lie in bf16.
+    uint16_t* block(int64_t row, int64_t column) const {
+        if (!has_matrix_units()) return bf16 + row * k + column;
+        return bf16 + row / UNIT_ROWS * UNIT_ROWS * k + column * UNIT_ROWS + row % UNIT_ROWS * BLOCK;
+    }
 };
+
+inline bool on_units(int32_t kind) { return kind == BF16 && has_matrix_units(); }
+
+// What is written to `memory` lies there: that tiles are loaded from it the compiler does not see.
+inline void written(const void* memory) { asm volatile("" ::"r"(memory) : "memory"); }
 
 inline __m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 inline __m512 from_bf16(const uint16_t* x) {
@@ -51,12 +82,13 @@ inline __m512 from_bf16(const uint16_t* x) {
 
 // 32 values, columns `column` and on of a row, into the form that the weights want.
 inline void prepare(const Activations& to, int64_t row, int64_t column, __m512 first, __m512 second) {
-    int64_t at = row * to.k + column;
     if (to.is_bf16) {
-        _mm256_storeu_si256((__m256i*)(to.bf16 + at), to_bf16(first));
-        _mm256_storeu_si256((__m256i*)(to.bf16 + at + LANES), to_bf16(second));
+        uint16_t* block = to.block(row, column);
+        _mm256_storeu_si256((__m256i*)block, to_bf16(first));
+        _mm256_storeu_si256((__m256i*)(block + LANES), to_bf16(second));
         return;
     }
+    int64_t at = row * to.k + column;
     float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second)));
     float scale = largest / 127;
     __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
@@ -173,6 +205,59 @@ void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activati
     for (int r = 0; r < ROWS; ++r) _mm512_storeu_ps(out + r * LANES, acc[r]);
 }
 
+// Up to MAX_UNIT_ROWS rows on the matrix unit. Its eight tiles: four of sums, then two of rows and two of weights.
+template <int BLOCKS, int TILES, bool LINES>
+void unit_kernel(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, const Activations& a, int64_t row,
+                 float* out) {
+    const uint16_t* x = a.block(row, 0);
+    for (int64_t block = 0; block < a.k / BLOCK; ++block) {
+        constexpr int64_t bytes = BLOCK * LANES * 2, stride = 64;  // of 32 by 16 weights, and of a line of a tile
+        const uint8_t* at = tile + block * bytes;
+        _tile_loadd(6, at, stride);
+        if constexpr (TILES == 2) _tile_loadd(7, at + tile_bytes, stride);
+        _tile_loadd(4, x + block * UNIT_ROWS * BLOCK, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (TILES == 2) _tile_dpbf16ps(1, 4, 7);
+        if constexpr (BLOCKS == 2) {
+            _tile_loadd(5, x + UNIT_ROWS * a.k + block * UNIT_ROWS * BLOCK, stride);
+            _tile_dpbf16ps(2, 5, 6);
+            if constexpr (TILES == 2) _tile_dpbf16ps(3, 5, 7);
+        }
+        for (int64_t line = 0; line < BLOCK / 2; ++line) {
+            if constexpr (LINES) ahead.fetch(block * BLOCK / 2 + line);
+            for (int t = 0; !LINES && t < TILES; ++t)
+                _mm_prefetch(at + t * tile_bytes + line * 64 + ahead.tiles, _MM_HINT_T1);
+        }
+    }
+    constexpr int64_t stride = TILES * LANES * sizeof(float);
+    float* second = out + UNIT_ROWS * TILES * LANES;
+    _tile_stored(0, out, stride);
+    if constexpr (TILES == 2) _tile_stored(1, out + LANES, stride);
+    if constexpr (BLOCKS == 2) _tile_stored(2, second, stride);
+    if constexpr (BLOCKS == 2 && TILES == 2) _tile_stored(3, second + LANES, stride);
+}
+
+// The shapes of the matrix unit's tiles, and all of them zero, for a pass of `rows`.
+inline void shape_tiles(int64_t rows) {
+    alignas(64) struct {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t line_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t lines[16] = {};
+    } shapes;
+    const uint8_t first = std::min<int64_t>(rows, UNIT_ROWS), second = std::max<int64_t>(rows - UNIT_ROWS, 1);
+    for (int tile : {0, 1, 4}) shapes.lines[tile] = first;
+    for (int tile : {2, 3, 5}) shapes.lines[tile] = second;
+    for (int tile : {6, 7}) shapes.lines[tile] = UNIT_ROWS;
+    written(&shapes);
+    _tile_loadconfig(&shapes);
+}
+
+template <bool LINES>
+Kernel unit_kernel_of(int64_t rows, int tiles) {
+    if (rows > UNIT_ROWS) return tiles == 2 ? unit_kernel<2, 2, LINES> : unit_kernel<2, 1, LINES>;
+    return tiles == 2 ? unit_kernel<1, 2, LINES> : unit_kernel<1, 1, LINES>;
+}
+
 template <bool LINES, size_t... ROWS>
 Kernel bf16_kernel_of(int64_t rows, int tiles, std::index_sequence<ROWS...>) {
     static constexpr std::array one{bf16_kernel<ROWS + 1, 1, LINES>...}, two{bf16_kernel<ROWS + 1, 2, LINES>...};
@@ -187,6 +272,7 @@ Kernel int_kernel_of(int32_t kind, int64_t rows, std::index_sequence<ROWS...>) {
 
 template <bool LINES>
 Kernel choose_kernel(int32_t kind, int64_t rows, int tiles) {
+    if (on_units(kind)) return unit_kernel_of<LINES>(rows, tiles);
     // Lines are fetched in passes of many rows alone.
     constexpr int most = LINES ? MAX_ROWS : MAX_BF16_ROWS;
     if (kind == BF16) return bf16_kernel_of<LINES>(rows, tiles, std::make_index_sequence<most>());
@@ -195,8 +281,14 @@ Kernel choose_kernel(int32_t kind, int64_t rows, int tiles) {
 
 // How often the weights are gone through.
 inline int64_t num_passes(int32_t kind, int64_t rows) {
-    const int64_t most = kind == BF16 && rows <= MAX_BF16_ROWS ? MAX_BF16_ROWS : MAX_ROWS;
+    int64_t most = kind == BF16 && rows <= MAX_BF16_ROWS ? MAX_BF16_ROWS : MAX_ROWS;
+    if (on_units(kind)) most = MAX_UNIT_ROWS;
     return (rows + most - 1) / most;
+}
+
+// The first row of a pass; of the pass behind the last one, `rows`.
+inline int64_t first_row(int32_t kind, int64_t rows, int64_t pass) {
+    return on_units(kind) ? std::min(pass * MAX_UNIT_ROWS, rows) : rows * pass / num_passes(kind, rows);
 }
 
 // All `rows` times tiles first .. last - 1; emit(row, column, values of 16 columns) hears each result once.
@@ -206,15 +298,16 @@ void multiply(const Linear& w, const Activations& a, int64_t rows, int64_t first
     const int64_t bytes = w.tile_bytes(), passes = num_passes(w.kind, rows);
     const int64_t chunk = std::max<int64_t>(widest, (last - first) / (Team::size() * 8) / widest * widest);
     Team::each(last - first, chunk, [&](int64_t from, int64_t to) {
-        float out[MAX_BF16_ROWS * 2 * LANES];
+        alignas(64) float out[MAX_UNIT_ROWS * 2 * LANES];
         Wanted& wanted = Wanted::of_thread();
         for (int64_t tile = first + from; tile < first + to;) {
             const int tiles = tile + widest <= first + to ? widest : 1;
             for (int64_t pass = 0; pass < passes; ++pass) {
-                const int64_t row = rows * pass / passes, count = rows * (pass + 1) / passes - row;
+                const int64_t row = first_row(w.kind, rows, pass), count = first_row(w.kind, rows, pass + 1) - row;
                 const int32_t* lines = pass ? wanted.take(a.k / 2) : nullptr;
                 const Ahead ahead{pass ? 0 : tiles * bytes, wanted.base, lines};
                 Kernel kernel = (lines ? choose_kernel<true> : choose_kernel<false>)(w.kind, count, tiles);
+                if (on_units(w.kind)) shape_tiles(count);
                 kernel(w.tiles + tile * bytes, bytes, ahead, a, row, out);
                 for (int64_t r = 0; r < count; ++r)
                     for (int t = 0; t < tiles; ++t)
@@ -222,5 +315,6 @@ void multiply(const Linear& w, const Activations& a, int64_t rows, int64_t first
             }
             tile += tiles;
         }
+        if (on_units(w.kind)) _tile_release();
     });
 }
