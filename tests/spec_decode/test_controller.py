@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashdraft.spec_decode.acceptance import PRICES, Acceptance, Drafted
-from flashdraft.spec_decode.block_search import Candidate, Others, Plan
+from flashdraft.spec_decode.block_search import _TAKEN_FOR, Candidate, Others, Plan
 from flashdraft.spec_decode.controller import _KEPT_PROMISE, Controller
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from flashdraft.spec_decode.tree import DraftTree
@@ -184,7 +184,7 @@ def test_nothing_beats_the_plan(seed: int, is_ragged: bool) -> None:
         num_accepted = sum(sum(own[: length - 1]) for own, length in zip(chances, verified, strict=True))
         num_drafting = len(drafting) + len(others.lengths)
         seconds = costs.host_s + float(costs.draft_seconds(num_drafting, max(block, others.width)))
-        seconds += costs.observe_token_s * sum(own.num_pending for own in drafting)
+        seconds += costs.observe_token_s * sum(own.num_pending for own in drafting) / _TAKEN_FOR
         if is_ragged:
             num_tokens = 3 + _KEPT_PROMISE * (sum(verified) - 3) + num_others
             seconds += float(costs.forward_seconds(num_rows, num_tokens))
@@ -341,7 +341,7 @@ def test_the_block_does_not_wander_where_nothing_changes() -> None:
 def test_what_the_drafter_has_to_catch_up_with_counts() -> None:
     for is_ragged in (False, True):
         costs = made_up_costs(0.02, is_ragged=is_ragged)
-        costs.observe_token_s = 0.1
+        costs.observe_token_s = 0.1 * _TAKEN_FOR
 
         def length(num_pending: int, costs: StepCosts = costs) -> int:
             controller = Controller(BLOCK, costs)

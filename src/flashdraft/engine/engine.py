@@ -25,7 +25,7 @@ from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 
-_MOST_PENDING = 128  # tokens of an answer whose features wait for a draft
+_PENDING_BYTES = 128 * 2**20  # of features that wait for a draft, of all requests together
 
 
 class Engine:
@@ -58,6 +58,9 @@ class Engine:
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, self.config, num_pages)
         self.control = BlockControl(self.runner, drafter, costs, trusts_drafter=simulated is None)
+        token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
+        # Tokens of a request whose features wait for a draft.
+        self.most_pending = _PENDING_BYTES // (max(token_bytes, 1) * self.config.max_running)
         self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states))
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
@@ -295,18 +298,22 @@ class Engine:
     def _settle(self, requests: Sequence[Request]) -> None:
         """After delivery: full pages can be found from now on, and who is finished leaves."""
         size = self.config.page_size
-        # Features wait for the next draft, but those of a full page of the prompt are wanted by others now. What
-        # was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
+        # What was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
         whole = [r for r in requests if r.num_committed <= r.num_tokens]
         late = [r for r in whole if r.num_committed // size > r.num_observed // size]
         # What a finished request leaves is for those who find its prefix.
         late = [r for r in late if r.answer.goes_on or self.config.prefix_caching]
-        self.runner.catch_up([r for r in late if not r.can_wait(_MOST_PENDING)])
+        self.runner.catch_up([r for r in late if not self._can_wait(r)])
         for request in requests:
             self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
             self.scheduler.keep_snapshots(request)
             if not request.answer.goes_on:
                 self._finish(request)
+
+    def _can_wait(self, request: Request) -> bool:
+        """Whether its features may go on waiting for a draft. Full pages of a prompt are wanted by others now."""
+        is_wanted = self.config.prefix_caching and request.num_observed < len(request.prompt)
+        return request.answer.goes_on and not is_wanted and request.num_pending < self.most_pending
 
     def _finish(self, request: Request) -> None:
         if self.runner.drafter:

@@ -88,11 +88,6 @@ class Request:
         """Its row in the drafter's cache."""
         return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_observed)
 
-    def can_wait(self, most: int) -> bool:
-        """Whether its features may go on waiting for a draft, up to ``most`` tokens of the answer."""
-        is_of_answer = self.num_observed >= len(self.prompt)
-        return self.answer.goes_on and is_of_answer and self.num_pending < most
-
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""
         self.pages, self.pending = [], []

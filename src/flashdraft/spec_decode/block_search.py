@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,10 +23,10 @@ _CLOSE, _ABOUT = (
     3e-3,
     0.1,
 )  # relatively: guesses of the rate this good leave plans as good as the best, or almost
+_TAKEN_FOR = 8  # rounds over which the price of a token that the drafter takes is spread: it serves them all
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A request that decodes in the next step."""
 
     acceptance: Acceptance
@@ -84,7 +85,8 @@ class Search(ABC):
         states = [candidate.acceptance for candidate in candidates]
         self.num_rows = len(candidates) + len(others.lengths)
         self.token_s: Array = np.array([verified_token_s(costs, state) for state in states])
-        self.observe_s: Array = costs.observe_token_s * np.array([one.num_pending for one in candidates])
+        pending: Array = np.array([one.num_pending for one in candidates])
+        self.observe_s = costs.observe_token_s / _TAKEN_FOR * pending
         self.most: Array = np.array([candidate.most for candidate in candidates], dtype=np.int64)
         if not self.can_draft:
             return

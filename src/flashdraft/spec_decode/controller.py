@@ -47,6 +47,7 @@ class Controller:
         prices = PRICES if costs.is_ragged else PRICES[:1]
         self.acceptance = AcceptanceModel(self.blocks, short_log_odds, prices)
         self._credit_s = 0.0  # saved for probes
+        self._least_loss_s = 0.0  # of the last one that was too dear
         self._rate = 0.0  # of the last plan
         self._came, self._promised = (
             _KEPT_PROMISE * _PROMISED,
@@ -156,6 +157,8 @@ class Controller:
 
     def _with_probes(self, search: Search, best: Plan) -> Plan:
         self._credit_s = min(self._credit_s + _PROBE_SHARE * best.seconds, best.seconds)
+        if self._credit_s < min(self._least_loss_s, best.seconds) / 2:
+            return best  # far from enough: to search for a probe takes time too
         drafting = [idx for idx, length in enumerate(best.lengths) if length > 1]
         due = [
             idx
@@ -171,7 +174,9 @@ class Controller:
             loss_s = probe.seconds - probe.num_tokens / best.rate
             if loss_s <= self._credit_s:
                 self._credit_s -= max(loss_s, 0.0)
+                self._least_loss_s = 0.0
                 return probe
+            self._least_loss_s = loss_s
             due = due[: len(due) // 2]  # those that have waited longest
         return best
 
