@@ -41,8 +41,8 @@ def test_a_wrong_token_is_reported_and_fails(
     def keep_all(draft: list[int], wanted: list[int]) -> tuple[int, int]:
         return len(draft), wanted[-1]
 
-    monkeypatch.setattr("flashdraft.generate.verify", keep_all)
-    result = run("demo", "Hello", "--max-tokens", "16", *pair)
+    monkeypatch.setattr("flashdraft.engine.engine.verify", keep_all)
+    result = run("demo", "Hello", "--max-tokens", "16", "--block-size", "4", *pair)
     assert result.exit_code == 1
     assert "WRONG: the tokens differ from token " in result.stdout
 

@@ -22,8 +22,8 @@ from flashdraft.cli.options import (
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
-    from flashdraft.generate import GenerateOutput
     from flashdraft.llm import LLM
+    from flashdraft.spec_decode.metrics import RequestMetrics
 
 DEMO_TASKS = ("gsm8k", "humaneval", "mt-bench")  # the first prompt of each
 PLAIN = "plain decoding"
@@ -71,14 +71,13 @@ class Contest:
     """Plain decoding (side 0) against DFlash (side 1): answers, clocks and whether the tokens agree."""
 
     def __init__(self, llm: "LLM", screen: Screen, max_tokens: int) -> None:
+        from flashdraft.engine.engine import Engine
         from flashdraft.sampling_params import SamplingParams
         from flashdraft.spec_decode.metrics import RequestMetrics
 
         self.llm, self.screen = llm, screen
-        # One block size throughout: the page that decodes here is the one to read, without the controller.
-        # On a CPU without matrix units every verified token costs: 8 is faster there (docs/log.md).
-        fastest = min(8, llm.max_block_size) if llm.target.device.type == "cpu" else llm.max_block_size
-        self.block_size = llm.block_size if isinstance(llm.block_size, int) else fastest
+        plain = Engine(llm.target, None, llm.engine_config, llm.eos_token_ids, llm.tokenizer)
+        self.engines = plain, llm.engine
         self.params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         self.total_s = [0.0, 0.0]
         self.metrics = [RequestMetrics(num_requests=0), RequestMetrics(num_requests=0)]
@@ -88,15 +87,15 @@ class Contest:
     def answer(self, question: str) -> None:
         """One question through both, and what came of it."""
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": question}])
-        self.screen.open(question, (PLAIN, f"DFlash, block {self.block_size}"))
-        outputs, streams = zip(*(self._decode(side, token_ids) for side in (0, 1)), strict=True)
+        self.screen.open(question, (PLAIN, f"DFlash, block {self.llm.block_size}"))
+        answers, metrics, streams = zip(*(self._decode(side, token_ids) for side in (0, 1)), strict=True)
         self.screen.close()
         for side in (0, 1):
             self.total_s[side] += streams[side].total_s
-            self.metrics[side].add(outputs[side].metrics)
+            self.metrics[side].add(metrics[side])
         speedup = streams[1].tokens_per_s / streams[0].tokens_per_s
-        verdict = self._compare(token_ids, outputs[0].token_ids, outputs[1].token_ids)
-        length = outputs[1].metrics.acceptance_length
+        verdict = self._compare(token_ids, *answers)
+        length = metrics[1].acceptance_length
         self.screen.note(f"{verdict}; speed-up {speedup:.2f}x, acceptance length {length:.2f}")
 
     def finish(self) -> None:
@@ -115,23 +114,19 @@ class Contest:
         if self.num_wrong:
             raise typer.Exit(1)
 
-    def _decode(self, side: int, token_ids: list[int]) -> "tuple[GenerateOutput, AnswerStream]":
-        from flashdraft.generate import generate
+    def _decode(self, side: int, token_ids: list[int]) -> "tuple[list[int], RequestMetrics, AnswerStream]":
+        """One side's answer, its cost, and its clock."""
+        from flashdraft.generate import RoundEvent
 
         stream = AnswerStream(self.llm.tokenizer, lambda pieces: self.screen.show(side, pieces))
-        with self.llm.target.threads():
-            output = generate(
-                self.llm.target,
-                self.llm.drafter if side else None,
-                token_ids,
-                self.params,
-                self.block_size if side else 1,
-                self.llm.eos_token_ids,
-                stream.on_round,
-            )
+        self.engines[side].add_request("demo", token_ids, self.params)
+        answer = list[int]()
+        for news in self.engines[side].run():
+            stream.on_round(RoundEvent(news.token_ids, news.num_drafted, news.num_accepted))
+            answer += news.token_ids
         stream.finish()
         self.screen.title(side, f"{stream.tokens_per_s:.1f} tokens/s")
-        return output, stream
+        return answer, news.metrics, stream
 
     def _compare(self, prompt: list[int], plain: list[int], drafted: list[int]) -> str:
         """Whether the tokens are the same, in words; counts the answers that are not and should be."""
@@ -152,10 +147,9 @@ class Contest:
         return f"WRONG: {where}"
 
     def _warm_up(self) -> None:
-        """First calls pay for memory and threads; nobody should see that as speed."""
-        from flashdraft.generate import generate
-
+        """First calls pay for memory and threads, and the controller measures; nobody should see that as speed."""
         short = replace(self.params, max_tokens=WARM_UP_TOKENS)
         token_ids = self.llm.chat_token_ids([{"role": "user", "content": "Count to ten."}])
-        generate(self.llm.target, None, token_ids, short, 1)
-        generate(self.llm.target, self.llm.drafter, token_ids, short, self.block_size)
+        for engine in self.engines:
+            engine.add_request("warm-up", token_ids, short)
+            list(engine.run())
