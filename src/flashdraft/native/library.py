@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL | None:
     reason = _why_not()
     if reason is None:
         try:
-            return _declare(ctypes.CDLL(str(_compiled())))
+            return declare(ctypes.CDLL(str(_compiled())))
         except (OSError, subprocess.SubprocessError) as error:
             output = getattr(error, "stderr", "") or str(error)
             reason = f"the C++ part did not compile or load ({output.strip().splitlines()[-1]})"
@@ -114,22 +114,28 @@ def _place() -> Path:
 
 
 def _compiled() -> Path:
-    place, compiler = _place(), _compiler()
-    if place.exists():
-        return place
+    place = _place()
+    if not place.exists():
+        compile_to(place)
+    return place
+
+
+def compile_to(place: Path, *more: str) -> None:
+    """Compile the sources to the file ``place``; ``more``: further options of the compiler, which there must be."""
+    compiler = _compiler()
     assert compiler is not None
     place.parent.mkdir(parents=True, exist_ok=True)
     wanted = ["-m" + name.replace("_", "") for name in _FEATURES]
     # Under another name until it is whole: several processes may start at once.
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
-        command = [compiler, *_FLAGS, *wanted, str(_FOLDER / _MAIN), "-o", str(made)]
+        command = [compiler, *_FLAGS, *wanted, *more, str(_FOLDER / _MAIN), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(place)
-    return place
 
 
-def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """``lib`` with the types of its functions."""
     structs = {
         "decoder_forward": (DecoderStruct, BatchStruct),
         "decoder_greedy": (DecoderStruct, BatchStruct),
