@@ -11,7 +11,6 @@ the same length (ignore_eos), greedy. Servers that are not being asked are idle.
 """
 
 import argparse
-import asyncio
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from systems import PEERS, System, all_systems, port_of
 
 from flashdraft.bench.client import Client
@@ -142,7 +142,7 @@ def measure_slice(
                 if time.monotonic() - started > seconds:
                     return False
                 try:
-                    row = asyncio.run(ask(system, concurrency, prompts, max_tokens))
+                    row = uvloop.run(ask(system, concurrency, prompts, max_tokens))
                 except FailedError as error:
                     print(f"{error}; left out from here on", flush=True)
                     alive.remove(system)
