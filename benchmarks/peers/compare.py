@@ -126,13 +126,18 @@ def measure_slice(
         raise SystemExit(
             f"{path} was measured with {runs[-1]['settings']}, not {settings}: choose another --out"
         )
+    provenance = collect_provenance()
+    if runs and (sha := runs[-1]["provenance"]["git_sha"]) != provenance["git_sha"]:
+        raise SystemExit(
+            f"{path} holds rows of commit {sha}, this is {provenance['git_sha']}: choose another --out"
+        )
     done = {(row["system"], row["concurrency"], row["round"]) for row in rows}
     alive = [system for system in systems if answers(system)]
     if missing := [label(s) for s in systems if s not in alive]:
         print(f"not up, left out: {', '.join(missing)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(json.dumps({"run": {"settings": settings, "provenance": collect_provenance()}}) + "\n")
+        file.write(json.dumps({"run": {"settings": settings, "provenance": provenance}}) + "\n")
         for concurrency, idx, prompts in groups(wanted):
             order = [s for s in alive if s.most >= concurrency]
             first = idx % len(order) if order else 0
