@@ -34,7 +34,9 @@ class Verified:
     features: Tensor | None  # [num_tokens, feature_size], padding behind them
 
     def at(self, places: list[int]) -> "Verified":
-        """The same with the choices at ``places`` alone."""
+        """The same with the choices at ``places`` alone, which rise."""
+        if len(places) == len(self.argmax):
+            return self
         logits = self.logits[places] if len(self.logits) else self.logits
         return replace(self, logits=logits, argmax=[self.argmax[place] for place in places])
 
@@ -140,7 +142,7 @@ class ModelRunner:
         ``num_wanted``: for how many of its last tokens each wants logits. ``parents``: of tokens that are trees
         (ForwardBatch.as_trees).
         """
-        order = rows.seat([request.row.key for request in requests])
+        order = rows.seat([request.key for request in requests])
         placed = [token_ids[i] for i in order]
         trees = [parents[i] for i in order] if parents else None
         reads_logits = any(request.answer.reads_logits for request in requests)
@@ -244,7 +246,7 @@ class ModelRunner:
 
         Keeps their features until the drafter takes them (:meth:`catch_up`).
         """
-        order = rows.seat([request.row.key for request in requests])
+        order = rows.seat([request.key for request in requests])
         rows.commit_paths([requests[i].row for i in order], [paths[i] for i in order])
         for request, path, given in zip(requests, paths, features, strict=True):
             request.num_committed += len(path)

@@ -65,7 +65,10 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         """Whether there is something to compute before a block can run."""
-        return self.num_committed < self.prefill_len or not self.answer.output.token_ids
+        num_said = len(
+            self.answer.output.token_ids
+        )  # asked of every request at every step, so not by prefill_len
+        return not num_said or self.num_committed < len(self.prompt) + num_said - 1
 
     @property
     def num_pending(self) -> int:
@@ -78,15 +81,19 @@ class Request:
         return max(self.max_len - self.num_committed - 1, 1)
 
     @property
+    def key(self) -> tuple[int, int]:
+        """What its rows are known by, until it is preempted."""
+        return self.arrival, self.num_preemptions
+
+    @property
     def row(self) -> CacheRow:
         """Its row in the target's cache for the next forward."""
-        key = self.arrival, self.num_preemptions
-        return CacheRow(key, self.pages, self.num_committed, self.slot, self.snapshots)
+        return CacheRow(self.key, self.pages, self.num_committed, self.slot, self.snapshots)
 
     @property
     def draft_row(self) -> CacheRow:
         """Its row in the drafter's cache."""
-        return CacheRow((self.arrival, self.num_preemptions), self.pages, self.num_observed)
+        return CacheRow(self.key, self.pages, self.num_observed)
 
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""
