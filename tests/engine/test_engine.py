@@ -127,6 +127,22 @@ def test_200_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(prefix_
         assert tokens[idx] == expected, f"request {idx}"
 
 
+def test_what_was_preempted_is_computed_again_in_chunks_that_end_within_its_answer() -> None:
+    target, _ = pair()
+    config = EngineConfig(max_running=2, max_step_tokens=8, page_size=4, num_pages=14, prefix_caching=False)
+    engine = Engine(target, None, config)
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    prompts = [[1, 2, 3, 4, 5, 6, 7, 8, first] for first in (3, 9)]
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, params)
+    tokens: dict[str, list[int]] = {"0": [], "1": []}
+    for output in engine.run():
+        tokens[output.request_id] += output.token_ids
+    assert engine.stats().num_preemptions > 0
+    alone = [generate(target, None, prompt, params).token_ids for prompt in prompts]
+    assert list(tokens.values()) == alone
+
+
 @pytest.mark.parametrize("kind", ["ngram", "none"])
 def test_other_drafters_equal_the_oracle(kind: str) -> None:
     rng = random.Random(3)
