@@ -1,0 +1,241 @@
+"""Write the measured tables of README.md and docs/ from the files in benchmarks/results, between their markers.
+
+    .venv/bin/python benchmarks/tables.py            # write them
+    .venv/bin/python benchmarks/tables.py --check    # name the pages whose tables are stale; exit code 1
+
+A place for a table is ``<!-- table: NAME -->`` and ``<!-- /table -->``, each on a line of its own. Whoever measures
+anew runs this command; a test of ``make test`` finds pages where that was forgotten.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+from flashdraft.bench.results import BASELINE, BenchRow, aggregate
+from flashdraft.bench.rows_file import read_rows, rows_in
+from flashdraft.bench.tables import MISSING, columns_of
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks/results"
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+LOADS = (1, 8, 16, 32)
+NAMES = {
+    BASELINE: "plain decoding, tokens/s",
+    "n-gram": "prompt lookup",
+    "MTP": "MTP head",
+    "DFlash": "DFlash",
+}
+
+
+@cache
+def rows(folder: str) -> list[BenchRow]:
+    return aggregate(read_rows(rows_in(RESULTS / folder)).measurements)
+
+
+@cache
+def line(folder: str, method: str, block_size: int | str, load: int) -> tuple[float, float, int] | None:
+    """Mean over tasks of tokens a second and of the speed-up, and the number of tasks; None: not measured."""
+    found = [
+        row
+        for row in rows(folder)
+        if (row.method, row.block_size, row.concurrency) == (method, block_size, load)
+    ]
+    if not found:
+        return None
+    return fmean(row.output_tokens_per_s for row in found), fmean(row.speedup for row in found), len(found)
+
+
+def cell(folder: str, method: str, block_size: int | str, load: int) -> str:
+    """Tokens a second of plain decoding, the speed-up of any other; a star where tasks are missing."""
+    found = line(folder, method, block_size, load)
+    if found is None:
+        return MISSING
+    star = "" if found[2] == 5 else " \\*"
+    return f"{found[0]:,.0f}{star}" if method == BASELINE else f"{found[1]:.2f}x{star}"
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], num_text: int = 1) -> str:
+    rule = ["---"] * num_text + ["---:"] * (len(header) - num_text)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def name_of(method: str, block_size: int | str) -> str:
+    if method in ("DFlash", "MTP", "n-gram"):
+        return f"{NAMES[method]}, block {block_size}"
+    return NAMES.get(method, method if method.startswith("tree") else f"`{method}`")
+
+
+def speedups() -> str:
+    """README's: three machines, plain decoding, `auto` and fixed blocks."""
+    lines = []
+    for machine, folder in (
+        ("2 cores of an AMD EPYC", "auto"),
+        ("2 cores of an Intel Xeon with AMX", "amx/new-1"),
+        ("one NVIDIA H100", "h100/auto"),
+    ):
+        for method, size in ((BASELINE, 1), ("auto", "auto"), ("DFlash", 8), ("DFlash", 16)):
+            cells = [cell(folder, method, size, load) for load in LOADS]
+            lines.append([machine if method == BASELINE else "", name_of(method, size), *cells])
+    return markdown(["machine", "method", "1 request", "8", "16", "32"], lines, num_text=2)
+
+
+def losses() -> str:
+    """README's: where something else is faster."""
+    humaneval = next(row for row in rows("h100/long") if (row.task, row.method) == ("humaneval", "auto"))
+    auto, plain = "flashdraft auto (bf16)", "flashdraft AR (bf16)"
+    first = peer_rows()
+    many, one = "32 at a time", "1 at a time"
+    lines = [
+        [
+            "H100, 8 requests, answers up to 4,096 tokens, most of which loop",
+            f"`auto` {cell('h100/long', 'auto', 'auto', 8)}",
+            f"prompt lookup {cell('h100/long', 'n-gram', 16, 8)}",
+        ],
+        ["the same, HumanEval alone", f"`auto` {humaneval.speedup:.2f}x", "plain decoding 1.00x"],
+        [
+            "2 EPYC cores, 32 requests over HTTP, one round",
+            f"`auto` {first[auto][many]} tokens/s",
+            f"plain decoding {first[plain][many]}",
+        ],
+        [
+            "2 EPYC cores, 1 request over HTTP, without a drafter",
+            f"{first[plain][one]} tokens/s",
+            f"llama.cpp {first['llama.cpp AR (bf16)'][one]}",
+        ],
+    ]
+    return markdown(["where", "flashdraft", "faster"], lines, num_text=3)
+
+
+@cache
+def peer_rows(folder: str = "peers") -> dict[str, dict[str, str]]:
+    """System -> the cells of its row by the names of their columns, numbers without what stands in brackets."""
+    text = (RESULTS / folder / "report.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, _, *systems = [[part.strip() for part in line.split("|")[1:-1]] for line in lines]
+    return {row[0]: dict(zip(header, map(_first, row), strict=True)) for row in systems}
+
+
+def _first(text: str) -> str:
+    return text.split(" ")[0]
+
+
+def peers() -> str:
+    columns = [*(f"{load} at a time" for load in LOADS), "acceptance length", "TTFT ms"]
+    lines = [[name, *(row[column] for column in columns)] for name, row in peer_rows().items()]
+    return markdown(["tokens/s", *columns], lines)
+
+
+def peers_later() -> str:
+    at_16, at_32 = peer_rows("peers/repeats"), peer_rows("peers/repeats/32")
+    lines = [
+        [name, at_32[name]["8 at a time"], at_16[name]["16 at a time"], at_32[name]["32 at a time"]]
+        for name in at_32
+    ]
+    return markdown(["tokens/s", "8 at a time", "16 at a time", "32 at a time"], lines)
+
+
+def by_load(*folders: str) -> Callable[[], str]:
+    """A table of all methods in ``folders``; a load is taken from the folder that has most tasks at it."""
+
+    def write() -> str:
+        home = {load: folder for load in LOADS if (folder := _home(folders, load))}
+        methods = list(dict.fromkeys(column for folder in folders for column in columns_of(rows(folder))))
+        methods.sort(key=lambda column: column[0] != BASELINE)
+        lines = [
+            [name_of(*method), *(cell(folder, *method, load) for load, folder in home.items())]
+            for method in methods
+        ]
+        return markdown(["method", *(f"{load} request{'s' * (load > 1)}" for load in home)], lines)
+
+    return write
+
+
+def _home(folders: Sequence[str], load: int) -> str | None:
+    counts = {folder: found[2] for folder in folders if (found := line(folder, BASELINE, 1, load))}
+    return max(counts, key=lambda folder: counts[folder]) if counts else None
+
+
+def acceptance() -> str:
+    """Acceptance length by task with blocks of 16: 40 prompts each on a CPU, 100 on an H100."""
+    found = {}
+    for folder in (".", "h100"):
+        for text in (RESULTS / folder / "acceptance.md").read_text().splitlines():
+            cells = [part.strip() for part in text.split("|")[1:-1]]
+            if cells[0] != "task" and not cells[0].startswith("---"):
+                found[folder, cells[0], cells[1]] = cells
+    lines = []
+    for task in ("gsm8k", "math500", "humaneval", "mbpp", "mt-bench", "mean"):
+        cpu, gpu = found[".", task, "16"], found["h100", task, "16"]
+        lines.append([task, cpu[3], cpu[6], cpu[4], cpu[7], gpu[3], gpu[6]])
+    header = ["task", "DFlash", "not looping", "prompt lookup", "not looping", "DFlash, H100", "not looping"]
+    return markdown(header, lines)
+
+
+def lossless() -> str:
+    found = json.loads((RESULTS / "lossless.json").read_text())["rows"]
+    walked = [row["walk"] for row in found if row["walk"]["rounds"]]
+    lines = [
+        ["answers equal to plain decoding", f"{sum(r['plain']['equal'] for r in found)} of {len(found)}"],
+        [
+            "answers equal to `transformers.generate`",
+            f"{sum(r['transformers']['equal'] for r in found)} of {len(found)}",
+        ],
+        [
+            "rounds in which training's simulation accepts what serving accepts",
+            f"{sum(w['same'] for w in walked):,} of {sum(w['rounds'] for w in walked):,}",
+        ],
+    ]
+    return markdown(["float32, greedy, 256 tokens, 20 prompts of each of five tasks", "count"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speedups": speedups,
+    "losses": losses,
+    "peers": peers,
+    "peers-later": peers_later,
+    "acceptance": acceptance,
+    "lossless": lossless,
+    "epyc": by_load("auto"),
+    "epyc-all-methods": by_load("card"),
+    "xeon-1": by_load("amx/new-1"),
+    "xeon-2": by_load("amx/new-2"),
+    "h100": by_load("h100/auto"),
+    "h100-all-methods": by_load("h100/one", "h100/load", "h100/16-and-32"),
+    "h100-long": by_load("h100/long"),
+}
+
+
+def pages() -> list[Path]:
+    """The files that may hold tables."""
+    return [REPO / "README.md", REPO / "benchmarks/README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """``text`` with every marked table as the result files have it. Raises KeyError for a table that is unknown."""
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+def stale_pages() -> list[Path]:
+    """The pages whose tables are not what the result files say."""
+    return [page for page in pages() if page.exists() and filled(page.read_text()) != page.read_text()]
+
+
+def main() -> None:
+    stale = stale_pages()
+    if "--check" in sys.argv[1:]:
+        for page in stale:
+            print(
+                f"{page.relative_to(REPO)}: a table is not what benchmarks/results says; run benchmarks/tables.py"
+            )
+        raise SystemExit(1 if stale else 0)
+    for page in stale:
+        page.write_text(filled(page.read_text()))
+        print(f"{page.relative_to(REPO)}: written anew")
+
+
+if __name__ == "__main__":
+    main()
