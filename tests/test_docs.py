@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -35,7 +36,7 @@ def links_and_anchors(page: Path) -> tuple[list[str], set[str]]:
     inline = [child for token in tokens for child in token.children or ()]
     links = [str(child.attrs["href"]) for child in inline if child.type == "link_open"]
     links += [str(child.attrs["src"]) for child in inline if child.type == "image"]
-    headings = [after for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    headings = [after for token, after in pairwise(tokens) if token.type == "heading_open"]
     return links, {slug(heading.content) for heading in headings}
 
 
