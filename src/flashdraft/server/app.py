@@ -7,12 +7,15 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from flashdraft.errors import FlashdraftError
 from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
 from flashdraft.server.gate import Gate
+from flashdraft.server.http_io import ClientGoneError, ends_with_client
 from flashdraft.server.logs import RequestLog
 from flashdraft.server.openai_api import chat_completions, completions
 from flashdraft.server.openapi import openapi
@@ -29,13 +32,13 @@ ROUTES = [
     Route("/openapi.json", openapi),
     Route("/v1/models", models),
     Route("/v1/models/{name:path}", models),
-    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-    Route("/v1/completions", completions, methods=["POST"]),
-    Route("/v1/responses", responses, methods=["POST"]),
-    Route("/generate", generate, methods=["POST"]),
+    Route("/v1/chat/completions", ends_with_client(chat_completions), methods=["POST"]),
+    Route("/v1/completions", ends_with_client(completions), methods=["POST"]),
+    Route("/v1/responses", ends_with_client(responses), methods=["POST"]),
+    Route("/generate", ends_with_client(generate), methods=["POST"]),
     Route("/flush_cache", flush_cache, methods=["GET", "POST"]),
-    Route("/tokenize", tokenize, methods=["POST"]),
-    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenize", ends_with_client(tokenize), methods=["POST"]),
+    Route("/detokenize", ends_with_client(detokenize), methods=["POST"]),
 ]
 _ASSETS = Mount("/assets", StaticFiles(packages=[("flashdraft.server", "playground")]))  # of the page
 
@@ -51,12 +54,15 @@ def build_app(service: Service) -> Starlette:
             yield
         finally:
             await service.engine.stop()
+            service.text_work.close()
 
     handlers = {
         HTTPException: answer_http_error,
         ApiError: answer_error,
         FlashdraftError: answer_error,
         ValidationError: answer_error,
+        ClientGoneError: _answer_nobody,
+        ClientDisconnect: _answer_nobody,  # while its body was read
         Exception: answer_error,
     }
     return Starlette(
@@ -65,3 +71,7 @@ def build_app(service: Service) -> Starlette:
         exception_handlers=handlers,
         lifespan=lifespan,
     )
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    return Response(status_code=499)

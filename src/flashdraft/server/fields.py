@@ -9,8 +9,12 @@ from flashdraft.spec_decode.controller import AUTO, BlockSize
 MAX_STOPS, MAX_STOP_LEN = 16, 256
 MAX_INT = 2**62
 MAX_TOP_LOGPROBS = 20  # OpenAI's
+MAX_BIASES = 4096  # of logits
 
-TokenIds = list[StrictInt]
+# Of a million wrong values, one error.
+TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
+ManyTokenIds = Annotated[list[TokenIds], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LEN)]
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flashdraft.server.api_errors import ApiError, Json
-from flashdraft.server.http_io import ClientGoneError, EventStream, until_disconnect
+from flashdraft.server.http_io import EventStream
 from flashdraft.server.service import Service, Submission
 
 Whole = Callable[[Submission], Json | list[Json]]
@@ -47,16 +47,12 @@ def answer_len(service: Service, num_prompt_tokens: int, asked: int | None, para
     return min(asked or room, limit or room, room)
 
 
-async def respond(
-    request: Request, submission: Submission, stream: bool, whole: Whole, events: Events
-) -> Response:
-    """The whole answer, or a stream of events; either way the work ends when the client leaves."""
+async def respond(submission: Submission, stream: bool, whole: Whole, events: Events) -> Response:
+    """The whole answer, or a stream of events."""
     if stream:
         return EventStream(events(submission), submission.release)
     try:
-        await until_disconnect(request.receive, _drain(submission))
-    except ClientGoneError:
-        return Response(status_code=499)  # nobody reads it
+        await _drain(submission)
     finally:
         submission.release()
     return JSONResponse(whole(submission))

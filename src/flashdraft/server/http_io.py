@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from functools import wraps
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -14,12 +15,19 @@ from flashdraft.server.api_errors import ApiError, Json, as_api_error
 
 T = TypeVar("T")
 Release = Callable[[], None]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 async def read_json(request: Request) -> Json:
-    """The body as a JSON object. Raises ApiError 400 for anything else."""
+    """The body as a JSON object. Raises ApiError 400 for anything else, and for one of too many values to look at."""
+    text = await request.body()
+    num_values, most = sum(map(text.count, (b",", b"[", b"{"))), request.app.state.service.max_values
+    if num_values > most:
+        raise ApiError(
+            400, f"the body has {num_values} commas and brackets; expected at most {most}: shorten it"
+        )
     try:
-        body: Any = json.loads(await request.body())
+        body: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
@@ -44,6 +52,17 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def ends_with_client(handler: Handler) -> Handler:
+    """``handler``, cancelled when the client leaves: nobody waits for its prompt's tokens, its grammar, its answer."""
+
+    @wraps(handler)
+    async def handle(request: Request) -> Response:
+        await request.body()  # kept in the request; from here on nothing but the end can come
+        return await until_disconnect(request.receive, handler(request))
+
+    return handle
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -31,7 +31,8 @@ async def chat_completions(request: Request) -> Response:
     check_model(service, asked.model)
     tokenizer = service.tokenizer
     choice = tool_choice_of(asked, tokenizer)
-    prompt = await encode_chat(tokenizer, asked.messages, asked.chat_template_kwargs, choice.shown)
+    service.admit(asked.n or 1)
+    prompt = await encode_chat(service, asked.messages, asked.chat_template_kwargs, choice.shown)
     thinking = thinking_of(tokenizer.chat_template, prompt_end(tokenizer, prompt))
     params = _params(service, asked, prompt, asked.max_completion_tokens or asked.max_tokens)
     said = tuple(message.model_dump(exclude_none=True) for message in asked.messages)
@@ -40,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
         for one in params
     ]
     form = ChatForm(service, asked, thinking, choice.callable, asked.num_logprobs is not None)
-    return await _run(request, asked, wishes, form)
+    return await _run(service, asked, wishes, form)
 
 
 async def completions(request: Request) -> Response:
@@ -53,15 +54,17 @@ async def completions(request: Request) -> Response:
     wishes: list[Wish] = []
     echoes: list[Echo] = []
     scored = asked.num_logprobs if asked.echo else None
-    for said in _each_prompt(asked.prompt):
-        prompt = await encode_text(service.tokenizer, said) if isinstance(said, str) else said
+    prompts = _each_prompt(asked.prompt)
+    service.admit(len(prompts) * (asked.n or 1))
+    for said in prompts:
+        prompt = await encode_text(service, said) if isinstance(said, str) else said
         for one in _params(service, asked, prompt, asked.max_tokens or _DEFAULT_COMPLETION_LEN):
             params = replace(one, logprobs=asked.num_logprobs, prompt_logprobs=scored)
             wishes.append(Wish(prompt, params, asked.stop_texts, asked.block_size))
         if asked.echo:
             echoes.append(Echo(said if isinstance(said, str) else None, prompt))
     form = TextForm(service, asked, echoes, asked.num_logprobs is not None)
-    return await _run(request, asked, wishes, form)
+    return await _run(service, asked, wishes, form)
 
 
 def _chat_params(
@@ -85,6 +88,6 @@ def _params(
     return asked.params(service.defaults, answer_len(service, len(prompt), max_tokens))
 
 
-async def _run(request: Request, asked: OpenAIRequest, wishes: list[Wish], form: Form) -> Response:
-    submission = await service_of(request).submit(wishes)
-    return await respond(request, submission, asked.stream, form.whole, form.events)
+async def _run(service: Service, asked: OpenAIRequest, wishes: list[Wish], form: Form) -> Response:
+    submission = await service.submit(wishes)
+    return await respond(submission, asked.stream, form.whole, form.events)

@@ -1,66 +1,135 @@
 """From what a client sent to token ids. What a text model cannot take is refused, never dropped."""
 
-import asyncio
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from transformers import PreTrainedTokenizerBase
 
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.protocol import Message, Tool, ToolCall
+from flashdraft.server.service import Service
 from flashdraft.server.tool_calls import BEGIN
 
+# What a request may not set: how to tokenize, and what the template is given otherwise.
 _RESERVED = {
-    "tokenize",
-    "add_generation_prompt",
-    "return_dict",
-    "conversation",
-    "chat_template",
-    "messages",
-    "tools",
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    *("messages", "raise_exception", "strftime_now"),
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-async def encode_text(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a plain text, off the event loop."""
+async def encode_text(service: Service, text: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a plain text, off the event loop. Raises ApiError 400 for more than a context can hold."""
     _check_unicode(text, "prompt")
-    ids: list[int] = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-    return ids
+    _check_len(service, len(text), "prompt")
+
+    def encode() -> list[int]:
+        ids: list[int] = service.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    return await service.text_work.run(encode, len(text))
 
 
 async def encode_chat(
-    tokenizer: Any,
+    service: Service,
     messages: Sequence[Message],
     template_kwargs: dict[str, Any] | None = None,
     tools: Sequence[Tool] = (),
 ) -> list[int]:
-    """Token ids of a conversation through the chat template, ready for the answer."""
-    kwargs = dict(template_kwargs or {})
+    """Token ids of a conversation through the chat template, ready for the answer.
+
+    The text is rendered first and encoded apart, so that nothing of a request reaches the tokenizer's own settings,
+    which all requests share.
+    """
+    tokenizer = service.tokenizer
     if not tokenizer.chat_template:
         raise ApiError(
             400, "the model has no chat template; use /v1/completions with a plain prompt", "messages"
         )
-    if reserved := _RESERVED & set(kwargs):
-        name = f"chat_template_kwargs.{min(reserved)}"
-        raise ApiError(400, f"{name} is not for a request to set; leave it out", name)
+    if len(messages) > service.context_len:
+        text = (
+            f"there are {len(messages)} messages; expected at most {service.context_len}, the model's context"
+        )
+        raise ApiError(400, text, "messages", "context_length_exceeded")
+    num_chars = sum(map(_num_chars, messages))
+    _check_len(service, num_chars, "messages")
+    kwargs = _template_kwargs(tokenizer, template_kwargs or {}, bool(tools))
     if tools:
         kwargs["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
+        num_chars += len(str(kwargs["tools"]))
+        _check_len(service, num_chars, "tools")
     turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
     if not knows_tools(tokenizer) and any(t["role"] == "tool" or "tool_calls" in t for t in turns):
         raise ApiError(400, "the model's chat template knows no tool calls: leave them out", "messages")
+
+    def encode() -> list[int]:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **kwargs)
+        _check_unicode(text, "messages")
+        _check_len(service, len(text), "messages")
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
     try:
-        ids: list[int] = await asyncio.to_thread(
-            tokenizer.apply_chat_template, turns, add_generation_prompt=True, return_dict=False, **kwargs
-        )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-    ) as error:  # a template may stumble over what it did not expect
+        return await service.text_work.run(encode, num_chars)
+    except (TemplateError, TypeError, ValueError) as error:  # it may stumble over what it did not expect
         raise ApiError(400, f"the chat template refuses the conversation: {error}", "messages") from None
-    return ids
+
+
+def _num_chars(message: Message) -> int:
+    """At least as many characters as ``message`` brings into the prompt, but for the template's own."""
+    parts = [message.content] if isinstance(message.content, str) else message.content or []
+    texts = [part if isinstance(part, str) else str(part.get("text", "")) for part in parts]
+    texts += [message.reasoning_content or ""]
+    texts += [call.function.name + call.function.arguments for call in message.tool_calls or ()]
+    return sum(map(len, texts)) + 1
+
+
+def _check_len(service: Service, num_chars: int, param: str) -> None:
+    """Refuse a text that cannot fit, before anybody takes the time to tokenize it."""
+    if num_chars > service.max_chars:
+        raise ApiError(
+            400,
+            f"{param} has {num_chars} characters; expected at most {service.max_chars}, more than the model's context"
+            f" of {service.context_len} tokens can hold: shorten it",
+            param,
+            "context_length_exceeded",
+        )
+
+
+def _template_kwargs(tokenizer: Any, said: Mapping[str, Any], with_tools: bool) -> dict[str, Any]:
+    """``said``, of which the template must use every name; false asks for nothing where it does not."""
+    template = tokenizer.get_chat_template(tools=[{}] if with_tools else None)
+    taken = _variables(template) - _RESERVED - set(tokenizer.special_tokens_map)
+    for name, value in said.items():
+        if name not in taken and not (value is False and name not in _RESERVED):
+            where = f"chat_template_kwargs.{name}"
+            expected = ", ".join(sorted(taken)) or "none"
+            raise ApiError(400, f"{where} is no variable of the chat template; it takes {expected}", where)
+    return {name: value for name, value in said.items() if name in taken}
+
+
+class _Generation(Extension):
+    """Reads transformers' ``{% generation %}`` as if it were not there."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=8)
+def _variables(template: str) -> frozenset[str]:
+    """The names that ``template`` takes from outside."""
+    environment = Environment(extensions=[_Generation, loopcontrols])
+    return frozenset(find_undeclared_variables(environment.parse(template)))
 
 
 def knows_tools(tokenizer: Any) -> bool:

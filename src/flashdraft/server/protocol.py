@@ -7,13 +7,16 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.fields import (
+    MAX_BIASES,
     MAX_INT,
     MAX_STOPS,
     MAX_TOP_LOGPROBS,
     BlockSizeField,
     Count,
     Fields,
+    ManyTokenIds,
     StopText,
+    Texts,
     TokenIds,
 )
 from flashdraft.server.structured import GrammarFields
@@ -34,7 +37,7 @@ class SamplingFields(GrammarFields):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[dict[int, float], Field(max_length=MAX_BIASES)] | None = None
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -148,7 +151,7 @@ class NamedTool(Fields):
 class ChatRequest(OpenAIRequest):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), Field(fail_fast=True)]
     max_completion_tokens: Count | None = None
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None
     logprobs: bool | None = None
@@ -172,7 +175,7 @@ class ChatRequest(OpenAIRequest):
 class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``."""
 
-    prompt: str | TokenIds | list[str] | list[TokenIds]
+    prompt: str | TokenIds | Texts | ManyTokenIds
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool = False
 

@@ -54,7 +54,8 @@ async def responses(request: Request) -> Response:
         raise ApiError(400, f"n is {asked.n}; /v1/responses gives one answer", "n")
     service = service_of(request)
     check_model(service, asked.model)
-    prompt = await encode_chat(service.tokenizer, _messages(asked))
+    service.admit(1)
+    prompt = await encode_chat(service, _messages(asked))
     length = answer_len(service, len(prompt), asked.max_output_tokens, "max_output_tokens")
     thinking = thinking_of(service.tokenizer.chat_template, prompt_end(service.tokenizer, prompt))
     params = behind_thoughts(asked.params(service.defaults, length)[0], thinking)
@@ -64,7 +65,7 @@ async def responses(request: Request) -> Response:
         thinking,
         {"instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens},
     )
-    return await respond(request, submission, asked.stream, writer.whole, writer.events)
+    return await respond(submission, asked.stream, writer.whole, writer.events)
 
 
 def _messages(asked: ResponsesRequest) -> list[Message]:

@@ -19,6 +19,7 @@ from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
 from flashdraft.server.logs import log_event
 from flashdraft.server.metrics import ServerMetrics
+from flashdraft.server.text_work import TextWork
 from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
@@ -91,6 +92,15 @@ class Service:
         self.metrics = ServerMetrics(config.model_names[0])
         self.request_log = RequestLog(config.log_requests) if config.log_requests else None
         self.num_unfinished = 0
+        self.text_work = TextWork(config.capacity, config.retry_after_s)
+        # No token stands for more characters than its own text has, but where a normalizer joins some.
+        longest = max(map(len, tokenizer.get_vocab()))
+        is_normalized = (
+            getattr(tokenizer, "backend_tokenizer", None) and tokenizer.backend_tokenizer.normalizer
+        )
+        # JSON values of a request: prompts of token ids, twice over. To look at so many takes some 0.1 s.
+        self.max_values = min(max(1 << 16, 2 * config.max_n * context_len), 1 << 19)
+        self.max_chars = context_len * longest * (4 if is_normalized else 1)
 
     def keep(self, answer: Answer) -> None:
         """Append a whole answer to the request log, where there is one. A log that fails is given up, once."""
@@ -109,27 +119,31 @@ class Service:
             _LOGGER.warning("the request log cannot be written (%s); requests are logged no more", error)
             self.request_log = None
 
-    async def submit(self, wishes: Sequence[Wish]) -> "Submission":
-        """Accept all the answers that a request wants, or none.
-
-        Raises ApiError (too many, queue full, engine dead) and UsageError, of a bad grammar too, before any work.
-        """
+    def admit(self, num_answers: int) -> None:
+        """Raise ApiError for more answers than may be asked for or are there places for; before any work on them."""
         config = self.config
-        if len(wishes) > config.max_n:
+        if num_answers > config.max_n:
             raise ApiError(
-                400, f"the request asks for {len(wishes)} answers; expected at most {config.max_n}", "n"
+                400, f"the request asks for {num_answers} answers; expected at most {config.max_n}", "n"
             )
-        for wish in wishes:
-            self.engine.check(wish.prompt_token_ids, wish.params, wish.block_size)
         if not self.engine.healthy:
             raise ApiError(503, "the engine cannot answer; /ready says when it can", code="engine_failed")
-        if self.num_unfinished and self.num_unfinished + len(wishes) > config.capacity:
+        if self.num_unfinished and self.num_unfinished + num_answers > config.capacity:
             raise ApiError(
                 429,
                 f"{self.num_unfinished} answers are under way and at most {config.capacity} may be: try again",
                 code="queue_full",
                 retry_after_s=config.retry_after_s,
             )
+
+    async def submit(self, wishes: Sequence[Wish]) -> "Submission":
+        """Accept all the answers that a request wants, or none.
+
+        Raises ApiError (too many, queue full, engine dead) and UsageError, of a bad grammar too, before any work.
+        """
+        for wish in wishes:
+            self.engine.check(wish.prompt_token_ids, wish.params, wish.block_size)
+        self.admit(len(wishes))
         submission = Submission(self, wishes)
         try:
             for grammar in {wish.params.grammar for wish in wishes}:

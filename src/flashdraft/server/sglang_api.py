@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flashdraft.server.api_errors import ApiError, Json
-from flashdraft.server.fields import BlockSizeField, Count, Fields, TokenIds
+from flashdraft.server.fields import BlockSizeField, Count, Fields, ManyTokenIds, Texts, TokenIds
 from flashdraft.server.handlers import answer_len, meta_info, respond, service_of
 from flashdraft.server.http_io import DONE, event, read_json
 from flashdraft.server.prompts import encode_text
@@ -29,8 +29,8 @@ class SGLangSampling(SamplingFields):
 class GenerateRequest(Fields):
     """``POST /generate``: a text, token ids, or a list of either."""
 
-    text: str | list[str] | None = None
-    input_ids: TokenIds | list[TokenIds] | None = None
+    text: str | Texts | None = None
+    input_ids: TokenIds | ManyTokenIds | None = None
     sampling_params: SGLangSampling | Annotated[list[SGLangSampling], Field(min_length=1)] = SGLangSampling()
     stream: bool = False
     block_size: BlockSizeField | None = None
@@ -56,7 +56,7 @@ async def generate(request: Request) -> Response:
         rows = [_row(submission, index) for index in range(len(wishes))]
         return rows if is_list else rows[0]
 
-    return await respond(request, await service.submit(wishes), asked.stream, whole, _events)
+    return await respond(await service.submit(wishes), asked.stream, whole, _events)
 
 
 async def flush_cache(request: Request) -> Response:
@@ -71,19 +71,27 @@ async def _prompts(service: Service, asked: GenerateRequest) -> tuple[list[list[
         raise ApiError(400, "expected one of text and input_ids", "text")
     if asked.text is not None:
         texts = [asked.text] if isinstance(asked.text, str) else asked.text
-        return [await encode_text(service.tokenizer, text) for text in texts], isinstance(asked.text, list)
+        _admit(service, asked, len(texts))
+        return [await encode_text(service, text) for text in texts], isinstance(asked.text, list)
     ids: list[Any] = asked.input_ids or []
     is_list = bool(ids) and isinstance(ids[0], list)
+    _admit(service, asked, len(ids) if is_list else 1)
     return (ids if is_list else [ids]), is_list
+
+
+def _admit(service: Service, asked: GenerateRequest, num_prompts: int) -> None:
+    said = asked.sampling_params
+    each = said if isinstance(said, list) else [said] * num_prompts
+    if len(each) != num_prompts:
+        raise ApiError(
+            400, f"there are {len(each)} sampling_params for {num_prompts} prompts", "sampling_params"
+        )
+    service.admit(sum(one.n or 1 for one in each))
 
 
 def _wishes(service: Service, asked: GenerateRequest, prompts: list[list[int]]) -> list[Wish]:
     said = asked.sampling_params
     each = said if isinstance(said, list) else [said] * len(prompts)
-    if len(each) != len(prompts):
-        raise ApiError(
-            400, f"there are {len(each)} sampling_params for {len(prompts)} prompts", "sampling_params"
-        )
     wishes = []
     for prompt, one in zip(prompts, each, strict=True):
         wanted = one.max_new_tokens or _DEFAULT_LEN

@@ -66,9 +66,9 @@ async def tokenize(request: Request) -> Response:
     service = service_of(request)
     check_model(service, asked.model)
     if asked.messages is not None:
-        tokens = await encode_chat(service.tokenizer, asked.messages)
+        tokens = await encode_chat(service, asked.messages)
     elif asked.prompt is not None:
-        tokens = await encode_text(service.tokenizer, asked.prompt, asked.add_special_tokens)
+        tokens = await encode_text(service, asked.prompt, asked.add_special_tokens)
     else:
         raise ApiError(400, "there is neither prompt nor messages; expected one of them", "prompt")
     return JSONResponse({"count": len(tokens), "max_model_len": service.context_len, "tokens": tokens})
@@ -79,7 +79,16 @@ async def detokenize(request: Request) -> Response:
     asked = DetokenizeRequest.model_validate(await read_json(request))
     service = service_of(request)
     check_model(service, asked.model)
+    if len(asked.tokens) > service.context_len:
+        raise ApiError(
+            400, f"there are {len(asked.tokens)} tokens; expected at most {service.context_len}", "tokens"
+        )
     if wrong := [token for token in asked.tokens if not 0 <= token < len(service.tokenizer)]:
         largest = len(service.tokenizer) - 1
         raise ApiError(400, f"tokens holds id {wrong[0]}; expected ids from 0 to {largest}", "tokens")
-    return JSONResponse({"prompt": service.tokenizer.decode(asked.tokens, skip_special_tokens=False)})
+
+    def decode() -> str:
+        text: str = service.tokenizer.decode(asked.tokens, skip_special_tokens=False)
+        return text
+
+    return JSONResponse({"prompt": await service.text_work.run(decode, len(asked.tokens))})
