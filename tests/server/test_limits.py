@@ -168,6 +168,7 @@ def test_a_waiting_text_is_dropped_with_its_client_and_short_ones_pass_long_ones
             await pool.run(lambda: work("fourth"), 5)
         assert (caught.value.status, caught.value.retry_after_s) == (429, 1)
         long[1].cancel()
+        await asyncio.wait(long[1:])
         held.set()
         assert await long[0] == "first"
         assert await third == "third"
