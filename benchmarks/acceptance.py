@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flashdraft.bench.tasks import TASKS, load_task
-from flashdraft.data.prompts import read_lines
+from flashdraft.data.prompt_files import read_lines
 from flashdraft.llm import LLM, RequestOutput
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams

@@ -18,7 +18,7 @@ from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target,
 from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
-from flashdraft.data.prompts import read_lines
+from flashdraft.data.prompt_files import read_lines
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.simulate import simulate

@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    texts = [prompt.messages[0]["content"] for prompt in read_prompts(args.prompts)]
+    asked = read_prompts(args.prompts)
+    texts = [said["content"] for one in asked for said in one.messages if said["role"] == "user"]
     texts = [text for text in texts if len(text) <= args.longest]
     rng = random.Random(args.seed)
     with gzip.open(args.out, "wt") as out:

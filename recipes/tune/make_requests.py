@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    texts = [prompt.messages[0]["content"] for prompt in read_prompts(args.prompts)]
+    asked = read_prompts(args.prompts)
+    texts = [said["content"] for one in asked for said in one.messages if said["role"] == "user"]
     terms = sorted({found for text in texts for found in TERM.findall(text)})
     chosen = random.Random(args.seed).sample(terms, args.count)
     chats = [[*OPENING, {"role": "user", "content": f"Term: {term}"}] for term in chosen]

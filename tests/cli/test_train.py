@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
+from flashdraft.data.on_policy import read_documents
 from flashdraft.train.run import VALIDATION_SHARE
-from tiny_pair import save_tiny_hybrid
+from tiny_pair import byte_tokenizer, save_tiny_hybrid
 
 
 def prompts(count: int) -> list[dict[str, str]]:
@@ -120,3 +121,35 @@ def test_more_features_than_the_target_has_layers_are_refused_before_any_answer(
     assert result.exit_code == 2
     assert "num_features is 7; expected 1 to 6" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_are_reported_before_the_run_and_bad_ones_stop_it(
+    run: Run, pair: list[str], tmp_path: Path
+) -> None:
+    answer = {"role": "assistant", "content": "The data's own."}
+    rows = [{"messages": [{"role": "user", "content": line["prompt"]}, answer]} for line in prompts(3)]
+    file = tmp_path / "toy.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"messages": ["Hi"]}]))
+    asked = ["train", "--target", pair[1], "--prompts", str(file), "--out", str(tmp_path / "run")]
+    asked += ["--temperature", "0", "--max-new-tokens", "8", "--answers-only"]
+    refused = run(*asked)
+    assert refused.exit_code == 1
+    assert f"{file}:6: messages[0] is a text" in refused.stderr
+    assert "1 of 6 rows cannot be asked; mend them, or add --skip-bad-rows" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    kept = run(*asked, "--skip-bad-rows")
+    assert kept.exit_code == 0, kept.stderr
+    for line in (
+        "6 rows",
+        "1 left out: bad rows",
+        "1 left out: equal to another",
+        "4 prompts of",
+        "5 answers of the data are left out and made anew",
+    ):
+        assert line in kept.stdout
+    documents = read_documents(tmp_path / "run" / "answers")
+    cut = sum(one.finish_reason == "length" for one in documents) / len(documents)
+    [counted] = [line.split() for line in kept.stdout.splitlines() if line.endswith("%")]
+    assert (counted[0], counted[1], counted[3]) == ("toy", "4", f"{cut:.0%}")
+    own = byte_tokenizer().encode("own")
+    assert not any(" ".join(map(str, own)) in " ".join(map(str, one.prompt_token_ids)) for one in documents)

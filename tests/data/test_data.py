@@ -209,7 +209,8 @@ def test_no_prompts_and_nothing_to_train_on_are_told(tmp_path: Path) -> None:
 def test_any_part_of_the_prompts_has_its_share_for_validation(tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"{number:05d}", "prompt": str(number)}) for number in range(8000)]
     (tmp_path / "asked.jsonl").write_text("\n".join(lines))
-    chosen = run.some_prompts(tmp_path / "asked.jsonl", 1000)
+    asked = read_prompts(tmp_path / "asked.jsonl")
+    chosen = run.some_prompts(asked, 1000)
     held_back = [one for one in chosen if is_held_back(Document(one.id, "", 0.0, [], [], "stop"))]
     assert 8 < len(held_back) < 36  # 2 %, within three standard deviations
-    assert run.some_prompts(tmp_path / "asked.jsonl", 100) == chosen[:100]
+    assert run.some_prompts(asked, 100) == chosen[:100]

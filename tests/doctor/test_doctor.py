@@ -11,7 +11,9 @@ from command_line import run_command
 from flashdraft.checkpoint.load import save_drafter
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
-from flashdraft.doctor.examine import examine_pair
+from flashdraft.data.prompts import Prompt
+from flashdraft.doctor.examine import _judge, examine_pair, prompt_readings
+from flashdraft.doctor.trials import Trial
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
@@ -19,7 +21,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.anchors import blocks_at
 from flashdraft.train.forward import block_hidden, target_features
-from tiny_pair import save_tiny_pair
+from tiny_pair import byte_tokenizer, save_tiny_pair
 from toys import toy_dflash, toy_target
 
 PROMPTS = [[(7 * i + 3 * j) % 90 for j in range(6)] for i in range(2)]
@@ -174,9 +176,37 @@ def test_command(tmp_path, capsys):
     model, draft = save_tiny_pair(tmp_path)
     options = ("doctor", "--target", model, "--max-tokens", "12")
     result = run_command((*options, "--draft", draft), capsys)
-    assert (result.exit_code, result.stdout.split(":")[0]) == (0, "weak")
+    assert (result.exit_code, result.stdout.split(":")[0]) == (3, "weak")
     save_drafter(toy_dflash(toy_target()), tmp_path / "foreign")
     result = run_command((*options, "--draft", str(tmp_path / "foreign"), "--json"), capsys)
     document = json.loads(result.stdout)
-    assert document["verdict"] == "unusable"
+    assert (document["verdict"], result.exit_code) == ("unusable", 5)
     assert "vocab_size 97 (target: 259)" in document["reasons"][0]
+
+
+def test_a_reading_that_accepts_a_little_more_is_named_in_the_verdict():
+    config = toy_dflash(toy_target()).config
+    found = [Trial(name, "a fault", config) for name in ("as it is", "shifted")]
+    for (here, there), message in {
+        (11.06, 11.75): "no other reading of the drafter does clearly better (shifted accepts 11.75;",
+        (11.06, 11.06): "no other reading of the drafter does better",
+        (1.2, 1.3): "no other reading of the drafter does clearly better (shifted accepts 1.30;",
+    }.items():
+        trials = [
+            replace(one, acceptance_length=length, margin=1.1)
+            for one, length in zip(found, (here, there), strict=True)
+        ]
+        verdict, [reason] = _judge(trials)
+        assert verdict == ("healthy" if here > 2 else "weak")
+        assert message in reason
+
+
+def test_conversations_are_examined_whole():
+    tokenizer = byte_tokenizer()
+    said = ({"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"})
+    served, others = prompt_readings(tokenizer, [Prompt("a", "a", said)])
+    expected = (
+        "<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [tokenizer.decode(ids) for ids in served] == [expected]
+    assert [tokenizer.decode(ids) for ids in others["no chat template"]] == ["Be terse.\n\nHi"]

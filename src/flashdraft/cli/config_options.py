@@ -8,18 +8,22 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 
-def with_config(config_type: type[Any], panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, whose first parameter is ``config``, one option for each field of ``config_type``.
+def with_config(
+    config_type: type[Any], panel: str, parameter: str = "config"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of ``config_type``, in place of its ``parameter``.
 
-    A field's help is its metadata; ``--no-`` forms and types are typer's own. The command gets the config built.
+    A field's help is its metadata, and where it has one its flag and environment variable; types are typer's own. The
+    command gets the config built.
     """
     hints = get_type_hints(config_type)
     described = [one for one in fields(config_type) if "help" in one.metadata]
 
     def option(one: Field[Any]) -> inspect.Parameter:
-        info = typer.Option(
-            "--" + one.name.replace("_", "-"), help=one.metadata["help"], rich_help_panel=panel
-        )
+        name = one.name.replace("_", "-")
+        flag = one.metadata.get("flag", f"--{name}/--no-{name}" if one.default is True else f"--{name}")
+        envvar = one.metadata.get("envvar")
+        info = typer.Option(flag, help=one.metadata["help"], rich_help_panel=panel, envvar=envvar)
         return inspect.Parameter(
             one.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -30,9 +34,9 @@ def with_config(config_type: type[Any], panel: str) -> Callable[[Callable[..., N
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(**values: Any) -> None:
             config = config_type(**{one.name: values.pop(one.name) for one in described})
-            command(config, **values)
+            command(**{parameter: config}, **values)
 
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "config"]
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != parameter]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         run.__signature__ = inspect.Signature([*own, *map(option, described)])  # type: ignore[attr-defined]
         run.__name__, run.__doc__ = command.__name__, command.__doc__

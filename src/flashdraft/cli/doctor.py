@@ -13,7 +13,8 @@ def doctor(
     draft: Annotated[str, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")],
     target: Annotated[str, typer.Option("--target", help="Target, as --model elsewhere.")] = "embedded",
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="JSON lines of prompts.  [default: four of our own]")
+        Path | None,
+        typer.Option("--prompts", help="Prompts, as train reads them.  [default: four of our own]"),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", help="The first prompts of the file.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest answer.")] = 128,
@@ -27,16 +28,17 @@ def doctor(
 ) -> None:
     """Examine a pair: format, shapes, vocabulary, then each reading of the drafter; then what drafting costs.
 
+    Exit code: 0 healthy, 3 weak, 4 faulty, 5 unusable; 1 and 2 as everywhere: the examination itself failed.
+
     \b
     Examples:
       flashdraft doctor --draft embedded
       flashdraft doctor --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --device cuda --dtype bfloat16
     """
     from flashdraft.data.prompts import read_prompts
-    from flashdraft.doctor.examine import PROMPTS, examine
+    from flashdraft.doctor.examine import EXIT_CODES, PROMPTS, examine
 
-    texts = (
-        [prompt.messages[0]["content"] for prompt in read_prompts(prompts)[:limit]] if prompts else PROMPTS
-    )
-    found = examine(target, draft, texts, max_tokens, dtype, device, url)
+    asked = read_prompts(prompts)[:limit] if prompts else PROMPTS
+    found = examine(target, draft, asked, max_tokens, dtype, device, url)
     typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())
+    raise typer.Exit(EXIT_CODES[found.verdict])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.progress import (
     BarColumn,
@@ -24,7 +25,7 @@ from rich.progress import (
 )
 
 from flashdraft.data.answer_generator import Answer, Answerer, AnswerRequest
-from flashdraft.data.prompts import Prompt, encode_prompts
+from flashdraft.data.prompts import Prompt, encode_prompts, group_of
 from flashdraft.errors import DataError
 
 SCHEMA = pa.schema(
@@ -82,7 +83,7 @@ def generate_answers(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _open_manifest(folder, config)
-    different = list({_content(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+    different = without_repeats(prompts)
     manifest |= {
         "num_prompts": len(prompts),
         "num_repeated": len(prompts) - len(different),
@@ -137,8 +138,13 @@ def _row(prompt: Prompt, request: AnswerRequest, answer: Answer) -> dict[str, An
     }
 
 
+def without_repeats(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first of equal conversations, in order."""
+    return list({_content(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+
+
 def _content(prompt: Prompt) -> str:
-    return json.dumps([prompt.messages, prompt.next_turns], sort_keys=True)
+    return json.dumps([prompt.messages, prompt.next_turns, prompt.tools], sort_keys=True, default=str)
 
 
 def _next_turns(
@@ -174,6 +180,30 @@ def read_documents(folder: str | Path, allow_empty: bool = False) -> list[Docume
             ) from error
         documents += [Document(**row) for row in rows]
     return documents
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """Of the answers of one kind of text."""
+
+    num_answers: int
+    num_tokens: int
+    num_cut: int  # ended by the limit, not by an end token: what follows the cut is never learned
+
+
+def count_answers(folder: str | Path) -> dict[str, AnswerCounts]:
+    """The answers of a folder by kind of text, without reading their tokens."""
+    counts: dict[str, AnswerCounts] = {}
+    for shard in sorted(Path(folder).glob("answers-*.parquet")):
+        answers = pq.read_table(shard, columns=["source", "answer_token_ids", "finish_reason"])
+        kinds = [group_of(source) for source in answers["source"].to_pylist()]
+        lengths = pc.list_value_length(answers["answer_token_ids"]).to_pylist()
+        for kind, length, reason in zip(kinds, lengths, answers["finish_reason"].to_pylist(), strict=True):
+            before = counts.get(kind, AnswerCounts(0, 0, 0))
+            counts[kind] = AnswerCounts(
+                before.num_answers + 1, before.num_tokens + length, before.num_cut + (reason == "length")
+            )
+    return dict(sorted(counts.items()))
 
 
 def _requests(

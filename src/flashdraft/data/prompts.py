@@ -1,13 +1,14 @@
-"""Training prompts: JSON lines, plain or gzipped, one file or a folder of them."""
+"""Training prompts: conversations that the target answers, read from chat data and told through its template."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
+from flashdraft.data.conversations import BadRowError, Conversation, Message, Regenerate, parse_conversation
+from flashdraft.data.prompt_files import Row, read_rows
 from flashdraft.errors import DataError
 
 _TURN = "+"  # at the end of an id: a later turn of the same conversation
@@ -19,13 +20,31 @@ class Prompt:
 
     id: str
     source: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Message, ...]
     next_turns: tuple[str, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    place: str = field(default="", compare=False)  # file and row, for messages
 
     def after(self, answer: str) -> "Prompt":
         """The conversation at its next turn."""
         said = ({"role": "assistant", "content": answer}, {"role": "user", "content": self.next_turns[0]})
-        return Prompt(self.id + _TURN, self.source, (*self.messages, *said), self.next_turns[1:])
+        messages = (*self.messages, *said)
+        return Prompt(self.id + _TURN, self.source, messages, self.next_turns[1:], self.tools, self.place)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """What chat data held. ``bad``: a line for each row that cannot be asked, with its place."""
+
+    prompts: list[Prompt]
+    bad: list[str]
+    num_left_out: int  # the data's own answers that the target makes anew
+    num_kept: int  # those that stay before the answer, as they are
+
+    @property
+    def num_rows(self) -> int:
+        """Rows read, bad ones too."""
+        return len(self.prompts) + len(self.bad)
 
 
 def conversation_of(prompt_id: str) -> str:
@@ -33,79 +52,63 @@ def conversation_of(prompt_id: str) -> str:
     return prompt_id.rstrip(_TURN)
 
 
+def collect_prompts(path: str | Path, regenerate: Regenerate = "last", split: str | None = None) -> PromptSet:
+    """All prompts of a file or folder (:func:`flashdraft.data.prompt_files.read_rows`), and which rows are none.
+
+    A row holds ``messages`` (role and content), ``conversations`` (ShareGPT), ``prompt`` (a text), ``turns`` (what the
+    user says, turn by turn) or ``instruction``; optional ``tools``, ``id`` and ``source`` (else the file's name).
+    ``regenerate``: which of the row's own answers the target makes anew. "last": the turn that ends the row, and what
+    stands before it is context; "all": every turn, each behind the target's own answers (where tools are called, the
+    last); "none": all are context, the target goes on behind them. Raises DataError for files that cannot be read.
+    """
+    prompts, bad, places = [], [], dict[str, str]()
+    num_left_out = num_kept = 0
+    for row in read_rows(path, split):
+        try:
+            conversation, prompt = _prompt(row, regenerate)
+            if (first := places.setdefault(prompt.id, row.place)) != row.place:
+                raise BadRowError(f"the id {prompt.id!r} stands twice, first at {first}; expected each once")
+        except BadRowError as error:
+            bad.append(f"{row.place}: {error}")
+            continue
+        prompts.append(prompt)
+        num_left_out += conversation.num_left_out
+        num_kept += conversation.num_kept
+    return PromptSet(prompts, bad, num_left_out, num_kept)
+
+
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """All prompts of a ``.jsonl`` / ``.jsonl.gz`` file or of every such file in a folder, in name order.
-
-    A line holds ``prompt`` (a text), ``turns`` (what the user says, turn by turn) or ``messages`` (role and content),
-    and optional ``id`` and ``source``. Raises DataError for a path without such files, a line that is none of these, or
-    an id that stands twice.
-    """
-    path = Path(path)
-    files = sorted(f for f in path.iterdir() if _is_prompts(f)) if path.is_dir() else [path]
-    if not files or not all(f.is_file() for f in files):
-        raise DataError(f"{path}: no prompts found; expected a .jsonl or .jsonl.gz file, or a folder of them")
-    prompts = [prompt for file in files for prompt in _read_file(file)]
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise DataError(f"{path}: the prompt id {prompt.id!r} stands twice; expected each id once")
-        seen.add(prompt.id)
-    return prompts
+    """The prompts of :func:`collect_prompts`. Raises DataError where a row is none."""
+    found = collect_prompts(path)
+    if found.bad:
+        more = f" (and {len(found.bad) - 1} more such rows)" if len(found.bad) > 1 else ""
+        raise DataError(found.bad[0] + more)
+    return found.prompts
 
 
-def group_of(source_file_stem: str) -> str:
+def group_of(source: str) -> str:
     """``math`` of ``math-gsm8k-train``: the part before the first dash names the kind of text."""
-    return source_file_stem.split("-", 1)[0]
+    return source.split("-", 1)[0]
 
 
-def _is_prompts(file: Path) -> bool:
-    return file.name.endswith((".jsonl", ".jsonl.gz"))
+def _prompt(row: Row, regenerate: Regenerate) -> tuple[Conversation, Prompt]:
+    if isinstance(row.values, str):
+        raise BadRowError(row.values)
+    return parse_prompt(row.values, row.place, row.stem, row.number, regenerate)
 
 
-def _read_file(file: Path) -> Iterator[Prompt]:
-    stem = file.name.removesuffix(".gz").removesuffix(".jsonl")
-    return (parse_prompt(row, place, stem, number) for place, number, row in read_lines(file))
-
-
-def read_lines(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """The objects of a JSON lines file, plain or gzipped, each with its place for messages and its line number.
-
-    Raises DataError for a file that cannot be read and a line that is no object.
-    """
-    opener: Any = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{file}:{number}", number, _object(line, f"{file}:{number}")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as JSON lines ({error})") from error
-
-
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not a JSON object ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: found a JSON {type(row).__name__}; expected an object")
-    return row
-
-
-def parse_prompt(row: Mapping[str, Any], place: str, source: str, number: int) -> Prompt:
-    """The prompt of one line, see :func:`read_prompts`."""
-    turns = row.get("turns", [row.get("prompt")])
-    messages = row.get("messages")
-    if not isinstance(messages, list):
-        if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t for t in turns):
-            raise DataError(
-                f"{place}: found keys {sorted(row)}; expected a text under prompt, turns or messages"
-            )
-        messages, turns = [{"role": "user", "content": turns[0]}], turns[1:]
-    else:
-        turns = []
-    name = str(row.get("id", number)).rstrip(_TURN)
-    return Prompt(f"{source}/{name}", source, tuple(messages), tuple(turns))
+def parse_prompt(
+    row: Mapping[str, Any], place: str, stem: str, number: int, regenerate: Regenerate = "last"
+) -> tuple[Conversation, Prompt]:
+    """The conversation of one row and its prompt; ``stem``: of the row's file. Raises BadRowError."""
+    conversation = parse_conversation(row, regenerate)
+    source = row.get("source") or stem
+    if not isinstance(source, str):
+        raise BadRowError(f"source is {source!r}; expected a text")
+    name = row.get("id")
+    name = str(number if name is None else name).rstrip(_TURN)
+    asked = conversation.messages, conversation.next_turns, conversation.tools
+    return conversation, Prompt(f"{stem}/{name}", source, *asked, place)
 
 
 def encode_prompts(
@@ -113,16 +116,33 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of each prompt through the chat template, ready for the answer.
 
-    A model that was not taught to chat goes on with the text.
+    A model that was not taught to chat goes on with the text. Raises DataError for a conversation that the template
+    refuses.
     """
-    if tokenizer.chat_template:
-        texts = [
-            tokenizer.apply_chat_template(
-                list(p.messages), add_generation_prompt=True, tokenize=False, **template_kwargs
-            )
-            for p in prompts
-        ]
-    else:
-        texts = ["\n\n".join(message["content"] for message in p.messages) for p in prompts]
+    texts = [prompt_text(tokenizer, prompt, template_kwargs) for prompt in prompts]
     token_ids: list[list[int]] = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     return token_ids
+
+
+def prompt_text(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> str:
+    """What the target sees before its answer. Raises DataError, see :func:`encode_prompts`."""
+    if not tokenizer.chat_template:
+        return "\n\n".join(message["content"] for message in prompt.messages)
+    told: dict[str, Any] = {"tools": list(prompt.tools)} if prompt.tools else {}
+    for name, is_there in (
+        ("tools", bool(prompt.tools)),
+        ("tool_calls", any("tool_calls" in message for message in prompt.messages)),
+    ):
+        if is_there and name not in str(tokenizer.chat_template):
+            place = prompt.place or prompt.id
+            raise DataError(f"{place}: the row has {name}, but the target's chat template shows none")
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(prompt.messages), add_generation_prompt=True, tokenize=False, **told, **template_kwargs
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise DataError(
+            f"{prompt.place or prompt.id}: the target's chat template refuses it: {message}"
+        ) from None
+    return text

@@ -6,12 +6,14 @@ The reader also takes other people's logs: OpenAI's messages with or without the
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flashdraft.data.conversations import BadRowError
 from flashdraft.data.on_policy import Document
-from flashdraft.data.prompts import Prompt, encode_prompts, parse_prompt, read_lines
+from flashdraft.data.prompt_files import read_lines
+from flashdraft.data.prompts import Prompt, encode_prompts, parse_prompt
 from flashdraft.errors import DataError, UsageError
 
 SOURCE = "requests"  # of what came from a log
@@ -89,7 +91,11 @@ def read_requests(file: Path, tokenizer: Any, eos_token_ids: Sequence[int]) -> R
             )
         else:
             asked, said = _split(row, place)
-            one = parse_prompt(asked, place, SOURCE, number)
+            try:
+                _, parsed = parse_prompt(asked, place, SOURCE, number)
+            except BadRowError as error:
+                raise DataError(f"{place}: {error}") from None
+            one = replace(parsed, source=SOURCE)
             [prompt] = encode_prompts(tokenizer, [one], {})
             if said is None:
                 unanswered.setdefault(tuple(prompt), one)
@@ -123,7 +129,7 @@ def _split(row: dict[str, Any], place: str) -> tuple[dict[str, Any], str | None]
     """What was asked, and the answer's text where the line tells one."""
     told = row.get("response", row)
     choices = told.get("choices") if isinstance(told, dict) else None
-    messages = row.get("messages")
+    messages: Any = row.get("messages")
     if choices:
         try:
             said = choices[0]["message"]["content"]
@@ -132,6 +138,7 @@ def _split(row: dict[str, Any], place: str) -> tuple[dict[str, Any], str | None]
                 f"{place}: choices are not as OpenAI has them: choices[0].message.content"
             ) from None
         return row, said
-    if isinstance(messages, list) and messages and messages[-1].get("role") == "assistant":
-        return row | {"messages": messages[:-1]}, messages[-1].get("content")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
+        return row | {"messages": messages[:-1]}, last["content"]
     return row, row.get("answer")

@@ -16,6 +16,7 @@ from flashdraft.checkpoint.load import (
 )
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
+from flashdraft.data.prompts import Prompt, encode_prompts
 from flashdraft.doctor.costs import Cost, judge_costs, step_costs
 from flashdraft.doctor.served import Served, read_served
 from flashdraft.doctor.trials import Trial, float32_trial, measure, trials_of
@@ -26,17 +27,21 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.sampling_params import SamplingParams
 
 HEALTHY, FAULTY, WEAK, UNUSABLE = "healthy", "faulty", "weak", "unusable"
+EXIT_CODES = {HEALTHY: 0, WEAK: 3, FAULTY: 4, UNUSABLE: 5}  # 1 and 2: the examination itself failed
 # A reading must accept this much more than the drafter as it is before it is called the right one.
 _MARGIN_LEN = 0.2
 _OTHER_TEXTS = 1.5  # a margin: other prompts have other answers, some of them easier
 _SERVED_SHARE = 0.7  # of what the drafter accepts here, a server should reach
 _WEAK_LEN = 1.5  # a round gains less than half a token by drafting: it hardly pays
 _MAX_MASKS = 8
-PROMPTS = (
+_ASKED = (
     "Why is the sky blue?",
     "Write a Python function that returns the n-th Fibonacci number.",
     "A shop sells pens at 3 for 2 dollars. How much do 12 pens cost? Think step by step.",
     "Describe a walk in the mountains.",
+)
+PROMPTS = tuple(
+    Prompt(f"doctor/{i}", "doctor", ({"role": "user", "content": text},)) for i, text in enumerate(_ASKED)
 )
 
 
@@ -104,7 +109,7 @@ class Examination:
 def examine(
     target: str,
     draft: str,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[Prompt] = PROMPTS,
     max_tokens: int = 128,
     dtype: str = "float32",
     device: str = "cpu",
@@ -219,33 +224,40 @@ def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
             f"{best.fault} (acceptance length {best.acceptance_length:.2f} in place of {length:.2f})"
         ]
     if length < _WEAK_LEN:
-        return WEAK, [
-            f"acceptance length {length:.2f}, and no other reading of the drafter does better: train it on this"
-            " target's own answers, in the chat template that is served"
-        ]
-    return HEALTHY, [f"acceptance length {length:.2f}, and no other reading of the drafter does better"]
+        mend = "train it on this target's own answers, in the chat template that is served"
+        return WEAK, [f"acceptance length {length:.2f}, and {_no_better(found, others)}: {mend}"]
+    return HEALTHY, [f"acceptance length {length:.2f}, and {_no_better(found, others)}"]
+
+
+def _no_better(found: Trial, others: list[Trial]) -> str:
+    """That no other reading is to be preferred; one that accepts a little more is named."""
+    best = max(others, key=lambda trial: trial.acceptance_length, default=found)
+    if best.acceptance_length <= found.acceptance_length:
+        return "no other reading of the drafter does better"
+    return (
+        f"no other reading of the drafter does clearly better ({best.name} accepts {best.acceptance_length:.2f};"
+        " examine more --prompts to be sure)"
+    )
 
 
 def prompt_readings(
-    tokenizer: Any, prompts: Sequence[str], trained: Mapping[str, Any] = MappingProxyType({})
+    tokenizer: Any, prompts: Sequence[Prompt], trained: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[list[int]], dict[str, list[list[int]]]]:
     """Prompts as they are served, and told in other ways that a drafter may have been trained on.
 
     ``trained``: the values of the chat template that its config.json tells of.
     """
-    plain = [list(tokenizer.encode(prompt)) for prompt in prompts]
+    served = encode_prompts(tokenizer, prompts, {})
     if not tokenizer.chat_template:
-        return plain, {}
-
-    def told(**kwargs: Any) -> list[list[int]]:
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        options = {"add_generation_prompt": True, "return_dict": False, **kwargs}
-        return [list(tokenizer.apply_chat_template(chat, **options)) for chat in chats]
-
-    served = told()
-    others = {"no chat template": plain}
+        return served, {}
+    texts = ["\n\n".join(message["content"] for message in prompt.messages) for prompt in prompts]
+    others = {"no chat template": [list(tokenizer.encode(text)) for text in texts]}
     if trained:
-        others["as its config.json says, " + json.dumps(dict(trained))] = told(**trained)
+        name = "as its config.json says, " + json.dumps(dict(trained))
+        others[name] = encode_prompts(tokenizer, prompts, trained)
     if "enable_thinking" in str(tokenizer.chat_template):
-        others |= {f"enable_thinking {str(on).lower()}": told(enable_thinking=on) for on in (True, False)}
+        others |= {
+            f"enable_thinking {str(on).lower()}": encode_prompts(tokenizer, prompts, {"enable_thinking": on})
+            for on in (True, False)
+        }
     return served, {name: ids for name, ids in others.items() if ids != served}

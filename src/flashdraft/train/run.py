@@ -23,7 +23,7 @@ from flashdraft.data.answer_generator import Answerer, AnswerGenerator
 from flashdraft.data.engine_answers import EngineAnswers
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
-from flashdraft.data.prompts import Prompt, conversation_of, group_of, read_prompts
+from flashdraft.data.prompts import Prompt, conversation_of, group_of
 from flashdraft.data.server_answers import ServerAnswers
 from flashdraft.errors import DataError, UsageError
 from flashdraft.llm import LLM
@@ -85,12 +85,10 @@ def _answerer(data: OnPolicyConfig, device: str, dtype: str, draft: str | None) 
     return lambda seed: EngineAnswers(llm, data.max_new_tokens, seed)
 
 
-def some_prompts(prompts: str | Path, limit: int | None) -> list[Prompt]:
-    """``limit`` prompts of a file or folder: the same subset for every limit's prefix, spread over all sources."""
-    wanted = read_prompts(prompts)
+def some_prompts(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """``limit`` of the prompts: the same subset for every limit's prefix, spread over all sources."""
     # Not by crc32, of which validation is a range: of ids of one length a range of the one is a range of the other.
-    wanted.sort(key=lambda prompt: hashlib.sha256(prompt.id.encode()).digest())
-    return wanted[:limit]
+    return sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.id.encode()).digest())[:limit]
 
 
 def train_drafter(

@@ -1,0 +1,117 @@
+"""The data of ``flashdraft train``: which prompts, what is told of them before the run, and their answers."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from flashdraft.data.conversations import Regenerate
+from flashdraft.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from flashdraft.data.on_policy import OnPolicyConfig
+    from flashdraft.data.prompts import Prompt
+    from flashdraft.train.run import Rollout
+
+
+def _described(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Where answers come from."""
+
+    prompts: Path | None = _described(
+        None, "Chat data, a file or a folder: JSON lines, JSON, Parquet or of the datasets library."
+    )
+    answers: list[Path] | None = _described(None, "Folder of answers already made; may be repeated.")
+    answers_only: bool = _described(False, "Stop when the answers are made.")
+    split: str | None = _described(None, "Of a folder of prompts that has several.")
+    regenerate: Regenerate = _described(
+        "last",
+        "Which of the data's own answers the target makes anew: the turn that ends a row, all of them, or none.",
+    )
+    skip_bad_rows: bool = _described(False, "Leave out rows that cannot be asked.")
+    limit: int | None = _described(None, "Use this many of the prompts.")
+    temperature: list[float] | None = _described(
+        None, "Answer every prompt at this temperature; repeatable.  [default: 0 and 0.7]"
+    )
+    max_prompt_len: int = _described(512, "Leave out longer prompts (tokens).")
+    max_new_tokens: int = _described(384, "The longest answer.")
+    answer_rows: int = _described(32, "Answers made at a time.")
+    rollout_url: str | None = _described(
+        None, "A server that answers in place of a target here (vLLM, SGLang, flashdraft)."
+    )
+    rollout_model: str | None = _described(None, "The target's name there.  [default: the first it lists]")
+    rollout_key: str | None = field(
+        default=None, metadata={"help": "Its API key.", "envvar": "FLASHDRAFT_ROLLOUT_KEY"}
+    )
+    thinking: bool | None = field(
+        default=None,
+        metadata={
+            "help": "The chat template's enable_thinking; noted in the drafter.  [default: not said]",
+            "flag": "--thinking/--no-thinking",
+        },
+    )
+
+    def check(self) -> None:
+        """Raise UsageError where there is nothing to train on, or several processes would answer."""
+        from flashdraft.train.ranks import launched_count
+
+        if self.prompts is None and not self.answers:
+            raise UsageError(
+                "there is nothing to train on; give --prompts (to be answered) or --answers (made before)"
+            )
+        if self.prompts is not None and launched_count() > 1:
+            raise UsageError("--prompts are answered by one process; make --answers first (--answers-only)")
+
+    def on_policy(self, target: str, seed: int) -> "OnPolicyConfig":
+        """How the answers are made."""
+        from flashdraft.data.on_policy import OnPolicyConfig
+
+        template = json.dumps({} if self.thinking is None else {"enable_thinking": self.thinking})
+        sizes = self.max_prompt_len, self.max_new_tokens, self.answer_rows
+        return OnPolicyConfig(target, tuple(self.temperature or (0.0, 0.7)), *sizes, seed, template)
+
+    def rollout(self) -> "Rollout | None":
+        """The server that answers, if one does."""
+        from flashdraft.train.run import Rollout
+
+        named = self.rollout_model, self.rollout_key
+        return Rollout(self.rollout_url, *named) if self.rollout_url else None
+
+    def asked(self, config: "OnPolicyConfig") -> list["Prompt"]:
+        """The prompts to ask, behind the report on them.
+
+        Raises DataError for files that cannot be read, and for bad rows that are not to be skipped.
+        """
+        from flashdraft.checkpoint.load import load_tokenizer
+        from flashdraft.data.prompt_report import report_prompts
+        from flashdraft.data.prompts import collect_prompts
+        from flashdraft.train.run import some_prompts
+
+        assert self.prompts is not None
+        found = collect_prompts(self.prompts, self.regenerate, self.split)
+        wanted = some_prompts(found.prompts, self.limit)
+        asked, bad, report = report_prompts(load_tokenizer(config.target), found, wanted, config)
+        for line in bad:
+            typer.echo(line, err=True)
+        typer.echo(report.to_text() + "\n")
+        if bad and not self.skip_bad_rows:
+            raise DataError(
+                f"{len(bad)} of {found.num_rows} rows cannot be asked; mend them, or add --skip-bad-rows"
+            )
+        if not report.num_prompts:
+            raise DataError("no prompt is left to ask; give other --prompts")
+        return asked
+
+
+def show_answers(folder: Path, max_new_tokens: int) -> None:
+    """How long the answers of a folder are, and how many were cut."""
+    from flashdraft.data.on_policy import count_answers
+    from flashdraft.data.prompt_report import answers_text
+
+    typer.echo(answers_text(count_answers(folder), max_new_tokens) + "\n")
