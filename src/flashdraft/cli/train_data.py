@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,45 +16,56 @@ if TYPE_CHECKING:
     from flashdraft.train.run import Rollout
 
 
-def _described(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _help(text: str, **more: str) -> dict[str, str]:
+    return {"help": text, **more}
 
 
 @dataclass(frozen=True)
 class TrainData:
     """Where answers come from."""
 
-    prompts: Path | None = _described(
-        None, "Chat data, a file or a folder: JSON lines, JSON, Parquet or of the datasets library."
+    prompts: Path | None = field(
+        default=None,
+        metadata=_help(
+            "Chat data, a file or a folder: JSON lines, JSON, Parquet or of the datasets library."
+        ),
     )
-    answers: list[Path] | None = _described(None, "Folder of answers already made; may be repeated.")
-    answers_only: bool = _described(False, "Stop when the answers are made.")
-    split: str | None = _described(None, "Of a folder of prompts that has several.")
-    regenerate: Regenerate = _described(
-        "last",
-        "Which of the data's own answers the target makes anew: the turn that ends a row, all of them, or none.",
+    answers: list[Path] | None = field(
+        default=None, metadata=_help("Folder of answers already made; may be repeated.")
     )
-    skip_bad_rows: bool = _described(False, "Leave out rows that cannot be asked.")
-    limit: int | None = _described(None, "Use this many of the prompts.")
-    temperature: list[float] | None = _described(
-        None, "Answer every prompt at this temperature; repeatable.  [default: 0 and 0.7]"
+    answers_only: bool = field(default=False, metadata=_help("Stop when the answers are made."))
+    split: str | None = field(default=None, metadata=_help("Of a folder of prompts that has several."))
+    regenerate: Regenerate = field(
+        default="last",
+        metadata=_help(
+            "Which of the data's own answers the target makes anew: the turn that ends a row, all of them, or none."
+        ),
     )
-    max_prompt_len: int = _described(512, "Leave out longer prompts (tokens).")
-    max_new_tokens: int = _described(384, "The longest answer.")
-    answer_rows: int = _described(32, "Answers made at a time.")
-    rollout_url: str | None = _described(
-        None, "A server that answers in place of a target here (vLLM, SGLang, flashdraft)."
+    skip_bad_rows: bool = field(default=False, metadata=_help("Leave out rows that cannot be asked."))
+    limit: int | None = field(default=None, metadata=_help("Use this many of the prompts."))
+    temperature: list[float] | None = field(
+        default=None,
+        metadata=_help("Answer every prompt at this temperature; repeatable.  [default: 0 and 0.7]"),
     )
-    rollout_model: str | None = _described(None, "The target's name there.  [default: the first it lists]")
+    max_prompt_len: int = field(default=512, metadata=_help("Leave out longer prompts (tokens)."))
+    max_new_tokens: int = field(default=384, metadata=_help("The longest answer."))
+    answer_rows: int = field(default=32, metadata=_help("Answers made at a time."))
+    rollout_url: str | None = field(
+        default=None,
+        metadata=_help("A server that answers in place of a target here (vLLM, SGLang, flashdraft)."),
+    )
+    rollout_model: str | None = field(
+        default=None, metadata=_help("The target's name there.  [default: the first it lists]")
+    )
     rollout_key: str | None = field(
-        default=None, metadata={"help": "Its API key.", "envvar": "FLASHDRAFT_ROLLOUT_KEY"}
+        default=None, metadata=_help("Its API key.", envvar="FLASHDRAFT_ROLLOUT_KEY")
     )
     thinking: bool | None = field(
         default=None,
-        metadata={
-            "help": "The chat template's enable_thinking; noted in the drafter.  [default: not said]",
-            "flag": "--thinking/--no-thinking",
-        },
+        metadata=_help(
+            "The chat template's enable_thinking; noted in the drafter.  [default: not said]",
+            flag="--thinking/--no-thinking",
+        ),
     )
 
     def check(self) -> None:
