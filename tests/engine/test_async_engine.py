@@ -1,13 +1,14 @@
 """The asyncio door: streams, aborts on leaving, failures that reach everybody."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.types import StepOutput
 from flashdraft.errors import EngineError, UsageError
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
@@ -50,18 +51,25 @@ def test_requests_stream_side_by_side() -> None:
 
 
 def test_leaving_the_iterator_aborts() -> None:
+    """By closing it, and by cancelling who waits at it. The engine takes commands in order: a later answer is the sign."""
+
     async def work(door: AsyncEngine) -> None:
-        stream = door.generate([1, 2], LONG)
+        closed, cancelled = door.generate([1, 2], LONG), door.generate([3], LONG, "cancelled")
+        await anext(closed)
+        await closed.aclose()
+        await anext(cancelled)
+        waiting = asyncio.ensure_future(drain(cancelled))
+        await asyncio.sleep(0)  # it waits for news now
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        after = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+        assert sum([len(out.token_ids) async for out in door.generate([4], after)]) == 3
+        assert not door.engine.requests
+
+    async def drain(stream: AsyncGenerator[StepOutput, None]) -> None:
         async for _ in stream:
-            break
-        await stream.aclose()  # type: ignore[attr-defined]
-        task = asyncio.ensure_future(anext(door.generate([3], LONG, "cancelled")))  # type: ignore[arg-type]
-        await task
-        for _ in range(200):
-            await asyncio.sleep(0.01)
-            if not door.engine.requests:
-                return
-        raise AssertionError("still running")
+            pass
 
     engine = serve(work)
     assert engine.metrics.num_output_tokens < 2 * LONG.max_tokens
