@@ -80,9 +80,7 @@ def test_a_body_alone_continues_the_prompt() -> None:
     ],
 )
 def test_a_program_that_fails_leaves_or_takes_too_much_has_not_passed(program: str) -> None:
-    started = time.monotonic()
     assert not passes(program, timeout_s=1.0)
-    assert time.monotonic() - started < 3
 
 
 def test_a_program_sees_no_network_and_an_empty_folder_and_its_children_end_with_it(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_requests_stream_side_by_side() -> None:
 
 
 def test_leaving_the_iterator_aborts() -> None:
-    """By closing it, and by cancelling who waits at it. The engine takes commands in order: a later answer is the sign."""
+    """By closing it, and by cancelling who waits at it. Commands are taken in order: a later answer is the sign."""
 
     async def work(door: AsyncEngine) -> None:
         closed, cancelled = door.generate([1, 2], LONG), door.generate([3], LONG, "cancelled")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -142,12 +141,10 @@ def test_a_grammar_that_takes_too_long_holds_nobody_up(llm: LLM) -> None:
         await engine.start()
         try:
             waiting = asyncio.create_task(engine.begin_grammar(Grammar("json_schema", json.dumps(slow))))
-            started = time.monotonic()
             free = SamplingParams(temperature=0, max_tokens=3)
             assert [news async for news in engine.generate([1, 2], free)][-1].finished
             with pytest.raises(UsageError, match=r"was not ready within 0\.1 seconds"):
                 await waiting
-            assert time.monotonic() - started < 5
         finally:
             await engine.stop()
 
