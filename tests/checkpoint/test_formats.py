@@ -9,6 +9,7 @@ from dflash import DFlashDraftModel
 from safetensors.torch import load_file
 
 from command_line import run_command
+from flashdraft.cache.dense_source import block_masks
 from flashdraft.checkpoint.convert import convert_drafter
 from flashdraft.checkpoint.load import load_drafter, load_target, save_drafter
 from flashdraft.data.loader import PackedRows
@@ -44,7 +45,7 @@ def served(drafter: DFlashModel, features: torch.Tensor, block: torch.Tensor) ->
     for layer, (k, v) in zip(cache.layers, drafter.context(features, positions), strict=True):
         layer.stage(k, v, positions, context)
     cache.commit(context)
-    return drafter(block, torch.arange(context, end)[None], end, cache.layers)
+    return drafter.served(block, torch.arange(context, end)[None], end, cache.layers)
 
 
 def inputs(target, context: int, block_size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +104,7 @@ def test_trap_window_edge(target):
 def test_masks_by_brute_force(target, from_anchor):
     drafter = mixed(target, window_from_anchor=from_anchor)
     for start in (3, 11, 12, 13, 30):
-        masks = drafter.served_masks(torch.arange(start, start + 8)[None], start + 8)
+        masks = block_masks(drafter.config.rules, torch.arange(start, start + 8)[None], start + 8)
         assert masks[2] is None
         for slot in range(8):
             first = start - 12 if from_anchor else start + slot - 11

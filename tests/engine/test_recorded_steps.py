@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache import paged_kv_cache
+from flashdraft.cache.dense_source import block_masks
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -177,7 +178,8 @@ def test_a_recorded_draft_is_the_one_of_a_request_alone(kind: str) -> None:
 def test_a_recording_asks_the_device_for_no_value_to_make_a_windows_mask() -> None:
     network = toy_dflash(toy_target(), layer_types=SLIDING, sliding_window=6)
     positions = torch.empty(4, 8, dtype=torch.long, device="meta")
-    masks = network.served_masks(positions, 128, torch.empty(4, dtype=torch.long, device="meta"))
+    ends = torch.empty(4, dtype=torch.long, device="meta")
+    masks = block_masks(network.config.rules, positions, 128, ends)
     assert [mask.shape for mask in masks if mask is not None] == [(4, 8, 128)] * 2
 
 

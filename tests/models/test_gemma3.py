@@ -63,7 +63,7 @@ def test_packed_texts_stay_apart(tmp_path):
     _, ours = save_and_load(tmp_path, Gemma3ForCausalLM, config(), 0.1)
     ids = torch.randint(0, 97, (110,), generator=torch.Generator().manual_seed(3))
     starts = torch.tensor([[0] * 30 + [30] * 80])
-    own = OwnTokens(6, DocumentMask(starts).dense())
+    own = OwnTokens(DocumentMask(starts).dense())
     packed = ours.logits(ours.forward(ForwardBatch(ids[None], torch.arange(110) - starts, 0), own).hidden[0])
     for place, part in ((0, ids[:30]), (30, ids[30:])):
         alone, _ = straight(ours, part.tolist(), (0,))

@@ -44,7 +44,7 @@ def test_chunks_and_rolled_back_blocks_equal_one_straight_forward() -> None:
 
 @torch.no_grad()
 def test_sequences_without_a_cache_equal_cached_ones() -> None:
-    own = OwnTokens(TARGET.config.num_hidden_layers)
+    own = OwnTokens()
     cached = TARGET.forward(ForwardBatch.of_row(IDS, 0), TARGET.new_cache(1, 64)).hidden
     assert (TARGET.forward(ForwardBatch.of_row(IDS, 0), own).hidden - cached).abs().max() <= 1e-5
 

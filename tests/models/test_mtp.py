@@ -23,6 +23,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 
 from against_transformers import save_and_load
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.dense_source import DenseSource
 from flashdraft.checkpoint.load import load_own_mtp, load_target
 from flashdraft.errors import CheckpointError
 from flashdraft.generate import generate
@@ -109,7 +110,8 @@ def test_drafting_equals_the_written_out_head(tmp_path: Path, kind: Any, config:
     for place in range(40, 60):
         mask = torch.arange(place + 1)[None, None] > 0
         own = slice(place, place + 1)
-        state = head(embeddings[:, own], state, positions[:, own], place + 1, cache.layers[0], mask)
+        source = DenseSource(cache.layers[0], positions[:, own], place + 1, mask)
+        state = head(embeddings[:, own], state, positions[:, own], source)
         logits.append(ours.logits(state[0, 0]))
         out = reference(language.embed_tokens(ids[:, 1 : place + 1]), expected_hidden)
         expected_hidden = torch.cat((expected_hidden, out[:, -1:]), dim=1)

@@ -95,7 +95,7 @@ def test_packed_texts_stay_apart(tmp_path):
     ids = torch.randint(0, 97, (110,), generator=torch.Generator().manual_seed(3))
     starts = torch.tensor([[0] * 30 + [30] * 80])
     positions = torch.arange(110) - starts
-    own = OwnTokens(6, DocumentMask(starts).dense())
+    own = OwnTokens(DocumentMask(starts).dense())
     packed = ours.logits(ours.forward(ForwardBatch(ids[None], positions, 0), own).hidden[0])
     for part in (ids[:30], ids[30:]):
         alone, _ = straight(ours, part.tolist(), (0,))
@@ -104,7 +104,7 @@ def test_packed_texts_stay_apart(tmp_path):
     # Not a bit of the first text reaches the second, through both forms of the rule.
     for end in (110, 40):
         other = torch.cat(((ids[:30] + 1) % 97, ids[30:]))
-        mask = OwnTokens(6, DocumentMask(starts[:, :end]).dense())
+        mask = OwnTokens(DocumentMask(starts[:, :end]).dense())
         both = [
             ours(ForwardBatch(text[None, :end], positions[:, :end], 0), mask).hidden[0, 30:]
             for text in (ids, other)

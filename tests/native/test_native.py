@@ -196,8 +196,8 @@ def test_the_drafter_matches_its_modules() -> None:
         assert (layer.v - wanted.v).abs().max() < 0.02 * wanted.v.abs().max()
     starts = torch.tensor([[13], [9]]) + torch.arange(5)
     ends = torch.tensor([16, 14])  # the first row's block is 3 wide, the second's 5
-    got = fast(block, starts, 18, caches[0].layers, ends=ends)
-    wanted = plain(block.float(), starts, 18, caches[1].layers, ends=ends)
+    got = fast.served(block, starts, 18, caches[0].layers, ends=ends)
+    wanted = plain.served(block.float(), starts, 18, caches[1].layers, ends=ends)
     got, wanted = (torch.cat((rows[0, :3], rows[1])) for rows in (got, wanted))
     assert (got - wanted).abs().max() < 0.06 * wanted.abs().max()  # in 8 bits
     assert fast.native
@@ -228,26 +228,30 @@ def test_a_drafters_window_is_that_of_its_modules_and_what_lies_before_it_is_not
             values = torch.randn(layers[0].k.shape).bfloat16()
             getattr(layers[0], name).copy_(values)
             getattr(layers[1], name).copy_(values)
-    wanted = plain(block.float(), positions, kv_len, caches[1].layers, ends=ends)
+    wanted = plain.served(block.float(), positions, kv_len, caches[1].layers, ends=ends)
     for row, start in enumerate(starts.tolist()):
         caches[0].layers[1].k[row, :, : max(start - 16, 0)] = torch.nan
         caches[0].layers[1].v[row, :, : max(start - 16, 0)] = torch.nan
-    got = fast(block, positions, kv_len, caches[0].layers, ends=ends)
+    got = fast.served(block, positions, kv_len, caches[0].layers, ends=ends)
     for row in range(6):
         width = int(ends[row] - starts[row])
         difference = (got[row, :width] - wanted[row, :width]).abs().max()
         assert difference < 0.06 * wanted[row, :width].abs().max()  # in 8 bits
         alone = [_Alone(layer.k[row : row + 1], layer.v[row : row + 1]) for layer in caches[0].layers]
-        own = fast(block[row : row + 1], positions[row : row + 1], kv_len, alone, ends=ends[row : row + 1])
+        own = fast.served(
+            block[row : row + 1], positions[row : row + 1], kv_len, alone, ends=ends[row : row + 1]
+        )
         assert torch.equal(own[0, :width], got[row, :width])
     whole, fast.config = fast.config, replace(fast.config, layer_types=None, sliding_window=None)
-    unseen = fast(block, positions, kv_len, caches[0].layers, ends=ends)
+    unseen = fast.served(block, positions, kv_len, caches[0].layers, ends=ends)
     assert torch.equal(unseen[:3], got[:3])  # not beyond the window: the very bits of a drafter without one
     is_of_block = positions < ends.unsqueeze(1)
     is_of_block[:3] = False
     assert unseen[is_of_block].isnan().any(-1).all()
     fast.config = replace(whole, sliding_window=17)
-    assert fast(block, positions, kv_len, caches[0].layers, ends=ends)[is_of_block].isnan().any(-1).all()
+    assert (
+        fast.served(block, positions, kv_len, caches[0].layers, ends=ends)[is_of_block].isnan().any(-1).all()
+    )
 
 
 @dataclass
@@ -268,9 +272,9 @@ def test_slots_that_see_different_keys_stay_with_the_modules(changes: dict[str, 
     assert accelerate(network, head=target.head_weight())
     block, positions = torch.randn(1, 5, 96).bfloat16(), torch.arange(30, 35).unsqueeze(0)
     cache = network.new_cache(1, 35)
-    got = network(block, positions, 35, cache.layers)
+    got = network.served(block, positions, 35, cache.layers)
     network.native = None
-    assert torch.equal(network(block, positions, 35, cache.layers), got)
+    assert torch.equal(network.served(block, positions, 35, cache.layers), got)
 
 
 def test_a_window_drafts_in_the_engine_what_it_drafts_alone_and_what_its_modules_draft() -> None:

@@ -12,6 +12,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.models.base import FINAL_HIDDEN, OwnTokens, TargetModel
+from flashdraft.ops.attention import FULL_ATTENTION
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.mtp import MTPBatch, MTPDrafter
 from toys import toy_mtp, toy_target
@@ -28,16 +29,16 @@ def drafted_by_definition(
     """One whole causal forward a draft token, positions from 0; ``text`` ends with the anchor."""
     head, known = drafter.model, len(text) - 1
     whole = ForwardBatch.of_row(text, 0)
-    hidden = target.forward(whole, OwnTokens(6), (FINAL_HIDDEN,)).features
+    hidden = target.forward(whole, OwnTokens(), (FINAL_HIDDEN,)).features
     assert hidden is not None
     states = hidden[:, :known]  # of each token but the last, what the one after it is paired with
     drafted: list[int] = []
     for _ in range(num_draft):
         tokens = torch.tensor([[*text, *drafted][1:]])
         count = tokens.shape[1]
-        causal = torch.ones(1, count, count, dtype=torch.bool).tril()
         positions = torch.arange(count).unsqueeze(0)
-        out = head(target.embed(tokens), states, positions, count, OwnTokens(1).layers[0], causal)
+        [own] = OwnTokens().open(ForwardBatch(tokens, positions, count), [FULL_ATTENTION])
+        out = head(target.embed(tokens), states, positions, own)
         drafted.append(int(target.logits(out[0, -1]).argmax()))
         states = torch.cat((states, out[:, -1:]), dim=1)
     return drafted

@@ -1,12 +1,15 @@
 """Keys and values of past tokens. A forward stages them; ``commit`` makes them true; rollback is to commit less."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.dense_source import dense_sources
 from flashdraft.native.decoder import PageTable
-from flashdraft.ops.attention import FirstKeys, Mask
+from flashdraft.ops.attention import AttentionSpec, FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask, fast_mask
 
 
@@ -58,8 +61,12 @@ class KVCache:
         self.max_len = max_len
         self.lengths = [0] * batch_size
 
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:
-        """What tokens at ``positions`` [rows, num_tokens] may see of the first ``kv_len`` slots."""
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
+        """See :class:`flashdraft.models.base.KVSource`."""
+        mask = batch.tree.mask(batch.kv_len) if batch.tree else self._mask(batch.positions, batch.kv_len)
+        return dense_sources(self.layers, batch, mask, specs)
+
+    def _mask(self, positions: Tensor, kv_len: int) -> Mask:
         if positions.numel() == 1:
             return None
         if positions.is_cuda and positions.shape[1] == 1:

@@ -10,13 +10,16 @@ recorded: then rows, widths and lengths come in powers of two, so that few recor
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashdraft import large_pages
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.dense_source import dense_sources
 from flashdraft.native.decoder import PageTable
-from flashdraft.ops.attention import FirstKeys, Mask
+from flashdraft.ops.attention import AttentionSpec, FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask
 from flashdraft.ops.recorded import Recorded
 
@@ -174,8 +177,12 @@ class GatheredRows:
         positions, kv_len = self.arrange(placed, [width] * len(placed))
         return positions, power_of_two(max(kv_len, _LEN_STEP))
 
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:
-        """Each token sees its own sequence up to itself."""
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
+        """See :class:`flashdraft.models.base.KVSource`: each token sees its own sequence, or its path, up to itself."""
+        mask = batch.tree.mask(batch.kv_len) if batch.tree else self._mask(batch.positions, batch.kv_len)
+        return dense_sources(self.layers, batch, mask, specs)
+
+    def _mask(self, positions: Tensor, kv_len: int) -> Mask:
         if positions.shape[1] == 1 and positions.is_cuda:
             return FirstKeys(positions[:, 0] + 1)
         if positions.numel() == 1 and not self.records:
@@ -274,22 +281,14 @@ class _RowsLayer:
         return self.k[:, :kv_len].transpose(1, 2), self.v[:, :kv_len].transpose(1, 2)
 
 
+@dataclass(frozen=True)
 class StagedAt:
     """A KVSource for a recording: new tokens go to ``slots`` [rows, num_tokens] of ``layers``, and see ``seen``."""
 
-    def __init__(self, layers: Sequence[_RowsLayer], slots: Tensor, seen: Mask) -> None:
-        self.layers = [_LayerAt(layer, slots) for layer in layers]
-        self.seen = seen
-
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the protocol's arguments
-        """As given."""
-        return self.seen
-
-
-@dataclass(frozen=True)
-class _LayerAt:
-    layer: _RowsLayer
+    layers: Sequence[_RowsLayer]
     slots: Tensor
+    seen: Mask
 
-    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        return self.layer.stage(k, v, self.slots, kv_len)
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
+        """See :class:`flashdraft.models.base.KVSource`."""
+        return dense_sources(self.layers, batch, self.seen, specs, self.slots)

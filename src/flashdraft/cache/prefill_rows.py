@@ -5,9 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.dense_source import dense_sources
 from flashdraft.cache.kv_cache import KVCache, LayerKV
 from flashdraft.cache.state_cache import LayerState
-from flashdraft.ops.attention import CAUSAL, Mask
+from flashdraft.ops.attention import CAUSAL, AttentionSpec
 
 
 class PrefillRows:
@@ -22,9 +24,9 @@ class PrefillRows:
         for state in self._states:
             state.use(rows)
 
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the cache's interface
-        """Causal: nothing was cached before."""
-        return CAUSAL
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
+        """See :class:`flashdraft.models.base.KVSource`. Causal: nothing was cached before."""
+        return dense_sources(self.layers, batch, CAUSAL, specs)
 
     def commit(self) -> None:
         """The prompts are true and their padding is not: a key behind a row's end is never seen, a state is."""

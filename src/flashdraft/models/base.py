@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.errors import CheckpointError
-from flashdraft.ops.attention import CAUSAL, Mask
+from flashdraft.ops.attention import CAUSAL, AttentionSpec, Mask, attention
+from flashdraft.ops.sliding import masks_by_window
 
 # model_type of config.json -> where its class is.
 ARCHITECTURES = {
@@ -34,10 +35,13 @@ FINAL_HIDDEN = -1
 
 
 class LayerSource(Protocol):
-    """Where one layer's new keys and values meet those of earlier tokens."""
+    """One layer's attention in one forward: where new keys and values go, and what its tokens see of them."""
 
-    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
-        """Take new keys and values [rows, kv_heads, num_tokens, head_dim], give all that may be attended to."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Take new keys and values [rows, kv_heads, num_tokens, head_dim] and let ``q`` attend, as its spec says.
+
+        ``q`` and what it finds: [rows, heads, num_tokens, head_dim].
+        """
         ...
 
 
@@ -45,34 +49,41 @@ class KVSource(Protocol):
     """What a forward attends to beyond its own tokens: a cache when serving, other things in training."""
 
     @property
-    def layers(self) -> Sequence[LayerSource]:
-        """One source for each layer."""
+    def layers(self) -> Sequence[Any]:
+        """What is kept of each layer."""
         ...
 
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:
-        """What tokens at ``positions`` [rows, num_tokens] may see."""
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> Sequence[LayerSource]:
+        """One source for each layer, for the tokens of ``batch``. ``specs``: the layers' own.
+
+        A layer without attention (gated delta) has its state there.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class _OwnLayer:
+    mask: Mask
+    spec: AttentionSpec
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, self.mask, self.spec)
 
 
 class OwnTokens:
     """Whole sequences that see only themselves; nothing is kept. ``mask`` may keep packed documents apart."""
 
-    def __init__(self, num_layers: int, mask: Mask = CAUSAL) -> None:
-        self.layers = [self] * num_layers
-        self.sequence_mask = mask
+    layers = ()
 
-    def mask(self, positions: Tensor, kv_len: int) -> Mask:  # noqa: ARG002 - the protocol's arguments
-        """Causal, or as given."""
-        return self.sequence_mask
+    def __init__(self, mask: Mask = CAUSAL) -> None:
+        self.mask = mask
 
-    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Give the tokens their own keys and values."""
-        return k, v
-
-
-def sight(batch: ForwardBatch, cache: KVSource) -> Mask:
-    """What the tokens of ``batch`` may see: of a tree their own path, else what ``cache`` says."""
-    return batch.tree.mask(batch.kv_len) if batch.tree else cache.mask(batch.positions, batch.kv_len)
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[LayerSource]:
+        """See :class:`KVSource`."""
+        num_tokens = batch.token_ids.shape[1]
+        places = torch.arange(num_tokens, device=batch.token_ids.device).expand_as(batch.token_ids)
+        masks = masks_by_window(self.mask, specs, places, num_tokens)
+        return [_OwnLayer(masks[spec.window], spec) for spec in specs]
 
 
 @dataclass(frozen=True)

@@ -6,83 +6,28 @@ head or brings a small head of its own. Target features enter as extra keys and 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config
 
+from flashdraft.cache.dense_source import block_sources
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import LayerSource
 from flashdraft.models.dflash_config import DFlashConfig
-from flashdraft.models.llama import split_heads
-from flashdraft.models.mlp import GatedMLP
+from flashdraft.models.llama import LlamaLayer
+from flashdraft.models.qwen3 import Qwen3Attention
 from flashdraft.native.decoder import NativeDrafter, stored_layers
-from flashdraft.ops.attention import LastKeys, Mask, attention
-from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
 from flashdraft.ops.norm import RMSNorm
-from flashdraft.ops.rope import Rotary, rotate
+from flashdraft.ops.rope import Rotary
 
 
-class DFlashAttention(nn.Module):
-    """Attention of the block on context and block (paper, section 3: K = [W_K H_t ; W_K H_d])."""
-
-    def __init__(self, config: DFlashConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        q_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-
-    def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys (normed, rotated) and values of ``x``, each [batch, kv_heads, num_tokens, head_dim]."""
-        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
-        return k, split_heads(self.v_proj(x), self.head_dim)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        positions: Tensor,
-        kv_len: int,
-        source: LayerSource,
-        mask: Mask,
-    ) -> Tensor:
-        """[batch, num_tokens, hidden_size] -> the same."""
-        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
-        k, v = source.stage(*self.keys_values(x, rope), positions, kv_len)
-        out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
-        return out
-
-
-class DFlashLayer(nn.Module):
-    """One Qwen3-style pre-norm layer of the drafter."""
+class DFlashLayer(LlamaLayer):
+    """One Qwen3 layer; its attention is on context and block (paper, section 3: K = [W_K H_t ; W_K H_d])."""
 
     def __init__(self, config: DFlashConfig) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DFlashAttention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        positions: Tensor,
-        kv_len: int,
-        source: LayerSource,
-        mask: Mask,
-    ) -> Tensor:
-        """[batch, num_tokens, hidden_size] -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, positions, kv_len, source, mask)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        super().__init__(config, Qwen3Attention)
 
 
 class DFlashModel(nn.Module):
@@ -135,38 +80,40 @@ class DFlashModel(nn.Module):
         rope = self.rotary(positions, fused.dtype)
         return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
 
-    def forward(
+    def forward(self, block: Tensor, positions: Tensor, sources: Sequence[LayerSource]) -> Tensor:
+        """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
+
+        Slot k of a block (k >= 1) predicts the token that stands AT its own position, [batch, num_tokens]. What it
+        sees of context and block is in ``sources``, one for each layer.
+        """
+        rope = self.rotary(positions, block.dtype)
+        x = block
+        for layer, source in zip(self._layers(), sources, strict=True):
+            x = layer(x, rope, source)
+        out: Tensor = self.norm(x)
+        return out
+
+    def served(
         self,
         block: Tensor,
         positions: Tensor,
         kv_len: int,
-        sources: Sequence[LayerSource],
-        mask: Mask | Sequence[Mask] = None,
+        layers: Sequence[Any],
         ends: Tensor | None = None,
+        is_recorded: bool = False,
     ) -> Tensor:
-        """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
+        """:meth:`forward` for one block a row behind what a cache's ``layers`` have, as each layer's rule says.
 
-        Slot k of a block (k >= 1) predicts the token that stands AT its own position. ``mask`` None: every slot
-        sees what its layer's rule says of context and block, as when served: of the first ``ends`` [batch] slots,
-        left out of all ``kv_len``. One mask for each layer where layers differ.
+        A row sees its first ``ends`` [batch] slots, left out of all ``kv_len``. ``is_recorded``: see block_sources.
         """
-        stored = stored_layers(sources)
-        if self.native and stored and mask is None and self.reads_pages:
+        stored = stored_layers(layers)
+        if self.native and stored and self.reads_pages:
             return self.native.forward(
                 block, positions, kv_len, stored, windows=self._windows, ends=ends, is_causal=False
             )[0]
-        if mask is None:
-            masks = self._cut(self.served_masks(positions, kv_len, ends), positions)
-        elif isinstance(mask, Sequence):
-            masks = list(mask)
-        else:
-            assert all(rule.is_plain for rule in self.config.rules), "give one mask for each layer"
-            masks = [mask] * self.config.num_hidden_layers
-        rope = self.rotary(positions, block.dtype)
-        x = block
-        for layer, source, its_mask in zip(self._layers(), sources, masks, strict=True):
-            x = layer(x, rope, positions, kv_len, source, its_mask)
-        out: Tensor = self.norm(x)
+        out: Tensor = self(
+            block, positions, block_sources(layers, self.config.rules, positions, kv_len, ends, is_recorded)
+        )
         return out
 
     def draft(
@@ -174,7 +121,7 @@ class DFlashModel(nn.Module):
         block: Tensor,
         positions: Tensor,
         kv_len: int,
-        sources: Sequence[LayerSource],
+        layers: Sequence[Any],
         ends: Tensor | None,
         count: int,
     ) -> tuple[Tensor, Tensor] | None:
@@ -183,7 +130,7 @@ class DFlashModel(nn.Module):
         For the slots of blocks behind their anchors, which see what they see when served, best first; None where
         the C++ part does not do it in one call.
         """
-        stored = stored_layers(sources)
+        stored = stored_layers(layers)
         if not (self.native and stored and self.reads_pages):
             return None
         if self._tokens is None and self.config.draft_vocab_size is not None:
@@ -193,32 +140,6 @@ class DFlashModel(nn.Module):
     @property
     def _windows(self) -> list[int]:
         return [rule.window or 0 for rule in self.config.rules]
-
-    def served_masks(self, positions: Tensor, kv_len: int, ends: Tensor | None = None) -> list[Tensor | None]:
-        """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots.
-
-        Made without asking the device for a value, so that a recording may make them.
-        """
-        rules = self.config.rules
-        made: dict[BlockRule, Tensor | None] = {
-            rule: None if rule.is_plain else ServedBlockMask(positions, kv_len, rule).dense()
-            for rule in set(rules)
-        }
-        if ends is not None:
-            visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
-            own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
-            made = {rule: own if mask is None else own & mask for rule, mask in made.items()}
-        return [made[rule] for rule in rules]
-
-    def _cut(self, masks: list[Tensor | None], positions: Tensor) -> list[Mask]:
-        """``masks`` over the keys within the window of some row, and no others."""
-        windows = [rule.window for rule in self.config.rules]
-        nearest = int(positions[:, 0].min()) if any(windows) else 0
-        cut: list[Mask] = list(masks)
-        for i, (mask, window) in enumerate(zip(masks, windows, strict=True)):
-            if window is not None and mask is not None and (first := nearest - window) > 0:
-                cut[i] = LastKeys(mask[..., first:], first)
-        return cut
 
     def head_rows(self, head: Tensor) -> Tensor:
         """What it drafts through, [num_rows, hidden_size]: a head of its own, or rows of the target's ``head`` or all.

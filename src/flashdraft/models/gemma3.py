@@ -15,28 +15,14 @@ from transformers import LlamaConfig
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.errors import CheckpointError
-from flashdraft.models.base import KVSource, LayerSource, TargetOutput, sight
+from flashdraft.models.base import KVSource, LayerSource, TargetOutput
 from flashdraft.models.llama import LlamaAttention, LlamaModel
 from flashdraft.models.mlp import GatedMLP
-from flashdraft.ops.attention import Mask
+from flashdraft.ops.attention import AttentionSpec
 from flashdraft.ops.norm import ZeroCenteredRMSNorm
 from flashdraft.ops.rope import Rotary
-from flashdraft.ops.sliding import sliding
 
 SLIDING = "sliding_attention"
-
-
-class _QueryNorm(ZeroCenteredRMSNorm):
-    """The norm of queries, which are scaled by their own size in place of the head's."""
-
-    def __init__(self, head_dim: int, eps: float, scalar: float) -> None:
-        super().__init__(head_dim, eps)
-        self.factor = (head_dim / scalar) ** 0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise and scale the last dimension of ``x``."""
-        out: Tensor = super().forward(x) * self.factor
-        return out
 
 
 class Gemma3Attention(LlamaAttention):
@@ -44,7 +30,7 @@ class Gemma3Attention(LlamaAttention):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.q_norm = _QueryNorm(config.head_dim, config.rms_norm_eps, config.query_pre_attn_scalar)
+        self.q_norm = ZeroCenteredRMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCenteredRMSNorm(config.head_dim, config.rms_norm_eps)
 
 
@@ -62,13 +48,9 @@ class Gemma3Layer(nn.Module):
         self.pre_feedforward_layernorm = ZeroCenteredRMSNorm(size, eps)
         self.post_feedforward_layernorm = ZeroCenteredRMSNorm(size, eps)
 
-    def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same."""
-        x = x + self.post_attention_layernorm(
-            self.self_attn(self.input_layernorm(x), batch, rope, mask, source)
-        )
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rope, source))
         mixed = self.mlp(self.pre_feedforward_layernorm(x))
         out: Tensor = x + self.post_feedforward_layernorm(mixed)
         return out
@@ -110,6 +92,12 @@ class Gemma3Model(LlamaModel):
         """One for sliding layers, one for full ones."""
         return {kind: _rotary(config, kind) for kind in sorted(set(config.layer_types))}
 
+    def specs_of(self, config: Any) -> list[AttentionSpec]:
+        """Sliding layers have a window; scores are scaled by a number of the config's own."""
+        scale = config.query_pre_attn_scalar**-0.5
+        windows = [config.sliding_window if kind == SLIDING else None for kind in config.layer_types]
+        return [AttentionSpec(window, scale) for window in windows]
+
     def forward(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
@@ -119,18 +107,11 @@ class Gemma3Model(LlamaModel):
             self.config.hidden_size**0.5, dtype=x.dtype
         )  # rounded to the type, as in training
         ropes = {kind: rotary(batch.positions, x.dtype) for kind, rotary in self.rotary.items()}
-        mask = sight(batch, cache)
-        # Slots of a cache are positions; whole texts without a cache lie as they stand in their rows.
-        num_tokens = batch.token_ids.shape[1]
-        in_row = torch.arange(num_tokens, device=x.device).expand_as(batch.positions)
-        own, kv_len = (batch.positions, batch.kv_len) if batch.kv_len else (in_row, num_tokens)
-        keys = batch.tree.key_positions(own, kv_len) if batch.tree else None
-        window = sliding(mask, self.config.sliding_window, own, kv_len, keys)
+        sources = cache.open(batch, self.specs)
         features: dict[int, Tensor] = {}
         kinds = self.config.layer_types
-        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):
-            kind = kinds[layer_idx]
-            x = layer(x, batch, ropes[kind], window if kind == SLIDING else mask, source)
+        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, sources, strict=True)):
+            x = layer(x, ropes[kinds[layer_idx]], source)
             if layer_idx in feature_layers:
                 features[layer_idx] = x
         return TargetOutput.of(self.model.norm(x), features, feature_layers)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
-from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput, sight
+from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
 from flashdraft.models.mlp import SparseMLP, feed_forward
 from flashdraft.native.decoder import NativeTarget, StoredLayer, stored_layers, torch_on_one_thread
-from flashdraft.ops.attention import Mask, attention
+from flashdraft.ops.attention import FULL_ATTENTION, AttentionSpec
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
 
@@ -44,13 +44,11 @@ class LlamaAttention(nn.Module):
         k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
         return k, split_heads(self.v_proj(x), self.head_dim)
 
-    def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
-    ) -> Tensor:
-        """Attention output [batch, num_tokens, hidden_size]; keys and values go through ``source``."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same; what ``x`` attends to is the source's affair."""
         q = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)), *rope)
-        k, v = source.stage(*self.keys_values(x, rope), batch.slots, batch.kv_len)
-        out: Tensor = self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        found = source.attend(q, *self.keys_values(x, rope))
+        out: Tensor = self.o_proj(found.transpose(1, 2).flatten(2))
         return out
 
 
@@ -64,11 +62,9 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = feed_forward(config, layer_idx)
 
-    def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), batch, rope, mask, source)
+        x = x + self.self_attn(self.input_layernorm(x), rope, source)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -100,6 +96,7 @@ class LlamaModel(TargetModel):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = self.rotary_of(config)
+        self.specs = self.specs_of(config)
         # Experts are chosen on the host.
         self.is_recordable = type(self).forward is LlamaModel.forward and not any(
             isinstance(module, SparseMLP) for module in self.modules()
@@ -114,6 +111,10 @@ class LlamaModel(TargetModel):
         """Rotary positions; models that rotate layer types differently have one for each."""
         return Rotary(config)
 
+    def specs_of(self, config: Any) -> list[AttentionSpec]:
+        """What each layer's attention is."""
+        return [FULL_ATTENTION] * int(config.num_hidden_layers)
+
     def forward(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
@@ -122,10 +123,10 @@ class LlamaModel(TargetModel):
             return self._in_one_call(self.native, batch, stored, feature_layers)
         x = self.embed(batch.token_ids)
         rope = self.rotary(batch.positions, x.dtype)
-        mask = sight(batch, cache)
+        sources = cache.open(batch, self.specs)
         features: dict[int, Tensor] = {}
-        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, cache.layers, strict=True)):
-            x = layer(x, batch, rope, mask, source)
+        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, sources, strict=True)):
+            x = layer(x, rope, source)
             if layer_idx in feature_layers:
                 features[layer_idx] = x
         return TargetOutput.of(self.model.norm(x), features, feature_layers)

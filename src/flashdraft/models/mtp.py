@@ -14,14 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import FINAL_HIDDEN, LayerSource
 from flashdraft.models.llama import LlamaAttention, LlamaLayer
 from flashdraft.models.qwen3 import Qwen3Attention
 from flashdraft.models.qwen3_5 import Qwen3_5Layer
-from flashdraft.ops.attention import Mask
 from flashdraft.ops.rope import Rotary
 
 Layer = LlamaLayer | Qwen3_5Layer
@@ -102,9 +100,7 @@ class MTPModel(nn.Module):
         embeddings: Tensor,
         hidden: Tensor,
         positions: Tensor,
-        kv_len: int,
         source: LayerSource,
-        mask: Mask,
     ) -> Tensor:
         """Final hidden states: that of the token at position i predicts the one at i + 1.
 
@@ -112,8 +108,7 @@ class MTPModel(nn.Module):
         them. Returns [batch, num_tokens, hidden_size], for the target's head and as the next token's ``hidden``.
         """
         x = self._joined(embeddings, hidden)
-        batch = ForwardBatch(positions, positions, kv_len)  # a layer asks for no token ids
-        out: Tensor = self.norm(self._layer()(x, batch, self.rotary(positions, x.dtype), mask, source))
+        out: Tensor = self.norm(self._layer()(x, self.rotary(positions, x.dtype), source))
         return out
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:

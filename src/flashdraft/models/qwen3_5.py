@@ -20,7 +20,7 @@ from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
 from flashdraft.models.llama import split_heads
 from flashdraft.models.mlp import feed_forward
-from flashdraft.ops.attention import Mask, attention
+from flashdraft.ops.attention import FULL_ATTENTION
 from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, unit_length
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -51,14 +51,11 @@ class GatedAttention(nn.Module):
         k = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)), *rope)
         return k, split_heads(self.v_proj(x), self.head_dim)
 
-    def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
-    ) -> Tensor:
-        """[batch, num_tokens, hidden_size] -> the same; keys and values go through ``source``."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same; what ``x`` attends to is the source's affair."""
         q, gate = split_heads(self.q_proj(x), 2 * self.head_dim).chunk(2, dim=-1)
         q = rotate(self.q_norm(q), *rope)
-        k, v = source.stage(*self.keys_values(x, rope), batch.positions, batch.kv_len)
-        mixed = attention(q, k, v, mask) * gate.sigmoid()
+        mixed = source.attend(q, *self.keys_values(x, rope)) * gate.sigmoid()
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -84,12 +81,12 @@ class GatedDeltaNet(nn.Module):
         self.in_proj_a = nn.Linear(hidden_size, self.heads, bias=False)
         self.out_proj = nn.Linear(self.sizes[2], hidden_size, bias=False)
 
-    def forward(self, x: Tensor, batch: ForwardBatch, source: LayerState | LayerSource) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, source: LayerState | LayerSource) -> Tensor:
         """[batch, num_tokens, hidden_size] -> the same; whole texts where ``source`` holds no state."""
         state = source if isinstance(source, LayerState) else self.new_state(len(x))
         weight = self.conv1d.weight.squeeze(1)
-        mixed = F.silu(state.stage_conv(self.in_proj_qkv(x), weight, batch.positions))
-        out = state.stage_delta(self._inputs(x, mixed, batch.positions)).to(x.dtype)
+        mixed = F.silu(state.stage_conv(self.in_proj_qkv(x), weight, positions))
+        out = state.stage_delta(self._inputs(x, mixed, positions)).to(x.dtype)
         gate = F.silu(self.in_proj_z(x).view(out.shape).float())
         gated = (self.norm(out) * gate).to(x.dtype)
         projected: Tensor = self.out_proj(gated.flatten(2))
@@ -126,14 +123,14 @@ class Qwen3_5Layer(nn.Module):  # noqa: N801 - the name of the model
         self.post_attention_layernorm = ZeroCenteredRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, batch: ForwardBatch, rope: tuple[Tensor, Tensor], mask: Mask, source: LayerSource
+        self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource, positions: Tensor | None = None
     ) -> Tensor:
-        """[batch, num_tokens, hidden_size] -> the same."""
+        """[batch, num_tokens, hidden_size] -> the same; a linear layer asks for its tokens' ``positions``."""
         normed = self.input_layernorm(x)
         if self.is_linear:
-            x = x + self.linear_attn(normed, batch, source)
+            x = x + self.linear_attn(normed, positions, source)
         else:
-            x = x + self.self_attn(normed, batch, rope, mask, source)
+            x = x + self.self_attn(normed, rope, source)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -165,6 +162,7 @@ class Qwen3_5Model(TargetModel):  # noqa: N801
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         self.rotary = Rotary(self.config)
+        self.specs = [FULL_ATTENTION] * self.config.num_hidden_layers
 
     @property
     def decoder(self) -> Qwen3_5Decoder:
@@ -179,10 +177,10 @@ class Qwen3_5Model(TargetModel):  # noqa: N801
         """See :meth:`TargetModel.forward`."""
         x = self.embed(batch.token_ids)
         rope = self.rotary(batch.positions, x.dtype)
-        mask = cache.mask(batch.positions, batch.kv_len)
+        sources = cache.open(batch, self.specs)
         features: dict[int, Tensor] = {}
-        for layer_idx, (layer, source) in enumerate(zip(self.decoder.layers, cache.layers, strict=True)):
-            x = layer(x, batch, rope, mask, source)
+        for layer_idx, (layer, source) in enumerate(zip(self.decoder.layers, sources, strict=True)):
+            x = layer(x, rope, source, batch.positions)
             if layer_idx in feature_layers:
                 features[layer_idx] = x
         return TargetOutput.of(self.decoder.norm(x), features, feature_layers)

@@ -63,36 +63,60 @@ class Parts:
 Mask = Tensor | BlockMask | Causal | FirstKeys | LastKeys | Parts | None
 
 
-def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention written out, in float32; shapes as in :func:`attention`."""
+@dataclass(frozen=True, eq=False)
+class AttentionSpec:
+    """What one layer's attention is beside its mask. Made with the layer, the same in every forward."""
+
+    window: int | None = None  # how many tokens a token sees, itself included; None: all before it
+    scale: float | None = None  # of the scores; None: head_dim ** -0.5
+    softcap: float | None = None  # scores become softcap * tanh(scores / softcap) (Gemma 2)
+    sinks: Tensor | None = (
+        None  # [heads]: one more score a head, which takes weight and gives nothing (gpt-oss)
+    )
+
+
+FULL_ATTENTION = AttentionSpec()
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec = FULL_ATTENTION
+) -> Tensor:
+    """Softmax attention written out, in float32; shapes as in :func:`attention`. ``mask`` knows the window."""
     repeats = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(repeats, dim=1).float() for x in (k, v))
-    scores = q.float() @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    scores = q.float() @ k.transpose(-1, -2) * (spec.scale or q.shape[-1] ** -0.5)
+    if spec.softcap is not None:
+        scores = spec.softcap * (scores / spec.softcap).tanh()
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
-    weighted: Tensor = scores.softmax(-1) @ v
+    if spec.sinks is not None:
+        sinks = spec.sinks.float().view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    weighted: Tensor = scores.softmax(-1)[..., : k.shape[2]] @ v
     return weighted.to(q.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, spec: AttentionSpec = FULL_ATTENTION) -> Tensor:
     """Attention of ``q`` [batch, heads, num_tokens, head_dim] on ``k``, ``v`` [batch, kv_heads, kv_len, head_dim].
 
     ``mask``: bool [batch or 1, num_tokens, kv_len] (True = may see), a flex BlockMask (training on CUDA),
-    CAUSAL, FirstKeys (one token a row), LastKeys, Parts (training on CPUs), or None (all see all). Returns
-    [batch, heads, num_tokens, head_dim].
+    CAUSAL, FirstKeys (one token a row), LastKeys, Parts (training on CPUs), or None (all see all); it has the
+    spec's window in it. Returns [batch, heads, num_tokens, head_dim].
     """
+    if spec.softcap is not None or spec.sinks is not None:
+        return attention_reference(q, k, v, dense_mask(mask, q.shape[2], k.shape[2]), spec)
     if isinstance(mask, BlockMask):
         # Within a compiled layer it is part of that graph; alone it has to be compiled to be fast.
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-        out: Tensor = flex(q, k, v, block_mask=mask, enable_gqa=True)
+        out: Tensor = flex(q, k, v, block_mask=mask, scale=spec.scale, enable_gqa=True)
         return out
     if isinstance(mask, Causal):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
     if isinstance(mask, Parts):
-        return _by_parts(q, k, v, mask)
+        return _by_parts(q, k, v, mask, spec)
     if isinstance(mask, FirstKeys):
         head_dim = q.shape[-1]
-        if q.is_cuda and head_dim >= 16 and head_dim & (head_dim - 1) == 0:
+        if spec.scale is None and q.is_cuda and head_dim >= 16 and head_dim & (head_dim - 1) == 0:
             from flashdraft.ops.triton.decode_attention import decode_attention
 
             return decode_attention(q, k, v, mask.lengths)
@@ -105,16 +129,30 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     folded = q.reshape(batch, k.shape[1], groups * num_tokens, head_dim)
     if mask is not None:
         mask = mask.unsqueeze(1).repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask)
+    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=spec.scale)
     return out.reshape(batch, heads, num_tokens, head_dim)
 
 
-def _by_parts(q: Tensor, k: Tensor, v: Tensor, mask: Parts) -> Tensor:
+def dense_mask(mask: Mask, num_tokens: int, kv_len: int) -> Tensor | None:
+    """``mask`` as bool [rows, num_tokens, kv_len]; None: all see all."""
+    if isinstance(mask, Causal):
+        return torch.ones(1, num_tokens, kv_len, dtype=torch.bool).tril()
+    if isinstance(mask, FirstKeys):
+        return mask.dense(kv_len)
+    if isinstance(mask, LastKeys):
+        return mask.dense()
+    assert mask is None or isinstance(mask, Tensor), (
+        f"{type(mask).__name__} is for training without sinks and caps"
+    )
+    return mask
+
+
+def _by_parts(q: Tensor, k: Tensor, v: Tensor, mask: Parts, spec: AttentionSpec) -> Tensor:
     rows: list[list[Tensor]] = [[] for _ in range(len(q))]
     for part in mask.parts:
         row = slice(part.row, part.row + 1)
         its_k, its_v = (torch.cat([x[row, :, keys] for keys in part.keys], dim=2) for x in (k, v))
-        rows[part.row].append(attention(q[row, :, part.queries], its_k, its_v, part.mask))
+        rows[part.row].append(attention(q[row, :, part.queries], its_k, its_v, part.mask, spec))
     return torch.cat([torch.cat(outs, dim=2) for outs in rows])
 
 

@@ -1,10 +1,22 @@
 """A causal mask of any form, cut to a sliding window: a token sees the last ``window`` tokens, itself included."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from flashdraft.ops.attention import Causal, FirstKeys, LastKeys, Mask, Parts
+from flashdraft.ops.attention import AttentionSpec, Causal, FirstKeys, LastKeys, Mask, Parts
+
+
+def masks_by_window(
+    mask: Mask, specs: Sequence[AttentionSpec], own: Tensor, kv_len: int, keys: Tensor | None = None
+) -> dict[int | None, Mask]:
+    """``mask`` as layers of each spec's window have it; the rest as in :func:`sliding`."""
+    windows = {spec.window for spec in specs}
+    return {
+        window: mask if window is None else sliding(mask, window, own, kv_len, keys) for window in windows
+    }
 
 
 def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | None = None) -> Mask:

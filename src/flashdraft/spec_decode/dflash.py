@@ -4,6 +4,7 @@ One request (DFlashState) or many at once (DFlashBatch): the same two functions 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,9 @@ from flashdraft.cache.paged_kv_cache import (
     slots_of,
 )
 from flashdraft.cache.paged_rows import PagedRows, new_rows
-from flashdraft.models.base import LayerSource, TargetModel
+from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
-from flashdraft.ops.attention import Mask
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest, num_ranks
 
 
@@ -42,16 +42,16 @@ class DFlashDrafter:
         blocks: Tensor,
         positions: Tensor,
         kv_len: int,
-        sources: Sequence[LayerSource],
+        layers: Sequence[Any],
         ends: Tensor | None = None,
-        masks: Sequence[Mask] | None = None,
+        is_recorded: bool = False,
     ) -> Tensor:
         """Final hidden states [rows, num_tokens - 1, hidden_size] behind the anchors of ``blocks`` [rows, num_tokens].
 
         ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
-        all ``kv_len``. ``masks``: of each layer, if they are made already.
+        all ``kv_len``.
         """
-        hidden: Tensor = self.model(self.target.embed(blocks), positions, kv_len, sources, masks, ends)
+        hidden = self.model.served(self.target.embed(blocks), positions, kv_len, layers, ends, is_recorded)
         return hidden[:, 1:]
 
     def blocks(self, anchors: Sequence[int], num_tokens: int) -> Tensor:
@@ -64,15 +64,15 @@ class DFlashDrafter:
         blocks: Tensor,
         positions: Tensor,
         kv_len: int,
-        sources: Sequence[LayerSource],
+        layers: Sequence[Any],
         ends: Tensor | None = None,
         count: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """:func:`likeliest_tokens` of every slot of :meth:`hidden`, [rows, num_tokens - 1, count]."""
-        found = self.model.draft(self.target.embed(blocks), positions, kv_len, sources, ends, count)
+        found = self.model.draft(self.target.embed(blocks), positions, kv_len, layers, ends, count)
         if found is not None:
             return found
-        hidden = self.hidden(blocks, positions, kv_len, sources, ends)
+        hidden = self.hidden(blocks, positions, kv_len, layers, ends)
         return likeliest_tokens(self.model, self.target, hidden, count)
 
 
@@ -238,8 +238,7 @@ class DFlashBatch:
         drafter, layers = self.drafter, self.rows.layers
 
         def work(blocks: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            masks = drafter.model.served_masks(positions, kv_len, ends)
-            hidden = drafter.hidden(blocks, positions, kv_len, layers, ends, masks)
+            hidden = drafter.hidden(blocks, positions, kv_len, layers, ends, is_recorded=True)
             return hidden, likeliest_tokens(drafter.model, drafter.target, hidden, 1)
 
         return self.rows.recorded((*positions.shape, kv_len), work, (blocks, positions, ends))

@@ -11,8 +11,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from flashdraft.cache.dense_source import DenseLayer, DenseSource
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, row_positions
-from flashdraft.models.base import LayerSource, TargetModel
+from flashdraft.models.base import TargetModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.block_mask import CachedMask
 from flashdraft.spec_decode.dflash import chains_of, likeliest_tokens
@@ -42,7 +43,7 @@ class MTPDrafter:
         return self.model.context(self.target.embed(tokens), hidden, positions)
 
     def draft(
-        self, anchors: Tensor, hidden: Tensor, positions: Tensor, kv_len: int, source: LayerSource
+        self, anchors: Tensor, hidden: Tensor, positions: Tensor, kv_len: int, layer: DenseLayer
     ) -> tuple[Tensor, Tensor]:
         """Draft greedily behind each of ``anchors`` [rows] as many tokens as ``positions`` [rows, num_draft] has.
 
@@ -55,7 +56,8 @@ class MTPDrafter:
             own, seen = positions[:, step : step + 1], kv_len - num_draft + step + 1
             mask = CachedMask(own, seen).dense()
             mask[:, :, 0] = False
-            state = self.model(self.target.embed(tokens), state, own, seen, source, mask)
+            source = DenseSource(layer, own, seen, mask)
+            state = self.model(self.target.embed(tokens), state, own, source)
             tokens, sure = (one.squeeze(-1) for one in likeliest_tokens(self.model, self.target, state, 1))
             drafted.append(tokens)
             log_probs.append(sure)
@@ -90,8 +92,8 @@ class MTPState:
         start = self.cache.lengths[0]
         end = start + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        anchors, source = torch.tensor([anchor], device=positions.device), self.cache.layers[0]
-        drafted, _ = self.drafter.draft(anchors, self.last_hidden, positions, end, source)
+        anchors, [layer] = torch.tensor([anchor], device=positions.device), self.cache.layers
+        drafted, _ = self.drafter.draft(anchors, self.last_hidden, positions, end, layer)
         chain: list[int] = drafted[0].tolist()
         return chain
 

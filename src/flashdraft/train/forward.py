@@ -1,6 +1,7 @@
 """The drafter's forward on packed rows: what serving does block by block, for many blocks at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import OwnTokens, TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.ops.attention import Mask, attention
 from flashdraft.ops.block_mask import BlockContextMask, ChainMask, DocumentMask, fast_mask
 from flashdraft.train.anchors import Blocks
 
@@ -20,20 +22,20 @@ LayerEntries = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
 
 class ContextKV:
-    """Keys and values of the row's tokens; a layer's blocks are put behind them."""
+    """A layer's source: keys and values of the row's tokens, and blocks behind them that see ``mask``."""
 
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
+    def __init__(self, k: Tensor, v: Tensor, mask: Mask) -> None:
+        self.k, self.v, self.mask = k, v, mask
 
-    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """[context | blocks] along the tokens."""
-        return torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """On [context | blocks] along the tokens."""
+        return attention(q, torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2), self.mask)
 
 
 @torch.no_grad()
 def target_features(target: TargetModel, rows: PackedRows, layers: Sequence[int]) -> Tensor:
     """Features [num_rows, seq_len, len(layers) * hidden_size] of packed documents that do not see each other."""
-    own = OwnTokens(target.config.num_hidden_layers, fast_mask(DocumentMask(rows.doc_start), target.device))
+    own = OwnTokens(fast_mask(DocumentMask(rows.doc_start), target.device))
     # By __call__, which gathers the layers of a target in parts.
     features: Tensor | None = target(ForwardBatch(rows.token_ids, _positions(rows), 0), own, layers).features
     assert features is not None
@@ -70,11 +72,23 @@ class ChainKV:
         self.slots = mask.seq_len + slots  # of the next step's entries
         self.stride = mask.stride
 
-    def stage(self, k: Tensor, v: Tensor, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def stage(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put one step's entries into their slots; all that has been and room for what will be."""
         self.k, self.v = self.k.index_copy(2, self.slots, k), self.v.index_copy(2, self.slots, v)
         self.slots = self.slots + self.stride
         return self.k, self.v
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One step's source: it stages in ``entries`` and sees ``mask`` of them."""
+
+    entries: ChainKV
+    mask: Mask
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See :class:`flashdraft.models.base.LayerSource`."""
+        return attention(q, *self.entries.stage(k, v), self.mask)
 
 
 def context_entries(
@@ -125,14 +139,15 @@ def mtp_hidden(
         ChainMask(blocks.anchors, blocks.doc_start, rows.token_ids.shape[1], block_size - 1, step)
         for step in range(block_size - 1)
     ]
-    source = ChainKV(k, v, masks[0])
+    entries = ChainKV(k, v, masks[0])
     embeddings = target.embed(blocks.labels[:, :, :-1])
     at = blocks.anchors.unsqueeze(-1).expand(-1, -1, features.shape[-1])
     hidden = features.roll(1, dims=1).gather(1, at)  # [num_rows, num_blocks, hidden_size]
     slots = [torch.zeros_like(hidden)]
     for step, mask in enumerate(masks):
         positions = blocks.anchors - blocks.doc_start + step
-        hidden = drafter(embeddings[:, :, step], hidden, positions, 0, source, fast_mask(mask, target.device))
+        source = ChainStep(entries, fast_mask(mask, target.device))
+        hidden = drafter(embeddings[:, :, step], hidden, positions, source)
         slots.append(hidden)
     return torch.stack(slots, dim=2)
 
@@ -154,9 +169,8 @@ def dflash_hidden(
         )
         for rule in set(rules)
     }
-    masks = [made[rule] for rule in rules]
-    sources = [ContextKV(k, v) for k, v in context]
-    hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, 0, sources, masks)
+    sources = [ContextKV(k, v, made[rule]) for (k, v), rule in zip(context, rules, strict=True)]
+    hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, sources)
     return hidden.view(num_rows, num_blocks, block_size, -1)
 
 

@@ -1,0 +1,109 @@
+"""Attention on keys and values that lie in one piece, a row for each sequence: a layer's source for one forward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.ops.attention import FULL_ATTENTION, AttentionSpec, LastKeys, Mask, attention
+from flashdraft.ops.block_mask import BlockRule, ServedBlockMask
+from flashdraft.ops.sliding import masks_by_window
+
+
+class DenseLayer(Protocol):
+    """One layer's keys and values, a row for each sequence."""
+
+    def stage(self, k: Tensor, v: Tensor, slots: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Take new keys and values [rows, kv_heads, num_tokens, head_dim] into ``slots`` [rows, num_tokens].
+
+        Gives those of the first ``kv_len`` slots, [rows, kv_heads, kv_len, head_dim].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DenseSource:
+    """A LayerSource: stages in ``layer`` and attends on what that gives."""
+
+    layer: DenseLayer
+    slots: Tensor  # [rows, num_tokens], of the new tokens
+    kv_len: int
+    mask: Mask
+    spec: AttentionSpec = FULL_ATTENTION
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See :class:`flashdraft.models.base.LayerSource`."""
+        keys, values = self.layer.stage(k, v, self.slots, self.kv_len)
+        return attention(q, keys, values, self.mask, self.spec)
+
+
+def dense_sources(
+    layers: Sequence[DenseLayer],
+    batch: ForwardBatch,
+    mask: Mask,
+    specs: Sequence[AttentionSpec],
+    slots: Tensor | None = None,
+) -> list[Any]:
+    """A source for each of ``layers``, for the tokens of ``batch``, which see ``mask`` within their layers' windows.
+
+    ``slots``: where the tokens go; left out: where the batch says. What is no DenseLayer (a state) is handed on.
+    """
+    keys = batch.tree.key_positions(batch.positions, batch.kv_len) if batch.tree else None
+    masks = masks_by_window(mask, specs, batch.positions, batch.kv_len, keys)
+    slots = batch.slots if slots is None else slots
+    return [
+        DenseSource(layer, slots, batch.kv_len, masks[spec.window], spec)
+        if hasattr(layer, "stage")
+        else layer
+        for layer, spec in zip(layers, specs, strict=True)
+    ]
+
+
+def block_sources(
+    layers: Sequence[DenseLayer],
+    rules: Sequence[BlockRule],
+    positions: Tensor,
+    kv_len: int,
+    ends: Tensor | None = None,
+    is_recorded: bool = False,
+) -> list[DenseSource]:
+    """A source for each layer of a drafter, for one block a row at ``positions`` [rows, num_tokens].
+
+    A row sees its first ``ends`` [rows] slots, left out of all ``kv_len``. Keys behind every row's window are not
+    read, unless it ``is_recorded``: that asks the device for a value.
+    """
+    masks: Sequence[Mask] = block_masks(rules, positions, kv_len, ends)
+    if not is_recorded:
+        masks = _within_windows(masks, rules, positions)
+    return [DenseSource(layer, positions, kv_len, mask) for layer, mask in zip(layers, masks, strict=True)]
+
+
+def block_masks(
+    rules: Sequence[BlockRule], positions: Tensor, kv_len: int, ends: Tensor | None = None
+) -> list[Tensor | None]:
+    """Each layer's mask for one block a row at ``positions``; None where it sees all of ``kv_len`` slots.
+
+    Made without asking the device for a value, so that a recording may make them.
+    """
+    made: dict[BlockRule, Tensor | None] = {
+        rule: None if rule.is_plain else ServedBlockMask(positions, kv_len, rule).dense()
+        for rule in set(rules)
+    }
+    if ends is not None:
+        visible = torch.arange(kv_len, device=positions.device) < ends[:, None, None]
+        own = visible.expand(-1, positions.shape[1], -1)  # [rows, num_tokens, kv_len]
+        made = {rule: own if mask is None else own & mask for rule, mask in made.items()}
+    return [made[rule] for rule in rules]
+
+
+def _within_windows(masks: Sequence[Mask], rules: Sequence[BlockRule], positions: Tensor) -> list[Mask]:
+    """``masks`` over the keys within the window of some row, and no others."""
+    nearest = int(positions[:, 0].min()) if any(rule.window for rule in rules) else 0
+    cut = list(masks)
+    for i, (mask, rule) in enumerate(zip(masks, rules, strict=True)):
+        if rule.window is not None and isinstance(mask, Tensor) and (first := nearest - rule.window) > 0:
+            cut[i] = LastKeys(mask[..., first:], first)
+    return cut
