@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from command_line import run_command
+from flashdraft.data.prompts import Prompt
 from flashdraft.doctor.costs import CONCURRENCIES, judge_costs
 from flashdraft.doctor.examine import Examination, compare_served, prompt_readings
 from flashdraft.doctor.served import parse_metrics, read_served
@@ -121,21 +122,22 @@ def test_a_server_that_accepts_less_is_a_fault():
 
 def test_prompts_told_otherwise():
     tokenizer = byte_tokenizer()
-    served, others = prompt_readings(tokenizer, ["hello"])
+    asked = [Prompt("a", "a", ({"role": "user", "content": "hello"},))]
+    served, others = prompt_readings(tokenizer, asked)
     assert others == {"no chat template": [tokenizer.encode("hello")]}
     assert served != others["no chat template"]
     thinking = (
         "{% if enable_thinking is not defined or enable_thinking %}T{% endif %}{{ messages[0].content }}"
     )
     tokenizer.chat_template = thinking
-    served, others = prompt_readings(tokenizer, ["hello"])
+    served, others = prompt_readings(tokenizer, asked)
     assert list(others) == ["no chat template", "enable_thinking false"]
-    trained = prompt_readings(tokenizer, ["hello"], {"enable_thinking": False})[1]
+    trained = prompt_readings(tokenizer, asked, {"enable_thinking": False})[1]
     as_trained = 'as its config.json says, {"enable_thinking": false}'
     assert trained[as_trained] == others["enable_thinking false"]
-    assert as_trained not in prompt_readings(tokenizer, ["hello"], {"enable_thinking": True})[1]
+    assert as_trained not in prompt_readings(tokenizer, asked, {"enable_thinking": True})[1]
     tokenizer.chat_template = None
-    assert prompt_readings(tokenizer, ["hello"]) == ([tokenizer.encode("hello")], {})
+    assert prompt_readings(tokenizer, asked) == ([tokenizer.encode("hello")], {})
 
 
 def test_the_command_measures_and_compares(tmp_path, capsys, serving):
