@@ -53,7 +53,7 @@ gguf() { # FOLDER FILE OPTION...: what is said of it is shown where it failed
 
 pair() {
   rm -rf "$PEERS/pair"
-  "$FLASHDRAFT/flashdraft" convert --target embedded --to hf --dtype float32 --out "$PEERS/pair/target"
+  "$FLASHDRAFT/flashdraft" convert --model embedded --to hf --dtype float32 --out "$PEERS/pair/target"
   gguf "$PEERS/pair/target" "$PEERS/pair/target-bf16.gguf"
 }
 

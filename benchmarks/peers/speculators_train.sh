@@ -16,7 +16,7 @@ $here/setup.sh speculators
 
 $ours train --prompts "$prompts" --temperature 0 --max-new-tokens 256 --answers-only \
   --dtype bfloat16 --out "$work"
-[ -e "$work/target" ] || $ours convert --target embedded --to hf --dtype float32 --out "$work/target"
+[ -e "$work/target" ] || $ours convert --model embedded --to hf --dtype float32 --out "$work/target"
 [ -e "$work/arrow/dataset_info.json" ] || {
   .venv/bin/python $here/speculators_train.py data --answers "$work/answers" --out "$work"
   "$PEERS/speculators/bin/python" $here/speculators_cpu.py dataset "$work"

@@ -1,6 +1,6 @@
 """What vLLM answers, with and without a drafter: run by the Python that has vLLM, not by this project's.
 
-    flashdraft convert --target embedded --to hf --out pair/target
+    flashdraft convert --model embedded --to hf --out pair/target
     python benchmarks/peers/vllm_pair.py prompts --limit 40 --out prompts.json
     VLLM_PYTHON benchmarks/peers/vllm_tokens.py --model pair/target --draft FOLDER --block-size 16 \\
         --dtype float32 --prompts prompts.json --out vllm-dflash.json

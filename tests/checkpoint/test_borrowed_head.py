@@ -164,7 +164,7 @@ def test_the_command_counts_what_was_logged(pair, tmp_path, capsys):
     rows = [{"prompt_token_ids": [i, 7], "answer_token_ids": [100 + i % 7, 30, 30]} for i in range(1, 60)]
     requests.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "zzzz"}\n')
-    argv = ("vocab", "--target", pair[0], "--draft", pair[1], "--size", "64", "--out", str(tmp_path / "few"))
+    argv = ("vocab", "--model", pair[0], "--draft", pair[1], "--size", "64", "--out", str(tmp_path / "few"))
     assert "nothing to count" in run_command(argv, capsys).stderr
     ran = run_command((*argv, "--from", str(requests), "--prompts", str(tmp_path / "prompts.jsonl")), capsys)
     assert ran.exit_code == 0, ran.stderr

@@ -14,11 +14,19 @@ from flashdraft.cli.main import COMMANDS
 def test_help_names_every_command_and_each_has_examples(run: Run) -> None:
     top = run("--help")
     assert top.exit_code == 0
-    for command in COMMANDS:
-        assert re.search(rf"^  {command.__name__} ", top.stdout, re.MULTILINE)
-        page = run(command.__name__, "--help")
-        assert page.exit_code == 0
-        assert f"\n    flashdraft {command.__name__}" in page.stdout
+    assert not re.search(r"(\.\.\.|…) +│$", top.stdout, re.MULTILINE), "a line is cut"
+    for group, commands in COMMANDS.items():
+        assert f"─ {group} ─" in top.stdout
+        for command in commands:
+            assert re.search(rf"^│ {command.__name__} ", top.stdout, re.MULTILINE)
+            page = run(command.__name__, "--help")
+            assert page.exit_code == 0
+            assert f"\n   flashdraft {command.__name__}" in page.stdout
+            assert "[default: None]" not in page.stdout
+
+
+def test_no_command_is_the_help(run: Run) -> None:
+    assert run().stdout.strip() == run("--help").stdout.strip()
 
 
 def test_version(run: Run) -> None:
@@ -57,11 +65,24 @@ def test_a_wrong_use_is_told_in_one_line(run: Run, pair: list[str], argv: list[s
     assert said in result.stderr
 
 
-@pytest.mark.parametrize("argv", [["nonsense"], ["generate", "--nonsense"], ["generate", "--dtype", "int3"]])
-def test_an_unknown_command_or_option_is_a_wrong_use(run: Run, argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nonsense"], "no such command 'nonsense'; see flashdraft --help"),
+        (["generat"], "no such command 'generat'. Did you mean 'generate'?; see flashdraft --help"),
+        (["generate", "--nonsense"], "no such option: --nonsense"),
+        (
+            ["generate", "--dtype", "int3"],
+            "invalid value for '--dtype': 'int3' is not one of 'float32', 'bfloat16'",
+        ),
+        (["convert"], "missing option '--to'; see flashdraft convert --help"),
+    ],
+)
+def test_an_unknown_command_or_option_is_told_in_one_line_too(run: Run, argv: list[str], said: str) -> None:
     result = run(*argv)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "Error: " in result.stderr
+    assert re.fullmatch(r"flashdraft: [^\n]*; see flashdraft [^\n]*--help\n", result.stderr)
+    assert said in result.stderr
 
 
 def test_a_broken_checkpoint_is_another_error(run: Run, tmp_path: object) -> None:

@@ -65,7 +65,7 @@ def poor_server(url: str, num_failures: int) -> Iterator[str]:
 
 def train(run: Run, pair: list[str], out: Path, prompts: Path, url: str, *more: str) -> Result:
     return run(
-        "train", "--target", pair[1], "--prompts", str(prompts), "--out", str(out), "--rollout-url", url,
+        "train", "--model", pair[1], "--prompts", str(prompts), "--out", str(out), "--rollout-url", url,
         "--max-new-tokens", "16", "--temperature", "0", *more,
     )  # fmt: skip
 

@@ -65,6 +65,18 @@ def test_what_means_nothing_here_is_refused_by_name(run: Run, argv: tuple[str, .
     assert part in result.stderr
 
 
+def test_the_model_has_one_name_however_it_is_given(run: Run) -> None:
+    by_option = run("serve", "--model", "m", "--dry-run")
+    assert (
+        by_option.stdout
+        == run("serve", "m", "--dry-run").stdout
+        == run("serve", "m", "--model", "m", "--dry-run").stdout
+    )
+    assert yaml.safe_load(by_option.stdout)["model"] == "m"
+    both = run("serve", "m", "--model", "n", "--dry-run")
+    assert (both.exit_code, "the model is m and --model is n" in both.stderr) == (2, True)
+
+
 def test_a_config_file_with_an_unknown_name_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "server.yaml").write_text("prot: 3\n")
     result = run("serve", "--config", str(tmp_path / "server.yaml"), "--dry-run")
@@ -102,8 +114,8 @@ def test_options_that_shape_the_engine(pair: list[str], run: Run, tmp_path: Path
 
 def test_help_is_in_groups(run: Run) -> None:
     told = run("serve", "--help").stdout
-    groups = ("Options:", "Model:", "Engine:", "API:", "Limits:", "Process:", "As vLLM and SGLang say it:")
-    assert all(f"\n{group}\n" in told for group in groups)
+    groups = ("Options", "Model", "Engine", "API", "Limits", "Process", "As vLLM and SGLang say it")
+    assert all(f"─ {group} ─" in told for group in groups)
     assert "--tp-size" not in told
 
 

@@ -36,7 +36,7 @@ def test_a_trained_drafter_is_served(
         "--temperature 0 --max-new-tokens 24 --block-size 4 --seq-len 256 --rows-per-step 1 --num-features 2"
     )
     result = run(
-        "train", "--method", method, "--target", target, "--prompts", str(tmp_path / "toy.jsonl"),
+        "train", "--method", method, "--model", target, "--prompts", str(tmp_path / "toy.jsonl"),
         "--out", str(tmp_path / "run"), *options.split(), "--blocks-per-row", "32", "--total-blocks", "64",
     )  # fmt: skip
     assert result.exit_code == 0, result.stdout + result.stderr
@@ -59,7 +59,7 @@ def losses(folder: Path) -> dict[int, float]:
 def options(target: str, answers: Path, steps: int) -> list[str]:
     """A small run on answers that are there; saves at every reading of the loss."""
     text = (
-        f"--target {target} --answers {answers} --block-size 4 --seq-len 128 --rows-per-step 2 --num-features 2"
+        f"--model {target} --answers {answers} --block-size 4 --seq-len 128 --rows-per-step 2 --num-features 2"
         f" --blocks-per-row 32 --total-blocks {64 * steps} --served-prompts 1 --checkpoint-minutes 0 --weighting decay"
     )
     return text.split()
@@ -69,7 +69,7 @@ def options(target: str, answers: Path, steps: int) -> list[str]:
 def answers(run: Run, pair: list[str], tmp_path: Path) -> Path:
     (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts(6)))
     result = run(
-        "train", "--target", pair[1], "--prompts", str(tmp_path / "toy.jsonl"), "--out", str(tmp_path),
+        "train", "--model", pair[1], "--prompts", str(tmp_path / "toy.jsonl"), "--out", str(tmp_path),
         "--temperature", "0", "--max-new-tokens", "24", "--answers-only",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -116,7 +116,7 @@ def test_more_features_than_the_target_has_layers_are_refused_before_any_answer(
     run: Run, pair: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts(6)))
-    asked = ("--target", pair[1], "--prompts", str(tmp_path / "toy.jsonl"), "--out", str(tmp_path / "run"))
+    asked = ("--model", pair[1], "--prompts", str(tmp_path / "toy.jsonl"), "--out", str(tmp_path / "run"))
     result = run("train", *asked, "--num-features", "7")
     assert result.exit_code == 2
     assert "num_features is 7; expected 1 to 6" in result.stderr

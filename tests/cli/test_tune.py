@@ -35,7 +35,7 @@ def tune(run: Run, pair: list[str], requests: Path, out: Path, *more: str) -> Re
         str(requests),
         "--out",
         str(out),
-        "--target",
+        "--model",
         pair[1],
         "--draft",
         pair[3],

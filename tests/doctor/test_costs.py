@@ -142,7 +142,7 @@ def test_prompts_told_otherwise():
 
 def test_the_command_measures_and_compares(tmp_path, capsys, serving):
     model, draft = save_tiny_pair(tmp_path)
-    options = ("doctor", "--target", model, "--draft", draft, "--max-tokens", "12", "--url", serving(VLLM))
+    options = ("doctor", "--model", model, "--draft", draft, "--max-tokens", "12", "--url", serving(VLLM))
     text = run_command(options, capsys).stdout
     assert text.startswith("weak: ")
     assert "break-even acceptance length" in text

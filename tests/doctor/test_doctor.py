@@ -174,7 +174,7 @@ def test_an_untrained_drafter_is_weak(target):
 
 def test_command(tmp_path, capsys):
     model, draft = save_tiny_pair(tmp_path)
-    options = ("doctor", "--target", model, "--max-tokens", "12")
+    options = ("doctor", "--model", model, "--max-tokens", "12")
     result = run_command((*options, "--draft", draft), capsys)
     assert (result.exit_code, result.stdout.split(":")[0]) == (3, "weak")
     save_drafter(toy_dflash(toy_target()), tmp_path / "foreign")

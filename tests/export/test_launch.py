@@ -171,7 +171,7 @@ def test_a_reduced_vocabulary_is_vllms_alone(tmp_path, pair):
 
 
 def test_pairs_that_do_not_fit(pair):
-    with pytest.raises(UsageError, match="flashdraft convert --target embedded --to hf"):
+    with pytest.raises(UsageError, match="flashdraft convert --model embedded --to hf"):
         read_pair("embedded", "embedded")
     with pytest.raises(IncompatibleDrafterError, match="made for another target"):
         read_pair(pair[0], "embedded")
@@ -180,7 +180,7 @@ def test_pairs_that_do_not_fit(pair):
 def test_the_command_line_prints_what_a_shell_runs(tmp_path, pair, capsys, monkeypatch):
     """``--run`` starts the very words that are printed: an echo on the PATH stands where vLLM would."""
     target, draft = pair
-    argv = ("launch", "vllm", "--target", target, "--draft", draft, "--port", "9")
+    argv = ("launch", "vllm", "--model", target, "--draft", draft, "--port", "9")
     printed = run_command(argv, capsys).stdout
     program = tmp_path / "bin" / "vllm"
     program.parent.mkdir()

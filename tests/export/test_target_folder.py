@@ -69,11 +69,11 @@ def test_what_is_refused(stored, tmp_path, capsys):
     (tmp_path / "hf").mkdir()
     with pytest.raises(UsageError, match="no GGUF file; expected one, or embedded"):
         export_target(tmp_path / "hf", tmp_path / "new")
-    argv = ("convert", "--target", str(stored), "--to", "hf", "--out", str(tmp_path / "hf"))
+    argv = ("convert", "--model", str(stored), "--to", "hf", "--out", str(tmp_path / "hf"))
     assert run_command(argv, capsys).exit_code == 0
     assert "is not empty" in run_command(argv, capsys).stderr
     assert "expected hf" in run_command((*argv[:4], "z-lab", *argv[5:]), capsys).stderr
-    assert "--draft, --target or both" in run_command(("convert", *argv[3:]), capsys).stderr
+    assert "--draft, --model or both" in run_command(("convert", *argv[3:]), capsys).stderr
     drafter = ("convert", "--draft", "embedded", "--to", "z-lab", "--out", str(tmp_path / "d"))
     assert run_command(drafter, capsys).exit_code == 0
     assert (tmp_path / "d" / "model.safetensors").is_file()

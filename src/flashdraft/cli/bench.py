@@ -60,8 +60,8 @@ MethodsOption = Annotated[
     typer.Option(
         "--methods",
         help="With commas: ar, ngram, mtp, dflash, tree, auto, names of --draft; NAME:SIZE: at that block size alone."
-        " ar always runs: it is the yardstick."
-        "  [default: all but ngram and tree]",
+        " ar always runs: it is the yardstick.",
+        show_default="all but ngram and tree",
     ),
 ]
 

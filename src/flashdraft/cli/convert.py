@@ -24,7 +24,7 @@ def convert(
     target: Annotated[
         str | None,
         typer.Option(
-            "--target",
+            "--model",
             help="Target: embedded or a GGUF file. With --draft: the target whose rows a draft vocabulary takes along.",
         ),
     ] = None,
@@ -32,15 +32,15 @@ def convert(
 ) -> None:
     """Write a drafter in another format, its weights bit by bit, or a GGUF target as a Hugging Face folder.
 
-    A draft vocabulary (flashdraft vocab) is for flashdraft: without --target the drafter is written without it, with
-    --target as a head of its own, which vLLM reads.
+    A draft vocabulary (flashdraft vocab) is for flashdraft: without --model the drafter is written without it, with
+    --model as a head of its own, which vLLM reads.
 
     \b
     Examples:
       flashdraft convert --draft runs/first/drafter --to speculators --out for-vllm
       flashdraft convert --draft from-speculators --to z-lab --out for-sglang
-      flashdraft convert --draft embedded --target embedded --to speculators --out for-vllm
-      flashdraft convert --target embedded --to hf --dtype float32 --out smollm2
+      flashdraft convert --draft embedded --model embedded --to speculators --out for-vllm
+      flashdraft convert --model embedded --to hf --dtype float32 --out smollm2
     """
     if draft is not None:
         from flashdraft.checkpoint.convert import convert_drafter
@@ -53,5 +53,5 @@ def convert(
             raise UsageError(f"the format of a target is {to!r}; expected hf")
         export_target(target, out, dtype)
     else:
-        raise UsageError("convert takes a drafter or a target; give --draft, --target or both")
+        raise UsageError("convert takes a drafter or a target; give --draft, --model or both")
     typer.echo(f"the {'target' if draft is None else 'drafter'} is in {out}")

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption
+from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 
 
 def doctor(
     draft: Annotated[str, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")],
-    target: Annotated[str, typer.Option("--target", help="Target, as --model elsewhere.")] = "embedded",
+    target: ModelOption = "embedded",
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="Prompts, as train reads them.  [default: four of our own]"),
+        typer.Option("--prompts", help="Prompts, as train reads them.", show_default="four of our own"),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", help="The first prompts of the file.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest answer.")] = 128,
@@ -33,7 +33,7 @@ def doctor(
     \b
     Examples:
       flashdraft doctor --draft embedded
-      flashdraft doctor --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --device cuda --dtype bfloat16
+      flashdraft doctor --model Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --device cuda --dtype bfloat16
     """
     from flashdraft.data.prompts import read_prompts
     from flashdraft.doctor.examine import EXIT_CODES, PROMPTS, examine

@@ -15,7 +15,7 @@ from flashdraft.export.config import LaunchConfig
 def launch(
     config: LaunchConfig,
     engine: Annotated[Literal["vllm", "sglang"], typer.Argument(help="Which engine.")],
-    target: Annotated[str, typer.Option("--target", help="Target: a Hugging Face folder or a hub name.")],
+    target: Annotated[str, typer.Option("--model", help="Target: a Hugging Face folder or a hub name.")],
     draft: Annotated[str, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")],
     run: Annotated[bool, typer.Option("--run", help="Start it, in place of this process.")] = False,
 ) -> None:
@@ -23,8 +23,8 @@ def launch(
 
     \b
     Examples:
-      flashdraft launch vllm --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --tp 2
-      flashdraft launch sglang --target Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --memory 0.75 --run
+      flashdraft launch vllm --model Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --tp 2
+      flashdraft launch sglang --model Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --memory 0.75 --run
     """
     from flashdraft.export.launch import read_pair
     from flashdraft.export.sglang import sglang_command

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from flashdraft import __version__
 from flashdraft.cli.bench import bench
@@ -13,7 +14,6 @@ from flashdraft.cli.convert import convert
 from flashdraft.cli.demo import demo
 from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
-from flashdraft.cli.grouped_help import GroupedCommand
 from flashdraft.cli.launch import launch
 from flashdraft.cli.plan import plan
 from flashdraft.cli.plot import plot
@@ -24,33 +24,18 @@ from flashdraft.cli.tune import tune
 from flashdraft.cli.vocab import vocab
 from flashdraft.errors import FlashdraftError, UsageError
 
-# In the order of the help text. A command's name, help and options are those of its function.
-COMMANDS: tuple[Callable[..., Any], ...] = (
-    demo,
-    generate,
-    chat,
-    serve,
-    train,
-    plot,
-    tune,
-    vocab,
-    bench,
-    report,
-    plan,
-    convert,
-    launch,
-    doctor,
-)
+# Groups of the help text, in its order. A command's name, help and options are those of its function.
+COMMANDS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "Run a pair": (demo, generate, chat, serve),
+    "Make a drafter": (train, plot, tune, vocab),
+    "Measure": (bench, report, plan, doctor),
+    "Hand over": (convert, launch),
+}
 
-app = typer.Typer(
-    name="flashdraft",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-for command in COMMANDS:
-    app.command(cls=GroupedCommand)(command)
+app = typer.Typer(name="flashdraft", rich_markup_mode="rich", pretty_exceptions_enable=False)
+for group, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=group)(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -59,9 +44,10 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
@@ -73,6 +59,8 @@ def root(
       flashdraft generate "Why is the sky blue?"
       flashdraft COMMAND --help
     """
+    if context.invoked_subcommand is None:
+        context.get_help()  # typer's rich help writes itself
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,7 +69,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit code 0: done; 1: an error of flashdraft, told in one line on stderr; 2: a wrong use of it.
     """
     try:
-        app(argv)
+        code = app(argv, prog_name="flashdraft", standalone_mode=False)
     except FlashdraftError as error:
-        print(f"flashdraft: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+        code = _tell(str(error), 2 if isinstance(error, UsageError) else 1)
+    except TyperException as error:  # an option or a command that is not there, or a value of another type
+        context = getattr(error, "ctx", None)
+        page = f"{context.command_path if context else 'flashdraft'} --help"
+        message = " ".join(error.format_message().replace("Value error, ", "").split())
+        code = _tell(f"{message[:1].lower()}{message[1:].rstrip('.')}; see {page}", error.exit_code)
+    raise SystemExit(code or 0)
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"flashdraft: {message}", file=sys.stderr)
+    return code

@@ -1,5 +1,7 @@
 """Options that several commands share, and the model that they open."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,54 +15,72 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16"]
 
+
+def panel(name: str) -> Callable[..., Any]:
+    """typer.Option in the group ``name`` of the help."""
+    return partial(typer.Option, rich_help_panel=name)
+
+
+_model, _sampling = panel("Model"), panel("Sampling")
+
 ModelOption = Annotated[
-    str,
-    typer.Option("--model", help="Target: embedded, a Hugging Face folder, a GGUF file or a hub name."),
+    str, _model("--model", help="Target: embedded, a Hugging Face folder, a GGUF file or a hub name.")
 ]
 DraftOption = Annotated[
     str | None,
-    typer.Option(
+    _model(
         "--draft",
-        help="Drafter: embedded, a folder, a hub name, mtp (the target's own head), or none."
-        "  [default: embedded for the embedded target]",
+        help="Drafter: embedded, a folder, a hub name, mtp (the target's own head), or none.",
+        show_default="embedded for the embedded target",
     ),
 ]
 BlockSizeOption = Annotated[
     str | None,
-    typer.Option(
+    _model(
         "--block-size",
-        help="Tokens of a block, anchor included; 1 is plain decoding; auto chooses for every step."
-        "  [default: auto]",
+        help="Tokens of a block, anchor included; 1 is plain decoding; auto chooses for every step.",
+        show_default="auto",
         metavar="auto|N",
     ),
 ]
 DraftTreeOption = Annotated[
     int | None,
-    typer.Option(
+    _model(
         "--draft-tree",
-        help="Verify the likeliest continuations of every block as a tree of this many tokens, anchor included."
-        "  [default: none, a chain]",
+        help="Verify the likeliest continuations of every block as a tree of this many tokens, anchor included.",
+        show_default="none, a chain",
     ),
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="Type of weights and activations; float32 is the strict one.")
+    Dtype, _model("--dtype", help="Type of weights and activations; float32 is the strict one.")
 ]
 QuantizationOption = Annotated[
     Literal["int8", "int4"] | None,
-    typer.Option(
+    _model(
         "--quantization",
-        help="Weights of the layers in 8 or 4 bits, activations in 8: on CPUs with AVX-512, with bfloat16."
-        "  [default: none]",
+        help="Weights of the layers in 8 or 4 bits, activations in 8: on CPUs with AVX-512, with bfloat16.",
+        show_default="none",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="The longest answer, in tokens.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
-TopPOption = Annotated[
-    float, typer.Option("--top-p", help="Sample among the likeliest tokens of this total.")
+DeviceOption = Annotated[str, _model("--device", help="cpu, cuda or cuda:N.")]
+MaxTokensOption = Annotated[int, _sampling("--max-tokens", help="The longest answer, in tokens.")]
+TemperatureOption = Annotated[float, _sampling("--temperature", help="0 takes the likeliest token.")]
+TopPOption = Annotated[float, _sampling("--top-p", help="Sample among the likeliest tokens of this total.")]
+TopKOption = Annotated[int, _sampling("--top-k", help="Sample among this many tokens; 0: all.")]
+SeedOption = Annotated[
+    int | None, _sampling("--seed", help="One seed gives one text.", show_default="random")
 ]
-TopKOption = Annotated[int, typer.Option("--top-k", help="Sample among this many tokens; 0: all.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed gives one text.")]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="System prompt.", show_default="the chat template's own")
+]
+ThinkingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="The chat template's enable_thinking: answer as the drafter was trained.",
+        show_default="the chat template's own",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout.")]
 
 

@@ -10,7 +10,9 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of `flashdraft train`, or their log.jsonl.")],
     out: Annotated[
         list[Path] | None,
-        typer.Option("--out", help="File to draw, .png, .svg or .pdf; repeatable.  [default: curves.png]"),
+        typer.Option(
+            "--out", help="File to draw, .png, .svg or .pdf; repeatable.", show_default="curves.png"
+        ),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="Of the held-back text, as the evaluations name it.")

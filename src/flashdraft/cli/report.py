@@ -12,7 +12,7 @@ def report(
         list[Path], typer.Argument(help="rows.jsonl of bench (.gz too), or folders that hold one.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write to.  [default: beside the first ROWS]")
+        Path | None, typer.Option("--out", help="Folder to write to.", show_default="beside the first ROWS")
     ] = None,
     title: Annotated[str, typer.Option("--title", help="Of the page.")] = "flashdraft benchmark",
 ) -> None:

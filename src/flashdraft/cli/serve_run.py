@@ -1,4 +1,4 @@
-"""What ``flashdraft serve`` was told, resolved: printed, or served."""
+"""The options of ``flashdraft serve``, resolved: printed, or served."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.console import Console
 from flashdraft.checkpoint.embedded import EMBEDDED
 from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.cli.options import open_llm, parse_block_size
+from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
@@ -21,73 +22,69 @@ from flashdraft.server.run import run_server
 from flashdraft.server.service import Service
 from flashdraft.spec_decode.controller import AUTO
 
-_AS_SAID = (
-    *(
-        "model",
-        "revision",
-        "draft_tree",
-        "dtype",
-        "quantization",
-        "device",
-        "host",
-        "port",
-        "draft_window_size",
-    ),
+_AS_GIVEN = (
+    *("revision", "draft_tree", "dtype", "quantization", "device", "host", "port", "draft_window_size"),
     *("context_length", "max_num_batched_tokens", "max_total_tokens", "drain_s", "log_format"),
 )
 _LIMITS = ("max_running_requests", "max_queue", "max_body_bytes", "max_n", "max_answer_tokens")
 
 
-def serve_or_tell(said: dict[str, Any]) -> None:
+def run_serve(options: ServeOptions) -> None:
     """Serve, or print the resolved configuration. Raises UsageError for options that do not go together."""
-    speculation = _speculation(said)
+    speculation = _speculation(options)
     config = ServerConfig(
-        model_names=tuple(said["served_model_name"] or [said["model"]]),
-        api_keys=tuple(said["api_key"] or []),
-        **{name: said[name] for name in _LIMITS},
-        log_requests=said["log_requests"],
+        model_names=tuple(options.served_model_name or [options.model_name]),
+        api_keys=tuple(options.api_key or []),
+        max_queue=options.max_queue,
+        max_running_requests=options.max_running_requests,
+        max_body_bytes=options.max_body_bytes,
+        max_n=options.max_n,
+        max_answer_tokens=options.max_answer_tokens,
+        log_requests=options.log_requests,
     )
-    engine_config = _engine_config(said)
-    if said["dry_run"]:
-        document = _document(said, config, speculation)
-        typer.echo(document + _memory(said, engine_config, speculation), nl=False)
+    engine_config = _engine_config(options)
+    if options.dry_run:
+        document = _document(options, config, speculation)
+        typer.echo(document + _memory(options, engine_config, speculation), nl=False)
     else:
-        _serve(said, config, engine_config, speculation)
+        _serve(options, config, engine_config, speculation)
 
 
-def _speculation(said: dict[str, Any]) -> Speculation:
-    given = said["tp_size"], said["trust_remote_code"]
+def _speculation(options: ServeOptions) -> Speculation:
     refuse_foreign(
         {
-            "--tp-size": (None if given[0] == 1 else given[0], "the model runs on one device"),
+            "--tp-size": (None if options.tp_size == 1 else options.tp_size, "the model runs on one device"),
             "--mem-fraction-static": (
-                said["mem_fraction_static"],
+                options.mem_fraction_static,
                 "the cache's size is told in tokens, by --max-total-tokens; --dry-run prints the memory plan",
             ),
             "--attention-backend": (
-                said["attention_backend"],
+                options.attention_backend,
                 "attention takes the form that suits its mask and device",
             ),
             "--mamba-scheduler-strategy": (
-                said["mamba_scheduler_strategy"],
+                options.mamba_scheduler_strategy,
                 "states of gated delta layers are kept at page borders",
             ),
-            "--trust-remote-code": (given[1] or None, "no code of a checkpoint is ever run"),
-            "--model-path": (said["model_path"], "the model is the first argument: flashdraft serve MODEL"),
+            "--trust-remote-code": (options.trust_remote_code or None, "no code of a checkpoint is ever run"),
+            "--model-path": (options.model_path, "the model is the first argument: flashdraft serve MODEL"),
         }
     )
-    vllm = said["speculative_config"]
-    names = ("speculative_algorithm", "speculative_draft_model_path", "speculative_num_draft_tokens")
+    vllm = options.speculative_config
     return merged(
-        flashdraft=Speculation(said["draft"], parse_block_size(said["block_size"])),
+        flashdraft=Speculation(options.draft, parse_block_size(options.block_size)),
         vLLM=from_vllm(vllm) if vllm else Speculation(),
-        SGLang=from_sglang(*(said[name] for name in names)),
+        SGLang=from_sglang(
+            options.speculative_algorithm,
+            options.speculative_draft_model_path,
+            options.speculative_num_draft_tokens,
+        ),
     )
 
 
-def _engine_config(said: dict[str, Any]) -> EngineConfig:
-    total = said["max_total_tokens"]
-    config = EngineConfig(said["max_running_requests"], said["max_num_batched_tokens"])
+def _engine_config(options: ServeOptions) -> EngineConfig:
+    total = options.max_total_tokens
+    config = EngineConfig(options.max_running_requests, options.max_num_batched_tokens)
     if total is None:
         return config
     if total < config.page_size:
@@ -97,24 +94,28 @@ def _engine_config(said: dict[str, Any]) -> EngineConfig:
     return replace(config, num_pages=total // config.page_size)
 
 
-def _model(said: dict[str, Any]) -> str:
+def _model(options: ServeOptions) -> str:
     """The model's name with its revision."""
-    name, revision = said["model"], said["revision"]
+    name, revision = options.model_name, options.revision
     if revision is None:
-        return str(name)
+        return name
     if name == EMBEDDED or Path(name).exists():
         raise UsageError(f"--revision is for a hub model, and {name} is here already: leave it out")
     return f"{name}@{revision}"
 
 
-def _document(said: dict[str, Any], config: ServerConfig, speculation: Speculation) -> str:
+def _document(options: ServeOptions, config: ServerConfig, speculation: Speculation) -> str:
     """The resolved configuration as YAML that --config reads; keys of the API are left out."""
     import yaml
 
-    resolved = {name: said[name] for name in _AS_SAID}
+    resolved: dict[str, Any] = {"model": options.model_name}
+    resolved |= {name: getattr(options, name) for name in _AS_GIVEN}
     resolved |= {"draft": speculation.draft, "block_size": speculation.block_size}
     resolved |= {"served_model_name": list(config.model_names)}
-    resolved |= {name: said[name] and str(said[name]) for name in ("chat_template", "log_requests")}
+    resolved |= {
+        "chat_template": options.chat_template and str(options.chat_template),
+        "log_requests": options.log_requests and str(options.log_requests),
+    }
     resolved |= {name: getattr(config, name) for name in _LIMITS}
     num_keys = len(config.api_keys)
     note = f"# API keys: {num_keys}, not shown\n" if num_keys else "# API keys: none, everybody is served\n"
@@ -122,46 +123,46 @@ def _document(said: dict[str, Any], config: ServerConfig, speculation: Speculati
     return note + str(yaml.safe_dump(told, sort_keys=False))
 
 
-def _memory(said: dict[str, Any], config: EngineConfig, speculation: Speculation) -> str:
+def _memory(options: ServeOptions, config: EngineConfig, speculation: Speculation) -> str:
     """The memory plan as comments; without configs to read, why there is none."""
-    draft = speculation.draft or (EMBEDDED if said["model"] == EMBEDDED else "none")
+    draft = speculation.draft or (EMBEDDED if options.model_name == EMBEDDED else "none")
     block_size = speculation.block_size if isinstance(speculation.block_size, int) else None
-    size = said["draft_tree"] or block_size  # tokens of one request that a step runs
+    size = options.draft_tree or block_size  # tokens of one request that a step runs
     try:
         drafter = None if draft == "none" else draft
-        plan = plan_memory(_model(said), drafter, said["dtype"], config, size).to_text()
+        plan = plan_memory(_model(options), drafter, options.dtype, config, size).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())
 
 
 def _serve(
-    said: dict[str, Any], config: ServerConfig, engine_config: EngineConfig, speculation: Speculation
+    options: ServeOptions, config: ServerConfig, engine_config: EngineConfig, speculation: Speculation
 ) -> None:
-    model = _model(said)
+    model = _model(options)
     llm = open_llm(
         model,
         speculation.draft,
-        said["dtype"],
-        said["device"],
+        options.dtype,
+        options.device,
         speculation.block_size,
-        quantization=said["quantization"],
-        draft_tree=said["draft_tree"],
-        draft_window_size=said["draft_window_size"],
+        quantization=options.quantization,
+        draft_tree=options.draft_tree,
+        draft_window_size=options.draft_window_size,
     )
     llm.engine_config = engine_config
-    if said["chat_template"] is not None:
-        llm.tokenizer.chat_template = _template(said["chat_template"])
+    if options.chat_template is not None:
+        llm.tokenizer.chat_template = _template(options.chat_template)
     longest = llm.target.config.max_position_embeddings
-    context_len = _context_len(said["context_length"], longest, engine_config)
+    context_len = _context_len(options.context_length, longest, engine_config)
     if llm.block_size == AUTO:
         with Console(stderr=True).status("measuring this machine's steps"):
             llm.engine.control.calibrate(config.max_running_requests)
     engine = AsyncEngine(llm.engine)
     defaults = generation_defaults(model)
     service = Service(engine, llm.tokenizer, context_len, llm.max_block_size, config, defaults)
-    configure_logs(said["log_format"])
-    run_server(service, said["host"], said["port"], said["drain_s"])
+    configure_logs(options.log_format)
+    run_server(service, options.host, options.port, options.drain_s)
 
 
 def _template(file: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from flashdraft.cli.config_options import with_config
-from flashdraft.cli.options import DeviceOption, DtypeOption
+from flashdraft.cli.options import DeviceOption, DtypeOption, ModelOption
 from flashdraft.cli.train_data import TrainData, show_answers
 from flashdraft.train.config import TrainConfig
 
@@ -26,7 +26,7 @@ def train(
     config: TrainConfig,
     data: TrainData,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; running again resumes it.")],
-    target: Annotated[str, typer.Option("--target", help="Target, as --model elsewhere.")] = "embedded",
+    target: ModelOption = "embedded",
     init: Annotated[str | None, typer.Option("--init", help="Start from this drafter's weights.")] = None,
     pause_minutes: Annotated[
         float, typer.Option("--pause-minutes", help="Stop after this long; run again to resume.")

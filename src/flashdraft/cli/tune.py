@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdraft.cli.config_options import with_config
-from flashdraft.cli.options import DeviceOption, DtypeOption
+from flashdraft.cli.options import DeviceOption, DtypeOption, ModelOption
 from flashdraft.train.tune_config import TuneConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def tune(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the drafter and the account of it.")],
     draft: Annotated[str, typer.Option("--draft", help="The drafter to start from.")] = "embedded",
-    target: Annotated[str, typer.Option("--target", help="Target, as --model elsewhere.")] = "embedded",
+    target: ModelOption = "embedded",
     general: Annotated[
         list[Path] | None,
         typer.Option("--general", help="Folder of other answers (flashdraft train), mixed in; repeatable."),

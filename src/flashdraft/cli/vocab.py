@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashdraft.cli.options import ModelOption
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def vocab(
     draft: Annotated[
         str, typer.Option("--draft", help="DFlash drafter: embedded, a folder or a hub name.")
     ] = "embedded",
-    target: Annotated[str, typer.Option("--target", help="Target, as --model elsewhere.")] = "embedded",
+    target: ModelOption = "embedded",
     answers: Annotated[
         list[Path] | None,
         typer.Option("--answers", help="Folder of the target's answers (flashdraft train); repeatable."),
@@ -44,8 +45,8 @@ def vocab(
 
     \b
     Examples:
-      flashdraft train --target T --prompts prompts/ --limit 2000 --temperature 0 --answers-only --out runs/counts
-      flashdraft vocab --target T --draft D --answers runs/counts/answers --prompts prompts/ --size 16384 --out D-16k
+      flashdraft train --model T --prompts prompts/ --limit 2000 --temperature 0 --answers-only --out runs/counts
+      flashdraft vocab --model T --draft D --answers runs/counts/answers --prompts prompts/ --size 16384 --out D-16k
       flashdraft vocab --from requests.jsonl --size 8192 --out for-my-requests
     """
     from flashdraft.checkpoint.draft_vocabulary import check_size, give_vocabulary

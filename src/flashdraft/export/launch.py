@@ -63,7 +63,7 @@ def read_pair(target: str, draft: str) -> Pair:
     if target == EMBEDDED or Path(target).expanduser().is_file():
         raise UsageError(
             f"{target} is a GGUF file; expected a Hugging Face folder or a hub name: write one with"
-            f" flashdraft convert --target {target} --to hf --out FOLDER"
+            f" flashdraft convert --model {target} --to hf --out FOLDER"
         )
     target_config = read_config(locate(target, CONFIGS)).get_text_config()
     folder = embedded_drafter() if draft == EMBEDDED else locate(draft, CONFIGS)
@@ -73,7 +73,7 @@ def read_pair(target: str, draft: str) -> Pair:
         raise UsageError(
             f"drafter {draft} borrows {drafter.draft_vocab_size} rows of its target's head, which other engines cannot:"
             f" write it anew with flashdraft convert --draft {draft} --to z-lab --out FOLDER, for all tokens, or with"
-            " --target TARGET too for vLLM, which takes a copy of the rows"
+            " --model TARGET too for vLLM, which takes a copy of the rows"
         )
     return Pair(target, name, target_config, drafter, read_json(folder / "config.json"))
 
