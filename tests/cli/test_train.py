@@ -130,7 +130,7 @@ def test_rows_are_reported_before_the_run_and_bad_ones_stop_it(
     rows = [{"messages": [{"role": "user", "content": line["prompt"]}, answer]} for line in prompts(3)]
     file = tmp_path / "toy.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"messages": ["Hi"]}]))
-    asked = ["train", "--target", pair[1], "--prompts", str(file), "--out", str(tmp_path / "run")]
+    asked = ["train", "--model", pair[1], "--prompts", str(file), "--out", str(tmp_path / "run")]
     asked += ["--temperature", "0", "--max-new-tokens", "8", "--answers-only"]
     refused = run(*asked)
     assert refused.exit_code == 1
