@@ -1,0 +1,167 @@
+"""What stands between matrix products, in one launch each, with the roundings of the PyTorch functions they replace.
+
+A step of a few tokens takes as long as its launches: a sum with the norm behind it, a gate, and all that happens to
+queries, keys and values on their way to attention. A token's bits do not depend on the tokens beside it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+GATE_TILE = 1024  # elements of a program that gates
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_scale(x, size: tl.constexpr, eps: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What RMSNorm multiplies ``x`` (float32, zeros behind its ``size`` elements) with."""
+    return tl.rsqrt(tl.sum(x * x, 0) / size + eps)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_weight(weight, at, there, zero_centered: tl.constexpr):  # type: ignore[no-untyped-def]
+    loaded = tl.load(weight + at, there, 0.0).to(tl.float32)
+    return 1.0 + loaded if zero_centered else loaded
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_norm_kernel(  # type: ignore[no-untyped-def]
+    x, residual, weight, normed, total, x_token, residual_token,
+    eps: tl.constexpr, zero_centered: tl.constexpr, size: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    token, at = tl.program_id(0).to(tl.int64), tl.arange(0, tile)
+    there = at < size
+    added = tl.load(x + token * x_token + at, there, 0.0)
+    before = tl.load(residual + token * residual_token + at, there, 0.0)
+    after = (before.to(tl.float32) + added.to(tl.float32)).to(added.dtype)
+    tl.store(total + token * size + at, after, there)
+    wide = after.to(tl.float32)
+    result = wide * _norm_scale(wide, size, eps) * _norm_weight(weight, at, there, zero_centered)
+    tl.store(normed + token * size + at, result.to(added.dtype), there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _silu_mul_kernel(  # type: ignore[no-untyped-def]
+    gate_up, out, token_stride, size: tl.constexpr, tile: tl.constexpr
+):
+    token = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * tile + tl.arange(0, tile)
+    there = at < size
+    gate = tl.load(gate_up + token * token_stride + at, there, 0.0)
+    up = tl.load(gate_up + token * token_stride + size + at, there, 0.0)
+    wide = gate.to(tl.float32)
+    activated = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32)
+    tl.store(out + token * size + at, (activated * up.to(tl.float32)).to(gate.dtype), there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _normed_and_rotated(  # type: ignore[no-untyped-def]
+    x, weight, cos, sin, eps: tl.constexpr, zero_centered: tl.constexpr, has_norm: tl.constexpr,
+    head_dim: tl.constexpr, rotary_dim: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    """One head after norm and ops/rope.rotate: each element needs the one half a rotation away."""
+    dim = tl.arange(0, tile)
+    there, turns = dim < head_dim, dim < rotary_dim
+    half: tl.constexpr = rotary_dim // 2
+    other = tl.where(dim < half, dim + half, dim - half)
+    loaded = tl.load(x + dim, there, 0.0)
+    dtype: tl.constexpr = loaded.dtype
+    value, partner = loaded.to(tl.float32), tl.load(x + other, turns, 0.0).to(tl.float32)
+    if has_norm:
+        scale = _norm_scale(value, head_dim, eps)
+        partner = partner * scale * _norm_weight(weight, other, turns, zero_centered)
+        value = value * scale * _norm_weight(weight, dim, there, zero_centered)
+        value, partner = value.to(dtype).to(tl.float32), partner.to(dtype).to(tl.float32)
+    partner = tl.where(dim < half, -partner, partner)
+    along = (value * tl.load(cos + dim, turns, 0.0).to(tl.float32)).to(dtype).to(tl.float32)
+    across = (partner * tl.load(sin + dim, turns, 0.0).to(tl.float32)).to(dtype).to(tl.float32)
+    return tl.where(turns, along + across, value).to(dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_rope_store_kernel(  # type: ignore[no-untyped-def]
+    q, k, v, q_weight, k_weight, cos, sin, pages, slot_mapping, out,
+    q_token, q_head, k_token, k_head, v_token, v_head, cos_token, sin_token, slot, side,
+    eps: tl.constexpr, zero_centered: tl.constexpr, has_q_norm: tl.constexpr, has_k_norm: tl.constexpr,
+    heads: tl.constexpr, kv_heads: tl.constexpr,
+    head_dim: tl.constexpr, rotary_dim: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    token, head, dim = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.arange(0, tile)
+    there = dim < head_dim
+    cos += token * cos_token
+    sin += token * sin_token
+    if head < heads:
+        turned = _normed_and_rotated(
+            q + token * q_token + head * q_head, q_weight, cos, sin,
+            eps, zero_centered, has_q_norm, head_dim, rotary_dim, tile,
+        )  # fmt: skip
+        tl.store(out + (token * heads + head) * head_dim + dim, turned, there)
+    else:
+        stored = pages + tl.load(slot_mapping + token) * slot + dim
+        kv_head = (head - heads) % kv_heads
+        if head < heads + kv_heads:
+            turned = _normed_and_rotated(
+                k + token * k_token + kv_head * k_head, k_weight, cos, sin,
+                eps, zero_centered, has_k_norm, head_dim, rotary_dim, tile,
+            )  # fmt: skip
+            tl.store(stored + kv_head * head_dim, turned, there)
+        else:
+            value = tl.load(v + token * v_token + kv_head * v_head + dim, there)
+            tl.store(stored + side + kv_head * head_dim, value, there)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, zero_centered: bool
+) -> tuple[Tensor, Tensor]:
+    """``total = residual + x`` and its RMSNorm, as ``(normed, total)``, both new; all [tokens, size].
+
+    ``weight`` [size]; ``zero_centered``: it is stored as its distance from 1 (ops/norm.py).
+    """
+    num_tokens, size = x.shape
+    assert (x.stride(1), residual.stride(1)) == (1, 1), "a token's elements lie side by side"
+    normed, total = (torch.empty((num_tokens, size), dtype=x.dtype, device=x.device) for _ in range(2))
+    _add_norm_kernel[(num_tokens,)](
+        x, residual, weight, normed, total, x.stride(0), residual.stride(0),
+        eps=eps, zero_centered=zero_centered, size=size, tile=triton.next_power_of_2(size),
+        num_warps=8 if size > 1024 else 2, enable_fp_fusion=False,
+    )  # fmt: skip
+    return normed, total
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """``F.silu(gate) * up`` [tokens, size] of ``gate_up`` [tokens, 2 size], gates first."""
+    num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
+    assert gate_up.stride(1) == 1, "a token's elements lie side by side"
+    out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
+    _silu_mul_kernel[(triton.cdiv(size, GATE_TILE), num_tokens)](
+        gate_up, out, gate_up.stride(0), size=size, tile=GATE_TILE, num_warps=4, enable_fp_fusion=False
+    )
+    return out
+
+
+def norm_rope_store(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None,
+    eps: float, zero_centered: bool, cos: Tensor, sin: Tensor, pages: Tensor, slot_mapping: Tensor,
+) -> Tensor:  # fmt: skip
+    """Queries normed and rotated, a new tensor [tokens, heads, head_dim]; keys likewise and values go to ``pages``.
+
+    ``q`` [tokens, heads, head_dim], ``k``, ``v`` [tokens, kv_heads, head_dim] may be slices of wider tensors (a
+    [query | gate] of each head: its first half). ``q_weight``, ``k_weight`` [head_dim]; None: no norm. ``cos``,
+    ``sin`` [tokens, rotary_dim], rotary_dim at most head_dim. ``pages`` [num_slots, 2 (k, v), kv_heads, head_dim] is
+    one layer of a paged cache, a token's slot in it ``slot_mapping`` [tokens] int64, no two alike.
+    """
+    num_tokens, heads, head_dim = q.shape
+    kv_heads, rotary_dim = k.shape[1], cos.shape[-1]
+    assert {x.stride(-1) for x in (q, k, v, cos, sin)} == {1}, "a head's elements lie side by side"
+    assert pages.shape[1:] == (2, kv_heads, head_dim)
+    assert pages.stride()[2:] == (head_dim, 1), "a token's heads lie side by side"
+    out = torch.empty((num_tokens, heads, head_dim), dtype=q.dtype, device=q.device)
+    _norm_rope_store_kernel[(heads + 2 * kv_heads, num_tokens)](
+        q, k, v, q if q_weight is None else q_weight, k if k_weight is None else k_weight,
+        cos, sin, pages, slot_mapping, out,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos.stride(0), sin.stride(0), *pages.stride()[:2],
+        eps=eps, zero_centered=zero_centered, has_q_norm=q_weight is not None, has_k_norm=k_weight is not None,
+        heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_dim=rotary_dim,
+        tile=triton.next_power_of_2(head_dim), num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
