@@ -152,8 +152,15 @@ def test_a_folder_of_gguf_files(folder):
     [
         ("{", r"config\.json cannot be read as JSON"),
         ("[1]", r"config\.json holds a list; expected a JSON object"),
-        ("{}", r"config\.json is not a usable config: .*model_type"),
-        ('{"model_type": "no_such"}', r"config\.json is not a usable config: .*no_such"),
+        ("{}", r"model_type None is not supported as a target"),
+        (
+            '{"model_type": "no_such", "auto_map": {"AutoConfig": "a.B"}}',
+            r"model_type 'no_such' .*flashdraft launch",
+        ),
+        (
+            '{"model_type": "gemma4", "rope_parameters": {"rope_type": "proportional"}}',
+            r"model_type 'gemma4' is not",
+        ),
         ('{"model_type": "llama", "hidden_size": "big"}', r"not a usable config: .*hidden_size"),
         ('{"model_type": "llama", "hidden_size": 50, "num_attention_heads": 4}', r"not a multiple of"),
         (
@@ -173,6 +180,10 @@ def test_bad_config(folder, content, pattern):
         ({"num_key_value_heads": 3}, r"4 attention heads cannot share 3 key-value heads"),
         ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; expected 'silu'"),
         ({"rope_parameters": LONGROPE}, r"rope_type is 'longrope'; expected one of default"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            r"set it to 'default'",
+        ),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantized \(gptq\); expected float weights"),
         ({"architectures": ["DFlashDraftModel"]}, r"holds a drafter; expected a target"),
         ({"num_hidden_layers": 4}, r"lacks model\.layers\.3\."),
@@ -184,6 +195,12 @@ def test_bad_config(folder, content, pattern):
 def test_config_that_the_weights_do_not_fit(folder, changes, pattern):
     change_json(folder / "config.json", **changes)
     refused(folder, pattern)
+
+
+def test_a_config_that_says_of_quantization_that_there_is_none(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": None}))
+    load_target(folder)
 
 
 def test_a_file_that_is_no_checkpoint(folder):

@@ -115,11 +115,11 @@ def test_a_save_that_fails_leaves_the_old_drafter(target, saved, monkeypatch):
     ("changes", "pattern"),
     [
         ({"hidden_size": 36, "num_attention_heads": 3}, r"hidden_size 48 \(target: 36\)"),
-        ({"vocab_size": 98}, r"vocab_size 97 \(target: 98\)"),
+        ({"vocab_size": 128}, r"vocab_size 97 \(target: 128\)"),
         ({"num_hidden_layers": 7}, r"num_target_layers 6 \(target: 7\)"),
         (
-            {"vocab_size": 98, "num_hidden_layers": 7},
-            r"vocab_size 97 \(target: 98\), num_target_layers 6 \(target: 7\)",
+            {"vocab_size": 128, "num_hidden_layers": 7},
+            r"vocab_size 97 \(target: 128\), num_target_layers 6 \(target: 7\)",
         ),
     ],
 )
@@ -155,7 +155,7 @@ def test_made_for_another_target(saved, changes, pattern):
         ({}, {"num_hidden_layers": 3}, r"lacks layers\.2\.input_layernorm\.weight"),
         ({}, {"intermediate_size": 65}, r"mlp\.gate_proj\.weight \[64, 48\] \(config: \[65, 48\]\)"),
         ({}, {"architectures": ["LlamaForCausalLM"]}, r"holds \['LlamaForCausalLM'\]; expected a drafter"),
-        ({}, {"architectures": ["DFlash2DraftModel"]}, r"holds \['DFlash2DraftModel'\]; expected a drafter"),
+        ({}, {"architectures": ["DFlash2DraftModel"]}, r"another kind, DFlash 2"),
         ({}, {"layer_types": ["sliding_attention"] * 2}, r"sliding_attention"),
         ({}, {"layer_types": None, "use_sliding_window": True}, r"asks for use_sliding_window True"),
         ({"use_swa": True, "output_multiplier": 0.5}, {}, r"asks for use_swa True, output_multiplier 0\.5"),

@@ -15,11 +15,11 @@ from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hf_config import read_json
 from flashdraft.checkpoint.hub import locate
-from flashdraft.checkpoint.load import load_target, outline_target
-from flashdraft.checkpoint.safetensors import INDEX, weight_files
+from flashdraft.checkpoint.load import load_target, outline_target, target_rows
+from flashdraft.checkpoint.safetensors import INDEX, SafetensorsWeights, weight_files
 from flashdraft.checkpoint.save import check_is_new, write_folder
 from flashdraft.checkpoint.speculators import from_zlab
-from flashdraft.checkpoint.zlab import read_drafter
+from flashdraft.checkpoint.zlab import open_drafter, read_drafter
 from flashdraft.errors import UsageError
 
 FORMATS = ("z-lab", "speculators", "transformers")
@@ -31,7 +31,8 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     """Write the drafter ``source`` (embedded, folder or hub name, any format that is read) to the new folder ``out``.
 
     A drafter that borrows rows of its ``target``'s head gets a copy of them; without a target it drafts among all
-    tokens. Raises UsageError for an unknown format and for a folder that is not empty, CheckpointError for a drafter
+    tokens. Copies of the target's tensors are compared with it and left out. Raises UsageError for an unknown format
+    and for a folder that is not empty, CheckpointError for a drafter
     that cannot be read or that the format cannot say.
     """
     if to not in FORMATS:
@@ -40,11 +41,15 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     folder = embedded_drafter() if source == EMBEDDED else locate(source)
     # Loading is the check: every name and shape against the config.
     target_config = None if target is None else outline_target(target).config
-    drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"))
+    rows = None if target is None else target_rows(target)
+    drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"), rows)
     config, tensors = drafter.config, None
+    own = open_drafter(folder, config, rows)
     if config.borrows_head:
         head = None if target is None else load_target(target).head_weight()
-        config, tensors = without_borrowing(drafter, folder, head)
+        config, tensors = without_borrowing(drafter, own, head)
+    elif own.shapes != SafetensorsWeights(folder).shapes:  # less copies of the target's
+        tensors = {name: own.read(name) for name in own.shapes}
     told = from_zlab(config.to_dict()) if to == "speculators" else config.to_dict()
     if tensors is None:
         _copy(folder, told, out)

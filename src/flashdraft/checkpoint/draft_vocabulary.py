@@ -17,9 +17,10 @@ from torch import Tensor
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hf_config import read_json
 from flashdraft.checkpoint.hub import locate
-from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
-from flashdraft.checkpoint.zlab import read_drafter
+from flashdraft.checkpoint.target_copies import TargetRows
+from flashdraft.checkpoint.weights import WeightSource
+from flashdraft.checkpoint.zlab import open_drafter, read_drafter
 from flashdraft.errors import UsageError
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig
@@ -36,16 +37,22 @@ def check_size(size: int, vocab_size: int) -> None:
         )
 
 
-def give_vocabulary(source: str | Path, token_ids: Sequence[int], out: Path, target_config: Any) -> None:
+def give_vocabulary(
+    source: str | Path,
+    token_ids: Sequence[int],
+    out: Path,
+    target_config: Any,
+    rows: TargetRows | None = None,
+) -> None:
     """Write the DFlash drafter ``source`` to the new folder ``out``, to draft among ``token_ids``, else as it is.
 
-    Raises UsageError for a drafter with a head of its own, for a size that :func:`check_size` refuses and for a folder
-    that is not empty, CheckpointError for a drafter that cannot be read, IncompatibleDrafterError for one of another
-    target.
+    ``rows``: the target's, which copies of them in the file are compared with. Raises UsageError for a drafter with a
+    head of its own, for a size that :func:`check_size` refuses and for a folder that is not empty, CheckpointError for
+    a drafter that cannot be read, IncompatibleDrafterError for one of another target.
     """
     check_is_new(out)
     folder = embedded_drafter() if source == EMBEDDED else locate(source)
-    drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"))
+    drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"), rows)
     if drafter.lm_head is not None:
         raise UsageError(
             f"drafter {source} has a head of its own over {len(drafter.d2t)} tokens; expected one that drafts through"
@@ -55,20 +62,24 @@ def give_vocabulary(source: str | Path, token_ids: Sequence[int], out: Path, tar
     check_size(len(chosen), drafter.config.vocab_size)
     config = replace(drafter.config, draft_vocab_size=len(chosen), borrows_head=True)
     kept = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill(0, chosen, True)
-    tensors = {**_network(folder), "d2t": chosen - torch.arange(len(chosen)), "t2d": kept}
+    tensors = {
+        **_network(open_drafter(folder, drafter.config, rows)),
+        "d2t": chosen - torch.arange(len(chosen)),
+        "t2d": kept,
+    }
     notes = read_json(folder / "config.json").get(TRAINING_NOTES) or {}
     write_folder(out, config.to_dict(), tensors, None, notes)
 
 
 def without_borrowing(
-    drafter: DFlashModel, folder: Path, head: Tensor | None
+    drafter: DFlashModel, own: WeightSource, head: Tensor | None
 ) -> tuple[DFlashConfig, dict[str, Tensor]]:
-    """Config and stored tensors of ``drafter``, which borrows its rows, for readers that cannot.
+    """Config and tensors of ``drafter``, stored as ``own`` tells, which borrows its rows, for readers that cannot.
 
     With the target's ``head`` [vocab_size, hidden_size] its rows become a head of its own; without, it drafts among all
     tokens, as it was trained.
     """
-    tensors = _network(folder)
+    tensors = _network(own)
     if head is None:
         return replace(drafter.config, draft_vocab_size=None, borrows_head=False), tensors
     rows = drafter.head_rows(head).to("cpu", next(iter(tensors.values())).dtype)
@@ -76,7 +87,6 @@ def without_borrowing(
     return replace(drafter.config, borrows_head=False), {**tensors, "lm_head.weight": rows, **tables}
 
 
-def _network(folder: Path) -> dict[str, Tensor]:
+def _network(source: WeightSource) -> dict[str, Tensor]:
     """The stored tensors but for the tables."""
-    source = SafetensorsWeights(folder)
     return {name: source.read(name) for name in source.shapes if name not in _TABLES}

@@ -8,8 +8,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from flashdraft.errors import CheckpointError
+from flashdraft.models.base import ARCHITECTURES
 
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -19,6 +20,10 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing; expected a Hugging Face checkpoint folder") from error
+    except NotADirectoryError as error:
+        raise CheckpointError(
+            f"{file.parent} is a file; expected a Hugging Face checkpoint folder"
+        ) from error
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
@@ -45,12 +50,22 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} holds a drafter; expected a target model: give it as the draft instead"
         )
-    if "quantization_config" in raw:
-        method = (raw["quantization_config"] or {}).get("quant_method", "unknown")
+    _check_architecture(raw, folder)
+    if quantized := raw.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown")
         raise CheckpointError(
             f"{folder} is quantized ({method}); expected float weights: give the original model"
         )
     return parse_config(folder)
+
+
+def _check_architecture(raw: dict[str, Any], folder: Path) -> None:
+    """Refuse a model that is not known here, before transformers has a say: it would ask for code of the folder."""
+    if (kind := raw.get("model_type")) not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{folder}: model_type {kind!r} is not supported as a target; expected one of:"
+            f" {', '.join(sorted(ARCHITECTURES))}; vLLM and SGLang serve others (flashdraft launch)"
+        )
 
 
 def parse_config(folder: Path) -> Any:
@@ -78,8 +93,15 @@ def check_supported(config: Any, label: str) -> None:
     by_layer_type = [one for one in rope.values() if isinstance(one, dict)]
     for rope_type in (one.get("rope_type", "default") for one in by_layer_type or [rope]):
         if rope_type not in _ROPE_TYPES:
+            mend = ""
+            if (
+                rope_type == "dynamic"
+            ):  # frequencies that change with the text's length, keys of one text among them
+                mend = (
+                    ": for texts within max_position_embeddings set it to 'default', which is the same there"
+                )
             raise CheckpointError(
-                f"{label}: rope_type is {rope_type!r}; expected one of {', '.join(_ROPE_TYPES)}"
+                f"{label}: rope_type is {rope_type!r}; expected one of {', '.join(_ROPE_TYPES)}{mend}"
             )
 
 

@@ -10,11 +10,11 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 from flashdraft.errors import CheckpointError
 
 CONFIGS = ("*.json", "*.jinja")
-_ALL = (*CONFIGS, "*.safetensors")
+ALL = (*CONFIGS, "*.safetensors")
 _HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 
 
-def locate(path_or_name: str | Path, wanted: Sequence[str] = _ALL) -> Path:
+def locate(path_or_name: str | Path, wanted: Sequence[str] = ALL) -> Path:
     """A local file or folder, or the local copy of a hub model's ``wanted`` files.
 
     ``name@revision``: that branch, tag or commit of the hub model.

@@ -1,11 +1,12 @@
 """The door: models, tokenizers and drafters from what the user names. Everything behind it is a format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter, embedded_mtp, embedded_target
 from flashdraft.checkpoint.gguf import GGUFFile
@@ -17,11 +18,12 @@ from flashdraft.checkpoint.hf_config import (
     read_config,
     read_json,
 )
-from flashdraft.checkpoint.hub import CONFIGS, locate
+from flashdraft.checkpoint.hub import ALL, CONFIGS, locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import TRAINING_NOTES
+from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
@@ -47,6 +49,7 @@ __all__ = [
     "outline_own_mtp",
     "outline_target",
     "save_drafter",
+    "target_rows",
     "training_notes",
 ]
 
@@ -75,7 +78,7 @@ def load_target(
 
 def outline_target(path_or_name: str | Path = EMBEDDED, dtype: str | torch.dtype = "bfloat16") -> TargetModel:
     """A target as :func:`load_target` builds it, without weights: shapes on the meta device, from its config alone."""
-    place = embedded_target() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
+    place = _locate_target(path_or_name, CONFIGS)
     with torch.device("meta"):
         return build_target(_open_target(place)[0]).to(check_dtype(dtype))
 
@@ -116,7 +119,7 @@ def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:
 
     Raises CheckpointError when there is none or its kind is not supported.
     """
-    place = _locate_target(path_or_name)
+    place = _locate_target(path_or_name, CONFIGS)
     return gguf_tokenizer(GGUFFile(place)) if place.is_file() else folder_tokenizer(place)
 
 
@@ -139,7 +142,8 @@ def load_drafter(
     target_config = None if target is None else target.config
     if holds_mtp_head(folder):
         return read_mtp_head(folder, target_config, wanted, where).eval()
-    return read_drafter(folder, target_config, wanted, where).eval()
+    rows = None if target is None else rows_by_name(*_own_tensors(target))
+    return read_drafter(folder, target_config, wanted, where, rows).eval()
 
 
 def load_own_mtp(
@@ -188,14 +192,29 @@ def training_notes(path_or_name: str | Path) -> dict[str, Any]:
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:
     """Every id that ends a text, ascending: what config, generation config and tokenizer say, together."""
-    place = _locate_target(path_or_name)
+    place = _locate_target(path_or_name, CONFIGS)
     return gguf_eos_token_ids(GGUFFile(place)) if place.is_file() else folder_eos_token_ids(place)
 
 
 def generation_defaults(path_or_name: str | Path = EMBEDDED) -> dict[str, Any]:
     """The sampling settings that the model's makers ship, by the names of SamplingParams; may be empty."""
-    place = _locate_target(path_or_name)
+    place = _locate_target(path_or_name, CONFIGS)
     return {} if place.is_file() else folder_generation_defaults(place)
+
+
+def target_rows(path_or_name: str | Path) -> TargetRows:
+    """The rows of a target's embedding and head as its files have them; opened when they are asked for."""
+
+    def rows(ending: str) -> Tensor:
+        source = _open_target(_locate_target(path_or_name))[1]()
+        return rows_by_name(source.shapes, source.read)(ending)
+
+    return rows
+
+
+def _own_tensors(target: TargetModel) -> tuple[Iterable[str], Callable[[str], Tensor]]:
+    state = target.state_dict()
+    return state, state.__getitem__
 
 
 def _gguf_format(file: GGUFFile) -> tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, Any], WeightSource]]:
@@ -208,5 +227,5 @@ def _gguf_format(file: GGUFFile) -> tuple[Callable[[GGUFFile], Any], Callable[[G
     return _GGUF_FORMATS[architecture]
 
 
-def _locate_target(path_or_name: str | Path) -> Path:
-    return embedded_target() if path_or_name == EMBEDDED else locate(path_or_name)
+def _locate_target(path_or_name: str | Path, wanted: Sequence[str] = ALL) -> Path:
+    return embedded_target() if path_or_name == EMBEDDED else locate(path_or_name, wanted)

@@ -11,6 +11,7 @@ from typing import Any
 from flashdraft.errors import CheckpointError
 
 MARK = "speculators_model_type"
+_IDS = "aux_hidden_state_layer_ids"
 _OF_A_LAYER = (
     "attention_bias",
     "attention_dropout",
@@ -43,14 +44,23 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
     layer = raw.get("transformer_layer_config") or {}
     if raw.get(MARK) != "dflash" or not layer:
         raise CheckpointError(
-            f"the drafter is a speculators {raw.get(MARK)!r}; expected 'dflash' with a transformer_layer_config"
+            f"the drafter is a speculators {raw.get(MARK)!r}; expected 'dflash' with a transformer_layer_config:"
+            " serve it with another engine (flashdraft launch vllm, or sglang)"
         )
     if raw.get("target_hidden_size") not in (None, layer.get("hidden_size")):
         raise CheckpointError(
             f"the drafter's target_hidden_size is {raw['target_hidden_size']}; expected its own hidden_size"
             f" {layer.get('hidden_size')}"
         )
-    ids = [layer_id - 1 for layer_id in raw.get("aux_hidden_state_layer_ids") or ()]
+    for name, what in (
+        ("mask_token_id", "the id that stands for MASK"),
+        (_IDS, "the layers whose outputs it reads"),
+    ):
+        if raw.get(name) is None:
+            raise CheckpointError(
+                f"the drafter's {name} is null; expected {what}: write what it was trained with into its config.json"
+            )
+    ids = [layer_id - 1 for layer_id in raw[_IDS]]
     num_layers = raw.get("num_target_layers") or num_target_layers or max(ids, default=-1) + 1
     inner = {"mask_token_id": raw.get("mask_token_id"), "target_layer_ids": ids}
     if raw.get("sample_from_anchor"):
@@ -85,7 +95,7 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["DFlashSpeculator"],
         MARK: "dflash",
-        "aux_hidden_state_layer_ids": [layer_id + 1 for layer_id in inner["target_layer_ids"]],
+        _IDS: [layer_id + 1 for layer_id in inner["target_layer_ids"]],
         "block_size": block_size,
         "draft_vocab_size": config.get("draft_vocab_size", config["vocab_size"]),
         "mask_token_id": mask_token_id,

@@ -102,7 +102,7 @@ def _check_names_and_shapes(
     if wrong:
         problems.append(f"has shapes that the config does not give: {list_some(wrong)}")
     if problems:
-        raise CheckpointError(
-            f"{source.label} does not fit its config: it {'; it '.join(problems)}. Weights and config must be"
-            " from one checkpoint: fetch both again"
-        )
+        mend = "Weights and config must be from one checkpoint: fetch both again"
+        if len(problems) == 1 and unexpected:
+            mend = "All that its config asks for is there, so these belong to another kind of model: not supported"
+        raise CheckpointError(f"{source.label} does not fit its config: it {'; it '.join(problems)}. {mend}")

@@ -12,13 +12,26 @@ from flashdraft.checkpoint.hf_config import check_supported, read_json
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
-from flashdraft.checkpoint.weights import fill
+from flashdraft.checkpoint.target_copies import FittedTables, TargetRows, WithoutCopies
+from flashdraft.checkpoint.weights import WeightSource, fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.models.mtp import MTPConfig
 
 _ARCHITECTURE = "DFlashDraftModel"
+# Drafters of other kinds, by how their architecture's name begins.
+_OTHER_KINDS = {"dflash2": "DFlash 2", "dspark": "DSpark", "lilicorr": "LiLiCorr", "domino": "Domino"} | {
+    "llamaforcausallmeagle3": "EAGLE-3",
+    "eagle3": "EAGLE-3",
+    "eagle": "EAGLE",
+    "peagle": "P-EAGLE",
+    "medusa": "Medusa",
+}
+_PADDING, _PADDED_SHARE = (
+    1024,
+    32,
+)  # a vocabulary is padded by fewer tokens than that, and than a 32nd of its own
 # Fields that other drafters of the family use, with the values that mean plain DFlash.
 _PLAIN = {
     "use_swa": False,
@@ -32,14 +45,21 @@ _PLAIN = {
 }
 
 
-def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> DFlashModel:
+def read_drafter(
+    folder: Path,
+    target_config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: TargetRows | None = None,
+) -> DFlashModel:
     """The drafter in ``folder``, checked against the target's config unless that is None.
 
-    Raises CheckpointError for a drafter that contradicts itself, IncompatibleDrafterError for one made for
-    another target; both before any tensor is read.
+    ``rows``: the target's, which copies in the file are compared with. Raises CheckpointError for a drafter that
+    contradicts itself, IncompatibleDrafterError for one made for another target; both before any tensor is read, but
+    for copies.
     """
     config = read_drafter_config(folder, target_config)
-    source = SafetensorsWeights(folder)
+    source = open_drafter(folder, config, rows)
     _check_fc(config, source)
     with torch.device("meta"):
         model = DFlashModel(config)
@@ -48,11 +68,20 @@ def read_drafter(folder: Path, target_config: Any, dtype: torch.dtype, device: t
     return model
 
 
+def open_drafter(folder: Path, config: DFlashConfig, rows: TargetRows | None) -> WeightSource:
+    """The drafter's own tensors: less its copies of the target's, which are compared with ``rows``."""
+    source = WithoutCopies(SafetensorsWeights(folder), config)
+    source.compare(rows)
+    return FittedTables(source, config.vocab_size)
+
+
 def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
     """The config of the drafter in ``folder``, in either format; checked and raising as :func:`read_drafter`."""
     raw = read_json(folder / "config.json")
     if MARK in raw:
         raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
+    if target_config is not None:
+        raw = _without_padding(raw, target_config.vocab_size)
     config = _parse_config(raw, folder)
     if target_config is not None:
         check_fits_target(config, target_config, str(folder))
@@ -84,10 +113,23 @@ def check_fits_target(config: DFlashConfig | MTPConfig, target_config: Any, labe
         )
 
 
+def other_kind(architectures: Any) -> str | None:
+    """What a drafter is called whose config.json names ``architectures`` and which is not read here; else None."""
+    names = [str(name).lower() for name in architectures or ()]
+    return next(
+        (kind for start, kind in _OTHER_KINDS.items() if any(n.startswith(start) for n in names)), None
+    )
+
+
 def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
     """Read and check what does not depend on a target."""
     architectures = raw.get("architectures")
     if architectures != [_ARCHITECTURE]:
+        if kind := other_kind(architectures):
+            raise CheckpointError(
+                f"{folder} holds a drafter of another kind, {kind}; expected DFlash or an MTP head: serve it with"
+                " another engine (flashdraft launch vllm, or sglang)"
+            )
         raise CheckpointError(
             f"{folder} holds {architectures}; expected a drafter, whose config.json has architectures"
             f" ['{_ARCHITECTURE}']"
@@ -104,6 +146,18 @@ def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
             f"drafter {folder} has {'; '.join(wrong)}: mend its config.json or fetch it again"
         )
     return config
+
+
+def _without_padding(raw: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """``raw`` with the target's ``vocab_size``, where its own differs by what vocabularies are padded by.
+
+    A drafter embeds and drafts through the target's rows, so its own number of them is of no use.
+    """
+    own = raw.get("vocab_size")
+    if not isinstance(own, int) or not 0 < abs(own - vocab_size) < min(_PADDING, vocab_size / _PADDED_SHARE):
+        return raw
+    whole = {"draft_vocab_size": vocab_size} if raw.get("draft_vocab_size") == own else {}
+    return {**raw, "vocab_size": vocab_size, **whole}
 
 
 def _contradictions(config: DFlashConfig) -> list[str]:
@@ -157,7 +211,7 @@ def _check_is_plain(raw: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _check_fc(config: DFlashConfig, source: SafetensorsWeights) -> None:
+def _check_fc(config: DFlashConfig, source: WeightSource) -> None:
     num_inputs = source.shapes.get("fc.weight", (0, 0))[-1]
     num_features = len(config.target_layer_ids)
     if "fc.weight" in source.shapes and num_inputs != num_features * config.hidden_size:

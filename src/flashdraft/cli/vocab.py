@@ -50,7 +50,7 @@ def vocab(
       flashdraft vocab --from requests.jsonl --size 8192 --out for-my-requests
     """
     from flashdraft.checkpoint.draft_vocabulary import check_size, give_vocabulary
-    from flashdraft.checkpoint.load import eos_token_ids, load_tokenizer, outline_target
+    from flashdraft.checkpoint.load import eos_token_ids, load_tokenizer, outline_target, target_rows
     from flashdraft.data.on_policy import read_documents
     from flashdraft.data.prompts import encode_prompts, read_prompts
     from flashdraft.data.request_log import read_requests
@@ -71,7 +71,7 @@ def vocab(
     of_prompts = count_tokens(asked, config.vocab_size)
     _show_coverage(documents, of_prompts, ends, size)
     of_answers = count_tokens((one.answer_token_ids for one in documents), config.vocab_size)
-    give_vocabulary(draft, rank_tokens(of_answers, of_prompts, ends)[:size], out, config)
+    give_vocabulary(draft, rank_tokens(of_answers, of_prompts, ends)[:size], out, config, target_rows(target))
     typer.echo(f"the drafter is in {out}")
 
 

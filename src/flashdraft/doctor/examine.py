@@ -131,11 +131,11 @@ def examine(
         raise UsageError(
             f"{draft} holds an MTP head; expected a DFlash drafter: give one, or flashdraft bench it"
         )
-    spare = [i for i in sorted(tokenizer.added_tokens_decoder) if i not in eos_token_ids(target)]
+    ends = eos_token_ids(target)
+    spare = [i for i in sorted(tokenizer.added_tokens_decoder) if i not in ends]
     masks = [i for i in spare if i != drafter.config.mask_token_id and i < drafter.config.vocab_size]
     template = training_notes(draft).get("chat_template_kwargs", {})
     token_ids, others = prompt_readings(tokenizer, prompts, template)
-    ends = eos_token_ids(target)
     found = examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], ends, others)
     with suppress(UsageError):  # hybrid targets: the engine does not batch them
         costs = judge_costs(step_costs(model, drafter), drafter.config.block_size, found.accepted_by_position)

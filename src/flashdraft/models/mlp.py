@@ -62,7 +62,8 @@ class SparseMLP(nn.Module):
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
         self.shared_expert: GatedMLP | None = None
-        if (shared_size := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+        # Qwen3-Coder-30B-A3B has none and says so with a 0.
+        if shared_size := getattr(config, "shared_expert_intermediate_size", None):
             self.shared_expert = GatedMLP(config.hidden_size, shared_size)
             self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
@@ -80,7 +81,7 @@ class SparseMLP(nn.Module):
 
 def feed_forward(config: Any, layer_idx: int = 0) -> GatedMLP | SparseMLP:
     """What ``config`` says of a layer: sparse where it has experts, every ``decoder_sparse_step``-th layer of them."""
-    step = getattr(config, "decoder_sparse_step", 1)
+    step = getattr(config, "decoder_sparse_step", 1) or 1
     is_dense = layer_idx in (getattr(config, "mlp_only_layers", None) or ()) or (layer_idx + 1) % step != 0
     if getattr(config, "num_experts", 0) and not is_dense:
         return SparseMLP(config)

@@ -147,9 +147,8 @@ def train_drafter(
 
 
 def check_shape(target_name: str, config: TrainConfig) -> None:
-    """Raise UsageError for a new drafter that cannot be made for the target, from its config alone."""
-    if config.method == "dflash":
-        build_target_layer_ids(outline_target(target_name).config.num_hidden_layers, config.num_features)
+    """Raise UsageError for a new drafter that cannot be made for the target, from its config and tokenizer alone."""
+    _shape(outline_target(target_name), load_tokenizer(target_name), config)
 
 
 def _check_ranks(config: TrainConfig, features: str, ranks: Ranks) -> None:
@@ -232,15 +231,32 @@ def is_held_back(document: Document) -> bool:
 
 def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:
     """A drafter with random weights in the shape of the target's own layers."""
-    drafter: Network
-    if config.method == "mtp":
-        layer = copy.deepcopy(target.config)
-        layer.intermediate_size = config.intermediate_size or layer.intermediate_size
-        drafter = MTPModel(MTPConfig(layer, config.block_size))
-    else:
-        drafter = DFlashModel(_dflash_shape(target, tokenizer, config))
+    shape = _shape(target, tokenizer, config)
+    drafter: Network = MTPModel(shape) if isinstance(shape, MTPConfig) else DFlashModel(shape)
     drafter.init_weights(torch.Generator().manual_seed(config.seed))
     return drafter
+
+
+def _shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig | MTPConfig:
+    if config.method != "mtp":
+        return _dflash_shape(target, tokenizer, config)
+    layer = copy.deepcopy(target.config)
+    if config.intermediate_size is not None:
+        if not hasattr(layer, "intermediate_size"):
+            raise UsageError(
+                f"the head's layer is one of the target's, of experts {layer.moe_intermediate_size} wide: leave"
+                " --intermediate-size out"
+            )
+        layer.intermediate_size = config.intermediate_size
+    return MTPConfig(layer, config.block_size)
+
+
+def _dense_width(config: Any) -> int:
+    """The target's ``intermediate_size``; where all its layers are sparse and it has none, 3 x the hidden size.
+
+    That is what published drafters of such targets have (z-lab/Qwen3.5-35B-A3B-DFlash).
+    """
+    return int(getattr(config, "intermediate_size", None) or 3 * config.hidden_size)
 
 
 def _dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig:
@@ -250,7 +266,7 @@ def _dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> D
         mask_token_id = spare_token_id(tokenizer)
     return DFlashConfig(
         hidden_size=theirs.hidden_size,
-        intermediate_size=config.intermediate_size or theirs.intermediate_size,
+        intermediate_size=config.intermediate_size or _dense_width(theirs),
         num_hidden_layers=config.num_layers,
         num_attention_heads=theirs.num_attention_heads,
         num_key_value_heads=theirs.num_key_value_heads,

@@ -50,8 +50,12 @@ def accepted_at_anchors(
     accepted = torch.full_like(rows.token_ids, -1)
     # Anchors first, in order; the rest of a row repeats its last place and is marked as not new.
     counts = rows.is_anchor.cumsum(-1)
-    for first in range(0, int(counts.max()), blocks_per_forward):
-        rank = torch.arange(first, first + blocks_per_forward, device=counts.device).expand(len(counts), -1)
+    most = int(counts.max())
+    size = min(
+        blocks_per_forward, most
+    )  # a block's logits are a row of the vocabulary for each of its tokens
+    for first in range(0, most, size or 1):
+        rank = torch.arange(first, first + size, device=counts.device).expand(len(counts), -1)
         is_valid = rank < counts[:, -1:]
         places = torch.searchsorted(counts, rank.contiguous() + 1).clamp(max=counts.shape[1] - 1)
         blocks = blocks_at(rows, places, is_valid, block_size)
