@@ -17,6 +17,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from flashdraft.admission import BlockSize
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import CONTEXT, measure_costs
@@ -24,7 +25,6 @@ from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 
 PARTS = ("observe", "draft", "verify", "choose", "host", "step")

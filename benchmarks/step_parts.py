@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
+from flashdraft.admission import BlockSize
 from flashdraft.bench.config import BenchConfig
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import BlockSize
 
 PARTS = ("target layers and head", "draft context", "draft layers and head", "host")
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from flashdraft.answer import RoundEvent
 from flashdraft.errors import UsageError
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.ngram import NgramDrafter

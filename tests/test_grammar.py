@@ -114,6 +114,12 @@ def test_a_draft_is_cut_at_its_first_forbidden_token() -> None:
     state.forbid(logits, [*said, *whole[:1]], state.cut([*said, *whole[:1]], whole[1:2]))
     allowed = [{i for i, value in enumerate(row) if value == 0} for row in logits.tolist()]
     assert allowed == [set(TOKENIZER.encode("-")), set(TOKENIZER.encode("0123456789x"))]
+    # A tree that is walked goes on behind an end token; nothing of that is delivered.
+    ended = [*said, *whole, EOS]
+    for output in (ended, [*ended, 5]):
+        logits = torch.zeros(1, VOCAB)
+        state.forbid(logits, output, state.cut(output, []))
+        assert not logits.any()
 
 
 def test_50_answers_in_one_batch_are_those_given_alone() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.answer import RoundEvent
+from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.ops.block_mask import BlockRule
 from flashdraft.sampling_params import SamplingParams

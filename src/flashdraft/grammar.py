@@ -154,6 +154,10 @@ class GrammarState:
         started = thread_time()
         matcher = self._matcher
         for token in output[self._num_tokens :]:
+            if (
+                matcher.is_terminated()
+            ):  # a tree goes on behind an end token, and nothing of that is delivered
+                break
             taken = matcher.accept_token(token)
             assert taken, f"token {token} was delivered against the grammar"
         self._num_tokens = len(output)
@@ -185,6 +189,8 @@ class GrammarState:
     def _walk(self, draft: Sequence[int], allowed: "Tensor") -> int:
         """Fill the rows of ``allowed``, as far as ``draft`` keeps to the grammar; how many tokens that is."""
         matcher, num_fit = self._matcher, 0
+        if matcher.is_terminated():
+            return 0  # the row stays open, as below
         matcher.fill_next_token_bitmask(allowed, 0)
         for token in draft:
             if not matcher.accept_token(token):

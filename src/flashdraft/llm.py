@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from flashdraft.admission import AUTO, BlockSize, check_block_size, check_tree
+from flashdraft.answer import RoundEvent
 from flashdraft.checkpoint.embedded import drafts_among_all, served_window
 from flashdraft.checkpoint.load import (
     EMBEDDED,
@@ -15,16 +17,13 @@ from flashdraft.checkpoint.load import (
     load_target,
     load_tokenizer,
 )
-from flashdraft.engine.block_control import check_block_size
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import RoundEvent, check_tree
 from flashdraft.models.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.explain import explain
 from flashdraft.spec_decode.metrics import RequestMetrics

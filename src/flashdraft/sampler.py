@@ -112,7 +112,7 @@ class TokenChooser:
         """Whether the choice is the plain argmax of the logits, which a batch can take for all its rows."""
         return self.params.is_greedy and not self.adjusts
 
-    def cut(self, output: Sequence[int], draft: list[int]) -> list[int]:
+    def allowed_prefix(self, output: Sequence[int], draft: list[int]) -> list[int]:
         """The part of ``draft`` that is worth verifying: up to the first token that can never be chosen."""
         return self.grammar.cut(output, draft) if self.grammar else draft
 

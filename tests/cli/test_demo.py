@@ -8,9 +8,9 @@ from rich.console import Console
 
 from command_line import Run
 from flashdraft import LLM, SamplingParams
+from flashdraft.answer import RoundEvent
 from flashdraft.cli.answer_stream import AnswerStream, Piece
 from flashdraft.cli.demo_screen import LiveScreen
-from flashdraft.generate import RoundEvent
 
 
 def test_plain_lines_where_there_is_no_terminal(run: Run, pair: list[str]) -> None:

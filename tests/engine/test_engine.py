@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from flashdraft.admission import BlockSize
 from flashdraft.batch import ForwardBatch
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -14,7 +15,6 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.ngram import NgramDrafter

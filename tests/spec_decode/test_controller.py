@@ -52,7 +52,7 @@ def cut(controller: Controller, plan: Plan, states: list[Acceptance]) -> list[in
     if not drafts:
         return plan.lengths
     plain = tuple(length for length in plan.lengths if length == 1)
-    lengths = iter(controller.cut(drafts, Others(plain)))
+    lengths = iter(controller.select(drafts, Others(plain)))
     return [1 + next(lengths) if length > 1 else 1 for length in plan.lengths]
 
 
@@ -241,13 +241,13 @@ def test_of_a_draft_that_is_there_what_the_drafter_is_sure_of_is_verified() -> N
         Drafted(states[0], BLOCK, chain([sure] * 6 + [unsure] * 9), 15),
         Drafted(states[1], BLOCK, chain([unsure] * 15), 15),
     ]
-    assert controller.cut(drafts, Others()) == [6, 0]
-    assert controller.cut([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
+    assert controller.select(drafts, Others()) == [6, 0]
+    assert controller.select([drafts[0]._replace(num_tokens=3)], Others()) == [3], (
         "the answer has no room for more"
     )
     controller.costs.verify = Curve([1, 1000], [1.0, 1.0 + 999 * 2.0])
     controller.plan([Candidate(state, 99) for state in [*states, Acceptance()]])
-    assert controller.cut(drafts, Others((1,))) == [0, 0], "nothing is worth its time"
+    assert controller.select(drafts, Others((1,))) == [0, 0], "nothing is worth its time"
 
 
 @pytest.mark.parametrize("luck", [0.4, 1.0])
@@ -265,7 +265,7 @@ def test_what_comes_of_promises_is_learned(luck: float) -> None:
                 log_probs = [-log(1 + exp(-one)) for one in odds]
                 drafts.append(Drafted(state, plan.block, chain(log_probs), plan.block - 1))
         if drafts:
-            controller.cut(drafts, Others((1,) * (4 - len(drafts))))
+            controller.select(drafts, Others((1,) * (4 - len(drafts))))
     if luck == 1.0:
         assert controller.kept_promise > 0.97
     else:
@@ -329,7 +329,7 @@ def test_the_block_does_not_wander_where_nothing_changes() -> None:
             odds = [rng.gauss(2, 1.5) for _ in range(plan.block - 1)]
             log_probs = [-log(1 + exp(-one)) for one in odds]
             draft = Drafted(states[0], plan.block, chain(log_probs), plan.block - 1)
-            [length] = controller.cut([draft], Others())
+            [length] = controller.select([draft], Others())
             hits = [rng.random() < 1 / (1 + exp(-0.8 * one)) for one in odds]
             count = next((i for i in range(length) if not hits[i]), length)
             controller.observe([draft._replace(num_verified=length, path=range(1 + count))])

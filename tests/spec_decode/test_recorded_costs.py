@@ -71,7 +71,7 @@ def test_within_a_recorded_width_every_token_is_verified() -> None:
     controller.acceptance.foresee(drafts)
     plan = controller.plan([Candidate(states[0], 2), *(Candidate(state, 99) for state in states[1:])])
     assert plan.lengths == [2, 4, 4], "what a width of 4 holds; the next one would cost twice as much"
-    assert controller.cut([draft._replace(num_tokens=3) for draft in drafts], Others()) == [3] * 3, (
+    assert controller.select([draft._replace(num_tokens=3) for draft in drafts], Others()) == [3] * 3, (
         "as planned"
     )
 

@@ -104,7 +104,7 @@ def test_a_tree_of_width_one_is_the_chain() -> None:
     tree = best_first([[5], [3], [8]], [[-0.5]] * 3, 16)
     assert tree == DraftTree.chain([5, 3, 8], [-0.5] * 3)
     assert tree.is_chain
-    assert (tree.depth, tree.cut(2)) == (3, DraftTree.chain([5, 3], [-0.5] * 2))
+    assert (tree.depth, tree.up_to(2)) == (3, DraftTree.chain([5, 3], [-0.5] * 2))
 
 
 def test_the_walk_follows_the_targets_choices() -> None:
@@ -121,7 +121,7 @@ def test_the_walk_follows_the_targets_choices() -> None:
 
     assert tree.walk(choose) == ([0, 1, 4, 6], 9)
     assert heard == [(0, []), (1, [5]), (4, [5, 8]), (6, [5, 8, 1])]
-    assert tree.cut(2) == DraftTree([5, 6, 7, 8], [0, 0, 1, 1])
+    assert tree.up_to(2) == DraftTree([5, 6, 7, 8], [0, 0, 1, 1])
     assert tree.first(3).walk(lambda *_: 5) == ([0, 1], 5)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
+from flashdraft.answer import RoundEvent
 from flashdraft.batch import ForwardBatch
 from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.config import TrainConfig

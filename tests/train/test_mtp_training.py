@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from flashdraft.answer import RoundEvent
 from flashdraft.checkpoint.load import load_drafter, save_drafter
 from flashdraft.data.loader import pack
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.block_mask import TILE, ChainMask

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from flashdraft.answer import RoundEvent
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.errors import DataError, UsageError
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.generate import generate
 from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.sampling_params import SamplingParams

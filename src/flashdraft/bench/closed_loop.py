@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from flashdraft.admission import BlockSize
 from flashdraft.engine.engine import Engine
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flashdraft.admission import AUTO, BlockSize
 from flashdraft.bench.results import BASELINE
 from flashdraft.errors import UsageError
-from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from flashdraft.admission import AUTO
 from flashdraft.bench.accuracy import is_correct
 from flashdraft.bench.closed_loop import TimedAnswer, answer_all
 from flashdraft.bench.latency import gap_histogram
@@ -23,7 +24,6 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import doubling
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import AUTO
 from flashdraft.spec_decode.explain import explain
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.simulated import SimulatedAcceptance

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from flashdraft.admission import BlockSize
 from flashdraft.bench.latency import GapHistogram, Percentiles, gap_percentiles, percentiles
 from flashdraft.bench.lossless import Difference
 from flashdraft.intervals import ratio_interval
-from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 BASELINE = "AR"

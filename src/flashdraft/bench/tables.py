@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
+from flashdraft.admission import AUTO, BlockSize
 from flashdraft.bench.latency import Percentiles
 from flashdraft.bench.online import OnlineRow
 from flashdraft.bench.results import BASELINE, BenchRow
-from flashdraft.spec_decode.controller import AUTO, BlockSize
 
 Column = tuple[str, BlockSize]  # method, block size
 MISSING = "–"

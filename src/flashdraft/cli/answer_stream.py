@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flashdraft.detokenizer import Decodes, Detokenizer
 
 if TYPE_CHECKING:
-    from flashdraft.generate import RoundEvent
+    from flashdraft.answer import RoundEvent
 
 ACCEPTED_STYLE = "green"
 BONUS_STYLE = "bold yellow"

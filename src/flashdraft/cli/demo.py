@@ -116,7 +116,7 @@ class Contest:
 
     def _decode(self, side: int, token_ids: list[int]) -> "tuple[list[int], RequestMetrics, AnswerStream]":
         """One side's answer, its cost, and its clock."""
-        from flashdraft.generate import RoundEvent
+        from flashdraft.answer import RoundEvent
 
         stream = AnswerStream(self.llm.tokenizer, lambda pieces: self.screen.show(side, pieces))
         self.engines[side].add_request("demo", token_ids, self.params)

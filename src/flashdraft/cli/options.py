@@ -10,8 +10,8 @@ from rich.console import Console
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
+    from flashdraft.admission import BlockSize
     from flashdraft.llm import LLM
-    from flashdraft.spec_decode.controller import BlockSize
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from flashdraft.admission import AUTO
 from flashdraft.checkpoint.embedded import EMBEDDED
 from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.cli.options import open_llm, parse_block_size
@@ -20,7 +21,6 @@ from flashdraft.server.logs import configure_logs
 from flashdraft.server.peer_flags import Speculation, from_sglang, from_vllm, merged, refuse_foreign
 from flashdraft.server.run import run_server
 from flashdraft.server.service import Service
-from flashdraft.spec_decode.controller import AUTO
 
 _AS_GIVEN = (
     *("revision", "draft_tree", "dtype", "quantization", "device", "host", "port", "draft_window_size"),

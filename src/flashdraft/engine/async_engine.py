@@ -7,13 +7,13 @@ from dataclasses import replace
 from itertools import count
 from threading import Condition, Thread
 
+from flashdraft.admission import BlockSize
 from flashdraft.engine.bounded_threads import BoundedThreads
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import EngineError, UsageError
 from flashdraft.grammar import Grammar, GrammarState
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import BlockSize
 
 logger = logging.getLogger(__name__)
 _News = StepOutput | Exception

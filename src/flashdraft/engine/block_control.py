@@ -7,12 +7,9 @@ from typing import NamedTuple
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.request import Request
 from flashdraft.engine.step_timing import CONTEXT, measure_costs
-from flashdraft.errors import UsageError
-from flashdraft.generate import check_request
-from flashdraft.models.base import TargetModel
 from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance, Drafted
 from flashdraft.spec_decode.block_search import Candidate, Others
-from flashdraft.spec_decode.controller import AUTO, BlockSize, Controller
+from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.step_costs import StepCosts
@@ -23,15 +20,6 @@ _MOST_RECORDED_ROWS = 32  # measured where they are recorded
 _MOST_RECORDED_TREES = 4  # requests beside each other that verify trees there
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
-
-
-def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: BlockSize) -> BlockSize:
-    """The block size to use: with nothing to draft with, "auto" is plain decoding. Raises UsageError."""
-    if isinstance(block_size, int):
-        return check_request(target, drafter, [0], block_size)
-    if block_size != AUTO:
-        raise UsageError(f"block_size is {block_size!r}; expected {AUTO} or a number of tokens")
-    return AUTO if drafter and drafter.max_block_size > 1 else 1
 
 
 class StepSeconds(NamedTuple):
@@ -112,7 +100,7 @@ class BlockControl:
             has_tree = draws_trees and length > 1 and not request.answer.chooser.grammar
             request.tree_size = (length if is_recorded else self.max_block) if has_tree else 0
 
-    def cut(
+    def select(
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
     ) -> list[tuple[Request, int]]:
         """``blocks`` with as many tokens of each automatic draft as are worth verifying, now that it is there."""
@@ -126,7 +114,7 @@ class BlockControl:
         if not drafts:
             return list(blocks)
         others = Others(tuple(size for request, size in blocks if request not in drafts))
-        lengths = dict(zip(drafts, self.controller.cut(list(drafts.values()), others), strict=True))
+        lengths = dict(zip(drafts, self.controller.select(list(drafts.values()), others), strict=True))
         return [(request, 1 + lengths.get(request, size - 1)) for request, size in blocks]
 
     def learn_step(self, seconds: float) -> None:

@@ -6,18 +6,18 @@ from time import perf_counter
 
 import torch
 
+from flashdraft.admission import AUTO, BlockSize, check_block_size, check_request, check_tree
+from flashdraft.answer import Answer
 from flashdraft.detokenizer import Decodes
-from flashdraft.engine.block_control import BlockControl, StepSeconds, check_block_size
+from flashdraft.engine.block_control import BlockControl, StepSeconds
 from flashdraft.engine.model_runner import ModelRunner, Verified
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.generate import Answer, check_request, check_tree
 from flashdraft.grammar import Grammar, GrammarState, begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import AUTO, BlockSize
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
@@ -243,9 +243,9 @@ class Engine:
         runner.catch_up(drafting)
         caught_up = perf_counter()
         proposed = runner.propose(drafting)
-        blocks = self.control.cut(blocks, proposed)
+        blocks = self.control.select(blocks, proposed)
         drafts = [
-            request.answer.cut(proposed[request].first(size - 1), request.most_tokens - 1)
+            request.answer.trim(proposed[request].first(size - 1), request.most_tokens - 1)
             if size > 1
             else DraftTree()
             for request, size in blocks

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashdraft.admission import MAX_TREE
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.kv_cache import LayerKV
@@ -15,7 +16,6 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.cache.paged_rows import new_rows
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.generate import MAX_TREE
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.ops.attention import FirstKeys
 from flashdraft.ops.block_mask import CachedMask
@@ -116,7 +116,7 @@ class ModelRunner:
         assert isinstance(self.drafter, DFlashBatch)
         sizes = [max(request.tree_size - 1, 0) for request in requests]
         trees = zip(requests, self.drafter.propose_trees(*asked, sizes), strict=True)
-        return {request: tree.cut(request.most_tokens - 1) for request, tree in trees}
+        return {request: tree.up_to(request.most_tokens - 1) for request, tree in trees}
 
     def catch_up(self, requests: Sequence[Request]) -> None:
         """Let the drafter take what is committed but not observed, of all ``requests`` in one projection."""

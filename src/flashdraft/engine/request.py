@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
-from flashdraft.generate import Answer
 from flashdraft.spec_decode.acceptance import Acceptance
 
 

@@ -3,10 +3,10 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from flashdraft.admission import BlockSize
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.grammar import Grammar, GrammarState
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.controller import BlockSize
 
 
 class EngineDoor(Protocol):

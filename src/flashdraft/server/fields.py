@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictInt, WithJsonSchema
 
-from flashdraft.spec_decode.controller import AUTO, BlockSize
+from flashdraft.admission import AUTO, BlockSize
 
 MAX_STOPS, MAX_STOP_LEN = 16, 256
 MAX_INT = 2**62

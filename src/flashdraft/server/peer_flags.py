@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from flashdraft.admission import BlockSize
 from flashdraft.errors import UsageError
-from flashdraft.spec_decode.controller import BlockSize
 
 _METHOD = "dflash"
 _KNOWN_KEYS = {"method", "model", "num_speculative_tokens"}

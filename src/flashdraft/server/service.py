@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
+from flashdraft.admission import BlockSize
 from flashdraft.data.request_log import RequestLog
 from flashdraft.engine.types import StepOutput
 from flashdraft.sampler import TokenLogprobs
@@ -20,7 +21,6 @@ from flashdraft.server.engine_door import EngineDoor
 from flashdraft.server.logs import log_event
 from flashdraft.server.metrics import ServerMetrics
 from flashdraft.server.text_work import TextWork
-from flashdraft.spec_decode.controller import BlockSize
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 _LOGGER = logging.getLogger(__name__)

@@ -2,13 +2,12 @@
 
 A step drafts blocks of one length for some requests and verifies them, the anchors of all others beside them, in one
 forward. Which requests draft how long a block is planned before (:meth:`Controller.plan`), how many of a draft's
-tokens are verified is chosen when the drafter has told how sure it is of each (:meth:`Controller.cut`). Costs and
+tokens are verified is chosen when the drafter has told how sure it is of each (:meth:`Controller.select`). Costs and
 acceptance are passed in: no clock here, and no tensors.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -24,9 +23,6 @@ from flashdraft.spec_decode.block_search import (
 )
 from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
-
-AUTO: Literal["auto"] = "auto"
-BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the controller's choice
 
 _PROBE_SHARE = 0.003  # of the time may go into finding out whether drafting has come to pay
 # Of several requests those draft that promise most, and luck is part of a promise (docs/log.md): what is thought at
@@ -109,7 +105,7 @@ class Controller:
                 state.num_plain += 1
         return best, chosen
 
-    def cut(self, drafts: Sequence[Drafted], others: Others) -> list[int]:
+    def select(self, drafts: Sequence[Drafted], others: Others) -> list[int]:
         """How many tokens of each draft are worth verifying, all of one block; ``others``: the step's other rows.
 
         A recorded step is as wide as it was planned: it comes in few widths, and is over before all are weighed.

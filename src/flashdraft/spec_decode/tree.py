@@ -54,7 +54,7 @@ class DraftTree:
         """Its first ``num_tokens`` tokens."""
         return DraftTree(self.token_ids[:num_tokens], self.parents[:num_tokens], self.log_probs[:num_tokens])
 
-    def cut(self, depth: int) -> "DraftTree":
+    def up_to(self, depth: int) -> "DraftTree":
         """Its tokens at most ``depth`` from the anchor."""
         if depth >= len(self):
             return self

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from flashdraft.answer import RoundEvent
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.sampling_params import SamplingParams
