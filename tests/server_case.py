@@ -15,9 +15,9 @@ from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
-from flashdraft.server.app import build_app
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
+from flashdraft.server.run import uvicorn_config
 from flashdraft.server.service import Service
 
 MODEL = "tiny"
@@ -47,7 +47,7 @@ def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterat
     context_len = llm.target.config.max_position_embeddings
     own = engine or AsyncEngine(own_engine(llm, settings))
     service = Service(own, llm.tokenizer, context_len, llm.max_block_size, settings)
-    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn_config(service, "127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)

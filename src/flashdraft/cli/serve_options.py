@@ -120,6 +120,13 @@ class ServeOptions:
     ] = None
     max_queue: Annotated[int, _limit("--max-queue", help="Answers that may wait; more get 429.")] = 128
     max_body_bytes: Annotated[int, _limit("--max-body-bytes", help="Largest request body.")] = 4 << 20
+    max_connections: Annotated[
+        int, _limit("--max-connections", help="Open connections; beyond, one without a request is closed.")
+    ] = 1024
+    client_timeout_s: Annotated[
+        float,
+        _limit("--client-timeout", help="Seconds in which a client has to send its request, and to read."),
+    ] = 30.0
     max_n: Annotated[int, _limit("--max-n", help="Most answers of one request.")] = 16
     max_answer_tokens: Annotated[
         int | None,

@@ -26,7 +26,10 @@ _AS_GIVEN = (
     *("revision", "draft_tree", "dtype", "quantization", "device", "host", "port", "draft_window_size"),
     *("context_length", "max_num_batched_tokens", "max_total_tokens", "drain_s", "log_format"),
 )
-_LIMITS = ("max_running_requests", "max_queue", "max_body_bytes", "max_n", "max_answer_tokens")
+_LIMITS = (
+    *("max_running_requests", "max_queue", "max_body_bytes", "max_connections", "client_timeout_s"),
+    *("max_n", "max_answer_tokens"),
+)
 
 
 def run_serve(options: ServeOptions) -> None:
@@ -38,6 +41,8 @@ def run_serve(options: ServeOptions) -> None:
         max_queue=options.max_queue,
         max_running_requests=options.max_running_requests,
         max_body_bytes=options.max_body_bytes,
+        max_connections=options.max_connections,
+        client_timeout_s=options.client_timeout_s,
         max_n=options.max_n,
         max_answer_tokens=options.max_answer_tokens,
         log_requests=options.log_requests,

@@ -15,15 +15,19 @@ class ServerConfig:
     max_queue: int = 128  # requests that may wait while others run; more get 429
     max_running_requests: int = 32
     max_body_bytes: int = 4 << 20
+    max_connections: int = 1024  # beyond, one that does not send its request is closed
+    client_timeout_s: float = 30  # for a head, for a body at 64 KiB/s and this, for reading what was answered
     max_n: int = 16  # answers of one request, over all its prompts
     max_answer_tokens: int | None = None  # None: what the context leaves
     retry_after_s: int = 1
     log_requests: Path | None = None  # answered requests are appended there; None: nowhere
 
     def __post_init__(self) -> None:
-        for name in ("max_running_requests", "max_body_bytes", "max_n", "retry_after_s"):
+        for name in ("max_running_requests", "max_body_bytes", "max_connections", "max_n", "retry_after_s"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 < self.client_timeout_s < float("inf"):
+            raise UsageError(f"client_timeout_s is {self.client_timeout_s}; expected seconds, above 0")
         if self.max_queue < 0:
             raise UsageError(f"max_queue is {self.max_queue}; expected 0 or more")
         if self.max_answer_tokens is not None and self.max_answer_tokens < 1:

@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+from functools import partial
+from typing import cast
 
 import uvicorn
 
 from flashdraft.server.app import build_app
+from flashdraft.server.connections import BoundedProtocol, room_for_connections
 from flashdraft.server.service import Service
 
 _LAST_WORDS_S = 5  # for the errors that tell of the end, and for a client that does not read
@@ -16,16 +19,28 @@ def run_server(service: Service, host: str, port: int, drain_s: int) -> None:
 
     Log lines go where ``configure_logs`` sent them.
     """
-    config = uvicorn.Config(
+    _Server(uvicorn_config(service, host, port, drain_s), service, drain_s).run()
+
+
+def uvicorn_config(service: Service, host: str, port: int, drain_s: int = 0) -> uvicorn.Config:
+    """How uvicorn serves the application: with our limits, and without what it would do for others."""
+    limits = service.config
+    protocol = partial(
+        BoundedProtocol,
+        timeout_s=limits.client_timeout_s,
+        max_connections=room_for_connections(limits.max_connections),
+    )
+    return uvicorn.Config(
         build_app(service),
         host=host,
         port=port,
+        http=cast(type[asyncio.Protocol], protocol),
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=drain_s + _LAST_WORDS_S,
         server_header=False,
     )
-    _Server(config, service, drain_s).run()
 
 
 class _Server(uvicorn.Server):
