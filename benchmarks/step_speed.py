@@ -49,7 +49,7 @@ def draft_step(drafter: DFlashDrafter, rows: int, width: int) -> Step:
         layer.v.normal_()
     positions = torch.arange(CONTEXT, CONTEXT + width).expand(rows, -1)
     blocks = drafter.blocks([7] * rows, width)
-    return lambda: drafter.likeliest(blocks, positions, CONTEXT + width, cache.layers)
+    return lambda: drafter.candidates(blocks, positions, CONTEXT + width, cache.layers)
 
 
 def shortest(steps: Sequence[Step], repeats: int) -> list[float]:

@@ -110,8 +110,26 @@ def toy_dflash(target: TargetModel, seed: int = 1, std: float = 0.2, **changes: 
         "max_position_embeddings": config.max_position_embeddings,
     }
     model = DFlashModel(DFlashConfig(**{**values, **changes}))  # type: ignore[arg-type]
-    model.init_weights(torch.Generator().manual_seed(seed), std=std)
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator, std=std)
+    for name, parameter in model.named_parameters():
+        if "_conv." in name:  # which init_weights leaves out of effect
+            torch.nn.init.normal_(parameter, std=std, generator=generator)
     return model.eval()
+
+
+DFLASH2 = {
+    "conv_kernel_size": 2,
+    "conv_group_size": 16,
+    "selector_rank": 8,
+    "selector_top_k": 6,
+    "is_causal": False,
+}
+
+
+def toy_dflash2(target: TargetModel, seed: int = 1, std: float = 0.2, **changes: object) -> DFlashModel:
+    """A drafter network with DFlash 2's parts, all of them random."""
+    return toy_dflash(target, seed, std, **{**DFLASH2, **changes})
 
 
 def toy_mtp(target: TargetModel, seed: int = 1, std: float = 0.2, block_size: int = 8) -> MTPModel:

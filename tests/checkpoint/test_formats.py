@@ -21,7 +21,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.anchors import blocks_at
 from flashdraft.train.forward import block_hidden, target_features
-from toys import toy_dflash, toy_target
+from toys import toy_dflash, toy_dflash2, toy_target
 
 MIXED = ("sliding_attention", "sliding_attention", "full_attention")
 
@@ -156,7 +156,9 @@ def test_trap_mrope(target, tmp_path):
     [
         ({"draft_vocab_size": 32}, r"lacks d2t, t2d, lm_head.weight"),
         ({"draft_vocab_size": 98}, r"draft_vocab_size 98 \(expected 1 to 97\)"),
-        ({"speculators_model_type": "eagle3"}, r"speculators 'eagle3'; expected 'dflash'"),
+        ({"speculators_model_type": "eagle3"}, r"of another kind, EAGLE-3"),
+        ({"speculators_model_type": "xpress"}, r"of another kind, xPress"),
+        ({"speculators_model_type": "mtp"}, r"speculators 'mtp'; expected 'dflash' or 'dflash2'"),
         ({"target_hidden_size": 64}, r"target_hidden_size is 64; expected its own hidden_size 48"),
         ({"sample_from_anchor": True}, r"asks for sample_from_anchor True"),
         ({"aux_hidden_state_layer_ids": [0, 3]}, r"target_layer_ids \[-1, 2\]"),
@@ -295,3 +297,46 @@ def test_the_drafter_of_the_27b():
         drafter = DFlashModel(config)
     assert len(drafter.state_dict()) == 3 + 6 * 11
     assert drafter.fc.weight.shape == (5120, 25600)
+
+
+def test_dflash2_there_and_back(target, tmp_path):
+    """The layout of Qwen3.8-27B-DFlash2: windows that are not causal, codebooks without .weight."""
+    windows = {"layer_types": ("sliding_attention",) * 2, "sliding_window": 16}
+    drafter = toy_dflash2(target, **windows)
+    save_drafter(drafter, tmp_path / "z")
+    told = json.loads((tmp_path / "z" / "config.json").read_text())
+    assert told["architectures"] == ["DFlash2DraftModel"]
+    assert told["is_causal"] is False
+    inner = {
+        name: told["dflash_config"][name] for name in ("conv_kernel_size", "conv_group_size", "selector_rank")
+    }
+    assert inner == {"conv_kernel_size": 2, "conv_group_size": 16, "selector_rank": 8}
+    names = load_file(tmp_path / "z" / "model.safetensors").keys()
+    assert {"candidate_selector.successor_codebook", "layers.1.mlp_conv.base_kernel"} <= names
+    loaded = load_drafter(tmp_path / "z", target, dtype="float32")
+    assert loaded.config == drafter.config
+    convert_drafter(tmp_path / "z", "speculators", tmp_path / "s")
+    said = json.loads((tmp_path / "s" / "config.json").read_text())
+    assert said["speculators_model_type"] == said["speculators_config"]["algorithm"] == "dflash2"
+    assert (said["selector_rank"], said["selector_top_k"], said["sliding_window_non_causal"]) == (8, 6, True)
+    convert_drafter(tmp_path / "s", "z-lab", tmp_path / "back")
+    for name in ("config.json", "model.safetensors"):
+        first, last = ((tmp_path / folder / name).read_bytes() for folder in ("z", "back"))
+        assert first == last, name
+
+
+def test_what_speculators_cannot_say_of_dflash2(target, tmp_path):
+    save_drafter(toy_dflash2(target, selector_rank=0), tmp_path / "conv")
+    with pytest.raises(
+        CheckpointError, match="conv_kernel_size 2 and selector_rank 0; expected both above 0"
+    ):
+        convert_drafter(tmp_path / "conv", "speculators", tmp_path / "s")
+    save_drafter(toy_dflash2(target, output_multiplier=0.5), tmp_path / "scaled")
+    with pytest.raises(CheckpointError, match="has output_multiplier; expected a drafter without them"):
+        convert_drafter(tmp_path / "scaled", "speculators", tmp_path / "s")
+
+
+def test_dflash2_is_not_exported_for_transformers(target, tmp_path):
+    save_drafter(toy_dflash2(target), tmp_path / "z")
+    with pytest.raises(CheckpointError, match="DFlash 2, which this export for transformers does not run"):
+        convert_drafter(tmp_path / "z", "transformers", tmp_path / "t")

@@ -155,10 +155,28 @@ def test_made_for_another_target(saved, changes, pattern):
         ({}, {"num_hidden_layers": 3}, r"lacks layers\.2\.input_layernorm\.weight"),
         ({}, {"intermediate_size": 65}, r"mlp\.gate_proj\.weight \[64, 48\] \(config: \[65, 48\]\)"),
         ({}, {"architectures": ["LlamaForCausalLM"]}, r"holds \['LlamaForCausalLM'\]; expected a drafter"),
-        ({}, {"architectures": ["DFlash2DraftModel"]}, r"another kind, DFlash 2"),
+        ({}, {"architectures": ["DFlash2DraftModel"]}, r"neither conv_kernel_size nor selector_rank"),
+        ({"conv_kernel_size": 9}, {}, r"conv_kernel_size 9 \(expected 1 to 8: a block's slots\)"),
+        (
+            {"conv_kernel_size": 2, "conv_group_size": 5},
+            {},
+            r"conv_group_size 5 \(expected a divisor of hidden_size 48\)",
+        ),
+        ({"selector_rank": 4, "selector_top_k": 98}, {}, r"selector_top_k 98 \(expected 1 or more"),
+        ({"selector_rank": 4}, {}, r"lacks candidate_selector\.predecessor_codebook"),
+        (
+            {"projector_type": "dspark"},
+            {},
+            r"of another kind, DSpark; expected DFlash, .*vLLM, SGLang",
+        ),
+        ({}, {"architectures": ["Qwen3DSparkModel"]}, r"of another kind, DSpark"),
+        ({}, {"architectures": ["LiLiCorrDraftModel"]}, r"of another kind, LiLiCorr"),
+        ({}, {"architectures": ["DominoDraftModel"]}, r"of another kind, Domino"),
+        ({}, {"architectures": ["XPressDraftModel"]}, r"of another kind, xPress"),
+        ({}, {"architectures": ["LlamaForCausalLMEagle3"]}, r"of another kind, EAGLE-3"),
         ({}, {"layer_types": ["sliding_attention"] * 2}, r"sliding_attention"),
         ({}, {"layer_types": None, "use_sliding_window": True}, r"asks for use_sliding_window True"),
-        ({"use_swa": True, "output_multiplier": 0.5}, {}, r"asks for use_swa True, output_multiplier 0\.5"),
+        ({"use_swa": True, "output_multiplier": 0.5}, {}, r"asks for use_swa True; expected"),
         ({}, {"layer_types": ["sliding_attention"], "sliding_window": 4}, r"expected 2 of full_attention or"),
         ({}, {"layer_types": ["chunked"] * 2, "sliding_window": 4}, r"chunked.* do not go together"),
         ({"sample_from_anchor": True}, {}, r"asks for sample_from_anchor True"),
@@ -190,7 +208,7 @@ def test_truncated_missing_and_foreign_weights(saved):
     state = load_file_bytes(whole, saved)
     state["markov_head.markov_w1"] = torch.zeros(2)
     save_file(state, file)
-    refused(saved, r"unexpected markov_head\.markov_w1")
+    refused(saved, r"of another kind, DSpark")
     file.unlink()
     refused(saved, r"neither model\.safetensors nor")
     (saved / "config.json").unlink()

@@ -70,7 +70,7 @@ def test_the_best_continuations_are_those_of_brute_force(num_tokens: int) -> Non
     depth, width = 4, 5
     log_probs = [sorted((log(rng.random()) for _ in range(width)), reverse=True) for _ in range(depth)]
     token_ids = [rng.sample(range(9), width) for _ in range(depth)]
-    tree = best_first(token_ids, log_probs, num_tokens)
+    tree = best_first(token_ids, [[values] for values in log_probs], num_tokens)
     scored = {
         tuple(token_ids[at][rank] for at, rank in enumerate(ranks)): sum(
             log_probs[at][rank] for at, rank in enumerate(ranks)
@@ -79,7 +79,7 @@ def test_the_best_continuations_are_those_of_brute_force(num_tokens: int) -> Non
         for ranks in product(range(width), repeat=levels)
     }
     assert texts(tree) == sorted(scored, key=lambda text: -scored[text])[:num_tokens]
-    assert best_first(token_ids, log_probs, 5).first(num_tokens) == tree.first(5)
+    assert best_first(token_ids, [[values] for values in log_probs], 5).first(num_tokens) == tree.first(5)
     assert len(best_first([], [], num_tokens)) == 0
 
 
@@ -95,13 +95,13 @@ def test_the_likeliest_tokens_are_found(shape: tuple[int, ...]) -> None:
 
 
 def test_parents_stand_before_children_of_the_same_score() -> None:
-    tree = best_first([[4, 6]] * 5, [[0.0, -1.0]] * 5, 12)
+    tree = best_first([[4, 6]] * 5, [[[0.0, -1.0]]] * 5, 12)
     assert texts(tree)[:5] == [(4,) * n for n in range(1, 6)]
     assert all(parent <= place for place, parent in enumerate(tree.parents))
 
 
 def test_a_tree_of_width_one_is_the_chain() -> None:
-    tree = best_first([[5], [3], [8]], [[-0.5]] * 3, 16)
+    tree = best_first([[5], [3], [8]], [[[-0.5]]] * 3, 16)
     assert tree == DraftTree.chain([5, 3, 8], [-0.5] * 3)
     assert tree.is_chain
     assert (tree.depth, tree.up_to(2)) == (3, DraftTree.chain([5, 3], [-0.5] * 2))

@@ -20,7 +20,7 @@ from flashdraft.checkpoint.safetensors import INDEX, SafetensorsWeights, weight_
 from flashdraft.checkpoint.save import check_is_new, write_folder
 from flashdraft.checkpoint.speculators import from_zlab
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
-from flashdraft.errors import UsageError
+from flashdraft.errors import CheckpointError, UsageError
 
 FORMATS = ("z-lab", "speculators", "transformers")
 # What auto_map of z-lab's config names: AutoModel takes the class from this file of the folder.
@@ -44,6 +44,11 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     rows = None if target is None else target_rows(target)
     drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"), rows)
     config, tensors = drafter.config, None
+    if to == "transformers" and config.is_dflash2:
+        raise CheckpointError(
+            "the drafter is DFlash 2, which this export for transformers does not run; expected plain DFlash: take"
+            " z-lab's format, which the package dflash loads"
+        )
     own = open_drafter(folder, config, rows)
     if config.borrows_head:
         head = None if target is None else load_target(target).head_weight()

@@ -45,7 +45,7 @@ def read_config(folder: Path) -> Any:
     if ggufs and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json, but {ggufs[0].name}: give that file instead")
     raw = read_json(folder / "config.json")
-    drafters = {"DFlashDraftModel", "MTPDraftModel"}
+    drafters = {"DFlashDraftModel", "DFlash2DraftModel", "MTPDraftModel"}
     if drafters & set(raw.get("architectures") or ()) or "speculators_model_type" in raw:
         raise CheckpointError(
             f"{folder} holds a drafter; expected a target model: give it as the draft instead"

@@ -1,17 +1,20 @@
 """The config of a speculators checkpoint told in z-lab's fields, and back. The tensors have the same names.
 
-What differs (speculators 0.9, models/dflash): ``aux_hidden_state_layer_ids`` count the embedding as 0 and are one
-higher, the layer's shape stands in ``transformer_layer_config``, full layers are never causal, and its trainer counts
-a sliding window from the anchor. ``num_target_layers`` and ``window_from_anchor`` are fields of ours that its readers
-pass over; without them a file means what its trainer did.
+What differs (speculators 0.9, models/dflash and models/dflash2): ``aux_hidden_state_layer_ids`` count the embedding as
+0 and are one higher, the layer's shape stands in ``transformer_layer_config``, full layers are never causal, and its
+trainer counts a sliding window from the anchor. ``num_target_layers`` and ``window_from_anchor`` are fields of ours
+that its readers pass over; without them a file means what its trainer did.
 """
 
 from typing import Any
 
 from flashdraft.errors import CheckpointError
+from flashdraft.models.dflash_config import DFLASH, DFLASH2
 
 MARK = "speculators_model_type"
 _IDS = "aux_hidden_state_layer_ids"
+_HEADS = {"conv_kernel_size": 2, "conv_group_size": 16, "selector_rank": 256, "selector_top_k": 16}
+_SCALES = ("output_multiplier", "final_logit_softcapping", "input_embedding_scale")
 _OF_A_LAYER = (
     "attention_bias",
     "attention_dropout",
@@ -42,10 +45,11 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
     Raises CheckpointError for other algorithms.
     """
     layer = raw.get("transformer_layer_config") or {}
-    if raw.get(MARK) != "dflash" or not layer:
+    is_dflash2 = raw.get(MARK) == "dflash2"
+    if not (is_dflash2 or raw.get(MARK) == "dflash") or not layer:
         raise CheckpointError(
-            f"the drafter is a speculators {raw.get(MARK)!r}; expected 'dflash' with a transformer_layer_config:"
-            " serve it with another engine (flashdraft launch vllm, or sglang)"
+            f"the drafter is a speculators {raw.get(MARK)!r}; expected 'dflash' or 'dflash2' with a"
+            " transformer_layer_config: serve it with another engine (flashdraft launch vllm, or sglang)"
         )
     if raw.get("target_hidden_size") not in (None, layer.get("hidden_size")):
         raise CheckpointError(
@@ -71,8 +75,9 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
     zlab = {**layer, "block_size": raw.get("block_size", 8), "num_target_layers": num_layers}
     if (draft_vocab_size := raw.get("draft_vocab_size")) is not None:
         zlab["draft_vocab_size"] = draft_vocab_size
-    zlab |= {"architectures": ["DFlashDraftModel"], "dflash_config": inner}
-    if slides and raw.get("sliding_window_non_causal"):
+    inner |= {name: raw.get(name, theirs) for name, theirs in _HEADS.items() if is_dflash2}
+    zlab |= {"architectures": [DFLASH2 if is_dflash2 else DFLASH], "dflash_config": inner}
+    if slides and raw.get("sliding_window_non_causal", is_dflash2):
         zlab["is_causal"] = False
     return zlab
 
@@ -80,9 +85,21 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
 def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
     """z-lab's ``config.json``, as :meth:`DFlashConfig.to_dict` writes it, in speculators' fields.
 
-    Raises CheckpointError for full layers that are causal within the block: speculators has none.
+    Raises CheckpointError for what speculators has not: full layers that are causal within the block, DFlash 2 with one
+    of its two parts, scaled embeddings and logits.
     """
     inner = config["dflash_config"]
+    is_dflash2 = config["architectures"] == [DFLASH2]
+    if is_dflash2 and not (inner["conv_kernel_size"] and inner["selector_rank"]):
+        raise CheckpointError(
+            f"the drafter has conv_kernel_size {inner['conv_kernel_size']} and selector_rank {inner['selector_rank']};"
+            " expected both above 0, as in every dflash2 of speculators: stay with z-lab's format"
+        )
+    if scaled := [name for name in _SCALES if name in inner]:
+        raise CheckpointError(
+            f"the drafter has {', '.join(scaled)}; expected a drafter without them, as every one of speculators: stay"
+            " with z-lab's format"
+        )
     if config.get("is_causal") and "full_attention" in config["layer_types"]:
         raise CheckpointError(
             "the drafter's full layers are causal (is_causal true); expected a drafter whose full layers see the whole"
@@ -92,9 +109,11 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
     layer = {name: config[name] for name in _OF_A_LAYER if name in config}
     block_size, mask_token_id = config["block_size"], inner["mask_token_id"]
     proposal = {"proposal_type": "greedy", "speculative_tokens": block_size - 1}
+    algorithm = "dflash2" if is_dflash2 else "dflash"
     return {
-        "architectures": ["DFlashSpeculator"],
-        MARK: "dflash",
+        "architectures": [DFLASH2 if is_dflash2 else "DFlashSpeculator"],
+        MARK: algorithm,
+        **{name: inner[name] for name in _HEADS if is_dflash2},
         _IDS: [layer_id + 1 for layer_id in inner["target_layer_ids"]],
         "block_size": block_size,
         "draft_vocab_size": config.get("draft_vocab_size", config["vocab_size"]),
@@ -104,7 +123,7 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
         # vLLM 0.32 reads this for every layer, so without sliding layers it has to say what full ones are.
         "sliding_window_non_causal": not slides or config.get("is_causal") is False,
         "speculators_config": {
-            "algorithm": "dflash",
+            "algorithm": algorithm,
             "default_proposal_method": "greedy",
             "proposal_methods": [proposal],
             "verifier": {"name_or_path": None, "architectures": []},

@@ -1,4 +1,4 @@
-"""Drafters in z-lab's format: config.json of a DFlashDraftModel and model.safetensors, names unprefixed."""
+"""Drafters in z-lab's format: config.json of a DFlashDraftModel or DFlash2DraftModel, and model.safetensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from flashdraft.checkpoint.hf_config import check_supported, read_json
+from flashdraft.checkpoint.other_heads import check_method
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
@@ -16,32 +17,20 @@ from flashdraft.checkpoint.target_copies import FittedTables, TargetRows, Withou
 from flashdraft.checkpoint.weights import WeightSource, fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.dflash_config import DFlashConfig
+from flashdraft.models.dflash_config import DFLASH, DFLASH2, DFlashConfig
 from flashdraft.models.mtp import MTPConfig
 
-_ARCHITECTURE = "DFlashDraftModel"
-# Drafters of other kinds, by how their architecture's name begins.
-_OTHER_KINDS = {"dflash2": "DFlash 2", "dspark": "DSpark", "lilicorr": "LiLiCorr", "domino": "Domino"} | {
-    "llamaforcausallmeagle3": "EAGLE-3",
-    "eagle3": "EAGLE-3",
-    "eagle": "EAGLE",
-    "peagle": "P-EAGLE",
-    "medusa": "Medusa",
-}
 _PADDING, _PADDED_SHARE = (
     1024,
     32,
 )  # a vocabulary is padded by fewer tokens than that, and than a 32nd of its own
-# Fields that other drafters of the family use, with the values that mean plain DFlash.
+# Fields that other drafters of the family use, with the values that mean DFlash.
 _PLAIN = {
     "use_swa": False,
     "sample_from_anchor": False,
     "shift_label": False,
     "attention_sink_bias": False,
     "attention_value_scale": 1.0,
-    "final_logit_softcapping": 0.0,
-    "input_embedding_scale": 1.0,
-    "output_multiplier": 1.0,
 }
 
 
@@ -60,6 +49,7 @@ def read_drafter(
     """
     config = read_drafter_config(folder, target_config)
     source = open_drafter(folder, config, rows)
+    check_method({"tensors": list(source.shapes)}, folder)
     _check_fc(config, source)
     with torch.device("meta"):
         model = DFlashModel(config)
@@ -79,6 +69,7 @@ def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
     """The config of the drafter in ``folder``, in either format; checked and raising as :func:`read_drafter`."""
     raw = read_json(folder / "config.json")
     if MARK in raw:
+        check_method(raw, folder)
         raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
     if target_config is not None:
         raw = _without_padding(raw, target_config.vocab_size)
@@ -113,26 +104,14 @@ def check_fits_target(config: DFlashConfig | MTPConfig, target_config: Any, labe
         )
 
 
-def other_kind(architectures: Any) -> str | None:
-    """What a drafter is called whose config.json names ``architectures`` and which is not read here; else None."""
-    names = [str(name).lower() for name in architectures or ()]
-    return next(
-        (kind for start, kind in _OTHER_KINDS.items() if any(n.startswith(start) for n in names)), None
-    )
-
-
 def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
     """Read and check what does not depend on a target."""
     architectures = raw.get("architectures")
-    if architectures != [_ARCHITECTURE]:
-        if kind := other_kind(architectures):
-            raise CheckpointError(
-                f"{folder} holds a drafter of another kind, {kind}; expected DFlash or an MTP head: serve it with"
-                " another engine (flashdraft launch vllm, or sglang)"
-            )
+    check_method(raw, folder)
+    if architectures not in ([DFLASH], [DFLASH2]):
         raise CheckpointError(
             f"{folder} holds {architectures}; expected a drafter, whose config.json has architectures"
-            f" ['{_ARCHITECTURE}']"
+            f" ['{DFLASH}'] or ['{DFLASH2}']"
         )
     _check_is_plain(raw, folder)
     try:
@@ -141,6 +120,10 @@ def _parse_config(raw: dict[str, Any], folder: Path) -> DFlashConfig:
         wrong = _contradictions(config)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a usable drafter config: {error}") from error
+    if architectures == [DFLASH2] and not config.is_dflash2:
+        wrong.append(
+            "neither conv_kernel_size nor selector_rank in dflash_config (expected one of them above 0)"
+        )
     if wrong:
         raise CheckpointError(
             f"drafter {folder} has {'; '.join(wrong)}: mend its config.json or fetch it again"
@@ -162,6 +145,7 @@ def _without_padding(raw: dict[str, Any], vocab_size: int) -> dict[str, Any]:
 
 def _contradictions(config: DFlashConfig) -> list[str]:
     num_layers, ids = config.num_target_layers, list(config.target_layer_ids)
+    taps, group_size = config.conv_kernel_size, config.conv_group_size
     checks = (
         (config.block_size >= 2, f"block_size {config.block_size} (expected 2 or more)"),
         (
@@ -171,6 +155,23 @@ def _contradictions(config: DFlashConfig) -> list[str]:
         (
             1 <= (config.draft_vocab_size or 1) <= config.vocab_size,
             f"draft_vocab_size {config.draft_vocab_size} (expected 1 to {config.vocab_size})",
+        ),
+        (
+            0 <= taps <= config.block_size,
+            f"conv_kernel_size {taps} (expected 1 to {config.block_size}: a block's slots)",
+        ),
+        (
+            not taps or (group_size > 0 and config.hidden_size % group_size == 0),
+            f"conv_group_size {group_size} (expected a divisor of hidden_size {config.hidden_size})",
+        ),
+        (
+            config.selector_rank >= 0,
+            f"selector_rank {config.selector_rank} (expected 1 or more)",
+        ),
+        (
+            not config.selector_rank
+            or 1 <= config.selector_top_k <= (config.draft_vocab_size or config.vocab_size),
+            f"selector_top_k {config.selector_top_k} (expected 1 or more, and no more than it drafts among)",
         ),
         (
             not config.borrows_head or config.draft_vocab_size,
@@ -207,7 +208,7 @@ def _check_is_plain(raw: dict[str, Any], folder: Path) -> None:
         wrong.append(f"hidden_act {raw['hidden_act']!r}")
     if wrong:
         raise CheckpointError(
-            f"drafter {folder} asks for {', '.join(wrong)}; expected plain DFlash: not supported"
+            f"drafter {folder} asks for {', '.join(wrong)}; expected DFlash without them: not supported"
         )
 
 

@@ -15,6 +15,7 @@ from transformers import Qwen3Config
 from flashdraft.cache.dense_source import block_sources
 from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import LayerSource
+from flashdraft.models.dflash2 import BlockConv, CandidateSelector
 from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.models.llama import LlamaLayer
 from flashdraft.models.qwen3 import Qwen3Attention
@@ -28,6 +29,25 @@ class DFlashLayer(LlamaLayer):
 
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__(config, Qwen3Attention)
+        self.has_conv = config.conv_kernel_size > 0
+        if self.has_conv:
+            shape = config.hidden_size, config.conv_kernel_size, config.conv_group_size
+            self.attention_conv, self.mlp_conv = BlockConv(*shape), BlockConv(*shape)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource, block_size: int | None = None
+    ) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same. ``block_size``: see :meth:`DFlashModel.forward`."""
+        if not self.has_conv:
+            return super().forward(x, rope, source)
+        read = self.input_layernorm(x)
+        kernels = self.attention_conv.kernels(read, block_size)
+        found = self.self_attn(self.attention_conv(read, kernels, 0), rope, source)
+        x = x + self.attention_conv(found, kernels, 1)
+        read = self.post_attention_layernorm(x)
+        kernels = self.mlp_conv.kernels(read, block_size)
+        out: Tensor = x + self.mlp_conv(self.mlp(self.mlp_conv(read, kernels, 0)), kernels, 1)
+        return out
 
 
 class DFlashModel(nn.Module):
@@ -43,6 +63,10 @@ class DFlashModel(nn.Module):
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.candidate_selector: CandidateSelector | None = None
+        if config.selector_rank:
+            sizes = config.hidden_size, config.vocab_size, config.selector_rank
+            self.candidate_selector = CandidateSelector(*sizes)
         self.lm_head: nn.Linear | None = None
         self._borrowed: Tensor | None = None
         self._tokens: Tensor | None = None  # the draft vocabulary, once it was asked for
@@ -80,16 +104,23 @@ class DFlashModel(nn.Module):
         rope = self.rotary(positions, fused.dtype)
         return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
 
-    def forward(self, block: Tensor, positions: Tensor, sources: Sequence[LayerSource]) -> Tensor:
+    def forward(
+        self,
+        block: Tensor,
+        positions: Tensor,
+        sources: Sequence[LayerSource],
+        block_size: int | None = None,
+    ) -> Tensor:
         """Final hidden states [batch, num_tokens, hidden_size] of block embeddings of the same shape.
 
         Slot k of a block (k >= 1) predicts the token that stands AT its own position, [batch, num_tokens]. What it
-        sees of context and block is in ``sources``, one for each layer.
+        sees of context and block is in ``sources``, one for each layer. ``block_size``: slots of each of a row's
+        blocks; None: a row is one.
         """
         rope = self.rotary(positions, block.dtype)
-        x = block
+        x = self._scaled(block)
         for layer, source in zip(self._layers(), sources, strict=True):
-            x = layer(x, rope, source)
+            x = layer(x, rope, source, block_size)
         out: Tensor = self.norm(x)
         return out
 
@@ -108,9 +139,8 @@ class DFlashModel(nn.Module):
         """
         stored = stored_layers(layers)
         if self.native and stored and self.reads_pages:
-            return self.native.forward(
-                block, positions, kv_len, stored, windows=self._windows, ends=ends, is_causal=False
-            )[0]
+            given = self._scaled(block), positions, kv_len, stored
+            return self.native.forward(*given, windows=self._windows, ends=ends, is_causal=False)[0]
         out: Tensor = self(
             block, positions, block_sources(layers, self.config.rules, positions, kv_len, ends, is_recorded)
         )
@@ -135,11 +165,23 @@ class DFlashModel(nn.Module):
             return None
         if self._tokens is None and self.config.draft_vocab_size is not None:
             self._tokens = self.draft_tokens()
+        block = self._scaled(block)
         return self.native.draft(block, positions, kv_len, stored, self._windows, ends, self._tokens, count)
+
+    def _scaled(self, block: Tensor) -> Tensor:
+        scale = self.config.input_embedding_scale
+        return block if scale == 1 else block * scale
 
     @property
     def _windows(self) -> list[int]:
         return [rule.window or 0 for rule in self.config.rules]
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the head's outputs mean: multiplied and capped, as the config says."""
+        if not self.config.scales_logits:
+            return logits
+        logits, cap = logits * self.config.output_multiplier, self.config.final_logit_softcapping
+        return (logits / cap).tanh() * cap if cap > 0 else logits
 
     def head_rows(self, head: Tensor) -> Tensor:
         """What it drafts through, [num_rows, hidden_size]: a head of its own, or rows of the target's ``head`` or all.
@@ -176,8 +218,13 @@ class DFlashModel(nn.Module):
         )
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
-        """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms."""
+        """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms; convolutions are the identity."""
+        for module in self.modules():
+            if isinstance(module, BlockConv):
+                module.init_weights()
         for name, parameter in self.named_parameters():
+            if "_conv." in name:
+                continue
             if name.endswith("norm.weight"):
                 nn.init.ones_(parameter)
             elif parameter.dim() > 1:

@@ -9,6 +9,17 @@ from transformers import Qwen3Config
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.ops.block_mask import BlockRule
 
+DFLASH, DFLASH2 = "DFlashDraftModel", "DFlash2DraftModel"  # architectures
+_OF_DFLASH2 = (
+    "conv_kernel_size",
+    "conv_group_size",
+    "selector_rank",
+    "selector_top_k",
+    "output_multiplier",
+    "final_logit_softcapping",
+    "input_embedding_scale",
+)
+
 
 def build_target_layer_ids(num_target_layers: int, num_features: int) -> tuple[int, ...]:
     """Feature layers, evenly spaced from the 2nd layer to the third-to-last (paper, section 3; 0-based).
@@ -54,6 +65,13 @@ class DFlashConfig:
     sliding_window: int | None = None  # tokens that a sliding layer sees
     is_causal: bool | None = None  # within the block; None: sliding layers are, full ones are not
     window_from_anchor: bool = False  # where the window ends, see BlockRule; speculators' trainer: True
+    conv_kernel_size: int = 0  # taps of DFlash 2's convolutions, see models/dflash2.py; 0: it has none
+    conv_group_size: int = 16  # channels that share what a convolution makes of its input
+    selector_rank: int = 0  # of DFlash 2's candidate selector; 0: it has none
+    selector_top_k: int = 16  # candidates of a slot
+    output_multiplier: float = 1.0  # of the head's outputs
+    final_logit_softcapping: float = 0.0  # then capped to this by tanh; 0: not
+    input_embedding_scale: float = 1.0  # of the block's embeddings
     rope_parameters: dict[str, Any] = field(
         default_factory=lambda: {"rope_type": "default", "rope_theta": 1e6}
     )
@@ -70,6 +88,9 @@ class DFlashConfig:
         if merged.get("is_causal") is None:
             merged["is_causal"] = inner.get("causal")
         merged["layer_types"] = _layer_types(config)
+        merged = {
+            name: value for name, value in merged.items() if value is not None or name not in _OF_DFLASH2
+        }
         if merged["layer_types"] is None:
             merged["sliding_window"] = None
         if merged.get("draft_vocab_size") == merged.get("vocab_size"):
@@ -124,6 +145,16 @@ class DFlashConfig:
             self.sliding_window if slides else None, is_causal, self.window_from_anchor and slides
         )
 
+    @property
+    def is_dflash2(self) -> bool:
+        """Whether it has a part that plain DFlash has not."""
+        return self.conv_kernel_size > 0 or self.selector_rank > 0
+
+    @property
+    def scales_logits(self) -> bool:
+        """Whether logits are other than the head's outputs."""
+        return self.output_multiplier != 1 or self.final_logit_softcapping > 0
+
     def to_dict(self) -> dict[str, Any]:
         """The z-lab ``config.json`` of this drafter."""
         plain = asdict(self)
@@ -140,10 +171,13 @@ class DFlashConfig:
             inner["window_from_anchor"] = True
         if borrows_head:
             inner["borrows_head"] = True
+        inner |= {name: value for name in _OF_DFLASH2 if (value := plain.pop(name)) != _DEFAULTS[name]}
+        if self.is_dflash2:
+            inner |= {name: getattr(self, name) for name in _OF_DFLASH2[:4]}
         scaling = None if rope.get("rope_type", "default") == "default" else rope
         return {
-            "architectures": ["DFlashDraftModel"],
-            "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+            "architectures": [architecture := DFLASH2 if self.is_dflash2 else DFLASH],
+            "auto_map": {"AutoModel": f"dflash.{architecture}"},
             "model_type": "qwen3",
             **plain,
             "attention_dropout": 0.0,
@@ -156,6 +190,9 @@ class DFlashConfig:
             "use_cache": True,
             "use_sliding_window": layer_types is not None,
         }
+
+
+_DEFAULTS = {f.name: f.default for f in fields(DFlashConfig)}
 
 
 def _plain_rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from flashdraft.cache.paged_kv_cache import (
 from flashdraft.cache.paged_rows import PagedRows, new_rows
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
-from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest, num_ranks
+from flashdraft.spec_decode.candidates import Candidates, candidates_of
+from flashdraft.spec_decode.tree import DraftTree, num_ranks
 
 
 class DFlashDrafter:
@@ -59,7 +59,7 @@ class DFlashDrafter:
         unknown = [self.model.config.mask_token_id] * (num_tokens - 1)
         return torch.tensor([[anchor, *unknown] for anchor in anchors], device=self.target.device)
 
-    def likeliest(
+    def candidates(
         self,
         blocks: Tensor,
         positions: Tensor,
@@ -67,31 +67,13 @@ class DFlashDrafter:
         layers: Sequence[Any],
         ends: Tensor | None = None,
         count: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """:func:`likeliest_tokens` of every slot of :meth:`hidden`, [rows, num_tokens - 1, count]."""
+    ) -> Candidates:
+        """:func:`candidates_of` every slot of :meth:`hidden`, ``count`` of each where there is no selector."""
         found = self.model.draft(self.target.embed(blocks), positions, kv_len, layers, ends, count)
         if found is not None:
-            return found
+            return Candidates(*found)
         hidden = self.hidden(blocks, positions, kv_len, layers, ends)
-        return likeliest_tokens(self.model, self.target, hidden, count)
-
-
-def likeliest_tokens(
-    model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """The ``count`` likeliest tokens [..., count] of the drafter's final hidden states, of those that it drafts among.
-
-    With each its log-probability [..., count], float32, among them; best first.
-    """
-    if isinstance(model, DFlashModel) and model.native:
-        rows, log_probs = model.native.likeliest(hidden, count)
-        return model.head_tokens(rows), log_probs
-    if isinstance(model, MTPModel) or model.config.draft_vocab_size is None:
-        logits = target.logits(hidden)
-    else:
-        logits = F.linear(hidden, model.head_rows(target.head_weight())).float()
-    rows, log_probs = likeliest(logits, count)
-    return rows if isinstance(model, MTPModel) else model.head_tokens(rows), log_probs
+        return candidates_of(self.model, self.target, hidden, blocks[:, 0], count)
 
 
 class DFlashState:
@@ -115,20 +97,19 @@ class DFlashState:
 
     def propose(self, anchor: int, num_draft: int) -> list[int]:
         """Draft a block; its keys and values are staged, never committed."""
-        drafted: list[int] = self._likeliest(anchor, num_draft, 1)[0][0, :, 0].tolist()
-        return drafted
+        return self._candidates(anchor, num_draft, 1).chains([num_draft])[0].token_ids
 
     def propose_tree(self, anchor: int, num_draft: int, num_tokens: int) -> DraftTree:
         """The tree of ``num_tokens`` that a block of ``num_draft`` tokens gives, as deep as that at most."""
-        found = self._likeliest(anchor, num_draft, num_ranks(num_tokens))
-        return trees_of(*found, [num_draft], [num_tokens])[0]
+        count = num_ranks(num_tokens)
+        return self._candidates(anchor, num_draft, count).trees([num_draft], [num_tokens], count)[0]
 
-    def _likeliest(self, anchor: int, num_draft: int, count: int) -> tuple[Tensor, Tensor]:
+    def _candidates(self, anchor: int, num_draft: int, count: int) -> Candidates:
         start = self.cache.lengths[0]
         end = start + 1 + num_draft
         positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
         block = self.drafter.blocks([anchor], 1 + num_draft)
-        return self.drafter.likeliest(block, positions, end, self.cache.layers, None, count)
+        return self.drafter.candidates(block, positions, end, self.cache.layers, None, count)
 
 
 class DFlashBatch:
@@ -185,8 +166,7 @@ class DFlashBatch:
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
     ) -> list[DraftTree]:
         """Draft ``block_sizes[i] - 1`` tokens for each row in one forward."""
-        token_ids, log_probs = self._likeliest(rows, anchors, block_sizes, 1)
-        return chains_of(token_ids[..., 0], log_probs[..., 0], [size - 1 for size in block_sizes])
+        return self._candidates(rows, anchors, block_sizes, 1).chains([size - 1 for size in block_sizes])
 
     def propose_trees(
         self,
@@ -196,13 +176,14 @@ class DFlashBatch:
         sizes: Sequence[int],
     ) -> list[DraftTree]:
         """Each row's best tree of ``sizes[i]`` tokens, ``block_sizes[i] - 1`` deep, from one forward; 0: a chain."""
-        found = self._likeliest(rows, anchors, block_sizes, num_ranks(max(sizes)))
-        return trees_of(*found, [size - 1 for size in block_sizes], sizes)
+        count = num_ranks(max(sizes))
+        found = self._candidates(rows, anchors, block_sizes, count)
+        return found.trees([size - 1 for size in block_sizes], sizes, count)
 
-    def _likeliest(
+    def _candidates(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int
-    ) -> tuple[Tensor, Tensor]:
-        """The ``count`` likeliest tokens of every slot of all blocks, padded to the longest, in the order of ``rows``.
+    ) -> Candidates:
+        """The candidates of every slot of all blocks, padded to the longest, in the order of ``rows``.
 
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
@@ -223,45 +204,22 @@ class DFlashBatch:
         if records and ends is not None:
             hidden, found = self._replay(blocks, positions, ends, kv_len)
             if count > 1:
-                found = likeliest_tokens(self.drafter.model, self.drafter.target, hidden, count)
+                found = candidates_of(self.drafter.model, self.drafter.target, hidden, blocks[:, 0], count)
         else:
-            found = self.drafter.likeliest(blocks, positions, kv_len, self.rows.layers, ends, count)
+            found = self.drafter.candidates(blocks, positions, kv_len, self.rows.layers, ends, count)
         if order == list(range(len(positions))):
             return found
         places = torch.tensor(order, device=device).argsort()
-        return found[0][places], found[1][places]
+        return found.at(places)
 
     def _replay(
         self, blocks: Tensor, positions: Tensor, ends: Tensor, kv_len: int
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Hidden states, and the likeliest token of every slot, as one recording for all steps of these shapes."""
+    ) -> tuple[Tensor, Candidates]:
+        """Hidden states, and the drafts of all blocks, as one recording for all steps of these shapes."""
         drafter, layers = self.drafter, self.rows.layers
 
-        def work(blocks: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def work(blocks: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, Candidates]:
             hidden = drafter.hidden(blocks, positions, kv_len, layers, ends, is_recorded=True)
-            return hidden, likeliest_tokens(drafter.model, drafter.target, hidden, 1)
+            return hidden, candidates_of(drafter.model, drafter.target, hidden, blocks[:, 0], 1).walk()
 
         return self.rows.recorded((*positions.shape, kv_len), work, (blocks, positions, ends))
-
-
-def chains_of(token_ids: Tensor, log_probs: Tensor, lengths: Sequence[int]) -> list[DraftTree]:
-    """The first ``lengths[row]`` of each row's tokens [rows, num_tokens] as a draft."""
-    rows = zip(token_ids.tolist(), log_probs.tolist(), lengths, strict=True)
-    return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]
-
-
-def trees_of(
-    token_ids: Tensor, log_probs: Tensor, depths: Sequence[int], sizes: Sequence[int]
-) -> list[DraftTree]:
-    """Of each row the tree of its ``sizes[row]`` likeliest continuations, ``depths[row]`` tokens deep at most.
-
-    ``token_ids``, ``log_probs`` [rows, num_tokens, count]: the likeliest tokens of every slot, best first. Size 0: a
-    chain of ``depths[row]`` tokens.
-    """
-    rows = zip(token_ids.tolist(), log_probs.tolist(), depths, sizes, strict=True)
-    return [
-        best_first(ids[:depth], values[:depth], size)
-        if size
-        else DraftTree.chain([slot[0] for slot in ids[:depth]], [slot[0] for slot in values[:depth]])
-        for ids, values, depth, size in rows
-    ]

@@ -16,7 +16,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.models.base import TargetModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.block_mask import CachedMask
-from flashdraft.spec_decode.dflash import chains_of, likeliest_tokens
+from flashdraft.spec_decode.candidates import Candidates, likeliest_tokens
 from flashdraft.spec_decode.tree import DraftTree
 
 
@@ -168,7 +168,8 @@ class MTPBatch:
 
         ran = self.rows.recorded((*positions.shape, kv_len), work, inputs) if records else work(*inputs)
         places = torch.tensor(order, device=positions.device).argsort()
-        return chains_of(ran[0][places], ran[1][places], [size - 1 for size in block_sizes])
+        token_ids, log_probs = (one[places].unsqueeze(-1) for one in ran)
+        return Candidates(token_ids, log_probs).chains([size - 1 for size in block_sizes])
 
     def _keep_page_ends(self, row: CacheRow, hidden: Tensor) -> None:
         size, end = self.cache.page_size, row.start + len(hidden)

@@ -110,24 +110,32 @@ def num_ranks(num_tokens: int) -> int:
 
 
 def best_first(
-    token_ids: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]], num_tokens: int
+    token_ids: Sequence[Sequence[int]],
+    log_probs: Sequence[Sequence[Sequence[float]]],
+    num_tokens: int,
+    places: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> DraftTree:
     """The tree of the ``num_tokens`` likeliest continuations, the likeliest first.
 
-    ``token_ids[slot]``, ``log_probs[slot]``: the likeliest tokens of each slot of a block, best first. The first n
-    tokens of the tree are the best tree of n tokens.
+    ``token_ids[slot]``: candidates of each slot of a block. ``log_probs[slot][before]``: of the likeliest ones behind
+    candidate ``before`` of the slot before it, best first, and ``places[slot][before]`` which ones they are; without
+    ``places`` they are the slot's first ones, and the same behind all. The first n tokens of the tree are the best tree
+    of n tokens.
     """
     tree = DraftTree()
-    # (minus the log-probability of the continuation, slot and rank of its last token, parent, minus the parent's)
-    waiting = [(-log_probs[0][0], 0, 0, 0, 0.0)] if log_probs else []
+    # (minus the log-probability of the continuation, slot, candidate before and rank of its last token, parent, minus
+    # the parent's)
+    waiting = [(-log_probs[0][0][0], 0, 0, 0, 0, 0.0)] if log_probs else []
     while waiting and len(tree) < num_tokens:
-        cost, slot, rank, parent, cost_above = heappop(waiting)
-        tree.token_ids.append(token_ids[slot][rank])
+        cost, slot, before, rank, parent, cost_above = heappop(waiting)
+        values, place = log_probs[slot][before], places[slot][before][rank] if places else rank
+        tree.token_ids.append(token_ids[slot][place])
         tree.parents.append(parent)
-        tree.log_probs.append(log_probs[slot][rank])
+        tree.log_probs.append(values[rank])
         # What can be next best: the next token in its place, and the best one behind it.
-        if rank + 1 < len(log_probs[slot]):
-            heappush(waiting, (cost_above - log_probs[slot][rank + 1], slot, rank + 1, parent, cost_above))
+        if rank + 1 < len(values):
+            heappush(waiting, (cost_above - values[rank + 1], slot, before, rank + 1, parent, cost_above))
         if slot + 1 < len(log_probs):
-            heappush(waiting, (cost - log_probs[slot + 1][0], slot + 1, 0, len(tree), cost))
+            behind = place if places else 0
+            heappush(waiting, (cost - log_probs[slot + 1][behind][0], slot + 1, behind, 0, len(tree), cost))
     return tree

@@ -7,6 +7,8 @@ from typing import Any
 from flashdraft.errors import UsageError
 
 METHODS = ("dflash", "mtp")
+HEADS = ("dflash", "dflash2")
+MISSING = ("inject", "skip")
 WEIGHTINGS = ("decay", "dpace")
 
 
@@ -19,6 +21,18 @@ class TrainConfig:
     """Settings of one run. Raises UsageError for values that do not go together."""
 
     method: str = _described("dflash", "dflash, or mtp: a head that drafts token by token.")
+    head: str = _described(
+        "dflash", "dflash, or dflash2: with convolutions, and a selector of --selector-rank."
+    )
+    conv_group_size: int = _described(16, "DFlash 2: channels that share a kernel of its convolutions.")
+    selector_rank: int = _described(64, "DFlash 2: rank of its candidate selector; 0: none.")
+    selector_top_k: int = _described(16, "DFlash 2: candidates of a slot.")
+    selector_loss: float = _described(1.0, "DFlash 2: weight of the selector's loss.")
+    selector_missing: str = _described(
+        "inject",
+        "DFlash 2: a token outside a slot's candidates takes the last one's place (inject), or is left out (skip).",
+    )
+    selector_stops: bool = _described(False, "DFlash 2: the selector's loss leaves the layers alone.")
     num_layers: int = _described(5, "Layers of a DFlash drafter; an MTP head has one.")
     num_features: int = _described(5, "Target layers that DFlash is conditioned on, evenly spaced.")
     block_size: int = _described(16, "Tokens of a block, anchor included.")
@@ -54,6 +68,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        if self.head not in HEADS or (self.head == "dflash2" and self.method == "mtp"):
+            raise UsageError(f"head is {self.head!r}; expected dflash, or dflash2 with method dflash")
+        if self.selector_missing not in MISSING:
+            raise UsageError(
+                f"selector_missing is {self.selector_missing!r}; expected {' or '.join(MISSING)}"
+            )
         if self.weighting not in WEIGHTINGS:
             raise UsageError(f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
         for name in ("dpace_alpha", "distill"):

@@ -170,7 +170,7 @@ def dflash_hidden(
         for rule in set(rules)
     }
     sources = [ContextKV(k, v, made[rule]) for (k, v), rule in zip(context, rules, strict=True)]
-    hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, sources)
+    hidden: Tensor = drafter(target.embed(slots.flatten(1)), positions, sources, block_size)
     return hidden.view(num_rows, num_blocks, block_size, -1)
 
 

@@ -4,7 +4,11 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.spec_decode.tree import likeliest
 
 CHUNK_ROWS = 8192
 # On a CPU a float32 value that leaves the cache costs more than its exponential does, and new memory more than both.
@@ -97,6 +101,45 @@ class HeadLoss(torch.autograd.Function):
         gradient, shares = ctx.saved_tensors
         scaled: Tensor = (gradient * (shares * grad_output)).to(gradient.dtype)
         return scaled, None, None, None, None, None, None
+
+
+def selector_loss(
+    drafter: DFlashModel,
+    head: Tensor,
+    hidden: Tensor,
+    labels: Tensor,
+    before: Tensor,
+    counts: Tensor | None,
+    skips_missing: bool,
+) -> Tensor:
+    """Mean cross-entropy of ``labels`` [n] among their slots' candidates, scored by the tokens ``before`` [n] them.
+
+    As served, but that ``before`` are the texts' own. A label that is no candidate takes the place of the last one
+    (speculators' trainer), or with ``skips_missing`` its slot is left out (NeMo's). ``hidden`` [n, hidden_size],
+    ``counts`` [n]: how often each row is meant; None: once. Returns a float32 scalar.
+    """
+    selector, count = drafter.candidate_selector, drafter.config.selector_top_k
+    assert selector is not None
+    ids = _candidates(hidden.detach(), head, count)
+    is_label = ids == labels.unsqueeze(1)
+    has_label = is_label.any(1)
+    ids[:, -1] = torch.where(has_label, ids[:, -1], labels)
+    place = torch.where(has_label, is_label.int().argmax(1), count - 1)
+    alone = torch.bmm(head[ids], hidden.unsqueeze(2)).squeeze(2).float()
+    scores = alone + selector(hidden, before.unsqueeze(1), ids).squeeze(1)
+    weights = torch.ones_like(place) if counts is None else counts
+    if skips_missing:
+        weights = weights * has_label
+    losses = F.cross_entropy(scores, place, reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def _candidates(hidden: Tensor, head: Tensor, count: int) -> Tensor:
+    """The ``count`` likeliest tokens [n, count] after ``hidden`` [n, hidden_size], best first."""
+    rows = CHUNK_ROWS if hidden.is_cuda else CPU_ROWS
+    parts = [hidden[start : start + rows] for start in range(0, len(hidden), rows)]
+    return torch.cat([likeliest(part @ head.T, count)[0] for part in parts])
 
 
 def _loss_and_gradient(

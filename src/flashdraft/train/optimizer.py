@@ -39,10 +39,13 @@ class Optimizer:
         self.mine = [i for i, owner in enumerate(self.owners) if owner == ranks.rank]
         self.names = [list(named)[i] for i in self.mine]
         self.masters = [self.parameters[i].detach().float().clone() for i in self.mine]
-        matrices = [m for m in self.masters if m.dim() == 2]
-        groups: list[dict[str, Any]] = [
-            {"params": [m for m in self.masters if m.dim() != 2], "weight_decay": 0.0}
+        # A codebook is a table of rows, each moved by its own gradient alone: no matrix in Muon's sense.
+        is_matrix = [
+            m.dim() == 2 and "codebook" not in n for n, m in zip(self.names, self.masters, strict=True)
         ]
+        matrices = [m for m, wanted in zip(self.masters, is_matrix, strict=True) if wanted]
+        others = [m for m, wanted in zip(self.masters, is_matrix, strict=True) if not wanted]
+        groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
         self.optimizers: list[torch.optim.Optimizer] = []
         if kind == "adamw":
             groups.append({"params": matrices, "weight_decay": weight_decay})

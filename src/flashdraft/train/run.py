@@ -5,7 +5,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from flashdraft.train.forward import Network
 from flashdraft.train.ranks import Ranks
 from flashdraft.train.trainer import Trainer
 
+NUM_TAPS = 2  # of DFlash 2's convolutions
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
 
 
@@ -168,9 +169,25 @@ def _first_drafter(
         new = new_drafter(target, load_tokenizer(target_name), config)
         return new.to(device=device, dtype=target.dtype)
     drafter = load_trainable(init, target, dtype, device)
+    if config.head == "dflash2" and isinstance(drafter, DFlashModel):
+        drafter = with_dflash2(drafter, config)
     if isinstance(drafter, MTPModel) != (config.method == "mtp"):
         raise UsageError(f"{init} is no drafter of method {config.method}; give another --init or --method")
     return drafter
+
+
+def with_dflash2(drafter: DFlashModel, config: TrainConfig) -> DFlashModel:
+    """``drafter`` with those of DFlash 2's parts that it lacks: convolutions that change nothing, a random selector."""
+    shape = drafter.config
+    if not shape.conv_kernel_size:
+        shape = replace(shape, conv_kernel_size=NUM_TAPS, conv_group_size=config.conv_group_size)
+    if not shape.selector_rank:
+        shape = replace(shape, selector_rank=config.selector_rank, selector_top_k=config.selector_top_k)
+    weight = drafter.fc.weight
+    grown = DFlashModel(shape)
+    grown.init_weights(torch.Generator().manual_seed(config.seed))
+    grown.to(device=weight.device, dtype=weight.dtype).load_state_dict(drafter.state_dict(), strict=False)
+    return grown
 
 
 def template_notes(answers: Sequence[Path]) -> dict[str, Any]:
@@ -194,6 +211,11 @@ def load_trainable(name: str, target: TargetModel, dtype: str, device: str) -> N
         raise UsageError(
             f"drafter {name} has a head of its own over {len(drafter.d2t)} tokens; expected one that drafts through the"
             " target's head, which is what is trained here"
+        )
+    if isinstance(drafter, DFlashModel) and drafter.config.scales_logits:
+        raise UsageError(
+            f"drafter {name} multiplies or caps its logits; expected one that drafts by the target's head as it is,"
+            " which is what is trained here"
         )
     return drafter
 
@@ -264,7 +286,13 @@ def _dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> D
     mask_token_id = config.mask_token_id
     if mask_token_id is None:
         mask_token_id = spare_token_id(tokenizer)
+    is_dflash2 = config.head == "dflash2"
     return DFlashConfig(
+        conv_kernel_size=NUM_TAPS if is_dflash2 else 0,
+        conv_group_size=config.conv_group_size,
+        selector_rank=config.selector_rank if is_dflash2 else 0,
+        selector_top_k=config.selector_top_k,
+        is_causal=False if is_dflash2 else None,
         hidden_size=theirs.hidden_size,
         intermediate_size=config.intermediate_size or _dense_width(theirs),
         num_hidden_layers=config.num_layers,

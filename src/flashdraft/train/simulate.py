@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
-from flashdraft.spec_decode.dflash import likeliest_tokens
+from flashdraft.models.mtp import MTPModel
+from flashdraft.spec_decode.candidates import candidates_of, likeliest_tokens
 from flashdraft.train.anchors import Blocks, blocks_at
 from flashdraft.train.forward import Network, block_hidden, context_entries, target_features
 
@@ -68,9 +69,13 @@ def accepted_at_anchors(
 
 def _num_accepted(target: TargetModel, drafter: Network, hidden: Tensor, blocks: Blocks, row: int) -> Tensor:
     """Draft tokens that each block of a row gets accepted, int64 [num_blocks]; ``hidden`` is the row's."""
-    drafted = likeliest_tokens(drafter, target, hidden, 1)[0].squeeze(-1)
-    agrees = (drafted == blocks.labels[row]) & blocks.has_label[row]
-    return agrees[:, 1:].long().cumprod(-1).sum(-1)
+    labels, hidden = blocks.labels[row], hidden[:, 1:].contiguous()
+    if isinstance(drafter, MTPModel):
+        drafted = likeliest_tokens(drafter, target, hidden, 1)[0].squeeze(-1)
+    else:
+        drafted = candidates_of(drafter, target, hidden, labels[:, 0], 1).walk().token_ids.squeeze(-1)
+    agrees = (drafted == labels[:, 1:]) & blocks.has_label[row, :, 1:]
+    return agrees.long().cumprod(-1).sum(-1)
 
 
 @torch.no_grad()

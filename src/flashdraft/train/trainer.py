@@ -11,6 +11,7 @@ from flashdraft.data.feature_cache import FeatureCache
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
 from flashdraft.models.base import TargetModel, compile_layers
+from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.train.anchors import Blocks, draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
@@ -24,7 +25,7 @@ from flashdraft.train.forward import (
     teacher_hidden,
 )
 from flashdraft.train.log_file import append_line, cut_log
-from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
+from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs, selector_loss
 from flashdraft.train.optimizer import Optimizer
 from flashdraft.train.ranks import Ranks
 from flashdraft.train.served import check_served
@@ -228,15 +229,26 @@ class Trainer:
         counts = None
         if not slots.is_cuda:  # there shapes stay the same, and nobody waits for the device to tell them
             slots, counts = torch.unique_consecutive(slots, return_counts=True)
+        chosen, labels = hidden.flatten(0, 2)[slots], blocks.labels.flatten()
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden.flatten(0, 2)[slots],
+            chosen,
             self.target.head_weight(),
-            blocks.labels.flatten()[slots],
+            labels[slots],
             counts,
             teacher_hidden(final, blocks)[slots] if config.distill > 0 else None,
             config.distill,
             is_part,  # how many slots fall into it is another number at every step
         )
+        if isinstance(self.drafter, DFlashModel) and self.drafter.candidate_selector and config.selector_loss:
+            loss = loss + config.selector_loss * selector_loss(
+                self.drafter,
+                self.target.head_weight(),
+                chosen.detach() if config.selector_stops else chosen,
+                labels[slots],
+                labels[slots - 1],  # a block's slot 0 is never drawn
+                counts,
+                config.selector_missing == "skip",
+            )
         loss = loss * share
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.take_gradients()

@@ -1,0 +1,71 @@
+"""What DFlash 2 adds to the drafter network: neighbours in a block that agree (PyPI dflash 0.1.0, speculators 0.9.0).
+
+Two parts, each of them optional: a short convolution around attention and MLP of every layer, and a selector that
+scores the likeliest tokens of a slot by the token chosen before it. Neither knows how a draft is walked or sampled.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BlockConv(nn.Module):
+    """A causal convolution along a block's slots, whose kernels are its base and what it makes of the input.
+
+    Channel c of slot i has the kernel ``base[side, tap, c] + projected[i, side, tap, c // group_size]``. Side 0 is put
+    on what a sublayer reads, side 1 on what it writes. Slots before the block count as zeros.
+    """
+
+    def __init__(self, hidden_size: int, num_taps: int, group_size: int) -> None:
+        super().__init__()
+        self.num_taps, self.group_size, self.num_groups = num_taps, group_size, hidden_size // group_size
+        self.base_kernel = nn.Parameter(torch.zeros(2, num_taps, hidden_size))
+        self.kernel_projection = nn.Linear(hidden_size, 2 * num_taps * self.num_groups, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The identity, to the bit."""
+        self.base_kernel.zero_()
+        self.base_kernel[:, 0] = 1
+        self.kernel_projection.weight.zero_()
+
+    def kernels(self, x: Tensor, block_size: int | None) -> Tensor:
+        """[batch, blocks, block_size, 2, taps, groups, 1] of ``x`` [batch, blocks * block_size, hidden_size].
+
+        ``block_size`` None: a row is one block.
+        """
+        made: Tensor = self.kernel_projection(x)
+        return made.view(len(x), -1, block_size or x.shape[1], 2, self.num_taps, self.num_groups, 1)
+
+    def forward(self, y: Tensor, kernels: Tensor, side: int) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same, by the :meth:`kernels` of the sublayer's normed input."""
+        slots = y.view(*kernels.shape[:3], self.num_groups, self.group_size)
+        base = self.base_kernel[side].view(self.num_taps, self.num_groups, self.group_size)
+        out = torch.zeros_like(slots)
+        for tap in range(self.num_taps):
+            before = F.pad(slots, (0, 0, 0, 0, tap, 0))[:, :, : slots.shape[2]]
+            out = out + (base[tap] + kernels[:, :, :, side, tap]) * before
+        return out.view_as(y)
+
+
+class CandidateSelector(nn.Module):
+    """Scores of a slot's candidates by the token before it: ``<A[before] * W h, B[candidate]>``.
+
+    The codebooks A and B have a row for each token of the target's vocabulary.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, rank: int) -> None:
+        super().__init__()
+        self.predecessor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.successor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.hidden_projection = nn.Linear(hidden_size, rank, bias=False)
+
+    def forward(self, hidden: Tensor, before: Tensor, candidates: Tensor) -> Tensor:
+        """float32 [..., num_before, num_candidates] of ``hidden`` [..., hidden_size].
+
+        ``before`` [..., num_before] and ``candidates`` [..., num_candidates] are token ids.
+        """
+        asked = self.predecessor_codebook[before] * self.hidden_projection(hidden).unsqueeze(-2)
+        scores: Tensor = asked @ self.successor_codebook[candidates].mT
+        return scores.float()

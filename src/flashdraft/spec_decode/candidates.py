@@ -1,0 +1,114 @@
+"""What a block's forward gives to draft from: the likeliest tokens of its slots, and the walk over them.
+
+A plain DFlash drafter's slots are independent. DFlash 2's selector adds a score to every pair of neighbours; then a
+slot's best token is the best one behind the token that was chosen before it. Drafting, trees and what training
+simulates take the same walk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.mtp import MTPModel
+from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Tokens that may stand in each slot of blocks behind their anchors, best first."""
+
+    token_ids: Tensor  # [rows, slots, count]
+    log_probs: Tensor  # float32 [rows, slots, count]: of the slot by itself, among all that is drafted among
+    # float32 [rows, slots, count, count]: added to a slot's by the candidate before, of the first slot's by the anchor,
+    # whose row is repeated. None: slots are independent.
+    pairs: Tensor | None = None
+
+    def at(self, rows: Tensor) -> "Candidates":
+        """Those of some rows, int64."""
+        pairs = None if self.pairs is None else self.pairs[rows]
+        return Candidates(self.token_ids[rows], self.log_probs[rows], pairs)
+
+    def walk(self) -> "Candidates":
+        """Each row's draft alone: one candidate a slot, from the anchor on the best behind the one before it."""
+        if self.pairs is None:
+            return Candidates(self.token_ids[..., :1], self.log_probs[..., :1])
+        behind = self._behind()
+        scores, places, log_probs = behind[:, 0, 0], [], []
+        for slot in range(behind.shape[1]):
+            best = scores.argmax(-1, keepdim=True)
+            places.append(best)
+            log_probs.append(scores.gather(1, best))
+            if slot + 1 < behind.shape[1]:
+                of_best = best.unsqueeze(-1).expand(-1, 1, behind.shape[-1])
+                scores = behind[:, slot + 1].gather(1, of_best).squeeze(1)
+        chosen = torch.stack(places, 1)
+        return Candidates(self.token_ids.gather(2, chosen), torch.stack(log_probs, 1))
+
+    def chains(self, lengths: Sequence[int]) -> list[DraftTree]:
+        """The first ``lengths[row]`` tokens of each row's walk as a draft."""
+        drafts = self.walk()
+        rows = zip(drafts.token_ids[..., 0].tolist(), drafts.log_probs[..., 0].tolist(), lengths, strict=True)
+        return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]
+
+    def trees(self, depths: Sequence[int], sizes: Sequence[int], num_ranks: int) -> list[DraftTree]:
+        """Of each row the tree of its ``sizes[row]`` likeliest continuations, ``depths[row]`` tokens deep at most.
+
+        Size 0: a chain of ``depths[row]`` tokens. ``num_ranks``: how many tokens behind another one may enter a tree.
+        """
+        chains = self.chains(depths) if 0 in sizes else [DraftTree()] * len(sizes)
+        if self.pairs is None:
+            behind, places = self.log_probs[:, :, None, :num_ranks], None
+        else:
+            behind, order = self._behind().topk(min(num_ranks, self.token_ids.shape[-1]), -1)
+            places = order.tolist()
+        rows = zip(self.token_ids.tolist(), behind.tolist(), chains, depths, sizes, strict=True)
+        return [
+            best_first(ids[:depth], values[:depth], size, places[row] if places else None) if size else chain
+            for row, (ids, values, chain, depth, size) in enumerate(rows)
+        ]
+
+    def _behind(self) -> Tensor:
+        """Log-probabilities [rows, slots, count, count] among a slot's candidates behind each one before it."""
+        assert self.pairs is not None
+        return (self.log_probs.unsqueeze(2) + self.pairs).log_softmax(-1)
+
+
+def candidates_of(
+    model: DFlashModel, target: TargetModel, hidden: Tensor, anchors: Tensor, count: int
+) -> Candidates:
+    """The candidates of blocks' slots behind their ``anchors`` [rows]: ``count`` a slot, or those of its selector.
+
+    ``hidden`` [rows, slots, hidden_size] are the drafter's final hidden states there.
+    """
+    selector = model.candidate_selector
+    if selector is None:
+        return Candidates(*likeliest_tokens(model, target, hidden, count))
+    token_ids, log_probs = likeliest_tokens(model, target, hidden, model.config.selector_top_k)
+    before_first = anchors[:, None, None].expand(-1, 1, token_ids.shape[-1])
+    before = torch.cat((before_first, token_ids[:, :-1]), 1)
+    return Candidates(token_ids, log_probs, selector(hidden, before, token_ids))
+
+
+def likeliest_tokens(
+    model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` likeliest tokens [..., count] of the drafter's final hidden states, of those that it drafts among.
+
+    With each its log-probability [..., count], float32, among them; best first.
+    """
+    if isinstance(model, MTPModel):
+        return likeliest(target.logits(hidden), count)
+    if model.native:
+        rows, log_probs = model.native.likeliest(hidden, count)
+        return model.head_tokens(rows), log_probs
+    if model.config.draft_vocab_size is None:
+        logits = target.logits(hidden)
+    else:
+        logits = F.linear(hidden, model.head_rows(target.head_weight())).float()
+    rows, log_probs = likeliest(model.scaled(logits), count)
+    return model.head_tokens(rows), log_probs
