@@ -1,4 +1,7 @@
-"""Structured output: a grammar that an answer must follow, and where one answer stands in it. Built on xgrammar.
+"""Structured output: a grammar that an answer must follow, and where one answer stands in it.
+
+JSON schemas and tool calls are followed by llguidance, which says what it cannot follow; regular expressions, EBNF
+and choices by xgrammar, whose EBNF is exact.
 
 A token's place in the grammar is a function of the tokens before it, like a penalty: so masks go position by
 position through a block, and tokens under a grammar are those of plain decoding at any block size.
@@ -6,13 +9,15 @@ position through a block, and tokens under a grammar are those of plain decoding
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from time import thread_time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from flashdraft.errors import UsageError
+from flashdraft.json_schema import looks_around, rewritten
+from flashdraft.lark_matcher import LarkMatcher, lark_tokenizer
 
 if TYPE_CHECKING:  # this is also read where nothing but a Grammar is wanted, as for --help
     from torch import Tensor
@@ -22,16 +27,11 @@ MAX_TEXT_BYTES = 64 << 10
 MAX_COMPILED_BYTES = 32 << 20
 MAX_MASK_S = 0.5  # of one block; a grammar that can be read in very many ways gets slower with every token
 _MAX_SPACES = 24  # in a row between the parts of a JSON text: a small model might never write anything else
-# Of JSON Schema: what xgrammar takes no notice of; where names stand before schemas; where values stand.
-_PASSED_OVER = {"not", "if", "then", "else", "uniqueItems", "dependentRequired", "dependentSchemas"}
-_NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
-_VALUES = {"const", "enum", "default", "examples", "required"}
-_LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
 _NUM_KEPT = 32  # compiled grammars of one tokenizer
 _NUM_TRIED = 16  # tokens of a random walk that a new grammar has to stand
 _NOISE = re.compile(r"\[[\d:]+\] \S+:\d+: |Check failed: \(.*?\) is false: ")
 
-GrammarKind = Literal["json_schema", "regex", "ebnf", "choice", "structural_tag"]
+GrammarKind = Literal["json_schema", "regex", "ebnf", "choice", "lark"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Grammar:
     """What an answer must look like.
 
     ``text``: the JSON schema, the regular expression, the EBNF grammar with its rule ``root``, the choices as a
-    JSON list, or the format of an xgrammar structural tag as JSON. ``after``: free text that ends in this comes
-    first, such as ``</think>``; with ``opened_by`` it may come, and begins so, such as ``<think>``. Raises
-    UsageError for a text that is too long or cannot be read, and for a demand that xgrammar would pass over.
+    JSON list, or rules in llguidance's Lark of which ``body`` is the first. ``after``: free text that ends in this
+    comes first, such as ``</think>``; with ``opened_by`` it may come, and begins so, such as ``<think>``. Raises
+    UsageError for a text that is too long or cannot be read, and for a demand that cannot be followed.
     """
 
     kind: GrammarKind
@@ -52,11 +52,17 @@ class Grammar:
     def __post_init__(self) -> None:
         try:
             num_bytes = len(self.text.encode())
-            for demand in _not_followed(self.format()):
-                raise UsageError(f"the {self.kind} demands {demand}, which cannot be followed: leave it out")
+            if self.is_lark:
+                self.lark()
+            elif self.kind == "regex" and looks_around(self.text):
+                raise UsageError(
+                    "the regex demands looking ahead or behind, which cannot be followed: leave it out"
+                )
+            else:
+                self.format()
         except UsageError:
             raise
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UsageError(f"the {self.kind} cannot be read: {error}") from None
         if num_bytes > MAX_TEXT_BYTES:
             raise UsageError(
@@ -73,6 +79,23 @@ class Grammar:
         """One of ``texts``."""
         return cls("choice", json.dumps(list(texts)))
 
+    @property
+    def is_lark(self) -> bool:
+        """Whether llguidance follows it."""
+        return self.kind in ("json_schema", "lark")
+
+    def lark(self) -> str:
+        """As llguidance's Lark says it."""
+        body = self.text
+        if self.kind == "json_schema":
+            body = f"body: {json_rule(json.loads(self.text))}\n"
+        if self.after is None:
+            return f"start: body\n{body}"
+        opened = f"{json.dumps(self.opened_by)} " if self.opened_by else ""
+        thoughts = f"thoughts[suffix={json.dumps(self.after)}]: /(?s:.*)/\nSPACE: /\\s{{0,4}}/\n"
+        start = f"({opened}thoughts SPACE){'?' if opened else ''} body"
+        return f"start: {start}\n{thoughts}{body}"
+
     def format(self) -> dict[str, Any]:
         """As xgrammar's structural tags say it."""
         own: dict[str, Any]
@@ -85,13 +108,8 @@ class Grammar:
             if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
                 raise ValueError("expected a list of texts")
             own = {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
-        elif self.kind == "json_schema":
-            schema = json.loads(self.text)
-            own = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _MAX_SPACES}
         else:
-            own = json.loads(self.text)
-            if not isinstance(own, dict):
-                raise ValueError("expected an object")
+            raise ValueError(f"a {self.kind} is written in Lark")
         if self.after is None:
             return own
         before: dict[str, Any] = {"type": "tag", "content": {"type": "any_text"}, "end": self.after}
@@ -102,48 +120,49 @@ class Grammar:
         return {"type": "sequence", "elements": [{"type": "optional", "content": thoughts}, own]}
 
 
-def _not_followed(form: Any) -> Iterator[str]:
-    """What xgrammar would pass over in ``form``, as :meth:`Grammar.format` gives it."""
-    if form.get("type") == "sequence":
-        form = form["elements"][-1]
-    if form.get("type") == "json_schema":
-        yield from _schema_not_followed(form["json_schema"])
-    elif form.get("type") == "regex":
-        yield from _pattern_not_followed(form["pattern"])
+def json_rule(schema: Any) -> str:
+    """The right side of a Lark rule for JSON text that fits ``schema``. Raises UsageError, see json_schema.py."""
+    told = rewritten(schema)
+    if not isinstance(told, dict):
+        told = {} if told else {"not": {}}
+    if not told.get("enum", True) or "not" in told:
+        raise UsageError("the json_schema allows no value at all")
+    spaces = {"whitespace_pattern": rf"[ \n\r\t]{{0,{_MAX_SPACES}}}"}
+    return f"%json {json.dumps(told | {'x-guidance': spaces})}"
 
 
-def _schema_not_followed(schema: Any) -> Iterator[str]:
-    if isinstance(schema, list):
-        for one in schema:
-            yield from _schema_not_followed(one)
-    if not isinstance(schema, dict):
-        return
-    for key, value in schema.items():
-        if key in _PASSED_OVER and value is not False:
-            yield key
-        elif key == "allOf" and isinstance(value, list) and len(value) > 1:
-            yield "allOf of several schemas"
-        elif key == "pattern":
-            yield from _pattern_not_followed(str(value))
-        elif key in _NAMED_SCHEMAS and isinstance(value, dict):
-            yield from _schema_not_followed(list(value.values()))
-        elif key not in _VALUES:
-            yield from _schema_not_followed(value)
+class Matcher(Protocol):
+    """What xgrammar's matcher and ours have in common."""
 
+    def accept_token(self, token: int) -> bool:
+        """Take one token; False: it may not come next."""
+        ...
 
-def _pattern_not_followed(pattern: str) -> Iterator[str]:
-    if _LOOKS_AROUND.search(pattern):
-        yield "looking ahead or behind"
+    def is_terminated(self) -> bool:
+        """Whether the answer has ended."""
+        ...
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take tokens back."""
+        ...
+
+    def fill_next_token_bitmask(self, allowed: Any, row: int) -> Any:
+        """Note in a row of bits which tokens may come next."""
+        ...
 
 
 class GrammarState:
     """Where one answer stands in its grammar: which tokens may come next, and after each token of a draft."""
 
-    def __init__(self, compiled: "CompiledGrammar", vocab_size: int) -> None:
+    def __init__(self, compiled: "CompiledGrammar | LarkMatcher", vocab_size: int) -> None:
         import xgrammar
 
         self._xgrammar, self._vocab_size = xgrammar, vocab_size
-        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._matcher: Matcher
+        if isinstance(compiled, LarkMatcher):
+            self._matcher = compiled.copy()
+        else:
+            self._matcher = xgrammar.GrammarMatcher(compiled)
         self._num_tokens = 0  # of the answer, that the matcher has taken
         self._walked: tuple[int, list[int]] | None = None
         self._allowed: Any = None  # bits [1 + len(draft), vocab_size / 32]
@@ -172,6 +191,11 @@ class GrammarState:
         fitting = list(draft[:num_fit])
         self._walked, self._allowed = (len(output), fitting), allowed[: 1 + num_fit]
         return fitting
+
+    def rewind(self) -> None:
+        """Back to the start."""
+        self._matcher.rollback(self._num_tokens)
+        self._num_tokens, self._walked, self._failure = 0, None, ""
 
     def forbid(self, logits: "Tensor", output: Sequence[int], draft: Sequence[int]) -> None:
         """Set the logits that may not be chosen after ``output`` and each of ``draft`` to -inf, in place.
@@ -213,16 +237,18 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         try:
+            import llguidance  # noqa: F401 - asked for here, so that what is missing is said at once
             import xgrammar
-        except ImportError:
+        except ImportError as error:
             raise UsageError(
-                "structured output needs xgrammar; install it: pip install 'flashdraft[structured]'"
+                f"structured output needs {error.name}; install it: pip install 'flashdraft[structured]'"
             ) from None
         ends = sorted(set(eos_token_ids))
         if tokenizer is None or not ends:
             missing = "a tokenizer" if tokenizer is None else "an end token, and the model has none"
             raise UsageError(f"structured output needs {missing}")
-        self.vocab_size, self._ends = vocab_size, set(ends)
+        self.vocab_size, self._ends = vocab_size, frozenset(ends)
+        self._lark_tokenizer = lark_tokenizer(tokenizer, vocab_size, ends)
         detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         texts = [""] * vocab_size  # a token without text is in no grammar
@@ -243,7 +269,18 @@ class GrammarCompiler:
         """A state at the start of ``grammar``. Raises UsageError for one that is wrong, too large or too slow."""
         return GrammarState(self._compiled(grammar), self.vocab_size)
 
-    def _compile(self, grammar: Grammar) -> "CompiledGrammar":
+    def _compile(self, grammar: Grammar) -> "CompiledGrammar | LarkMatcher":
+        compiled = self._lark(grammar) if grammar.is_lark else self._tag(grammar)
+        self._try(GrammarState(compiled, self.vocab_size))
+        return compiled
+
+    def _lark(self, grammar: Grammar) -> LarkMatcher:
+        try:
+            return LarkMatcher(self._lark_tokenizer, grammar.lark(), self._ends)
+        except UsageError as error:
+            raise UsageError(f"the {grammar.kind} cannot be used: {error}") from None
+
+    def _tag(self, grammar: Grammar) -> "CompiledGrammar":
         tag = {"type": "structural_tag", "format": grammar.format()}
         try:
             compiled = self._compiler.compile_structural_tag(json.dumps(tag))
@@ -254,7 +291,6 @@ class GrammarCompiler:
             raise UsageError(
                 f"the {grammar.kind} takes {num_bytes} bytes; expected at most {MAX_COMPILED_BYTES}: simplify it"
             )
-        self._try(GrammarState(compiled, self.vocab_size))
         return compiled
 
     def _try(self, state: GrammarState) -> None:

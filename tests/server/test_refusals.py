@@ -89,7 +89,7 @@ def test_a_parameter_that_the_engine_lacks_is_refused_unless_it_asks_for_nothing
     [
         ({"guided_regex": "(a"}, "the regex cannot be used: Regex parsing error"),
         ({"guided_grammar": "root ::= b"}, 'Rule "b" is not defined'),
-        ({"guided_json": {"type": "colour"}}, 'Unsupported type "colour"'),
+        ({"guided_json": {"type": "colour"}}, "Invalid type: colour"),
         ({"guided_choice": []}, "at least one element"),
         ({"guided_regex": "a" * 70_000}, "70000 bytes; expected at most 65536"),
         ({"guided_regex": "a", "ignore_eos": True}, "leave one out"),

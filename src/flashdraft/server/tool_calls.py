@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flashdraft.server.argument_types import ArgumentTypes
+
 BEGIN, END = "<tool_call>", "</tool_call>"
 _JSON_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its arguments
@@ -51,8 +53,9 @@ class CallReader:
         self._raw, self._held = "", ""
         self._news: list[CallNews] = []
         self._read: Callable[[], bool] = self._head
-        self._schema: Mapping[str, Any] = {}
-        self._num_values, self._is_text, self._key = 0, False, ""
+        self._types = ArgumentTypes({})
+        self._schema: Any = True  # of the argument that is read now
+        self._num_values, self._is_text = 0, False
         self._arguments, self._depth, self._in_text, self._escaped = "", 0, False, False
 
     def push(self, text: str) -> tuple[list[CallNews], str]:
@@ -83,8 +86,7 @@ class CallReader:
     def _begin(self, name: str) -> None:
         if name not in self.tools:
             raise _BrokenError
-        properties = self.tools[name].get("properties")
-        self._schema = properties if isinstance(properties, Mapping) else {}
+        self._types = ArgumentTypes(self.tools[name])
         self._tell("name", name)
 
     def _finish(self, rest: str) -> bool:
@@ -127,13 +129,13 @@ class CallReader:
         # The value begins after one line break, which must be there to be left out.
         if not found or end < 0 or end + 1 == len(self._held):
             return False
-        self._key = self._held[len(found) : end]
+        key = self._held[len(found) : end]
         self._held = self._held[end + 1 :].removeprefix("\n")
-        schema = self._schema.get(self._key)
-        self._is_text = isinstance(schema, Mapping) and schema.get("type") == "string"
+        self._schema = self._types.named(key)
+        self._is_text = self._types.is_free_text(self._schema)
         lead = ", " if self._num_values else "{"
         self._num_values += 1
-        self._tell("arguments", f"{lead}{_dumps(self._key)}: " + '"' * self._is_text)
+        self._tell("arguments", f"{lead}{_dumps(key)}: " + '"' * self._is_text)
         self._read = self._value
         return True
 
@@ -142,7 +144,9 @@ class CallReader:
         if end >= 0:
             value = self._held[:end].removesuffix("\n")
             self._held = self._held[end + len("</parameter>") :]
-            self._tell("arguments", _dumps(value)[1:] if self._is_text else _typed(value))
+            self._tell(
+                "arguments", _dumps(value)[1:] if self._is_text else self._types.typed(value, self._schema)
+            )
             self._read = self._parameter
             return True
         if self._is_text:
@@ -218,11 +222,3 @@ def _loads(text: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)
-
-
-def _typed(value: str) -> str:
-    """An XML value that is no text by its schema: as JSON, or as a text where it is none."""
-    try:
-        return _dumps(_loads(value))
-    except _BrokenError:
-        return _dumps(value)

@@ -10,6 +10,7 @@ from flashdraft.server.api_errors import ApiError
 from flashdraft.server.prompts import knows_tools
 from flashdraft.server.protocol import ChatRequest, NamedTool, Tool
 from flashdraft.server.tool_calls import Tools
+from flashdraft.server.tool_grammar import CallRules, calls_lark
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,16 @@ def tool_choice_of(asked: ChatRequest, tokenizer: Any) -> ToolChoice:
 
 
 def _grammar(asked: ChatRequest, tools: list[Tool], choice: Any, tokenizer: Any) -> Grammar:
+    schemas = tools_of([tool.model_dump() for tool in tools])
+    if isinstance(choice, NamedTool):
+        schemas = {choice.function.name: schemas[choice.function.name]}
+    rules = CallRules(
+        schemas,
+        "xml" if "<function=" in tokenizer.chat_template else "json",
+        must_call=choice != "auto",
+        is_single=isinstance(choice, NamedTool) or asked.parallel_tool_calls is False,
+    )
     try:
-        import xgrammar
-    except ImportError:
-        raise ApiError(
-            400, "this server cannot force tool calls: it has no xgrammar", "tool_choice"
-        ) from None
-    style = "qwen_3_5" if "<function=" in tokenizer.chat_template else "qwen_3"
-    try:
-        tag = xgrammar.get_model_structural_tag(
-            style,
-            tools=[tool.model_dump(exclude_none=True) for tool in tools],
-            tool_choice=choice.model_dump() if isinstance(choice, NamedTool) else choice,
-            parallel_tool_calls=asked.parallel_tool_calls is not False,
-            reasoning="disabled",
-        )
-        return Grammar("structural_tag", tag.format.model_dump_json())
-    except (ValueError, UsageError) as error:
+        return Grammar("lark", calls_lark(rules))
+    except UsageError as error:
         raise ApiError(400, f"the tools cannot be put into a grammar: {error}", "tools") from None

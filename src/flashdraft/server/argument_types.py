@@ -1,0 +1,210 @@
+"""What JSON a tool's argument is when a model has written it as bare text, by the whole of its schema.
+
+``True``, ``None`` and ``{'a': 1}`` are read too: chat templates print arguments as Python does, and models repeat it.
+"""
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_NAMES = ("null", "boolean", "integer", "number", "object", "array", "string")  # the first that fits is meant
+ANY = frozenset(_NAMES)
+_MAX_REFS = 24  # one after another
+_MAX_STEPS = 2000  # of comparing one value with its schema
+_MAX_LITERAL = 20_000  # characters that are read as Python
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_NOTHING = object()
+
+
+class ArgumentTypes:
+    """The schema of a tool's arguments, ``root``, and what its parts allow. References point into it."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self.root = root
+        self._kinds: dict[int, frozenset[str]] = {}  # by id of a part, which lives as long as the root
+        self._num_steps = 0
+
+    def named(self, name: str) -> Any:
+        """The schema of one argument; True where it is not declared."""
+        declared = self.object_schema().get("properties")
+        return declared.get(name, True) if isinstance(declared, Mapping) else True
+
+    def object_schema(self) -> Mapping[str, Any]:
+        """The root, or what it refers to."""
+        schema: Any = self.root
+        for _ in range(_MAX_REFS):
+            if not (isinstance(schema, Mapping) and "$ref" in schema and "properties" not in schema):
+                break
+            schema = self.resolved(schema["$ref"])
+        return schema if isinstance(schema, Mapping) else {}
+
+    def resolved(self, ref: Any) -> Any:
+        """The schema at a JSON pointer within the root, such as ``#/$defs/city``; True where there is none."""
+        found: Any = self.root
+        if not isinstance(ref, str) or not ref.startswith("#"):
+            return True
+        for part in ref.lstrip("#").split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+                found = found[int(name)]
+            elif isinstance(found, Mapping) and name in found:
+                found = found[name]
+            else:
+                return True
+        return found
+
+    def kinds(self, schema: Any) -> frozenset[str]:
+        """The types that a value may have."""
+        if schema is False:
+            return frozenset()
+        if not isinstance(schema, Mapping):
+            return ANY
+        if id(schema) not in self._kinds:
+            self._kinds[id(schema)] = ANY  # for a schema that refers to itself
+            found = _own_kinds(schema)
+            if "$ref" in schema:
+                found &= self.kinds(self.resolved(schema["$ref"]))
+            for key in ("anyOf", "oneOf"):
+                if isinstance(schema.get(key), list):
+                    found &= frozenset[str]().union(*map(self.kinds, schema[key]))
+            for one in schema.get("allOf") or ():
+                found &= self.kinds(one)
+            self._kinds[id(schema)] = found
+        return self._kinds[id(schema)]
+
+    def is_free_text(self, schema: Any) -> bool:
+        """Whether every text is a value as it stands, so that it may be passed on while it comes."""
+        narrowing = {"enum", "const", "$ref", "anyOf", "oneOf", "allOf"}
+        return self.kinds(schema) == {"string"} and not narrowing & set(schema)
+
+    def typed(self, text: str, schema: Any) -> str:
+        """``text`` as the JSON that ``schema`` has for it."""
+        allowed = self.kinds(schema)
+        value = read_literal(text)
+        candidates = [one for one in _readings(value, text) if allowed.intersection(_kinds_of(one))]
+        self._num_steps = 0
+        for one in candidates:
+            if self._fits(one, schema):
+                return _dumps(one)
+        if candidates:
+            return _dumps(candidates[0])
+        return _dumps(text if value is _NOTHING else value)
+
+    def _fits(self, value: Any, schema: Any) -> bool:
+        """Whether ``value`` is one that ``schema`` has: by types, values, bounds, lengths, alone and put together.
+
+        Patterns and formats are not looked at; this tells readings of one text apart and is no validator.
+        """
+        self._num_steps += 1
+        if not isinstance(schema, Mapping) or self._num_steps > _MAX_STEPS:
+            return schema is not False
+        if not self.kinds(schema).intersection(_kinds_of(value)):
+            return False
+        values = values_of(schema)
+        if values is not None and not any(_same(value, one) for one in values):
+            return False
+        inner = [self.resolved(schema["$ref"])] if "$ref" in schema else []
+        inner += schema.get("allOf") or []
+        if not all(self._fits(value, one) for one in inner):
+            return False
+        for key in ("anyOf", "oneOf"):
+            if key in schema and not any(self._fits(value, one) for one in schema[key]):
+                return False
+        if isinstance(value, dict):
+            named = schema.get("properties") or {}
+            is_whole = all(name in value for name in schema.get("required") or ())
+            return is_whole and all(self._fits(one, named.get(key)) for key, one in value.items())
+        if isinstance(value, list):
+            return all(self._fits(one, schema.get("items")) for one in value)
+        return _is_within(value, schema)
+
+
+def _own_kinds(schema: Mapping[str, Any]) -> frozenset[str]:
+    """By what the schema says itself; where it names no type, by the keywords that are for one alone."""
+    found = ANY
+    if (named := schema.get("type")) is not None:
+        found = frozenset([named] if isinstance(named, str) else map(str, named)) & ANY
+        found |= {"integer"} if "number" in found else set()
+        found |= {"null"} if schema.get("nullable") is True else set()
+    elif "properties" in schema or "additionalProperties" in schema:
+        found = frozenset({"object"})
+    elif "items" in schema or "prefixItems" in schema:
+        found = frozenset({"array"})
+    elif "pattern" in schema or "format" in schema:
+        found = frozenset({"string"})
+    if (values := values_of(schema)) is not None:
+        found &= {name for value in values for name in _kinds_of(value)}
+    return found
+
+
+def values_of(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that ``enum`` or ``const`` leave; None: any."""
+    if "const" in schema:
+        return [schema["const"]]
+    return schema["enum"] if isinstance(schema.get("enum"), list) else None
+
+
+def _readings(value: Any, text: str) -> Iterator[Any]:
+    """Whatever ``text`` may mean, the likeliest first."""
+    if value is not _NOTHING and not isinstance(value, str):
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+            yield int(value)
+        yield value
+    yield text
+    yield text.strip()
+    if isinstance(value, str):  # a text in quotes
+        yield value
+
+
+def read_literal(text: str) -> Any:
+    """What ``text`` says as JSON, or else as Python; a mark of its own where it is neither."""
+    text = text.strip()
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        pass
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if text[:1] not in "[{(" or len(text) > _MAX_LITERAL:
+        return _NOTHING
+    try:
+        value = ast.literal_eval(text)
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return _NOTHING
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def _is_within(value: Any, schema: Mapping[str, Any]) -> bool:
+    size: Any = len(value) if isinstance(value, str) else value
+    if isinstance(value, bool) or not isinstance(size, int | float):
+        return True
+    low, high = ("minLength", "maxLength") if isinstance(value, str) else ("minimum", "maximum")
+    bounds = schema.get(low, size), schema.get(high, size)
+    return all(isinstance(one, int | float) for one in bounds) and bounds[0] <= size <= bounds[1]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _kinds_of(value: Any) -> tuple[str, ...]:
+    """The name of a JSON value's type; a whole number is a number too."""
+    if value is None:
+        return ("null",)
+    if isinstance(value, bool):
+        return ("boolean",)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return ("integer", "number") if isinstance(value, int) else ("number", "integer")
+    for name, kind in (("number", float), ("string", str), ("array", list), ("object", Mapping)):
+        if isinstance(value, kind):
+            return (name,)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
