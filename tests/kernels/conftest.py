@@ -1,4 +1,4 @@
-"""Kernels on a CPU: Triton's interpreter, with the rounding that GPUs have.
+"""Kernels on a CPU: Triton's interpreter, with the bfloat16 that GPUs have.
 
 The interpreter is chosen for a whole process (TRITON_INTERPRET=1), and its package is not in the environment of all
 other tests: `make test` runs this folder by itself. Without the variable there is nothing to collect here.
@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     import triton.language as tl
     from triton.runtime import interpreter
 
-    _convert = interpreter._convert_float
+    _convert, _dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 else:
     collect_ignore_glob = ["test_*.py"]
 
@@ -29,7 +29,14 @@ def _as_on_gpus(x, from_dtype, to_dtype, rounding):
     return _convert(x, from_dtype, to_dtype, rounding)
 
 
+def _dot_of_numbers(self, a, b, *rest):
+    """tl.dot with bfloat16 widened first; the interpreter multiplies their bits as if they were integers."""
+    a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return _dot(self, a, b, *rest)
+
+
 @pytest.fixture(autouse=True)
-def rounding(monkeypatch):
+def bfloat16(monkeypatch):
     """In force for every test of this folder."""
     monkeypatch.setattr(interpreter, "_convert_float", _as_on_gpus)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot_of_numbers)

@@ -1,0 +1,226 @@
+"""A mixture of experts on CUDA: no step asks the host which experts were chosen, so that it can be recorded.
+
+A (token, chosen expert) is a pair. Pairs of one expert share a block of rows, so that its weights are read once for
+that many of them. Few pairs find their block by themselves: each program looks at all that was chosen, and the first
+pair of each block works for the others. Many are sorted first. Grids are as large as the worst case.
+
+Up to ``NUM_EXACT`` tokens, a token's bits do not depend on the tokens beside it: rows of a product do not mix, and all
+sizes run the same tiles in the same order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NUM_FEW = 512  # pairs up to which blocks are found without sorting
+NUM_EXACT = 1024  # tokens; more come as prompts, in larger tiles
+SUM_TILE = 512  # elements of a program that sums
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """How a product is cut, and how it is compiled."""
+
+    rows: int  # pairs of a block
+    up: int  # columns of a gate_up program
+    down: int  # columns of a down program
+    inner: int  # elements that are summed at a time
+    num_warps: int
+    num_stages: int
+
+
+_DECODING = _Tiles(rows=16, up=32, down=64, inner=128, num_warps=4, num_stages=4)
+_PROMPTS = _Tiles(rows=64, up=64, down=128, inner=64, num_warps=4, num_stages=3)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _block_of_few(  # type: ignore[no-untyped-def]
+    chosen, pair, num_pairs, rows: tl.constexpr, max_pairs: tl.constexpr
+):
+    """The expert of ``pair``, the up to ``rows`` pairs that it works for, and whether it works at all."""
+    at = tl.arange(0, max_pairs)
+    expert = tl.load(chosen + pair)
+    is_same = (tl.load(chosen + at, at < num_pairs, -1) == expert).to(tl.int32)
+    rank = tl.cumsum(is_same, 0) - 1
+    first = tl.sum(tl.where(at < pair, is_same, 0), 0)
+    wanted = first + tl.arange(0, rows)
+    is_wanted = (is_same[None, :] == 1) & (rank[None, :] == wanted[:, None])
+    pairs = tl.sum(tl.where(is_wanted, at[None, :], 0), 1)
+    return expert, pairs, wanted < tl.sum(is_same, 0), first % rows == 0
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _block_of_sorted(order, blocks, block, num_experts, rows: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same from :func:`_sorted_blocks`."""
+    expert, start, end = (
+        tl.load(blocks + block * 3),
+        tl.load(blocks + block * 3 + 1),
+        tl.load(blocks + block * 3 + 2),
+    )
+    place = start + tl.arange(0, rows)
+    there = place < end
+    return expert, tl.load(order + place, there, 0), there, expert < num_experts
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _block(  # type: ignore[no-untyped-def]
+    chosen, order, blocks, num_pairs, num_experts, rows: tl.constexpr, max_pairs: tl.constexpr
+):
+    if max_pairs > 0:
+        expert, pairs, there, works = _block_of_few(chosen, tl.program_id(0), num_pairs, rows, max_pairs)
+    else:
+        expert, pairs, there, works = _block_of_sorted(order, blocks, tl.program_id(0), num_experts, rows)
+    return expert.to(tl.int64), pairs.to(tl.int64), there, works
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _up_kernel(  # type: ignore[no-untyped-def]
+    x, weight, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
+    top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
+    rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
+):  # fmt: skip
+    """``silu(gate) * up`` of a block's pairs, some columns of ``inner_size`` (an expert's intermediate size)."""
+    expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
+    if works:
+        column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
+        is_column = column < inner_size
+        taken = x + (pairs // top_k)[:, None] * x_token + depth[None, :]
+        gates = weight + expert * (2 * inner_size * size) + column[:, None] * size + depth[None, :]
+        gate, up = tl.zeros([rows, tile], tl.float32), tl.zeros([rows, tile], tl.float32)
+        for start in range(0, size, inner):
+            is_depth = (start + depth < size)[None, :]
+            values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
+            seen = is_column[:, None] & is_depth
+            gate_weight = tl.load(gates + start, seen, 0.0)
+            up_weight = tl.load(gates + inner_size * size + start, seen, 0.0)
+            gate = tl.dot(values, tl.trans(gate_weight), gate, input_precision="ieee")
+            up = tl.dot(values, tl.trans(up_weight), up, input_precision="ieee")
+        dtype: tl.constexpr = activated.dtype.element_ty
+        gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
+        gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+        target = activated + pairs[:, None] * inner_size + column[None, :]
+        tl.store(target, (gate * up).to(dtype), there[:, None] & is_column[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _down_kernel(  # type: ignore[no-untyped-def]
+    activated, weight, parts, chosen, order, blocks, num_pairs, num_experts,
+    size: tl.constexpr, inner_size: tl.constexpr,
+    rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
+):  # fmt: skip
+    expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
+    if works:
+        column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
+        is_column = column < size
+        taken = activated + pairs[:, None] * inner_size + depth[None, :]
+        weights = weight + expert * (size * inner_size) + column[:, None] * inner_size + depth[None, :]
+        total = tl.zeros([rows, tile], tl.float32)
+        for start in range(0, inner_size, inner):
+            is_depth = (start + depth < inner_size)[None, :]
+            values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
+            loaded = tl.load(weights + start, is_column[:, None] & is_depth, 0.0)
+            total = tl.dot(values, tl.trans(loaded), total, input_precision="ieee")
+        target = parts + pairs[:, None] * size + column[None, :]
+        tl.store(target, total.to(parts.dtype.element_ty), there[:, None] & is_column[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_kernel(  # type: ignore[no-untyped-def]
+    parts, weights, shared, shared_gate, out, shared_token, gate_token,
+    has_shared: tl.constexpr, top_k: tl.constexpr, size: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    token, at = tl.program_id(1).to(tl.int64), tl.program_id(0) * tile + tl.arange(0, tile)
+    there = at < size
+    dtype: tl.constexpr = out.dtype.element_ty
+    total = tl.zeros([tile], tl.float32)
+    for place in tl.static_range(top_k):
+        pair = token * top_k + place
+        part = tl.load(parts + pair * size + at, there, 0.0).to(tl.float32)
+        total += part * tl.load(weights + pair).to(tl.float32)
+    total = total.to(dtype).to(tl.float32)
+    if has_shared:
+        gate = tl.load(shared_gate + token * gate_token).to(tl.float32)
+        gate = (1.0 / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+        part = tl.load(shared + token * shared_token + at, there, 0.0).to(tl.float32)
+        total += (gate * part).to(dtype).to(tl.float32)
+    tl.store(out + token * size + at, total.to(dtype), there)
+
+
+def _sorted_blocks(chosen: Tensor, num_experts: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Pairs in the order of their experts, and blocks [num_blocks, 3]: expert, first of its places, end of them.
+
+    There are as many blocks as could be needed; ``num_experts`` in the place of an expert: nothing to do.
+    """
+    experts, order = chosen.flatten().sort(stable=True)
+    places = torch.searchsorted(experts, torch.arange(num_experts + 1, device=chosen.device))
+    begins, ends = places[:-1], places[1:]
+    last_block = ((ends - begins + rows - 1) // rows).cumsum(0)
+    block = torch.arange(num_experts + len(order) // rows, device=chosen.device)
+    expert = torch.searchsorted(last_block, block, right=True)
+    known = expert.clamp(max=num_experts - 1)
+    before = torch.where(known > 0, last_block[(known - 1).clamp(min=0)], 0)
+    return order, torch.stack((expert, begins[known] + (block - before) * rows, ends[known]), dim=1)
+
+
+def experts(
+    x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, chosen: Tensor, weights: Tensor,
+    shared: Tensor | None = None, shared_gate: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Weighted sum of the experts ``chosen`` for each token, as models/mlp.Experts: [num_tokens, hidden_size].
+
+    ``x`` [num_tokens, hidden_size]; ``gate_up_proj`` [num_experts, 2 intermediate_size, hidden_size], ``down_proj``
+    [num_experts, hidden_size, intermediate_size]; ``chosen`` (int64), ``weights`` [num_tokens, top_k]. The sum runs in
+    float32 in the order of ``chosen``. To it comes ``sigmoid(shared_gate) * shared``, where there is a shared
+    expert's output [num_tokens, hidden_size] with its gate [num_tokens, 1].
+    """
+    (num_tokens, size), top_k = x.shape, chosen.shape[1]
+    num_experts, _, inner_size = down_proj.shape
+    assert gate_up_proj.shape == (num_experts, 2 * inner_size, size)
+    assert all(t.is_contiguous() for t in (gate_up_proj, down_proj, chosen, weights))
+    assert x.stride(1) == 1, "a token's elements lie side by side"
+    num_pairs = num_tokens * top_k
+    tiles = _DECODING if num_tokens <= NUM_EXACT else _PROMPTS
+    if num_pairs <= NUM_FEW:
+        order = blocks = chosen
+        num_blocks, max_pairs = num_pairs, triton.next_power_of_2(num_pairs)
+    else:
+        order, blocks = _sorted_blocks(chosen, num_experts, tiles.rows)
+        num_blocks, max_pairs = len(blocks), 0
+    activated = torch.empty((num_pairs, inner_size), dtype=x.dtype, device=x.device)
+    parts = torch.empty((num_pairs, size), dtype=x.dtype, device=x.device)
+    settings = {
+        "size": size, "inner_size": inner_size, "rows": tiles.rows, "max_pairs": max_pairs, "inner": tiles.inner,
+        "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
+    }  # fmt: skip
+    _up_kernel[(num_blocks, triton.cdiv(inner_size, tiles.up))](
+        x, gate_up_proj, activated, chosen, order, blocks, num_pairs, num_experts, x.stride(0),
+        top_k=top_k, tile=tiles.up, **settings,
+    )  # fmt: skip
+    _down_kernel[(num_blocks, triton.cdiv(size, tiles.down))](
+        activated,
+        down_proj,
+        parts,
+        chosen,
+        order,
+        blocks,
+        num_pairs,
+        num_experts,
+        tile=tiles.down,
+        **settings,
+    )
+    return _summed(parts, weights, shared, shared_gate)
+
+
+def _summed(parts: Tensor, weights: Tensor, shared: Tensor | None, shared_gate: Tensor | None) -> Tensor:
+    (num_tokens, top_k), size = weights.shape, parts.shape[1]
+    out = torch.empty((num_tokens, size), dtype=parts.dtype, device=parts.device)
+    added, gate = (parts, parts) if shared is None or shared_gate is None else (shared, shared_gate)
+    assert added.stride(1) == 1, "a token's elements lie side by side"
+    _sum_kernel[(triton.cdiv(size, SUM_TILE), num_tokens)](
+        parts, weights, added, gate, out, added.stride(0), gate.stride(0),
+        has_shared=shared is not None, top_k=top_k, size=size, tile=SUM_TILE, num_warps=2, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
