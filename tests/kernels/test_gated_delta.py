@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import Qwen3_5TextConfig
 
-from flashdraft.batch import ForwardBatch
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit, gated_delta_step, gated_norm
@@ -93,10 +92,9 @@ def commit(cases: list[Case], states: list[LayerState], starts: Tensor, counts: 
         state.recurrent.copy_(recurrent[i])
 
 
-def block(rows: int, width: int) -> ForwardBatch:
-    """Tokens in the middle of their texts."""
-    positions = torch.arange(9, 9 + width).expand(rows, -1)
-    return ForwardBatch(torch.zeros(rows, width, dtype=torch.long), positions, 9 + width)
+def positions(rows: int, width: int) -> Tensor:
+    """Of tokens in the middle of their texts."""
+    return torch.arange(9, 9 + width).expand(rows, -1)
 
 
 def agree(found: Tensor, expected: Tensor) -> None:
@@ -122,7 +120,7 @@ def test_a_block_equals_the_pytorch_layer(rows, width, key_heads, groups, key_di
     case = Case.made(rows, width, dtype, key_heads, groups, key_dim, value_dim)
     expected_state = case.copy()
     expected_state.use(case.slots)
-    expected = case.layer(case.x, block(rows, width), expected_state)
+    expected = case.layer(case.x, positions(rows, width), expected_state)
 
     state = case.copy()
     out = case.step(state)
@@ -177,7 +175,7 @@ def test_gates_of_any_size(bias):
     case.layer.dt_bias.fill_(bias)
     expected = case.copy()
     expected.use(case.slots)
-    case.layer(case.x, block(1, 2), expected)
+    case.layer(case.x, positions(1, 2), expected)
     expected.commit([2])
     state = case.copy()
     commit([case], [state], torch.tensor([0]), torch.tensor([2]))
