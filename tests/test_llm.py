@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from flashdraft.answer import RoundEvent
+from flashdraft.errors import CheckpointError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.ops.block_mask import BlockRule
@@ -72,3 +74,15 @@ def test_the_embedded_drafter_serves_with_a_window_that_short_texts_do_not_notic
         [out] = llm.generate("What is the capital of France?", params)
         found.append((out.outputs[0].token_ids, out.metrics.accepted_histogram))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_target_whose_weights_are_no_numbers_is_refused(tmp_path: Path, name: str, value: float) -> None:
+    target, _ = save_tiny_pair(tmp_path)
+    file = Path(target) / "model.safetensors"
+    weights = load_file(file)
+    weights[name][-1] = value
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match="holds NaN or infinity; expected numbers"):
+        LLM(target, None, dtype="float32")

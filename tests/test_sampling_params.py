@@ -14,6 +14,16 @@ from flashdraft.sampling_params import SamplingParams
     ("field", "value"),
     [
         ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", 1e38),
+        ("top_p", float("nan")),
+        ("min_p", float("nan")),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", float("inf")),
+        ("repetition_penalty", float("nan")),
+        ("repetition_penalty", 1e-320),
+        ("repetition_penalty", float("inf")),
         ("top_p", 0.0),
         ("top_k", -2),
         ("min_p", 1.5),
@@ -30,6 +40,34 @@ from flashdraft.sampling_params import SamplingParams
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{field} is .*; expected"):
         SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), -float("inf"), 1e39, 101])
+def test_a_bias_is_a_number_within_bounds(bias: float) -> None:
+    with pytest.raises(UsageError, match=r"logit_bias of token 3 is .*; expected -100 to 100"):
+        SamplingParams(logit_bias={3: bias})
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-38, 9e-6])
+def test_a_temperature_that_float32_cannot_divide_by_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([[0.5, 3.0, 2.9]])
+    assert TokenChooser(SamplingParams(temperature=temperature, seed=1), [0], []).choose(logits, []) == [1]
+
+
+def test_a_top_p_that_float32_rounds_to_nothing_keeps_the_likeliest() -> None:
+    chooser = TokenChooser(SamplingParams(temperature=100.0, top_p=1e-320, seed=1), [0], [])
+    assert chooser.choose(torch.tensor([[0.5, 3.0, 2.9]]), []) == [1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_a_token_to_choose_there_is_an_error(temperature: float) -> None:
+    logits = torch.zeros(1, 3)
+    banned = TokenChooser(SamplingParams(temperature=temperature, min_tokens=1), [0], range(3))
+    with pytest.raises(UsageError, match="every one is banned"):
+        banned.choose(logits, [])
+    logits[0, 1] = float("nan")
+    with pytest.raises(UsageError, match="no number"):
+        TokenChooser(SamplingParams(temperature=temperature), [0], []).choose(logits, [])
 
 
 def test_stop_may_be_one_text_and_split_counts_seeds_up() -> None:

@@ -22,6 +22,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.models.accelerate import accelerate
+from flashdraft.models.finite import check_finite
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
@@ -92,6 +93,7 @@ class LLM:
         # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
         self.target = load_target(model, dtype="float32" if quantization else dtype, device=device)
         accelerate(self.target, quantization)
+        check_finite(self.target, model)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             own = draft == OWN_MTP

@@ -13,6 +13,7 @@ from secrets import randbits
 import torch
 from torch import Tensor
 
+from flashdraft.errors import UsageError
 from flashdraft.grammar import GrammarState
 from flashdraft.sampling_params import SamplingParams
 
@@ -33,7 +34,7 @@ def gumbel_noise(seed: int, positions: list[int], vocab_size: int, device: torch
 def log_probs(logits: Tensor, params: SamplingParams) -> Tensor:
     """Log-probabilities that ``params`` asks for, float32 [..., vocab_size]; -inf where a token is cut.
 
-    Order as in vLLM: temperature, min_p, top_k, top_p. Needs temperature > 0.
+    Order as in vLLM: temperature, min_p, top_k, top_p. Not for greedy params.
     """
     logits = logits / params.temperature
     if params.min_p > 0:
@@ -45,7 +46,9 @@ def log_probs(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= params.top_p)
+        beyond = before >= params.top_p
+        beyond[..., 0] = False  # a top_p that float32 rounds to 0 keeps the likeliest
+        cut = torch.zeros_like(beyond).scatter(-1, order, beyond)
         logits = logits.masked_fill(cut, float("-inf"))
     return logits.log_softmax(-1)
 
@@ -120,12 +123,16 @@ class TokenChooser:
         """The target's own tokens after ``output`` and after each of ``draft``.
 
         ``logits`` [1 + len(draft), vocab_size], float32; row k follows prompt, ``output`` and ``draft[:k]``.
-        Raises UsageError when the grammar leaves nothing to choose.
+        Raises UsageError when the grammar or the bans leave nothing to choose, and when logits are no numbers.
         """
         if self.adjusts:
             logits = self._adjust(logits.clone(), output, draft)
         if self.grammar:
             self.grammar.forbid(logits, output, draft)
+        best = logits.amax(-1)
+        if not best.isfinite().all():
+            found = "is banned" if (best == float("-inf")).any() else "has a logit that is no number"
+            raise UsageError(f"there is no token to choose: every one {found}")
         chosen: list[int] = sample(logits, self.params, self.seed, len(self.prompt) + len(output)).tolist()
         return chosen
 

@@ -7,12 +7,17 @@ from secrets import randbits
 from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar
 
+GREEDY_BELOW = 1e-5  # vLLM's: logits divided by less leave nothing of all but the likeliest token
+MAX_TEMPERATURE = 100.0
+MAX_BIAS = 100.0  # OpenAI's
+MAX_PENALTY_FACTOR = 100.0
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling settings of one request. Raises UsageError for a value out of range."""
 
-    temperature: float = 1.0  # 0: greedy
+    temperature: float = 1.0  # below GREEDY_BELOW: greedy
     top_p: float = 1.0  # smallest set of tokens whose probability reaches this
     top_k: int = 0  # 0 or -1: all
     min_p: float = 0.0  # least probability, as a share of the most likely token's
@@ -37,7 +42,7 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", {int(t): float(b) for t, b in self.logit_bias.items()})
         checks = (
-            (self.temperature >= 0, "temperature", "0 (greedy) or more"),
+            (0 <= self.temperature <= MAX_TEMPERATURE, "temperature", f"0 (greedy) to {MAX_TEMPERATURE:g}"),
             (0 < self.top_p <= 1, "top_p", "above 0, at most 1"),
             (self.top_k >= -1, "top_k", "a count, or 0 or -1 for all tokens"),
             (0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
@@ -45,7 +50,11 @@ class SamplingParams:
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens", "between 0 and max_tokens"),
             (-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2"),
             (-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2"),
-            (self.repetition_penalty > 0, "repetition_penalty", "above 0; 1 for none"),
+            (
+                1 / MAX_PENALTY_FACTOR <= self.repetition_penalty <= MAX_PENALTY_FACTOR,
+                "repetition_penalty",
+                f"{1 / MAX_PENALTY_FACTOR:g} to {MAX_PENALTY_FACTOR:g}; 1 for none",
+            ),
             (all(self.stop), "stop", "texts of at least one character"),
             (self.logprobs is None or self.logprobs >= 0, "logprobs", "None, 0 or a count"),
             (
@@ -55,6 +64,11 @@ class SamplingParams:
             ),
             (self.n >= 1, "n", "1 or more"),
         )
+        for token, bias in self.logit_bias.items():
+            if not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise UsageError(
+                    f"logit_bias of token {token} is {bias}; expected -{MAX_BIAS:g} to {MAX_BIAS:g}"
+                )
         for is_fine, name, expected in checks:
             if not is_fine:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected {expected}")
@@ -67,7 +81,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken."""
-        return self.temperature == 0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
