@@ -3,25 +3,29 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from bench.test_page import measurement
 from command_line import run_command
 from flashdraft.bench.cost_model import AcceptanceProfile, Job, predict_seconds, predict_tokens_per_s
-from flashdraft.bench.planning import check_rows, gpu_costs, median_error, plan_rows, published_checks
+from flashdraft.bench.efficiency import Cell, calibrate, fit_efficiency, least_squares, steady_tokens_per_s
+from flashdraft.bench.gpu_planning import error_range, forecast, left_out_checks, published_pair
+from flashdraft.bench.planning import check_rows, median_error, plan_rows
 from flashdraft.bench.published import TARGETS, pair_configs
 from flashdraft.bench.roofline import (
     GPUS,
-    IDEAL,
-    Cell,
     Efficiency,
+    Gpu,
     RooflineCosts,
     drafter_shape,
-    fit_efficiency,
+    mtp_shape,
+    read_gpu,
     target_shape,
 )
 from flashdraft.errors import UsageError
+from flashdraft.models.mtp import MTPConfig
 from tiny_pair import save_tiny_pair
 
 
@@ -96,6 +100,11 @@ def test_shapes_are_those_of_the_models() -> None:
     hybrid = target_shape(pair_configs("qwen3.5-27b")[0])
     assert hybrid.kv_bytes_per_token == 16 * 2 * 4 * 256 * 2
     assert hybrid.state_bytes == 2 * 4 * 48 * 48 * 128 * 128  # read and written
+    # One layer of full attention, what joins its two inputs, and the head.
+    head = mtp_shape(MTPConfig(pair_configs("qwen3.5-27b")[0], 16))
+    width, queries = 5120, 24 * 256
+    layer = 3 * width * 17408 + width * (2 * queries + 2 * 4 * 256) + queries * width
+    assert head.weight_bytes == pytest.approx(2 * (layer + 2 * width * width + 248320 * width), rel=1e-3)
     with pytest.raises(UsageError, match="expected one of"):
         pair_configs("other")
 
@@ -108,40 +117,104 @@ def test_the_bare_roofline_is_bytes_over_bandwidth_and_operations_over_the_peak(
         (weights + 2 * 100 * costs.target.kv_bytes_per_token) / 3.35e12 + 16 * weights / 989e12
     )
     assert costs.draft_s(2, 1) == 0
-    slower = replace(costs, reached=Efficiency(0.5, 1.0, 1e-5, 1e-3))
+    slower = replace(costs, reached=Efficiency(0.5, 1.0, 1e-5, 1e-3, 1.0, 1e-4, 1e-5))
     assert slower.verify_s(1, 1) > 2 * weights / 3.35e12 + 36e-5
     assert slower.draft_s(1, 8) > 1e-3
+    hybrid = published_pair("qwen3.5-27b")
+    moved = RooflineCosts(GPUS["H100"], hybrid.target, hybrid.drafters["mtp"], 100, slower.reached, "mtp")
+    states = 8 * hybrid.target.state_bytes / 2 / (3.35e12 * 0.5)  # of eight verified tokens
+    unmoved = replace(moved, reached=replace(slower.reached, state_moves=0.0))
+    assert moved.verify_s(1, 8) - unmoved.verify_s(1, 8) == pytest.approx(states)
+    assert moved.verify_s(1, 1) == unmoved.verify_s(1, 1)
+    one, three = (moved.draft_s(4, size) - 1e-3 for size in (2, 4))  # an MTP head drafts token by token
+    assert three == pytest.approx(3 * one)
+    assert one > 1e-4 + 4e-5
 
 
 def test_the_fit_finds_what_was_planted() -> None:
-    config, draft = pair_configs("qwen3-8b")
-    truth = Efficiency(0.6, 0.4, 3e-5, 1.5e-3)
-    bare = RooflineCosts(GPUS["B200"], target_shape(config), drafter_shape(draft, config), 600)
-    real = replace(bare, reached=truth)
+    truth = Efficiency(0.6, 0.4, 3e-5, 1.5e-3, 0.8, 2e-4, 2e-5)
+    pair, token_s = published_pair("qwen3.5-27b"), {"a": 2e-5, "b": 9e-5}
     cells = []
-    for concurrency in (1, 2, 4, 8, 16, 32, 64, 128):
-        plain_s = real.verify_s(concurrency, 1)
-        step_s = real.verify_s(concurrency, 16) + real.draft_s(concurrency, 16)
-        cells.append(Cell(bare, concurrency, 16, 6.0, 6.0 * plain_s / step_s, concurrency / plain_s))
+    for method, shape in pair.drafters.items():
+        bare = RooflineCosts(GPUS["B200"], pair.target, shape, 600, method=method)
+        for number, concurrency in enumerate((1, 2, 4, 8, 16, 32, 64, 128)):
+            for size, length in ((1, 1.0), (4, 3.0), (16, 6.0)):
+                cell = Cell(bare, Job(100, 1000), "ab"[number % 2], concurrency, size, length)
+                speed, plain = cell.predict(truth, token_s[cell.workload])
+                told = {"speedup": speed / plain} if number % 3 == 0 and size > 1 else {"tokens_per_s": speed}
+                cells.append(replace(cell, **told))
     found = fit_efficiency(cells)
-    assert max(abs(error) for cell in cells for error in cell.log_errors(found)) < 0.02
-    assert max(abs(error) for cell in cells for error in cell.log_errors(IDEAL)) > 0.3
-    assert found.peak_share == pytest.approx(0.4, rel=0.1)
+    off = [error for cell in cells for error in cell.log_errors(found.reached, found.token_s[cell.workload])]
+    assert max(map(abs, off)) < 0.01
+    assert found.reached.peak_share == pytest.approx(0.4, rel=0.1)
+    assert found.reached.draft_row_s == pytest.approx(2e-5, rel=0.1)
+    assert found.token_s == pytest.approx(token_s, rel=0.1)
 
 
-def test_published_rows_are_met_where_fitted_and_told_apart_where_not() -> None:
-    rows = published_checks(Job(128, 256))
-    fitted = [row for row in rows if row.source == "table 3, fitted"]
-    assert {row.method for row in fitted} == {"qwen3-4b", "qwen3-8b"}
-    error = median_error([row.speedup_error for row in fitted])
-    assert error is not None
-    assert error < 0.1
-    others = [row for row in rows if row not in fitted]
-    assert {(row.method, row.source) for row in others} == {("qwen3.5-27b", "table 11, not fitted")}
-    assert all(row.speedup_error is not None for row in others)
-    for pair in TARGETS:
-        speeds = [gpu_costs(pair, gpu, Job(128, 256)).verify_s(1, 1) for gpu in ("H100", "H200", "B200")]
-        assert speeds == sorted(speeds, reverse=True)
+def test_plain_decoding_tells_what_a_workload_costs_and_how_fast_a_gpu_is() -> None:
+    pair, job = published_pair("qwen3-8b"), Job(128, 1000)
+    here = forecast(pair, GPUS["B200"], job, "dflash")
+    slow = replace(here.costs, scale=1.4)
+    plain = {n: steady_tokens_per_s(slow, job, n, 1, 1.0, 7e-5) for n in (1, 8, 32)}
+    costs, token_s = calibrate(here.costs, job, plain, scales=True)
+    assert (costs.scale, token_s) == (pytest.approx(1.4, rel=0.01), pytest.approx(7e-5, rel=0.05))
+    same, _ = calibrate(here.costs, job, plain, scales=False)
+    assert same.scale == 1.0
+
+
+def test_what_the_least_squares_are_of_stays_within_its_bounds() -> None:
+    def errors(numbers: list[float]) -> list[float]:
+        return [numbers[0] * numbers[1] - 6, numbers[0] - 2]
+
+    assert least_squares(errors, [1.0, 1.0], [0.1, 0.1], [10, 10]) == pytest.approx([2, 3], rel=1e-3)
+    bound = least_squares(errors, [1.0, 1.0], [0.1, 0.1], [1.5, 10])
+    assert bound == pytest.approx([1.5, 4], rel=1e-3)
+
+
+def test_tasks_of_the_card_are_predicted_from_the_other_ones() -> None:
+    """The card's 24 rows of each method, each task left out of the fit; its plain decoding is known, or nothing."""
+    for calibrates, most in ((True, (0.08, 0.2)), (False, (0.15, 0.45))):
+        rows = left_out_checks("qwen3.5-27b", calibrates)
+        for method in ("dflash", "mtp"):
+            off = sorted(abs(row.error or 0) for row in rows if row.method == method)
+            assert len(off) == 24
+            assert (median(off) <= most[0], off[-1] <= most[1]) == (True, True), (method, calibrates, off)
+    plain = {1: 84.0, 8: 625.0, 16: 1121.0, 32: 1949.0}
+    pair, profile = published_pair("qwen3.5-27b"), AcceptanceProfile({16: 7.93})
+    told = forecast(pair, GPUS["B200"], Job(128, 2500), "dflash", plain=plain)
+    for row, found in zip(told.rows(profile, list(plain), [16]), (397, 2270, 3135, 3712), strict=True):
+        assert row.likely is not None
+        assert row.likely[0] < found < row.likely[1]
+        assert row.plain_tokens_per_s == pytest.approx(plain[row.concurrency], rel=0.05)
+
+
+def test_other_gpus_and_pairs_have_no_range_or_a_wide_one() -> None:
+    job, profile = Job(128, 1000), AcceptanceProfile({16: 6.0})
+    pair = published_pair("qwen3-8b")
+    assert forecast(pair, GPUS["H200"], job, "dflash").rows(profile, [1], [16])[0].likely is None
+    for name in TARGETS:
+        speeds = [
+            forecast(published_pair(name), GPUS[gpu], job, "dflash").rows(profile, [1], [16])[0]
+            for gpu in ("L40S", "H100", "H200", "B200")
+        ]
+        found = [row.output_tokens_per_s for row in speeds]
+        assert found == sorted(found)
+    one, two = (forecast(pair, GPUS["H100"], job, "dflash", tp) for tp in (1, 2))
+    alone, shared = (one.costs.verify_s(8, 16), two.costs.verify_s(8, 16))
+    assert alone / 2 < shared < alone
+
+
+def test_a_gpu_is_named_or_told_by_its_numbers() -> None:
+    assert read_gpu("h200") == read_gpu("4.8,989,450") == GPUS["H200"]
+    assert read_gpu("1,100").link == Gpu(1, 1).link
+    for wrong in ("H3000", "4.8", "1,2,3,4", "0,989", "a,b"):
+        with pytest.raises(UsageError, match="expected one of A100, H20"):
+            read_gpu(wrong)
+
+
+def test_the_error_range_holds_nine_of_ten() -> None:
+    assert error_range([1.0]) == (1.0, 1.0)
+    assert error_range(list(range(101))) == (5, 95)
 
 
 def test_rows_made_by_the_model_are_predicted_without_error() -> None:
@@ -204,10 +277,49 @@ def test_the_command_plans_this_machine_and_checks_its_rows(
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"), [((), "--acceptance is missing"), (("--acceptance", "8:2"), "expected BLOCK=LENGTH")]
+    ("extra", "said"),
+    [
+        ((), "--acceptance is missing"),
+        (("--acceptance", "8:2"), "expected NUMBER=VALUE"),
+        (("--gpu", "B200", "--plain", "1=-3"), "expected numbers above 0"),
+        (("--gpu", "B200", "--pair", "qwen3-8b", "--draft", "mtp"), "not published with an MTP head"),
+        (("--gpu", "B200", "--pair", "qwen3-8b", "--check", "x"), "is for rows of qwen3.5-27b"),
+        (("--gpu", "abc"), "expected one of A100"),
+    ],
 )
 def test_a_plan_needs_to_know_what_a_round_gains(
     extra: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_command(("plan", *extra), capsys)
     assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_the_command_plans_any_folder_on_any_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, drafter = save_tiny_pair(tmp_path)
+    told = ("plan", "--gpu", "4.8,989,450", "--tp", "2", "--acceptance", "8=2.5", "--block-sizes", "8")
+    text = run_command((*told, "--model", target, "--draft", drafter), capsys).stdout
+    assert f"# {target} on 2 4.8,989,450" in text
+    assert "no range can be given" in text
+    assert "An all-reduce is assumed to take 15 us" in text
+    card = tmp_path / "card.jsonl"
+    card.write_text(
+        "".join(
+            json.dumps({"task": "mbpp", "concurrency": 1} | row) + "\n"
+            for row in (
+                {"method": "ar", "block_size": 1, "acceptance_length": 1.0, "output_tokens_per_s": 84},
+                {"method": "dflash", "block_size": 8, "acceptance_length": 5.6, "output_tokens_per_s": 318},
+                {"acceptance_only": True},
+            )
+        )
+    )
+    document = json.loads(
+        run_command(("plan", "--gpu", "B200", "--check", str(card), "--json"), capsys).stdout.splitlines()[-1]
+    )
+    [row] = document["checks"]
+    assert (row["task"], row["method"], row["found_speedup"]) == ("mbpp", "dflash", pytest.approx(318 / 84))
+    assert document["rows"][0]["likely"][0] < document["rows"][0]["output_tokens_per_s"]
+    card.write_text('{"task": "mbpp", "output_tokens_per_s": 84}\n')
+    assert (
+        "no rows of a model card"
+        in run_command(("plan", "--gpu", "B200", "--check", str(card)), capsys).stderr
+    )

@@ -1,31 +1,12 @@
-"""Predictions as tables: on this machine, beside measured rows, and on a GPU beside published figures."""
+"""Predictions as tables, on this machine and beside its measured rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import median
 
 from flashdraft.bench.cost_model import AcceptanceProfile, Costs, Job, predict_seconds, predict_tokens_per_s
 from flashdraft.bench.offline import split
-from flashdraft.bench.published import (
-    PUBLISHED,
-    PUBLISHED_BLOCK_SIZE,
-    PUBLISHED_GPU,
-    PublishedRow,
-    pair_configs,
-)
 from flashdraft.bench.results import BASELINE, Measurement, aggregate
-from flashdraft.bench.roofline import (
-    GPUS,
-    IDEAL,
-    Cell,
-    Efficiency,
-    NetworkShape,
-    RooflineCosts,
-    drafter_shape,
-    fit_efficiency,
-    target_shape,
-)
 from flashdraft.bench.tables import number, table
 
 _DFLASH = "DFlash"
@@ -40,6 +21,10 @@ class PlanRow:
     acceptance_length: float
     output_tokens_per_s: float
     speedup: float
+    plain_tokens_per_s: float
+    likely: tuple[float, float] | None = (
+        None  # tokens a second: nine of ten checked predictions were this near
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ def plan_rows(
         plain = predict_tokens_per_s(costs, jobs, concurrency, 1, 1.0)
         for size in block_sizes:
             speed = predict_tokens_per_s(costs, jobs, concurrency, size, profile.length(size))
-            rows.append(PlanRow(concurrency, size, profile.length(size), speed, speed / plain))
+            rows.append(PlanRow(concurrency, size, profile.length(size), speed, speed / plain, plain))
     return rows
 
 
@@ -128,77 +113,25 @@ def median_error(errors: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def gpu_costs(pair: str, gpu: str, job: Job) -> RooflineCosts:
-    """The roofline of a published pair on ``gpu``, with what is reached of it in the rows that are fitted to."""
-    return _bare_costs(pair, gpu, job, _fitted(job))
-
-
-@cache
-def _fitted(job: Job) -> Efficiency:
-    return fit_efficiency(
-        [
-            Cell(
-                _bare_costs(row.pair, PUBLISHED_GPU, job),
-                row.concurrency,
-                PUBLISHED_BLOCK_SIZE,
-                row.acceptance_length,
-                row.speedup,
-                row.plain_tokens_per_s,
-            )
-            for row in PUBLISHED
-            if row.is_fitted
-        ]
-    )
-
-
-def _bare_costs(pair: str, gpu: str, job: Job, reached: Efficiency = IDEAL) -> RooflineCosts:
-    context = job.prompt_len + job.output_len / 2
-    return RooflineCosts(GPUS[gpu], *_shapes(pair), context, reached)
-
-
-@cache
-def _shapes(pair: str) -> tuple[NetworkShape, NetworkShape]:
-    target, draft = pair_configs(pair)
-    return target_shape(target), drafter_shape(draft, target)
-
-
-def published_checks(job: Job) -> list[CheckRow]:
-    """Every published row beside the roofline's prediction."""
-    return [_published_check(row, job) for row in PUBLISHED]
-
-
-def _published_check(row: PublishedRow, job: Job) -> CheckRow:
-    costs = gpu_costs(row.pair, PUBLISHED_GPU, job)
-    profile = AcceptanceProfile({PUBLISHED_BLOCK_SIZE: row.acceptance_length})
-    [plan] = plan_rows(costs, profile, job, [row.concurrency], [PUBLISHED_BLOCK_SIZE])
-    plain = row.plain_tokens_per_s
-    return CheckRow(
-        task=row.task,
-        method=row.pair,
-        block_size=PUBLISHED_BLOCK_SIZE,
-        concurrency=row.concurrency,
-        acceptance_length=row.acceptance_length,
-        predicted_tokens_per_s=plan.output_tokens_per_s,
-        found_tokens_per_s=plain * row.speedup if plain and row.speedup else None,
-        predicted_speedup=plan.speedup,
-        found_speedup=row.speedup,
-        source=f"{row.source}, {'fitted' if row.is_fitted else 'not fitted'}",
-    )
-
-
 def plan_table(rows: Sequence[PlanRow]) -> str:
     """Predictions in Markdown."""
-    header = ["concurrency", "block size", "acceptance length", "tokens/s", "speed-up"]
-    lines = [
-        [
+    header = ["concurrency", "block size", "acceptance length", "tokens/s", "plain tokens/s", "speed-up"]
+    has_range = any(row.likely for row in rows)
+    lines = []
+    for row in rows:
+        line = [
             str(row.concurrency),
             str(row.block_size),
             f"{row.acceptance_length:.2f}",
             f"{row.output_tokens_per_s:.1f}",
+            f"{row.plain_tokens_per_s:.1f}",
             f"{row.speedup:.2f}x",
         ]
-        for row in rows
-    ]
+        if has_range:
+            line.insert(4, f"{row.likely[0]:.0f} to {row.likely[1]:.0f}" if row.likely else "–")
+        lines.append(line)
+    if has_range:
+        header.insert(4, "9 of 10 within")
     return table(header, lines)
 
 

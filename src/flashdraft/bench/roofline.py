@@ -1,39 +1,69 @@
-"""Step costs of a pair on a named GPU, from its data sheet and how much of that servers reach.
+"""Step costs of a pair on a GPU, from its data sheet and how much of that servers reach.
 
 A forward takes the time to read its bytes, plus the time of its operations, plus a time a layer (launches,
-synchronisation). What share of the data sheet is reached, that time, and what a round of drafting costs beside its
-forwards are fitted to published measurements (bench/published.py), never guessed; with ``IDEAL`` it is the bare
-roofline with nothing overlapped.
+synchronisation). A forward that verifies also writes the states of gated delta layers after each token, so that they
+can be rolled back. What share of the data sheet is reached and what a round of drafting costs beside its forwards are
+fitted to published measurements (bench/efficiency.py), never guessed; with ``IDEAL`` it is the bare roofline with
+nothing overlapped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from math import inf, log
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
+from flashdraft.errors import UsageError
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig
+from flashdraft.models.mtp import MTPConfig, MTPModel
 
 _BYTES = 2  # of a weight and of a cached value in bfloat16
 _STATE_BYTES = 4  # states of gated delta layers are float32
 
 
+ALL_REDUCE_S = 1.5e-5  # of a small one over NVLink; assumed, no published row tells of it
+
+Method = Literal["dflash", "mtp"]
+
+
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU's data sheet: NVIDIA's, SXM variants, dense bfloat16 (without sparsity)."""
+    """One GPU's data sheet: dense bfloat16 (without sparsity)."""
 
     bandwidth: float  # bytes a second
     peak: float  # operations a second
+    link: float = 32e9  # bytes a second to its neighbours, one way; PCIe 4 where nothing is said
 
 
 GPUS = {
-    "H100": Gpu(3.35e12, 989e12),
-    "H200": Gpu(4.8e12, 989e12),
-    "B200": Gpu(8.0e12, 2250e12),
+    "A100": Gpu(2.039e12, 312e12, 300e9),  # NVIDIA's, SXM variants
+    "H20": Gpu(4.0e12, 148e12, 450e9),
+    "H100": Gpu(3.35e12, 989e12, 450e9),
+    "H200": Gpu(4.8e12, 989e12, 450e9),
+    "B200": Gpu(8.0e12, 2250e12, 900e9),
+    "L40S": Gpu(0.864e12, 362e12),
+    "RTX4090": Gpu(1.008e12, 165e12),
 }
+
+
+def read_gpu(told: str) -> Gpu:
+    """A GPU by name, or by its numbers: "4.8,989" or "4.8,989,450" (TB/s, TFLOPS of dense bfloat16, GB/s of its link).
+
+    Raises UsageError.
+    """
+    if told.upper() in GPUS:
+        return GPUS[told.upper()]
+    try:
+        numbers = [float(part) for part in told.split(",")]
+        if not 2 <= len(numbers) <= 3 or min(numbers) <= 0:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"the GPU {told!r} is not known; expected one of {', '.join(GPUS)}, or its data sheet as TB/s,TFLOPS[,GB/s"
+            " of its link], for example 4.8,989,450"
+        ) from None
+    return Gpu(numbers[0] * 1e12, numbers[1] * 1e12, *(link * 1e9 for link in numbers[2:]))
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,7 @@ class NetworkShape:
     """What a forward of a network reads and computes."""
 
     num_layers: int
+    hidden_size: int
     weight_bytes: float  # read once a forward: all but the rows of an embedding that is not the head
     operations_per_token: float
     kv_bytes_per_token: float
@@ -64,6 +95,7 @@ def target_shape(config: Any) -> NetworkShape:
         state = text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
     return NetworkShape(
         num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
         weight_bytes=_BYTES * num_weights,
         operations_per_token=2.0 * num_weights,
         kv_bytes_per_token=kv_bytes,
@@ -80,42 +112,71 @@ def drafter_shape(config: DFlashConfig, target_config: Any) -> NetworkShape:
     if model.lm_head is None:
         num_weights += (config.draft_vocab_size or text.vocab_size) * text.hidden_size
     kv_bytes = 2 * _BYTES * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
-    return NetworkShape(config.num_hidden_layers, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0)
+    return NetworkShape(
+        config.num_hidden_layers, config.hidden_size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0
+    )
+
+
+def mtp_shape(config: MTPConfig) -> NetworkShape:
+    """Of one forward of an MTP head, which drafts one token a request through the target's head."""
+    layer = config.layer
+    with torch.device("meta"):
+        num_weights = sum(parameter.numel() for parameter in MTPModel(config).parameters())
+    num_weights += layer.vocab_size * layer.hidden_size
+    head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+    kv_bytes = 2 * _BYTES * layer.num_key_value_heads * head_dim
+    return NetworkShape(1, layer.hidden_size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0)
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What is reached of a data sheet."""
+    """What is reached of a data sheet. Each number is positive; shares are at most 1."""
 
     bandwidth_share: float
     peak_share: float
     layer_s: float  # of each layer of a forward
     round_s: float  # of a round that drafts, beside its forwards
+    state_moves: float  # how often a gated delta state is written or read for each verified token
+    draft_step_s: float  # of each token that an MTP head drafts, beside its forward
+    draft_row_s: float  # the same of each request
 
 
-IDEAL = Efficiency(1.0, 1.0, 0.0, 0.0)
-_FIRST_GUESS = Efficiency(0.7, 0.5, 2e-5, 1e-3)
+IDEAL = Efficiency(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class RooflineCosts:
-    """Costs of a pair on ``gpu``. ``context``: mean tokens behind a block."""
+    """Costs of a pair on ``tp`` GPUs of one kind. ``context``: mean tokens behind a block."""
 
     gpu: Gpu
     target: NetworkShape
     drafter: NetworkShape
     context: float
     reached: Efficiency = IDEAL
+    method: Method = "dflash"
+    tp: int = 1
+    scale: float = 1.0  # of every forward, where measured steps are slower or faster than all this says
 
     def verify_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
-        return self._forward_s(self.target, num_requests, num_requests * block_size)
+        num_tokens = num_requests * block_size
+        seconds = self._forward_s(self.target, num_requests, num_tokens)
+        if block_size > 1:
+            moved = num_tokens * self.reached.state_moves * self.target.state_bytes / 2
+            seconds += self.scale * moved / self.tp / (self.gpu.bandwidth * self.reached.bandwidth_share)
+        return seconds
 
     def draft_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
         if block_size == 1:
             return 0.0
-        return self._forward_s(self.drafter, num_requests, num_requests * block_size) + self.reached.round_s
+        if self.method == "dflash":
+            return (
+                self._forward_s(self.drafter, num_requests, num_requests * block_size) + self.reached.round_s
+            )
+        beside_s = self.reached.draft_step_s + num_requests * self.reached.draft_row_s
+        step_s = self._forward_s(self.drafter, num_requests, num_requests) + beside_s
+        return (block_size - 1) * step_s + self.reached.round_s
 
     def prefill_s(self, num_tokens: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
@@ -127,55 +188,15 @@ class RooflineCosts:
 
     def _forward_s(self, network: NetworkShape, num_requests: int, num_tokens: int) -> float:
         cached = num_requests * (self.context * network.kv_bytes_per_token + network.state_bytes)
-        memory_s = (network.weight_bytes + cached) / (self.gpu.bandwidth * self.reached.bandwidth_share)
-        compute_s = num_tokens * network.operations_per_token / (self.gpu.peak * self.reached.peak_share)
-        return memory_s + compute_s + network.num_layers * self.reached.layer_s
+        moved, computed = network.weight_bytes + cached, num_tokens * network.operations_per_token
+        memory_s = moved / self.tp / (self.gpu.bandwidth * self.reached.bandwidth_share)
+        compute_s = computed / self.tp / (self.gpu.peak * self.reached.peak_share)
+        layers_s = network.num_layers * (self.reached.layer_s + self._all_reduces_s(network, num_tokens))
+        return self.scale * (memory_s + compute_s + layers_s)
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One published measurement of a pair, to fit to; None: not told."""
-
-    costs: RooflineCosts
-    concurrency: int
-    block_size: int
-    acceptance_length: float
-    speedup: float | None
-    plain_tokens_per_s: float | None
-
-    def log_errors(self, reached: Efficiency) -> list[float]:
-        """Of the steady state, prefill left out."""
-        costs = replace(self.costs, reached=reached)
-        plain_s = costs.verify_s(self.concurrency, 1)
-        step_s = costs.verify_s(self.concurrency, self.block_size)
-        step_s += costs.draft_s(self.concurrency, self.block_size)
-        errors = []
-        if self.plain_tokens_per_s:
-            errors.append(log(self.concurrency / plain_s / self.plain_tokens_per_s))
-        if self.speedup:
-            errors.append(log(self.acceptance_length * plain_s / step_s / self.speedup))
-        return errors
-
-
-def fit_efficiency(cells: Sequence[Cell]) -> Efficiency:
-    """Least squares of logarithms over ``cells``, by pattern search: each number up or down by a shrinking factor."""
-
-    def loss(reached: Efficiency) -> float:
-        if max(reached.bandwidth_share, reached.peak_share) > 1:
-            return inf
-        return sum(error * error for cell in cells for error in cell.log_errors(reached))
-
-    best, factor = _FIRST_GUESS, 2.0
-    while factor > 1.001:
-        names = [one.name for one in fields(Efficiency)]
-        tries = [
-            replace(best, **{name: getattr(best, name) * step})
-            for name in names
-            for step in (factor, 1 / factor)
-        ]
-        found = min(tries, key=loss)
-        if loss(found) < loss(best):
-            best = found
-        else:
-            factor = factor**0.5
-    return best
+    def _all_reduces_s(self, network: NetworkShape, num_tokens: int) -> float:
+        """The two of a layer, as rings have them."""
+        if self.tp == 1:
+            return 0.0
+        sent = 2 * (self.tp - 1) / self.tp * num_tokens * network.hidden_size * _BYTES
+        return 2 * (ALL_REDUCE_S + sent / self.gpu.link)

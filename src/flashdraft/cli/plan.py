@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,25 +12,53 @@ from flashdraft.cli.options import DeviceOption, DraftOption, DtypeOption, JsonO
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
+    from flashdraft.bench.cost_model import Costs, Job
     from flashdraft.bench.planning import CheckRow, PlanRow
+    from flashdraft.bench.results import Measurement
+    from flashdraft.bench.roofline import Method
+    from flashdraft.llm import LLM
+
+
+CheckOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--check",
+        help="Rows to predict, with the errors: rows.jsonl of bench, with --gpu rows of a model card.",
+    ),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        help="Roofline of this GPU instead of measuring this machine: a name, or TB/s,TFLOPS[,GB/s of its link].",
+    ),
+]
+PairOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pair", help="With --gpu, a published pair in place of --model: qwen3.5-27b, qwen3-8b or qwen3-4b."
+    ),
+]
+PlainOption = Annotated[
+    str,
+    typer.Option(
+        "--plain", help="With --gpu: plain decoding's measured tokens a second by concurrency: 1=84,8=625."
+    ),
+]
+AcceptanceOption = Annotated[
+    str, typer.Option("--acceptance", help="Acceptance lengths by block size, with commas: 16=7.7,8=5.")
+]
 
 
 def plan(
     model: ModelOption = "embedded",
     draft: DraftOption = None,
-    check: Annotated[
-        Path | None, typer.Option("--check", help="rows.jsonl of bench: predict them, and print the errors.")
-    ] = None,
-    gpu: Annotated[
-        Literal["H100", "H200", "B200"] | None,
-        typer.Option("--gpu", help="Roofline of this GPU instead of measuring this machine."),
-    ] = None,
-    pair: Annotated[
-        str, typer.Option("--pair", help="With --gpu: qwen3.5-27b, qwen3-8b or qwen3-4b.")
-    ] = "qwen3.5-27b",
-    acceptance: Annotated[
-        str, typer.Option("--acceptance", help="Acceptance lengths by block size, with commas: 16=7.7,8=5.")
-    ] = "",
+    check: CheckOption = None,
+    gpu: GpuOption = None,
+    tp: Annotated[int, typer.Option("--tp", help="So many GPUs share every layer.", min=1)] = 1,
+    pair: PairOption = None,
+    acceptance: AcceptanceOption = "",
+    plain: PlainOption = "",
     concurrency: Annotated[str, typer.Option("--concurrency", help="With commas.")] = "1,8,16,32",
     block_sizes: Annotated[str, typer.Option("--block-sizes", help="With commas.")] = "16,8",
     prompt_len: Annotated[int, typer.Option("--prompt-len", help="Tokens of a prompt.", min=1)] = 128,
@@ -41,60 +69,113 @@ def plan(
 ) -> None:
     """Predict throughput and speed-up at any concurrency and block size.
 
-    Step costs are measured on this machine in seconds, or follow from a GPU's data sheet.
+    Step costs are measured on this machine in seconds, or follow from a GPU's data sheet and published measurements.
 
     \b
     Examples:
       flashdraft plan --acceptance 16=3.2,8=3.0
       flashdraft plan --check results/embedded/rows.jsonl
-      flashdraft plan --gpu B200 --pair qwen3.5-27b --acceptance 16=7.7
+      flashdraft plan --gpu B200 --pair qwen3.5-27b --acceptance 16=7.7 --plain 1=84,32=1949
+      flashdraft plan --gpu 4.8,989,450 --tp 2 --model my/target --draft my/drafter --acceptance 16=5
     """
     from flashdraft.bench.config import numbers_in
     from flashdraft.bench.cost_model import AcceptanceProfile, Job
+    from flashdraft.bench.planning import check_rows, plan_rows
+
+    asked = _Asked(
+        Job(prompt_len, output_len),
+        numbers_in(concurrency, "--concurrency"),
+        numbers_in(block_sizes, "--block-sizes"),
+        _by_number(acceptance, "--acceptance"),
+    )
+    if gpu:
+        name = pair or ("qwen3.5-27b" if model == "embedded" else None)
+        found = _on_gpu(asked, gpu, tp, name, (model, draft), _by_number(plain, "--plain"), check)
+        return _show(*found, as_json)
+    if not asked.lengths and not check:
+        raise UsageError("--acceptance is missing; expected what a round gains, for example 16=3.2,8=3.0")
+    costs, measurements = _measured(open_llm(model, draft, dtype, device), asked.concurrencies, check)
+    rows = []
+    if asked.lengths:
+        profile = AcceptanceProfile(asked.lengths)
+        rows = plan_rows(costs, profile, asked.job, asked.concurrencies, asked.block_sizes)
+    return _show("This machine", rows, check_rows(costs, measurements), "", as_json)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    job: "Job"
+    concurrencies: Sequence[int]
+    block_sizes: Sequence[int]
+    lengths: dict[int, float]  # acceptance by block size
+
+
+def _measured(
+    llm: "LLM", concurrencies: Sequence[int], check: Path | None
+) -> "tuple[Costs, Sequence[Measurement]]":
     from flashdraft.bench.measured_costs import measure_pair
-    from flashdraft.bench.planning import check_rows, gpu_costs, plan_rows, published_checks
     from flashdraft.bench.rows_file import read_rows
 
-    job = Job(prompt_len, output_len)
-    concurrencies, sizes = numbers_in(concurrency, "--concurrency"), numbers_in(block_sizes, "--block-sizes")
-    known = _lengths(acceptance)
-    if gpu:
-        known = known or _published_lengths(pair)
-        rows = plan_rows(gpu_costs(pair, gpu, job), AcceptanceProfile(known), job, concurrencies, sizes)
-        return _show(f"{pair} on one {gpu}", rows, published_checks(job), as_json)
-    measurements = read_rows(check).measurements if check else []
-    most = max([*concurrencies, *(m.concurrency for m in measurements)])
-    if not known and not check:
-        raise UsageError("--acceptance is missing; expected what a round gains, for example 16=3.2,8=3.0")
-    llm = open_llm(model, draft, dtype, device)
     if llm.drafter is None:
         raise UsageError("a plan needs a drafter; name one with --draft")
-    costs = measure_pair(llm, most)
-    rows = plan_rows(costs, AcceptanceProfile(known), job, concurrencies, sizes) if known else []
-    return _show("This machine", rows, check_rows(costs, measurements), as_json)
+    measurements = read_rows(check).measurements if check else []
+    return measure_pair(llm, max([*concurrencies, *(m.concurrency for m in measurements)])), measurements
 
 
-def _lengths(said: str) -> dict[int, float]:
+def _on_gpu(
+    asked: _Asked,
+    gpu: str,
+    tp: int,
+    name: str | None,
+    folders: tuple[str, str | None],
+    plain: dict[int, float],
+    check: Path | None,
+) -> "tuple[str, Sequence[PlanRow], Sequence[CheckRow], str]":
+    """Title, predictions, checks and how far such predictions were off."""
+    from flashdraft.bench.cost_model import AcceptanceProfile
+    from flashdraft.bench.gpu_planning import accuracy_text, card_checks, forecast, pair_of, published_pair
+    from flashdraft.bench.published import CARD_PAIR, acceptance_of, published_rows, read_card
+    from flashdraft.bench.roofline import read_gpu
+
+    shapes = published_pair(name) if name else pair_of(*folders)
+    method: Method = "mtp" if folders[1] == "mtp" or "dflash" not in shapes.drafters else "dflash"
+    if method not in shapes.drafters:
+        raise UsageError(f"{name} is not published with an MTP head; leave --draft out")
+    lengths = asked.lengths or acceptance_of(published_rows(), name or "", method)
+    if not lengths:
+        raise UsageError("--acceptance is missing; expected what a round gains, for example 16=3.2,8=3.0")
+    found = forecast(shapes, read_gpu(gpu), asked.job, method, tp, plain)
+    checks: list[CheckRow] = []
+    if check:
+        if name != CARD_PAIR:
+            raise UsageError(f"--check with --gpu is for rows of {CARD_PAIR}'s model card; give that --pair")
+        checks = card_checks(read_card(check))
+    rows = found.rows(AcceptanceProfile(lengths), asked.concurrencies, asked.block_sizes)
+    title = f"{name or folders[0]} on {'one' if tp == 1 else tp} {gpu}"
+    return title, rows, checks, accuracy_text(found, shapes, calibrates=bool(plain))
+
+
+def _by_number(said: str, option: str) -> dict[int, float]:
+    """ "16=3.2,8=3" as numbers."""
     from flashdraft.bench.config import names_in
 
-    lengths = {}
+    found = {}
     for one in names_in(said):
-        size, _, length = one.partition("=")
+        number, _, value = one.partition("=")
         try:
-            lengths[int(size)] = float(length)
+            found[int(number)] = float(value)
         except ValueError:
-            raise UsageError(f"--acceptance has {one!r}; expected BLOCK=LENGTH, for example 16=3.2") from None
-    return lengths
+            raise UsageError(
+                f"{option} has {one!r}; expected NUMBER=VALUE with commas, for example 16=3.2,8=3"
+            ) from None
+        if int(number) < 1 or float(value) <= 0:
+            raise UsageError(f"{option} has {one!r}; expected numbers above 0")
+    return found
 
 
-def _published_lengths(pair: str) -> dict[int, float]:
-    from flashdraft.bench.published import PUBLISHED, PUBLISHED_BLOCK_SIZE
-
-    first = next((row for row in PUBLISHED if row.pair == pair), None)  # math500's
-    return {PUBLISHED_BLOCK_SIZE: first.acceptance_length} if first else {}
-
-
-def _show(title: str, rows: "Sequence[PlanRow]", checks: "Sequence[CheckRow]", as_json: bool) -> None:
+def _show(
+    title: str, rows: "Sequence[PlanRow]", checks: "Sequence[CheckRow]", accuracy: str, as_json: bool
+) -> None:
     from flashdraft.bench.planning import check_table, median_error, plan_table
     from flashdraft.bench.report import provenance_list
     from flashdraft.bench.tables import number
@@ -109,11 +190,17 @@ def _show(title: str, rows: "Sequence[PlanRow]", checks: "Sequence[CheckRow]", a
         for source in sources
     }
     if as_json:
-        document = {"rows": [asdict(row) for row in rows], "checks": [asdict(row) for row in checks]}
-        print(json.dumps(document | {"median_error": errors, "provenance": collect_provenance()}))
+        document: dict[str, Any] = {
+            "rows": [asdict(row) for row in rows],
+            "checks": [asdict(row) for row in checks],
+        }
+        document |= {"median_error": errors, "accuracy": accuracy, "provenance": collect_provenance()}
+        print(json.dumps(document))
         return
     if rows:
         print(f"# {title}\n\n{plan_table(rows)}\n")
+    if accuracy:
+        print(f"{accuracy}\n")
     if checks:
         print(f"# Predicted and found\n\n{check_table(checks)}\n")
     for source, found in errors.items():
