@@ -19,7 +19,7 @@ TRITON_FOLDER := $(VENV)/interpreter
 TRITON_READY := $(TRITON_FOLDER)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench clean
+.PHONY: help setup demo test fuzz check fix bench clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,12 @@ demo: $(READY)  ## answer prompts twice, plain and with the drafter, side by sid
 test: $(READY) $(TRITON_READY)  ## run the tests: the kernels', then all others
 	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python -m pytest tests/kernels
 	$(BIN)/python -m pytest
+
+# How many spoiled files of each kind: `make test` tries 40.
+FUZZ_CASES := 1000
+
+fuzz: $(READY)  ## spoil files and see each refused in one line, at length: an hour
+	FLASHDRAFT_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/checkpoint/test_malformed_files.py
 
 check: $(READY)  ## lint, format and types; changes nothing
 	$(BIN)/ruff check

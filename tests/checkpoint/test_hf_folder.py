@@ -161,7 +161,7 @@ def test_a_folder_of_gguf_files(folder):
             '{"model_type": "gemma4", "rope_parameters": {"rope_type": "proportional"}}',
             r"model_type 'gemma4' is not",
         ),
-        ('{"model_type": "llama", "hidden_size": "big"}', r"not a usable config: .*hidden_size"),
+        ('{"model_type": "llama", "hidden_size": "big"}', r"hidden_size is 'big'; expected a whole number"),
         ('{"model_type": "llama", "hidden_size": 50, "num_attention_heads": 4}', r"not a multiple of"),
         (
             '{"model_type": "gpt2"}',

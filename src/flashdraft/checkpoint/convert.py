@@ -13,12 +13,12 @@ import torch
 
 from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
-from flashdraft.checkpoint.hf_config import read_json
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.load import load_target, outline_target, target_rows
 from flashdraft.checkpoint.safetensors import INDEX, SafetensorsWeights, weight_files
 from flashdraft.checkpoint.save import check_is_new, write_folder
 from flashdraft.checkpoint.speculators import from_zlab
+from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
 from flashdraft.errors import CheckpointError, UsageError
 
@@ -67,7 +67,7 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
 
 def _copy(folder: Path, config: dict[str, Any], out: Path) -> None:
     """The weights' files bit by bit, with ``config`` before them."""
-    raw = read_json(folder / "config.json")
+    raw = read_object(folder / "config.json")
     kept = {name: raw[name] for name in ("dtype", "torch_dtype", "transformers_version") if name in raw}
     out.mkdir(parents=True, exist_ok=True)
     stored = weight_files(folder)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
-from flashdraft.checkpoint.hf_config import read_json
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
 from flashdraft.checkpoint.target_copies import TargetRows
+from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.weights import WeightSource
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
 from flashdraft.errors import UsageError
@@ -67,7 +67,7 @@ def give_vocabulary(
         "d2t": chosen - torch.arange(len(chosen)),
         "t2d": kept,
     }
-    notes = read_json(folder / "config.json").get(TRAINING_NOTES) or {}
+    notes = read_object(folder / "config.json").get(TRAINING_NOTES) or {}
     write_folder(out, config.to_dict(), tensors, None, notes)
 
 

@@ -18,10 +18,12 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 from gguf.quants import dequantize
 from torch import Tensor
 
+from flashdraft.checkpoint.untrusted import check_regular
 from flashdraft.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+_MAX_DEPTH, _MAX_DIMS = 4, 4  # ggml's tensors have four dimensions at most
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
@@ -49,6 +51,13 @@ class _Header:
         # The shortest decimal that means the same float32: 1e-05, not 9.999999747378752e-06.
         return float(str(np.float32(value))) if layout == "<f" else value
 
+    def count(self) -> int:
+        """How many things follow: each takes a byte at least."""
+        found = int(self.scalar("<Q"))
+        if found > len(self.data) - self.offset:
+            raise ValueError(f"{found} things in {len(self.data) - self.offset} bytes")
+        return found
+
     def string(self) -> str:
         end = self.scalar("<Q") + self.offset
         if end > len(self.data):
@@ -57,12 +66,14 @@ class _Header:
         self.offset = end
         return text
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == GGUFValueType.STRING:
             return self.string()
         if kind == GGUFValueType.ARRAY:
-            item_kind, count = self.scalar("<I"), self.scalar("<Q")
-            return [self.value(item_kind) for _ in range(count)]
+            item_kind, count = self.scalar("<I"), self.count()
+            if depth == _MAX_DEPTH:
+                raise ValueError(f"arrays are nested more than {_MAX_DEPTH} deep")
+            return [self.value(item_kind, depth + 1) for _ in range(count)]
         return self.scalar(_SCALARS[GGUFValueType(kind)])
 
 
@@ -95,6 +106,7 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_regular(path)
         with path.open("rb") as stream:
             magic = stream.read(4)
         if magic != _MAGIC:
@@ -105,7 +117,7 @@ class GGUFFile:
         self._data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         try:
             self._read_header(_Header(self._data.data))
-        except (struct.error, ArithmeticError, ValueError, KeyError, TypeError) as error:
+        except (struct.error, ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is truncated or damaged: its header does not end within its {len(self._data)} bytes"
                 f" ({error}); fetch it again"
@@ -125,7 +137,7 @@ class GGUFFile:
         version = header.scalar("<I")
         if version not in _VERSIONS:
             raise CheckpointError(f"{self.path} has GGUF version {version}; expected one of {_VERSIONS}")
-        num_tensors, num_fields = header.scalar("<Q"), header.scalar("<Q")
+        num_tensors, num_fields = header.count(), header.count()
         self.fields: dict[str, Any] = {}
         for _ in range(num_fields):
             key, kind = header.string(), header.scalar("<I")
@@ -133,10 +145,16 @@ class GGUFFile:
         self.tensors: dict[str, GGUFTensor] = {}
         for _ in range(num_tensors):
             name, num_dims = header.string(), header.scalar("<I")
+            if not 1 <= num_dims <= _MAX_DIMS:
+                raise ValueError(f"{name[:100]!r} has {num_dims} dimensions")
             shape = tuple(header.scalar("<Q") for _ in range(num_dims))[::-1]
             kind = GGMLQuantizationType(header.scalar("<I"))
+            if 0 in shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
+                raise ValueError(f"{name[:100]!r} is {list(shape)} of {kind.name}")
             self.tensors[name] = GGUFTensor(shape, kind, header.scalar("<Q"))
         alignment = self.fields.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"general.alignment is {str(alignment)[:100]}")
         self._start = math.ceil(header.offset / alignment) * alignment
 
     def _check_data(self) -> None:

@@ -1,12 +1,13 @@
 """The JSON files of a Hugging Face folder: config, generation config, end-of-text ids. Reads no tensor."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from flashdraft.checkpoint.untrusted import check_folder, check_sizes, read_object
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import ARCHITECTURES
 
@@ -14,25 +15,8 @@ _ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in ``file``. Raises CheckpointError when it is missing or no JSON object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; expected a Hugging Face checkpoint folder") from error
-    except NotADirectoryError as error:
-        raise CheckpointError(
-            f"{file.parent} is a file; expected a Hugging Face checkpoint folder"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a JSON object")
-    return content
-
-
-def _read_json_if_there(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_object(file) if file.exists() else {}
 
 
 def read_config(folder: Path) -> Any:
@@ -44,7 +28,9 @@ def read_config(folder: Path) -> Any:
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json, but {ggufs[0].name}: give that file instead")
-    raw = read_json(folder / "config.json")
+    check_folder(folder)
+    raw = read_object(folder / "config.json")
+    check_sizes(raw, str(folder / "config.json"))
     drafters = {"DFlashDraftModel", "DFlash2DraftModel", "MTPDraftModel"}
     if drafters & set(raw.get("architectures") or ()) or "speculators_model_type" in raw:
         raise CheckpointError(
@@ -109,20 +95,32 @@ def folder_eos_token_ids(folder: Path) -> tuple[int, ...]:
     """Every id that ends a text: of generation config, config and tokenizer together, ascending."""
     found = {_tokenizer_eos(folder)}
     for name in ("generation_config.json", "config.json"):
-        content = _read_json_if_there(folder / name)
+        content = _read_if_there(folder / name)
         for ids in (content.get("eos_token_id"), (content.get("text_config") or {}).get("eos_token_id")):
-            found |= set(ids) if isinstance(ids, list) else {ids}
+            told = ids if isinstance(ids, list) else [ids]
+            if any(isinstance(one, bool) or not isinstance(one, int | None) for one in told):
+                raise CheckpointError(
+                    f"{folder / name}: eos_token_id is {str(ids)[:100]}; expected token ids: mend it or fetch it again"
+                )
+            found |= set(told)
     return tuple(sorted(token_id for token_id in found if token_id is not None))
 
 
 def _tokenizer_eos(folder: Path) -> int | None:
-    token = _read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
+    token = _read_if_there(folder / "tokenizer_config.json").get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
-    added = _read_json_if_there(folder / "tokenizer.json").get("added_tokens") or ()
+    added = _read_if_there(folder / "tokenizer.json").get("added_tokens") or ()
     return next((entry["id"] for entry in added if entry["content"] == text), None)
 
 
 def folder_generation_defaults(folder: Path) -> dict[str, Any]:
     """What generation_config.json asks for, by the names of SamplingParams; empty when it says nothing."""
-    config = _read_json_if_there(folder / "generation_config.json")
-    return {name: config[name] for name in _SAMPLING_FIELDS if config.get(name) is not None}
+    config = _read_if_there(folder / "generation_config.json")
+    told = {name: config[name] for name in _SAMPLING_FIELDS if config.get(name) is not None}
+    for name, value in told.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(
+                f"{folder / 'generation_config.json'}: {name} is {str(value)[:100]}; expected a number: mend it or"
+                " fetch it again"
+            )
+    return told

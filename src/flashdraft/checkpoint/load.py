@@ -16,7 +16,6 @@ from flashdraft.checkpoint.hf_config import (
     folder_eos_token_ids,
     folder_generation_defaults,
     read_config,
-    read_json,
 )
 from flashdraft.checkpoint.hub import ALL, CONFIGS, locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
@@ -25,6 +24,7 @@ from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import TRAINING_NOTES
 from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
+from flashdraft.checkpoint.untrusted import damage_is_told, read_object
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
 from flashdraft.errors import CheckpointError
@@ -68,10 +68,12 @@ def load_target(
     contradicts itself, UsageError for a dtype or device that is not there.
     """
     where, wanted = check_device(device), check_dtype(dtype)
-    config, open_weights = _open_target(_locate_target(path_or_name))
-    source = open_weights()
-    with torch.device("meta"):
-        model = build_target(config)
+    place = _locate_target(path_or_name)
+    with damage_is_told(str(place)):
+        config, open_weights = _open_target(place)
+        source = open_weights()
+        with torch.device("meta"):
+            model = build_target(config)
     fill(model, source, wanted, where)
     return model.eval().requires_grad_(False)
 
@@ -79,7 +81,7 @@ def load_target(
 def outline_target(path_or_name: str | Path = EMBEDDED, dtype: str | torch.dtype = "bfloat16") -> TargetModel:
     """A target as :func:`load_target` builds it, without weights: shapes on the meta device, from its config alone."""
     place = _locate_target(path_or_name, CONFIGS)
-    with torch.device("meta"):
+    with damage_is_told(str(place)), torch.device("meta"):
         return build_target(_open_target(place)[0]).to(check_dtype(dtype))
 
 
@@ -88,7 +90,7 @@ def outline_drafter(
 ) -> DFlashModel | MTPModel:
     """A drafter as :func:`load_drafter` builds it, without weights: shapes on the meta device."""
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
-    with torch.device("meta"):
+    with damage_is_told(str(folder)), torch.device("meta"):
         if holds_mtp_head(folder):
             return MTPModel(read_mtp_config(folder, target.config)).to(check_dtype(dtype))
         return DFlashModel(read_drafter_config(folder, target.config)).to(check_dtype(dtype))
@@ -98,14 +100,14 @@ def outline_own_mtp(
     target_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
 ) -> MTPModel:
     """The head of :func:`load_own_mtp`, without weights: shapes on the meta device."""
-    with torch.device("meta"):
-        place = embedded_mtp() if target_name == EMBEDDED else locate(target_name, CONFIGS)
+    place = embedded_mtp() if target_name == EMBEDDED else locate(target_name, CONFIGS)
+    with damage_is_told(str(place)), torch.device("meta"):
         return MTPModel(read_mtp_config(place, target.config)).to(check_dtype(dtype))
 
 
 def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:
     """The config of a GGUF file or folder, and what opens its weights."""
-    if place.is_file():
+    if not place.is_dir():
         file = GGUFFile(place)
         read_fields, weights = _gguf_format(file)
         fields = read_fields(file)
@@ -120,7 +122,8 @@ def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:
     Raises CheckpointError when there is none or its kind is not supported.
     """
     place = _locate_target(path_or_name, CONFIGS)
-    return gguf_tokenizer(GGUFFile(place)) if place.is_file() else folder_tokenizer(place)
+    with damage_is_told(str(place)):
+        return folder_tokenizer(place) if place.is_dir() else gguf_tokenizer(GGUFFile(place))
 
 
 def load_drafter(
@@ -140,7 +143,9 @@ def load_drafter(
     where, wanted = check_device(device), check_dtype(dtype)
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name)
     target_config = None if target is None else target.config
-    if holds_mtp_head(folder):
+    with damage_is_told(str(folder)):
+        is_head = holds_mtp_head(folder)
+    if is_head:
         return read_mtp_head(folder, target_config, wanted, where).eval()
     rows = None if target is None else rows_by_name(*_own_tensors(target))
     return read_drafter(folder, target_config, wanted, where, rows).eval()
@@ -186,20 +191,22 @@ def save_drafter(
 def training_notes(path_or_name: str | Path) -> dict[str, Any]:
     """What a drafter's config.json tells of its training; empty where it tells nothing."""
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
-    notes = read_json(folder / "config.json").get(TRAINING_NOTES)
+    notes = read_object(folder / "config.json").get(TRAINING_NOTES)
     return notes if isinstance(notes, dict) else {}
 
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:
     """Every id that ends a text, ascending: what config, generation config and tokenizer say, together."""
     place = _locate_target(path_or_name, CONFIGS)
-    return gguf_eos_token_ids(GGUFFile(place)) if place.is_file() else folder_eos_token_ids(place)
+    with damage_is_told(str(place)):
+        return folder_eos_token_ids(place) if place.is_dir() else gguf_eos_token_ids(GGUFFile(place))
 
 
 def generation_defaults(path_or_name: str | Path = EMBEDDED) -> dict[str, Any]:
     """The sampling settings that the model's makers ship, by the names of SamplingParams; may be empty."""
     place = _locate_target(path_or_name, CONFIGS)
-    return {} if place.is_file() else folder_generation_defaults(place)
+    with damage_is_told(str(place)):
+        return folder_generation_defaults(place) if place.is_dir() else {}
 
 
 def target_rows(path_or_name: str | Path) -> TargetRows:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashdraft.checkpoint.hf_config import parse_config, read_json
+from flashdraft.checkpoint.hf_config import parse_config
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import write_folder
+from flashdraft.checkpoint.untrusted import check_folder, check_sizes, damage_is_told, read_object
 from flashdraft.checkpoint.weights import fill
 from flashdraft.checkpoint.zlab import check_fits_target
 from flashdraft.errors import CheckpointError
@@ -27,7 +28,7 @@ _LARGEST_BLOCK = 16  # of a published head, whose config names none: it drafts o
 
 def holds_mtp_head(folder: Path) -> bool:
     """Whether ``folder``'s config.json is that of an MTP head. Raises CheckpointError when there is none."""
-    return read_json(folder / "config.json").get("architectures") == [_ARCHITECTURE]
+    return read_object(folder / "config.json").get("architectures") == [_ARCHITECTURE]
 
 
 def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> MTPModel:
@@ -36,7 +37,8 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
     Raises CheckpointError for a folder without a head and for a head that contradicts itself,
     IncompatibleDrafterError for one made for another target; all before any tensor is read.
     """
-    source = _Head(SafetensorsWeights(folder))
+    with damage_is_told(str(folder)):
+        source = _Head(SafetensorsWeights(folder))
     if not source.shapes:
         raise CheckpointError(
             f"{folder} holds no MTP head (no {_PREFIX}* tensors); give a trained head's folder, or another drafter"
@@ -50,7 +52,11 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
 
 def read_mtp_config(folder: Path, target_config: Any) -> MTPConfig:
     """The config of the head in ``folder``, no weights; checked and raising as :func:`read_mtp_head`."""
-    layer = parse_config(folder).get_text_config()
+    file = folder / "config.json"
+    check_folder(folder)
+    check_sizes(read_object(file), str(file))
+    with damage_is_told(str(file)):
+        layer = parse_config(folder).get_text_config()
     if (num_layers := getattr(layer, "mtp_num_hidden_layers", 1)) != 1:
         raise CheckpointError(f"{folder} has an MTP head of {num_layers} layers; expected 1: not supported")
     block_size = getattr(layer, "block_size", _LARGEST_BLOCK)

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flashdraft.checkpoint.hf_config import read_json
+from flashdraft.checkpoint.untrusted import check_plain_name, check_regular, read_object
 from flashdraft.checkpoint.weights import list_some
 from flashdraft.errors import CheckpointError
 
@@ -62,10 +62,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor -> file of a sharded checkpoint; empty for a single file."""
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return {}
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    weight_map = read_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map; fetch the file again")
-    return weight_map
+    return {tensor: check_plain_name(file, str(folder / INDEX)) for tensor, file in weight_map.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -92,6 +92,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
 
     Raises CheckpointError that gives found and expected bytes when the file was cut short.
     """
+    check_regular(file)
     found = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(8)
@@ -105,6 +106,12 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     expected = 8 + header_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if found < expected:
         raise CheckpointError(_truncated(file, found, expected))
+    try:
+        # The library's own rules: sizes and types that fit the offsets, no gap, nothing twice, nothing left over.
+        with safe_open(file, framework="pt", device="cpu"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is no safetensors file ({error}); fetch it again") from error
     return header
 
 
@@ -113,8 +120,13 @@ def _parse_header(file: Path, text: bytes) -> dict[str, dict[str, Any]]:
         header = json.loads(text)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         for entry in entries.values():
-            entry["dtype"], entry["shape"], entry["data_offsets"][1]
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+            begin, end = entry["data_offsets"]
+            numbers = [begin, end, *entry["shape"]]
+            if not isinstance(entry["dtype"], str) or not all(
+                type(one) is int and one >= 0 for one in numbers
+            ):
+                raise ValueError(f"an entry is {str(entry)[:100]}")
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is no safetensors file ({error}); fetch it again") from error
     return entries
 

@@ -1,7 +1,6 @@
 """A drafter's folder on disk, written so that a reader finds whole files, the old or the new."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from flashdraft.checkpoint.safetensors import SINGLE
 from flashdraft.errors import UsageError
+from flashdraft.whole_files import put_in_place
 
 TRAINING_NOTES = "flashdraft_training"  # in a config.json: how the drafter was trained
 
@@ -49,8 +49,8 @@ def write_folder(
         config_aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         save_file(weights, weights_aside, metadata={"format": "pt"})
         weights_aside.chmod(config_aside.stat().st_mode)  # safetensors writes for the owner alone
-        os.replace(weights_aside, folder / SINGLE)
-        os.replace(config_aside, folder / "config.json")
+        put_in_place(weights_aside, folder / SINGLE)
+        put_in_place(config_aside, folder / "config.json")
     finally:
         weights_aside.unlink(missing_ok=True)
         config_aside.unlink(missing_ok=True)

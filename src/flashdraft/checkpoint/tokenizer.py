@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from flashdraft.checkpoint.gguf import GGUFFile
+from flashdraft.checkpoint.untrusted import check_folder
 from flashdraft.errors import CheckpointError
 
 # Patterns that cut text into words, from the models' own tokenizer.json.
@@ -28,6 +29,7 @@ def folder_tokenizer(folder: Path) -> Any:
     (GPT2Tokenizer, ...) may build their own steps around its vocabulary. Raises CheckpointError when there
     is none.
     """
+    check_folder(folder)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; save it there with transformers (save_pretrained),"

@@ -75,6 +75,7 @@ def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: tor
     for name in (name for name in source.shapes if name in wanted):
         tensor = source.read(name)
         state[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        _check_finite(state[name], name, source.label)
     for name in tied_head:
         head = source.read(name).to(device, dtype)
         assert embedding is not None
@@ -84,6 +85,17 @@ def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: tor
                 f" {embedding}; set tie_word_embeddings to false"
             )
     model.load_state_dict(state, assign=True)
+
+
+def _check_finite(tensor: Tensor, name: str, label: str) -> None:
+    """Refuse weights that make every answer the same token."""
+    if not tensor.is_floating_point() or tensor.sum(dtype=torch.float32).isfinite():  # one pass tells most
+        return
+    if wrong := int((~tensor.isfinite()).sum()):
+        raise CheckpointError(
+            f"{label}: {wrong} of {tensor.numel()} values of {name} are no finite numbers in {tensor.dtype}: fetch it"
+            " again, or load it in a type of larger range"
+        )
 
 
 def _check_names_and_shapes(

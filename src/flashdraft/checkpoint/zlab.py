@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from flashdraft.checkpoint.hf_config import check_supported, read_json
+from flashdraft.checkpoint.hf_config import check_supported
 from flashdraft.checkpoint.other_heads import check_method
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
 from flashdraft.checkpoint.target_copies import FittedTables, TargetRows, WithoutCopies
+from flashdraft.checkpoint.untrusted import check_sizes, damage_is_told, read_object
 from flashdraft.checkpoint.weights import WeightSource, fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.models.dflash import DFlashModel
@@ -48,11 +49,12 @@ def read_drafter(
     for copies.
     """
     config = read_drafter_config(folder, target_config)
-    source = open_drafter(folder, config, rows)
-    check_method({"tensors": list(source.shapes)}, folder)
-    _check_fc(config, source)
-    with torch.device("meta"):
-        model = DFlashModel(config)
+    with damage_is_told(str(folder)):
+        source = open_drafter(folder, config, rows)
+        check_method({"tensors": list(source.shapes)}, folder)
+        _check_fc(config, source)
+        with torch.device("meta"):
+            model = DFlashModel(config)
     fill(model, source, dtype, device)
     _check_draft_tokens(model, source.label)
     return model
@@ -67,13 +69,16 @@ def open_drafter(folder: Path, config: DFlashConfig, rows: TargetRows | None) ->
 
 def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
     """The config of the drafter in ``folder``, in either format; checked and raising as :func:`read_drafter`."""
-    raw = read_json(folder / "config.json")
-    if MARK in raw:
-        check_method(raw, folder)
-        raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
-    if target_config is not None:
-        raw = _without_padding(raw, target_config.vocab_size)
-    config = _parse_config(raw, folder)
+    file = folder / "config.json"
+    raw = read_object(file)
+    check_sizes(raw, str(file))
+    with damage_is_told(str(file)):
+        if MARK in raw:
+            check_method(raw, folder)
+            raw = to_zlab(raw, None if target_config is None else target_config.num_hidden_layers)
+        if target_config is not None:
+            raw = _without_padding(raw, target_config.vocab_size)
+        config = _parse_config(raw, folder)
     if target_config is not None:
         check_fits_target(config, target_config, str(folder))
     return config

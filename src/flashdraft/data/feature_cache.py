@@ -6,7 +6,6 @@ without them, to the bit. Knows no models.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
+from flashdraft.whole_files import put_in_place
 
 SHARD_BYTES = 1 << 30
 _INDEX = "features.json"
@@ -60,8 +60,11 @@ class FeatureCache:
             "made_of": json.loads(json.dumps(made_of)),
         }
         index = folder / _INDEX
-        known = json.loads(index.read_text()) if index.exists() else told | {"num_filled": 0}
-        self.num_filled = int(known.pop("num_filled"))  # rows from the first on
+        try:
+            known = json.loads(index.read_text()) if index.exists() else told | {"num_filled": 0}
+            self.num_filled = int(known.pop("num_filled"))  # rows from the first on
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{index}: cannot be read ({error}); delete {folder}, it is made anew") from error
         if known != told:
             raise DataError(
                 f"{folder}: holds the features of other rows, layers or another target; delete it, or use another"
@@ -88,7 +91,7 @@ class FeatureCache:
         self.num_filled += len(values)
         part = self.folder / f"{_INDEX}.part"
         part.write_text(json.dumps(self._told | {"num_filled": self.num_filled}) + "\n")
-        os.replace(part, self.folder / _INDEX)
+        put_in_place(part, self.folder / _INDEX)
 
     def read(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Features of the rows ``index``, [len(index), seq_len, width], a copy on ``device``."""

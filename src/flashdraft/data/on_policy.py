@@ -5,7 +5,6 @@ in a shard is not generated again.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from rich.progress import (
 from flashdraft.data.answer_generator import Answer, Answerer, AnswerRequest
 from flashdraft.data.prompts import Prompt, encode_prompts, group_of
 from flashdraft.errors import DataError
+from flashdraft.whole_files import put_in_place
 
 SCHEMA = pa.schema(
     {
@@ -236,7 +236,7 @@ def _write_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
     shard = folder / f"answers-{number:05d}.parquet"
     part = shard.with_suffix(".part")
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part, compression="zstd")
-    os.replace(part, shard)
+    put_in_place(part, shard)
 
 
 def read_config(folder: str | Path) -> OnPolicyConfig:
@@ -257,11 +257,17 @@ def _open_manifest(folder: Path, config: OnPolicyConfig) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.exists():
         return {"config": wanted, "runs": []}
-    manifest: dict[str, Any] = json.loads(file.read_text())
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text())
+        told = dict(manifest["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}); give another folder, or remove this one"
+        ) from error
     for name in wanted.keys() - {"num_rows"}:
-        if manifest["config"].get(name) != wanted[name]:
+        if told.get(name) != wanted[name]:
             raise DataError(
-                f"{folder}: its answers were made with {name} = {manifest['config'].get(name)!r}, now it is"
+                f"{folder}: its answers were made with {name} = {told.get(name)!r}, now it is"
                 f" {wanted[name]!r}; use the same settings or another folder"
             )
     return {"runs": []} | manifest
@@ -270,7 +276,7 @@ def _open_manifest(folder: Path, config: OnPolicyConfig) -> dict[str, Any]:
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     part = folder / f"{MANIFEST}.part"
     part.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(part, folder / MANIFEST)
+    put_in_place(part, folder / MANIFEST)
 
 
 def _progress() -> Progress:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
-from flashdraft.checkpoint.hf_config import read_config, read_json
+from flashdraft.checkpoint.hf_config import read_config
 from flashdraft.checkpoint.hub import CONFIGS, locate
 from flashdraft.checkpoint.speculators import MARK
+from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.zlab import read_drafter_config
 from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
@@ -75,7 +76,7 @@ def read_pair(target: str, draft: str) -> Pair:
             f" write it anew with flashdraft convert --draft {draft} --to z-lab --out FOLDER, for all tokens, or with"
             " --model TARGET too for vLLM, which takes a copy of the rows"
         )
-    return Pair(target, name, target_config, drafter, read_json(folder / "config.json"))
+    return Pair(target, name, target_config, drafter, read_object(folder / "config.json"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 several hosts need a folder that all of them see.
 """
 
-import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from flashdraft.errors import DataError
 from flashdraft.train.ranks import Ranks
+from flashdraft.whole_files import put_in_place
 
 STATE_FILE = "state.pt"
 
@@ -51,12 +52,24 @@ def load_state(folder: Path) -> tuple[dict[str, Any], State] | None:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     part = file.with_name(file.name + ".part")
-    torch.save(content, part)
-    os.replace(part, file)
+    try:
+        torch.save(content, part)
+        put_in_place(part, file)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError of a full disk
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{file}: cannot be written ({str(error).splitlines()[0]}); make room and start again: the run goes on from"
+            " its last saved state"
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(
+            file
+        ) as archive:  # torch's files carry checksums, which a memory map does not look at
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is another")
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise DataError(
