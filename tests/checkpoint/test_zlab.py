@@ -145,7 +145,7 @@ def test_made_for_another_target(saved, changes, pattern):
         ({"target_layer_ids": 3}, {}, r"not a usable drafter config: .*int"),
         ({}, {"block_size": None}, r"not a usable drafter config: .*None"),
         ({}, {"block_size": 1}, r"block_size 1 \(expected 2 or more\)"),
-        ({"mask_token_id": 97}, {"block_size": 0}, r"block_size 0 .*; mask_token_id 97"),
+        ({"mask_token_id": 97}, {"block_size": 1}, r"block_size 1 .*; mask_token_id 97"),
         (
             {"target_layer_ids": [1, 2, 3]},
             {},
