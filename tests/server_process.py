@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def server_process(pair: list[str], *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``flashdraft serve`` on the tiny pair, as a process, and its address."""
+def server_process(
+    pair: list[str], *flags: str, lines: list[str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``flashdraft serve`` on the tiny pair, as a process, and its address; ``lines``: its log before that."""
     argv = [sys.executable, "-c", "from flashdraft.cli.main import main; main()", "serve", *pair[1:]]
     with subprocess.Popen(
         [*argv, "--port", "0", "--served-model-name", "tiny", *flags],
@@ -21,12 +23,16 @@ def server_process(pair: list[str], *flags: str) -> Iterator[tuple[subprocess.Po
     ) as process:
         assert process.stderr
         try:
-            line = next(line for line in process.stderr if "running on" in line)
-            found = re.search(r"http://[\d.:]+", line)
-            assert found
+            found = None
+            while found is None:
+                line = process.stderr.readline()
+                assert line, "the server ended before it served"
+                if lines is not None:
+                    lines.append(line)
+                found = re.search(r"\bserving\b.*(http://[\d.:]+)/v1", line)
             reader = threading.Thread(target=process.stderr.read)  # so that it never waits for a full pipe
             reader.start()
-            yield process, found.group()
+            yield process, found[1]
         finally:
             process.kill()
             process.wait()

@@ -1,12 +1,14 @@
 """The offline face on the engine: the oracle's tokens, in order, and an engine that is empty afterwards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from flashdraft.answer import RoundEvent
-from flashdraft.errors import CheckpointError
+from flashdraft.checkpoint.load import generation_defaults
+from flashdraft.errors import CheckpointError, FlashdraftError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.ops.block_mask import BlockRule
@@ -50,6 +52,81 @@ def test_n_answers_are_those_of_seeds_in_a_row(llm: LLM) -> None:
         assert one.token_ids == oracle(llm, "hello", SamplingParams(seed=5 + i, max_tokens=12)).token_ids
         assert one.logprobs is not None
         assert [entry.token_id for entry in one.logprobs] == one.token_ids
+
+
+def test_prompts_have_vllms_forms(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=6)
+    ids = llm.get_tokenizer().encode("hello")
+    forms = [
+        "hello",
+        ids,
+        {"prompt": "hello"},
+        {"prompt_token_ids": ids},
+        {"prompt_token_ids": tuple(ids), "prompt": None},
+    ]
+    outs = [*llm.generate(forms, params), *(llm.generate(form, sampling_params=params)[0] for form in forms)]
+    assert {tuple(out.prompt_token_ids) for out in outs} == {tuple(ids)}
+    assert len({tuple(out.outputs[0].token_ids) for out in outs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (5.5, "a prompt is a float, 5.5"),
+        (None, "a prompt is a NoneType"),
+        ([1.5], "a prompt is a list, \\[1.5\\]"),
+        ({}, "a prompt has nothing; expected prompt"),
+        ({"prompt_embeds": [1]}, "a prompt has \\['prompt_embeds'\\]"),
+        ({"prompt": "a", "prompt_token_ids": [1]}, "expected prompt"),
+    ],
+)
+def test_what_is_no_prompt_is_told_so(llm: LLM, prompt: object, said: str) -> None:
+    with pytest.raises(FlashdraftError, match=said):
+        llm.generate([prompt], SamplingParams())  # type: ignore[list-item]
+
+
+def test_the_template_is_told_what_chat_is_told(llm: LLM) -> None:
+    chat, params = [{"role": "user", "content": "hi"}], SamplingParams(temperature=0, max_tokens=3)
+    plain, told = llm.tokenizer.chat_template, "{% if enable_thinking %}think{% else %}say{% endif %}"
+    llm.tokenizer.chat_template = told
+    try:
+        outs = [
+            llm.chat(chat, params, chat_template_kwargs={"enable_thinking": flag})[0]
+            for flag in (True, False)
+        ]
+    finally:
+        llm.tokenizer.chat_template = plain
+    assert [llm.tokenizer.decode(out.prompt_token_ids, skip_special_tokens=True) for out in outs] == [
+        "think",
+        "say",
+    ]
+
+
+def test_a_bar_counts_finished_answers(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4)
+    llm.generate(["a", "b"], params)
+    assert capsys.readouterr().err == ""
+    llm.generate(["a", "b"], params, use_tqdm=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_requests_without_params_are_sampled_as_the_models_makers_do(tmp_path: Path) -> None:
+    target, drafter = save_tiny_pair(tmp_path)
+    (Path(target) / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 5}')
+    own = LLM(target, drafter, dtype="float32")
+    expected = SamplingParams(temperature=0.3, top_k=5)
+    assert own.get_default_sampling_params() == expected
+    [plain] = own.generate("hello", replace(expected, seed=3))
+    assert own.generate("hello", SamplingParams(seed=3))[0].outputs != plain.outputs
+    assert generation_defaults() == {"temperature": 0.2, "top_p": 0.9}  # of the embedded target's model card
+
+
+def test_steps_are_measured_before_the_first_token(tmp_path: Path) -> None:
+    llm = LLM(*save_tiny_pair(tmp_path), dtype="float32")
+    known = []
+    llm.generate("hello", SamplingParams(max_tokens=4), lambda _: known.append(llm.engine.control.controller))
+    assert known[0] is not None
+    assert known[0] is known[-1]
 
 
 def test_an_interrupted_call_leaves_the_engine_empty(llm: LLM) -> None:

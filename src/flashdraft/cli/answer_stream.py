@@ -9,6 +9,7 @@ from flashdraft.detokenizer import Decodes, Detokenizer
 
 if TYPE_CHECKING:
     from flashdraft.answer import RoundEvent
+    from flashdraft.spec_decode.metrics import RequestMetrics
 
 ACCEPTED_STYLE = "green"
 BONUS_STYLE = "bold yellow"
@@ -41,6 +42,7 @@ class AnswerStream:
         self._stopped: float | None = None
         self._started = perf_counter()
         self.num_tokens = 0
+        self._rounds: list[tuple[int, int]] = []  # tokens drafted and accepted, of all but the prefill
 
     def on_round(self, event: "RoundEvent") -> None:
         """Show the tokens of one verification."""
@@ -50,6 +52,8 @@ class AnswerStream:
             for idx, token in enumerate(event.token_ids)
             if (text := self._detokenizer.push(token))
         ]
+        if self.num_tokens:
+            self._rounds.append((event.num_drafted, event.num_accepted))
         self.num_tokens += len(event.token_ids)
         self._show(pieces)
         self._screen_s += perf_counter() - paused
@@ -59,6 +63,24 @@ class AnswerStream:
         self._stopped = perf_counter()
         if rest := self._detokenizer.flush():
             self._show([Piece(rest, False)])
+
+    @property
+    def metrics(self) -> "RequestMetrics":
+        """What the answer cost so far in rounds, whether it was finished or not; without seconds."""
+        from flashdraft.spec_decode.metrics import RequestMetrics
+
+        longest = max((accepted for _, accepted in self._rounds), default=0)
+        histogram = [0] * (longest + 1)
+        for _, accepted in self._rounds:
+            histogram[accepted] += 1
+        return RequestMetrics(
+            num_rounds=len(self._rounds),
+            num_drafted=sum(drafted for drafted, _ in self._rounds),
+            num_accepted=sum(accepted for _, accepted in self._rounds),
+            num_output_tokens=self.num_tokens,
+            num_requests=int(self.num_tokens > 0),
+            accepted_histogram=histogram,
+        )
 
     @property
     def total_s(self) -> float:

@@ -1,6 +1,8 @@
 """``flashdraft chat``: a conversation in the terminal, with the accepted draft tokens in colour."""
 
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,19 +19,33 @@ from flashdraft.cli.options import (
     ModelOption,
     QuantizationOption,
     SeedOption,
+    SystemOption,
     TemperatureOption,
+    ThinkingOption,
     TopKOption,
     TopPOption,
+    measure_steps,
     open_llm,
+    opening,
     parse_block_size,
+    template_values,
 )
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
-    from flashdraft.llm import LLM, RequestOutput
+    from flashdraft.llm import LLM
     from flashdraft.sampling_params import SamplingParams
 
-HELP = "/stats  what the drafts were worth    /reset  forget the conversation    /help    /quit (or Ctrl-D)"
+HELP = """/stats          what the drafts were worth
+/system TEXT    answer under this system prompt from now on; without a text, under none
+/save FILE      write the conversation as JSON
+/reset          forget the conversation
+/help           this
+/quit, Ctrl-D   end; Ctrl-C cuts an answer short
+\"\"\"             begins and ends a message of several lines"""
+_QUOTES = '"' * 3
+# Why an answer ended, where it did not end by itself.
+_ENDS = {"length": "cut at {} tokens (--max-tokens)", "abort": "stopped"}
 
 
 def chat(
@@ -37,6 +53,8 @@ def chat(
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
     draft_tree: DraftTreeOption = None,
+    system: SystemOption = None,
+    thinking: ThinkingOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -46,12 +64,12 @@ def chat(
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Talk with the model. Within: /stats /reset /help /quit; Ctrl-C cuts an answer short.
+    """Talk with the model. /help tells what there is beside talking; Ctrl-C cuts an answer short.
 
     \b
     Examples:
       flashdraft chat
-      flashdraft chat --temperature 0.7 --block-size 8
+      flashdraft chat --system "Answer in one sentence." --temperature 0.7
       flashdraft chat --model path/to/model --draft path/to/drafter
     """
     from flashdraft.sampling_params import SamplingParams
@@ -61,8 +79,9 @@ def chat(
     )
     size = parse_block_size(block_size)
     llm = open_llm(model, draft, dtype, device, size, quantization=quantization, draft_tree=draft_tree)
-    conversation = Conversation(llm, params)
-    conversation.console.print(f"{LEGEND}\n{HELP}")
+    measure_steps(llm)
+    conversation = Conversation(llm, params, system, template_values(thinking))
+    conversation.console.print(f"{LEGEND}\n\n{HELP}")
     while (line := conversation.ask()) is not None:
         if line == "/quit":
             return
@@ -75,36 +94,73 @@ def chat(
 class Conversation:
     """The messages so far, what their answers cost, and the terminal that shows them."""
 
-    def __init__(self, llm: "LLM", params: "SamplingParams") -> None:
+    def __init__(
+        self,
+        llm: "LLM",
+        params: "SamplingParams",
+        system: str | None = None,
+        template_values: dict[str, bool] | None = None,
+    ) -> None:
         from flashdraft.spec_decode.metrics import RequestMetrics
 
         self.llm, self.params = llm, params
+        self.template_values = template_values or {}
         self.console = Console(highlight=False)
+        self.system = system
         self.messages: list[dict[str, str]] = []
         self.metrics = RequestMetrics(num_requests=0)
         self.total_s = 0.0
 
     def ask(self) -> str | None:
-        """The next line that the user types; None at the end of the input."""
+        """What the user types next; None at the end of the input. Ctrl-C here loses nothing."""
         if sys.stdin.isatty():
             import readline  # noqa: F401 - importing it gives input() a history and an editable line
-        try:
-            return input("\n> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            self.console.print()
-            return None
+        while True:
+            try:
+                text = input("\n> ")
+                if not text.startswith(_QUOTES):
+                    return text.strip()
+                text = text.removeprefix(_QUOTES)
+                while not text.endswith(_QUOTES):
+                    text += "\n" + input(". ")
+                return text.removesuffix(_QUOTES).strip()
+            except EOFError:
+                self.console.print()
+                return None
+            except KeyboardInterrupt:
+                self.console.print("\n/quit or Ctrl-D ends; the conversation is kept")
 
     def command(self, line: str) -> None:
-        """Do what /stats, /reset or /help asks for."""
-        if line == "/stats":
+        """Do what a line that begins with a slash asks for."""
+        name, _, rest = line.partition(" ")
+        if name == "/stats":
             self.console.print(self.stats())
-        elif line == "/reset":
+        elif name == "/system":
+            self.system = rest.strip() or None
+            self.console.print(
+                "The system prompt is set." if self.system else "There is no system prompt now."
+            )
+        elif name == "/save":
+            self._save(rest.strip())
+        elif name == "/reset":
             self.messages.clear()
             self.console.print("The conversation starts afresh.")
-        elif line == "/help":
+        elif name == "/help":
             self.console.print(HELP)
         else:
-            self.console.print(f"There is no command {line}. {HELP}", markup=False)
+            self.console.print(f"There is no command {name}.\n{HELP}", markup=False)
+
+    def _save(self, file: str) -> None:
+        if not file:
+            self.console.print("/save needs a file's name, for example /save chat.json")
+            return
+        try:
+            text = json.dumps(opening(self.system) + self.messages, ensure_ascii=False, indent=1)
+            Path(file).expanduser().write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            self.console.print(f"{file} cannot be written: {error.strerror}", markup=False)
+        else:
+            self.console.print(f"{len(self.messages)} messages are in {file}", markup=False)
 
     def answer(self, question: str) -> None:
         """Stream the answer to ``question``; a cut answer is kept as far as it came."""
@@ -117,24 +173,29 @@ class Conversation:
                 self.console.print(Text(piece.text, piece.style), end="", soft_wrap=True)
 
         stream = AnswerStream(self.llm.tokenizer, show)
+        reason = "abort"
         try:
-            self._count(self.llm.chat(self.messages, self.params, stream.on_round)[0], stream)
+            asked = opening(self.system) + self.messages
+            outputs = self.llm.chat(
+                asked, self.params, stream.on_round, chat_template_kwargs=self.template_values
+            )
+            reason = outputs[0].outputs[0].finish_reason
         except UsageError as error:
             self.messages.pop()
             self.console.print(f"{error}; /reset starts afresh", markup=False)
             return
         except KeyboardInterrupt:
-            stream.finish()
+            pass
+        stream.finish()
+        self.metrics.add(stream.metrics)
+        self.total_s += stream.total_s
+        if (note := _ENDS.get(reason)) is not None:
+            self.console.print(f" [dim]… {note.format(self.params.max_tokens)}[/]", end="")
         self.console.print()
         self.messages.append({"role": "assistant", "content": "".join(said)})
 
-    def _count(self, output: "RequestOutput", stream: AnswerStream) -> None:
-        stream.finish()
-        self.metrics.add(output.metrics)
-        self.total_s += stream.total_s
-
     def stats(self) -> str:
-        """What the finished answers cost and what their drafts were worth."""
+        """What the answers, cut ones too, cost and what their drafts were worth."""
         metrics = self.metrics
         if not metrics.num_requests:
             return "There is no answer yet."

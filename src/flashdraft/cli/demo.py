@@ -16,6 +16,7 @@ from flashdraft.cli.options import (
     MaxTokensOption,
     ModelOption,
     QuantizationOption,
+    measure_steps,
     open_llm,
     parse_block_size,
 )
@@ -61,6 +62,7 @@ def demo(
         raise UsageError("the demo compares with a drafter; name one with --draft and a --block-size above 1")
     console = Console(highlight=False)
     screen: Screen = LiveScreen(console) if console.is_terminal else LineScreen(console)
+    measure_steps(llm)
     contest = Contest(llm, screen, max_tokens)
     for question in questions:
         contest.answer(question)

@@ -19,11 +19,16 @@ from flashdraft.cli.options import (
     ModelOption,
     QuantizationOption,
     SeedOption,
+    SystemOption,
     TemperatureOption,
+    ThinkingOption,
     TopKOption,
     TopPOption,
+    measure_steps,
     open_llm,
+    opening,
     parse_block_size,
+    template_values,
 )
 from flashdraft.errors import UsageError
 
@@ -45,6 +50,8 @@ def generate(
     dtype: DtypeOption = "bfloat16",
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
+    system: SystemOption = None,
+    thinking: ThinkingOption = None,
     no_chat: Annotated[
         bool, typer.Option("--no-chat", help="Continue the raw text, without the chat template.")
     ] = False,
@@ -60,22 +67,23 @@ def generate(
       flashdraft generate "Why is the sky blue?"
       flashdraft generate --no-chat --max-tokens 40 "Once upon a time"
       flashdraft generate --temperature 0.8 --seed 7 "Tell me a story."
+      flashdraft generate --system "You are a pirate." "Why is the sky blue?"
       flashdraft generate --explain "Why is the sky blue?"
       cat question.txt | flashdraft generate --json
     """
+    text = _prompt(prompt)
+    check_chat_options(no_chat, system, thinking)
     from flashdraft.sampling_params import SamplingParams
 
-    text = _prompt(prompt)
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
     size = parse_block_size(block_size)
     llm = open_llm(model, draft, dtype, device, size, quantization=quantization, draft_tree=draft_tree)
+    measure_steps(llm)
+    asked = text if no_chat else llm.chat_token_ids(opening(system, text), **template_values(thinking))
     stream = AnswerStream(llm.tokenizer, _show_nothing if as_json else _write)
-    if no_chat:
-        output = llm.generate(text, params, stream.on_round)[0]
-    else:
-        output = llm.chat([{"role": "user", "content": text}], params, stream.on_round)[0]
+    output = llm.generate(asked, params, stream.on_round)[0]
     stream.finish()
     if explain:
         typer.echo(f"\n{llm.explain(output.metrics)}", err=True)
@@ -91,6 +99,15 @@ def generate(
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))
     else:
         print()
+
+
+def check_chat_options(no_chat: bool, system: str | None, thinking: bool | None) -> None:
+    """Raise UsageError for options of the chat template where there is to be none."""
+    for name, value in (("--system", system), ("--thinking", thinking)):
+        if no_chat and value is not None:
+            raise UsageError(
+                f"{name} is for the chat template, and --no-chat leaves it out: drop one of them"
+            )
 
 
 def _prompt(argument: str | None) -> str:

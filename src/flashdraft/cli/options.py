@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from flashdraft.checkpoint.hub import check_exists
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ def parse_block_size(said: str | None) -> "BlockSize | None":
         raise UsageError(f"--block-size is {said!r}; expected auto or a number, for example 8") from None
 
 
+def check_paths(*names: str | None) -> None:
+    """Tell a path that is not there at once, before anything heavy is imported. Raises CheckpointError."""
+    for name in names:
+        if name not in (None, "embedded", "mtp", "none"):
+            check_exists(name)
+
+
 def open_llm(
     model: str,
     draft: str | None,
@@ -107,6 +115,7 @@ def open_llm(
     draft_tree: int | None = None,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
+    check_paths(model, draft)
     with Console(stderr=True).status("loading the model"):
         from flashdraft.llm import LLM
 
@@ -115,3 +124,21 @@ def open_llm(
         if draft is None:
             return LLM(model, block_size=block_size, **shared)
         return LLM(model, None if draft == "none" else draft, block_size, **shared)
+
+
+def measure_steps(llm: "LLM", num_rows: int = 1) -> None:
+    """Let the controller measure steps of up to ``num_rows`` requests now, so that no answer waits for it."""
+    if llm.block_size == "auto":
+        with Console(stderr=True).status("measuring this machine's steps"):
+            llm.engine.control.calibrate(num_rows)
+
+
+def opening(system: str | None, text: str | None = None) -> list[dict[str, str]]:
+    """The first messages of a conversation."""
+    said = (("system", system), ("user", text))
+    return [{"role": role, "content": content} for role, content in said if content is not None]
+
+
+def template_values(thinking: bool | None) -> dict[str, bool]:
+    """What ``--thinking`` tells the chat template."""
+    return {} if thinking is None else {"enable_thinking": thinking}

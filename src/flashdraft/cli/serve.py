@@ -1,6 +1,7 @@
 """``flashdraft serve``: the OpenAI-compatible server and its playground."""
 
 from flashdraft.cli.config_options import with_options
+from flashdraft.cli.options import check_paths
 from flashdraft.cli.serve_options import ServeOptions
 
 
@@ -14,6 +15,7 @@ def serve(options: ServeOptions) -> None:
       flashdraft serve path/to/model --draft path/to/drafter --block-size 8 --port 8000
       flashdraft serve --config server.yaml --dry-run
     """
+    check_paths(options.model_name, options.draft)
     from flashdraft.cli.serve_run import run_serve
 
     run_serve(options)

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from flashdraft.admission import AUTO
 from flashdraft.checkpoint.embedded import EMBEDDED
 from flashdraft.checkpoint.load import generation_defaults
-from flashdraft.cli.options import open_llm, parse_block_size
+from flashdraft.cli.options import measure_steps, open_llm, parse_block_size
 from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.memory_plan import plan_memory
@@ -160,14 +159,20 @@ def _serve(
         llm.tokenizer.chat_template = _template(options.chat_template)
     longest = llm.target.config.max_position_embeddings
     context_len = _context_len(options.context_length, longest, engine_config)
-    if llm.block_size == AUTO:
-        with Console(stderr=True).status("measuring this machine's steps"):
-            llm.engine.control.calibrate(config.max_running_requests)
+    measure_steps(llm, config.max_running_requests)
     engine = AsyncEngine(llm.engine)
     defaults = generation_defaults(model)
     service = Service(engine, llm.tokenizer, context_len, llm.max_block_size, config, defaults)
     configure_logs(options.log_format)
-    run_server(service, options.host, options.port, options.drain_s)
+    pair = {
+        "model": model,
+        "drafter": speculation.draft or (EMBEDDED if model == EMBEDDED else "none"),
+        "block_size": llm.block_size,
+        "dtype": options.quantization or options.dtype,
+        "device": options.device,
+        "context_length": context_len,
+    }
+    run_server(service, options.host, options.port, options.drain_s, pair)
 
 
 def _template(file: Path) -> str:

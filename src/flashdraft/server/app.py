@@ -1,5 +1,6 @@
 """The application: which path is answered by whom. It begins and ends with its engine."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,7 @@ from flashdraft.server.responses_api import responses
 from flashdraft.server.service import Service
 from flashdraft.server.sglang_api import flush_cache, generate
 from flashdraft.server.side_api import detokenize, health, metrics, models, playground, tokenize
+from flashdraft.server.status_line import report_status
 
 ROUTES = [
     Route("/", playground),
@@ -50,9 +52,11 @@ def build_app(service: Service) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
         app.state.service = service
         await service.engine.start()
+        status = asyncio.create_task(report_status(service))
         try:
             yield
         finally:
+            status.cancel()
             await service.engine.stop()
             service.text_work.close()
 

@@ -1,6 +1,7 @@
 """What Prometheus sees: vLLM's metrics by their names, with the prefix ``flashdraft:``."""
 
 from collections import Counter as Tally
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,6 +13,16 @@ _E2E_S = (0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 240, 480, 960)
 _LABEL = "model_name"
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Counts since the start, as far as a status line tells them."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    rounds: int = 0  # verifications; a prefill is none
+    round_tokens: int = 0  # that those brought
+
+
 class ServerMetrics:
     """The metrics of one server; every one has the label ``model_name``."""
 
@@ -19,6 +30,7 @@ class ServerMetrics:
         self._registry = CollectorRegistry()
         self._model_name = model_name
         self._num_preempted = 0  # as far as counted
+        self._totals = Totals()
         self._steps: Tally[tuple[int, int, int, bool]] = Tally()  # not counted yet, see record_step
         self._running = self._gauge("num_requests_running", "Answers being decoded.")
         self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their turn.")
@@ -74,7 +86,9 @@ class ServerMetrics:
     def _count_steps(self) -> None:
         for (num_tokens, num_drafted, num_accepted, is_round), times in self._steps.items():
             self._output_tokens.inc(num_tokens * times)
+            self._count(output_tokens=num_tokens * times)
             if is_round and num_tokens:
+                self._count(rounds=times, round_tokens=num_tokens * times)
                 self._blocks.labels(self._model_name, str(1 + num_drafted)).inc(times)
                 self._plain_rounds.inc(times * (num_drafted == 0))
             if num_drafted:
@@ -85,9 +99,20 @@ class ServerMetrics:
                     self._accepted_per_pos.labels(self._model_name, str(position)).inc(times)
         self._steps.clear()
 
+    def _count(self, **more: int) -> None:
+        self._totals = replace(
+            self._totals, **{name: getattr(self._totals, name) + number for name, number in more.items()}
+        )
+
+    def totals(self) -> Totals:
+        """What was counted since the start."""
+        self._count_steps()
+        return self._totals
+
     def record_first_token(self, num_prompt_tokens: int, num_cached_tokens: int, ttft_s: float) -> None:
         """Count a prefill."""
         self._prompt_tokens.inc(num_prompt_tokens)
+        self._count(prompt_tokens=num_prompt_tokens)
         self._prefix_queries.inc(num_prompt_tokens)
         self._prefix_hits.inc(num_cached_tokens)
         self._ttft.observe(ttft_s)

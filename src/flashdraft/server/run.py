@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
@@ -9,17 +10,22 @@ import uvicorn
 
 from flashdraft.server.app import build_app
 from flashdraft.server.connections import BoundedProtocol, room_for_connections
+from flashdraft.server.logs import log_event
 from flashdraft.server.service import Service
 
 _LAST_WORDS_S = 5  # for the errors that tell of the end, and for a client that does not read
 
 
-def run_server(service: Service, host: str, port: int, drain_s: int) -> None:
+def run_server(
+    service: Service, host: str, port: int, drain_s: int, pair: Mapping[str, object] | None = None
+) -> None:
     """Serve until a signal. What is not finished ``drain_s`` seconds after it is answered with an error.
+
+    ``pair``: what is served, for the line that tells the address.
 
     Log lines go where ``configure_logs`` sent them.
     """
-    _Server(uvicorn_config(service, host, port, drain_s), service, drain_s).run()
+    _Server(uvicorn_config(service, host, port, drain_s), service, drain_s, pair or {}).run()
 
 
 def uvicorn_config(service: Service, host: str, port: int, drain_s: int = 0) -> uvicorn.Config:
@@ -46,9 +52,19 @@ def uvicorn_config(service: Service, host: str, port: int, drain_s: int = 0) -> 
 class _Server(uvicorn.Server):
     """uvicorn's, which at the end of its patience would cut answers off without a word."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_s: int) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, drain_s: int, pair: Mapping[str, object]
+    ) -> None:
         super().__init__(config)
-        self._service, self._drain_s = service, drain_s
+        self._service, self._drain_s, self._pair = service, drain_s, pair
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            log_event("serving", **self._pair, page=url, api=f"{url}/v1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn.Server."""
