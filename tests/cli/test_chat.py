@@ -10,8 +10,8 @@ import pytest
 
 from command_line import Result, Run
 from flashdraft import LLM, SamplingParams
-from flashdraft.cli.answer_stream import AnswerStream
 from flashdraft.answer import RoundEvent
+from flashdraft.cli.answer_stream import AnswerStream
 
 Talk = Callable[..., Result]
 

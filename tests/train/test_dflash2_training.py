@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flashdraft.answer import RoundEvent
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
 from flashdraft.errors import UsageError
-from flashdraft.generate import RoundEvent, generate
+from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.config import TrainConfig

@@ -9,8 +9,6 @@ from flashdraft.errors import CheckpointError
 CONFIGS = ("*.json", "*.jinja")
 ALL = (*CONFIGS, "*.safetensors")
 _HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
-
-
 _MEND = "download the model elsewhere and give its local folder"
 
 

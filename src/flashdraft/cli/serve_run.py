@@ -6,7 +6,6 @@ from typing import Any
 
 import typer
 
-from flashdraft.admission import AUTO
 from flashdraft.checkpoint.embedded import EMBEDDED
 from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.cli.options import measure_steps, open_llm, parse_block_size
