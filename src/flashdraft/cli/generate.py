@@ -88,14 +88,13 @@ def generate(
     if explain:
         typer.echo(f"\n{llm.explain(output.metrics)}", err=True)
     if as_json:
-        settings = {
+        settings: dict[str, Any] = {
             "model": model,
             "draft": draft,
             "dtype": dtype,
             "quantization": quantization,
-            "block_size": llm.block_size,
-            "draft_tree": llm.draft_tree,
         }
+        settings |= {"block_size": llm.block_size, "draft_tree": llm.draft_tree}
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))
     else:
         print()
