@@ -66,9 +66,7 @@ def generate(
     Examples:
       flashdraft generate "Why is the sky blue?"
       flashdraft generate --no-chat --max-tokens 40 "Once upon a time"
-      flashdraft generate --temperature 0.8 --seed 7 "Tell me a story."
       flashdraft generate --system "You are a pirate." "Why is the sky blue?"
-      flashdraft generate --explain "Why is the sky blue?"
       cat question.txt | flashdraft generate --json
     """
     text = _prompt(prompt)
