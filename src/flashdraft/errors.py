@@ -24,5 +24,9 @@ class DataError(FlashdraftError):
     """A prompts file, an on-policy dataset or a training run folder that cannot be read or resumed."""
 
 
+class OverloadedError(FlashdraftError):
+    """No place came free in time for what was asked; it may do later. Not the caller's mistake."""
+
+
 class EngineError(FlashdraftError):
     """The engine failed or was stopped before an answer was finished. Not the caller's mistake."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -11,10 +12,12 @@ import pydantic
 import pytest
 
 from flashdraft.engine.async_engine import AsyncEngine
-from flashdraft.errors import UsageError
+from flashdraft.engine.grammar_trials import GrammarTrials
+from flashdraft.errors import OverloadedError, UsageError
 from flashdraft.grammar import Grammar
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.server.config import ServerConfig
 from server_case import MODEL, Running, own_engine
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
@@ -130,21 +133,50 @@ def test_bad_and_good_requests_share_a_batch(running: Running, client: openai.Op
     assert running.service.num_unfinished == 0
 
 
-def test_a_grammar_that_takes_too_long_holds_nobody_up(llm: LLM) -> None:
-    slow = Grammar("ebnf", "root ::= " + " | ".join(f'[a-z]{{1,{i}}} "{i}"' for i in range(1, 120)))
+SLOW = Grammar("ebnf", "root ::= " + " | ".join(f'[a-z]{{1,{i}}} "{i}"' for i in range(1, 400)))
 
+
+def test_a_grammar_that_takes_too_long_is_ended_and_holds_nobody_up(llm: LLM) -> None:
     async def run() -> None:
-        from flashdraft.server.config import ServerConfig
-
-        engine = AsyncEngine(own_engine(llm, ServerConfig()), grammar_limit_s=0.1)
+        engine = AsyncEngine(own_engine(llm, ServerConfig()), grammar_limit_s=1)
         await engine.start()
         try:
-            waiting = asyncio.create_task(engine.begin_grammar(slow))
+            waiting = [
+                asyncio.create_task(engine.begin_grammar(replace(SLOW, after=after))) for after in "ab"
+            ]
             free = SamplingParams(temperature=0, max_tokens=3)
             assert [news async for news in engine.generate([1, 2], free)][-1].finished
-            with pytest.raises(UsageError, match=r"was not ready within 0\.1 seconds"):
-                await waiting
+            assert await engine.begin_grammar(Grammar("json_schema", "{}"))  # beside them
+            for one in waiting:
+                with pytest.raises(UsageError, match="was not ready within 1 seconds"):
+                    await one
+            assert await engine.begin_grammar(Grammar("regex", "a")), "their places are free again"
+            with pytest.raises(UsageError, match="Regex parsing error"):
+                await engine.begin_grammar(Grammar("regex", "(a"))
         finally:
             await engine.stop()
+
+    asyncio.run(run())
+
+
+def test_a_grammar_without_a_place_is_told_to_come_again_and_one_without_a_client_gives_its_place_back(
+    llm: LLM,
+) -> None:
+    async def run() -> None:
+        trials = GrammarTrials((llm.tokenizer, 512, tuple(llm.eos_token_ids)), limit_s=20, num_processes=1)
+        try:
+            await trials.check(Grammar("regex", "a"))
+            slow = asyncio.create_task(trials.check(SLOW))
+            await asyncio.sleep(0.1)
+            trials._limit_s = 0.1
+            with pytest.raises(OverloadedError, match="try again"):
+                await trials.check(Grammar("regex", "b"))
+            slow.cancel()
+            await asyncio.wait([slow])
+            trials._limit_s = 20
+            await asyncio.wait_for(trials.check(Grammar("regex", "b")), 10)
+        finally:
+            await trials.close()
+        assert trials._process is None
 
     asyncio.run(run())

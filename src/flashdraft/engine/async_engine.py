@@ -10,6 +10,7 @@ from threading import Condition, Thread
 from flashdraft.admission import BlockSize
 from flashdraft.engine.bounded_threads import BoundedThreads
 from flashdraft.engine.engine import Engine
+from flashdraft.engine.grammar_trials import GrammarTrials
 from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import EngineError, UsageError
 from flashdraft.grammar import Grammar, GrammarState
@@ -24,12 +25,17 @@ class AsyncEngine:
 
     Only that thread touches the engine's state: requests and aborts wait in a list until it has finished a step.
     When a step fails, every request ends with EngineError and :attr:`healthy` is False for good.
-    ``grammar_limit_s``: how long a grammar may take to be made ready, which happens in threads of its own.
+    ``grammar_limit_s``: how long a grammar may take to be made ready. That happens in threads of its own, and for
+    what may take long before that in a process that is ended then.
     """
 
     def __init__(self, engine: Engine, grammar_limit_s: float = 10.0) -> None:
         self.engine = engine
-        self._grammar_threads = BoundedThreads(num_threads=2, limit_s=grammar_limit_s)
+        # JSON schemas and tools take little; they do not wait for what may take long, and is tried beforehand.
+        self._quick_threads = BoundedThreads(num_threads=2, limit_s=grammar_limit_s)
+        self._slow_threads = BoundedThreads(num_threads=2, limit_s=grammar_limit_s)
+        compiler = engine.tokenizer, int(engine.target.config.vocab_size), tuple(engine.eos_token_ids)
+        self._trials = GrammarTrials(compiler, grammar_limit_s)
         self._commands: list[Callable[[], None]] = []
         self._wake = Condition()  # guards _commands, _stopping, _failure
         self._queues: dict[str, asyncio.Queue[_News]] = {}  # belongs to the event loop
@@ -58,6 +64,7 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+        await self._trials.close()
         self._end_all("the engine was stopped")
 
     def stats(self) -> EngineStats:
@@ -73,13 +80,19 @@ class AsyncEngine:
         self.engine.check(prompt_token_ids, params, block_size)
 
     async def begin_grammar(self, grammar: Grammar | None) -> GrammarState | None:
-        """A new answer's state in ``grammar``. Raises UsageError for one that cannot be used or takes too long."""
+        """A new answer's state in ``grammar``.
+
+        Raises UsageError for one that cannot be used or takes too long, OverloadedError while too many are made ready.
+        """
         if grammar is None:
             return None
+        if not grammar.is_lark and self.engine.tokenizer is not None:
+            await self._trials.check(grammar)
+        threads = self._quick_threads if grammar.is_lark else self._slow_threads
         try:
-            return await self._grammar_threads.run(lambda: self.engine.begin_grammar(grammar))
+            return await threads.run(lambda: self.engine.begin_grammar(grammar))
         except TimeoutError:
-            limit_s = self._grammar_threads.limit_s
+            limit_s = threads.limit_s
             raise UsageError(
                 f"the {grammar.kind} was not ready within {limit_s:g} seconds: simplify it, or try again"
             ) from None

@@ -6,6 +6,8 @@ from contextlib import suppress
 from threading import Thread
 from typing import TypeVar
 
+from flashdraft.errors import OverloadedError
+
 T = TypeVar("T")
 
 
@@ -21,9 +23,18 @@ class BoundedThreads:
         self._places = asyncio.Semaphore(num_threads)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, or what it raises. Raises TimeoutError after ``limit_s``, waiting included."""
+        """The result of ``work``, or what it raises.
+
+        Raises OverloadedError where no thread comes free within ``limit_s``, TimeoutError for work that takes longer.
+        """
+        try:
+            async with asyncio.timeout(self.limit_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise OverloadedError(
+                f"no grammar could be made ready within {self.limit_s:g} seconds, for others are: try again"
+            ) from None
         async with asyncio.timeout(self.limit_s):
-            await self._places.acquire()
             loop = asyncio.get_running_loop()
             result: asyncio.Future[T] = loop.create_future()
             Thread(

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flashdraft.errors import EngineError, FlashdraftError
+from flashdraft.errors import EngineError, FlashdraftError, OverloadedError
 
 Json = dict[str, Any]
 
@@ -52,6 +52,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, f"{where}: {first['msg']}", where)
     if isinstance(error, EngineError):
         return ApiError(503, str(error), code="engine_failed")
+    if isinstance(error, OverloadedError):
+        return ApiError(503, str(error), code="overloaded", retry_after_s=1)
     if isinstance(error, FlashdraftError):
         return ApiError(400, str(error))
     return ApiError(500, "the server failed at this request; its log says more")
