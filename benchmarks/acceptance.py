@@ -20,6 +20,7 @@ from flashdraft.data.prompt_files import read_lines
 from flashdraft.llm import LLM, RequestOutput
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.drafter import DraftShape
 from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.verify import verify
 
@@ -39,7 +40,7 @@ def ngram_rounds(prompt: list[int], answer: list[int], block_size: int) -> int:
     rounds, place = 0, 0  # answer[place] is the anchor
     while place < len(answer) - 1:
         left = answer[place + 1 :]
-        draft = state.propose(answer[place], block_size - 1)[: len(left) - 1]
+        draft = state.propose(answer[place], DraftShape(block_size - 1)).token_ids[: len(left) - 1]
         num_accepted, _ = verify(draft, left[: len(draft) + 1])
         state.observe(answer[place : place + 1 + num_accepted], None)
         place += 1 + num_accepted

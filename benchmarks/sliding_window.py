@@ -25,7 +25,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.drafter import Drafter, DraftShape, OneRequest
 from flashdraft.spec_decode.networks import drafter_of
 
 
@@ -97,14 +97,14 @@ def costs(llm: LLM, args: argparse.Namespace) -> list[dict[str, Any]]:
     for context in args.contexts:
         size = llm.target.config.hidden_size * len(kinds["all"].feature_layers)
         features = torch.randn(1, context - args.block_size, size).to(llm.target.head_weight())
-        states = {kind: drafter.begin(context) for kind, drafter in kinds.items()}
+        states = {kind: OneRequest(drafter, context) for kind, drafter in kinds.items()}
         for state in states.values():
             state.observe([0] * features.shape[1], features)
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for repeat in range(args.repeats + 1):
             for kind, state in states.items():
                 started = perf_counter()
-                state.propose(1, args.block_size - 1)
+                state.propose(1, DraftShape(args.block_size - 1))
                 if repeat:
                     seconds[kind].append(perf_counter() - started)
         row = {"context": context} | {f"{kind}, ms": round(1e3 * median(s), 2) for kind, s in seconds.items()}

@@ -39,8 +39,7 @@ class Clock:
         self.is_drafting = False
         assert engine.runner.drafter is not None
         drafter = engine.runner.drafter
-        for name in ("propose", "propose_trees"):
-            setattr(drafter, name, self._drafting(getattr(drafter, name)))
+        drafter.propose = self._drafting(drafter.propose)  # type: ignore[method-assign]
         parts = {
             "decoder_forward": "layers",
             "decoder_greedy": "layers and head",

@@ -1,15 +1,20 @@
 """Tiny random models and scripted drafters: real parts, small enough for every test."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, Qwen3_5TextConfig
 
+from flashdraft.cache.paged_kv_cache import GatheredRows
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
 from flashdraft.models.mtp import MTPConfig, MTPModel
+from flashdraft.spec_decode.drafter import DraftShape, OneRequest
+from flashdraft.spec_decode.per_request import PerRequestDrafter
+from flashdraft.spec_decode.tree import DraftTree
 
 # Qwen/Qwen3.5-27B, its language model as its config.json says it.
 QWEN3_5_27B = {
@@ -139,10 +144,8 @@ def toy_mtp(target: TargetModel, seed: int = 1, std: float = 0.2, block_size: in
     return model.eval()
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(PerRequestDrafter):
     """Drafts the known answer, with a wrong token wherever ``is_wrong(position)`` says so."""
-
-    feature_layers: tuple[int, ...] = ()
 
     def __init__(self, answer: list[int], is_wrong: Callable[[int], bool], max_block_size: int = 16) -> None:
         self.answer, self.is_wrong, self.max_block_size = answer, is_wrong, max_block_size
@@ -156,8 +159,28 @@ class ScriptedDrafter:
         """Count what is in the cache."""
         self.num_seen += len(token_ids)
 
-    def propose(self, anchor: int, num_draft: int) -> list[int]:  # noqa: ARG002
+    def propose(self, anchor: int, shape: DraftShape) -> DraftTree:  # noqa: ARG002
         """The script's next tokens."""
         start = self.num_seen + 1
-        script = self.answer[start : start + num_draft]
-        return [(token or 2) - 1 if self.is_wrong(start + i) else token for i, token in enumerate(script)]
+        script = self.answer[start : start + shape.depth]
+        return DraftTree.chain(
+            [(token or 2) - 1 if self.is_wrong(start + i) else token for i, token in enumerate(script)]
+        )
+
+
+class Alone(OneRequest):
+    """One request of a drafter, asked by numbers."""
+
+    def chain(self, anchor: int, num_draft: int) -> list[int]:
+        """A chain's tokens."""
+        return self.propose(anchor, DraftShape(num_draft)).token_ids
+
+    def layers(self, num_tokens: int) -> list[Any]:
+        """Of its draft cache, for a block of ``num_tokens`` behind what was observed."""
+        rows: GatheredRows = self.drafts.rows  # type: ignore[attr-defined]
+        rows.arrange([self.row], [num_tokens])
+        return rows.layers
+
+    def tree(self, anchor: int, depth: int, size: int) -> DraftTree:
+        """A tree of ``size`` tokens."""
+        return self.propose(anchor, DraftShape(depth, size))

@@ -7,7 +7,6 @@ from flashdraft.cache.model_cache import ModelCache
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 
 AUTO: Literal["auto"] = "auto"
@@ -31,7 +30,7 @@ def check_tree(target: TargetModel, drafter: Drafter | None, draft_tree: int | N
     found = f"draft_tree is {draft_tree}"
     if not 2 <= draft_tree <= MAX_TREE:
         raise UsageError(f"{found}; expected 2 to {MAX_TREE} tokens, anchor included")
-    if not isinstance(drafter, DFlashDrafter):
+    if drafter is None or not drafter.can_branch:
         raise UsageError(
             f"{found}, but {'there is no drafter' if drafter is None else 'this drafter drafts one token a place'};"
             " expected a DFlash drafter, whose one forward gives all places of a block their likeliest tokens"

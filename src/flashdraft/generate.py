@@ -17,8 +17,7 @@ from flashdraft.detokenizer import Decodes
 from flashdraft.grammar import begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.dflash import DFlashState
-from flashdraft.spec_decode.drafter import Drafter, DraftState
+from flashdraft.spec_decode.drafter import Drafter, DraftShape, OneRequest
 from flashdraft.spec_decode.tree import DraftTree
 
 
@@ -46,8 +45,9 @@ def generate(
     block_size = check_request(target, drafter, prompt, block_size, params)
     tree_size = check_tree(target, drafter, draft_tree)
     max_len = min(len(prompt) + params.max_tokens, target.config.max_position_embeddings)
-    state = drafter.begin(max_len) if drafter and block_size > 1 else None
+    state = OneRequest(drafter, max_len) if drafter and block_size > 1 else None
     layers = drafter.feature_layers if drafter and state else ()
+    shape = DraftShape(block_size - 1, tree_size - 1 if tree_size else None)
     cache = target.new_cache(1, max_len + tree_size)
     grammar = begin_grammar(params.grammar, tokenizer, target.config.vocab_size, eos_token_ids)
     answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer, grammar)
@@ -69,7 +69,7 @@ def generate(
         if state:
             state.observe(verified, forward.features)
             # The drafter always sees a whole block, as in training; the verified part may be shorter.
-            draft = answer.trim(_propose(state, anchor, block_size, tree_size), max_len - start - 2)
+            draft = answer.trim(state.propose(anchor, shape), max_len - start - 2)
         drafted = perf_counter()
         block = [anchor, *draft.token_ids]
         batch = ForwardBatch.of_row(block, start, target.device, draft.parents)
@@ -99,10 +99,3 @@ def _follow(draft: DraftTree, logits: Tensor, answer: Answer) -> tuple[list[int]
         if place is None:
             return path, token
         path, text = [*path, place], [*text, token]
-
-
-def _propose(state: DraftState, anchor: int, block_size: int, tree_size: int) -> DraftTree:
-    if tree_size:
-        assert isinstance(state, DFlashState)
-        return state.propose_tree(anchor, block_size - 1, tree_size - 1)
-    return DraftTree.chain(state.propose(anchor, block_size - 1))

@@ -109,6 +109,11 @@ class LLM:
                 draft_window_size = served_window(draft)
             among_all = drafts_among_all(draft, self.target.device)
             self.drafter = drafter_of(network, self.target, quantization, draft_window_size, among_all)
+        elif draft is not None and not isinstance(draft, Drafter):
+            raise UsageError(
+                f"draft is a {type(draft).__name__}; expected a name, or a drafter that is a subclass of"
+                " spec_decode.drafter.Drafter or spec_decode.per_request.PerRequestDrafter"
+            )
         elif draft_window_size is not None:
             raise UsageError(
                 "draft_window_size is for a loaded DFlash drafter; expected one, or leave it out"

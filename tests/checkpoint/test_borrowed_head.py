@@ -27,7 +27,7 @@ from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.networks import drafter_of
 from flashdraft.train.run import load_trainable
 from tiny_pair import save_tiny_pair
-from toys import toy_dflash, toy_target
+from toys import Alone, toy_dflash, toy_target
 
 TOKENS = range(60, 188, 2)  # 64 of the tiny target's 259
 
@@ -44,12 +44,12 @@ def pair(tmp_path_factory):
 def drafts(drafter: DFlashModel, target) -> list:
     """Chains and trees behind one context."""
     with torch.inference_mode():
-        state = DFlashDrafter(drafter, target).begin(64)
+        state = Alone(DFlashDrafter(drafter, target), 64)
         size = drafter.fc.in_features
         features = torch.randn(1, 20, size, generator=torch.Generator().manual_seed(2), dtype=target.dtype)
         state.observe(list(range(20)), features)
-        chains = [state.propose(anchor, 7) for anchor in range(30)]
-        trees = [state.propose_tree(anchor, 7, 12) for anchor in range(8)]
+        chains = [state.chain(anchor, 7) for anchor in range(30)]
+        trees = [state.tree(anchor, 7, 12) for anchor in range(8)]
         return [chains, [tree.token_ids for tree in trees]]
 
 

@@ -19,7 +19,7 @@ from flashdraft.train.config import TrainConfig
 from flashdraft.train.run import train_drafter
 from flashdraft.train.simulate import accepted_at_anchors
 from tiny_pair import save_tiny_pair
-from toys import toy_dflash, toy_target
+from toys import Alone, toy_dflash, toy_target
 
 KEPT = torch.tensor([3, 5, 6, 20, 41, 42, 60, 77, 90, 96])
 
@@ -43,9 +43,9 @@ def features_of(target, num_tokens):
 
 @torch.inference_mode()
 def drafts(drafter: DFlashModel, target) -> list[list[int]]:
-    state = DFlashDrafter(drafter, target).begin(64)
+    state = Alone(DFlashDrafter(drafter, target), 64)
     state.observe(list(range(20)), features_of(target, 20))
-    return [state.propose(anchor, 7) for anchor in range(30)]
+    return [state.chain(anchor, 7) for anchor in range(30)]
 
 
 def test_a_head_over_the_kept_tokens_drafts_the_best_of_them(target):
@@ -116,9 +116,9 @@ def test_simulated_acceptance_uses_its_head(target):
     features = target_features_of(target, ids, drafter.config.target_layer_ids)
     for anchor in (1, 17, 60):
         with torch.inference_mode():
-            state = DFlashDrafter(drafter, target).begin(140)
+            state = Alone(DFlashDrafter(drafter, target), 140)
             state.observe(ids[0, :anchor].tolist(), features[:, :anchor])
-            draft = state.propose(int(ids[0, anchor]), 7)
+            draft = state.chain(int(ids[0, anchor]), 7)
         agrees = [a == b for a, b in zip(draft, ids[0, anchor + 1 :].tolist(), strict=False)]
         assert accepted[0, anchor] == [*agrees, False].index(False)
 

@@ -21,7 +21,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.anchors import blocks_at
 from flashdraft.train.forward import block_hidden, target_features
-from toys import toy_dflash, toy_dflash2, toy_target
+from toys import Alone, toy_dflash, toy_dflash2, toy_target
 
 MIXED = ("sliding_attention", "sliding_attention", "full_attention")
 
@@ -38,7 +38,7 @@ def target():
 
 @torch.inference_mode()
 def served(drafter: DFlashModel, features: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """A block's hidden states behind a context, as :class:`DFlashState` runs them."""
+    """A block's hidden states behind a context, as when served."""
     context, end = features.shape[1], features.shape[1] + block.shape[1]
     cache = drafter.new_cache(1, end)
     positions = torch.arange(context)[None]
@@ -200,9 +200,9 @@ def test_formats_draft_the_same_tokens(target, tmp_path):
     drafts: list[list[list[int]]] = []
     for folder in ("z", "s"):
         drafter = DFlashDrafter(load_drafter(tmp_path / folder, target, dtype="float32"), target)
-        state = drafter.begin(64)
+        state = Alone(drafter, 64)
         state.observe(list(range(20)), inputs(target, 20)[0])
-        drafts.append([state.propose(anchor, 7) for anchor in range(10)])
+        drafts.append([state.chain(anchor, 7) for anchor in range(10)])
         plain = generate(target, None, [1, 2, 3], params)
         assert generate(target, drafter, [1, 2, 3], params).token_ids == plain.token_ids
     assert drafts[0] == drafts[1]
@@ -245,9 +245,9 @@ def test_specforge_and_speculators_draft_the_same_tokens(target, tmp_path):
     (tmp_path / "f" / "config.json").write_text(json.dumps(written | {"dflash_config": inner}))
     drafts = []
     for folder in ("f", "s"):
-        state = DFlashDrafter(load_drafter(tmp_path / folder, target, "float32"), target).begin(64)
+        state = Alone(DFlashDrafter(load_drafter(tmp_path / folder, target, "float32"), target), 64)
         state.observe(list(range(20)), inputs(target, 20)[0])
-        drafts.append([state.propose(anchor, 7) for anchor in range(10)])
+        drafts.append([state.chain(anchor, 7) for anchor in range(10)])
     assert drafts[0] == drafts[1]
 
 

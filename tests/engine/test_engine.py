@@ -16,9 +16,9 @@ from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.drafter import Drafter, DraftShape
 from flashdraft.spec_decode.ngram import NgramDrafter
-from toys import toy_dflash, toy_target
+from toys import Alone, toy_dflash, toy_target
 
 SMALL_VOCAB = 11  # random drafts are right now and then
 
@@ -204,20 +204,20 @@ def test_drafting_can_come_back_after_plain_decoding() -> None:
     request.block_size = 8
     for out in engine.step():
         tokens += out.token_ids
-    state = drafter.begin(64)
+    state = Alone(drafter, 64)
     with torch.inference_mode():
         known = [1, 2, 3, *tokens[:9]]
         forward = target.forward(
             ForwardBatch.of_row(known, 0), target.new_cache(1, 64), drafter.feature_layers
         )
         state.observe(known, forward.features)
-        expected = state.propose(tokens[9], 7)
+        expected = state.chain(tokens[9], 7)
         engine.runner.catch_up([request])
         # The same place, asked again: the committed part of the draft cache is what matters.
         request.num_observed = len(known)
-        [draft] = engine.runner.drafter.propose([request.draft_row], [tokens[9]], [8])  # type: ignore[union-attr]
+        [draft] = engine.runner.drafter.propose([request.draft_row], [tokens[9]], [DraftShape(7)])  # type: ignore[union-attr]
         positions = torch.arange(12, 20).unsqueeze(0)
-        hidden = drafter.hidden(drafter.blocks([tokens[9]], 8), positions, 20, state.cache.layers)
+        hidden = drafter.hidden(drafter.blocks([tokens[9]], 8), positions, 20, state.layers(8))
         by_slot = target.logits(hidden)[0].log_softmax(-1)
     assert draft.token_ids == expected
     assert draft.log_probs == pytest.approx(by_slot.max(-1).values.tolist(), abs=1e-5)

@@ -18,7 +18,10 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.drafter import DraftShape
 from flashdraft.spec_decode.ngram import NgramDrafter
+from flashdraft.spec_decode.per_request import PerRequestDrafter
+from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 from tiny_pair import byte_tokenizer
 from toys import toy_dflash, toy_target
@@ -41,10 +44,9 @@ LAWS = {
 }
 
 
-class GuessingDrafter:
+class GuessingDrafter(PerRequestDrafter):
     """Guesses: with four tokens, one in four is right."""
 
-    feature_layers: tuple[int, ...] = ()
     max_block_size = 4
 
     def __init__(self) -> None:
@@ -56,8 +58,8 @@ class GuessingDrafter:
     def observe(self, token_ids: list[int], features: Tensor | None) -> None:
         """Nothing helps a guess."""
 
-    def propose(self, anchor: int, num_draft: int) -> list[int]:  # noqa: ARG002
-        return [self.rng.randrange(VOCAB) for _ in range(num_draft)]
+    def propose(self, anchor: int, shape: DraftShape) -> DraftTree:  # noqa: ARG002
+        return DraftTree.chain([self.rng.randrange(VOCAB) for _ in range(shape.depth)])
 
 
 def tiny_target():  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from flashdraft.checkpoint.convert import convert_drafter
 from flashdraft.checkpoint.load import load_target, save_drafter
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from tiny_pair import save_tiny_pair
-from toys import toy_dflash
+from toys import Alone, toy_dflash
 
 # A process of its own that may not import flashdraft, as a user's who has transformers only.
 ALONE = """
@@ -69,13 +69,13 @@ def test_it_drafts_what_we_draft(tmp_path, monkeypatch, changes):
     convert_drafter(tmp_path / "z", "transformers", tmp_path / "hf")
     theirs = AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=True, dtype=torch.float32).eval()
     target = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    state = DFlashDrafter(network, ours).begin(64)
+    state = Alone(DFlashDrafter(network, ours), 64)
     context = []
     for num_tokens in (11, 1, 5, 16):  # contexts below, at and above the window
         features = torch.randn(1, num_tokens, theirs.fc.in_features)
         state.observe(list(range(num_tokens)), features)
         context = theirs.observe(features, context)
-        assert [theirs.draft(i, context, target) for i in range(8)] == [state.propose(i, 7) for i in range(8)]
+        assert [theirs.draft(i, context, target) for i in range(8)] == [state.chain(i, 7) for i in range(8)]
 
 
 def test_a_hybrid_target_rolls_back(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from flashdraft.errors import UsageError
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import build_target_layer_ids
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from toys import toy_dflash, toy_target
+from toys import Alone, toy_dflash, toy_target
 
 TARGET = toy_target()
 
@@ -33,7 +33,7 @@ def test_block_outputs_equal_z_labs_over_rounds_with_a_growing_context(seed: int
     model = toy_dflash(TARGET, seed=seed, num_hidden_layers=num_layers)
     theirs, their_cache = reference(model), DynamicCache()
     generator = torch.Generator().manual_seed(seed)
-    state = DFlashDrafter(model, TARGET).begin(200)
+    state = Alone(DFlashDrafter(model, TARGET), 200)
     hidden_size, block_size = model.config.hidden_size, model.config.block_size
     start = 0
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_block_outputs_equal_z_labs_over_rounds_with_a_growing_context(seed: int
             state.observe([0] * num_new, features)
             end = start + num_new + block_size
             positions = torch.arange(start + num_new, end).unsqueeze(0)
-            ours = model.served(block, positions, end, state.cache.layers)
+            ours = model.served(block, positions, end, state.layers(block_size))
             expected = theirs(
                 target_hidden=features,
                 noise_embedding=block,
@@ -59,14 +59,14 @@ def test_block_outputs_equal_z_labs_over_rounds_with_a_growing_context(seed: int
 def test_drafts_leave_no_trace_in_the_cache() -> None:
     drafter = DFlashDrafter(toy_dflash(TARGET), TARGET)
     features = torch.randn(1, 12, 2 * TARGET.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    once, twice = drafter.begin(64), drafter.begin(64)
+    once, twice = Alone(drafter, 64), Alone(drafter, 64)
     with torch.no_grad():
         for state in (once, twice):
             state.observe([1] * 10, features[:, :10])
-        twice.propose(3, 7)
+        twice.chain(3, 7)
         for state in (once, twice):
             state.observe([1] * 2, features[:, 10:])
-        assert once.propose(5, 7) == twice.propose(5, 7)
+        assert once.chain(5, 7) == twice.chain(5, 7)
 
 
 def test_a_window_hides_what_lies_before_it() -> None:
@@ -76,10 +76,10 @@ def test_a_window_hides_what_lies_before_it() -> None:
     block = torch.randn(1, 4, TARGET.config.hidden_size, generator=generator)
 
     def outputs(features: torch.Tensor) -> torch.Tensor:
-        state = DFlashDrafter(model, TARGET).begin(24)
+        state = Alone(DFlashDrafter(model, TARGET), 24)
         with torch.no_grad():
             state.observe([1] * 20, features)
-            return model.served(block, torch.arange(20, 24).unsqueeze(0), 24, state.cache.layers)
+            return model.served(block, torch.arange(20, 24).unsqueeze(0), 24, state.layers(4))
 
     def changed_at(position: int) -> torch.Tensor:
         other = near.clone()

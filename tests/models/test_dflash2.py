@@ -9,7 +9,7 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash2 import BlockConv
 from flashdraft.spec_decode.candidates import candidates_of, likeliest_tokens
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from toys import toy_dflash, toy_dflash2, toy_target
+from toys import Alone, toy_dflash, toy_dflash2, toy_target
 
 TARGET = toy_target()
 
@@ -34,7 +34,7 @@ def test_blocks_and_drafts_equal_z_labs(seed: int, changes: dict[str, int]) -> N
     model = toy_dflash2(TARGET, seed=seed, **changes)
     theirs, their_cache = reference(model), DynamicCache()
     generator = torch.Generator().manual_seed(seed)
-    state, start = DFlashDrafter(model, TARGET).begin(200), 0
+    state, start = Alone(DFlashDrafter(model, TARGET), 200), 0
     size, block_size = model.config.hidden_size, model.config.block_size
     with torch.no_grad():
         for num_new in (23, 1, 4):
@@ -43,7 +43,7 @@ def test_blocks_and_drafts_equal_z_labs(seed: int, changes: dict[str, int]) -> N
             state.observe([0] * num_new, features)
             end = start + num_new + block_size
             positions = torch.arange(start + num_new, end).unsqueeze(0)
-            ours = model.served(block, positions, end, state.cache.layers)
+            ours = model.served(block, positions, end, state.layers(block_size))
             expected = theirs(
                 target_hidden=features,
                 noise_embedding=block,
@@ -79,9 +79,9 @@ def test_at_the_start_it_is_plain_dflash_to_the_bit() -> None:
     block = torch.randn(1, 8, 48, generator=torch.Generator().manual_seed(1))
     outputs = []
     for model in (plain, grown):
-        state = DFlashDrafter(model, TARGET).begin(64)
+        state = Alone(DFlashDrafter(model, TARGET), 64)
         state.observe([1] * 20, features)
-        outputs.append(model.served(block, torch.arange(20, 28).unsqueeze(0), 28, state.cache.layers))
+        outputs.append(model.served(block, torch.arange(20, 28).unsqueeze(0), 28, state.layers(8)))
     assert torch.equal(*outputs)
 
 
@@ -111,8 +111,8 @@ def test_scaled_embeddings_and_capped_logits() -> None:
     expected = theirs.compute_logits(hidden, TARGET.logits).log_softmax(-1).topk(6).values
     torch.testing.assert_close(candidates_of(model, TARGET, hidden, torch.tensor([1]), 1).log_probs, expected)
     block = torch.randn(1, 8, 48, generator=torch.Generator().manual_seed(1))
-    state = DFlashDrafter(model, TARGET).begin(64)
+    state = Alone(DFlashDrafter(model, TARGET), 64)
     state.observe([1] * 4, torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(2)))
     plain = toy_dflash2(TARGET)
-    args = torch.arange(4, 12).unsqueeze(0), 12, state.cache.layers
+    args = torch.arange(4, 12).unsqueeze(0), 12, state.layers(8)
     assert torch.equal(model.served(block, *args), plain.served(2 * block, *args))

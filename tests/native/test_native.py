@@ -22,7 +22,7 @@ from flashdraft.native.library import library
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from native_pair import SHAPE, draft_network, ids, logits_of, make
-from toys import toy_target
+from toys import Alone, toy_target
 
 pytestmark = pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
 
@@ -299,12 +299,12 @@ def test_a_window_drafts_in_the_engine_what_it_drafts_alone_and_what_its_modules
 def drafts_of(drafter: DFlashDrafter, target: LlamaModel, tokens: list[int]) -> Tensor:
     """A block drafted behind every token, [len(tokens), 7]."""
     tokens = [token % 11 for token in tokens]
-    state, cache = drafter.begin(len(tokens)), target.new_cache(1, len(tokens))
+    state, cache = Alone(drafter, len(tokens)), target.new_cache(1, len(tokens))
     features = target.forward(ForwardBatch.of_row(tokens, 0), cache, drafter.feature_layers).features
     assert features is not None
     drafted = []
     for at, token in enumerate(tokens):
-        drafted.append(state.propose(token, 7))
+        drafted.append(state.chain(token, 7))
         state.observe([token], features[:, at : at + 1])
     return torch.tensor(drafted)
 

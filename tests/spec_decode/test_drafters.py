@@ -8,6 +8,7 @@ from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
+from toys import Alone
 
 
 def looked_up(history: list[int], anchor: int, num_draft: int) -> list[int]:
@@ -25,13 +26,13 @@ def looked_up(history: list[int], anchor: int, num_draft: int) -> list[int]:
 def test_prompt_lookup_equals_the_definition() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        state, history = NgramDrafter().begin(100), list[int]()
+        state, history = Alone(NgramDrafter(), 100), list[int]()
         for _ in range(12):
             new = [rng.randrange(5) for _ in range(rng.randrange(1, 5))]
             state.observe(new, None)
             history += new
             anchor = rng.randrange(5)
-            drafted, expected = state.propose(anchor, 7), looked_up(history, anchor, 7)
+            drafted, expected = state.chain(anchor, 7), looked_up(history, anchor, 7)
             # An occurrence right at the end has nothing after it yet; then shorter ones may serve.
             assert drafted == expected or not expected
 

@@ -15,7 +15,7 @@ from flashdraft.models.base import FINAL_HIDDEN, OwnTokens, TargetModel
 from flashdraft.ops.attention import FULL_ATTENTION
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.mtp import MTPBatch, MTPDrafter
-from toys import toy_mtp, toy_target
+from toys import Alone, toy_mtp, toy_target
 
 
 def pair(block_size: int = 8) -> tuple[TargetModel, MTPDrafter]:
@@ -48,7 +48,7 @@ def drafted_by_definition(
 def test_drafts_are_the_definitions() -> None:
     target, drafter = pair()
     rng = random.Random(0)
-    state, text = drafter.begin(200), [3]
+    state, text = Alone(drafter, 200), [3]
     features = None
     cache = target.new_cache(1, 200)
     while len(text) < 60:
@@ -60,7 +60,7 @@ def test_drafts_are_the_definitions() -> None:
         cache.commit(len(observed))
         state.observe(observed, features)
         text += new
-        assert state.propose(text[-1], 7) == drafted_by_definition(target, drafter, text, 7)
+        assert state.chain(text[-1], 7) == drafted_by_definition(target, drafter, text, 7)
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 7, 16])

@@ -20,7 +20,7 @@ from flashdraft.train.run import new_drafter
 from flashdraft.train.simulate import simulate, walk_side_by_side
 from flashdraft.train.trainer import Trainer
 from models.test_qwen3_5 import flat
-from toys import toy_mtp
+from toys import Alone, toy_mtp
 from train.test_training import DOCUMENTS, GREEDY, ROWS, TARGET
 
 CONFIG = TrainConfig(
@@ -96,13 +96,13 @@ def test_a_training_chain_equals_the_served_one(kind: str) -> None:
         served = []
         for j in range(16):
             start, anchor = int(blocks.doc_start[0, j]), int(blocks.anchors[0, j])
-            state = MTPDrafter(head, target).begin(256)
+            state = Alone(MTPDrafter(head, target), 256)
             middle = (start + anchor) // 2
             for first, last in ((start, middle), (middle, anchor)):  # two prefill chunks
                 if last > first:
                     state.observe(rows.token_ids[0, first:last].tolist(), features[:, first:last])
-            state.propose(int(rows.token_ids[0, anchor]) ^ 1, 5)  # staged, and gone
-            served.append(state.propose(int(rows.token_ids[0, anchor]), 7))
+            state.chain(int(rows.token_ids[0, anchor]) ^ 1, 5)  # staged, and gone
+            served.append(state.chain(int(rows.token_ids[0, anchor]), 7))
             blocks.labels[0, j, 1:] = torch.tensor(served[-1])  # teacher-forced with the drafts themselves
         hidden = block_hidden(target, head, rows, features, blocks)
         assert target.logits(hidden).argmax(-1)[0, :, 1:].tolist() == served

@@ -1,5 +1,6 @@
 """The served check of an evaluation: equal to its simulation, or told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,15 @@ def test_what_is_served_otherwise_than_trained_is_told(
     drafter, _ = trained(tmp_path, "dflash")
 
     class LateFeatures(DFlashDrafter):
-        def begin(self, max_len: int) -> Any:
-            state = super().begin(max_len)
-            observe = state.observe
+        def open(self, *room: int) -> Any:
+            drafts = super().open(*room)
+            observe = drafts.observe
 
-            def shifted(token_ids: list[int], features: Tensor) -> None:
-                observe(token_ids, features.roll(1, dims=1))
+            def shifted(rows: Any, token_ids: Any, features: Sequence[Tensor]) -> None:
+                observe(rows, token_ids, [one.roll(1, dims=0) for one in features])
 
-            state.observe = shifted  # type: ignore[method-assign]
-            return state
+            drafts.observe = shifted  # type: ignore[method-assign]
+            return drafts
 
     monkeypatch.setattr(served, "DFlashDrafter", LateFeatures)
     values = served.check_served(TARGET, drafter, VALIDATION, CONFIG)

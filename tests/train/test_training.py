@@ -24,7 +24,7 @@ from flashdraft.train.forward import block_hidden, target_features, teacher_hidd
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.simulate import simulate, walk_side_by_side
 from flashdraft.train.trainer import Trainer
-from toys import toy_dflash, toy_target
+from toys import Alone, toy_dflash, toy_target
 
 TARGET = toy_target().requires_grad_(False)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
@@ -203,9 +203,9 @@ def test_a_training_block_equals_the_served_one() -> None:
         drafts = TARGET.logits(hidden).argmax(-1)
         for j in range(16):
             start, anchor = int(blocks.doc_start[0, j]), int(blocks.anchors[0, j])
-            state = DFlashDrafter(drafter, TARGET).begin(256)
+            state = Alone(DFlashDrafter(drafter, TARGET), 256)
             state.observe(rows.token_ids[0, start:anchor].tolist(), features[:, start:anchor])
-            assert state.propose(int(rows.token_ids[0, anchor]), 7) == drafts[0, j, 1:].tolist()
+            assert state.chain(int(rows.token_ids[0, anchor]), 7) == drafts[0, j, 1:].tolist()
 
 
 def train(

@@ -10,7 +10,6 @@ from flashdraft.engine.step_timing import CONTEXT, measure_costs
 from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance, Drafted
 from flashdraft.spec_decode.block_search import Candidate, Others
 from flashdraft.spec_decode.controller import Controller
-from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.tree import DraftTree
@@ -47,10 +46,11 @@ class BlockControl:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         # Only a drafter of whole blocks drafts a token differently when fewer follow it.
-        self.short_log_odds = SHORT_BLOCK_LOG_ODDS if isinstance(drafter, DFlashDrafter) else 0.0
+        self.short_log_odds = SHORT_BLOCK_LOG_ODDS if drafter and drafter.drafts_whole_blocks else 0.0
         self.trusts_drafter = trusts_drafter
         # A hybrid's states follow one path.
-        self.draws_trees = trusts_drafter and not runner.states and isinstance(drafter, DFlashDrafter)
+        can_branch = drafter is not None and drafter.can_branch
+        self.draws_trees = trusts_drafter and not runner.states and can_branch
         self.controller = self._controller(costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0

@@ -1,6 +1,7 @@
 """Many requests at once. ``step`` is the loop of generate.py for a whole batch."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import count, groupby
 from time import perf_counter
 
@@ -50,6 +51,10 @@ class Engine:
         draft_tree: int | None = None,
     ) -> None:
         self.config = config or EngineConfig()
+        if drafter and not drafter.shares_prefix:
+            self.config = replace(
+                self.config, prefix_caching=False
+            )  # what it has not observed it cannot draft from
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated

@@ -19,8 +19,6 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.ops.attention import FirstKeys
 from flashdraft.ops.block_mask import CachedMask
-from flashdraft.spec_decode.batch_drafter import batch_drafter
-from flashdraft.spec_decode.dflash import DFlashBatch
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -63,7 +61,7 @@ class ModelRunner:
     ) -> None:
         self.target = target
         size, num_rows = config.page_size, config.max_running
-        self.drafter = batch_drafter(drafter, num_pages, size, num_rows) if drafter else None
+        self.drafter = drafter.open(num_rows, num_pages, size) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
         # Its states are the engine's, its keys and values tell a shape.
         shown = target.new_cache(config.num_slots, 1)
@@ -106,17 +104,16 @@ class ModelRunner:
         if not requests:
             return {}
         assert self.drafter is not None
-        asked = (
+        drafts = self.drafter.propose(
             [request.draft_row for request in requests],
             [request.anchor for request in requests],
-            [request.block_size for request in requests],
+            [request.draft_shape for request in requests],
         )
-        if not any(request.tree_size for request in requests):
-            return dict(zip(requests, self.drafter.propose(*asked), strict=True))
-        assert isinstance(self.drafter, DFlashBatch)
-        sizes = [max(request.tree_size - 1, 0) for request in requests]
-        trees = zip(requests, self.drafter.propose_trees(*asked, sizes), strict=True)
-        return {request: tree.up_to(request.most_tokens - 1) for request, tree in trees}
+        # No room is taken behind the answer's end; a chain is cut there when its length is known.
+        return {
+            request: draft.up_to(request.most_tokens - 1) if request.tree_size else draft
+            for request, draft in zip(requests, drafts, strict=True)
+        }
 
     def catch_up(self, requests: Sequence[Request]) -> None:
         """Let the drafter take what is committed but not observed, of all ``requests`` in one projection."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.spec_decode.acceptance import Acceptance
+from flashdraft.spec_decode.drafter import DraftShape
 
 
 @dataclass(eq=False)
@@ -89,6 +90,11 @@ class Request:
     def row(self) -> CacheRow:
         """Its row in the target's cache for the next forward."""
         return CacheRow(self.key, self.pages, self.num_committed, self.slot, self.snapshots)
+
+    @property
+    def draft_shape(self) -> DraftShape:
+        """What it asks of the drafter."""
+        return DraftShape(self.block_size - 1, self.tree_size - 1 if self.tree_size > 1 else None)
 
     @property
     def draft_row(self) -> CacheRow:

@@ -10,6 +10,7 @@ import torch
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, power_of_two
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.controller import drafted_blocks
+from flashdraft.spec_decode.drafter import DraftShape
 from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
 from flashdraft.spec_decode.step_costs import Curve, StepCosts
 
@@ -113,7 +114,7 @@ class _Steps:
 
     def draft(self, num_rows: int, block: int) -> None:
         """The drafter's blocks of ``num_rows`` requests."""
-        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [block] * num_rows)
+        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [DraftShape(block - 1)] * num_rows)
 
     def head(self, num_tokens: int) -> None:
         """The target's logits alone."""

@@ -1,7 +1,4 @@
-"""DFlash as a drafter: a whole block from one forward of the network (arXiv 2602.06036, algorithm 1).
-
-One request (DFlashState) or many at once (DFlashBatch): the same two functions of DFlashDrafter.
-"""
+"""DFlash as a drafter: a whole block from one forward of the network (arXiv 2602.06036, algorithm 1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +18,15 @@ from flashdraft.cache.paged_rows import PagedRows, new_rows
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.spec_decode.candidates import Candidates, candidates_of
+from flashdraft.spec_decode.drafter import Drafter, DraftShape
 from flashdraft.spec_decode.tree import DraftTree, num_ranks
 
 
-class DFlashDrafter:
+class DFlashDrafter(Drafter):
     """Drafts with a DFlash network and the target's embedding and head."""
+
+    can_branch = True
+    drafts_whole_blocks = True
 
     def __init__(self, model: DFlashModel, target: TargetModel) -> None:
         self.model = model
@@ -33,9 +34,9 @@ class DFlashDrafter:
         self.feature_layers = model.config.target_layer_ids
         self.max_block_size = model.config.block_size
 
-    def begin(self, max_len: int) -> "DFlashState":
+    def open(self, num_rows: int, num_pages: int, page_size: int) -> "DFlashBatch":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
-        return DFlashState(self, max_len)
+        return DFlashBatch(self, num_pages, page_size, num_rows)
 
     def hidden(
         self,
@@ -76,46 +77,8 @@ class DFlashDrafter:
         return candidates_of(self.model, self.target, hidden, blocks[:, 0], count)
 
 
-class DFlashState:
-    """The draft cache of one request: keys and values of every verified token."""
-
-    def __init__(self, drafter: DFlashDrafter, max_len: int) -> None:
-        self.drafter = drafter
-        # A block is staged after the context even where the request ends within it.
-        self.cache = drafter.model.new_cache(1, max_len + drafter.max_block_size)
-
-    def observe(self, token_ids: list[int], features: Tensor | None) -> None:
-        """Project the features of newly verified tokens once into every layer's keys and values."""
-        assert features is not None
-        start = self.cache.lengths[0]
-        end = start + len(token_ids)
-        positions = torch.arange(start, end, device=features.device).unsqueeze(0)
-        pairs = self.drafter.model.context(features, positions)
-        for layer, (k, v) in zip(self.cache.layers, pairs, strict=True):
-            layer.stage(k, v, positions, end)
-        self.cache.commit(len(token_ids))
-
-    def propose(self, anchor: int, num_draft: int) -> list[int]:
-        """Draft a block; its keys and values are staged, never committed."""
-        return self._candidates(anchor, num_draft, 1).chains([num_draft])[0].token_ids
-
-    def propose_tree(self, anchor: int, num_draft: int, num_tokens: int) -> DraftTree:
-        """The tree of ``num_tokens`` that a block of ``num_draft`` tokens gives, as deep as that at most."""
-        count = num_ranks(num_tokens)
-        return self._candidates(anchor, num_draft, count).trees([num_draft], [num_tokens], count)[0]
-
-    def _candidates(self, anchor: int, num_draft: int, count: int) -> Candidates:
-        start = self.cache.lengths[0]
-        end = start + 1 + num_draft
-        positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        block = self.drafter.blocks([anchor], 1 + num_draft)
-        return self.drafter.candidates(block, positions, end, self.cache.layers, None, count)
-
-
 class DFlashBatch:
     """The draft caches of many requests: pages of their own storage under the target's page tables."""
-
-    shares_prefix = True
 
     def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int, num_rows: int) -> None:
         self.drafter = drafter
@@ -163,22 +126,15 @@ class DFlashBatch:
         self.rows.append(rows, counts, pairs)
 
     def propose(
-        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], shapes: Sequence[DraftShape]
     ) -> list[DraftTree]:
-        """Draft ``block_sizes[i] - 1`` tokens for each row in one forward."""
-        return self._candidates(rows, anchors, block_sizes, 1).chains([size - 1 for size in block_sizes])
-
-    def propose_trees(
-        self,
-        rows: Sequence[CacheRow],
-        anchors: Sequence[int],
-        block_sizes: Sequence[int],
-        sizes: Sequence[int],
-    ) -> list[DraftTree]:
-        """Each row's best tree of ``sizes[i]`` tokens, ``block_sizes[i] - 1`` deep, from one forward; 0: a chain."""
+        """See :class:`flashdraft.spec_decode.drafter.Drafts`: each row's chain or best tree, all from one forward."""
+        depths, sizes = [shape.depth for shape in shapes], [shape.size or 0 for shape in shapes]
+        blocks = [1 + depth for depth in depths]
+        if not any(sizes):
+            return self._candidates(rows, anchors, blocks, 1).chains(depths)
         count = num_ranks(max(sizes))
-        found = self._candidates(rows, anchors, block_sizes, count)
-        return found.trees([size - 1 for size in block_sizes], sizes, count)
+        return self._candidates(rows, anchors, blocks, count).trees(depths, sizes, count)
 
     def _candidates(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int

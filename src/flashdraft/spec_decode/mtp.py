@@ -17,10 +17,11 @@ from flashdraft.models.base import TargetModel
 from flashdraft.models.mtp import MTPModel
 from flashdraft.ops.block_mask import CachedMask
 from flashdraft.spec_decode.candidates import Candidates, likeliest_tokens
+from flashdraft.spec_decode.drafter import Drafter, DraftShape
 from flashdraft.spec_decode.tree import DraftTree
 
 
-class MTPDrafter:
+class MTPDrafter(Drafter):
     """Drafts with an MTP head and the target's embedding and output head."""
 
     def __init__(self, model: MTPModel, target: TargetModel) -> None:
@@ -31,9 +32,9 @@ class MTPDrafter:
         size = target.config.hidden_size
         self.before_text = torch.zeros(1, size, dtype=target.dtype, device=target.device)
 
-    def begin(self, max_len: int) -> "MTPState":
+    def open(self, num_rows: int, num_pages: int, page_size: int) -> "MTPBatch":  # noqa: ARG002
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
-        return MTPState(self, max_len)
+        return MTPBatch(self, num_pages, page_size)
 
     def context(
         self, token_ids: Sequence[int], hidden: Tensor, positions: Tensor
@@ -64,47 +65,11 @@ class MTPDrafter:
         return torch.cat(drafted, dim=1), torch.cat(log_probs, dim=1)
 
 
-class MTPState:
-    """The draft cache of one request, and the target's hidden state of its last verified token."""
-
-    def __init__(self, drafter: MTPDrafter, max_len: int) -> None:
-        self.drafter = drafter
-        # Drafts are staged behind the context even where the request ends within them.
-        self.cache = drafter.model.new_cache(1, max_len + drafter.max_block_size)
-        self.last_hidden = drafter.before_text  # [1, hidden_size]
-
-    def observe(self, token_ids: list[int], features: Tensor | None) -> None:
-        """Take newly verified tokens with the target's final hidden states [1, num_tokens, hidden_size]."""
-        assert features is not None
-        start = self.cache.lengths[0]
-        end = start + len(token_ids)
-        positions = torch.arange(start, end, device=features.device).unsqueeze(0)
-        before = torch.cat((self.last_hidden.unsqueeze(1), features[:, :-1]), dim=1)
-        for layer, (k, v) in zip(
-            self.cache.layers, self.drafter.context(token_ids, before, positions), strict=True
-        ):
-            layer.stage(k, v, positions, end)
-        self.cache.commit(len(token_ids))
-        self.last_hidden = features[:, -1]
-
-    def propose(self, anchor: int, num_draft: int) -> list[int]:
-        """Draft ``num_draft`` tokens, one forward each."""
-        start = self.cache.lengths[0]
-        end = start + num_draft
-        positions = torch.arange(start, end, device=self.drafter.target.device).unsqueeze(0)
-        anchors, [layer] = torch.tensor([anchor], device=positions.device), self.cache.layers
-        drafted, _ = self.drafter.draft(anchors, self.last_hidden, positions, end, layer)
-        chain: list[int] = drafted[0].tolist()
-        return chain
-
-
 class MTPBatch:
     """The draft caches of many requests: pages of their own storage under the target's page tables.
 
     With each full page lies the target's hidden state of its last token: a request that finds its prefix needs it.
     """
-
-    shares_prefix = True
 
     def __init__(self, drafter: MTPDrafter, num_pages: int, page_size: int) -> None:
         self.drafter = drafter
@@ -144,10 +109,10 @@ class MTPBatch:
         self.rows.append(rows, counts, self.drafter.context(every, torch.cat(before).unsqueeze(0), positions))
 
     def propose(
-        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int]
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], shapes: Sequence[DraftShape]
     ) -> list[DraftTree]:
-        """Draft ``block_sizes[i] - 1`` tokens for each row, one forward a token for all rows together."""
-        if (num_draft := max(block_sizes) - 1) < 1:
+        """Draft ``shapes[i].depth`` tokens for each row, one forward a token for all rows together."""
+        if (num_draft := max(shape.depth for shape in shapes)) < 1:
             return [DraftTree() for _ in rows]
         order = self.rows.seat([row.key for row in rows])
         placed = [rows[i] for i in order]
@@ -169,7 +134,7 @@ class MTPBatch:
         ran = self.rows.recorded((*positions.shape, kv_len), work, inputs) if records else work(*inputs)
         places = torch.tensor(order, device=positions.device).argsort()
         token_ids, log_probs = (one[places].unsqueeze(-1) for one in ran)
-        return Candidates(token_ids, log_probs).chains([size - 1 for size in block_sizes])
+        return Candidates(token_ids, log_probs).chains([shape.depth for shape in shapes])
 
     def _keep_page_ends(self, row: CacheRow, hidden: Tensor) -> None:
         size, end = self.cache.page_size, row.start + len(hidden)

@@ -2,18 +2,20 @@
 
 from torch import Tensor
 
+from flashdraft.spec_decode.drafter import DraftShape
+from flashdraft.spec_decode.per_request import PerRequestDrafter
+from flashdraft.spec_decode.tree import DraftTree
 
-class NgramDrafter:
+
+class NgramDrafter(PerRequestDrafter):
     """Needs no network and no features; the baseline every trained drafter has to beat."""
-
-    feature_layers: tuple[int, ...] = ()
 
     def __init__(self, max_block_size: int = 16, max_ngram: int = 3, min_ngram: int = 1) -> None:
         self.max_block_size = max_block_size
         self.ngram_sizes = range(max_ngram, min_ngram - 1, -1)
 
     def begin(self, max_len: int) -> "NgramState":  # noqa: ARG002 - the protocol's argument
-        """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
+        """See :class:`PerRequestDrafter`."""
         return NgramState(self)
 
 
@@ -34,11 +36,11 @@ class NgramState:
                     self.followed_at[tuple(self.token_ids[end - size :])] = end
             self.token_ids.append(token)
 
-    def propose(self, anchor: int, num_draft: int) -> list[int]:
+    def propose(self, anchor: int, shape: DraftShape) -> DraftTree:
         """The continuation of the longest n-gram that ends in ``anchor`` and was seen before; may be empty."""
         recent = [*self.token_ids[-self.sizes.start :], anchor]
         for size in self.sizes:
             start = self.followed_at.get(tuple(recent[-size:])) if len(recent) >= size else None
             if start is not None:
-                return self.token_ids[start : start + num_draft]
-        return []
+                return DraftTree.chain(self.token_ids[start : start + shape.depth])
+        return DraftTree()
