@@ -51,8 +51,7 @@ def generate(
     cache = target.new_cache(1, max_len + tree_size)
     grammar = begin_grammar(params.grammar, tokenizer, target.config.vocab_size, eos_token_ids)
     answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer, grammar)
-    metrics = answer.output.metrics
-    hear = on_round or (lambda _event: None)
+    metrics, hear = answer.output.metrics, on_round or (lambda _event: None)
     started = perf_counter()
     forward = target.forward(ForwardBatch.of_row(prompt, 0, target.device), cache, layers)
     logits = target.logits(forward.hidden[0, 0 if answer.scores_prompt else -1 :])
