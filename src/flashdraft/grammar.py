@@ -241,7 +241,7 @@ class GrammarCompiler:
             import xgrammar
         except ImportError as error:
             raise UsageError(
-                f"structured output needs {error.name}; install it: pip install 'flashdraft[structured]'"
+                f"structured output needs {error.name}; install it: pip install {error.name}"
             ) from None
         ends = sorted(set(eos_token_ids))
         if tokenizer is None or not ends:

