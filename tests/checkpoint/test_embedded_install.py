@@ -1,6 +1,7 @@
 """The embedded pair where it is not installed yet: fetched once, by pip, from where this flashdraft came."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -79,9 +80,7 @@ def test_the_drafters_are_installed_from_where_flashdraft_came(form, monkeypatch
 def test_where_nothing_is_at_hand_the_mend_is_told(url, monkeypatch, asked, tmp_path):
     monkeypatch.setattr(embedded, "DRAFTER_FOLDER", tmp_path / "gone")
     came_from(monkeypatch, url)
-    with pytest.raises(
-        CheckpointError, match="the embedded drafters are not installed; mend: install flashdraft-weights"
-    ):
+    with pytest.raises(CheckpointError, match="drafters are not installed; mend: install flashdraft-weights"):
         embedded_drafter()
     assert asked == []
 
@@ -105,7 +104,12 @@ def test_the_wheel_is_small_and_its_weights_are_a_wheel_of_their_own(tmp_path):
         "-w",
         tmp_path,
     ]
-    for folder in (REPO, WEIGHTS):
+    copy = tmp_path / "copy"  # setuptools leaves its build folder where it builds
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    shutil.copytree(REPO / "src", copy / "src", ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(REPO / name, copy)
+    for folder in (copy, copy / "src/flashdraft/weights"):
         subprocess.run([*command, folder], check=True, capture_output=True)
     [code] = tmp_path.glob("flashdraft-*.whl")
     [weights] = tmp_path.glob("flashdraft_weights-*.whl")

