@@ -150,7 +150,7 @@ def test_embedded_target_gives_transformers_logits(logits_of):
 def test_embedded_end_ids_and_defaults():
     assert eos_token_ids() == (2,)
     assert eos_token_ids(EMBEDDED) == (2,)
-    assert generation_defaults() == {}
+    assert generation_defaults() == {"temperature": 0.2, "top_p": 0.9}
 
 
 def test_embedded_file_is_checked(tmp_path):

@@ -45,7 +45,7 @@ def test_help_does_not_pay_for_torch() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; expected 0 (greedy) or more"),
+        (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; expected 0 (greedy) to 100"),
         (["generate", "hi", "--block-size", "0"], "block_size is 0; expected 1 to 8"),
         (["generate", "hi", "--block-size", "9"], "block_size is 9; expected 1 to 8"),
         (["generate", "  "], "the prompt is empty"),
