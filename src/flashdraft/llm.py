@@ -14,6 +14,7 @@ from flashdraft.checkpoint.embedded import drafts_among_all, served_window
 from flashdraft.checkpoint.load import (
     EMBEDDED,
     OWN_MTP,
+    check_pair,
     eos_token_ids,
     generation_defaults,
     load_drafter,
@@ -26,7 +27,6 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.models.accelerate import accelerate
-from flashdraft.models.finite import check_finite
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
@@ -96,10 +96,11 @@ class LLM:
             raise UsageError(
                 f"quantization {quantization} runs in bfloat16; expected no other dtype, found {dtype}"
             )
+        if isinstance(draft, str):
+            check_pair(model, draft)
         # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
         self.target = load_target(model, dtype="float32" if quantization else dtype, device=device)
         accelerate(self.target, quantization)
-        check_finite(self.target, model)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             own = draft == OWN_MTP

@@ -23,6 +23,7 @@ from flashdraft.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+ARCHITECTURES = ("llama", "gemma3")  # whose fields and tensors are known here: see gguf_models.py
 _MAX_DEPTH, _MAX_DIMS = 4, 4  # ggml's tensors have four dimensions at most
 _SCALARS = {
     GGUFValueType.UINT8: "<B",

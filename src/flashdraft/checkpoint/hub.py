@@ -1,14 +1,11 @@
 """From what the user names to files on this machine: a local path as it is, a hub name by download."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from flashdraft.errors import CheckpointError
 
-CONFIGS = ("*.json", "*.jinja")
-ALL = (*CONFIGS, "*.safetensors")
-_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?(?::([\w.-]+))?")
 _MEND = "download the model elsewhere and give its local folder"
 
 
@@ -23,10 +20,11 @@ def check_exists(path_or_name: str | Path) -> None:
         )
 
 
-def locate(path_or_name: str | Path, wanted: Sequence[str] = ALL) -> Path:
-    """A local file or folder, or the local copy of a hub model's ``wanted`` files.
+def locate(path_or_name: str | Path, weights: bool = True) -> Path:
+    """A local file or folder, or the local copy of a hub model's configs and tokenizer, with its ``weights`` or not.
 
-    ``name@revision``: that branch, tag or commit of the hub model.
+    ``name@revision``: that branch, tag or commit of the hub model. Of a repository of GGUF files one is taken:
+    ``name:Q4_K_M`` says which; it is fetched whole, as it has config and weights in one.
 
     Raises CheckpointError when there is no such path and a hub does not give the model either.
     """
@@ -34,16 +32,9 @@ def locate(path_or_name: str | Path, wanted: Sequence[str] = ALL) -> Path:
     if path.exists():
         return path
     check_exists(path_or_name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+    from flashdraft.checkpoint.hub_files import fetch
 
     hub_name = _HUB_NAME.fullmatch(name)
     assert hub_name
-    try:
-        return Path(snapshot_download(hub_name[1], revision=hub_name[2], allow_patterns=list(wanted)))
-    except (HTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{name!r} is no local path, and no hub gave a model of that name ({reason}); check the name,"
-            f" or {_MEND}"
-        ) from error
+    repo, revision, kind = hub_name.groups()
+    return fetch(repo, revision, kind, weights)

@@ -1,6 +1,6 @@
 """The door: models, tokenizers and drafters from what the user names. Everything behind it is a format."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ from flashdraft.checkpoint.hf_config import (
     folder_generation_defaults,
     read_config,
 )
-from flashdraft.checkpoint.hub import ALL, CONFIGS, locate
+from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
@@ -45,6 +45,7 @@ _GGUF_FORMATS: dict[str, tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, An
 __all__ = [
     "EMBEDDED",
     "OWN_MTP",
+    "check_pair",
     "eos_token_ids",
     "generation_defaults",
     "load_drafter",
@@ -74,6 +75,8 @@ def load_target(
     contradicts itself, UsageError for a dtype or device that is not there.
     """
     where, wanted = check_device(device), check_dtype(dtype)
+    if not Path(path_or_name).exists():
+        outline_target(path_or_name, wanted)  # refuses what its config tells before any weight is fetched
     place = _locate_target(path_or_name)
     with damage_is_told(str(place)):
         config, open_weights = _open_target(place)
@@ -86,7 +89,7 @@ def load_target(
 
 def outline_target(path_or_name: str | Path = EMBEDDED, dtype: str | torch.dtype = "bfloat16") -> TargetModel:
     """A target as :func:`load_target` builds it, without weights: shapes on the meta device, from its config alone."""
-    place = _locate_target(path_or_name, CONFIGS)
+    place = _locate_target(path_or_name, weights=False)
     with damage_is_told(str(place)), torch.device("meta"):
         return build_target(_open_target(place)[0]).to(check_dtype(dtype))
 
@@ -95,7 +98,7 @@ def outline_drafter(
     path_or_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
 ) -> DFlashModel | MTPModel:
     """A drafter as :func:`load_drafter` builds it, without weights: shapes on the meta device."""
-    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
+    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, weights=False)
     with damage_is_told(str(folder)), torch.device("meta"):
         if holds_mtp_head(folder):
             return MTPModel(read_mtp_config(folder, target.config)).to(check_dtype(dtype))
@@ -106,9 +109,23 @@ def outline_own_mtp(
     target_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
 ) -> MTPModel:
     """The head of :func:`load_own_mtp`, without weights: shapes on the meta device."""
-    place = embedded_mtp() if target_name == EMBEDDED else locate(target_name, CONFIGS)
+    place = embedded_mtp() if target_name == EMBEDDED else locate(target_name, weights=False)
     with damage_is_told(str(place)), torch.device("meta"):
         return MTPModel(read_mtp_config(place, target.config)).to(check_dtype(dtype))
+
+
+def check_pair(target: str | Path, draft: str | Path) -> None:
+    """Refuse what the configs of a pair tell, before any weight of either is fetched or read.
+
+    Raises what :func:`load_target`, :func:`load_drafter` and :func:`load_own_mtp` raise.
+    """
+    if (target, draft) in ((EMBEDDED, EMBEDDED), (EMBEDDED, OWN_MTP)):
+        return
+    model = outline_target(target)
+    if draft == OWN_MTP:
+        outline_own_mtp(target, model)
+    else:
+        outline_drafter(draft, model)
 
 
 def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:
@@ -127,7 +144,7 @@ def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:
 
     Raises CheckpointError when there is none or its kind is not supported.
     """
-    place = _locate_target(path_or_name, CONFIGS)
+    place = _locate_target(path_or_name, weights=False)
     with damage_is_told(str(place)):
         return folder_tokenizer(place) if place.is_dir() else gguf_tokenizer(GGUFFile(place))
 
@@ -147,6 +164,8 @@ def load_drafter(
     there.
     """
     where, wanted = check_device(device), check_dtype(dtype)
+    if target is not None and not Path(path_or_name).exists():
+        outline_drafter(path_or_name, target)
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name)
     target_config = None if target is None else target.config
     with damage_is_told(str(folder)):
@@ -196,14 +215,14 @@ def save_drafter(
 
 def training_notes(path_or_name: str | Path) -> dict[str, Any]:
     """What a drafter's config.json tells of its training; empty where it tells nothing."""
-    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, CONFIGS)
+    folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, weights=False)
     notes = read_object(folder / "config.json").get(TRAINING_NOTES)
     return notes if isinstance(notes, dict) else {}
 
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:
     """Every id that ends a text, ascending: what config, generation config and tokenizer say, together."""
-    place = _locate_target(path_or_name, CONFIGS)
+    place = _locate_target(path_or_name, weights=False)
     with damage_is_told(str(place)):
         return folder_eos_token_ids(place) if place.is_dir() else gguf_eos_token_ids(GGUFFile(place))
 
@@ -212,7 +231,7 @@ def generation_defaults(path_or_name: str | Path = EMBEDDED) -> dict[str, Any]:
     """The sampling settings that the model's makers ship, by the names of SamplingParams; may be empty."""
     if path_or_name == EMBEDDED:
         return dict(EMBEDDED_SAMPLING)
-    place = _locate_target(path_or_name, CONFIGS)
+    place = _locate_target(path_or_name, weights=False)
     with damage_is_told(str(place)):
         return folder_generation_defaults(place) if place.is_dir() else {}
 
@@ -242,5 +261,5 @@ def _gguf_format(file: GGUFFile) -> tuple[Callable[[GGUFFile], Any], Callable[[G
     return _GGUF_FORMATS[architecture]
 
 
-def _locate_target(path_or_name: str | Path, wanted: Sequence[str] = ALL) -> Path:
-    return embedded_target() if path_or_name == EMBEDDED else locate(path_or_name, wanted)
+def _locate_target(path_or_name: str | Path, weights: bool = True) -> Path:
+    return embedded_target() if path_or_name == EMBEDDED else locate(path_or_name, weights)

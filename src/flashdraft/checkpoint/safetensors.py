@@ -68,11 +68,16 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return {tensor: check_plain_name(file, str(folder / INDEX)) for tensor, file in weight_map.items()}
 
 
+def shard_names(folder: Path) -> list[str]:
+    """The files that the folder's index names; none without an index."""
+    return sorted(set(_weight_map(folder).values()))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the checkpoint. Raises CheckpointError when one is missing."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    shards = sorted(set(_weight_map(folder).values()))
+    shards = shard_names(folder)
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of {len(shards)} weight shards: {list_some(missing)}; fetch them"

@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from flashdraft.checkpoint.load import (
+    check_pair,
     eos_token_ids,
     load_drafter,
     load_target,
     load_tokenizer,
+    outline_target,
     training_notes,
 )
 from flashdraft.data.loader import PackedRows, pack
@@ -122,6 +124,11 @@ def examine(
     draft, or the server tells of no drafts.
     """
     served = None if url is None else read_served(url)
+    outline_target(target)
+    try:
+        check_pair(target, draft)
+    except CheckpointError as error:
+        return Examination(UNUSABLE, [str(error)])
     model, tokenizer = load_target(target, dtype, device), load_tokenizer(target)
     try:
         drafter = load_drafter(draft, model, dtype, device)

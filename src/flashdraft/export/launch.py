@@ -7,7 +7,7 @@ from typing import Any
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hf_config import read_config
-from flashdraft.checkpoint.hub import CONFIGS, locate
+from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.speculators import MARK
 from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.zlab import read_drafter_config
@@ -66,8 +66,8 @@ def read_pair(target: str, draft: str) -> Pair:
             f"{target} is a GGUF file; expected a Hugging Face folder or a hub name: write one with"
             f" flashdraft convert --model {target} --to hf --out FOLDER"
         )
-    target_config = read_config(locate(target, CONFIGS)).get_text_config()
-    folder = embedded_drafter() if draft == EMBEDDED else locate(draft, CONFIGS)
+    target_config = read_config(locate(target, weights=False)).get_text_config()
+    folder = embedded_drafter() if draft == EMBEDDED else locate(draft, weights=False)
     drafter = read_drafter_config(folder, target_config)
     name = str(folder) if draft == EMBEDDED else draft
     if drafter.borrows_head:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from flashdraft.checkpoint.load import (
+    check_pair,
     eos_token_ids,
     load_target,
     load_tokenizer,
@@ -93,6 +94,7 @@ def tune_drafter(
     started = time.perf_counter()
     if (folder / "tune.json").exists():
         raise UsageError(f"{folder} holds a tuning already; give another --out")
+    check_pair(target_name, draft)
     found = read_requests(requests, load_tokenizer(target_name), eos_token_ids(target_name))
     made = _answered([*found.unanswered, *others], target_name, draft, folder, config, device, dtype)
     training, held_back = divide(found.answered + made.pop(REQUESTS, []), config)
