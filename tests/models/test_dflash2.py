@@ -116,3 +116,26 @@ def test_scaled_embeddings_and_capped_logits() -> None:
     plain = toy_dflash2(TARGET)
     args = torch.arange(4, 12).unsqueeze(0), 12, state.layers(8)
     assert torch.equal(model.served(block, *args), plain.served(2 * block, *args))
+
+
+@torch.no_grad()
+def test_codebooks_that_are_projections_of_the_head() -> None:
+    drafter = toy_dflash2(TARGET, selector_projects_head=True)
+    projected = drafter.candidate_selector
+    assert projected is not None
+    hidden = torch.randn(3, 7, 48, generator=torch.Generator().manual_seed(0))
+    at_first = candidates_of(drafter, TARGET, hidden, torch.arange(3), 1).walk().token_ids
+    assert torch.equal(at_first, likeliest_tokens(drafter, TARGET, hidden, 1)[0])
+    torch.nn.init.normal_(projected.successor_projection)
+    tables = toy_dflash2(TARGET)
+    assert tables.candidate_selector is not None
+    predecessors, successors = projected.codebooks(TARGET.head_weight())
+    tables.candidate_selector.predecessor_codebook.copy_(predecessors)
+    tables.candidate_selector.successor_codebook.copy_(successors)
+    tables.candidate_selector.hidden_projection.load_state_dict(projected.hidden_projection.state_dict())
+    for _ in range(2):
+        ours = candidates_of(drafter, TARGET, hidden, torch.arange(3), 1).walk()
+        theirs = candidates_of(tables, TARGET, hidden, torch.arange(3), 1).walk()
+        assert torch.equal(ours.token_ids, theirs.token_ids)
+        assert (ours.token_ids != at_first).any()
+        projected.freeze(TARGET.head_weight())

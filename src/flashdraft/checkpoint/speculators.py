@@ -14,7 +14,7 @@ from flashdraft.models.dflash_config import DFLASH, DFLASH2
 MARK = "speculators_model_type"
 _IDS = "aux_hidden_state_layer_ids"
 _HEADS = {"conv_kernel_size": 2, "conv_group_size": 16, "selector_rank": 256, "selector_top_k": 16}
-_SCALES = ("output_multiplier", "final_logit_softcapping", "input_embedding_scale")
+_UNKNOWN = ("selector_projects_head", "output_multiplier", "final_logit_softcapping", "input_embedding_scale")
 _OF_A_LAYER = (
     "attention_bias",
     "attention_dropout",
@@ -95,7 +95,7 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
             f"the drafter has conv_kernel_size {inner['conv_kernel_size']} and selector_rank {inner['selector_rank']};"
             " expected both above 0, as in every dflash2 of speculators: stay with z-lab's format"
         )
-    if scaled := [name for name in _SCALES if name in inner]:
+    if scaled := [name for name in _UNKNOWN if name in inner]:
         raise CheckpointError(
             f"the drafter has {', '.join(scaled)}; expected a drafter without them, as every one of speculators: stay"
             " with z-lab's format"

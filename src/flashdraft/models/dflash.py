@@ -66,7 +66,7 @@ class DFlashModel(nn.Module):
         self.candidate_selector: CandidateSelector | None = None
         if config.selector_rank:
             sizes = config.hidden_size, config.vocab_size, config.selector_rank
-            self.candidate_selector = CandidateSelector(*sizes)
+            self.candidate_selector = CandidateSelector(*sizes, config.selector_projects_head)
         self.lm_head: nn.Linear | None = None
         self._borrowed: Tensor | None = None
         self._tokens: Tensor | None = None  # the draft vocabulary, once it was asked for
@@ -218,7 +218,10 @@ class DFlashModel(nn.Module):
         )
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
-        """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms; convolutions are the identity."""
+        """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms; DFlash 2's parts change nothing.
+
+        But for a selector with codebooks of its own, which is random.
+        """
         for module in self.modules():
             if isinstance(module, BlockConv):
                 module.init_weights()
@@ -227,6 +230,8 @@ class DFlashModel(nn.Module):
                 continue
             if name.endswith("norm.weight"):
                 nn.init.ones_(parameter)
+            elif name.endswith("successor_projection"):
+                nn.init.zeros_(parameter)
             elif parameter.dim() > 1:
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:

@@ -52,20 +52,40 @@ class BlockConv(nn.Module):
 class CandidateSelector(nn.Module):
     """Scores of a slot's candidates by the token before it: ``<A[before] * W h, B[candidate]>``.
 
-    The codebooks A and B have a row for each token of the target's vocabulary.
+    The codebooks A and B have a row for each token of the target's vocabulary. With ``projects_head`` they are two
+    projections of the target's head, which says what a token is like: a hundredth of the weights, and what is learned
+    of one token holds for those like it. It scores nothing before it is trained.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int, rank: int) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, rank: int, projects_head: bool = False) -> None:
         super().__init__()
-        self.predecessor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
-        self.successor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.projects_head = projects_head
+        if projects_head:
+            self.predecessor_projection = nn.Parameter(torch.zeros(rank, hidden_size))
+            self.successor_projection = nn.Parameter(torch.zeros(rank, hidden_size))
+        else:
+            self.predecessor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
+            self.successor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
         self.hidden_projection = nn.Linear(hidden_size, rank, bias=False)
+        self._frozen: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, hidden: Tensor, before: Tensor, candidates: Tensor) -> Tensor:
+    def codebooks(self, head: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B, [vocab_size, rank] both, beside the target's ``head`` [vocab_size, hidden_size]."""
+        if not self.projects_head:
+            return self.predecessor_codebook, self.successor_codebook
+        return self._frozen or (head @ self.predecessor_projection.T, head @ self.successor_projection.T)
+
+    def freeze(self, head: Tensor) -> None:
+        """Keep the codebooks: the weights do not change any more."""
+        with torch.no_grad():
+            self._frozen = self.codebooks(head)
+
+    def forward(self, hidden: Tensor, before: Tensor, candidates: Tensor, head: Tensor) -> Tensor:
         """float32 [..., num_before, num_candidates] of ``hidden`` [..., hidden_size].
 
-        ``before`` [..., num_before] and ``candidates`` [..., num_candidates] are token ids.
+        ``before`` [..., num_before] and ``candidates`` [..., num_candidates] are token ids, ``head`` the target's.
         """
-        asked = self.predecessor_codebook[before] * self.hidden_projection(hidden).unsqueeze(-2)
-        scores: Tensor = asked @ self.successor_codebook[candidates].mT
+        predecessors, successors = self.codebooks(head)
+        asked = predecessors[before] * self.hidden_projection(hidden).unsqueeze(-2)
+        scores: Tensor = asked @ successors[candidates].mT
         return scores.float()

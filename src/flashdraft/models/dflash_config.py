@@ -15,6 +15,7 @@ _OF_DFLASH2 = (
     "conv_group_size",
     "selector_rank",
     "selector_top_k",
+    "selector_projects_head",
     "output_multiplier",
     "final_logit_softcapping",
     "input_embedding_scale",
@@ -69,6 +70,7 @@ class DFlashConfig:
     conv_group_size: int = 16  # channels that share what a convolution makes of its input
     selector_rank: int = 0  # of DFlash 2's candidate selector; 0: it has none
     selector_top_k: int = 16  # candidates of a slot
+    selector_projects_head: bool = False  # its codebooks are projections of the target's head
     output_multiplier: float = 1.0  # of the head's outputs
     final_logit_softcapping: float = 0.0  # then capped to this by tanh; 0: not
     input_embedding_scale: float = 1.0  # of the block's embeddings

@@ -91,7 +91,7 @@ def candidates_of(
     token_ids, log_probs = likeliest_tokens(model, target, hidden, model.config.selector_top_k)
     before_first = anchors[:, None, None].expand(-1, 1, token_ids.shape[-1])
     before = torch.cat((before_first, token_ids[:, :-1]), 1)
-    return Candidates(token_ids, log_probs, selector(hidden, before, token_ids))
+    return Candidates(token_ids, log_probs, selector(hidden, before, token_ids, target.head_weight()))
 
 
 def likeliest_tokens(

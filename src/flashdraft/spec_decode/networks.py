@@ -31,5 +31,7 @@ def drafter_of(
     if isinstance(network, DFlashModel):
         if among_all:
             network.config = network.config.among_all()
+        if network.candidate_selector:
+            network.candidate_selector.freeze(target.head_weight())
         accelerate(network, quantization, network.head_rows(target.head_weight()))
     return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)

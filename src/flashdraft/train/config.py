@@ -27,6 +27,9 @@ class TrainConfig:
     conv_group_size: int = _described(16, "DFlash 2: channels that share a kernel of its convolutions.")
     selector_rank: int = _described(64, "DFlash 2: rank of its candidate selector; 0: none.")
     selector_top_k: int = _described(16, "DFlash 2: candidates of a slot.")
+    selector_projects_head: bool = _described(
+        False, "DFlash 2: its codebooks are projections of the target's head, not tables of their own."
+    )
     selector_loss: float = _described(1.0, "DFlash 2: weight of the selector's loss.")
     selector_missing: str = _described(
         "inject",

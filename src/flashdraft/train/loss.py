@@ -126,7 +126,7 @@ def selector_loss(
     ids[:, -1] = torch.where(has_label, ids[:, -1], labels)
     place = torch.where(has_label, is_label.int().argmax(1), count - 1)
     alone = torch.bmm(head[ids], hidden.unsqueeze(2)).squeeze(2).float()
-    scores = alone + selector(hidden, before.unsqueeze(1), ids).squeeze(1)
+    scores = alone + selector(hidden, before.unsqueeze(1), ids, head).squeeze(1)
     weights = torch.ones_like(place) if counts is None else counts
     if skips_missing:
         weights = weights * has_label

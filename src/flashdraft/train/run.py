@@ -182,7 +182,12 @@ def with_dflash2(drafter: DFlashModel, config: TrainConfig) -> DFlashModel:
     if not shape.conv_kernel_size:
         shape = replace(shape, conv_kernel_size=NUM_TAPS, conv_group_size=config.conv_group_size)
     if not shape.selector_rank:
-        shape = replace(shape, selector_rank=config.selector_rank, selector_top_k=config.selector_top_k)
+        shape = replace(
+            shape,
+            selector_rank=config.selector_rank,
+            selector_top_k=config.selector_top_k,
+            selector_projects_head=config.selector_projects_head and config.selector_rank > 0,
+        )
     weight = drafter.fc.weight
     grown = DFlashModel(shape)
     grown.init_weights(torch.Generator().manual_seed(config.seed))
@@ -292,6 +297,7 @@ def _dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> D
         conv_group_size=config.conv_group_size,
         selector_rank=config.selector_rank if is_dflash2 else 0,
         selector_top_k=config.selector_top_k,
+        selector_projects_head=is_dflash2 and config.selector_projects_head,
         is_causal=False if is_dflash2 else None,
         hidden_size=theirs.hidden_size,
         intermediate_size=config.intermediate_size or _dense_width(theirs),
