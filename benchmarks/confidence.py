@@ -19,14 +19,14 @@ import numpy as np
 
 from flashdraft.bench.closed_loop import answer_all
 from flashdraft.bench.config import BenchConfig
+from flashdraft.control.acceptance import Acceptance, Drafted, confidence
+from flashdraft.control.step_costs import Array
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.acceptance import Acceptance, Drafted, confidence
-from flashdraft.spec_decode.step_costs import Array
 from flashdraft.spec_decode.tree import DraftTree
 
 LAGS = (1, 2, 4, 8, 16)

@@ -3,7 +3,7 @@
     python benchmarks/short_blocks.py --limit 1 --out benchmarks/results/short_blocks.json
 
 Teacher-forced on the greedy answers of benchmarks/results/acceptance.jsonl, a block at every token of each answer.
-The controller starts from this (spec_decode/acceptance.py) and learns the rest from its own rounds.
+The controller starts from this (control/acceptance.py) and learns the rest from its own rounds.
 """
 
 import argparse

@@ -22,6 +22,7 @@ from flashdraft.checkpoint.load import (
     load_target,
     load_tokenizer,
 )
+from flashdraft.control.explain import explain
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
@@ -30,7 +31,6 @@ from flashdraft.models.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.explain import explain
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.networks import drafter_of
 

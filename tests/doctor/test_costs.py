@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from command_line import run_command
+from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.data.prompts import Prompt
 from flashdraft.doctor.costs import CONCURRENCIES, judge_costs
 from flashdraft.doctor.examine import Examination, compare_served, prompt_readings
@@ -15,7 +16,6 @@ from flashdraft.engine.types import EngineStats, StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.server.metrics import ServerMetrics
 from flashdraft.spec_decode.metrics import RequestMetrics
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from tiny_pair import byte_tokenizer, save_tiny_pair
 
 SHARES = (0.8, 0.5, 0.2, 0.0, 0.0, 0.0, 0.0)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import UsageError
@@ -11,7 +12,6 @@ from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from toys import ScriptedDrafter, toy_dflash, toy_target
 
 PROMPT = [5, 3, 8]

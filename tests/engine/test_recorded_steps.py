@@ -12,6 +12,8 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache import paged_kv_cache
 from flashdraft.cache.dense_source import block_masks
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
+from flashdraft.control.recorded_costs import RecordedCosts
+from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import measure_costs
@@ -21,8 +23,6 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.mtp import MTPDrafter
-from flashdraft.spec_decode.recorded_costs import RecordedCosts
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from toys import toy_dflash, toy_mtp, toy_target
 
 VOCAB = 11  # random drafts are right now and then

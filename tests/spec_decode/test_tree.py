@@ -12,6 +12,7 @@ from transformers import Gemma3TextConfig, Qwen3_5TextConfig, Qwen3Config
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.cache.paged_rows import new_rows
+from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import UsageError
@@ -22,7 +23,6 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
 from tiny_pair import byte_tokenizer
 from toys import llama_config, toy_dflash, toy_target

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from flashdraft.bench.closed_loop import answer_all
+from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import measure_costs
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.step_costs import StepCosts
 
 _HOST_TOKENS = 16
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.step_costs import StepCosts
 
 CONCURRENCIES = (1, 2, 4, 8)
 

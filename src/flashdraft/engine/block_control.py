@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from flashdraft.control.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance, Drafted
+from flashdraft.control.block_search import Candidate, Others
+from flashdraft.control.controller import Controller
+from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.request import Request
 from flashdraft.engine.step_timing import CONTEXT, measure_costs
-from flashdraft.spec_decode.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance, Drafted
-from flashdraft.spec_decode.block_search import Candidate, Others
-from flashdraft.spec_decode.controller import Controller
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens

@@ -9,6 +9,7 @@ import torch
 
 from flashdraft.admission import AUTO, BlockSize, check_block_size, check_request, check_tree
 from flashdraft.answer import Answer
+from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.block_control import BlockControl, StepSeconds
 from flashdraft.engine.model_runner import ModelRunner, Verified
@@ -22,7 +23,6 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
-from flashdraft.spec_decode.step_costs import StepCosts
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
-from flashdraft.spec_decode.acceptance import Acceptance
+from flashdraft.control.acceptance import Acceptance
 from flashdraft.spec_decode.drafter import DraftShape
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, power_of_two
+from flashdraft.control.controller import drafted_blocks
+from flashdraft.control.recorded_costs import RecordedCosts, ShapeTable
+from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.model_runner import ModelRunner
-from flashdraft.spec_decode.controller import drafted_blocks
 from flashdraft.spec_decode.drafter import DraftShape
-from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
 
 CONTEXT = 128  # tokens behind a measured step
 _LONG_CONTEXT = 4096  # and behind the two that tell what context costs

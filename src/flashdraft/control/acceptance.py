@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashdraft.spec_decode.step_costs import Array
+from flashdraft.control.step_costs import Array
 from flashdraft.spec_decode.tree import DraftTree
 
 # What a verified token may cost, in tokens that the step could bring in its time. 0: what is there, whatever it costs.

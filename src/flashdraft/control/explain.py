@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from flashdraft.spec_decode.controller import Controller
+from flashdraft.control.controller import Controller
+from flashdraft.control.step_costs import StepCosts
 from flashdraft.spec_decode.metrics import RequestMetrics
-from flashdraft.spec_decode.step_costs import StepCosts
 
 
 def explain(controller: Controller | None, metrics: RequestMetrics) -> str:

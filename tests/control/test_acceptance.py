@@ -7,7 +7,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted, confidence
+from flashdraft.control.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted, confidence
 from flashdraft.spec_decode.tree import DraftTree
 
 

@@ -7,12 +7,12 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import PRICES, Acceptance, Drafted
-from flashdraft.spec_decode.block_search import _TAKEN_FOR, Candidate, Others, Plan
-from flashdraft.spec_decode.controller import _KEPT_PROMISE, Controller
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
+from flashdraft.control.acceptance import PRICES, Acceptance, Drafted
+from flashdraft.control.block_search import _TAKEN_FOR, Candidate, Others, Plan
+from flashdraft.control.controller import _KEPT_PROMISE, Controller
+from flashdraft.control.step_costs import Curve, StepCosts
+from flashdraft.control.verified_lengths import padded_lengths, ragged_lengths
 from flashdraft.spec_decode.tree import DraftTree
-from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
 
 BLOCK = 16
 FREE, STEEP = 1e-4, 1.0  # seconds that one more token takes

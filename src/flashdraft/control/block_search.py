@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flashdraft.spec_decode.acceptance import Acceptance, AcceptanceModel, mean_survival
-from flashdraft.spec_decode.step_costs import Array, StepCosts
+from flashdraft.control.acceptance import Acceptance, AcceptanceModel, mean_survival
+from flashdraft.control.step_costs import Array, StepCosts
 
 Places = NDArray[np.intp]
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from flashdraft.spec_decode.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted
-from flashdraft.spec_decode.block_search import (
+from flashdraft.control.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted
+from flashdraft.control.block_search import (
     Candidate,
     Others,
     PaddedSearch,
@@ -21,8 +21,8 @@ from flashdraft.spec_decode.block_search import (
     Search,
     verified_token_s,
 )
-from flashdraft.spec_decode.step_costs import StepCosts
-from flashdraft.spec_decode.verified_lengths import padded_lengths, ragged_lengths
+from flashdraft.control.step_costs import StepCosts
+from flashdraft.control.verified_lengths import padded_lengths, ragged_lengths
 
 _PROBE_SHARE = 0.003  # of the time may go into finding out whether drafting has come to pay
 # Of several requests those draft that promise most, and luck is part of a promise (docs/log.md): what is thought at

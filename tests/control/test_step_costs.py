@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashdraft.spec_decode.step_costs import Curve, StepCosts
+from flashdraft.control.step_costs import Curve, StepCosts
 
 
 def made_up_costs(token_s: float, draft_s: float = 0.1, fixed_s: float = 1.0) -> StepCosts:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flashdraft.spec_decode.step_costs import Array, Curve, StepCosts
+from flashdraft.control.step_costs import Array, Curve, StepCosts
 
 Places = NDArray[np.intp]
 

@@ -6,10 +6,10 @@ from math import log
 import numpy as np
 import pytest
 
-from flashdraft.spec_decode.acceptance import Acceptance, Drafted
-from flashdraft.spec_decode.block_search import Candidate, Others
-from flashdraft.spec_decode.controller import _MOST_KEPT, Controller
-from flashdraft.spec_decode.recorded_costs import RecordedCosts, ShapeTable
+from flashdraft.control.acceptance import Acceptance, Drafted
+from flashdraft.control.block_search import Candidate, Others
+from flashdraft.control.controller import _MOST_KEPT, Controller
+from flashdraft.control.recorded_costs import RecordedCosts, ShapeTable
 from flashdraft.spec_decode.tree import DraftTree
 
 ROWS, WIDTHS, BLOCKS, KEYS = (1, 2, 4), (1, 2, 4, 8), (2, 4, 8), (256, 1024)
