@@ -42,6 +42,11 @@ HERMES_ARGUMENTS = {"city": 'a}b"</tool_call>', "days": 2}
 NOW = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
 TURNED = '<tool_call>{"arguments": {"days": 1}, "name": "get_weather"}</tool_call>'
 
+
+def call_of(arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+
+
 Calls = list[tuple[str, Any]]
 SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
     ("just words", "none", "", "just words", []),
@@ -66,10 +71,46 @@ SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
     ("<tool_call>{no json}</tool_call> x", "none", "", "<tool_call>{no json}</tool_call> x", []),
     ("a <tool_call>\n<function=nobody>\n", "none", "", "a <tool_call>\n<function=nobody>\n", []),
     (f"b <tool_call>{XML}", "none", "", "b <tool_call>", [("get_weather", XML_ARGUMENTS)]),
-    (XML[:-20], "none", "", XML[:-20], []),
+    (XML[:-20], "none", "", "", [("get_weather", XML_ARGUMENTS)]),
     (HERMES[:50] + NOW, "none", "", HERMES[:50], [("now", {})]),
     (HERMES.replace("2}", "2]"), "none", "", HERMES.replace("2}", "2]"), []),
     (XML.replace("</function>", "oops"), "none", "", XML.replace("</function>", "oops"), []),
+    # What models forget and write otherwise.
+    (f"hm\n{XML}", "open", "hm", "", [("get_weather", XML_ARGUMENTS)]),
+    (f"hm\n{HERMES}\nso\n</think>\n\nok", "open", "hmso", "ok", [("get_weather", HERMES_ARGUMENTS)]),
+    (f"<think>hm {NOW}", "possible", "hm", "", [("now", {})]),
+    ("a <tool_call> b </think> c", "open", "a <tool_call> b", "c", []),
+    (HERMES.removesuffix("\n</tool_call>"), "none", "", "", [("get_weather", HERMES_ARGUMENTS)]),
+    (HERMES.removesuffix("}\n</tool_call>"), "none", "", "", [("get_weather", HERMES_ARGUMENTS)]),
+    (XML.removesuffix("\n</tool_call>") + "\nso", "none", "", "so", [("get_weather", XML_ARGUMENTS)]),
+    (XML.removeprefix("<tool_call>\n"), "none", "", "", [("get_weather", XML_ARGUMENTS)]),
+    (f"I ask {XML[12:-13]} <function=x>", "none", "", "I ask<function=x>", [("get_weather", XML_ARGUMENTS)]),
+    (
+        XML.replace("\n</parameter>\n<parameter=days", "\n<parameter=days"),
+        "none",
+        "",
+        "",
+        [("get_weather", XML_ARGUMENTS)],
+    ),
+    (
+        XML.replace("\n</parameter>\n</function>", "\n</function>"),
+        "none",
+        "",
+        "",
+        [("get_weather", XML_ARGUMENTS)],
+    ),
+    (HERMES.replace("arguments", "parameters"), "none", "", "", [("get_weather", HERMES_ARGUMENTS)]),
+    (call_of('"{\\"days\\": 2}"'), "none", "", "", [("get_weather", {"days": 2})]),
+    (call_of("null"), "none", "", "", [("get_weather", {})]),
+    ("<tool_call>{'name': 'now', 'arguments': {}}</tool_call>", "none", "", "", [("now", {})]),
+    (
+        '<tool_call>{"type": "function", "function": {"name": "now"}}</tool_call>',
+        "none",
+        "",
+        "",
+        [("now", {})],
+    ),
+    (call_of("[1]"), "none", "", call_of("[1]"), []),
 ]
 
 
@@ -106,7 +147,7 @@ def test_an_answer_comes_apart_the_same_however_it_is_cut(
         reader = PartsReader(thinking, TOOLS)
         assert list(added_up([*map(reader.push, pieces), reader.flush()])) == expected
         assert reader.num_whole_calls == len(expected[2])
-    parts, calls = read_whole(text, thinking, TOOLS)
+    parts, calls, _ = read_whole(text, thinking, TOOLS)
     whole = [parts.reasoning, parts.content, [(call.name, json.loads(call.arguments)) for call in calls]]
     assert whole == expected
 

@@ -188,17 +188,43 @@ def test_a_call_can_be_forced(llm: LLM, template: str) -> None:
         assert calls[0][0] in ("weather", "now")
 
 
-def test_a_call_that_is_cut_off_is_words(client: openai.OpenAI) -> None:
-    asked: Any = {
-        "model": MODEL,
-        "messages": MESSAGES,
-        "tools": [WEATHER],
-        "max_tokens": 60,
-        "temperature": 0,
-    }
-    choice = client.chat.completions.create(**asked, extra_body=script(CALL) | NO_THOUGHTS).choices[0]
-    assert (choice.message.content, choice.finish_reason) == (CALL[:60], "length")
-    assert not choice.message.tool_calls
+@pytest.mark.parametrize("strict", [False, True])
+def test_tools_beside_a_schema_give_a_call_or_the_schema(client: openai.OpenAI, strict: bool) -> None:
+    tool = {"type": "function", "function": WEATHER["function"] | {"strict": strict}}
+    schema = {"name": "n", "schema": {"enum": ["p", "q"]}, "strict": True}
+    asked: Any = {"tools": [tool], "response_format": {"type": "json_schema", "json_schema": schema}}
+    kinds = set()
+    for bias in ({"27": 9, "1": -9}, {"27": -9, "1": 9}):  # < and "
+        _, words, calls, reason = ask(client, **asked, extra_body=NO_THOUGHTS, logit_bias=bias)
+        kinds.add(reason)
+        assert (reason == "tool_calls") == bool(calls) == (not words)
+        assert calls or words in ('"p"', '"q"')
+    assert kinds == {"stop", "tool_calls"}
+    _, words, calls, _ = ask(client, **asked, tool_choice="required", extra_body=NO_THOUGHTS)
+    assert calls
+    assert not words
+
+
+def test_some_tools_may_be_allowed(client: openai.OpenAI) -> None:
+    only = {"type": "function", "function": {"name": "now"}}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [only]}}
+    asked: Any = {"tools": [WEATHER, NOW], "extra_body": NO_THOUGHTS, "max_tokens": 1000}
+    _, _, calls, _ = ask(client, tool_choice=choice, parallel_tool_calls=False, **asked)
+    assert calls == [("now", {})]
+
+
+def test_a_call_that_is_cut_off_is_told_as_far_as_it_came(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": MESSAGES, "tools": [WEATHER], "temperature": 0}
+    asked |= {"max_tokens": CALL.index("days>"), "extra_body": script(CALL) | NO_THOUGHTS}
+    choice = client.chat.completions.create(**asked).choices[0]
+    [call] = choice.message.tool_calls
+    told = '{"city": "Rome"'
+    assert (call.function.arguments, choice.message.content, choice.finish_reason) == (told, None, "length")
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+    calls = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+    assert "".join(call.function.arguments for call in calls) == told
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == ""
+    assert chunks[-1].finish_reason == "length"
 
 
 def test_a_conversation_with_calls_goes_through_the_template(client: openai.OpenAI, qwen: Running) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flashdraft.server.tool_calls import BEGIN, CallNews, CallReader, Tools, start_len
+from flashdraft.server.tool_calls import BEGIN, FUNCTION, CallNews, CallReader, Tools, start_len
 
 THINK, END_THINK = "<think>", "</think>"
 Thinking = Literal["open", "possible", "none"]
@@ -39,8 +39,8 @@ class Call:
 class PartsReader:
     """Reads one answer. The sum of its news does not depend on where the text was cut into pieces.
 
-    White space at the borders belongs to nobody: around thoughts, before calls and between them.
-    ``tools``: None: the text is not searched for calls.
+    White space at the borders belongs to nobody: around thoughts, before calls and between them. A call in thoughts
+    that were not closed is a call. ``tools``: None: the text is not searched for calls.
     """
 
     def __init__(self, thinking: Thinking, tools: Tools | None = None) -> None:
@@ -52,6 +52,7 @@ class PartsReader:
         self._num_calls = 0
         self.num_whole_calls = 0
         self._call: CallReader | None = None
+        self._around = ""  # the state that the call stands in
 
     def push(self, text: str) -> Parts:
         """Take more text."""
@@ -61,11 +62,11 @@ class PartsReader:
             pass
         return parts
 
-    def flush(self) -> Parts:
-        """The answer is over: what was held back."""
+    def flush(self, is_cut: bool = False) -> Parts:
+        """The answer is over; ``is_cut``: by its length. What was held back."""
         parts = Parts()
         while self._call:
-            self._leave(*self._call.give_up(), parts)
+            self._leave(*self._call.flush(is_cut), parts)
             while self._step(parts):
                 pass
         if self._state == "think":
@@ -101,27 +102,48 @@ class PartsReader:
         return True
 
     def _read_thoughts(self, parts: Parts) -> bool:
+        if self._read_until_call(parts, END_THINK):
+            return True
         thought, end, rest = self._held.partition(END_THINK)
         if end:
             parts.reasoning += thought.rstrip()
             self._held, self._state, self._trims = rest, "content", True
             return True
-        parts.reasoning += self._release(END_THINK)
+        parts.reasoning += self._release(END_THINK, *self._openers)
         return False
 
     def _read_content(self, parts: Parts) -> bool:
         if self._tools is None:
             parts.content, self._held = parts.content + self._held, ""
             return False
-        said, begin, rest = self._held.partition(BEGIN)
-        if begin:
-            parts.content += said.rstrip()
-            self._held, self._state = rest, "call"
-            self._gap = said[len(said.rstrip()) :]
-            self._call = CallReader(self._num_calls, self._tools)
+        if self._read_until_call(parts):
             return True
-        parts.content += self._release(BEGIN)
+        parts.content += self._release(*self._openers)
         return False
+
+    @property
+    def _openers(self) -> tuple[str, ...]:
+        return () if self._tools is None else (BEGIN, FUNCTION)
+
+    def _read_until_call(self, parts: Parts, end: str = "") -> bool:
+        """Begin a call, if one stands before ``end``."""
+        found = [(at, one) for one in self._openers if (at := self._held.find(one)) >= 0]
+        at, opener = min(found, default=(len(self._held), ""))
+        if not opener or (end and end in self._held[:at]):
+            return False
+        assert self._tools is not None
+        said, self._held = self._held[:at], self._held[at + len(opener) :]
+        self._say(said.rstrip(), parts)
+        self._gap = said[len(said.rstrip()) :]
+        self._call = CallReader(self._num_calls, self._tools, opener)
+        self._around, self._state = self._state, "call"
+        return True
+
+    def _say(self, text: str, parts: Parts) -> None:
+        if (self._around if self._state == "call" else self._state) == "think":
+            parts.reasoning += text
+        else:
+            parts.content += text
 
     def _read_call(self, parts: Parts) -> bool:
         assert self._call is not None
@@ -130,29 +152,33 @@ class PartsReader:
 
     def _leave(self, news: list[CallNews], rest: str, parts: Parts) -> None:
         """Note what the call said; when it is over, go on with ``rest``."""
+        assert self._call is not None
         self._held = rest
         parts.calls += news
+        opener = self._call.opener
         for one in news:
             self._num_calls += one.kind == "name"
             if one.kind == "broken":
-                parts.content += self._gap + BEGIN
-                self._call, self._state = None, "content"
-            elif one.kind == "end":
-                self.num_whole_calls += 1
-                self._call, self._state, self._trims = None, "content", True
+                self._say(self._gap + opener, parts)
+                self._call, self._state = None, self._around
+            elif one.kind in ("end", "cut"):
+                self.num_whole_calls += one.kind == "end"
+                self._call, self._state, self._trims = None, self._around, True
 
-    def _release(self, marker: str) -> str:
-        """What can neither be the start of ``marker`` nor white space before it."""
-        keep = start_len(self._held, marker)
+    def _release(self, *markers: str) -> str:
+        """What can neither be the start of a marker nor white space before it."""
+        keep = max(start_len(self._held, marker) for marker in markers)
         ready = self._held[: len(self._held) - keep].rstrip()
         self._held = self._held[len(ready) :]
         return ready
 
 
-def read_whole(text: str, thinking: Thinking, tools: Tools | None) -> tuple[Parts, list[Call]]:
-    """A finished answer: its parts, and its calls that are whole."""
+def read_whole(
+    text: str, thinking: Thinking, tools: Tools | None, is_cut: bool = False
+) -> tuple[Parts, list[Call], int]:
+    """A finished answer: its parts, its calls, and how many of these are whole (all but one cut by the length)."""
     reader = PartsReader(thinking, tools)
-    parts, rest = reader.push(text), reader.flush()
+    parts, rest = reader.push(text), reader.flush(is_cut)
     calls: dict[int, Call] = {}
     for one in [*parts.calls, *rest.calls]:
         if one.kind == "name":
@@ -162,7 +188,7 @@ def read_whole(text: str, thinking: Thinking, tools: Tools | None) -> tuple[Part
         elif one.kind == "broken":
             calls.pop(one.index, None)
     whole = Parts(parts.reasoning + rest.reasoning, parts.content + rest.content)
-    return whole, list(calls.values())
+    return whole, list(calls.values()), reader.num_whole_calls
 
 
 def tools_of(asked: list[dict[str, Any]]) -> Tools:

@@ -10,7 +10,7 @@ from typing import Any
 
 _NAMES = ("null", "boolean", "integer", "number", "object", "array", "string")  # the first that fits is meant
 ANY = frozenset(_NAMES)
-_MAX_REFS = 24  # one after another
+_MAX_DEPTH = 48  # of schemas within and behind one another
 _MAX_STEPS = 2000  # of comparing one value with its schema
 _MAX_LITERAL = 20_000  # characters that are read as Python
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -23,7 +23,7 @@ class ArgumentTypes:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self.root = root
         self._kinds: dict[int, frozenset[str]] = {}  # by id of a part, which lives as long as the root
-        self._num_steps = 0
+        self._num_steps = self._depth = 0
 
     def named(self, name: str) -> Any:
         """The schema of one argument; True where it is not declared."""
@@ -33,7 +33,7 @@ class ArgumentTypes:
     def object_schema(self) -> Mapping[str, Any]:
         """The root, or what it refers to."""
         schema: Any = self.root
-        for _ in range(_MAX_REFS):
+        for _ in range(_MAX_DEPTH):
             if not (isinstance(schema, Mapping) and "$ref" in schema and "properties" not in schema):
                 break
             schema = self.resolved(schema["$ref"])
@@ -61,8 +61,10 @@ class ArgumentTypes:
         if not isinstance(schema, Mapping):
             return ANY
         if id(schema) not in self._kinds:
-            self._kinds[id(schema)] = ANY  # for a schema that refers to itself
-            found = _own_kinds(schema)
+            self._kinds[id(schema)] = found = _own_kinds(schema)  # for a schema that refers to itself
+            if self._depth == _MAX_DEPTH:
+                return found
+            self._depth += 1
             if "$ref" in schema:
                 found &= self.kinds(self.resolved(schema["$ref"]))
             for key in ("anyOf", "oneOf"):
@@ -70,6 +72,7 @@ class ArgumentTypes:
                     found &= frozenset[str]().union(*map(self.kinds, schema[key]))
             for one in schema.get("allOf") or ():
                 found &= self.kinds(one)
+            self._depth -= 1
             self._kinds[id(schema)] = found
         return self._kinds[id(schema)]
 
@@ -91,13 +94,13 @@ class ArgumentTypes:
             return _dumps(candidates[0])
         return _dumps(text if value is _NOTHING else value)
 
-    def _fits(self, value: Any, schema: Any) -> bool:
+    def _fits(self, value: Any, schema: Any, depth: int = 0) -> bool:
         """Whether ``value`` is one that ``schema`` has: by types, values, bounds, lengths, alone and put together.
 
         Patterns and formats are not looked at; this tells readings of one text apart and is no validator.
         """
         self._num_steps += 1
-        if not isinstance(schema, Mapping) or self._num_steps > _MAX_STEPS:
+        if not isinstance(schema, Mapping) or self._num_steps > _MAX_STEPS or depth > _MAX_DEPTH:
             return schema is not False
         if not self.kinds(schema).intersection(_kinds_of(value)):
             return False
@@ -106,17 +109,17 @@ class ArgumentTypes:
             return False
         inner = [self.resolved(schema["$ref"])] if "$ref" in schema else []
         inner += schema.get("allOf") or []
-        if not all(self._fits(value, one) for one in inner):
+        if not all(self._fits(value, one, depth + 1) for one in inner):
             return False
         for key in ("anyOf", "oneOf"):
-            if key in schema and not any(self._fits(value, one) for one in schema[key]):
+            if key in schema and not any(self._fits(value, one, depth + 1) for one in schema[key]):
                 return False
         if isinstance(value, dict):
             named = schema.get("properties") or {}
             is_whole = all(name in value for name in schema.get("required") or ())
-            return is_whole and all(self._fits(one, named.get(key)) for key, one in value.items())
+            return is_whole and all(self._fits(one, named.get(key), depth + 1) for key, one in value.items())
         if isinstance(value, list):
-            return all(self._fits(one, schema.get("items")) for one in value)
+            return all(self._fits(one, schema.get("items"), depth + 1) for one in value)
         return _is_within(value, schema)
 
 

@@ -71,9 +71,9 @@ def _chat_params(
     params: SamplingParams, asked: ChatRequest, choice: ToolChoice, thinking: Thinking
 ) -> SamplingParams:
     """With what only a chat can ask for. A grammar begins behind the thoughts."""
-    if params.grammar and choice.grammar:
-        raise ApiError(400, "response_format and tool_choice both say what the answer is", "tool_choice")
-    grammar = params.grammar or choice.grammar
+    if params.grammar and choice.grammar and not asked.wants_json:
+        raise ApiError(400, "a grammar and tool_choice both say what the answer is", "tool_choice")
+    grammar = choice.grammar or params.grammar
     return behind_thoughts(replace(params, grammar=grammar, logprobs=asked.num_logprobs), thinking)
 
 

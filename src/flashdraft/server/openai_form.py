@@ -108,7 +108,8 @@ class ChatForm(Form):
     def whole_choice(self, submission: Submission, index: int) -> Json:
         """See :class:`Form`."""
         answer = submission.answers[index]
-        parts, calls = read_whole(answer.text, self.thinking, self.tools)
+        is_cut = answer.finish_reason == "length"
+        parts, calls, num_whole = read_whole(answer.text, self.thinking, self.tools, is_cut)
         message: Json = {"role": "assistant", "content": parts.content, "refusal": None}
         if self.thinking != "none":
             message["reasoning_content"] = parts.reasoning or None
@@ -123,7 +124,7 @@ class ChatForm(Form):
                 }
                 for call in calls
             ]
-            if answer.finish_reason == "stop":
+            if answer.finish_reason == "stop" and num_whole:
                 choice["finish_reason"] = "tool_calls"
         if self.logprobs:
             choice["logprobs"] = chat_logprobs(self.tokenizer, answer.pieces)
@@ -134,7 +135,7 @@ class ChatForm(Form):
         reader = self._readers.setdefault(delta.index, PartsReader(self.thinking, self.tools))
         parts = reader.push(delta.text)
         if delta.finish_reason:
-            rest = reader.flush()
+            rest = reader.flush(delta.finish_reason == "length")
             parts = Parts(
                 parts.reasoning + rest.reasoning, parts.content + rest.content, parts.calls + rest.calls
             )

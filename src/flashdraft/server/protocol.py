@@ -148,6 +148,20 @@ class NamedTool(Fields):
     function: FunctionName
 
 
+class AllowedToolNames(Fields):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedTools(Fields):
+    """``tool_choice`` that leaves some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolNames
+
+
 class ChatRequest(OpenAIRequest):
     """``POST /v1/chat/completions``."""
 
@@ -157,8 +171,13 @@ class ChatRequest(OpenAIRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | AllowedTools | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether ``response_format`` asks for a schema or for any JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
 
     @property
     def num_logprobs(self) -> int | None:

@@ -22,7 +22,7 @@ class ResponseForm:
         """The response object, finished or not."""
         answer = submission.answers[0]
         status = {None: "in_progress", "length": "incomplete"}.get(answer.finish_reason, "completed")
-        parts, _ = read_whole(answer.text, self.thinking, None)
+        parts, _, _ = read_whole(answer.text, self.thinking, None)
         items = [self._message(submission, status, parts.content)]
         if self.thinking != "none":
             items.insert(0, self._thoughts(submission, status, parts.reasoning))

@@ -15,19 +15,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flashdraft.server.argument_types import ArgumentTypes
+from flashdraft.server.argument_types import ArgumentTypes, read_literal
 
 BEGIN, END = "<tool_call>", "</tool_call>"
-_JSON_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+FUNCTION, END_FUNCTION, END_PARAMETER = "<function=", "</function>", "</parameter>"
+_JSON_HEAD = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its arguments
-Kind = Literal["name", "arguments", "end", "broken"]
+Kind = Literal["name", "arguments", "end", "cut", "broken"]
 
 
 @dataclass(frozen=True)
 class CallNews:
     """What is new of the call number ``index``: its name, more of its arguments' JSON, or its end.
 
-    "broken": it was no call after all.
+    "cut": the answer ended within it, and what was told of it stands. "broken": it was no call after all.
     """
 
     index: int
@@ -45,18 +48,22 @@ def start_len(text: str, marker: str) -> int:
 
 
 class CallReader:
-    """Reads what follows ``<tool_call>``. A call of a tool that is not among ``tools`` is broken."""
+    """Reads what follows ``opener``. A call of a tool that is not among ``tools`` is broken.
 
-    def __init__(self, index: int, tools: Tools) -> None:
-        self.index, self.tools = index, tools
+    A call is whole when its body is: models forget end tags, and some begin with ``<function=`` at once.
+    """
+
+    def __init__(self, index: int, tools: Tools, opener: str = BEGIN) -> None:
+        self.index, self.tools, self.opener = index, tools, opener
         self.is_done = False
-        self._raw, self._held = "", ""
+        self._raw, self._held = "", FUNCTION if opener == FUNCTION else ""
         self._news: list[CallNews] = []
         self._read: Callable[[], bool] = self._head
         self._types = ArgumentTypes({})
         self._schema: Any = True  # of the argument that is read now
-        self._num_values, self._is_text = 0, False
-        self._arguments, self._depth, self._in_text, self._escaped = "", 0, False, False
+        self._missing: list[str] = []  # declared arguments that have not come yet
+        self._num_values, self._is_text, self._is_named = 0, False, False
+        self._arguments, self._brackets = "", _Brackets()
 
     def push(self, text: str) -> tuple[list[CallNews], str]:
         """Take more text; the news, and what is left of the text when the call is over."""
@@ -66,12 +73,36 @@ class CallReader:
             while not self.is_done and self._read():
                 pass
         except _BrokenError:
-            return self.give_up()
+            return self._give_up()
         rest = self._held if self.is_done else ""
         return self._taken(), rest
 
-    def give_up(self) -> tuple[list[CallNews], str]:
-        """It is no call: the news, and the text behind ``<tool_call>``, which may hold another."""
+    def flush(self, is_cut: bool) -> tuple[list[CallNews], str]:
+        """The answer is over; ``is_cut``: by its length. The news, and the text of what is no call."""
+        try:
+            self._end_of_answer(is_cut)
+        except _BrokenError:
+            return self._give_up()
+        self.is_done = True
+        return self._taken(), self._held
+
+    def _end_of_answer(self, is_cut: bool) -> None:
+        if self._read in (self._xml_end, self._json_end):
+            self._held = ""
+            self._tell("end")
+        elif not self._is_named or (self._read == self._json_arguments and not is_cut):
+            raise _BrokenError
+        elif is_cut:
+            self._held = ""
+            self._tell("cut")
+        else:
+            if self._read == self._value:
+                self._end_value(self._held.removesuffix(f"\n{END_FUNCTION}"), "")
+            self._held = ""
+            self._tell("arguments", "}" if self._num_values else "{}")
+            self._tell("end")
+
+    def _give_up(self) -> tuple[list[CallNews], str]:
         self.is_done = True
         self._tell("broken")
         return self._taken(), self._raw
@@ -86,7 +117,9 @@ class CallReader:
     def _begin(self, name: str) -> None:
         if name not in self.tools:
             raise _BrokenError
-        self._types = ArgumentTypes(self.tools[name])
+        self._types, self._is_named = ArgumentTypes(self.tools[name]), True
+        declared = self._types.object_schema().get("properties")
+        self._missing = list(declared) if isinstance(declared, Mapping) else []
         self._tell("name", name)
 
     def _finish(self, rest: str) -> bool:
@@ -107,11 +140,11 @@ class CallReader:
     # Each state reads what it can of _held; False: it needs more.
 
     def _head(self) -> bool:
-        form = self._next_is("<function=", "{")
+        form = self._next_is(FUNCTION, "{")
         if form == "{":
             self._read = self._json_head
         elif form and (end := self._held.find(">")) > 0:
-            self._begin(self._held[len(form) : end])
+            self._begin(self._held[len(form) : end].strip())
             self._held = self._held[end + 1 :]
             self._read = self._parameter
         else:
@@ -119,8 +152,8 @@ class CallReader:
         return True
 
     def _parameter(self) -> bool:
-        found = self._next_is("<parameter=", "</function>")
-        if found == "</function>":
+        found = self._next_is("<parameter=", END_FUNCTION)
+        if found == END_FUNCTION:
             self._tell("arguments", "}" if self._num_values else "{}")
             self._held = self._held[len(found) :]
             self._read = self._xml_end
@@ -133,6 +166,7 @@ class CallReader:
         self._held = self._held[end + 1 :].removeprefix("\n")
         self._schema = self._types.named(key)
         self._is_text = self._types.is_free_text(self._schema)
+        self._missing = [name for name in self._missing if name != key]
         lead = ", " if self._num_values else "{"
         self._num_values += 1
         self._tell("arguments", f"{lead}{_dumps(key)}: " + '"' * self._is_text)
@@ -140,73 +174,117 @@ class CallReader:
         return True
 
     def _value(self) -> bool:
-        end = self._held.find("</parameter>")
-        if end >= 0:
-            value = self._held[:end].removesuffix("\n")
-            self._held = self._held[end + len("</parameter>") :]
-            self._tell(
-                "arguments", _dumps(value)[1:] if self._is_text else self._types.typed(value, self._schema)
-            )
-            self._read = self._parameter
+        # Where the end tag is forgotten, a value ends before the next argument, or with the call.
+        markers = [
+            END_PARAMETER,
+            f"\n{END_FUNCTION}\n{END}",
+            *(f"\n<parameter={x}>\n" for x in self._missing),
+        ]
+        found = [(at, marker) for marker in markers if (at := self._held.find(marker)) >= 0]
+        if found:
+            at, marker = min(found)
+            is_tag = marker == END_PARAMETER
+            rest = self._held[at + len(marker) if is_tag else at :]
+            self._end_value(self._held[:at].removesuffix("\n") if is_tag else self._held[:at], rest)
             return True
         if self._is_text:
-            keep = max(start_len(self._held, "</parameter>"), start_len(self._held, "\n</parameter>"))
+            keep = max(start_len(self._held, marker) for marker in (*markers, f"\n{END_PARAMETER}"))
             ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
             if ready:
                 self._tell("arguments", _dumps(ready)[1:-1])
         return False
 
+    def _end_value(self, value: str, rest: str) -> None:
+        told = _dumps(value)[1:] if self._is_text else self._types.typed(value, self._schema)
+        self._tell("arguments", told)
+        self._held, self._read = rest, self._parameter
+
     def _xml_end(self) -> bool:
-        return self._next_is(END) is not None and self._finish(self._held[len(END) :])
+        try:
+            found = self._next_is(END)
+        except _BrokenError:  # it was forgotten
+            return self._finish(self._held)
+        return found is not None and self._finish(self._held[len(END) :])
 
     def _json_head(self) -> bool:
         if head := _JSON_HEAD.match(self._held):
             self._begin(_loads(head[1]))
-            self._held = self._held[head.end() :]
+            self._held, self._brackets = self._held[head.end() :], _Brackets()
             self._read = self._json_arguments
             return True
-        end = self._held.find(END)
-        return end >= 0 and self._json_whole(self._held[:end], self._held[end + len(END) :])
+        if not (end := self._brackets.end(self._held)):
+            return False
+        self._json_whole(read_literal(self._held[:end]))
+        self._held = self._held[end:]
+        self._read = self._xml_end
+        return True
 
-    def _json_whole(self, text: str, rest: str) -> bool:
-        """A call whose fields stand in another order."""
-        call = _loads(text)
-        arguments = call.get("arguments", {}) if isinstance(call, dict) else None
-        if not isinstance(arguments, dict) or not isinstance(call.get("name"), str):
+    def _json_whole(self, call: Any) -> None:
+        """A call whose fields stand in another order, or in another form."""
+        call = call.get("function", call) if isinstance(call, dict) else {}
+        arguments: Any = next((call[key] for key in ("arguments", "parameters") if key in call), {})
+        if isinstance(arguments, str):
+            arguments = read_literal(arguments or "{}")
+        if not isinstance(arguments, dict | None) or not isinstance(call.get("name"), str):
             raise _BrokenError
         self._begin(call["name"])
-        self._tell("arguments", _dumps(arguments))
-        return self._finish(rest)
+        self._tell("arguments", _dumps(arguments or {}))
 
     def _json_arguments(self) -> bool:
-        for at, char in enumerate(self._held):
-            if self._in_text:
-                self._in_text = self._escaped or char != '"'
-                self._escaped = char == "\\" and not self._escaped
-            elif char == '"':
-                self._in_text = True
-            else:
-                self._depth += (char in "{[") - (char in "}]")
-                if not self._depth:
-                    self._pass_on(at + 1)
-                    _loads(self._arguments)
-                    self._read = self._json_end
-                    return True
+        if end := self._brackets.end(self._held):
+            self._pass_on(end)
+            _loads(self._arguments)
+            self._read = self._json_end
+            return True
         self._pass_on(len(self._held))
         return False
 
     def _pass_on(self, num_chars: int) -> None:
         text, self._held = self._held[:num_chars], self._held[num_chars:]
         self._arguments += text
+        self._brackets.skip(num_chars)
         if text:
             self._tell("arguments", text)
 
     def _json_end(self) -> bool:
-        if self._next_is("}") is None:
+        try:
+            found = self._next_is("}", END)
+        except _BrokenError:  # both were forgotten
+            return self._finish(self._held)
+        if found is None:
             return False
-        self._held = self._held[1:]
+        self._held = self._held.removeprefix("}")
         self._read = self._xml_end
         return True
+
+
+class _Brackets:
+    """Finds where a JSON object ends in text that comes piece by piece."""
+
+    def __init__(self) -> None:
+        self._num_read = self._depth = 0
+        self._quote, self._escaped = "", False
+
+    def end(self, text: str) -> int:
+        """The length of the object that ``text`` begins with; 0: it goes on. ``text`` only grows, but for ``skip``."""
+        for at in range(self._num_read, len(text)):
+            char = text[at]
+            self._num_read = at + 1
+            if self._quote:
+                is_end = char == self._quote and not self._escaped
+                self._escaped = char == "\\" and not self._escaped
+                self._quote = "" if is_end else self._quote
+            elif char == '"':
+                self._quote = char
+            else:
+                self._depth += (char in "{[") - (char in "}]")
+                if not self._depth and char in "}]":
+                    return at + 1
+        return 0
+
+    def skip(self, num_chars: int) -> None:
+        """So much of the text is taken away from its front."""
+        self._num_read -= num_chars
 
 
 def _dumps(value: Any) -> str:
