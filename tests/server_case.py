@@ -17,7 +17,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
-from flashdraft.server.run import uvicorn_config
+from flashdraft.server.run import listen_on, uvicorn_config
 from flashdraft.server.service import Service
 
 MODEL = "tiny"
@@ -47,11 +47,12 @@ def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterat
     context_len = llm.target.config.max_position_embeddings
     own = engine or AsyncEngine(own_engine(llm, settings))
     service = Service(own, llm.tokenizer, context_len, llm.max_block_size, settings)
-    server = uvicorn.Server(uvicorn_config(service, "127.0.0.1", 0))
-    thread = threading.Thread(target=server.run)
+    listening = listen_on("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn_config(service, listening))
+    port = listening.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     wait_until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield Running(f"http://127.0.0.1:{port}", service)
     finally:

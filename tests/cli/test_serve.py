@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import httpx2
@@ -10,6 +11,9 @@ import pytest
 import yaml
 
 from command_line import Run
+from flashdraft.cli.serve_options import ServeOptions
+from flashdraft.cli.serve_run import allowed_hosts
+from flashdraft.server.hosts import LOOPBACK
 from server_process import server_process
 
 VLLM = '{"method": "dflash", "model": "d", "num_speculative_tokens": 15}'
@@ -64,6 +68,40 @@ def test_what_means_nothing_here_is_refused_by_name(run: Run, argv: tuple[str, .
     result = run("serve", *argv, "--dry-run")
     assert result.exit_code == 2
     assert part in result.stderr
+
+
+def test_a_port_that_cannot_be_had_is_told_before_anything_is_loaded(run: Run) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for argv, part in (
+            (("--port", "99999"), "port is 99999; expected 0 to 65535"),
+            (("--port", "-1"), "port is -1"),
+            (("--port", str(port)), f"port {port} of 127.0.0.1 cannot be had (Address already in use)"),
+            (("--host", "256.0.0.1"), "the host '256.0.0.1' is not known here"),
+        ):
+            result = run("serve", "no-such-model", *argv)
+            assert (result.exit_code, part in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), LOOPBACK),
+        (("--host", "0.0.0.0"), ("*",)),
+        (("--allowed-hosts", "a.lan", "--allowed-hosts", "b.lan"), (*LOOPBACK, "a.lan", "b.lan")),
+        (("--host", "0.0.0.0", "--allowed-hosts", "a.lan"), (*LOOPBACK, "a.lan")),
+        (("--allowed-hosts", "*"), (*LOOPBACK, "*")),
+    ],
+)
+def test_hosts_are_checked_where_this_machine_alone_is_served(
+    argv: tuple[str, ...], expected: object
+) -> None:
+    said = dict(zip(argv[::2], argv[1::2], strict=True))
+    named = [value for name, value in zip(argv[::2], argv[1::2], strict=True) if name == "--allowed-hosts"]
+    options = ServeOptions(host=said.get("--host", "127.0.0.1"), allowed_hosts=named or None)
+    assert allowed_hosts(options) == expected
 
 
 def test_the_model_has_one_name_however_it_is_given(run: Run) -> None:

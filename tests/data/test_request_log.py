@@ -2,6 +2,8 @@
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,46 @@ def test_lines_that_are_no_requests_are_told(tmp_path: Path, line: object, messa
         read(tmp_path, line)
     with pytest.raises(DataError, match="no requests found"):
         read(tmp_path)
+
+
+def write_one(log: RequestLog, text: str) -> None:
+    log.write([{"role": "user", "content": text}], [1, 2], [3], "stop", 0.0)
+
+
+@pytest.mark.parametrize(("end", "num_kept"), [("", 2), ("\n", 2), ('\n{"messages": [{"ro', 2), ("x", 1)])
+def test_a_log_that_was_cut_off_goes_on_with_whole_lines(tmp_path: Path, end: str, num_kept: int) -> None:
+    file = tmp_path / "log.jsonl"
+    write_one(RequestLog(file), "a" * 100_000)
+    file.write_text(file.read_text().rstrip("\n") + end)
+    write_one(RequestLog(file), "b")
+    lines = [json.loads(line)["messages"][0]["content"] for line in file.read_text().splitlines()]
+    assert lines == ["a" * 100_000, "b"][-num_kept:]
+
+
+def test_half_a_surrogate_pair_is_logged_as_json_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    write_one(RequestLog(file), "a\ud800é")
+    assert json.loads(file.read_text())["messages"][0]["content"] == "a\ud800é"
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    """A limit of the file's size stands for the disk: a part of the line is written, then none."""
+    program = f"""
+import resource, signal
+from pathlib import Path
+from flashdraft.data.request_log import RequestLog
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = RequestLog(Path({str(tmp_path / "log.jsonl")!r}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for i in range(20):
+    try:
+        log.write([], [i] * 50, [3], "stop", 0.0)
+    except OSError as error:
+        print(i, error.strerror)
+        break
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    number, _, reason = done.stdout.strip().partition(" ")
+    assert reason in ("No space left on device", "File too large")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len([json.loads(line) for line in lines]) == int(number) > 0

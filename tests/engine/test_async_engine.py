@@ -97,7 +97,7 @@ def test_a_failure_ends_every_request(caplog: pytest.LogCaptureFixture) -> None:
             await anext(stream)
         del door.engine.runner.cache.slots  # the next commit fails
         for stream in streams:
-            with pytest.raises(EngineError, match="the engine failed: AttributeError"):
+            with pytest.raises(EngineError, match="the engine failed"):
                 async for _ in stream:
                     pass
         assert not door.healthy
@@ -106,6 +106,7 @@ def test_a_failure_ends_every_request(caplog: pytest.LogCaptureFixture) -> None:
 
     serve(work)
     assert "the engine failed" in caplog.text
+    assert "AttributeError" in caplog.text
 
 
 def test_stopping_ends_what_runs() -> None:
@@ -118,3 +119,46 @@ def test_stopping_ends_what_runs() -> None:
                 pass
 
     serve(work)
+
+
+PLACES = (
+    *("step", "_deliver", "_settle", "scheduler.schedule", "scheduler.register_pages", "runner.join"),
+    *("runner.run", "runner.forward", "runner.commit", "runner.propose", "runner.catch_up"),
+    *("control.plan", "control.select", "control.learn", "abort"),
+)
+FAILURES = (RuntimeError, MemoryError, SystemExit, KeyboardInterrupt, AssertionError)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_fails_wherever_all_streams_end_and_the_engine_says_so(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = FAILURES[PLACES.index(place) % len(FAILURES)]
+
+    async def one(door: AsyncEngine, seed: int) -> list[StepOutput]:
+        return [out async for out in door.generate([seed, 5], LONG)]
+
+    async def work(door: AsyncEngine) -> None:
+        streams = [asyncio.create_task(one(door, seed)) for seed in range(4)]
+        left = door.generate([9], LONG)
+        await anext(left)
+        owner, _, name = place.rpartition(".")
+
+        def fail(*_: object, **__: object) -> None:
+            raise failure("planted")
+
+        monkeypatch.setattr(getattr(door.engine, owner) if owner else door.engine, name, fail)
+        if place == "abort":
+            await left.aclose()
+        if place == "runner.join":
+            streams.append(asyncio.create_task(one(door, 7)))
+        for stream in streams:
+            with pytest.raises(EngineError, match="the engine failed; the server's log says why"):
+                await stream
+        assert not door.healthy
+        with pytest.raises(EngineError):
+            await one(door, 3)
+        await left.aclose()
+
+    serve(work)
+    assert f"{failure.__name__}: planted" in caplog.text

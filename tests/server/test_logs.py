@@ -103,3 +103,28 @@ def test_status_lines_are_written_while_there_is_work(running: Running, caught: 
 
     asyncio.run(report())
     assert any(" INFO status output_tokens_per_s=" in line for line in caught)
+
+
+def test_a_line_of_text_is_one_line_whatever_a_client_calls_its_path() -> None:
+    fields = {
+        "path": "/a\n2026 INFO forged\x00\u2028\ud800",
+        "quoted": 'x" status=200',
+        "plain": "/v1/models",
+        "n": 2,
+    }
+    record = logging.makeLogRecord({"msg": "request\r\nforged", "fields": fields, "levelname": "INFO"})
+    line = TextLines().format(record)
+    assert line.isprintable()
+    assert line.endswith(
+        r'''INFO request\r\nforged path="/a\n2026 INFO forged\u0000\u2028\ud800" quoted="x\" status=200"'''
+        " plain=/v1/models n=2"
+    )
+
+
+@pytest.mark.parametrize("caught", [TextLines()], indirect=True)
+def test_a_path_with_a_line_break_is_logged_in_one_line(running: Running, caught: list[str]) -> None:
+    running.get("/a%0A2026-01-01%20INFO%20forged")
+    wait_for(caught, "forged")
+    [line] = [line for line in caught if "forged" in line]
+    assert "\n" not in line
+    assert 'path="/a\\n2026-01-01 INFO forged"' in line

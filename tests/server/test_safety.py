@@ -133,7 +133,7 @@ def test_an_engine_that_fails_tells_everybody(gated: LLM, drafter: GatedDrafter)
         assert len(answers) == 3
         for answer in answers:
             assert answer.status_code in (200, 503)
-            assert "ZeroDivisionError: planted" in answer.text
+            assert "planted" not in answer.text, "what failed is for the log"
             assert "engine_failed" in answer.text
         assert sorted(answer.status_code for answer in answers) == [200, 503, 503]  # a stream had begun
         assert broken.get("/ready").status_code == broken.get("/health").status_code == 503

@@ -114,6 +114,14 @@ class ServeOptions:
         list[str] | None,
         _api("--api-key", envvar="FLASHDRAFT_API_KEY", help="A key that clients must send; may be repeated."),
     ] = None
+    allowed_hosts: Annotated[
+        list[str] | None,
+        _api(
+            "--allowed-hosts",
+            help="Host name that keyless clients may use; may be repeated; *: any.",
+            show_default="this machine's, on a loopback --host; else any",
+        ),
+    ] = None
     served_model_name: Annotated[
         list[str] | None,
         _api("--served-model-name", help="Name in the API; may be repeated.", show_default="the model's"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import typer
@@ -15,14 +16,22 @@ from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.server.config import ServerConfig
+from flashdraft.server.hosts import ANY, LOOPBACK, is_loopback
 from flashdraft.server.logs import configure_logs
 from flashdraft.server.peer_flags import Speculation, from_sglang, from_vllm, merged, refuse_foreign
-from flashdraft.server.run import run_server
+from flashdraft.server.run import listen_on, run_server
 from flashdraft.server.service import Service
 
 _AS_GIVEN = (
     *("revision", "draft_tree", "dtype", "quantization", "device", "host", "port", "draft_window_size"),
-    *("context_length", "max_num_batched_tokens", "max_total_tokens", "drain_s", "log_format"),
+    *(
+        "allowed_hosts",
+        "context_length",
+        "max_num_batched_tokens",
+        "max_total_tokens",
+        "drain_s",
+        "log_format",
+    ),
 )
 _LIMITS = (
     *("max_running_requests", "max_queue", "max_body_bytes", "max_connections", "client_timeout_s"),
@@ -36,6 +45,7 @@ def run_serve(options: ServeOptions) -> None:
     config = ServerConfig(
         model_names=tuple(options.served_model_name or [options.model_name]),
         api_keys=tuple(options.api_key or []),
+        allowed_hosts=allowed_hosts(options),
         max_queue=options.max_queue,
         max_running_requests=options.max_running_requests,
         max_body_bytes=options.max_body_bytes,
@@ -50,7 +60,8 @@ def run_serve(options: ServeOptions) -> None:
         document = _document(options, config, speculation)
         typer.echo(document + _memory(options, engine_config, speculation), nl=False)
     else:
-        _serve(options, config, engine_config, speculation)
+        with listen_on(options.host, options.port) as listening:  # before what takes long
+            _serve(options, config, engine_config, speculation, listening)
 
 
 def _speculation(options: ServeOptions) -> Speculation:
@@ -140,7 +151,11 @@ def _memory(options: ServeOptions, config: EngineConfig, speculation: Speculatio
 
 
 def _serve(
-    options: ServeOptions, config: ServerConfig, engine_config: EngineConfig, speculation: Speculation
+    options: ServeOptions,
+    config: ServerConfig,
+    engine_config: EngineConfig,
+    speculation: Speculation,
+    listening: socket,
 ) -> None:
     model = _model(options)
     llm = open_llm(
@@ -171,7 +186,13 @@ def _serve(
         "device": options.device,
         "context_length": context_len,
     }
-    run_server(service, options.host, options.port, options.drain_s, pair)
+    run_server(service, listening, options.drain_s, pair)
+
+
+def allowed_hosts(options: ServeOptions) -> tuple[str, ...]:
+    """Any where others than this machine are served; here, what the machine calls itself and what was named."""
+    named = tuple(options.allowed_hosts or ())
+    return (*LOOPBACK, *named) if is_loopback(options.host) or named else (ANY,)
 
 
 def _template(file: Path) -> str:

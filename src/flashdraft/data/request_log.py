@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class RequestLog:
         self.file = file
         try:
             os.close(self._open())
+            if file.is_file():
+                _end_last_line(file)
         except OSError as error:
             raise UsageError(f"the request log {file} cannot be written: {error.strerror}") from None
 
@@ -48,17 +51,47 @@ class RequestLog:
             "finish_reason": finish_reason,
             "temperature": temperature,
         }
-        self._append((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        # Half a surrogate pair, which is no UTF-8, becomes JSON's own \\ud800.
+        self._append((json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
     def _append(self, line: bytes) -> None:
         descriptor = self._open()  # for every line: the file may be moved away meanwhile
         try:
-            os.write(descriptor, line)
+            size = os.fstat(descriptor).st_size
+            try:
+                written = os.write(descriptor, line)
+                if written < len(line):
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
+            except OSError:  # a full disk takes a part of a line: the file stays readable without it
+                os.ftruncate(descriptor, size)
+                raise
         finally:
             os.close(descriptor)
 
     def _open(self) -> int:
         return os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def _end_last_line(file: Path) -> None:
+    """Make ``file`` one of whole lines: end a last line that is whole, take away one that was cut off."""
+    with file.open("r+b") as log:
+        size = log.seek(0, os.SEEK_END)
+        start, tail = size, b""
+        while start and b"\n" not in tail:
+            step = min(start, 1 << 16)
+            start -= step
+            log.seek(start)
+            tail = log.read(step) + tail
+        last = tail.rpartition(b"\n")[2]
+        if not last:
+            return
+        try:
+            json.loads(last)
+        except ValueError:
+            log.truncate(size - len(last))
+        else:
+            log.seek(0, os.SEEK_END)
+            log.write(b"\n")
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,9 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 self._send([(output.request_id, output) for output in self.engine.step()])
-        except Exception as error:
+        except BaseException:  # whatever ends this thread ends all answers, and none may wait for ever
             logger.exception("the engine failed")
-            failure = f"the engine failed: {type(error).__name__}: {error}"
+            failure = "the engine failed; the server's log says why"
             with self._wake:
                 self._failure = failure
             assert self._loop is not None

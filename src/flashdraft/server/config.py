@@ -12,6 +12,9 @@ class ServerConfig:
 
     model_names: tuple[str, ...] = ("embedded",)  # the first is what answers say
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: everybody is served
+    allowed_hosts: tuple[str, ...] = (
+        "*",
+    )  # names that clients without a key may ask for and come from; *: any
     max_queue: int = 128  # requests that may wait while others run; more get 429
     max_running_requests: int = 32
     max_body_bytes: int = 4 << 20

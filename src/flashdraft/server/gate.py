@@ -1,13 +1,14 @@
-"""Who may come in and with how much: API keys and the body's size. Wraps the whole application."""
+"""Who may come in and with how much: API keys, hosts and the body's size. Wraps the whole application."""
 
 from hashlib import sha256
 from hmac import compare_digest
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
+from flashdraft.server.hosts import check_hosts
 
 # Without a key: the page with its assets (it asks for one), and the probes.
 OPEN_PATHS = {"/", "/health", "/ready"}
@@ -20,6 +21,7 @@ class Gate:
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self._app = app
         self._max_body_bytes = config.max_body_bytes
+        self._hosts = ("*",) if config.api_keys else config.allowed_hosts  # a page does not know the key
         self._digests = [sha256(key.encode()).digest() for key in config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,12 +30,13 @@ class Gate:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
+            check_hosts(headers, self._hosts, is_page=scope["path"] in OPEN_PATHS)
             if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
                 self._check_key(headers.get("authorization", ""))
             self._check_size(int(headers.get("content-length", "0")))
-            await self._app(scope, self._counted(receive), send)
+            await self._app(scope, self._counted(receive), _as_declared(send))
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response()(scope, receive, _as_declared(send))
 
     def _check_key(self, authorization: str) -> None:
         scheme, _, key = authorization.partition(" ")
@@ -62,3 +65,14 @@ class Gate:
             return message
 
         return counted
+
+
+def _as_declared(send: Send) -> Send:
+    """``send``, telling browsers to take each answer for what it says that it is."""
+
+    async def declared(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+        await send(message)
+
+    return declared

@@ -24,6 +24,7 @@ HEADER = "X-Request-Id"
 _GIVEN = re.compile(
     r"[\w.:-]{1,128}", re.ASCII
 )  # of a client's id; another would be no single word of a line
+_WORD = re.compile(r"[^\s\"'=\\]+")
 _PROBES = {"/health", "/ready", "/metrics"}  # asked every few seconds: not worth a line while all is well
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _logger = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        said = "".join(f" {name}={value}" for name, value in _fields(record).items() if value is not None)
-        line = f"{_time(record)} {record.levelname} {record.getMessage()}{said}"
+        said = "".join(
+            f" {name}={_word(value)}" for name, value in _fields(record).items() if value is not None
+        )
+        line = f"{_time(record)} {record.levelname} {_printable(record.getMessage())}{said}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -68,6 +71,19 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _word(value: Any) -> str:
+    """``value`` as one word of a line: quoted where it is not, so that nobody's words look like the server's."""
+    text = str(value)
+    return text if _WORD.fullmatch(text) else _printable(json.dumps(text, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import cast
 
 import uvicorn
 
+from flashdraft.errors import UsageError
 from flashdraft.server.app import build_app
 from flashdraft.server.connections import BoundedProtocol, room_for_connections
 from flashdraft.server.logs import log_event
@@ -16,21 +17,46 @@ from flashdraft.server.service import Service
 _LAST_WORDS_S = 5  # for the errors that tell of the end, and for a client that does not read
 
 
+def listen_on(host: str, port: int) -> socket.socket:
+    """A socket that has ``port`` (0: a free one) of ``host``; nobody is heard before it is served.
+
+    Raises UsageError for one that cannot be had.
+    """
+    mend = "give another --host or --port; --port 0 takes a free one"
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port is {port}; expected 0 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+    except OSError as error:
+        raise UsageError(f"the host {host!r} is not known here ({error.strerror}): {mend}") from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        return listening
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"port {port} of {host} cannot be had ({error.strerror}): {mend}") from None
+
+
 def run_server(
-    service: Service, host: str, port: int, drain_s: int, pair: Mapping[str, object] | None = None
+    service: Service, listening: socket.socket, drain_s: int, pair: Mapping[str, object] | None = None
 ) -> None:
-    """Serve until a signal. What is not finished ``drain_s`` seconds after it is answered with an error.
+    """Serve on ``listening`` until a signal.
+
+    What is not finished ``drain_s`` seconds after it is answered with an error.
 
     ``pair``: what is served, for the line that tells the address.
 
     Log lines go where ``configure_logs`` sent them.
     """
-    _Server(uvicorn_config(service, host, port, drain_s), service, drain_s, pair or {}).run()
+    _Server(uvicorn_config(service, listening, drain_s), service, drain_s, pair or {}).run([listening])
 
 
-def uvicorn_config(service: Service, host: str, port: int, drain_s: int = 0) -> uvicorn.Config:
+def uvicorn_config(service: Service, listening: socket.socket, drain_s: int = 0) -> uvicorn.Config:
     """How uvicorn serves the application: with our limits, and without what it would do for others."""
     limits = service.config
+    host, port = listening.getsockname()[:2]
     protocol = partial(
         BoundedProtocol,
         timeout_s=limits.client_timeout_s,

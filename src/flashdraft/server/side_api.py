@@ -17,7 +17,10 @@ from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
 _STARTED = int(time())
 
 # The page has its own style and scripts, and asks for nothing elsewhere.
-_PAGE_POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 async def playground(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
