@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_kernels.py                      # all, one JSON object a line
     python benchmarks/gpu_kernels.py --only gated experts
-    python benchmarks/gpu_kernels.py --sweep              # tiles and warps of gated_delta_step instead
+    python benchmarks/gpu_kernels.py --sweep              # settings of gated_delta_step instead
 
 Shapes are those of Qwen3.5-27B and of Qwen3.5-35B-A3B's experts, bfloat16, random weights. A case records one call for
 each of as many layers as a step has (or as memory allows), as one CUDA graph, so that no cache keeps what a step
@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 from types import SimpleNamespace
@@ -281,24 +281,30 @@ def seconds(calls: list[Callable[[], Any]], repeats: int = 5) -> float:
     return median(times[1:])
 
 
-def row(case: Case, **more: Any) -> dict[str, Any]:
+def row(case: Case) -> dict[str, Any]:
     """What is printed of a case."""
     taken = seconds(case.calls)
     speed = {"us": round(taken * 1e6, 2), "gb_s": round(case.num_bytes / taken / 1e9)}
-    return {"kernel": case.name, **case.size, **more, **speed, **case.found}
+    return {"kernel": case.name, **case.size, **speed, **case.found}
 
 
 def sweep(shape: Shape, sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """gated_delta_step by value dimensions and warps of a program."""
-    for rows, width in sizes:
-        layers = DeltaLayers(shape, rows, width)
-        for values, num_warps in itertools.product((8, 16, 32), (1, 2, 4)):
-            gated_delta.VALUES = values
-            gated_delta.EXACT["num_warps"] = num_warps
+    """Steps and commits by value dimensions and warps of a program, and whether products are fused with sums."""
+    layers = [DeltaLayers(shape, rows, width) for rows, width in sizes]
+    checked = DeltaLayers(replace(shape, delta_layers=1), 2, 8)
+    for (values, num_warps), fuses in itertools.product(
+        ((8, 1), (16, 1), (16, 2), (32, 2), (32, 4), (64, 4)), (False, True)
+    ):
+        gated_delta.VALUES = values
+        gated_delta.EXACT.update(num_warps=num_warps, enable_fp_fusion=fuses)
+        line = {"values": values, "num_warps": num_warps, "fuses": fuses, **checked.check()}
+        for block in layers:
             calls: list[Callable[[], Any]]
-            calls = [partial(layers.step, layer, width == 1) for layer in range(shape.delta_layers)]
-            case = Case("gated_delta_step", {"rows": rows, "width": width}, calls, 0)
-            yield row(case, values=values, num_warps=num_warps)
+            calls = [partial(block.step, layer, block.width == 1) for layer in range(shape.delta_layers)]
+            line[f"step {block.rows} x {block.width}, us"] = round(seconds(calls) * 1e6, 2)
+        commit = partial(block.commit, slice(None), block.counts(0), block.counts(max(1, block.width // 2)))
+        line["last commit, us"] = round(seconds([commit]) * 1e6)
+        yield line
 
 
 def cases(shape: Shape, only: list[str]) -> Iterator[Case]:
@@ -317,7 +323,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=("gated", "fused", "experts"), default=["gated", "fused", "experts"]
     )
-    parser.add_argument("--sweep", action="store_true", help="tiles and warps of gated_delta_step instead")
+    parser.add_argument("--sweep", action="store_true", help="settings of gated_delta_step instead")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("found no CUDA GPU: these kernels run on one. On a CPU they are tested: make test")

@@ -69,6 +69,14 @@ def _softplus(x):  # type: ignore[no-untyped-def]
     return tl.maximum(x, 0.0) + 2.0 * (s + s * (series * y))
 
 
+@triton.jit
+def _inputs_of(qkv, a, b, t, end, x_token, gate_token, q_at, k_at, v_at, head):  # type: ignore[no-untyped-def]
+    """What token ``t`` brings; the last one's again from ``end`` on."""
+    t = tl.minimum(t, end - 1)
+    x, gate = qkv + t * x_token, t * gate_token + head
+    return tl.load(x + q_at), tl.load(x + k_at), tl.load(x + v_at), tl.load(a + gate), tl.load(b + gate)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _run_tokens(  # type: ignore[no-untyped-def]
     qkv, a, b, weight, a_log, dt_bias, conv, out, state, value_head, tile, first, end,
@@ -91,24 +99,31 @@ def _run_tokens(  # type: ignore[no-untyped-def]
     fading = -tl.exp(tl.load(a_log + value_head).to(tl.float32))
     bias = tl.load(dt_bias + value_head).to(tl.float32)
     scale: tl.constexpr = key_dim**-0.5
+    q0, k0, v0, fade, gate = _inputs_of(
+        qkv, a, b, first, end, x_token, gate_token, q_at, k_at, v_at, value_head
+    )
     for t in range(first, end):
-        x = qkv + t * x_token
-        q0, k0, v0 = tl.load(x + q_at), tl.load(x + k_at), tl.load(x + v_at)
-        gate = tl.load(b + t * gate_token + value_head)
+        # Loaded a token ahead: there is much to compute meanwhile.
+        q_next, k_next, v_next, next_fade, next_gate = _inputs_of(
+            qkv, a, b, t + 1, end, x_token, gate_token, q_at, k_at, v_at, value_head
+        )
         beta = (1.0 / (1.0 + tl.exp(-gate.to(tl.float32)))).to(gate.dtype).to(tl.float32)
-        decay = tl.exp(fading * _softplus(tl.load(a + t * gate_token + value_head).to(tl.float32) + bias))
+        decay = tl.exp(fading * _softplus(fade.to(tl.float32) + bias))
         q = _unit_length(_silu_conv(q3, q2, q1, q0, wq3, wq2, wq1, wq0)) * scale
         k = _unit_length(_silu_conv(k3, k2, k1, k0, wk3, wk2, wk1, wk0))
         v = _silu_conv(v3, v2, v1, v0, wv3, wv2, wv1, wv0)
         state = state * decay
         missing = (v - tl.sum(state * k[:, None], 0)) * beta
-        state = state + k[:, None] * missing[None, :]
+        state = tl.fma(
+            k[:, None].broadcast_to(state.shape), missing[None, :].broadcast_to(state.shape), state
+        )
         if has_out:
             read = tl.sum(state * q[:, None], 0)
             tl.store(out + t * out_token + column, read.to(out.dtype.element_ty))
-        q3, q2, q1 = q2, q1, q0
-        k3, k2, k1 = k2, k1, k0
-        v3, v2, v1 = v2, v1, v0
+        q3, q2, q1, q0 = q2, q1, q0, q_next
+        k3, k2, k1, k0 = k2, k1, k0, k_next
+        v3, v2, v1, v0 = v2, v1, v0, v_next
+        fade, gate = next_fade, next_gate
     return state
 
 
