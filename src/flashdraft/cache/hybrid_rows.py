@@ -20,7 +20,7 @@ class HybridRows(GatheredRows):
     def arrange(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> tuple[Tensor, int]:
         """See :meth:`GatheredRows.arrange`."""
         placed = super().arrange(rows, counts)
-        slots = torch.tensor([row.slot for row in rows], device=self.cache.slots.device)
+        slots = torch.tensor([row.slot or 0 for row in rows], device=self.cache.slots.device)
         for state in self.states.values():
             state.use(slots)
         attention = iter(self.layers)

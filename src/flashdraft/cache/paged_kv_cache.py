@@ -38,7 +38,8 @@ def _whole_steps(num_tokens: int) -> int:
 class PagedKVCache:
     """Storage of all pages, [num_pages * page_size, num_layers, 2 (k, v), kv_heads, head_dim].
 
-    ``num_spare``: tokens that a step may stage beyond its rows' pages, in pages behind all others.
+    ``num_spare``: tokens that a step may stage beyond its rows' pages, in pages behind all others. ``by_layer``: a
+    layer's keys lie in one piece, and its values, as kernels on a GPU like it; else a token's, as copies do.
     """
 
     def __init__(
@@ -51,13 +52,18 @@ class PagedKVCache:
         dtype: torch.dtype,
         device: torch.device | str,
         num_spare: int = 0,
+        by_layer: bool = False,
     ) -> None:
         num_spare_pages = -(-num_spare // page_size) + bool(num_spare)  # one for padding
-        shape = ((num_pages + num_spare_pages) * page_size, num_layers, 2, num_kv_heads, head_dim)
-        on_cpu = torch.device(device).type == "cpu"
-        self.slots = (
-            large_pages.zeros(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=device)
-        )
+        num_slots = (num_pages + num_spare_pages) * page_size
+        shape = (num_slots, num_layers, 2, num_kv_heads, head_dim)
+        if by_layer:
+            layers = torch.empty(*shape[1:3], num_slots, *shape[3:], dtype=dtype, device=device)
+            self.slots = layers.permute(2, 0, 1, 3, 4)
+        elif torch.device(device).type == "cpu":
+            self.slots = large_pages.zeros(shape, dtype)
+        else:
+            self.slots = torch.empty(shape, dtype=dtype, device=device)
         # Touched now: memory costs most when it is first written to, and would do so in the middle of answers.
         self.slots[: num_pages * page_size].zero_()
         self.num_pages, self.page_size = num_pages, page_size
@@ -79,7 +85,7 @@ class PagedKVCache:
     def read(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         """A sequence's first tokens, [num_tokens, num_layers, 2, kv_heads, head_dim], by whole pages."""
         count = -(-num_tokens // self.page_size)
-        paged = self.slots.view(-1, self.page_size, *self.slots.shape[1:])
+        paged: Tensor = self.slots.unflatten(0, (-1, self.page_size))  # type: ignore[no-untyped-call]
         ids = torch.tensor(pages[:count], device=self.slots.device)
         return paged.index_select(0, ids).flatten(0, 1)[:num_tokens]
 
@@ -91,7 +97,7 @@ class CacheRow:
     key: Hashable  # who it is: a new key after each loss of its pages
     pages: Sequence[int]
     start: int  # committed tokens; the step's tokens stand at start, start + 1, ...
-    slot: int = 0  # of its states, in hybrid models
+    slot: int | None = None  # of its states, in hybrid models; None: it has none, as what is timed
     snapshots: Sequence[tuple[int, int]] = ()  # (number of tokens, slot): where a state is to be kept as well
 
 

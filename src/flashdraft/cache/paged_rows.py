@@ -62,25 +62,33 @@ class PagedRows(GatheredRows):
         """
         width, size = max(counts), self.cache.page_size
         kv_len = max(row.start for row in rows) + width
-        # The last spare page takes what is padding, and nothing reads it.
-        scratch = len(self.cache.slots) // size - 1
-        first, most, pages = self.cache.num_pages, -(-kv_len // size), array("i")
-        self._pages = []
-        for row, count in zip(rows, counts, strict=True):
-            missing = max(-(-(row.start + count) // size) - len(row.pages), 0)
-            own = [*row.pages[:most], *range(first, first + missing)]
-            first += missing
-            self._pages.append(own)
-            pages.extend(own + [scratch] * (most - len(own)))
-        if first > scratch:
-            raise EngineError(
-                f"a step of {sum(counts)} tokens in {len(rows)} rows stages more than"
-                f" {scratch - self.cache.num_pages} spare pages of {size} tokens hold: lower draft_tree"
-            )
+        most, pages = -(-kv_len // size), array("i")
+        self._place(rows, counts, most)
+        for own in self._pages:
+            pages.extend(own + [self.scratch_page] * (most - len(own)))
         table = PageTable(pages, most, size)
         for layer in self.layers:
             layer.table = table
         return torch.tensor([[*range(row.start, row.start + width)] for row in rows]), kv_len
+
+    @property
+    def scratch_page(self) -> int:
+        """The last spare page: it takes what is padding, and nothing reads it."""
+        return len(self.cache.slots) // self.cache.page_size - 1
+
+    def _place(self, rows: Sequence[CacheRow], counts: Sequence[int], most: int) -> None:
+        """The pages of ``rows``, ``most`` at most, and spare ones for what they stage beyond them."""
+        size, first = self.cache.page_size, self.cache.num_pages
+        self._pages = []
+        for row, count in zip(rows, counts, strict=True):
+            missing = max(-(-(row.start + count) // size) - len(row.pages), 0)
+            self._pages.append([*row.pages[:most], *range(first, first + missing)])
+            first += missing
+        if first > self.scratch_page:
+            raise EngineError(
+                f"a step of {sum(counts)} tokens in {len(rows)} rows stages more than"
+                f" {self.scratch_page - self.cache.num_pages} spare pages of {size} tokens hold: lower draft_tree"
+            )
 
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         """Nothing to do: what is true of a chain lies in its row's pages already."""
@@ -95,7 +103,8 @@ class PagedRows(GatheredRows):
                 taken += [staged[place] for number, place in enumerate(path) if place != number]
                 places += [staged[number] for number, place in enumerate(path) if place != number]
         if taken:
-            self.cache.write(places, self.cache.slots.index_select(0, torch.tensor(taken)))
+            from_slots = torch.tensor(taken, device=self.cache.slots.device)
+            self.cache.write(places, self.cache.slots.index_select(0, from_slots))
 
 
 def new_rows(cache: PagedKVCache, reads_pages: bool) -> GatheredRows:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.admission import MAX_TREE
@@ -14,6 +15,7 @@ from flashdraft.cache.kv_cache import LayerKV
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, StagedAt, power_of_two
 from flashdraft.cache.paged_rows import new_rows
+from flashdraft.cuda.build import cuda_target
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel, TargetOutput
@@ -21,6 +23,10 @@ from flashdraft.ops.attention import FirstKeys
 from flashdraft.ops.block_mask import CachedMask
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
+
+if TYPE_CHECKING:
+    from flashdraft.cuda.rows import DeviceRows
+    from flashdraft.cuda.target import CudaTarget
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,22 @@ class ModelRunner:
         size, num_rows = config.page_size, config.max_running
         self.drafter = drafter.open(num_rows, num_pages, size) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
-        # Its states are the engine's, its keys and values tell a shape.
-        shown = target.new_cache(config.num_slots, 1)
-        self.states = shown.states if isinstance(shown, ModelCache) else {}
-        paged = [layer.k.shape for layer in shown.layers if isinstance(layer, LayerKV)]
-        _, kv_heads, _, head_dim = paged[0]
-        spare = num_rows * (MAX_TREE + size) if target.reads_pages else 0
-        self.cache = PagedKVCache(
-            len(paged), num_pages, size, kv_heads, head_dim, target.dtype, target.device, spare
-        )
+        self.on_device = cuda_target(target)
+        self.states: Any
+        if self.on_device:
+            self.cache = self.on_device.new_cache(num_pages, size, num_rows * (MAX_TREE + size))
+            width = power_of_two(max(drafter.max_block_size if drafter else 1, 1))
+            self.states = self.on_device.new_states(config.num_slots, power_of_two(num_rows) * width)
+        else:
+            # Its states are the engine's, its keys and values tell a shape.
+            shown = target.new_cache(config.num_slots, 1)
+            self.states = shown.states if isinstance(shown, ModelCache) else {}
+            paged = [layer.k.shape for layer in shown.layers if isinstance(layer, LayerKV)]
+            _, kv_heads, _, head_dim = paged[0]
+            spare = num_rows * (MAX_TREE + size) if target.reads_pages else 0
+            self.cache = PagedKVCache(
+                len(paged), num_pages, size, kv_heads, head_dim, target.dtype, target.device, spare
+            )
         self.can_record = target.is_recordable
         self._no_logits = torch.empty(0, target.config.vocab_size, device=target.device)
         # Prefill chunks and blocks differ too much in width to share rows.
@@ -79,6 +92,8 @@ class ModelRunner:
 
     def new_rows(self) -> GatheredRows:
         """Rows for the target's forwards."""
+        if self.on_device:
+            return self.on_device.new_rows(self.cache, self.states)
         if self.states:
             return HybridRows(self.cache, self.states)
         return new_rows(self.cache, self.target.reads_pages)
@@ -86,11 +101,13 @@ class ModelRunner:
     @property
     def records_blocks(self) -> bool:
         """Whether steps of blocks are recorded, and so come in few shapes."""
-        return self.block_rows.records and self.can_record
+        return self.on_device is not None or (self.block_rows.records and self.can_record)
 
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
-        if isinstance(self.chunk_rows, HybridRows):
+        if self.on_device and self.states:
+            self.states.begin(request.slot, request.checkpoint)
+        elif isinstance(self.chunk_rows, HybridRows):
             self.chunk_rows.begin(request.slot, request.checkpoint)
         if self.drafter:
             prefix = request.token_ids[: request.num_committed]
@@ -187,6 +204,9 @@ class ModelRunner:
         """
         counts = [len(ids) for ids in token_ids]
         width = max(counts)
+        if self.on_device:
+            device_rows = cast("DeviceRows", rows)
+            return self._on_device(self.on_device, device_rows, placed, token_ids, parents, with_head)
         if rows.records and self.can_record:
             return self._replay(rows, placed, token_ids, parents, power_of_two(width))
         positions, kv_len = rows.arrange(placed, counts)
@@ -232,6 +252,22 @@ class ModelRunner:
             output = replace(output, features=output.features.clone())
         return TargetStep(output, width, argmax)
 
+    def _on_device(
+        self,
+        target: "CudaTarget",
+        rows: "DeviceRows",
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        parents: Sequence[Sequence[int]] | None,
+        with_head: bool,
+    ) -> TargetStep:
+        if rows is not self.chunk_rows:
+            output, argmax = target.step(rows, placed, token_ids, parents, self.feature_layers, with_head)
+            return TargetStep(output, output.hidden.shape[1], argmax)
+        outputs = target.prefill(rows, placed, token_ids, self.feature_layers)
+        width = max(len(ids) for ids in token_ids)
+        return TargetStep(_side_by_side(outputs, width), width)
+
     def commit(
         self,
         rows: GatheredRows,
@@ -259,6 +295,16 @@ def _padded(token_ids: Sequence[list[int]], width: int, num_rows: int, device: t
     padded = [ids + [0] * (width - len(ids)) for ids in token_ids]
     padded += [[0] * width] * (num_rows - len(padded))
     return torch.tensor(padded, device=device)
+
+
+def _side_by_side(outputs: Sequence[TargetOutput], width: int) -> TargetOutput:
+    """Outputs [1, num_tokens, ...] as rows of one width, padded."""
+
+    def padded(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])
+
+    features = [one.features for one in outputs if one.features is not None]
+    return TargetOutput(padded([one.hidden for one in outputs]), padded(features) if features else None)
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:

@@ -67,13 +67,18 @@ class SparseMLP(nn.Module):
             self.shared_expert = GatedMLP(config.hidden_size, shared_size)
             self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_size] -> [..., hidden_size]."""
-        rows = x.reshape(-1, x.shape[-1])
+    def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of the experts of ``rows`` [num_tokens, hidden_size], both [num_tokens, top_k]."""
         weights, chosen = self.gate(rows).float().softmax(-1).topk(self.top_k, dim=-1)
         if self.normed:
             weights = weights / weights.sum(-1, keepdim=True)
-        out: Tensor = self.experts(rows, chosen, weights.to(x.dtype))
+        return weights.to(rows.dtype), chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        rows = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.route(rows)
+        out: Tensor = self.experts(rows, chosen, weights)
         if self.shared_expert is not None:
             out = out + self.shared_expert_gate(rows).sigmoid() * self.shared_expert(rows)
         return out.view(x.shape)

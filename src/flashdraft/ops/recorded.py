@@ -27,29 +27,35 @@ class _Recording(Generic[T]):
 class Recorded:
     """Calls work as it is the first time, records it the second time, and replays it from then on.
 
-    What a call returns is overwritten by the next one.
+    What a call returns is overwritten by the next one. ``device``: where work wants its inputs; they may come from
+    the host, pinned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
         self._found: dict[Hashable, _Recording[Any] | None] = {}  # None: ran once
         self._pool: Any = None  # memory that the recordings share: one runs at a time
 
     def __call__(self, key: Hashable, work: Callable[..., T], inputs: Sequence[Tensor]) -> T:
-        """``work(*inputs)``. One ``key`` means one work on inputs of one shape; no work may wait for the device."""
-        if key not in self._found:
+        """``work(*inputs)``. One ``key`` means one work on inputs of one shape; no work may wait for the device.
+
+        On a CPU, which has no graphs, it runs as it is every time.
+        """
+        device = self.device or inputs[0].device
+        if key not in self._found or device.type != "cuda":
             self._found[key] = None  # first calls choose kernels and take memory, which no recording may do
-            return work(*inputs)
+            return work(*(one.to(device) for one in inputs))
         recording = self._found[key]
         if recording is None:
             recording = self._found[key] = self._record(work, inputs)
         for own, given in zip(recording.inputs, inputs, strict=True):
-            own.copy_(given)
+            own.copy_(given, non_blocking=True)
         recording.graph.replay()
         result: T = recording.result
         return result
 
     def _record(self, work: Callable[..., T], inputs: Sequence[Tensor]) -> _Recording[T]:
-        own = [one.clone() for one in inputs]
+        own = [one.to(self.device or one.device, copy=True) for one in inputs]
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()

@@ -28,8 +28,8 @@ class Candidates:
     # whose row is repeated. None: slots are independent.
     pairs: Tensor | None = None
 
-    def at(self, rows: Tensor) -> "Candidates":
-        """Those of some rows, int64."""
+    def at(self, rows: Tensor | slice) -> "Candidates":
+        """Those of some rows."""
         pairs = None if self.pairs is None else self.pairs[rows]
         return Candidates(self.token_ids[rows], self.log_probs[rows], pairs)
 

@@ -1,6 +1,7 @@
 """DFlash as a drafter: a whole block from one forward of the network (arXiv 2602.06036, algorithm 1)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import (
     CacheRow,
+    GatheredRows,
     PagedKVCache,
     power_of_two,
     row_positions,
     slots_of,
 )
 from flashdraft.cache.paged_rows import PagedRows, new_rows
+from flashdraft.cuda.build import cuda_drafter
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.spec_decode.candidates import Candidates, candidates_of
@@ -83,6 +86,11 @@ class DFlashBatch:
     def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int, num_rows: int) -> None:
         self.drafter = drafter
         config, weight, reads_pages = drafter.model.config, drafter.model.fc.weight, drafter.model.reads_pages
+        self.rows: GatheredRows
+        self.on_device = cuda_drafter(drafter.model, num_pages, page_size, num_rows)
+        if self.on_device:
+            self.cache, self.rows = self.on_device.cache, self.on_device.rows
+            return
         self.cache = PagedKVCache(
             config.num_hidden_layers,
             num_pages,
@@ -108,6 +116,9 @@ class DFlashBatch:
         counts = [len(ids) for ids in token_ids]
         parts = [one for one in features if one is not None]
         given = (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
+        if self.on_device:
+            self.on_device.observe(rows, counts, given[0])
+            return
         positions = row_positions(rows, counts).to(given.device)
         network, total = self.drafter.model, sum(counts)
         if isinstance(self.rows, PagedRows):
@@ -143,6 +154,10 @@ class DFlashBatch:
 
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
+        if self.on_device:
+            embed, finish = self.drafter.target.embed, partial(self._found, count)
+            drafted = self.on_device.draft(embed, rows, anchors, block_sizes, count, finish)
+            return drafted.at(slice(0, len(rows)))
         order = self.rows.seat([row.key for row in rows])
         placed, width = [rows[i] for i in order], max(block_sizes)
         records = self.rows.records
@@ -167,6 +182,11 @@ class DFlashBatch:
             return found
         places = torch.tensor(order, device=device).argsort()
         return found.at(places)
+
+    def _found(self, count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
+        """The candidates behind ``anchors`` [rows]; the walk over them alone where there is no tree to come."""
+        found = candidates_of(self.drafter.model, self.drafter.target, hidden, anchors, count)
+        return found.walk() if count == 1 else found
 
     def _replay(
         self, blocks: Tensor, positions: Tensor, ends: Tensor, kv_len: int

@@ -165,3 +165,29 @@ def norm_rope_store(
         tile=triton.next_power_of_2(head_dim), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sigmoid_mul_kernel(  # type: ignore[no-untyped-def]
+    x, gate, out, num_heads, gate_token, gate_head, head_dim: tl.constexpr, tile: tl.constexpr
+):
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    dim = tl.arange(0, tile)
+    there = dim < head_dim
+    place = (token * num_heads + head) * head_dim + dim
+    value = tl.load(x + place, there, 0.0)
+    wide = tl.load(gate + token * gate_token + head * gate_head + dim, there, 0.0).to(tl.float32)
+    gated = (1.0 / (1.0 + tl.exp(-wide))).to(value.dtype).to(tl.float32)
+    tl.store(out + place, (value.to(tl.float32) * gated).to(value.dtype), there)
+
+
+def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
+    """``x * sigmoid(gate)``, [tokens, heads, head_dim], new; ``gate`` may lie apart but for its last dimension."""
+    num_tokens, num_heads, head_dim = x.shape
+    assert gate.stride(2) == 1, "a head's elements lie side by side"
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _sigmoid_mul_kernel[(num_tokens, num_heads)](
+        x.contiguous(), gate, out, num_heads, gate.stride(0), gate.stride(1),
+        head_dim=head_dim, tile=triton.next_power_of_2(head_dim), num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,274 @@
+"""Steps of a published pair's shape on one GPU, random weights: milliseconds, floor, kernels, share of the host.
+
+Usage: gpu_steps.py OUT.jsonl [pair] [seconds] [cells]. Acceptance is by dice. One JSON object a line, see FIELDS.
+``cells``: of plain,b16,b8,prefill,bits,profile; all by default.
+"""
+
+import gc
+import json
+import sys
+import time
+import traceback
+from statistics import median
+
+import torch
+
+from flashdraft.bench.published import pair_configs
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.models.base import build_target
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.ops.recorded import Recorded
+from flashdraft.provenance import collect_provenance
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
+
+FIELDS = "system pair method requests step_ms output_tokens_per_s floor_ms copy_tb_s kernels host_share"
+PROMPT, MAX_TOKENS = 256, 900
+
+
+def seconds_of(work, repeats=8):
+    """The median of ``repeats`` runs by the device's clock."""
+    for _ in range(2):
+        work()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return median(times)
+
+
+def ceilings():
+    """Copy rate in bytes a second (read and written) and bf16 matrix rate in FLOP a second."""
+    a = torch.randn(2**30, dtype=torch.bfloat16, device="cuda")
+    b = torch.empty_like(a)
+    copy = 2 * a.nbytes / seconds_of(lambda: b.copy_(a))
+    x, y = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device="cuda")
+    return copy, 2 * 8192**3 / seconds_of(lambda: x @ y)
+
+
+def randomly(model):
+    """Random weights on the device, norms as trained ones are about."""
+    model = model.to(torch.bfloat16).to_empty(device="cuda")
+    for name, one in model.named_parameters():
+        with torch.no_grad():
+            if "norm" in name:
+                owner = model.get_submodule(name.rpartition(".")[0])
+                one.fill_(0.0 if "ZeroCentered" in type(owner).__name__ else 1.0)
+            elif name.endswith("A_log"):
+                one.uniform_(0.0, 2.0)
+            elif name.endswith("dt_bias"):
+                one.uniform_(-4.0, 0.0)
+            else:
+                one.normal_(0.0, 0.02)
+    return model.eval().requires_grad_(False)
+
+
+def rates(length, block):
+    """Conditional chances: so many tokens always, one now and then, none beyond, as vLLM's synthetic acceptance."""
+    whole = int(length - 1)
+    return [1.0] * whole + [length - 1 - whole] + [0.0] * (block - 2 - whole)
+
+
+class Bench:
+    """A pair on the device."""
+
+    def __init__(self, pair, out, limit):
+        torch.manual_seed(0)
+        self.pair, self.out, self.limit, self.born = pair, out, limit, time.time()
+        target_config, draft_config = pair_configs(pair)
+        with torch.device("meta"):
+            target, network = build_target(target_config), DFlashModel(draft_config)
+        self.target, self.network = randomly(target), randomly(network)
+        self.drafter = DFlashDrafter(self.network, self.target)
+        self.vocab = target_config.vocab_size
+        self.copy, self.flops = ceilings()
+        head = self.target.head_weight().nbytes
+        self.weights = sum(p.nbytes for p in self.target.parameters()) - (
+            0 if target_config.tie_word_embeddings else head
+        )
+        self.draft_weights = sum(p.nbytes for p in self.network.parameters()) + head
+        self.say(
+            "loaded", f"copy {self.copy / 1e12:.2f} TB/s, {self.flops / 1e12:.0f} TFLOP/s", self.memory()
+        )
+        self.replayed = []
+        self._watch()
+
+    def say(self, *what):
+        print(f"[{time.time() - self.born:6.1f}]", *what, flush=True)
+
+    def left(self):
+        return self.limit - (time.time() - self.born)
+
+    def memory(self):
+        free, total = torch.cuda.mem_get_info()
+        return f"allocated {torch.cuda.memory_allocated() / 1e9:.1f} GB, used {(total - free) / 1e9:.1f}"
+
+    def _watch(self):
+        replayed, call = self.replayed, Recorded.__call__
+
+        def watched(recorded, key, work, inputs):
+            result = call(recorded, key, work, inputs)
+            if recorded._found[key] is not None:
+                replayed.append(recorded._found[key].graph)
+            return result
+
+        Recorded.__call__ = watched
+
+    def prompts(self, count, length=PROMPT):
+        gen = torch.Generator().manual_seed(count)
+        return [torch.randint(0, self.vocab - 8, (length,), generator=gen).tolist() for _ in range(count)]
+
+    def engine(self, running, simulated=None, with_drafter=True, tokens=PROMPT + MAX_TOKENS + 32, **config):
+        gc.collect()
+        torch.cuda.empty_cache()
+        config = EngineConfig(
+            max_running=running, prefix_caching=False, num_pages=-(-running * tokens // 16), **config
+        )
+        drafter = self.drafter if with_drafter else None
+        return Engine(self.target, drafter, config, (), None, 1, simulated=simulated)
+
+    def row(self, method, requests, **values):
+        row = {
+            "system": "flashdraft", "pair": self.pair.replace("qwen3.5-", ""), "method": method, "requests": requests,
+            **values, "copy_tb_s": round(self.copy / 1e12, 3), "provenance": collect_provenance("cuda"),
+        }  # fmt: skip
+        with open(self.out, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = {key: value for key, value in row.items() if key != "provenance"}
+        self.say(json.dumps(shown))
+
+    def floor_ms(self, rows, width, drafts):
+        """The larger of bytes over the copy rate and of FLOP over the matrix rate, of a round."""
+        size = self.weights + (self.draft_weights if drafts else 0)
+        flops = rows * width * self.weights + (rows * width * self.draft_weights if drafts else 0)
+        return 1e3 * max(size / self.copy, flops / self.flops)
+
+    def steps(self, method, running, block, acceptance=None, count=12):
+        simulated = SimulatedAcceptance(rates(acceptance, block)) if acceptance else None
+        engine = self.engine(running, simulated, block > 1)
+        parts = []
+        engine.control.learn = lambda *args: parts.append(tuple(args[-1]))
+        engine.control.learn_step = lambda *_: None
+        params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+        for idx, ids in enumerate(self.prompts(running)):
+            engine.add_request(str(idx), ids, params, block)
+        while any(request.is_prefilling for request in engine.requests.values()):
+            engine.step()
+        for _ in range(4):
+            engine.step()
+        torch.cuda.synchronize()
+        del parts[:]
+        whole, tokens = [], []
+        for _ in range(count):
+            del self.replayed[:]
+            started = time.perf_counter()
+            news = engine.step()
+            torch.cuda.synchronize()
+            whole.append(time.perf_counter() - started)
+            tokens.append(sum(len(one.token_ids) for one in news))
+        graphs = list(self.replayed)
+        alone = seconds_of(lambda: [graph.replay() for graph in graphs], 5) if graphs else 0.0
+        names = ("observe", "draft", "verify", "choose")
+        named = {f"{name}_ms": round(1e3 * median(p[i] for p in parts), 2) for i, name in enumerate(names)}
+        step = median(whole)
+        self.row(
+            method, running, step_ms=round(1e3 * step, 2),
+            output_tokens_per_s=round(sum(tokens) / count / step, 1),
+            floor_ms=round(self.floor_ms(running, block, block > 1), 2), kernels=self.kernels(engine),
+            host_share=round(1 - alone / step, 3), replay_ms=round(1e3 * alone, 2), **named, memory=self.memory(),
+        )  # fmt: skip
+
+    def kernels(self, engine):
+        """Kernels of one step, by the profiler; the longest are told."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as prof:
+            engine.step()
+            torch.cuda.synchronize()
+        rows = {}
+        for event in prof.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                count, spent = rows.get(event.name, (0, 0.0))
+                rows[event.name] = (count + 1, spent + event.time_range.elapsed_us())
+        for name, (count, spent) in sorted(rows.items(), key=lambda item: -item[1][1])[:9]:
+            self.say("   ", f"{spent / 1e3:8.3f} ms  {count:5d} x  {name[:90]}")
+        return sum(count for count, _ in rows.values())
+
+    def prefill(self, running, length):
+        engine = self.engine(running, None, False, tokens=length + 32, max_step_tokens=8192)
+        params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+        times = []
+        for turn in range(3):
+            for idx, ids in enumerate(self.prompts(running, length)):
+                engine.add_request(f"{turn}-{idx}", ids, params, 1)
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in engine.run():
+                pass
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        flops = running * length * (self.weights - self.target.head_weight().nbytes)
+        self.row(
+            "prefill", running, step_ms=round(1e3 * min(times), 1), tokens=running * length,
+            output_tokens_per_s=round(running * length / min(times)), floor_ms=round(1e3 * flops / self.flops, 1),
+        )  # fmt: skip
+
+    def bits(self, tokens=40):
+        """Real verification of random drafts: answers of blocks against plain decoding alone."""
+        from flashdraft.bench.closed_loop import answer_all
+
+        asked = self.prompts(8, 64)
+        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+
+        def answers(running, block):
+            engine = self.engine(running, None, block > 1, tokens=64 + tokens + 32)
+            return [one.token_ids for one in answer_all(engine, asked, params, block, running)]
+
+        alone = answers(1, 1)
+        for running in (1, 8):
+            for block in (1, 8, 16):
+                if (running, block) == (1, 1):
+                    continue
+                found = answers(running, block)
+                first = [
+                    next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), None)
+                    for x, y in zip(alone, found, strict=True)
+                ]
+                self.row(f"bits-b{block}", running, same=sum(x == y for x, y in zip(alone, found, strict=True)),
+                         of=len(asked), first_difference=first, distinct=[len(set(x)) for x in found])  # fmt: skip
+
+
+def main():
+    out = sys.argv[1]
+    pair = sys.argv[2] if len(sys.argv) > 2 else "qwen3.5-27b"
+    limit = float(sys.argv[3]) if len(sys.argv) > 3 else 400.0
+    cells = sys.argv[4].split(",") if len(sys.argv) > 4 else ["plain", "b16", "prefill", "bits", "b8"]
+    bench = Bench(pair, out, limit)
+    jobs = {
+        "plain": [lambda n=n: bench.steps("plain", n, 1) for n in (1, 8, 32, 16)],
+        "b16": [lambda n=n, a=a: bench.steps(f"b16@{a}", n, 16, a) for n in (1, 8, 32, 16) for a in (7.93,)],
+        "b16short": [lambda n=n: bench.steps("b16@5.47", n, 16, 5.47) for n in (1, 8, 32)],
+        "b8": [lambda n=n: bench.steps("b8@5.90", n, 8, 5.90) for n in (1, 8, 32, 16)],
+        "prefill": [lambda: bench.prefill(8, 1024), lambda: bench.prefill(1, 1024)],
+        "bits": [bench.bits],
+    }
+    for cell in cells:
+        for job in jobs[cell]:
+            if bench.left() < 15:
+                bench.say("no time for", cell)
+                break
+            try:
+                job()
+            except Exception as error:
+                traceback.print_exc()
+                bench.say("failed", cell, repr(error)[:500])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How targets and drafters run on a GPU: fused layers over pages and states, recorded as CUDA graphs."""

@@ -1,0 +1,120 @@
+"""A DFlash drafter on a GPU: context stored into pages, blocks drafted, both recorded."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, slots_of
+from flashdraft.cuda.layers import Attention, Norm, layers_of, run
+from flashdraft.cuda.products import product
+from flashdraft.cuda.rows import DeviceRows, RowTables
+from flashdraft.cuda.step import StepSource, StoreSource
+from flashdraft.cuda.weights import Product, apart, pinned, told
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.ops.block_mask import BlockRule
+from flashdraft.ops.triton.paged_attention import Visible
+
+T = TypeVar("T")
+_MOST_RECORDED = 512  # tokens of context stored at once; a prompt's many are not worth a recording
+
+
+class CudaDrafter:
+    """Runs a drafter's layers. Its weights are the model's, laid out anew."""
+
+    def __init__(self, model: DFlashModel, num_pages: int, page_size: int, num_rows: int) -> None:
+        self.model = model
+        self.fuse, self.fused_norm = Product.of([model.fc]), Norm.of(model.hidden_norm)
+        self.layers, self.last = layers_of(list(model.layers)), Norm.of(model.norm)
+        config, weight = model.config, model.fc.weight
+        self.cache = PagedKVCache(
+            config.num_hidden_layers, num_pages, page_size, config.num_key_value_heads, config.head_dim,
+            weight.dtype, weight.device, num_rows * (power_of_two(config.block_size) + page_size), by_layer=True,
+        )  # fmt: skip
+        self.rows = DeviceRows(self.cache)
+
+    def observe(self, placed: Sequence[CacheRow], counts: Sequence[int], features: Tensor) -> None:
+        """Store keys and values of verified tokens, ``features`` [num_tokens, ...] row after row."""
+        device, total = features.device, len(features)
+        positions = [
+            at
+            for row, count in zip(placed, counts, strict=True)
+            for at in range(row.start, row.start + count)
+        ]
+        slots = slots_of(self.cache, placed, counts)
+        if total > _MOST_RECORDED:
+            self._store(features, told([positions, slots], device))
+            return
+        more = power_of_two(total) - total
+        scratch = self.rows.scratch_page * self.cache.page_size
+        places = torch.tensor([positions + [0] * more, slots + [scratch] * more])
+        inputs = F.pad(features, (0, 0, 0, more)), pinned(places, device)
+
+        def work(features: Tensor, places: Tensor) -> None:
+            self._store(features, places)
+
+        self.rows.recorded(("context", total + more), work, inputs)
+
+    def draft(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        placed: Sequence[CacheRow],
+        anchors: Sequence[int],
+        block_sizes: Sequence[int],
+        key: Hashable,
+        found: Callable[[Tensor, Tensor], T],
+    ) -> T:
+        """What ``found`` makes of final hidden states [rows, slots, hidden_size] behind ``anchors``, and these [rows].
+
+        Rows and slots are padded; all of it is one recorded forward, with one ``key`` for each ``found``.
+        ``embed``: the target's.
+        """
+        unknown = [self.model.config.mask_token_id]
+        blocks = [[anchor, *unknown * (size - 1)] for anchor, size in zip(anchors, block_sizes, strict=True)]
+        width = power_of_two(max(block_sizes))
+        asked, num_keys = self.rows.tables(placed, blocks, width)
+
+        def work(numbers: Tensor) -> T:
+            tables = RowTables(numbers, width)
+            hidden = self._hidden(tables, num_keys, embed(tables.token_ids.flatten()))
+            return found(hidden[:, 1:], tables.token_ids[:, 0])
+
+        return self.rows.recorded((*asked.numbers.shape, width, num_keys, key), work, [asked.numbers])
+
+    def _hidden(self, tables: RowTables, num_keys: int, embedded: Tensor) -> Tensor:
+        """Final hidden states [num_rows, width, hidden_size] of embedded blocks [num_rows * width, hidden_size]."""
+        places = tables.places
+        rules = self.model.config.rules
+        seen = {rule: _visible(rule, places, tables.ends) for rule in set(rules)}
+        rope = self._rope(places.flatten())
+        source = StepSource(self.cache, tables, [seen[rule] for rule in rules], num_keys, rope)
+        hidden, _ = run(self.layers, self.last, embedded, source)
+        return apart(hidden, 0, places.shape)
+
+    def _store(self, features: Tensor, places: Tensor) -> None:
+        positions, slots = places  # of each token, and where it goes
+        fused = self.fused_norm.alone(product(features, self.fuse))
+        source = StoreSource(self.cache, slots, self._rope(positions))
+        for layer in self.layers:
+            assert isinstance(layer.mixer, Attention)
+            layer.mixer.store(fused, source)
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.model.rotary(positions.unsqueeze(0), self.model.fc.weight.dtype)
+        return cos[0, 0], sin[0, 0]
+
+
+def _visible(rule: BlockRule, places: Tensor, ends: Tensor) -> Visible:
+    """What slots of blocks at ``places`` [rows, width] see of rows that end before ``ends`` [rows]: see BlockRule."""
+    last = ends.unsqueeze(1).expand_as(places).long()
+    first = torch.zeros_like(places)
+    if rule.is_causal:
+        last = torch.minimum(last, places + 1)
+    if rule.window is not None:
+        first = places[:, :1] - rule.window if rule.from_anchor else places - rule.window + 1
+        first = first.expand_as(places).clamp(min=0)
+        if not rule.from_anchor:
+            last = torch.minimum(last, places + rule.window)
+    return Visible(first.int().contiguous(), last.int().contiguous())

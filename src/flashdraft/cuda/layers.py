@@ -1,0 +1,233 @@
+"""A decoder's layers as products with small kernels between them, made from the modules' weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashdraft.cuda.prefill_delta import DeltaWeights
+from flashdraft.cuda.products import product
+from flashdraft.cuda.step import Source, Storage
+from flashdraft.cuda.weights import Product, apart, heads_of
+from flashdraft.models.dflash import DFlashLayer
+from flashdraft.models.dflash2 import BlockConv
+from flashdraft.models.llama import LlamaAttention, LlamaLayer
+from flashdraft.models.mlp import GatedMLP, SparseMLP
+from flashdraft.models.qwen3_5 import GatedAttention, GatedDeltaNet, Qwen3_5Layer
+from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
+from flashdraft.ops.triton.experts import experts
+from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, sigmoid_mul, silu_mul
+from flashdraft.ops.triton.gated_delta import gated_norm
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm's values."""
+
+    module: RMSNorm | ZeroCenteredRMSNorm
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Norm":
+        """The values of a module of ops/norm.py."""
+        assert isinstance(module, RMSNorm | ZeroCenteredRMSNorm)
+        return cls(module)
+
+    @property
+    def weight(self) -> Tensor:
+        """[size]."""
+        return self.module.weight.detach()
+
+    @property
+    def eps(self) -> float:
+        """Added to the mean square."""
+        return self.module.eps
+
+    @property
+    def zero_centered(self) -> bool:
+        """Whether the weight is stored as its distance from 1."""
+        return isinstance(self.module, ZeroCenteredRMSNorm)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """``x`` normed."""
+        normed: Tensor = self.module(x)
+        return normed
+
+    def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """``residual + x`` normed, and that sum, each [num_tokens, size]."""
+        return add_rms_norm(x, residual, self.weight, self.eps, self.zero_centered)
+
+
+class Attention:
+    """Grouped-query attention with RoPE; queries and keys may be normed, the output gated. ``layer``: in the cache."""
+
+    def __init__(self, module: nn.Module, layer: int) -> None:
+        assert isinstance(module, LlamaAttention | GatedAttention)
+        self.layer, self.head_dim = layer, module.head_dim
+        self.is_gated = isinstance(module, GatedAttention)
+        self.inputs = Product.of([module.q_proj, module.k_proj, module.v_proj])
+        self.output = Product.of([module.o_proj])
+        self.kv_size = module.k_proj.out_features
+        norms = [Norm.of(one) for one in (module.q_norm, module.k_norm) if not isinstance(one, nn.Identity)]
+        self.norms = (norms[0].weight, norms[1].weight) if norms else (None, None)
+        self.eps, self.zero_centered = (norms[0].eps, norms[0].zero_centered) if norms else (0.0, False)
+
+    def __call__(self, x: Tensor, source: Source) -> Tensor:
+        """[num_tokens, hidden_size] -> the same; keys and values are stored."""
+        q, k, v = self._taken_apart(product(x, self.inputs))
+        heads = heads_of(q, self.head_dim * (2 if self.is_gated else 1))
+        turned = self._store(heads[..., : self.head_dim], k, v, source)
+        out = source.attend(self.layer, turned)
+        if self.is_gated:
+            out = sigmoid_mul(out, heads[..., self.head_dim :])
+        return product(out.flatten(1), self.output)
+
+    def store(self, x: Tensor, source: Storage) -> None:
+        """Store keys and values of ``x`` [num_tokens, hidden_size] alone."""
+        skipped = len(self.inputs.weight) - 2 * self.kv_size
+        bias = self.inputs.bias
+        both = product(x, Product(self.inputs.weight[skipped:], None if bias is None else bias[skipped:]))
+        k, v = torch.split(both, self.kv_size, dim=1)
+        self._store(both.new_empty(len(x), 0, self.head_dim), k, v, source)
+
+    def _taken_apart(self, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = torch.split(given, [given.shape[1] - 2 * self.kv_size, self.kv_size, self.kv_size], dim=1)
+        return q, k, v
+
+    def _store(self, q: Tensor, k: Tensor, v: Tensor, source: Storage) -> Tensor:
+        k, v = (heads_of(x, self.head_dim) for x in (k, v))
+        q_weight, k_weight = self.norms
+        return norm_rope_store(
+            q, k, v, q_weight, k_weight, self.eps, self.zero_centered, *source.rope,
+            source.pages(self.layer), source.slots,
+        )  # fmt: skip
+
+
+class Delta:
+    """A gated delta layer. ``layer``: among those that have states."""
+
+    def __init__(self, module: GatedDeltaNet, layer: int) -> None:
+        self.layer = layer
+        self.inputs = Product.of([module.in_proj_qkv, module.in_proj_z, module.in_proj_b, module.in_proj_a])
+        self.output = Product.of([module.out_proj])
+        self.z_at = slice(sum(module.sizes), sum(module.sizes) + module.sizes[2])
+        self.norm = Norm.of(module.norm)
+        self.weights = DeltaWeights(
+            module.conv1d.weight.detach().squeeze(1).contiguous(),
+            module.A_log.detach().float(),
+            module.dt_bias.detach().float(),
+            module.key_heads,
+        )
+
+    def __call__(self, x: Tensor, source: Source) -> Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        projected = source.project(self.layer, x, self.inputs)
+        out = source.delta(self.layer, projected, self.weights)
+        z = heads_of(projected[:, self.z_at], out.shape[2])
+        return product(gated_norm(out, z, self.norm.weight, self.norm.eps).flatten(1), self.output)
+
+
+class Dense:
+    """SwiGLU."""
+
+    def __init__(self, module: GatedMLP) -> None:
+        self.inputs = Product.of([module.gate_proj, module.up_proj])
+        self.output = Product.of([module.down_proj])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        return product(silu_mul(product(x, self.inputs)), self.output)
+
+
+class Sparse:
+    """A mixture of experts; the router is the module's own."""
+
+    def __init__(self, module: SparseMLP) -> None:
+        self.module = module
+        self.shared = Dense(module.shared_expert) if module.shared_expert else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        weights, chosen = self.module.route(x)
+        stacked = self.module.experts
+        shared = None if self.shared is None else self.shared(x)
+        gate = None if shared is None else self.module.shared_expert_gate(x)
+        return experts(x, stacked.gate_up_proj, stacked.down_proj, chosen, weights, shared, gate)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pre-norm layer."""
+
+    before: Norm
+    mixer: Attention | Delta
+    between: Norm
+    feed_forward: Any  # [num_tokens, hidden_size] -> the same
+    convs: tuple[BlockConv, BlockConv] | None = None  # of a drafter's block, around the two
+
+
+def layers_of(modules: Sequence[nn.Module]) -> list[Layer]:
+    """The layers of a decoder that :func:`why_unsupported` has nothing against."""
+    made, num_attention, num_delta = [], 0, 0
+    for module in modules:
+        mixer: Attention | Delta
+        if isinstance(module, Qwen3_5Layer) and module.is_linear:
+            mixer, num_delta = Delta(module.linear_attn, num_delta), num_delta + 1
+        else:
+            assert isinstance(module, Qwen3_5Layer | LlamaLayer | DFlashLayer)
+            mixer, num_attention = Attention(module.self_attn, num_attention), num_attention + 1
+        mlp = Dense(module.mlp) if isinstance(module.mlp, GatedMLP) else Sparse(module.mlp)
+        convs = None
+        if isinstance(module, DFlashLayer) and module.has_conv:
+            convs = module.attention_conv, module.mlp_conv
+        norms = Norm.of(module.input_layernorm), Norm.of(module.post_attention_layernorm)
+        made.append(Layer(norms[0], mixer, norms[1], mlp, convs))
+    return made
+
+
+def why_unsupported(modules: Sequence[nn.Module]) -> str | None:
+    """What keeps a decoder of these layers from running so, or None."""
+    for module in modules:
+        if type(module) not in (Qwen3_5Layer, LlamaLayer, DFlashLayer):
+            return f"it does not know layers as {type(module).__name__}"
+        mlp = module.mlp
+        if isinstance(mlp, SparseMLP):
+            continue
+        if not isinstance(mlp, GatedMLP) or mlp.activation is not F.silu:
+            return "it knows feed-forward networks with SiLU alone"
+    return None
+
+
+def run(
+    layers: Sequence[Layer],
+    last: Norm,
+    x: Tensor,
+    source: Source,
+    feature_layers: Sequence[int] = (),
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Final hidden states [num_tokens, hidden_size] of ``x``, and outputs of ``feature_layers`` before their norms."""
+    features: dict[int, Tensor] = {}
+    normed = layers[0].before.alone(x)
+    for idx, layer in enumerate(layers):
+        attention_conv, mlp_conv = layer.convs or (None, None)
+        mixed = _convolved(attention_conv, normed, source, partial(layer.mixer, source=source))
+        normed, x = layer.between(mixed, x)
+        following = layers[idx + 1].before if idx + 1 < len(layers) else last
+        normed, x = following(_convolved(mlp_conv, normed, source, layer.feed_forward), x)
+        if idx in feature_layers:
+            features[idx] = x
+    return normed, features
+
+
+def _convolved(conv: BlockConv | None, x: Tensor, source: Source, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """``work`` on ``x`` [num_tokens, hidden_size] with a drafter's convolution over blocks on both sides of it."""
+    if conv is None:
+        return work(x)
+    blocks = apart(x, 0, (-1, source.width))
+    kernels = conv.kernels(blocks, None)
+    found = work(conv(blocks, kernels, 0).flatten(0, 1))
+    out: Tensor = conv(apart(found, 0, (-1, source.width)), kernels, 1)
+    return out.flatten(0, 1)

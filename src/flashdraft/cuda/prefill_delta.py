@@ -1,0 +1,138 @@
+"""Gated delta layers over prompts: convolution and the rule by chunks, of sequences end to end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cuda.states import DeviceStates
+from flashdraft.cuda.weights import apart, told
+from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, gated_delta_chunked, unit_length
+from flashdraft.ops.triton.conv_prefill import conv_prefill
+
+
+@dataclass(frozen=True)
+class DeltaWeights:
+    """What a gated delta layer's recurrence needs of it."""
+
+    conv: Tensor  # [channels, width]
+    a_log: Tensor  # float32 [heads]
+    dt_bias: Tensor  # float32 [heads]
+    key_heads: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens ``begin`` .. ``end`` - 1 of one row's chunk, between borders where its state is to be kept."""
+
+    row: int
+    slot: int
+    begin: int
+    end: int
+    snapshots: tuple[int, ...]  # slots that get a copy of the state behind it
+
+
+class Round:
+    """Segments of different rows, which run together."""
+
+    def __init__(self, segments: Sequence[Segment], firsts: Sequence[int], device: torch.device) -> None:
+        self.segments = segments
+        spans = [(firsts[one.row] + one.begin, firsts[one.row] + one.end) for one in segments]
+        self.lengths = [end - begin for begin, end in spans]
+        self.places = told([at for begin, end in spans for at in range(begin, end)], device)
+        self.slots = told([one.slot for one in segments], device)
+        self.ends = told([sum(self.lengths[:i]) for i in range(len(spans) + 1)], device)
+
+
+class PromptSegments:
+    """Chunks of prompts cut where their states are to be kept; one object for all layers of a forward."""
+
+    def __init__(self, rows: Sequence[CacheRow], counts: Sequence[int], device: torch.device) -> None:
+        self.counts, self.firsts = counts, [sum(counts[:row]) for row in range(len(counts))]
+        self.slots = told([row.slot for row in rows], device)
+        rounds: list[list[Segment]] = []
+        for idx, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            borders = {border - row.start for border, _ in row.snapshots if 0 < border - row.start < count}
+            begin = 0
+            for number, end in enumerate(sorted({*borders, count})):
+                kept = tuple(slot for border, slot in row.snapshots if border == row.start + end)
+                if number == len(rounds):
+                    rounds.append([])
+                assert row.slot is not None
+                rounds[number].append(Segment(idx, row.slot, begin, end, kept))
+                begin = end
+        self.rounds = [Round(segments, self.firsts, device) for segments in rounds]
+        lengths = told(counts, device)
+        self.starts = lengths.cumsum(0) - lengths
+        self.row_of = torch.repeat_interleave(
+            torch.arange(len(counts), device=device), lengths, output_size=sum(counts)
+        )
+
+
+def prefill_delta(
+    states: DeviceStates, layer: int, projected: Tensor, prompts: PromptSegments, weights: DeltaWeights
+) -> Tensor:
+    """Outputs [num_tokens, heads, value_dim] of ``projected`` [num_tokens, qkv | z | b | a], row after row.
+
+    Writes the rows' states and copies of them at their snapshots.
+    """
+    qkv, _, b, a = states.parts(projected)
+    conv = states.conv[layer]
+    mixed = conv_prefill(qkv, weights.conv, conv, prompts.slots, prompts.starts, prompts.row_of)
+    out = torch.empty(
+        len(projected), states.heads, states.recurrent.shape[-1], dtype=qkv.dtype, device=qkv.device
+    )
+    before = conv.index_select(0, prompts.slots)  # [rows, width - 1, channels]
+    is_whole = len(prompts.rounds) == 1
+    for part in prompts.rounds:
+        where = slice(None) if is_whole else part.places
+        states_before = states.recurrent[layer].index_select(0, part.slots)
+        said, after = _rule(mixed[where], a[where], b[where], states_before, part, weights)
+        if is_whole:
+            out = said
+        else:
+            out[where] = said
+        states.recurrent[layer].index_copy_(0, part.slots, after)
+        for one, state in zip(part.segments, after, strict=True):
+            first = prompts.firsts[one.row]
+            history = torch.cat((before[one.row], qkv[first : first + one.end][-before.shape[1] :]))
+            kept = history[-before.shape[1] :]
+            conv[one.slot] = kept
+            for slot in one.snapshots:
+                states.recurrent[layer, slot], conv[slot] = state, kept
+    return out
+
+
+def _rule(
+    mixed: Tensor, a: Tensor, b: Tensor, before: Tensor, part: Round, weights: DeltaWeights
+) -> tuple[Tensor, Tensor]:
+    """Outputs [num_tokens, heads, value_dim] and the states after each of the sequences that lie end to end."""
+    heads, key_dim = before.shape[1:3]
+    key_size = weights.key_heads * key_dim
+    q, k, v = torch.split(mixed, [key_size, key_size, mixed.shape[-1] - 2 * key_size], dim=-1)
+    q, k = (apart(x, 1, (weights.key_heads, key_dim)).unsqueeze(0) for x in (q, k))
+    v = apart(v, 1, (heads, -1)).unsqueeze(0)
+    decay = decay_logarithm(a, weights.a_log, weights.dt_bias).unsqueeze(0)
+    beta = b.float().sigmoid().unsqueeze(0)
+    if mixed.is_cuda and mixed.dtype != torch.float32 and find_spec("fla"):
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        out, after = chunk_gated_delta_rule(
+            q.contiguous(), k.contiguous(), v.contiguous(), decay, beta, initial_state=before,
+            output_final_state=True, use_qk_l2norm_in_kernel=True, cu_seqlens=part.ends,
+        )  # fmt: skip
+        return out[0], after
+    groups = heads // weights.key_heads
+    q, k = (unit_length(x.float()).repeat_interleave(groups, dim=2) for x in (q, k))
+    inputs = DeltaInputs(q * key_dim**-0.5, k, v.float(), decay, beta)
+    outs, afters, done = [], [], 0
+    for length, state in zip(part.lengths, before, strict=True):
+        chunk = inputs.part(slice(None), slice(done, done + length))
+        out, after = gated_delta_chunked(chunk, state.unsqueeze(0))
+        outs.append(out[0])
+        afters.append(after)
+        done += length
+    return torch.cat(outs).to(mixed.dtype), torch.cat(afters)

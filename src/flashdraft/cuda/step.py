@@ -1,0 +1,176 @@
+"""Where one forward's layers find keys, values and states: of a recorded step, or of a prompt's chunk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, slots_of
+from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, prefill_delta
+from flashdraft.cuda.products import product
+from flashdraft.cuda.rows import RowTables
+from flashdraft.cuda.states import DeviceStates
+from flashdraft.cuda.weights import Product, apart, told
+from flashdraft.ops.triton.gated_delta import gated_delta_step
+from flashdraft.ops.triton.paged_attention import Visible, paged_attention
+
+
+class Storage(Protocol):
+    """Where a forward's keys and values go; tokens are [num_tokens, ...], row after row."""
+
+    @property
+    def rope(self) -> tuple[Tensor, Tensor]:
+        """cos, sin [num_tokens, rotary_dim]."""
+        ...
+
+    @property
+    def slots(self) -> Tensor:
+        """Int64 [num_tokens]: a token's place in the cache."""
+        ...
+
+    def pages(self, layer: int) -> Tensor:
+        """A layer's keys and values, [num_slots, 2, kv_heads, head_dim]."""
+        ...
+
+
+class Source(Storage, Protocol):
+    """What a layer's forward asks for beside that."""
+
+    @property
+    def width(self) -> int:
+        """Tokens of each row; of prompts, whose rows differ, 0."""
+        ...
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of ``q`` [num_tokens, heads, head_dim]; the tokens' keys and values are stored."""
+        ...
+
+    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:
+        """The inputs [qkv | z | b | a] of a gated delta layer, kept where rollback finds them."""
+        ...
+
+    def delta(self, layer: int, projected: Tensor, weights: DeltaWeights) -> Tensor:
+        """Outputs [num_tokens, heads, value_dim] of its recurrence."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """Where keys and values of verified tokens go."""
+
+    cache: PagedKVCache
+    slots: Tensor
+    rope: tuple[Tensor, Tensor]
+
+    def pages(self, layer: int) -> Tensor:
+        """See :class:`Source`."""
+        return self.cache.slots[:, layer]
+
+
+class StepSource:
+    """A plain step, a block or a tree: static shapes, nothing asked of the device. Recordings are made of it."""
+
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        tables: RowTables,
+        visible: Visible | Sequence[Visible],
+        num_keys: int,
+        rope: tuple[Tensor, Tensor],
+        states: DeviceStates | None = None,
+    ) -> None:
+        self.cache, self.tables, self.visible, self.num_keys = cache, tables, visible, num_keys
+        self.rope, self.states = rope, states
+        self.slots, self.width = tables.slots(cache.page_size), tables.width
+        self._state_slots = tables.state_slots
+
+    def pages(self, layer: int) -> Tensor:
+        """See :class:`Source`."""
+        return self.cache.slots[:, layer]
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """See :class:`Source`."""
+        keys, values = self.pages(layer).unbind(1)
+        rows = apart(q, 0, (-1, self.tables.width))
+        visible = self.visible if isinstance(self.visible, Visible) else self.visible[layer]
+        out = paged_attention(
+            rows, keys, values, self.tables.pages, visible, self.cache.page_size, self.num_keys
+        )
+        return out.flatten(0, 1)
+
+    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:
+        """See :class:`Source`."""
+        assert self.states is not None
+        return product(x, by, out=self.states.staged[layer, : len(x)])
+
+    def delta(self, layer: int, projected: Tensor, weights: DeltaWeights) -> Tensor:
+        """See :class:`Source`."""
+        states, width = self.states, self.tables.width
+        assert states is not None
+        qkv, _, b, a = states.parts(apart(projected, 0, (-1, width)))
+        shape = (*qkv.shape[:2], states.heads, states.recurrent.shape[-1])
+        out = torch.empty(shape, dtype=projected.dtype, device=projected.device)
+        gated_delta_step(
+            qkv, a, b, weights.conv, weights.a_log, weights.dt_bias, states.conv[layer],
+            states.recurrent[layer], self._state_slots, out, width == 1,
+        )  # fmt: skip
+        return out.flatten(0, 1)
+
+
+class PrefillSource:
+    """Chunks of prompts, end to end without padding. Their tokens are true at once: states are written."""
+
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        rows: Sequence[CacheRow],
+        counts: Sequence[int],
+        rope: tuple[Tensor, Tensor],
+        states: DeviceStates | None = None,
+    ) -> None:
+        self.cache, self.rows, self.counts, self.rope, self.states = cache, rows, list(counts), rope, states
+        device, self.width = cache.slots.device, 0
+        self.slots = told(slots_of(cache, rows, counts), device)
+        ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
+        self._seen = [
+            told(cache.slot_mapping(row.pages, 0, end), device) for row, end in zip(rows, ends, strict=True)
+        ]
+        self._prompts = PromptSegments(rows, counts, device) if states else None
+
+    def pages(self, layer: int) -> Tensor:
+        """See :class:`Source`."""
+        return self.cache.slots[:, layer]
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """See :class:`Source`."""
+        keys, values = self.pages(layer).unbind(1)
+        outs = []
+        for row_q, seen in zip(torch.split(q, self.counts), self._seen, strict=True):
+            k, v = (stored.index_select(0, seen).transpose(0, 1).unsqueeze(0) for stored in (keys, values))
+            outs.append(_causal(row_q.transpose(0, 1).unsqueeze(0), k, v))
+        return torch.cat(outs, dim=2)[0].transpose(0, 1)
+
+    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:  # noqa: ARG002 - nothing is rolled back
+        """See :class:`Source`."""
+        return product(x, by)
+
+    def delta(self, layer: int, projected: Tensor, weights: DeltaWeights) -> Tensor:
+        """See :class:`Source`."""
+        assert self.states is not None
+        assert self._prompts is not None
+        return prefill_delta(self.states, layer, projected, self._prompts, weights)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the last tokens of a sequence on all of it, [1, heads, num_tokens, head_dim]."""
+    num_tokens, num_keys = q.shape[2], k.shape[2]
+    if num_tokens == num_keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    mask: Any = causal_lower_right(num_tokens, num_keys)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

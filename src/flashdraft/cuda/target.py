@@ -1,0 +1,169 @@
+"""A target on a GPU: steps and prompts through fused layers over pages and states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
+from flashdraft.cuda.layers import Norm, layers_of, run, why_unsupported
+from flashdraft.cuda.products import product
+from flashdraft.cuda.rows import DeviceRows, RowTables
+from flashdraft.cuda.states import DeviceStates
+from flashdraft.cuda.step import PrefillSource, StepSource
+from flashdraft.cuda.weights import Product, apart, told
+from flashdraft.models.base import TargetModel, TargetOutput
+from flashdraft.models.llama import LlamaModel
+from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
+from flashdraft.ops.triton.paged_attention import Visible
+
+
+class CudaTarget:
+    """Runs a target's layers. Its weights are the model's, laid out anew."""
+
+    def __init__(self, model: TargetModel) -> None:
+        self.model = model
+        decoder = _decoder(model)
+        self.deltas = [module for module in decoder.modules() if isinstance(module, GatedDeltaNet)]
+        self.layers, self.last = layers_of(decoder.layers), Norm.of(decoder.norm)
+        self.num_attention = len(self.layers) - len(self.deltas)
+
+    def new_cache(self, num_pages: int, page_size: int, num_spare: int) -> PagedKVCache:
+        """Storage of keys and values, a layer's in one piece."""
+        config = self.model.config
+        return PagedKVCache(
+            self.num_attention, num_pages, page_size, config.num_key_value_heads, config.head_dim,
+            self.model.dtype, self.model.device, num_spare, by_layer=True,
+        )  # fmt: skip
+
+    def new_rows(self, cache: PagedKVCache, states: DeviceStates | None) -> DeviceRows:
+        """Rows for its forwards."""
+        return DeviceRows(cache, states)
+
+    def new_states(self, num_slots: int, most_tokens: int) -> DeviceStates | None:
+        """States of ``num_slots`` sequences, for steps of at most ``most_tokens``; None where it has none."""
+        return DeviceStates(self.deltas, num_slots, most_tokens) if self.deltas else None
+
+    def step(
+        self,
+        rows: DeviceRows,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        parents: Sequence[Sequence[int]] | None,
+        feature_layers: Sequence[int],
+        with_head: bool,
+    ) -> tuple[TargetOutput, Tensor | None]:
+        """A recorded step: blocks of one width, behind what each row has committed; ``parents``: of trees.
+
+        Output [rows, width, ...] with padding, and the choices of all its tokens, flat.
+        """
+        width = power_of_two(max(len(ids) for ids in token_ids))
+        tables, num_keys = rows.tables(placed, token_ids, width)
+        inputs = [tables.numbers]
+        if parents and any(list(row) != list(range(len(row))) for row in parents):
+            inputs += list(_tree(parents, tables))
+        key = (*tables.numbers.shape, width, num_keys, len(inputs), with_head)
+
+        def work(numbers: Tensor, depths: Tensor | None = None, seen: Tensor | None = None) -> Any:
+            return self._step(
+                rows, RowTables(numbers, width), num_keys, depths, seen, feature_layers, with_head
+            )
+
+        hidden, features, argmax = rows.recorded(key, work, inputs)
+        if features is not None:  # they may wait for a draft, and the next replay overwrites them
+            features = features.clone()
+        return TargetOutput(hidden, features), argmax
+
+    def prefill(
+        self,
+        rows: DeviceRows,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        feature_layers: Sequence[int],
+    ) -> list[TargetOutput]:
+        """Chunks of prompts, true at once: of each row hidden states and features [1, num_tokens, ...]."""
+        counts, device = [len(ids) for ids in token_ids], self.model.device
+        spans = [(row.start, row.start + count) for row, count in zip(placed, counts, strict=True)]
+        every, positions = told(
+            [
+                [token for ids in token_ids for token in ids],
+                [at for begin, end in spans for at in range(begin, end)],
+            ],
+            device,
+        )
+        source = PrefillSource(rows.cache, placed, counts, self._rope(positions), rows.states)
+        hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
+        rows.prefilled()
+        joined = TargetOutput.of(hidden, features, feature_layers)
+        parts = torch.split(joined.features, counts) if joined.features is not None else [None] * len(counts)
+        return [
+            TargetOutput(own.unsqueeze(0), None if part is None else part.unsqueeze(0))
+            for own, part in zip(torch.split(hidden, counts), parts, strict=True)
+        ]
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]."""
+        return product(hidden, Product(self.model.head_weight())).argmax(-1)
+
+    def _step(
+        self,
+        rows: DeviceRows,
+        tables: RowTables,
+        num_keys: int,
+        depths: Tensor | None,
+        seen: Tensor | None,
+        feature_layers: Sequence[int],
+        with_head: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        places = tables.places
+        positions = places if depths is None else places[:, :1] + depths
+        last = (places + 1).int()
+        if seen is not None:
+            last = last[:, -1:].expand_as(last).contiguous()
+        visible = Visible(torch.zeros_like(last), last, tables.starts.contiguous(), seen)
+        source = StepSource(
+            rows.cache, tables, visible, num_keys, self._rope(positions.flatten()), rows.states
+        )
+        x = self.model.embed(tables.token_ids.flatten())
+        hidden, features = run(self.layers, self.last, x, source, feature_layers)
+        joined = TargetOutput.of(hidden, features, feature_layers).features
+        shape = places.shape
+        argmax = self.argmax(hidden) if with_head else None
+        return (
+            apart(hidden, 0, shape),
+            None if joined is None else apart(joined, 0, shape),
+            argmax,
+        )
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.model.rotary(positions.unsqueeze(0), self.model.dtype)  # type: ignore[operator]
+        return cos[0, 0], sin[0, 0]
+
+
+def _tree(parents: Sequence[Sequence[int]], tables: RowTables) -> tuple[Tensor, Tensor]:
+    """Each token's depth below its root, int64 [rows, width], and what it sees of the staged ones, uint8."""
+    num_rows, width = len(tables.numbers), tables.width
+    depths = np.zeros((num_rows, width), np.int64)
+    seen = np.zeros((num_rows, width, width), np.uint8)
+    seen[:, :, 0] = 1  # the root
+    for row, own in enumerate(parents):
+        for place, parent in enumerate(own, 1):
+            depths[row, place] = depths[row, parent] + 1
+            seen[row, place] = seen[row, parent]
+            seen[row, place, place] = 1
+    return torch.from_numpy(depths), torch.from_numpy(seen)
+
+
+def _decoder(model: TargetModel) -> Any:
+    return model.decoder if isinstance(model, Qwen3_5Model) else model.model
+
+
+def why_not(model: TargetModel) -> str | None:
+    """What keeps ``model`` from running so, or None."""
+    if not isinstance(model, LlamaModel | Qwen3_5Model):
+        return f"it does not know {type(model).__name__}"
+    if type(model).forward not in (LlamaModel.forward, Qwen3_5Model.forward):
+        return f"it does not know how {type(model).__name__} runs its layers"
+    return why_unsupported(list(_decoder(model).layers))

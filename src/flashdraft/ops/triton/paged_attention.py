@@ -1,0 +1,157 @@
+"""Attention of a step's tokens on keys and values where they lie in pages: plain steps, blocks and trees in one form.
+
+The online softmax of FlashAttention (arXiv 2205.14135) over tiles of keys, split into parts of a fixed length
+(Flash-Decoding) that a second kernel joins in order. Tiles and parts begin at fixed keys, and a key that a query may
+not see adds exact zeros, so that a token's bits depend neither on the width of its block nor on its neighbours.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+QUERIES = 16  # of one program: the rows of the smallest matrix product, whatever the width
+PART = 256  # keys of one program
+_TILE = 64  # keys that it loads at a time; fewer where heads are wide
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Which of a row's keys its tokens see: those from ``first`` to before ``last``, of a tree its own path alone.
+
+    Keys count from a row's start. ``seen``: of trees, whether token i sees staged token j, which lies ``start + j``.
+    """
+
+    first: Tensor  # int32 [rows, width]
+    last: Tensor  # int32 [rows, width], at least 1
+    start: Tensor | None = None  # int32 [rows]
+    seen: Tensor | None = None  # uint8 [rows, width, width]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attend(  # type: ignore[no-untyped-def]
+    q, keys, values, table, first, last, start, seen, out, bests, totals,
+    scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
+    groups: tl.constexpr, head_dim: tl.constexpr, dims: tl.constexpr, page_size: tl.constexpr,
+    num_queries: tl.constexpr, tile: tl.constexpr, part_len: tl.constexpr, in_parts: tl.constexpr,
+    is_tree: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    row, part, num_parts = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
+    head = tl.program_id(1) % kv_heads
+    query = tl.program_id(1) // kv_heads * num_queries + tl.arange(0, num_queries)
+    token, q_heads = query // groups, head * groups + query % groups
+    is_query = token < width
+    lowest = tl.load(first + row * width + token, is_query, 1 << 30)
+    highest = tl.load(last + row * width + token, is_query, 0)
+    begin = tl.maximum(part * part_len, tl.min(lowest, 0) // tile * tile)
+    end = tl.minimum((part + 1) * part_len, tl.max(highest, 0))
+    dim = tl.arange(0, dims)
+    is_dim = dim < head_dim
+    q_at = (row * width + token) * q_token + q_heads * q_head
+    queries = tl.load(q + q_at[:, None] + dim[None, :], is_query[:, None] & is_dim[None, :], 0.0)
+    staged_from = tl.load(start + row) if is_tree else 0
+    best = tl.full([num_queries], float("-inf"), tl.float32)
+    total = tl.zeros([num_queries], tl.float32)
+    summed = tl.zeros([num_queries, dims], tl.float32)
+    for at in range(begin, end, tile):
+        key = at + tl.arange(0, tile)
+        is_key = key < end
+        page = tl.load(table + row * table_row + key // page_size, is_key, 0).to(tl.int64)
+        at_key = ((page * page_size + key % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
+        k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
+        v = tl.load(values + at_key, is_key[:, None] & is_dim[None, :], 0.0)
+        visible = (key[None, :] >= lowest[:, None]) & (key[None, :] < highest[:, None])
+        if is_tree:
+            staged = key - staged_from
+            on_path = tl.load(
+                seen + (row * width + token)[:, None] * width + staged[None, :],
+                is_query[:, None] & (staged >= 0)[None, :] & (staged < width)[None, :], 1,
+            )  # fmt: skip
+            visible = visible & (on_path != 0)
+        scores = tl.dot(queries, tl.trans(k), input_precision=precision) * scale
+        scores = tl.where(visible, scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, 1))
+        reference = tl.where(new_best == float("-inf"), 0.0, new_best)  # nothing seen so far
+        weights = tl.exp(scores - reference[:, None])
+        kept = tl.exp(best - reference)
+        total = total * kept + tl.sum(weights, 1)
+        summed = summed * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=precision)
+        best = new_best
+    heads_at = (row * width + token) * num_heads + q_heads
+    if in_parts:
+        places = heads_at * num_parts + part
+        tl.store(bests + places, best, is_query)
+        tl.store(totals + places, total, is_query)
+        tl.store(out + places[:, None] * head_dim + dim[None, :], summed, is_query[:, None] & is_dim[None, :])
+    else:
+        joined = summed / tl.where(total == 0.0, 1.0, total)[:, None]
+        tl.store(
+            out + heads_at[:, None] * head_dim + dim[None, :], joined.to(out.dtype.element_ty),
+            is_query[:, None] & is_dim[None, :],
+        )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _join(  # type: ignore[no-untyped-def]
+    parts, bests, totals, last, out, num_heads, num_parts,
+    head_dim: tl.constexpr, dims: tl.constexpr, part_len: tl.constexpr, most_parts: tl.constexpr,
+):  # fmt: skip
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    used = tl.cdiv(tl.load(last + token), part_len)
+    place = (token * num_heads + head) * num_parts
+    number = tl.arange(0, most_parts)
+    every = tl.load(bests + place + number, number < used, float("-inf"))
+    best = tl.max(every, 0)
+    dim = tl.arange(0, dims)
+    total = tl.zeros([1], tl.float32)
+    summed = tl.zeros([dims], tl.float32)
+    for part in range(used):
+        weight = tl.exp(tl.load(bests + place + part) - best)
+        total += tl.load(totals + place + part) * weight
+        summed += tl.load(parts + (place + part) * head_dim + dim, dim < head_dim, 0.0) * weight
+    joined = summed / tl.where(total == 0.0, 1.0, total)
+    tl.store(
+        out + (token * num_heads + head) * head_dim + dim, joined.to(out.dtype.element_ty), dim < head_dim
+    )
+
+
+def paged_attention(
+    q: Tensor, keys: Tensor, values: Tensor, table: Tensor, visible: Visible, page_size: int, num_keys: int,
+    scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of ``q`` [rows, width, heads, head_dim] on what ``visible`` says, the same shape, contiguous.
+
+    ``keys``, ``values`` [num_slots, kv_heads, head_dim] (last dimension contiguous) in pages of ``page_size`` slots;
+    ``table`` int32 [rows, num_pages]: each row's pages in order. ``num_keys``: an upper bound of ``visible.last``
+    that the host knows; it changes no bit. ``scale``: left out, ``head_dim ** -0.5``.
+    """
+    rows, width, num_heads, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    groups, dims = num_heads // kv_heads, triton.next_power_of_2(head_dim)
+    out = torch.empty((rows, width, num_heads, head_dim), dtype=q.dtype, device=q.device)
+    num_parts = triton.cdiv(num_keys, PART)
+    in_parts = num_parts > 1
+    summed, bests, totals = out, out, out
+    if in_parts:
+        shape = (rows, width, num_heads, num_parts)
+        summed = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+        bests, totals = torch.empty((2, *shape), dtype=torch.float32, device=q.device)
+    grid = (rows, kv_heads * triton.cdiv(width * groups, QUERIES), num_parts)
+    is_tree = visible.seen is not None
+    _attend[grid](
+        q, keys, values, table, visible.first, visible.last,
+        visible.start if is_tree else table, visible.seen if is_tree else table, summed, bests, totals,
+        scale if scale is not None else head_dim**-0.5, width, num_heads, kv_heads, table.stride(0),
+        q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
+        groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
+        tile=_TILE if dims <= 128 else _TILE // 2, part_len=PART, in_parts=in_parts, is_tree=is_tree,
+        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+    )  # fmt: skip
+    if in_parts:
+        _join[(rows * width, num_heads)](
+            summed, bests, totals, visible.last, out, num_heads, num_parts,
+            head_dim=head_dim, dims=dims, part_len=PART, most_parts=triton.next_power_of_2(num_parts), num_warps=1,
+        )  # fmt: skip
+    return out

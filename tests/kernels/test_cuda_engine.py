@@ -1,0 +1,114 @@
+"""Engines whose steps run as on a GPU (pages, states, fused layers) against the decoding loop of generate.py.
+
+Triton's interpreter takes seconds for what a GPU does in microseconds: on a CPU the models and the requests are few.
+"""
+
+import random
+
+import pytest
+import torch
+
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from toys import toy_dflash, toy_hybrid, toy_target
+
+pytest.importorskip("triton")
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+NUM_PROMPTS, MAX_TOKENS = (8, 24) if ON_GPU else (2, 4)
+
+
+def _llama():
+    return toy_target(**({} if ON_GPU else {"num_hidden_layers": 2})).to(DEVICE)
+
+
+def _hybrid():
+    return toy_hybrid(**({} if ON_GPU else {"num_hidden_layers": 2, "full_attention_interval": 2})).to(DEVICE)
+
+
+def _drafter(target):
+    changes = {} if ON_GPU else {"num_hidden_layers": 1}
+    return DFlashDrafter(toy_dflash(target, **changes).to(DEVICE), target)
+
+
+def _prompts(count, vocab, longest=12, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(3, vocab) for _ in range(rng.randrange(1, longest))] for _ in range(count)]
+
+
+def _check(target, drafter, prompts, block_size, config, draft_tree=None):
+    """Every answer is the loop's; returns the engine."""
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    expected = [generate(target, None, prompt, params).token_ids for prompt in prompts]
+    engine = Engine(target, drafter, config, (), None, block_size, draft_tree=draft_tree)
+    assert engine.runner.on_device, "this is about steps on a GPU"
+    found = {}
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, params)
+    for output in engine.run():
+        found.setdefault(output.request_id, []).extend(output.token_ids)
+    engine.check_integrity()
+    assert [found[str(idx)] for idx in range(len(prompts))] == expected
+    return engine
+
+
+@pytest.mark.parametrize("make", [_llama, _hybrid])
+def test_blocks(make):
+    target = make()
+    prompts = _prompts(NUM_PROMPTS, target.config.vocab_size)
+    _check(target, _drafter(target), prompts, 4, EngineConfig(max_running=3, page_size=4, num_pages=96))
+
+
+def test_plain_steps_of_a_hybrid():
+    target = _hybrid()
+    prompts = _prompts(NUM_PROMPTS, target.config.vocab_size, seed=1)
+    _check(target, None, prompts, 1, EngineConfig(max_running=3, page_size=4, num_pages=96))
+
+
+def test_a_hybrids_prefixes_chunks_and_preemption():
+    """Prompts that share a beginning, in chunks, states kept at page borders, pages for less than all."""
+    target = _hybrid()
+    common = [5] * 17
+    tails = _prompts(2 * NUM_PROMPTS if ON_GPU else 1, target.config.vocab_size, 6, seed=3)
+    prompts = [common + tail for tail in [*tails, [9]]]
+    config = EngineConfig(
+        max_running=2, page_size=4, num_pages=24 if ON_GPU else 14, max_step_tokens=16, checkpoint_pages=2
+    )
+    engine = _check(target, _drafter(target), prompts, 4, config)
+    assert engine.stats().num_cached_tokens
+
+
+def test_trees():
+    target = _llama()
+    prompts = _prompts(NUM_PROMPTS, target.config.vocab_size, seed=4)
+    config = EngineConfig(max_running=2, page_size=4, num_pages=96)
+    _check(target, _drafter(target), prompts, 4, config, draft_tree=6)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the interpreter is too slow for it")
+def test_200_mixed_requests():
+    """Lengths, block sizes and abortions as they come, in float32."""
+    target = _hybrid()
+    drafter, rng = _drafter(target), random.Random(7)
+    prompts = _prompts(200, target.config.vocab_size, 60, seed=7)
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    engine = Engine(
+        target, drafter, EngineConfig(max_running=8, page_size=4, num_pages=120, max_step_tokens=64)
+    )
+    found, aborted = {}, set()
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, params, rng.choice([1, 4, 8]))
+    while engine.has_unfinished:
+        for output in engine.step():
+            found.setdefault(output.request_id, []).extend(output.token_ids)
+        if rng.random() < 0.05 and engine.requests:
+            aborted.add(name := rng.choice(list(engine.requests)))
+            engine.abort(name)
+    engine.check_integrity()
+    assert engine.stats().num_preemptions
+    for idx, prompt in enumerate(prompts):
+        if str(idx) not in aborted:
+            assert found[str(idx)] == generate(target, None, prompt, params).token_ids

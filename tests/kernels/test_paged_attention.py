@@ -1,0 +1,98 @@
+"""The paged attention kernel against attention written out, under Triton's interpreter or on a GPU."""
+
+import pytest
+import torch
+
+from flashdraft.ops.attention import attention_reference
+
+pytest.importorskip("triton")
+from flashdraft.ops.triton.paged_attention import PART, Visible, paged_attention
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PAGE = 16
+
+
+def _made(rows, width, heads, kv_heads, head_dim, starts, dtype=torch.float32):
+    """Queries, pages in shuffled order, and each row's keys and values in one piece."""
+    torch.manual_seed(rows * width + head_dim)
+    num_keys = max(starts) + width
+    most = -(-num_keys // PAGE)
+    pages = torch.randperm(rows * most).view(rows, most)
+    storage = torch.randn(rows * most * PAGE, 2, kv_heads, head_dim).to(dtype)
+    every = (pages.unsqueeze(-1) * PAGE + torch.arange(PAGE)).flatten(1)[:, :num_keys]
+    q = torch.randn(rows, width, heads, head_dim).to(dtype)
+    positions = torch.tensor(starts).unsqueeze(1) + torch.arange(width)
+    return q, storage, pages.int(), every, positions, num_keys
+
+
+def _run(q, storage, table, visible, num_keys):
+    moved = Visible(*(None if x is None else x.to(DEVICE) for x in vars(visible).values()))
+    storage = storage.to(DEVICE)
+    found = paged_attention(
+        q.to(DEVICE), storage[:, 0], storage[:, 1], table.to(DEVICE), moved, PAGE, num_keys
+    )
+    return found.cpu()
+
+
+def _expected(q, storage, every, mask):
+    k, v = (storage[every, which].transpose(1, 2) for which in (0, 1))
+    return attention_reference(q.transpose(1, 2), k, v, mask).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "heads", "kv_heads", "head_dim", "starts"),
+    [
+        (1, 1, 3, 1, 16, [0]),
+        (3, 1, 6, 2, 64, [0, 37, 300]),
+        (2, 7, 9, 3, 32, [5, 530]),
+        (1, 16, 6, 1, 256, [70]),
+        (2, 5, 4, 4, 80, [1, 255]),
+    ],
+)
+def test_blocks_see_what_came_before(rows, width, heads, kv_heads, head_dim, starts):
+    q, storage, table, every, positions, num_keys = _made(rows, width, heads, kv_heads, head_dim, starts)
+    visible = Visible(torch.zeros_like(positions).int(), (positions + 1).int())
+    found = _run(q, storage, table, visible, num_keys)
+    mask = torch.arange(num_keys) <= positions.unsqueeze(-1)
+    torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
+
+
+def test_windows_and_whole_blocks():
+    """A drafter's block sees itself both ways, and a window of the context."""
+    q, storage, table, every, _, num_keys = _made(2, 4, 4, 2, 32, [400, 30])
+    last = torch.tensor([[404] * 4, [34] * 4]).int()
+    first = torch.tensor([[350, 351, 352, 353], [0] * 4]).int()
+    found = _run(q, storage, table, Visible(first, last), num_keys)
+    key = torch.arange(num_keys)
+    mask = (key >= first.unsqueeze(-1)) & (key < last.unsqueeze(-1))
+    torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tree_sees_its_own_path():
+    starts = [3, PART + 1]
+    q, storage, table, every, _, num_keys = _made(2, 5, 4, 2, 32, starts)
+    seen = torch.eye(5).repeat(2, 1, 1)
+    seen[:, :, 0] = 1
+    seen[0, 4, 2] = seen[1, 3, 1] = 1
+    start = torch.tensor(starts).int()
+    last = (start + 5).unsqueeze(1).expand(-1, 5).contiguous()
+    visible = Visible(torch.zeros_like(last), last, start, seen.to(torch.uint8))
+    found = _run(q, storage, table, visible, num_keys)
+    mask = torch.zeros(2, 5, num_keys, dtype=torch.bool)
+    for row, at in enumerate(starts):
+        mask[row, :, :at] = True
+        mask[row, :, at : at + 5] = seen[row].bool()
+    torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("start", [40, PART - 3, 2 * PART + 17])
+def test_bits_are_the_same_whatever_stands_beside(dtype, start):
+    """A token of a block, of a wider one, alone, beside other rows, and with a larger bound of keys."""
+    q, storage, table, _, positions, num_keys = _made(3, 7, 6, 2, 32, [start, 11, 600], dtype)
+    visible = Visible(torch.zeros_like(positions).int(), (positions + 1).int())
+    whole = _run(q, storage, table, visible, num_keys)
+    for token in range(7):
+        one = Visible(visible.first[:1, token : token + 1], visible.last[:1, token : token + 1])
+        alone = _run(q[:1, token : token + 1], storage, table[:1], one, start + token + 1)
+        assert torch.equal(alone[0, 0], whole[0, token])
