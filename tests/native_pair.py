@@ -69,6 +69,6 @@ def logits_of(target: LlamaModel, tokens: list[int], chunks: list[int]) -> Tenso
     return torch.cat(found)
 
 
-def draft_network(target: LlamaModel) -> DFlashModel:
+def draft_network(target: LlamaModel, **changes: object) -> DFlashModel:
     sizes = {"intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64}
-    return toy_dflash(target, **sizes).bfloat16().requires_grad_(False)
+    return toy_dflash(target, **{**sizes, **changes}).bfloat16().requires_grad_(False)

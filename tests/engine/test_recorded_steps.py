@@ -20,10 +20,11 @@ from flashdraft.engine.step_timing import measure_costs
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetOutput
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.candidates import Candidates
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.mtp import MTPDrafter
-from toys import toy_dflash, toy_mtp, toy_target
+from toys import toy_dflash, toy_dflash2, toy_mtp, toy_target
 
 VOCAB = 11  # random drafts are right now and then
 
@@ -54,6 +55,8 @@ def tensors_in(result: Any) -> Iterator[Tensor]:
         yield result
     elif isinstance(result, TargetOutput):
         yield from tensors_in((result.hidden, result.features))
+    elif isinstance(result, Candidates):
+        yield from tensors_in((result.token_ids, result.log_probs))
     elif isinstance(result, tuple):
         for part in result:
             yield from tensors_in(part)
@@ -72,11 +75,13 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged_kv_cache, "Recorded", Rerun)
 
 
-@pytest.mark.parametrize("kind", ["dflash", "window", "mtp", "trees"])
+@pytest.mark.parametrize("kind", ["dflash", "window", "mtp", "trees", "dflash2 trees"])
 def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -> None:
     rng = random.Random(5)
     target = toy_target(vocab_size=VOCAB)
     network = toy_dflash(target)
+    if kind == "dflash2 trees":
+        network = toy_dflash2(target)
     if kind == "window":
         network.config = network.config.with_window(24)
     drafter: Drafter = DFlashDrafter(network, target)
@@ -101,7 +106,7 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
     waiting = list(range(len(prompts)))
     while waiting or engine.has_unfinished:
         for idx in [waiting.pop(0) for _ in range(min(rng.choice([0, 0, 1, 3]), len(waiting)))]:
-            tree = rng.choice([None, 5, 12]) if kind == "trees" else None
+            tree = rng.choice([None, 5, 12]) if kind.endswith("trees") else None
             engine.add_request(
                 str(idx), prompts[idx], params[idx], rng.choice([1, 3, 8, "auto"]), draft_tree=tree
             )

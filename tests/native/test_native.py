@@ -18,11 +18,14 @@ from flashdraft.models.accelerate import accelerate
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.llama import LlamaModel
 from flashdraft.native import library as library_file
+from flashdraft.native.decoder import NativeDrafter
 from flashdraft.native.library import library
+from flashdraft.native.packing import Kind
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.candidates import candidates_of
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from native_pair import SHAPE, draft_network, ids, logits_of, make
-from toys import Alone, toy_target
+from toys import DFLASH2, Alone, toy_target
 
 pytestmark = pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
 
@@ -204,6 +207,54 @@ def test_the_drafter_matches_its_modules() -> None:
     logits = got.float() @ target.head_weight().float().T
     chosen = logits.gather(-1, fast.native.argmax(got).unsqueeze(-1))
     assert ((logits.amax(-1, keepdim=True) - chosen) < 0.02 * logits.abs().amax()).all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", [{"conv_kernel_size": 2}, {"conv_kernel_size": 3, "conv_group_size": 48}])
+def test_convolutions_match_their_modules(changes: dict[str, int]) -> None:
+    target, _ = make()
+    fast, plain = draft_network(target, **changes), draft_network(target, **changes).float()
+    lib = library()
+    assert lib
+    fast.native = NativeDrafter(lib, fast, fast.rotary, 64, Kind.BF16, (target.head_weight(), Kind.BF16))
+    features, block = torch.randn(2, 13, 192).bfloat16(), torch.randn(2, 5, 96).bfloat16()
+    positions, found = torch.arange(13, 18).expand(2, -1), []
+    for network in (fast, plain):
+        cache, dtype = network.new_cache(2, 24), network.fc.weight.dtype
+        pairs = network.context(features.to(dtype), torch.arange(13).expand(2, -1))
+        for layer, (k, v) in zip(cache.layers, pairs, strict=True):
+            layer.k[:, :, :13], layer.v[:, :, :13] = k, v
+        found.append(network.served(block.to(dtype), positions, 18, cache.layers).float())
+    assert (found[0] - found[1]).abs().max() < 0.03 * found[1].abs().max()
+
+
+@torch.inference_mode()
+def test_a_block_with_convolutions_has_the_bits_of_each_alone() -> None:
+    """And the selector drafts what its modules draft from the same hidden states."""
+    target, _ = make()
+    network = draft_network(target, **DFLASH2)
+    assert accelerate(network, head=target.head_weight())
+    assert network.native
+    features, drafter = torch.randn(2, 13, 192).bfloat16(), DFlashDrafter(network, target)
+    blocks, cache = drafter.blocks([3, 4], 8), network.new_cache(2, 24)
+    for layer, (k, v) in zip(
+        cache.layers, network.context(features, torch.arange(13).expand(2, -1)), strict=True
+    ):
+        layer.k[:, :, :13], layer.v[:, :, :13] = k, v
+    positions = torch.arange(13, 21).expand(2, -1)
+    together = drafter.hidden(blocks, positions, 21, cache.layers)
+    drafts = drafter.candidates(blocks, positions, 21, cache.layers).walk()
+    for threads in (1, 2):
+        network.native.num_threads = threads
+        for row in range(2):
+            own = network.new_cache(1, 24)
+            for layer, whole in zip(own.layers, cache.layers, strict=True):
+                layer.k[0], layer.v[0] = whole.k[row], whole.v[row]
+            one = slice(row, row + 1)
+            assert torch.equal(drafter.hidden(blocks[one], positions[one], 21, own.layers), together[one])
+    network.native = None
+    again = candidates_of(network, target, together, blocks[:, 0], 1).walk()
+    assert (again.token_ids == drafts.token_ids).float().mean() > 0.8  # the head in 8 bits
 
 
 def windowed(target: LlamaModel, **changes: object) -> DFlashModel:

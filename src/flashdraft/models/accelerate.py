@@ -50,8 +50,8 @@ def _attach(model: nn.Module, quantization: str | None, head: Tensor | None) -> 
         return f"it does not know layers as {type(model).__name__} has them"
     if not all(isinstance(layer.mlp, GatedMLP) for layer in stack.layers):
         return "it does not know layers of experts"
-    if isinstance(model, DFlashModel) and (model.config.is_dflash2 or model.config.scales_logits):
-        return "it does not know what DFlash 2 adds to a drafter"
+    if isinstance(model, DFlashModel) and model.config.scales_logits:
+        return "it does not know drafters that multiply or cap their logits"
     if reason := why_unsupported(stack.layers, model.config.head_dim):
         return reason
     lib = library()

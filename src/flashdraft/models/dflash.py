@@ -161,7 +161,7 @@ class DFlashModel(nn.Module):
         the C++ part does not do it in one call.
         """
         stored = stored_layers(layers)
-        if not (self.native and stored and self.reads_pages):
+        if not (self.native and stored and self.reads_pages) or self.candidate_selector:
             return None
         if self._tokens is None and self.config.draft_vocab_size is not None:
             self._tokens = self.draft_tokens()

@@ -11,6 +11,9 @@ struct Layer {
     Linear qkv, o, gate_up, down;
     const float *input_norm, *post_norm;  // [hidden_size]
     const float *q_norm, *k_norm;         // [head_dim], or null
+    // Of the convolutions around attention and MLP (models/dflash2.py), or null: the projection that makes their
+    // kernels, [hidden_size][num_kernels], and their bases, [2][num_taps][hidden_size].
+    const float *attention_kernels, *mlp_kernels, *attention_base, *mlp_base;
 };
 
 struct Decoder {
@@ -18,6 +21,7 @@ struct Decoder {
     const float* final_norm;
     const float *cos, *sin;  // [positions][head_dim / 2]
     int64_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size;
+    int64_t num_taps, group_size, num_kernels;  // of convolutions; num_kernels in whole vectors, group_size too
     double eps;
 };
 
@@ -93,6 +97,8 @@ class Forward {
         wide = room(s.wide, rows * std::max(qkv_size, 2 * d.intermediate_size));
         attended = room(s.attended, rows * q_size);
         queries = room(s.queries, rows * q_size);
+        mixed = room(s.mixed, d.num_taps ? rows * d.hidden_size : 0);
+        kernels = room(s.kernels, d.num_taps ? rows * d.num_kernels : 0);
         bf16 = room(s.bf16, (rows + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS * widest);
         quantized = room(s.quantized, rows * widest);
         scale = room(s.scale, rows * widest / BLOCK);
@@ -133,18 +139,20 @@ class Forward {
 
     void layer(int64_t idx) {
         const Layer& w = d.layers[idx];
-        Activations a = normed(w.qkv, w.input_norm);
+        Activations a = read(w.qkv, w.input_norm, w.attention_kernels, w.attention_base);
         store(w.qkv, a, 0, wide, qkv_size);
         each_row([&](int64_t row) { place(w, idx, row); });
         attend(idx);
         want(idx + 1);
-        add(w.o, [&](int64_t row, int64_t i) { return _mm512_loadu_ps(attended + row * q_size + i); });
-        a = normed(w.gate_up, w.post_norm);
+        auto found = [&](int64_t row, int64_t i) { return _mm512_loadu_ps(attended + row * q_size + i); };
+        add(w.o, found, w.attention_base);
+        a = read(w.gate_up, w.post_norm, w.mlp_kernels, w.mlp_base);
         store(w.gate_up, a, 0, wide, 2 * d.intermediate_size);
-        add(w.down, [&](int64_t row, int64_t i) {
+        auto gated = [&](int64_t row, int64_t i) {
             const float* gate = wide + row * 2 * d.intermediate_size + i;
             return _mm512_mul_ps(silu(_mm512_loadu_ps(gate)), _mm512_loadu_ps(gate + d.intermediate_size));
-        });
+        };
+        add(w.down, gated, w.mlp_base);
     }
 
     // Layer `idx`'s keys and values of what is in x, taken as its normed input.
@@ -237,9 +245,59 @@ class Forward {
         return a;
     }
 
+    // What a sublayer reads: the normed x, mixed along the block where there is a convolution.
+    Activations read(const Linear& w, const float* norm, const float* projection, const float* base) {
+        if (!projection) return normed(w, norm);
+        each_row([&](int64_t row) {
+            float* to = mixed + row * d.hidden_size;
+            rms_norm(x + row * d.hidden_size, norm, d.hidden_size, d.eps, [&](int64_t i, __m512 a, __m512 b) {
+                _mm512_storeu_ps(to + i, a);
+                _mm512_storeu_ps(to + i + LANES, b);
+            });
+            for (int64_t i = 0; i < d.num_kernels; i += LANES) project(projection + i, to, kernels + row * d.num_kernels + i);
+        });
+        return prepared(w, [&](int64_t row, int64_t i) { return convolved(mixed, row, i, base); });
+    }
+
+    // Sixteen of a row's kernel values: `from` [hidden_size] times their columns of the projection.
+    void project(const float* columns, const float* from, float* to) const {
+        __m512 sums[4] = {};  // independent, for the units are deeper than one sum is quick
+        for (int64_t k = 0; k < d.hidden_size; k += 4)
+            for (int64_t j = 0; j < 4; ++j)
+                sums[j] = _mm512_fmadd_ps(_mm512_set1_ps(from[k + j]),
+                                          _mm512_loadu_ps(columns + (k + j) * d.num_kernels), sums[j]);
+        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+    }
+
+    // Sixteen columns of `from` [rows][hidden_size], mixed with those of the slots before it in its block.
+    __m512 convolved(const float* from, int64_t row, int64_t i, const float* base, int64_t side = 0) const {
+        const int64_t size = d.hidden_size, taps = std::min(d.num_taps, token(row) % b.width + 1);
+        const int64_t groups = size / d.group_size;
+        const float* own = kernels + row * d.num_kernels + side * d.num_taps * groups + i / d.group_size;
+        base += side * d.num_taps * size + i;
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t tap = 0; tap < taps; ++tap) {
+            __m512 kernel = _mm512_add_ps(_mm512_loadu_ps(base + tap * size), _mm512_set1_ps(own[tap * groups]));
+            sum = _mm512_fmadd_ps(kernel, _mm512_loadu_ps(from + (row - tap) * size + i), sum);
+        }
+        return sum;
+    }
+
+    // x += a * w, mixed along the block where there is a convolution.
     template <class Value>
-    void add(const Linear& w, const Value& value) {
+    void add(const Linear& w, const Value& value, const float* base) {
         Activations a = prepared(w, value);
+        if (base) {
+            float* said = mixed;  // of the input the kernels are left
+            store(w, a, 0, said, d.hidden_size);
+            each_row([&](int64_t row) {
+                for (int64_t i = 0; i < d.hidden_size; i += LANES) {
+                    float* to = x + row * d.hidden_size + i;
+                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), convolved(said, row, i, base, 1)));
+                }
+            });
+            return;
+        }
         multiply(w, a, rows, 0, w.num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
             float* to = x + row * d.hidden_size + column;
             _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), v));
@@ -318,7 +376,7 @@ class Forward {
     }
 
     inline static struct {
-        std::vector<float> x, wide, attended, scale, sum;
+        std::vector<float> x, wide, attended, mixed, kernels, scale, sum;
         std::vector<uint16_t> queries, bf16;
         std::vector<int8_t> quantized;
         std::vector<Attention> attention;
@@ -326,7 +384,7 @@ class Forward {
         std::vector<int64_t> places;          // of each sequence's slots in pages
         std::vector<std::vector<int32_t>> lines;  // of each thread: see list_wanted()
     } s;
-    float *wide = nullptr, *attended = nullptr, *scale = nullptr, *sum = nullptr;
+    float *wide = nullptr, *attended = nullptr, *mixed = nullptr, *kernels = nullptr, *scale = nullptr, *sum = nullptr;
     uint16_t *queries = nullptr, *bf16 = nullptr;
     int8_t* quantized = nullptr;
 };

@@ -15,6 +15,7 @@ from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, Laye
 from flashdraft.native.packing import Kind, PackedWeights
 
 _POSITIONS_AT_A_TIME = 4096
+_LANES = 16  # floats of a vector
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def torch_on_one_thread() -> Iterator[None]:
 
 def why_unsupported(layers: Iterable[nn.Module], head_dim: int) -> str | None:
     """What of these layers the C++ part does not know, or None."""
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    layers = list(layers)
+    if any(getattr(conv, "group_size", 16) % _LANES for layer in layers for conv in _convs(layer)):
+        return "its convolutions' groups are not multiples of 16"
+    convs = {conv.kernel_projection for layer in layers for conv in _convs(layer)}
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear) and m not in convs]
     if any(linear.bias is not None for linear in linears):
         return "its layers have biases"
     if any(linear.in_features % 32 or linear.out_features % 32 for linear in linears) or head_dim % 32:
@@ -86,7 +91,9 @@ class NativeDecoder:
         self._kept: list[Tensor] = []  # what the structs point to
         linears = iter(self.packed.linears)
         structs = [
-            LayerStruct(*(next(linears) for _ in range(4)), *map(self._float, _norms(layer)))
+            LayerStruct(
+                *(next(linears) for _ in range(4)), *map(self._float, [*_norms(layer), *_conv_weights(layer)])
+            )
             for layer in model.layers
         ]
         self._layers = (LayerStruct * len(structs))(*structs)
@@ -102,6 +109,7 @@ class NativeDecoder:
             num_kv_heads=self.num_kv_heads,
             head_dim=head_dim,
             intermediate_size=mlp.gate_proj.out_features,
+            **_conv_shape(model.layers[0]),
             eps=model.norm.eps,
         )
 
@@ -352,3 +360,27 @@ def _norms(layer: Any) -> list[Tensor | None]:
     attention = layer.self_attn
     heads = [getattr(norm, "weight", None) for norm in (attention.q_norm, attention.k_norm)]
     return [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, *heads]
+
+
+def _convs(layer: Any) -> list[Any]:
+    """DFlash 2's convolutions around attention and MLP, if it has them."""
+    return [getattr(layer, name) for name in ("attention_conv", "mlp_conv") if hasattr(layer, name)]
+
+
+def _conv_weights(layer: Any) -> list[Tensor]:
+    """Their projections, a column for each kernel value and zeros up to whole vectors, and their bases."""
+    projections = [conv.kernel_projection.weight.T for conv in _convs(layer)]
+    padded = [nn.functional.pad(one, (0, -one.shape[1] % _LANES)) for one in projections]
+    return [*padded, *(conv.base_kernel for conv in _convs(layer))]
+
+
+def _conv_shape(layer: Any) -> dict[str, int]:
+    """What of the decoder's struct is theirs."""
+    if not (convs := _convs(layer)):
+        return {}
+    num_kernels = convs[0].kernel_projection.out_features
+    return {
+        "num_taps": convs[0].num_taps,
+        "group_size": convs[0].group_size,
+        "num_kernels": num_kernels + -num_kernels % _LANES,
+    }

@@ -37,6 +37,7 @@ class LayerStruct(ctypes.Structure):
     _fields_ = (
         *((name, LinearStruct) for name in ("qkv", "o", "gate_up", "down")),
         *((name, _POINTER) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        *((name, _POINTER) for name in ("attention_kernels", "mlp_kernels", "attention_base", "mlp_base")),
     )
 
 
@@ -46,7 +47,10 @@ class DecoderStruct(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("layers", "final_norm", "cos", "sin")),
         *((name, _INT64) for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads")),
-        *((name, _INT64) for name in ("head_dim", "intermediate_size")),
+        *(
+            (name, _INT64)
+            for name in ("head_dim", "intermediate_size", "num_taps", "group_size", "num_kernels")
+        ),
         ("eps", ctypes.c_double),
     )
 

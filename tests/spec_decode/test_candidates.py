@@ -1,0 +1,90 @@
+"""Candidates whose slots depend on each other: the walk and the trees against brute force, and served without loss."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.candidates import Candidates
+from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.tree import DraftTree
+from toys import toy_dflash2, toy_target
+
+SLOTS, COUNT = 3, 4
+
+
+def dependent(rows: int) -> Candidates:
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.stack(
+        [torch.randperm(20, generator=generator)[: SLOTS * COUNT].view(SLOTS, COUNT) for _ in range(rows)]
+    )
+    log_probs = torch.randn(rows, SLOTS, COUNT, generator=generator).sort(-1, descending=True).values
+    pairs = 2 * torch.randn(rows, SLOTS, COUNT, COUNT, generator=generator)
+    pairs[:, 0] = pairs[:, 0, :1]  # behind the anchor
+    return Candidates(token_ids, log_probs, pairs)
+
+
+def scored(candidates: Candidates, row: int) -> dict[tuple[int, ...], float]:
+    """The log-probability of every continuation, slot by slot."""
+    assert candidates.pairs is not None
+    found = {}
+    for depth in range(1, SLOTS + 1):
+        for path in product(range(COUNT), repeat=depth):
+            total, before = 0.0, 0
+            for slot, place in enumerate(path):
+                scores = candidates.log_probs[row, slot] + candidates.pairs[row, slot, before]
+                total += float(scores.log_softmax(-1)[place])
+                before = place
+            found[tuple(int(candidates.token_ids[row, s, p]) for s, p in enumerate(path))] = total
+    return found
+
+
+def continuations(tree: DraftTree) -> list[tuple[int, ...]]:
+    texts: list[tuple[int, ...]] = [()]
+    for token, parent in zip(tree.token_ids, tree.parents, strict=True):
+        texts.append((*texts[parent], token))
+    return texts[1:]
+
+
+def test_the_walk_takes_the_best_candidate_behind_the_last_one() -> None:
+    candidates = dependent(5)
+    for row, draft in enumerate(candidates.chains([SLOTS] * 5)):
+        values, text = scored(candidates, row), ()
+        for token, log_prob in zip(draft.token_ids, draft.log_probs, strict=True):
+            longer = {t: v for t, v in values.items() if t[:-1] == text}
+            best = max(longer, key=longer.__getitem__)
+            assert log_prob == pytest.approx(values[best] - values.get(text, 0.0), abs=1e-5)
+            text = (*text, token)
+            assert text == best
+    alone = candidates.log_probs.argmax(-1)
+    walked = candidates.walk().token_ids[..., 0]
+    assert (walked != candidates.token_ids.gather(2, alone.unsqueeze(-1))[..., 0]).any()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 6, 40])
+def test_trees_are_the_best_by_joint_scores(num_tokens: int) -> None:
+    candidates = dependent(3)
+    sizes = [num_tokens, 0, num_tokens]
+    trees = candidates.trees([SLOTS] * 3, sizes, COUNT)
+    assert trees[1] == candidates.chains([SLOTS] * 3)[1]
+    for row in (0, 2):
+        values = scored(candidates, row)
+        assert continuations(trees[row]) == sorted(values, key=lambda text: -values[text])[:num_tokens]
+        assert trees[row].first(3) == candidates.trees([SLOTS] * 3, [3] * 3, COUNT)[row].first(num_tokens)
+
+
+@pytest.mark.parametrize("tree", [None, 12])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_are_the_targets_own(tree: int | None, temperature: float) -> None:
+    target = toy_target(vocab_size=11)  # random drafts are right now and then
+    drafter = DFlashDrafter(toy_dflash2(target), target)
+    accepted = 0
+    for seed in range(4):
+        params = SamplingParams(temperature=temperature, seed=seed, max_tokens=40, ignore_eos=True)
+        prompt = [seed + 1, 3, 5, 7]
+        found = generate(target, drafter, prompt, params, draft_tree=tree)
+        assert found.token_ids == generate(target, None, prompt, params).token_ids
+        accepted += found.metrics.num_accepted
+    assert accepted > 4
