@@ -184,7 +184,7 @@ def test_bad_config(folder, content, pattern):
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             r"set it to 'default'",
         ),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"is quantized \(gptq\); expected float weights"),
+        ({"quantization_config": {"quant_method": "exl3"}}, r"is quantized \(exl3\); expected float weights"),
         ({"architectures": ["DFlashDraftModel"]}, r"holds a drafter; expected a target"),
         ({"num_hidden_layers": 4}, r"lacks model\.layers\.3\."),
         ({"num_hidden_layers": 2}, r"unexpected model\.layers\.2\..* and 3 more"),

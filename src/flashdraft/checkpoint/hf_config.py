@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from flashdraft.checkpoint.untrusted import check_folder, check_sizes, read_object
+from flashdraft.checkpoint.quantization import read_quantization
+from flashdraft.checkpoint.untrusted import check_folder, check_sizes, damage_is_told, read_object
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import ARCHITECTURES
 
@@ -37,11 +38,8 @@ def read_config(folder: Path) -> Any:
             f"{folder} holds a drafter; expected a target model: give it as the draft instead"
         )
     _check_architecture(raw, folder)
-    if quantized := raw.get("quantization_config"):
-        method = quantized.get("quant_method", "unknown")
-        raise CheckpointError(
-            f"{folder} is quantized ({method}); expected float weights: give the original model"
-        )
+    with damage_is_told(str(folder / "config.json")):
+        read_quantization(raw, folder)
     return parse_config(folder)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashdraft.checkpoint.dequantized import folder_weights
 from flashdraft.checkpoint.embedded import (
     EMBEDDED,
     EMBEDDED_SAMPLING,
@@ -26,7 +27,6 @@ from flashdraft.checkpoint.hf_config import (
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
-from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import TRAINING_NOTES
 from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
@@ -136,7 +136,7 @@ def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:
         fields = read_fields(file)
         return fields, lambda: weights(file, fields)
     config = read_config(place)
-    return config, lambda: RegroupedWeights(SafetensorsWeights(place), config)
+    return config, lambda: RegroupedWeights(folder_weights(place), config)
 
 
 def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashdraft.checkpoint.dequantized import folder_weights
 from flashdraft.checkpoint.hf_config import parse_config
-from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.untrusted import check_folder, check_sizes, damage_is_told, read_object
-from flashdraft.checkpoint.weights import fill
+from flashdraft.checkpoint.weights import WeightSource, fill
 from flashdraft.checkpoint.zlab import check_fits_target
 from flashdraft.errors import CheckpointError
 from flashdraft.models.mtp import MTPConfig, MTPModel
@@ -38,7 +38,7 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
     IncompatibleDrafterError for one made for another target; all before any tensor is read.
     """
     with damage_is_told(str(folder)):
-        source = _Head(SafetensorsWeights(folder))
+        source = _Head(folder_weights(folder))
     if not source.shapes:
         raise CheckpointError(
             f"{folder} holds no MTP head (no {_PREFIX}* tensors); give a trained head's folder, or another drafter"
@@ -82,7 +82,7 @@ def save_mtp_head(
 class _Head:
     """The ``mtp.*`` tensors of a checkpoint, by the head's own names."""
 
-    def __init__(self, source: SafetensorsWeights) -> None:
+    def __init__(self, source: WeightSource) -> None:
         self.source, self.label = source, source.label
 
     @property

@@ -5,6 +5,7 @@ data (https://github.com/huggingface/safetensors).
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,36 @@ class SafetensorsWeights:
     """The tensors of ``folder`` (see :class:`flashdraft.checkpoint.weights.WeightSource`).
 
     Raises CheckpointError for a file that is missing, truncated or no safetensors file, for a tensor that
-    the index names and its shard lacks, and for tensors that are not plain floats.
+    the index names and its shard lacks, and for tensors that are not plain floats unless ``any_type``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, any_type: bool = False) -> None:
         self.label = str(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         weight_map = _weight_map(folder)
         for file in weight_files(folder):
             for name, entry in read_header(file).items():
-                if entry["dtype"] not in (wanted := _TABLES.get(name, _FLOATS)):
-                    raise CheckpointError(
-                        f"{file}: {name} is {entry['dtype']}; expected one of {', '.join(wanted)}: give an"
-                        " unquantized checkpoint"
-                    )
-                self.shapes[name] = tuple(entry["shape"])
+                self.shapes[name], self.dtypes[name] = tuple(entry["shape"]), entry["dtype"]
                 self._files[name] = file
         strays = [f"{n} in {f}" for n, f in weight_map.items() if self._files.get(n) != folder / f]
         if strays:
             raise CheckpointError(
                 f"{folder / INDEX} names {list_some(strays)}, not there: fetch all files again"
             )
+        if not any_type:
+            self.check_floats(self.shapes)
+
+    def check_floats(self, names: Iterable[str]) -> None:
+        """Raise CheckpointError for what is no plain float, tables of a draft vocabulary apart."""
+        for name in names:
+            if self.dtypes[name] not in (wanted := _TABLES.get(name, _FLOATS)):
+                raise CheckpointError(
+                    f"{self._files[name]}: {name} is {self.dtypes[name]}; expected one of {', '.join(wanted)}, or a"
+                    " quantization_config that says how it is quantized: give an unquantized checkpoint"
+                )
 
     def read(self, name: str) -> Tensor:
         """One tensor; it shares memory with the file."""

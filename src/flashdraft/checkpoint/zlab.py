@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from flashdraft.checkpoint.dequantized import folder_weights
 from flashdraft.checkpoint.hf_config import check_supported
 from flashdraft.checkpoint.other_heads import check_method
-from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.speculators import MARK, to_zlab
 from flashdraft.checkpoint.target_copies import FittedTables, TargetRows, WithoutCopies
@@ -62,7 +62,7 @@ def read_drafter(
 
 def open_drafter(folder: Path, config: DFlashConfig, rows: TargetRows | None) -> WeightSource:
     """The drafter's own tensors: less its copies of the target's, which are compared with ``rows``."""
-    source = WithoutCopies(SafetensorsWeights(folder), config)
+    source = WithoutCopies(folder_weights(folder), config)
     source.compare(rows)
     return FittedTables(source, config.vocab_size)
 
