@@ -37,7 +37,6 @@ class StopCondition:
         self.eos_token_ids = set() if params.ignore_eos else set(eos_token_ids)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
         self._held = ""  # text that may yet turn out to be the start of a stop text
-        self._overlap = max((len(text) for text in params.stop_texts), default=1) - 1
         self._num_tokens = 0
 
     @property
@@ -79,10 +78,17 @@ class StopCondition:
             if ends:
                 end, length, stop = min(ends)
                 return self._held[: end if self.params.include_stop_str_in_output else end + length], stop
-        cut = max(len(self._held) - self._overlap, 0)
+        # What no stop text can begin in is certain.
+        starts = [_start_len(self._held, stop) for stop in self.params.stop_texts]
+        cut = len(self._held) - max(starts, default=0)
         certain, self._held = self._held[:cut], self._held[cut:]
         return certain, None
 
     def _rest(self) -> str:
         rest, self._held = self._held, ""
         return rest + (self._detokenizer.flush() if self._detokenizer else "")
+
+
+def _start_len(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that ``stop`` begins with."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 
+from flashdraft.detokenizer import Detokenizer
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.types import StepOutput
 from flashdraft.llm import LLM
@@ -50,14 +51,16 @@ class ScriptedEngine(AsyncEngine):
 
     def __init__(self, llm: LLM, text: str, num_tokens: int) -> None:
         super().__init__(own_engine(llm, ServerConfig()))
+        self.tokenizer = llm.tokenizer
         self.token_ids, self.num_tokens = llm.tokenizer.encode(text), num_tokens
 
     async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[StepOutput, None]:
         """The same whatever is asked."""
-        ids, size = self.token_ids, self.num_tokens
+        ids, size, detokenizer = self.token_ids, self.num_tokens, Detokenizer(self.tokenizer)
         for at in range(0, len(ids), size):
-            yield StepOutput("", ids[at : at + size])
-        yield StepOutput("", [], finished=True, finish_reason="stop")
+            text = "".join(map(detokenizer.push, ids[at : at + size]))
+            yield StepOutput("", ids[at : at + size], text)
+        yield StepOutput("", [], detokenizer.flush(), finished=True, finish_reason="stop")
 
 
 @contextlib.contextmanager

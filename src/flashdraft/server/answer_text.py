@@ -1,6 +1,5 @@
-"""One answer's text as its tokens come: whole characters, each token's own piece, and stop strings cut off."""
+"""One answer's text shared out among its tokens, in whole characters. How far it goes says the engine."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flashdraft.detokenizer import Decodes, Detokenizer
@@ -20,61 +19,43 @@ class TokenPiece:
 
 
 class AnswerText:
-    """Releases token pieces once no stop string can reach back into them."""
+    """Gives each token its piece of the text that the engine has let go.
 
-    def __init__(self, tokenizer: Decodes, stop_texts: Sequence[str]) -> None:
+    The engine holds back what may become a stop text, and cuts it off: a token waits here for its text.
+    """
+
+    def __init__(self, tokenizer: Decodes) -> None:
         self._detokenizer = Detokenizer(tokenizer)
-        self._stop_texts = stop_texts
         self._held: list[TokenPiece] = []
-        self.is_stopped = False
-        self.num_tokens = 0  # pushed, up to the one that completed a stop string
+        self._room = 0  # characters that are let go and belong to no piece yet
 
-    def push(self, token_id: int, origin: str, logprob: TokenLogprobs | None = None) -> list[TokenPiece]:
-        """Take one token; what may be shown now. Tokens after a stop string are ignored."""
-        if self.is_stopped:
-            return []
-        self.num_tokens += 1
-        return self._take(TokenPiece(token_id, self._detokenizer.push(token_id), origin, logprob))
+    def push(self, token_id: int, origin: str, logprob: TokenLogprobs | None = None) -> None:
+        """Take one token."""
+        self._held.append(TokenPiece(token_id, self._detokenizer.push(token_id), origin, logprob))
 
-    def flush(self) -> list[TokenPiece]:
-        """The answer is over: what is still held, unfinished characters included."""
-        shown: list[TokenPiece] = []
-        if not self.is_stopped and (rest := self._detokenizer.flush()):
-            shown = self._take(TokenPiece(None, rest, self._held[-1].origin if self._held else "plain"))
-        shown, self._held = [*shown, *self._held], []
-        return shown
-
-    def _take(self, piece: TokenPiece) -> list[TokenPiece]:
-        self._held.append(piece)
-        if not self._stop_texts:
-            return self._release(len(self._held))
-        text = "".join(held.text for held in self._held)
-        found = [at for stop in self._stop_texts if (at := text.find(stop)) >= 0]
-        if found:
-            self.is_stopped = True
-            return self._cut(min(found))
-        keep = len(text) - max(_start_len(text, stop) for stop in self._stop_texts)
-        num_free = end = 0
+    def release(self, text: str) -> list[TokenPiece]:
+        """The pieces that the engine's new ``text`` makes whole."""
+        self._room += len(text)
+        num_free = 0
         for held in self._held:
-            end += len(held.text)
-            if end > keep or (end == keep and not held.text):
+            # A token without text of its own goes with the text behind it, which may never come.
+            if len(held.text) > self._room or (not held.text and not self._room):
                 break
+            self._room -= len(held.text)
             num_free += 1
-        return self._release(num_free)
-
-    def _release(self, count: int) -> list[TokenPiece]:
-        shown, self._held = self._held[:count], self._held[count:]
+        shown, self._held = self._held[:num_free], self._held[num_free:]
         return shown
 
-    def _cut(self, text_len: int) -> list[TokenPiece]:
+    def end(self, text: str) -> list[TokenPiece]:
+        """The answer is over, with this last ``text``: every piece that is left, cut where the text ends."""
+        self._room += len(text)
+        if rest := self._detokenizer.flush():
+            self._held.append(TokenPiece(None, rest, self._held[-1].origin if self._held else "plain"))
         shown = []
         for held in self._held:
-            shown.append(replace(held, text=held.text[: max(text_len, 0)]))
-            text_len -= len(held.text)
+            piece = replace(held, text=held.text[: self._room])
+            self._room -= len(piece.text)
+            if piece.token_id is not None or piece.text:
+                shown.append(piece)
         self._held = []
         return shown
-
-
-def _start_len(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that ``stop`` begins with."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

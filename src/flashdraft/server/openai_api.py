@@ -37,8 +37,7 @@ async def chat_completions(request: Request) -> Response:
     params = _params(service, asked, prompt, asked.max_completion_tokens or asked.max_tokens)
     said = tuple(message.model_dump(exclude_none=True) for message in asked.messages)
     wishes = [
-        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.stop_texts, asked.block_size, said)
-        for one in params
+        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.block_size, said) for one in params
     ]
     form = ChatForm(service, asked, thinking, choice.callable, asked.num_logprobs is not None)
     return await _run(service, asked, wishes, form)
@@ -60,7 +59,7 @@ async def completions(request: Request) -> Response:
         prompt = await encode_text(service, said) if isinstance(said, str) else said
         for one in _params(service, asked, prompt, asked.max_tokens or _DEFAULT_COMPLETION_LEN):
             params = replace(one, logprobs=asked.num_logprobs, prompt_logprobs=scored)
-            wishes.append(Wish(prompt, params, asked.stop_texts, asked.block_size))
+            wishes.append(Wish(prompt, params, asked.block_size))
         if asked.echo:
             echoes.append(Echo(said if isinstance(said, str) else None, prompt))
     form = TextForm(service, asked, echoes, asked.num_logprobs is not None)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, WithJsonSchema, model_validator
 
+from flashdraft.errors import UsageError
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.fields import (
     MAX_BIASES,
@@ -33,6 +34,8 @@ class SamplingFields(GrammarFields):
     ignore_eos: bool | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     n: Annotated[int, Field(ge=1, le=4096)] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -46,11 +49,20 @@ class SamplingFields(GrammarFields):
 
     def params(self, defaults: dict[str, Any], max_tokens: int) -> list[SamplingParams]:
         """One set for each of ``n`` answers; a given seed counts up. Raises UsageError for a value out of range."""
-        names = {one.name for one in fields(SamplingParams)} - {"stop", "n", "seed", "max_tokens", "logprobs"}
+        names = {one.name for one in fields(SamplingParams)} - {
+            "stop",
+            "n",
+            "seed",
+            "max_tokens",
+            "logprobs",
+            "grammar",
+        }
         said = {name: getattr(self, name) for name in names & set(type(self).model_fields)}
         values = defaults | {name: value for name, value in said.items() if value is not None}
         values["stop_token_ids"] = tuple(values.get("stop_token_ids", ()))
-        values |= {"max_tokens": max_tokens, "grammar": self.asked_grammar()}
+        if values.get("min_tokens", 0) > max_tokens:
+            raise UsageError(f"min_tokens is {values['min_tokens']}; the answer may have {max_tokens} tokens")
+        values |= {"max_tokens": max_tokens, "grammar": self.asked_grammar(), "stop": self.stop_texts}
         seeds = [None if self.seed is None else self.seed + i for i in range(self.n or 1)]
         return [SamplingParams(**(values | {"seed": seed})) for seed in seeds]
 

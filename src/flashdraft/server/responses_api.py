@@ -59,7 +59,7 @@ async def responses(request: Request) -> Response:
     length = answer_len(service, len(prompt), asked.max_output_tokens, "max_output_tokens")
     thinking = thinking_of(service.tokenizer.chat_template, prompt_end(service.tokenizer, prompt))
     params = behind_thoughts(asked.params(service.defaults, length)[0], thinking)
-    submission = await service.submit([Wish(prompt, params, asked.stop_texts, asked.block_size)])
+    submission = await service.submit([Wish(prompt, params, asked.block_size)])
     writer = ResponseForm(
         asked.model or service.config.model_names[0],
         thinking,

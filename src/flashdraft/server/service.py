@@ -32,7 +32,6 @@ class Wish:
 
     prompt_token_ids: list[int]
     params: SamplingParams
-    stop_texts: tuple[str, ...] = ()
     block_size: BlockSize | None = None
     messages: tuple[dict[str, Any], ...] = ()  # of a chat, for the request log
 
@@ -46,6 +45,7 @@ class Answer:
     text: str = ""
     pieces: list[TokenPiece] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_reason: int | str | None = None  # the stop token or stop text
     prompt_logprobs: list[TokenLogprobs] = field(
         default_factory=list
     )  # of all but the first, where asked for
@@ -210,7 +210,7 @@ class Submission:
     async def _answer(self, index: int) -> AsyncGenerator[Delta, None]:
         answer, metrics, ttft_s = self.answers[index], self._service.metrics, 0.0
         wish = answer.wish
-        text = AnswerText(self._service.tokenizer, wish.stop_texts)
+        text = AnswerText(self._service.tokenizer)
         request_id = f"{self.id}-{index}"
         engine = self._service.engine
         steps = engine.generate(wish.prompt_token_ids, wish.params, request_id, wish.block_size)
@@ -251,19 +251,16 @@ def _log(answer_id: str, answer: Answer, ttft_s: float) -> None:
 
 def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Delta:
     """Add one step to ``answer``; what may be shown of it."""
-    pieces = []
     own = "bonus" if step.num_drafted else "plain"
     logprobs: Sequence[TokenLogprobs | None] = step.logprobs or [None] * len(step.token_ids)
     for idx, (token, logprob) in enumerate(zip(step.token_ids, logprobs, strict=True)):
-        pieces += text.push(token, "accepted" if idx < step.num_accepted else own, logprob)
-    answer.token_ids += step.token_ids[: text.num_tokens - len(answer.token_ids)]
+        text.push(token, "accepted" if idx < step.num_accepted else own, logprob)
+    answer.token_ids += step.token_ids
+    pieces = text.end(step.text) if step.finished else text.release(step.text)
     answer.metrics, answer.num_cached_tokens = step.metrics, step.num_cached_tokens
     answer.prompt_logprobs = step.prompt_logprobs or answer.prompt_logprobs
-    if text.is_stopped:
-        answer.finish_reason = "stop"
-    elif step.finished:
-        pieces += text.flush()
-        answer.finish_reason = step.finish_reason
+    if step.finished:
+        answer.finish_reason, answer.stop_reason = step.finish_reason, step.stop_reason
     answer.pieces += pieces
     answer.text += "".join(piece.text for piece in pieces)
     return Delta(index, pieces, step.num_drafted, step.num_accepted, answer.finish_reason)
