@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextConfig
 
 from against_transformers import (
     check_against_transformers,
@@ -12,7 +13,7 @@ from against_transformers import (
     straight,
 )
 from flashdraft.batch import ForwardBatch
-from flashdraft.checkpoint.load import save_drafter
+from flashdraft.checkpoint.load import load_target, save_drafter
 from flashdraft.errors import CheckpointError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
@@ -114,3 +115,43 @@ def test_many_requests_at_once(tmp_path):
         llm = LLM(str(tmp_path), draft, size, dtype="float32", skip_tokenizer_init=True)
         for prompt, out in zip(prompts, llm.generate(prompts, params), strict=True):
             assert out.outputs[0].token_ids == generate(ours, None, prompt, params).token_ids
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_checkpoint_with_a_vision_tower(tmp_path, published):
+    """Gemma 3 4B and larger: the language model is read, the tower is left out; hub files have the older names."""
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    whole = Gemma3Config(text_config=config().to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    theirs = Gemma3ForConditionalGeneration(whole).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state, start = load_file(file), "model.language_model." if published else "language_model.model."
+    end = "language_model.model." if published else "model.language_model."
+    renamed = {
+        f"{end}{name.removeprefix(start)}" if name.startswith(start) else name: tensor
+        for name, tensor in state.items()
+    }
+    assert (
+        sum("language_model" in name for name in renamed)
+        == sum("language_model" in name for name in state)
+        > 0
+    )
+    assert any("vision_tower" in name for name in renamed)
+    save_file(renamed, file)
+    ours = load_target(tmp_path, "float32")
+    assert ours.config.model_type == "gemma3_text"
+    ids = torch.randint(0, 97, (60,), generator=generator)
+    with torch.inference_mode():
+        expected = theirs(input_ids=ids[None]).logits[0]
+    assert (straight(ours, ids.tolist(), (0,))[0] - expected).abs().max() <= 1e-4

@@ -13,12 +13,26 @@ from transformers import (
     LlamaForCausalLM,
     Qwen3_5ForCausalLM,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5DecoderLayer,
     Qwen3_5RMSNorm,
     Qwen3_5TextRotaryEmbedding,
+)
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import (
+    Qwen3_5MoeDecoderLayer,
+    Qwen3_5MoeRMSNorm,
+    Qwen3_5MoeTextRotaryEmbedding,
+)
+from transformers.models.qwen3_next.modeling_qwen3_next import (
+    Qwen3NextDecoderLayer,
+    Qwen3NextRMSNorm,
+    Qwen3NextRotaryEmbedding,
 )
 
 from against_transformers import save_and_load
@@ -32,10 +46,23 @@ from flashdraft.models.base import FINAL_HIDDEN, TargetModel
 from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.mtp import MTPDrafter
+from models.test_experts import DELTA, SHAPE
 from models.test_qwen3_5 import STD, flat, nested
 from toys import llama_config
 
-KINDS = [(Qwen3_5ForCausalLM, flat()), (Qwen3_5ForConditionalGeneration, nested(tied=False))]
+SPARSE = {**SHAPE, **DELTA}
+KINDS = [
+    (Qwen3_5ForCausalLM, flat()),
+    (Qwen3_5ForConditionalGeneration, nested(tied=False)),
+    (Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig(**SPARSE)),
+    (Qwen3NextForCausalLM, Qwen3NextConfig(**SPARSE)),
+]
+# transformers' layer, norm and rotation of a model_type.
+PARTS: dict[str, tuple[Any, Any, Any]] = {
+    "qwen3_5_text": (Qwen3_5DecoderLayer, Qwen3_5RMSNorm, Qwen3_5TextRotaryEmbedding),
+    "qwen3_5_moe_text": (Qwen3_5MoeDecoderLayer, Qwen3_5MoeRMSNorm, Qwen3_5MoeTextRotaryEmbedding),
+    "qwen3_next": (Qwen3NextDecoderLayer, Qwen3NextRMSNorm, Qwen3NextRotaryEmbedding),
+}
 
 
 class WrittenOut(nn.Module):
@@ -44,13 +71,15 @@ class WrittenOut(nn.Module):
     def __init__(self, text_config: Any) -> None:
         super().__init__()
         size, eps = text_config.hidden_size, text_config.rms_norm_eps
+        layer, norm, rotary = PARTS[text_config.model_type]
         self.pre_fc_norm_embedding, self.pre_fc_norm_hidden, self.norm = (
-            Qwen3_5RMSNorm(size, eps=eps) for _ in range(3)
+            norm(size, eps=eps) for _ in range(3)
         )
         self.fc = nn.Linear(2 * size, size, bias=False)
         attends = text_config.layer_types.index("full_attention")
-        self.layers = nn.ModuleList([Qwen3_5DecoderLayer(text_config, attends)])
-        self.rotary = Qwen3_5TextRotaryEmbedding(text_config)
+        self.layers = nn.ModuleList([layer(text_config, attends)])
+        self.rotary = rotary(text_config)
+        self.has_sections = text_config.model_type != "qwen3_next"
 
     def forward(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
         """[1, num_tokens, hidden_size] of a whole text, less its first token -> the same."""
@@ -58,7 +87,7 @@ class WrittenOut(nn.Module):
         count = embeddings.shape[1]
         positions = torch.arange(count)[None]
         causal = torch.full((count, count), float("-inf")).triu(1)[None, None]
-        rope = self.rotary(joined, positions[None].expand(3, -1, -1))
+        rope = self.rotary(joined, positions[None].expand(3, -1, -1) if self.has_sections else positions)
         return self.norm(self.layers[0](self.fc(joined), rope, attention_mask=causal, position_ids=positions))
 
 
@@ -85,7 +114,7 @@ def add_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     file.write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize(("kind", "config"), KINDS, ids=["flat", "nested"])
+@pytest.mark.parametrize(("kind", "config"), KINDS, ids=["flat", "nested", "sparse", "next"])
 @torch.inference_mode()
 def test_drafting_equals_the_written_out_head(tmp_path: Path, kind: Any, config: Any) -> None:
     theirs, ours, reference = save_with_head(tmp_path, kind, config)
@@ -118,6 +147,27 @@ def test_drafting_equals_the_written_out_head(tmp_path: Path, kind: Any, config:
         expected = theirs.lm_head(out[0, -1])
         assert (logits[-1] - expected).abs().max() <= 1e-4
     assert torch.stack(logits).argmax(-1).unique().numel() > 3, "the toy says nothing"
+
+
+@pytest.mark.parametrize(("kind", "config"), KINDS[2:], ids=["sparse", "next"])
+def test_experts_one_by_one(tmp_path: Path, kind: Any, config: Any) -> None:
+    """As Qwen3-Next and FP8 checkpoints store them."""
+    _, ours, head = save_with_head(tmp_path, kind, config)
+    stacked = load_own_mtp(tmp_path, ours, dtype="float32").state_dict()
+    tensors = {f"mtp.{name}": value for name, value in head.state_dict().items()}
+    prefix = "mtp.layers.0.mlp.experts"
+    gate_up, down = tensors.pop(f"{prefix}.gate_up_proj"), tensors.pop(f"{prefix}.down_proj")
+    for i in range(len(down)):
+        gate, up = gate_up[i].chunk(2)
+        parts = {"gate": gate, "up": up, "down": down[i]}
+        tensors |= {f"{prefix}.{i}.{name}_proj.weight": part.contiguous() for name, part in parts.items()}
+    file = tmp_path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith("mtp.")}
+    file.write_text(json.dumps(index))
+    add_tensors(tmp_path, tensors)
+    one_by_one = load_own_mtp(tmp_path, ours, dtype="float32").state_dict()
+    assert all(torch.equal(one_by_one[name], tensor) for name, tensor in stacked.items())
 
 
 def test_50_greedy_answers_equal_plain_decodings(tmp_path: Path) -> None:

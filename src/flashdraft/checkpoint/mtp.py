@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashdraft.checkpoint.dequantized import folder_weights
 from flashdraft.checkpoint.hf_config import parse_config
+from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.save import write_folder
 from flashdraft.checkpoint.untrusted import check_folder, check_sizes, damage_is_told, read_object
 from flashdraft.checkpoint.weights import WeightSource, fill
@@ -39,6 +40,7 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
     """
     with damage_is_told(str(folder)):
         source = _Head(folder_weights(folder))
+        layer = parse_config(folder).get_text_config()
     if not source.shapes:
         raise CheckpointError(
             f"{folder} holds no MTP head (no {_PREFIX}* tensors); give a trained head's folder, or another drafter"
@@ -46,7 +48,7 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
     config = read_mtp_config(folder, target_config)
     with torch.device("meta"):
         model = MTPModel(config)
-    fill(model, source, dtype, device)
+    fill(model, RegroupedWeights(source, layer), dtype, device)
     return model
 
 

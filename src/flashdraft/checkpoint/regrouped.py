@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from flashdraft.checkpoint.weights import WeightSource
 
+_LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.)")
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
@@ -20,6 +22,8 @@ class RegroupedWeights:
         self._source = source
         self._made: dict[str, Callable[[], Tensor]] = {}
         self.shapes = dict(source.shapes)
+        if config.model_type == "gemma3":
+            self._name_language_model()
         self._stack_experts()
         if config.model_type == "qwen3_next":
             self._split_projections(config)
@@ -27,6 +31,17 @@ class RegroupedWeights:
     def read(self, name: str) -> Tensor:
         """One tensor, put together where the checkpoint has its parts."""
         return self._made[name]() if name in self._made else self._source.read(name)
+
+    def _name_language_model(self) -> None:
+        """Gemma 3's language model beside its vision tower, named as Gemma 3 without one names it.
+
+        Published files say ``language_model.model.x``, those that transformers 5 saves ``model.language_model.x``.
+        """
+        for name in self._source.shapes:
+            plain = _LANGUAGE.sub(lambda found: "" if found[1] == "language_model." else "model.", name)
+            if plain != name:
+                self.shapes[plain] = self.shapes.pop(name)
+                self._made[plain] = partial(self._source.read, name)
 
     def _stack_experts(self) -> None:
         """``experts.3.up_proj`` and its like as ``experts.gate_up_proj`` and ``down_proj``, where all are there."""

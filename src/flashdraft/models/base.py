@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "qwen3_5_text": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
     "qwen3_5_moe": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
     "qwen3_5_moe_text": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
+    "gemma3": ("flashdraft.models.gemma3", "Gemma3Model"),
     "gemma3_text": ("flashdraft.models.gemma3", "Gemma3Model"),
     "qwen3_next": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
 }

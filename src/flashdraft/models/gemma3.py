@@ -73,8 +73,12 @@ class Gemma3Model(LlamaModel):
 
     attention_class = Gemma3Attention
     decoder_class = Gemma3Decoder
+    skipped_tensors = tuple(
+        f"{prefix}{part}." for prefix in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
+    )
 
     def __init__(self, config: Any) -> None:
+        config = config.get_text_config()  # of a checkpoint with a vision tower
         strange = {
             "final_logit_softcapping": None,
             "attn_logit_softcapping": None,

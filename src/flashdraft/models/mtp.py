@@ -29,6 +29,8 @@ _LAYERS: Mapping[str, Callable[[Any], Layer]] = {
     "llama": lambda config: LlamaLayer(config, LlamaAttention),
     "qwen3": lambda config: LlamaLayer(config, Qwen3Attention),
     "qwen3_5_text": lambda config: Qwen3_5Layer(config, "full_attention"),
+    "qwen3_5_moe_text": lambda config: Qwen3_5Layer(config, "full_attention"),
+    "qwen3_next": lambda config: Qwen3_5Layer(config, "full_attention"),
 }
 
 
