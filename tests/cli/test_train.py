@@ -100,6 +100,26 @@ def test_a_killed_run_goes_on_to_the_same_losses(
     assert drafters[0] == drafters[1]
 
 
+def test_ctrl_c_saves_and_says_how_to_go_on(run: Run, pair: list[str], answers: Path, tmp_path: Path) -> None:
+    wanted, out = [*options(pair[1], answers, 400), "--checkpoint-minutes", "60"], tmp_path / "stopped"
+    command = [sys.executable, "-m", "flashdraft", "train", "--out", str(out), *wanted]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "log.jsonl").exists() or max(losses(out), default=0) < 40:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "stopping after this step" in stderr
+    assert f"state and drafter are saved in {out}; the same command goes on from there" in stdout
+    assert (out / "drafter" / "README.md").exists()
+    assert run("train", "--out", str(out), *wanted).exit_code == 0
+    assert json.loads((out / "run.json").read_text())["resumed"] is True
+    assert run("train", "--out", str(tmp_path / "whole"), *wanted).exit_code == 0
+    drafters = [(one / "drafter" / "model.safetensors").read_bytes() for one in (out, tmp_path / "whole")]
+    assert drafters[0] == drafters[1]
+
+
 def test_torchrun_trains_with_two_processes(run: Run, pair: list[str], answers: Path, tmp_path: Path) -> None:
     wanted = options(pair[1], answers, 20)
     assert run("train", "--out", str(tmp_path / "one"), *wanted).exit_code == 0

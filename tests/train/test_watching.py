@@ -3,17 +3,28 @@
 import io
 import json
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from flashdraft.cli.train_screen import TrainScreen
+from flashdraft.cli.train_screen import TrainScreen, evaluation_table
 from flashdraft.errors import DataError, UsageError
-from flashdraft.train.curves import curve_of, draw_curves
-from flashdraft.train.log_file import append_line, cut_log, numbers_of, read_log, tensorboard_log
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.curves import curve_of, draw_curves, smooth
+from flashdraft.train.log_file import (
+    append_line,
+    cut_log,
+    numbers_of,
+    read_log,
+    tensorboard_log,
+    tracker_log,
+)
+from flashdraft.train.model_card import card_text, write_card
 
 
 def lines(count: int = 3) -> list[dict[str, object]]:
@@ -48,7 +59,7 @@ def test_runs_are_drawn_each_in_its_colour(run: Path, tmp_path: Path) -> None:
     other.write_text((run / "log.jsonl").read_text().replace("1.5", "2.5"))
     draw_curves([run, other], tmp_path / "figures" / "both.svg", "math")
     text = (tmp_path / "figures" / "both.svg").read_text()
-    for said in (">first<", ">second<", "#0b6bcb", "#b45309", "acceptance length, math"):
+    for said in (">first<", ">second<", "#0b6bcb", "#b45309", "acceptance length: math"):
         assert said in text, said
     draw_curves([run], tmp_path / "one.png")
     assert imread(tmp_path / "one.png").shape[2] == 4
@@ -101,15 +112,86 @@ def test_the_screen_shows_the_news(is_terminal: bool) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=is_terminal, width=200, color_system=None)
     with TrainScreen(console) as screen:
+        screen({"resumed": False, "num_documents": 1200})
         for line in lines():
             screen(line)
     shown = file.getvalue()
-    assert "simulated_acceptance_length {'math': 4.5, 'all': 4.0}" in shown
+    assert "resumed no  num documents 1,200" in shown
+    assert "evaluation after 1,920,000 blocks, 18.0 minutes: acceptance length" in shown
+    assert [line.split() for line in shown.splitlines() if line.strip().startswith("math")][-1] == [
+        "math", "4.50", "+1.00",
+    ]  # fmt: skip
     if is_terminal:
         assert "75.0 %" in shown
         assert "loss 1.333  900 blocks/s  simulated 4.00" in shown
         assert "blocks_per_s" not in shown
     else:
-        assert shown.count("\n") == len(lines())
-        assert "loss 1.333" in shown
+        assert "step 60  1,920,000 blocks  75.0%  loss 1.333  900 blocks/s" in shown
         assert json.dumps("\x1b")[1:-1] not in json.dumps(shown)
+
+
+def test_an_evaluation_is_a_table_by_kind() -> None:
+    line = {
+        "step": 9,
+        "blocks": 1000,
+        "elapsed_s": 90.0,
+        "simulated_acceptance_length": {"code": 3.0, "math": 4.25, "all": 3.5},
+        "served_acceptance_length": {"math": 4.0, "all": 3.25},
+        "simulated_on_served": {"math": 4.125, "all": 3.375},
+        "accepted_by_position": {"served": [0.75, 0.5], "simulated": [0.8, 0.45]},
+        "answers_as_stored": "5 of 6",
+        "warning": "they part",
+    }
+    text = evaluation_table(line, {"math": 4.0}).splitlines()
+    assert text[0] == "evaluation after 1,000 blocks, 1.5 minutes: acceptance length"
+    assert [row.split() for row in text[2:5]] == [
+        ["code", "3.00", "–", "–", "–"],
+        ["math", "4.25", "+0.25", "4.00", "4.12"],
+        ["all", "3.50", "–", "3.25", "3.38"],
+    ]
+    assert text[5:] == [
+        "  accepted by position, served: 75% 50%",
+        "  accepted by position, simulated: 80% 45%",
+        "  served answers that are the stored ones: 5 of 6",
+        "  warning: they part",
+    ]
+    assert len({len(row) for row in text[1:5]}) == 1
+
+
+def test_smoothing_keeps_the_start_and_its_half_life_is_in_blocks() -> None:
+    blocks = [1.0, 2.0, 3.0]
+    assert smooth(blocks, [8.0, 4.0, 2.0]) == pytest.approx([8.0, 4.0, 2.0], rel=0.02)
+    # After 100 blocks 3 are a half-life: the old value counts half.
+    assert smooth([97.0, 100.0], [8.0, 4.0])[1] == pytest.approx(6.0)
+    dense = [float(at) for at in range(1, 401)]
+    noisy = [2.0 + (at % 2) for at in range(400)]
+    assert smooth(dense, noisy)[-1] == pytest.approx(2.5, abs=0.05)
+
+
+def test_a_tracker_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--nosuch needs the package nosuch; install it"):
+        tracker_log("nosuch", "project", tmp_path).__enter__()
+
+
+def test_the_card_tells_what_the_run_was(tmp_path: Path) -> None:
+    drafter = tmp_path / "first" / "drafter"
+    drafter.mkdir(parents=True)
+    facts = {
+        "config": asdict(TrainConfig()),
+        "num_documents": 200,
+        "num_answer_tokens": 50_000,
+        "num_cut_answers": 20,
+        "num_processes": 1,
+        "template": {"enable_thinking": False},
+        "provenance": {"versions": {"flashdraft": "1"}, "git_sha": "abc", "device": "cpu"},
+    }
+    write_card(drafter, "org/target", facts, lines())
+    card = ModelCard.load(drafter / "README.md")
+    assert card.data.base_model == "org/target"
+    assert "dflash" in card.data.tags
+    for said in ("| math | 4.50 | – |", "10% were cut", '{"enable_thinking": false}', "hf upload USER/NAME"):
+        assert said in card.text, said
+    (drafter / "README.md").write_text("mine")
+    write_card(drafter, str(tmp_path), facts, lines())
+    assert (drafter / "README.md").read_text() == "mine"
+    assert "base_model" not in card_text(drafter, str(tmp_path), facts, [])

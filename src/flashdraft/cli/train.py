@@ -7,7 +7,7 @@ import typer
 
 from flashdraft.cli.config_options import with_config
 from flashdraft.cli.options import DeviceOption, DtypeOption, ModelOption
-from flashdraft.cli.train_data import TrainData, show_answers
+from flashdraft.cli.train_data import TrainData, num_answers, show_answers
 from flashdraft.train.config import TrainConfig
 
 Features = Annotated[
@@ -20,6 +20,11 @@ Features = Annotated[
 ]
 
 
+Wandb = Annotated[str | None, typer.Option("--wandb", help="Tell wandb too, in this project.")]
+Trackio = Annotated[str | None, typer.Option("--trackio", help="Tell trackio too, in this project.")]
+Pause = Annotated[float, typer.Option("--pause-minutes", help="Stop after this long; run again to resume.")]
+
+
 @with_config(TrainConfig, panel="Training")
 @with_config(TrainData, panel="Data", parameter="data")
 def train(
@@ -28,11 +33,11 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; running again resumes it.")],
     target: ModelOption = "embedded",
     init: Annotated[str | None, typer.Option("--init", help="Start from this drafter's weights.")] = None,
-    pause_minutes: Annotated[
-        float, typer.Option("--pause-minutes", help="Stop after this long; run again to resume.")
-    ] = float("inf"),
+    pause_minutes: Pause = float("inf"),
     features: Features = "fly",
     tensorboard: Annotated[bool, typer.Option(help="Write OUT/tensorboard too.")] = False,
+    wandb: Wandb = None,
+    trackio: Trackio = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
 ) -> None:
@@ -48,7 +53,7 @@ def train(
           --device cuda --dtype bfloat16 --rows-per-step 64
       flashdraft generate --draft runs/first/drafter "Why is the sky blue?"
     """
-    from flashdraft.cli.train_screen import watched
+    from flashdraft.cli.train_screen import STOPPED, asked_to_stop, interruptible, watched
     from flashdraft.train.ranks import ranks_of_launch
     from flashdraft.train.run import check_shape, make_answers, train_drafter
 
@@ -59,14 +64,26 @@ def train(
     if data.prompts is not None:
         answering = data.on_policy(target, config.seed)
         asked = data.asked(answering)
-        make_answers(answering, asked, out / "answers", device, dtype, init, data.rollout())
         folders.append(out / "answers")
+        with interruptible(lambda: num_answers(out / "answers")):
+            make_answers(answering, asked, out / "answers", device, dtype, init, data.rollout())
         show_answers(out / "answers", data.max_new_tokens)
     if data.answers_only:
         return
-    with ranks_of_launch(device) as (ranks, device), watched(out, tensorboard, ranks.is_first) as tell:
-        drafter = train_drafter(
-            target, folders, out, config, device, dtype, init, tell, pause_minutes, features, ranks
-        )
+    trackers = {"wandb": wandb, "trackio": trackio}
+    with (
+        ranks_of_launch(device) as (ranks, device),
+        interruptible(lambda: f"the state of the last checkpoint is in {out}"),
+        watched(out, ranks.is_first, tensorboard, trackers) as tell,
+        asked_to_stop(ranks.count == 1) as stop,
+    ):
+        places = target, folders, out, config, device, dtype, init
+        drafter = train_drafter(*places, tell, pause_minutes, features, ranks, stop)
+        was_stopped = stop()
+    if was_stopped:
+        typer.echo(f"stopped: state and drafter are saved in {out}; the same command goes on from there")
+        raise typer.Exit(STOPPED)
     if ranks.is_first:
-        typer.echo(f"the drafter is in {drafter}")
+        typer.echo(
+            f"the drafter is in {drafter}, with a model card; hf upload USER/NAME {drafter} publishes it"
+        )

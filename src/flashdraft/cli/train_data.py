@@ -126,3 +126,10 @@ def show_answers(folder: Path, max_new_tokens: int) -> None:
     from flashdraft.data.prompt_report import answers_text
 
     typer.echo(answers_text(count_answers(folder), max_new_tokens) + "\n")
+
+
+def num_answers(folder: Path) -> str:
+    """How many answers are kept, in words."""
+    from flashdraft.data.on_policy import count_answers
+
+    return f"{sum(one.num_answers for one in count_answers(folder).values()):,} answers are kept in {folder}"

@@ -1,7 +1,7 @@
 """``flashdraft tune``: a drafter fitted to one's own logged requests."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,10 +47,12 @@ def tune(
       flashdraft tune --from requests.jsonl --out tuned
       flashdraft serve --draft tuned/drafter
     """
+    from flashdraft.cli.train_screen import TrainScreen
     from flashdraft.train.tune import tune_drafter
 
     prompts, folders = _others(per_task), list(general or [])
-    tuned = tune_drafter(target, draft, requests, out, config, prompts, folders, device, dtype, _show)
+    with TrainScreen() as screen:
+        tuned = tune_drafter(target, draft, requests, out, config, prompts, folders, device, dtype, screen)
     typer.echo(_account(tuned))
     if tuned.drafter is None:
         raise typer.Exit(1)
@@ -71,8 +73,7 @@ def _others(per_task: int) -> "list[Prompt]":
 def _account(tuned: "Tuned") -> str:
     lines = ["", f"{'simulated acceptance length':<28}  before   after    change   95 % of the ratio  texts"]
     lines += [
-        f"{name:<28}  {one.before:6.2f}  {one.after:6.2f}  {one.gain:+8.1%}   {one.low:.3f} to {one.high:.3f}"
-        f"    {one.num_texts:5d}"
+        f"{name:<28}  {one.before:6.2f}  {one.after:6.2f}  {one.gain:+8.1%}   {_ratio(one):<17}  {one.num_texts:5d}"
         for name, one in (("held-back requests", tuned.domain), *tuned.others.items())
     ]
     lines += [
@@ -94,13 +95,11 @@ def _account(tuned: "Tuned") -> str:
     return "\n".join(lines)
 
 
+def _ratio(one: "Compared") -> str:
+    return "–" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
+
+
 def _interval(one: "Compared") -> str:
+    if one.low is None or one.high is None:
+        return f"{one.gain:+.1%}, of one text"
     return f"{one.gain:+.1%}, 95 % interval {one.low - 1:+.1%} to {one.high - 1:+.1%}"
-
-
-def _show(line: dict[str, Any]) -> None:
-    typer.echo("  ".join(f"{name} {_short(value)}" for name, value in line.items()))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

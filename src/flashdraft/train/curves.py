@@ -9,12 +9,14 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from flashdraft.errors import DataError, UsageError
 from flashdraft.train.log_file import Line, read_log
 
 FORMS = (".png", ".svg", ".pdf")
 COLOURS = ("#0b6bcb", "#b45309", "#047857", "#be185d", "#7c3aed", "#6b7280")
+HALF_LIFE = 0.03  # of the smoothed loss, as a share of the blocks so far
 SIMULATED, SERVED = "simulated_acceptance_length", "served_acceptance_length"
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -68,24 +70,29 @@ def draw_curves(runs: Sequence[Path], file: Path, kind: str = "all") -> None:
         )
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(13.2, 3.6), layout="constrained")
-        by_blocks, by_hours, losses = figure.subplots(1, 3)
+        by_blocks, by_time, losses = figure.subplots(1, 3)
+        longest_h = max(line["elapsed_s"] / 3600 for log in logs.values() for line in log)
+        across_time, per_hour = ("hours", 1.0) if longest_h >= 2 else ("minutes", 60.0)
         for number, (name, log) in enumerate(logs.items()):
             colour = COLOURS[number % len(COLOURS)]
-            _draw_acceptance(by_blocks, by_hours, log, kind, name, colour)
+            _draw_acceptance(by_blocks, by_time, per_hour, log, kind, name, colour)
             loss = curve_of(log, "loss")
-            losses.plot(loss.blocks, loss.values, color=colour, alpha=0.25, linewidth=0.8)
-            losses.plot(loss.blocks, _smooth(loss.values), color=colour, label=name)
-        for axes, across, up in (
-            (by_blocks, "blocks, millions", f"acceptance length, {kind}"),
-            (by_hours, "hours", f"acceptance length, {kind}"),
+            losses.plot(loss.blocks, loss.values, ".", color=colour, alpha=0.35, markersize=3)
+            losses.plot(loss.blocks, smooth(loss.blocks, loss.values), color=colour, label=name)
+        for axes, across, title in (
+            (by_blocks, "blocks, millions", f"acceptance length: {kind}"),
+            (by_time, across_time, f"acceptance length: {kind}"),
             (losses, "blocks, millions", "loss"),
         ):
             axes.set_xlabel(across)
-            axes.set_ylabel(up)
+            axes.set_title(title, loc="left", fontsize=10)
             axes.set_xlim(left=0)
-            axes.set_yscale("log" if up == "loss" else "linear")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
+        losses.set_yscale("log")
+        for axis_of in (losses.yaxis.set_major_formatter, losses.yaxis.set_minor_formatter):
+            axis_of(StrMethodFormatter("{x:g}"))
+        losses.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
         drawn = io.BytesIO()
         form = file.suffix.removeprefix(".")
         figure.savefig(drawn, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
@@ -94,21 +101,26 @@ def draw_curves(runs: Sequence[Path], file: Path, kind: str = "all") -> None:
 
 
 def _draw_acceptance(
-    by_blocks: Axes, by_hours: Axes, log: Sequence[Line], kind: str, name: str, colour: str
+    by_blocks: Axes, by_time: Axes, per_hour: float, log: Sequence[Line], kind: str, name: str, colour: str
 ) -> None:
-    for what, look, label in ((SIMULATED, "-o", name), (SERVED, "--x", f"{name}, served")):
+    # Served and simulated mostly agree: crosses within rings keep both to be seen.
+    for what, look, size, label in ((SIMULATED, "-o", 6, name), (SERVED, ":x", 4, f"{name}, served")):
         curve = curve_of(log, what, kind)
-        if curve.values:
-            by_blocks.plot(curve.blocks, curve.values, look, color=colour, label=label, markersize=4)
-            by_hours.plot(curve.hours, curve.values, look, color=colour, label=label, markersize=4)
+        times = [per_hour * hours for hours in curve.hours]
+        for axes, across in ((by_blocks, curve.blocks), (by_time, times)):
+            if curve.values:
+                axes.plot(
+                    across, curve.values, look, color=colour, label=label, markersize=size, fillstyle="none"
+                )
 
 
-def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:
-    """Exponential mean; its start counts as much as there is of it."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = share * total + (1 - share) * value, share * weight + (1 - share)
-        smoothed.append(total / weight)
+def smooth(blocks: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Exponential mean; its half-life is 3 % of the blocks so far, so that the fall at the start stays."""
+    smoothed: list[float] = []
+    for place, (now, value) in enumerate(zip(blocks, values, strict=True)):
+        passed = now - blocks[place - 1] if place else now
+        kept = 0.5 ** (passed / (HALF_LIFE * now)) if place and now > 0 else 0.0
+        smoothed.append(kept * (smoothed[-1] if smoothed else 0.0) + (1 - kept) * value)
     return smoothed
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,31 @@ def tensorboard_log(folder: Path) -> Iterator[Callable[[Line], None]]:
                 writer.add_scalar(name, value, line["blocks"])
 
         yield write
+
+
+@contextmanager
+def tracker_log(package: str, project: str, folder: Path) -> Iterator[Callable[[Line], None]]:
+    """What tells each line to a tracker, "wandb" or "trackio" (which has wandb's calls), by blocks trained on.
+
+    A run is named as ``folder``. Raises UsageError without the package.
+    """
+    try:
+        tracker = import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"--{package} needs the package {package}; install it: pip install {package}"
+        ) from error
+    is_wandb = package == "wandb"
+    own = {"dir": str(folder)} if is_wandb else {}
+    run = tracker.init(project=project, name=folder.resolve().name, **own)
+    if is_wandb:
+        run.define_metric("*", step_metric="blocks")
+
+    def tell(line: Line) -> None:
+        if "blocks" in line:
+            tracker.log(numbers_of(line) | {"blocks": line["blocks"]})
+
+    try:
+        yield tell
+    finally:
+        tracker.finish()

@@ -35,6 +35,8 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
+from flashdraft.train.log_file import read_log
+from flashdraft.train.model_card import write_card
 from flashdraft.train.ranks import Ranks
 from flashdraft.train.trainer import Trainer
 
@@ -104,12 +106,13 @@ def train_drafter(
     pause_minutes: float = float("inf"),
     features: str = "fly",
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train on the answers and write ``folder/drafter``; resumes what ``folder`` holds. Returns that path.
 
-    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed.
-    ``features``: "fly", "cache" or "auto", see :func:`feature_cache`. ``ranks``: each of the run's processes calls
-    this with its own. Raises UsageError, DataError or CheckpointError.
+    ``init``: a drafter to start from (weights only). ``pause_minutes``: stop by then, to be resumed. ``features``:
+    "fly", "cache" or "auto", see :func:`feature_cache`. ``ranks``: each of the run's processes calls this with its own.
+    ``stop``: asked between steps, see :meth:`Trainer.train`. Raises UsageError, DataError or CheckpointError.
     """
     _check_ranks(config, features, ranks)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,8 @@ def train_drafter(
         "init": init,
         "num_documents": len(documents),
         "num_answer_tokens": sum(len(doc.answer_token_ids) for doc in documents),
+        "num_cut_answers": sum(doc.finish_reason == "length" for doc in documents),
+        "template": notes.get("chat_template_kwargs", {}),
         "num_rows": len(training),
         "num_anchors": int(training.is_anchor.sum()),
         "features": plan,
@@ -138,11 +143,14 @@ def train_drafter(
     }
     if ranks.is_first:
         (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-        said = ("resumed", "num_documents", "num_answer_tokens", "num_rows", "num_anchors")
+        said = (
+            "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "num_rows", "num_anchors",
+        )  # fmt: skip
         on_report({name: facts[name] for name in said} | {"features": plan["features"]})
-    trainer.train(on_report, 60 * pause_minutes)
+    trainer.train(on_report, 60 * pause_minutes, stop)
     if ranks.is_first:
         save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)
+        write_card(folder / "drafter", target_name, facts, read_log(folder))
     ranks.wait()
     return folder / "drafter"
 

@@ -1,6 +1,7 @@
 """The training loop (paper, A.1): random anchors, block mask, decayed cross-entropy, frozen target."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,16 @@ class Trainer:
         head = {"config": asdict(self.config), **asdict(self.progress)}
         save_state(self.folder, head, self.optimizer.state_dict(), self.ranks)
 
-    def train(self, on_report: Any, pause_s: float = float("inf")) -> None:
-        """Run to the end of the schedule, or for ``pause_s`` seconds; either way the state is saved.
+    def train(
+        self,
+        on_report: Any,
+        pause_s: float = float("inf"),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run to the end of the schedule, for ``pause_s`` seconds or until ``stop``; in each case the state is saved.
 
-        ``on_report`` gets a dict for every log line and evaluation.
+        ``on_report`` gets a dict for every log line and evaluation. ``stop`` is asked between steps; a run that it ends
+        is not evaluated.
         """
         config, progress = self.config, self.progress
         pause_s += progress.elapsed_s
@@ -122,7 +129,7 @@ class Trainer:
         )
         since, since_step = time.perf_counter(), progress.step
         losses = []
-        while progress.share(config) < 1 and progress.elapsed_s < pause_s:
+        while progress.share(config) < 1 and progress.elapsed_s < pause_s and not stop():
             losses.append(self._step())
             progress.step += 1
             # Several processes read at the same steps, whatever their clocks say.
@@ -142,21 +149,25 @@ class Trainer:
                 self.save()
                 next_save = progress.elapsed_s + 60 * config.checkpoint_minutes
             since, since_step = time.perf_counter(), progress.step
-        self.evaluate(on_report)
+        if not stop():
+            self.evaluate(on_report)
         self.save()
 
     def evaluate(self, on_report: Any) -> dict[str, float]:
         """Simulated acceptance length on the validation documents, by kind of text and over all of them.
 
-        Some of them are served as well. Of an MTP head also at 7 and at 15 drafts, whatever it is trained for.
+        Some of them are served as well. Of an MTP head also at 7 and at 15 drafts, whatever it is trained for. Without
+        such documents there is nothing to tell.
         """
+        if not self.validation:
+            return {}
         lengths = self._simulated_lengths(self.config.block_size)
         values: dict[str, Any] = {"simulated_acceptance_length": lengths}
         if isinstance(self.drafter, MTPModel):
             at = {size: self._simulated_lengths(size) for size in {8, 16} - {self.config.block_size}}
             at[self.config.block_size] = lengths
             values["at_drafts"] = {str(size - 1): at[size]["all"] for size in sorted(at)}
-        if self.config.served_prompts and self.validation:
+        if self.config.served_prompts:
             values |= check_served(self.target, self.drafter, self.validation, self.config)
         self._log(on_report, values)
         return lengths

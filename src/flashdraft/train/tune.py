@@ -48,12 +48,15 @@ _GENERAL_SEED = 0
 
 @dataclass(frozen=True)
 class Compared:
-    """Simulated acceptance length before and after on the same texts, and the interval of their ratio (95 %)."""
+    """Simulated acceptance length before and after on the same texts, and the interval of their ratio (95 %).
+
+    None: of one text there is no interval.
+    """
 
     before: float
     after: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_texts: int
 
     @property
@@ -118,7 +121,7 @@ def tune_drafter(
     num_blocks = _train(target_name, target, drafter, rows, config, folder, left_s, on_report)
     after = {name: _compared(before[name], _by_text(target, drafter, rows)) for name, rows in packed.items()}
     domain = after.pop(REQUESTS)
-    kept = folder / "drafter" if domain.low > 1 else None
+    kept = folder / "drafter" if domain.low is not None and domain.low > 1 else None
     if kept:
         save_drafter(drafter, kept, torch.bfloat16, training_notes(draft))
     tuned = Tuned(domain, after, kept, len(training), num_blocks, time.perf_counter() - started)
@@ -251,7 +254,7 @@ def _walks(target: TargetModel, drafter: Network, row: PackedRows) -> list[Walk]
 
 
 def _compared(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> Compared:
-    low, high = ratio_interval(range(len(before)), after, before) or (0.0, float("inf"))
+    low, high = ratio_interval(range(len(before)), after, before) or (None, None)
     return Compared(_acceptance_length(before), _acceptance_length(after), low, high, len(before))
 
 
