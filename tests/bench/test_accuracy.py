@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flashdraft.bench.accuracy import final_answer, is_correct, same_answer
+from flashdraft.bench.accuracy import final_answer, is_correct, math_grader, same_answer
 from flashdraft.bench.sandbox import passes
 from flashdraft.bench.tasks import BenchPrompt, load_task
 
@@ -95,3 +95,10 @@ def test_a_program_sees_no_network_and_an_empty_folder_and_its_children_end_with
 
 def test_prompts_without_a_reference_are_not_graded() -> None:
     assert is_correct(BenchPrompt("p", ("Hello",)), "Hi") is None
+
+
+def test_values_in_another_form_are_equal_where_math_verify_is_installed() -> None:
+    pytest.importorskip("math_verify")
+    assert same_answer("2x+2", "2(x+1)")
+    assert not same_answer("2x+2", "2(x+2)")
+    assert "math-verify" in math_grader()

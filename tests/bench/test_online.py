@@ -54,7 +54,7 @@ def test_a_servers_answers_are_counted_and_timed(running: Running, load: Load) -
     assert row.acceptance_source == "usage"
     assert row.acceptance_length is not None
     assert row.acceptance_length >= 1
-    assert (row.num_graded, row.num_correct) == (5, 0)
+    assert (row.num_graded, row.num_correct) == (0, 0)  # all were cut
 
 
 def test_usage_and_counters_agree_where_every_round_drafts(running: Running) -> None:

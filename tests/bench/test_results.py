@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from flashdraft.bench.lossless import Difference
-from flashdraft.bench.report import json_document, markdown
+from flashdraft.bench.report import json_document, markdown, summary
 from flashdraft.bench.results import BenchRow, Measurement, aggregate, repeated_share
 from flashdraft.bench.rows_file import Results
 from flashdraft.spec_decode.metrics import RequestMetrics
@@ -21,7 +21,7 @@ PLAIN_1 = Measurement(
     concurrency=1,
     order_idx=0,
     num_prompt_tokens=5,
-    finish_reason="length",
+    finish_reason="stop",
     wall_s=10.0,
     ttft_s=2.5,
     total_s=10.5,
@@ -185,6 +185,8 @@ def test_latencies_are_those_of_answers_and_gaps() -> None:
 
 def test_right_answers_are_counted_where_there_are_any() -> None:
     assert [(r.num_graded, r.num_correct) for r in aggregate(ALL)] == [(2, 1), (2, 1)]
+    cut = aggregate([replace(m, finish_reason="length") if m.prompt_id == "a" else m for m in ALL])
+    assert [(r.num_cut, r.num_graded, r.num_correct) for r in cut] == [(1, 1, 0), (1, 1, 0)]
     ungraded = aggregate([replace(m, is_correct=None) for m in ALL])
     assert [(r.num_graded, r.num_correct) for r in ungraded] == [(0, 0), (0, 0)]
 
@@ -211,5 +213,20 @@ def test_the_report_shows_every_figure() -> None:
     assert "| gsm8k | 1 | DFlash B4 | 2500.0 / 2500.0 | 1000.0 / 4000.0 | 1000.0 / 2000.0 |" in text
     assert "| gsm8k | 1 | DFlash B4 | 5 | 250.00 | 950.00 | 200.00 | 1.43x | 1.67x | 86% |" in text
     assert "| gsm8k | 1 | DFlash B4 | 2 | 1 | 1 | 0 | 50% | 0.25 | 1 |" in text
-    assert "| gsm8k | 1 | AR | 2 | 1 | 50.0% |" in text
+    assert "| gsm8k | 1 | AR | 0 | 2 | 1 | 50.0% |" in text
     assert "- versions: torch 2" in text
+
+
+def test_the_summary_is_five_lines_over_all_tasks() -> None:
+    other = [replace(m, task="mbpp", wall_s=m.wall_s / 2, finish_reason="length") for m in ALL]
+    lines = summary(aggregate(ALL + other), RESULTS).splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("- gsm8k, mbpp with ")
+    # 24 tokens in 13 + 6.5 seconds plainly, in 10 + 5 drafted.
+    assert lines[1] == "- fastest: 1 at once DFlash B4, 1.30x, 2 tokens/s against 1"
+    assert lines[2] == "- acceptance length: DFlash B4 2.00"
+    assert lines[3] == "- plain decoding's tokens in 2 of 4 answers; 2 part at a near-tie, 0 otherwise"
+    assert lines[4] == "- whole answers: 1 of 2 right; 2 were cut by the limit of tokens and are not graded"
+    slower = [replace(m, wall_s=m.wall_s * (1 if m.method == "AR" else 9)) for m in ALL]
+    assert "1 at once plain decoding, 1.00x" in summary(aggregate(slower), RESULTS)
+    assert "nothing beside plain decoding ran" in summary(aggregate([PLAIN_1, PLAIN_2]), RESULTS)

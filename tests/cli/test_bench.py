@@ -48,7 +48,11 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
 
     # Cut off within a chunk: that chunk is measured anew, the others are taken from the file.
     (out / "rows.jsonl").write_text("".join(lines[:20]) + lines[20][:50])
-    assert run(*asked).exit_code == 0
+    said = run(*asked)
+    assert said.exit_code == 0
+    assert said.stdout.startswith("- gsm8k, mt-bench with ")
+    assert len(said.stdout.splitlines()) == 7
+    assert f"The whole report is in {out / 'report.md'}." in said.stdout
     again = (out / "rows.jsonl").read_text().splitlines(keepends=True)
     assert (again[0], again[2:14]) == (lines[0], lines[1:13])
     assert len(again) == 2 + 36

@@ -11,7 +11,7 @@ from transformers import Qwen3_5TextConfig
 
 from command_line import run_command
 from flashdraft.checkpoint.convert import convert_drafter
-from flashdraft.checkpoint.load import save_drafter
+from flashdraft.checkpoint.load import save_drafter, training_notes
 from flashdraft.errors import IncompatibleDrafterError, UsageError
 from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import read_pair
@@ -198,3 +198,44 @@ def test_the_command_line_prints_what_a_shell_runs(tmp_path, pair, capsys, monke
     monkeypatch.setenv("PATH", "")
     missing = run_command((*argv, "--run"), capsys)
     assert (missing.exit_code, "install vllm first" in missing.stderr) == (2, True)
+
+
+def test_any_flag_is_handed_on_and_parsers_are_the_familys(pair, capsys):
+    target, draft = pair
+    told = ("launch", "vllm", "--model", target, "--draft", draft, "--parsers")
+    result = run_command((*told, "--", "--max-num-batched-tokens", "32768", "--trust-remote-code"), capsys)
+    assert result.exit_code == 0, result.stderr
+    for said in (
+        "--tool-call-parser llama3_json",
+        "--enable-auto-tool-choice",
+        "--max-num-batched-tokens 32768",
+        "--trust-remote-code",
+    ):
+        assert said in result.stdout
+    assert "--reasoning-parser" not in result.stdout
+    read = read_pair(target, draft)
+    read.target_config.model_type = "qwen3_5_text"
+    for command, thoughts in ((vllm_command, "qwen3"), (sglang_command, "qwen3")):
+        found = options(command(read, LaunchConfig(parsers=True), ["--x", "1"]).argv)
+        assert (found["--reasoning-parser"], found["--tool-call-parser"]) == (thoughts, "qwen3_coder")
+        assert found["--x"] == "1"
+    read.target_config.model_type = "gemma3_text"
+    with pytest.raises(UsageError, match="no parsers are known for gemma3_text"):
+        read.parsers("vllm")
+
+
+def test_speculators_are_told_the_verifier_and_keep_the_template(pair, tmp_path, capsys):
+    target, draft = pair
+    config = Path(draft) / "config.json"
+    noted = json.loads(config.read_text()) | {"flashdraft_training": {"chat_template_kwargs": {"a": 1}}}
+    config.write_text(json.dumps(noted))
+    there, back, alone = (tmp_path / name for name in ("there", "back", "alone"))
+    convert_drafter(draft, "speculators", there, target)
+    convert_drafter(there, "z-lab", back)
+    written = json.loads((there / "config.json").read_text())
+    verifier = written["speculators_config"]["verifier"]
+    assert verifier == {"name_or_path": str(Path(target).resolve()), "architectures": ["LlamaForCausalLM"]}
+    for folder in (there, back):
+        assert training_notes(folder) == {"chat_template_kwargs": {"a": 1}}
+    told = ("convert", "--draft", draft, "--to", "speculators", "--out", str(alone))
+    assert "names no verifier" in run_command(told, capsys).stderr

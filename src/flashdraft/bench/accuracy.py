@@ -1,12 +1,13 @@
 """Is an answer right? GSM8K and MATH-500 by their final answer, HumanEval and MBPP by their tests.
 
 Final answers are compared as strings in one spelling, then as numbers; it is the rule of the MATH benchmark
-(hendrycks/math, arXiv 2103.03874), so an equal value in another form (2x+2 for 2(x+1)) counts as wrong. It serves to
-compare methods on the same prompts, not models with published scores.
+(hendrycks/math, arXiv 2103.03874), so an equal value in another form (2x+2 for 2(x+1)) counts as wrong. Where the
+package math-verify is installed, its rule is asked too, and scores are comparable with those that are graded by it.
 """
 
 import re
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flashdraft.bench.sandbox import passes
@@ -65,7 +66,24 @@ def same_answer(given: str, wanted: str) -> bool:
     if left == right:
         return True
     values = _value(left), _value(right)
-    return values[0] is not None and values[0] == values[1]
+    return (values[0] is not None and values[0] == values[1]) or _equal_by_math_verify(given, wanted)
+
+
+def math_grader() -> str:
+    """What compares final answers on this machine, for the report."""
+    try:
+        return f"the MATH benchmark's rule and math-verify {version('math-verify')}"
+    except PackageNotFoundError:
+        return "the MATH benchmark's rule"
+
+
+def _equal_by_math_verify(given: str, wanted: str) -> bool:
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        return False
+    left, right = (parse(f"${answer}$") for answer in (wanted, given))
+    return bool(verify(left, right))
 
 
 def _spelled(answer: str) -> str:

@@ -25,6 +25,7 @@ class StreamedAnswer:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_accepted: int | None = None  # draft tokens delivered, where the server tells
+    finish_reason: str | None = None
     error: str | None = None
 
     @property
@@ -130,6 +131,7 @@ def _take(answer: StreamedAnswer, chunk: Mapping[str, Any]) -> None:
         answer.error = str(chunk["error"])
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {}
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
         text = (delta.get("reasoning_content") or delta.get("reasoning") or "") + (delta.get("content") or "")
         if text:
             answer.delivered_at.append(now)

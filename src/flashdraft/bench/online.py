@@ -10,6 +10,7 @@ from typing import Any
 from flashdraft.bench.accuracy import is_correct
 from flashdraft.bench.client import Client, StreamedAnswer
 from flashdraft.bench.latency import Percentiles, gap_histogram, gap_percentiles, percentiles
+from flashdraft.bench.results import CUT
 from flashdraft.bench.scraped import DraftCounts, draft_counts
 from flashdraft.bench.tasks import BenchPrompt
 from flashdraft.errors import EngineError
@@ -142,7 +143,8 @@ def _row(
 ) -> OnlineRow:
     good = [(prompt, answer) for prompt, answer in answered if not answer.error]
     answers = [answer for _, answer in good]
-    graded = [mark for prompt, answer in good if (mark := is_correct(prompt, answer.text)) is not None]
+    whole = [one for one in good if one[1].finish_reason != CUT]
+    graded = [mark for prompt, answer in whole if (mark := is_correct(prompt, answer.text)) is not None]
     num_tokens = sum(answer.num_output_tokens for answer in answers)
     length, source = _acceptance(answers, drafts)
     return OnlineRow(

@@ -6,8 +6,9 @@ from typing import Any
 
 from flashdraft.bench import tables
 from flashdraft.bench.online import OnlineRow
-from flashdraft.bench.results import BenchRow
+from flashdraft.bench.results import BASELINE, BenchRow
 from flashdraft.bench.rows_file import Results
+from flashdraft.bench.tables import method_label
 
 _RULES = (
     "Requests are asked closed-loop: the next when one is finished. Methods answer chunks of prompts in turns, in"
@@ -21,8 +22,8 @@ _TIME_RULE = (
 )
 _DICE = "Dice decided what was accepted: speed and cost alone are meant here, the answers mean nothing."
 _ACCURACY_RULE = (
-    "GSM8K and MATH-500 by their final answer, HumanEval and MBPP by their tests. Methods differ only by answers"
-    " that part at a near-tie."
+    "GSM8K and MATH-500 by their final answer, HumanEval and MBPP by their tests; answers that the limit cut are not"
+    " graded. Methods differ only by answers that part at a near-tie."
 )
 
 
@@ -34,7 +35,7 @@ def json_document(rows: Sequence[BenchRow], results: Results) -> dict[str, Any]:
 
 def markdown(rows: Sequence[BenchRow], results: Results) -> str:
     """The report: speed, acceptance, latency, where the time goes, losslessness, and where the numbers come from."""
-    sections = [f"# Benchmark\n\n{_intro(results)}"]
+    sections = [f"# Benchmark\n\n{summary(rows, results)}\n\n{_intro(results)}"]
     for size in block_sizes_of(rows):
         title = f"## Throughput (tokens/s) and speed-up, block size {size}"
         sections.append(f"{title}\n\n{tables.speed_table(rows, size)}")
@@ -53,6 +54,62 @@ def markdown(rows: Sequence[BenchRow], results: Results) -> str:
     for run in results.runs:
         sections.append(f"## Where the numbers come from\n\n{provenance_list(run['provenance'])}")
     return "\n\n".join(sections) + "\n"
+
+
+def summary(rows: Sequence[BenchRow], results: Results) -> str:
+    """What was found, in five lines at most: where, how fast, how much accepted, how equal, how right."""
+    provenance, settings = results.runs[-1]["provenance"], results.settings
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    where = f"{provenance.get('device_name', provenance.get('device', 'this machine'))}, {settings.get('dtype', '')}"
+    lines = [f"- {', '.join(tasks)} with {settings.get('model', 'the target')} on {where}"]
+    fastest = [_fastest(rows, concurrency) for concurrency in dict.fromkeys(row.concurrency for row in rows)]
+    lines.append(
+        f"- fastest: {'; '.join(told for told in fastest if told) or 'nothing beside plain decoding ran'}"
+    )
+    gained: dict[str, list[BenchRow]] = {}
+    for row in tables.drafted(rows):
+        gained.setdefault(method_label(row.method, row.block_size), []).append(row)
+    if gained:
+        lines.append(
+            "- acceptance length: "
+            + ", ".join(f"{name} {_mean_length(own):.2f}" for name, own in gained.items())
+        )
+    others = [row for row in rows if row.method != BASELINE]
+    if others and not settings.get("simulate_acceptance"):
+        num_answers, num_equal = sum(row.num_answers for row in others), sum(row.num_equal for row in others)
+        num_ties = sum(row.num_near_ties for row in others)
+        lines.append(
+            f"- plain decoding's tokens in {num_equal} of {num_answers} answers; {num_ties} part at a near-tie,"
+            f" {num_answers - num_equal - num_ties} otherwise"
+        )
+        graded, right = sum(row.num_graded for row in others), sum(row.num_correct for row in others)
+        cut = sum(row.num_cut for row in others)
+        told = f"{right} of {graded} right" if graded else "none can be graded"
+        lines.append(f"- whole answers: {told}; {cut} were cut by the limit of tokens and are not graded")
+    return "\n".join(lines)
+
+
+def _fastest(rows: Sequence[BenchRow], concurrency: int) -> str:
+    """The fastest way at this concurrency over all tasks, beside plain decoding; empty where nothing else ran."""
+    spent: dict[str, tuple[int, float]] = {}  # tokens and seconds
+    for row in rows:
+        if row.concurrency == concurrency:
+            name = BASELINE if row.method == BASELINE else method_label(row.method, row.block_size)
+            tokens, seconds = spent.get(name, (0, 0.0))
+            took_s = row.num_output_tokens / row.output_tokens_per_s
+            spent[name] = tokens + row.num_output_tokens, seconds + took_s
+    speeds = {name: tokens / seconds for name, (tokens, seconds) in spent.items()}
+    if len(speeds) < 2 or BASELINE not in speeds:
+        return ""
+    best, plain = max(speeds, key=lambda name: speeds[name]), speeds[BASELINE]
+    name = "plain decoding" if best == BASELINE else best
+    return f"{concurrency} at once {name}, {speeds[best] / plain:.2f}x, {speeds[best]:.0f} tokens/s against {plain:.0f}"
+
+
+def _mean_length(rows: Sequence[BenchRow]) -> float:
+    """Over all rounds: tokens gained a round."""
+    num_rounds = sum(row.num_rounds for row in rows)
+    return sum(row.acceptance_length * row.num_rounds for row in rows) / max(num_rounds, 1)
 
 
 def online_markdown(rows: Sequence[OnlineRow], settings: dict[str, Any], provenance: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from flashdraft.intervals import ratio_interval
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 BASELINE = "AR"
+CUT = "length"  # the finish reason of an answer that the limit cut: it is not graded
 LOOPING_SHARE = 0.1
 _NGRAM = 8
 
@@ -96,7 +97,8 @@ class BenchRow:
     num_equal: int  # answers with plain decoding's tokens
     num_near_ties: int  # answers that differ, proven to start at a near-tie
     largest_gap: float | None  # largest gap of logits at a first difference
-    num_graded: int  # answers that can be right or wrong
+    num_cut: int  # answers that the limit cut
+    num_graded: int  # whole answers that can be right or wrong
     num_correct: int
 
 
@@ -141,7 +143,7 @@ def _row(group: list[Measurement], plain: list[Measurement]) -> BenchRow:
     busy_s = total.draft_s + total.verify_s
     promised = _promised(total, plain_total, plain)
     steady = [m for m in group if not m.is_looping]
-    graded = [m.is_correct for m in group if m.is_correct is not None]
+    graded = [m.is_correct for m in group if m.is_correct is not None and m.finish_reason != CUT]
     return BenchRow(
         task=first.task,
         method=first.method,
@@ -177,6 +179,7 @@ def _row(group: list[Measurement], plain: list[Measurement]) -> BenchRow:
         largest_gap=max((m.difference.gap for m in group if m.difference), default=None),
         num_graded=len(graded),
         num_correct=sum(graded),
+        num_cut=sum(m.finish_reason == CUT for m in group),
     )
 
 

@@ -225,11 +225,12 @@ def lossless_table(rows: Sequence[BenchRow]) -> str:
 
 
 def accuracy_table(rows: Sequence[BenchRow]) -> str:
-    """Right answers of those that can be right or wrong."""
+    """Right answers of those that can be right or wrong and were not cut."""
     graded = [row for row in rows if row.num_graded]
     return row_table(
         graded,
         {
+            "cut": lambda row: str(row.num_cut),
             "graded": lambda row: str(row.num_graded),
             "right": lambda row: str(row.num_correct),
             "accuracy": lambda row: number(row.num_correct / row.num_graded, ".1f", 100, "%"),

@@ -13,10 +13,10 @@ import torch
 
 from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
-from flashdraft.checkpoint.hub import locate
-from flashdraft.checkpoint.load import load_target, outline_target, target_rows
+from flashdraft.checkpoint.hub import CONFIGS, locate
+from flashdraft.checkpoint.load import load_target, outline_target, target_rows, training_notes
 from flashdraft.checkpoint.safetensors import INDEX, SafetensorsWeights, weight_files
-from flashdraft.checkpoint.save import check_is_new, write_folder
+from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
 from flashdraft.checkpoint.speculators import from_zlab
 from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
@@ -31,9 +31,9 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     """Write the drafter ``source`` (embedded, folder or hub name, any format that is read) to the new folder ``out``.
 
     A drafter that borrows rows of its ``target``'s head gets a copy of them; without a target it drafts among all
-    tokens. Copies of the target's tensors are compared with it and left out. Raises UsageError for an unknown format
-    and for a folder that is not empty, CheckpointError for a drafter
-    that cannot be read or that the format cannot say.
+    tokens. Copies of the target's tensors are compared with it and left out. speculators' format names the target as
+    its verifier. Raises UsageError for an unknown format and for a folder that is not empty, CheckpointError for a
+    drafter that cannot be read or that the format cannot say.
     """
     if to not in FORMATS:
         raise UsageError(f"the format is {to!r}; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
@@ -55,7 +55,8 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
         config, tensors = without_borrowing(drafter, own, head)
     elif own.shapes != SafetensorsWeights(folder).shapes:  # less copies of the target's
         tensors = {name: own.read(name) for name in own.shapes}
-    told = from_zlab(config.to_dict()) if to == "speculators" else config.to_dict()
+    told = from_zlab(config.to_dict(), *_verifier(target)) if to == "speculators" else config.to_dict()
+    told |= {TRAINING_NOTES: notes} if (notes := training_notes(folder)) else {}
     if tensors is None:
         _copy(folder, told, out)
     else:
@@ -63,6 +64,14 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     if to == "transformers":
         modeling = files("flashdraft.export") / "modeling_dflash.py"
         (out / MODELING_FILE).write_text(modeling.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _verifier(target: str | Path | None) -> tuple[str | None, list[str]]:
+    """Where other engines find the target, and its class: its hub name or folder. None: not known."""
+    if target is None or target == EMBEDDED or (place := locate(target, CONFIGS)).is_file():
+        return None, []
+    name = str(place.resolve()) if Path(target).expanduser().exists() else str(target)
+    return name, list(read_object(place / "config.json").get("architectures") or [])
 
 
 def _copy(folder: Path, config: dict[str, Any], out: Path) -> None:

@@ -6,6 +6,7 @@ trainer counts a sliding window from the anchor. ``num_target_layers`` and ``win
 that its readers pass over; without them a file means what its trainer did.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from flashdraft.errors import CheckpointError
@@ -82,11 +83,14 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
     return zlab
 
 
-def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
+def from_zlab(
+    config: dict[str, Any], target: str | None = None, target_architectures: Sequence[str] = ()
+) -> dict[str, Any]:
     """z-lab's ``config.json``, as :meth:`DFlashConfig.to_dict` writes it, in speculators' fields.
 
-    Raises CheckpointError for what speculators has not: full layers that are causal within the block, DFlash 2 with one
-    of its two parts, scaled embeddings and logits.
+    ``target``: its verifier's hub name or folder, and the classes that its config names. Raises CheckpointError for
+    what speculators has not: full layers that are causal within the block, DFlash 2 with one of its two parts, scaled
+    embeddings and logits.
     """
     inner = config["dflash_config"]
     is_dflash2 = config["architectures"] == [DFLASH2]
@@ -126,7 +130,7 @@ def from_zlab(config: dict[str, Any]) -> dict[str, Any]:
             "algorithm": algorithm,
             "default_proposal_method": "greedy",
             "proposal_methods": [proposal],
-            "verifier": {"name_or_path": None, "architectures": []},
+            "verifier": {"name_or_path": target, "architectures": list(target_architectures)},
         },
         "target_hidden_size": config["hidden_size"],
         "transformer_layer_config": layer,

@@ -139,6 +139,7 @@ def _bench_here(
     as_json: bool,
 ) -> None:
     """Measure in this process."""
+    from flashdraft.bench.accuracy import math_grader
     from flashdraft.bench.config import names_in, numbers_in
     from flashdraft.bench.methods import choose_methods
     from flashdraft.bench.offline import OfflineBench
@@ -158,7 +159,8 @@ def _bench_here(
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings |= {"quantization": quantization} if quantization else {}
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
-    rows = RowsFile(out / "rows.jsonl" if out else None, settings, collect_provenance(device))
+    provenance = collect_provenance(device) | {"final answers": math_grader()}
+    rows = RowsFile(out / "rows.jsonl" if out else None, settings, provenance)
     run = OfflineBench(
         llm,
         chosen,
@@ -251,13 +253,14 @@ def _progress(total: int, left: int) -> Iterator[Callable[[str], None]]:
 
 def _present(results: "Results", out: Path | None, as_json: bool) -> None:
     """Write report.md into ``out``, and print the report or the JSON document."""
-    from flashdraft.bench.report import json_document, markdown
+    from flashdraft.bench.report import json_document, markdown, summary
     from flashdraft.bench.results import aggregate
 
     rows = aggregate(results.measurements)
     report = markdown(rows, results)
     if out:
         (out / "report.md").write_text(report)
+        report = f"{summary(rows, results)}\n\nThe whole report is in {out / 'report.md'}.\n"
     console = Console()
     if as_json:
         print(json.dumps(json_document(rows, results), ensure_ascii=False))

@@ -25,7 +25,8 @@ def convert(
         str | None,
         typer.Option(
             "--model",
-            help="Target: embedded or a GGUF file. With --draft: the target whose rows a draft vocabulary takes along.",
+            help="Target: embedded or a GGUF file. With --draft: its own, which speculators' format names, and whose"
+            " rows a draft vocabulary takes along.",
         ),
     ] = None,
     dtype: DtypeOption = "bfloat16",
@@ -37,7 +38,7 @@ def convert(
 
     \b
     Examples:
-      flashdraft convert --draft runs/first/drafter --to speculators --out for-vllm
+      flashdraft convert --draft runs/first/drafter --model my/target --to speculators --out for-vllm
       flashdraft convert --draft from-speculators --to z-lab --out for-sglang
       flashdraft convert --draft embedded --model embedded --to speculators --out for-vllm
       flashdraft convert --model embedded --to hf --dtype float32 --out smollm2
@@ -46,6 +47,12 @@ def convert(
         from flashdraft.checkpoint.convert import convert_drafter
 
         convert_drafter(draft, to, out, target)
+        if to == "speculators" and target in (None, "embedded"):
+            typer.echo(
+                "note: the folder names no verifier, so `vllm serve FOLDER` and speculators cannot open it by itself;"
+                " name the target's folder or hub name by --model",
+                err=True,
+            )
     elif target is not None:
         from flashdraft.export.target_folder import export_target
 

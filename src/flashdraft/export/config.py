@@ -28,6 +28,9 @@ class LaunchConfig:
     max_model_len: int | None = _described(None, "Longest text, prompt and answer.")
     max_running: int | None = _described(None, "Requests decoded at one time.")
     window: int | None = _described(None, "Context tokens that the drafter keeps (SGLang).")
+    parsers: bool = _described(
+        False, "Take thoughts and tool calls apart, as the target's family writes them."
+    )
     host: str = _described("127.0.0.1", "Address to listen on.")
     port: int = _described(8000, "Port.")
 

@@ -1,6 +1,7 @@
 """What starting another engine needs to know of the pair, read from its configs alone."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from flashdraft.checkpoint.zlab import read_drafter_config
 from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
 from flashdraft.models.dflash_config import DFlashConfig
+
+_CODER, _QWEN3 = {"vllm": "qwen3_coder", "sglang": "qwen3_coder"}, {"vllm": "hermes", "sglang": "qwen25"}
+# model_type -> what reads thoughts, and tool calls by engine: as the models' own cards start these engines.
+_PARSERS: Mapping[str, tuple[str | None, Mapping[str, str]]] = {
+    "qwen3_5_text": ("qwen3", _CODER),
+    "qwen3_5_moe_text": ("qwen3", _CODER),
+    "qwen3": ("qwen3", _QWEN3),
+    "qwen3_moe": ("qwen3", _QWEN3),
+    "qwen3_next": ("qwen3", _QWEN3),
+    "llama": (None, {"vllm": "llama3_json", "sglang": "llama3"}),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,17 @@ class Pair:
     def is_mixed(self) -> bool:
         """Whether the drafter has sliding layers beside full ones."""
         return len(set(self.drafter.layer_types or ())) > 1
+
+    def parsers(self, engine: str) -> tuple[str | None, str]:
+        """The engine's names for what reads this family's thoughts and tool calls. Raises UsageError for other ones."""
+        kind = self.target_config.model_type
+        if kind not in _PARSERS:
+            raise UsageError(
+                f"no parsers are known for {kind} targets; leave --parsers out and name them behind --, for example"
+                " -- --reasoning-parser NAME"
+            )
+        thoughts, calls = _PARSERS[kind]
+        return thoughts, calls[engine]
 
     def block_size(self, config: LaunchConfig) -> int:
         """The block size to run. Raises UsageError for one that the drafter was not trained for."""

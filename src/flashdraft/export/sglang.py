@@ -1,5 +1,7 @@
 """The command that serves a pair with SGLang, and what SGLang 0.5.23 cannot do (read in its source; paths below)."""
 
+from collections.abc import Sequence
+
 from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import Command, Pair, flags
@@ -8,14 +10,15 @@ from flashdraft.export.launch import Command, Pair, flags
 TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 
 
-def sglang_command(pair: Pair, config: LaunchConfig) -> Command:
-    """What to start. Raises UsageError, with the reason, for what SGLang cannot do with this pair."""
+def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> Command:
+    """What to start, with ``more`` flags of SGLang's own. Raises UsageError, with the reason, for what it cannot do."""
     _refuse(pair, config)
     pair.check_heads(config.tp)
     block_size = pair.block_size(config)
     if config.window is not None and config.window < block_size:
         raise UsageError(f"window is {config.window}; expected at least the block size, {block_size}")
     multi_node = {"nnodes": config.nodes, "node_rank": config.node_rank, "dist_init_addr": config.master}
+    thoughts, calls = pair.parsers("sglang") if config.parsers else (None, None)
     argv = [
         *("python", "-m", "sglang.launch_server", "--model-path", pair.target),
         *flags(speculative_algorithm="DFLASH", speculative_draft_model_path=pair.draft),
@@ -25,7 +28,9 @@ def sglang_command(pair: Pair, config: LaunchConfig) -> Command:
         *flags(context_length=config.max_model_len, max_running_requests=config.max_running),
         # Prefixes of hybrids are found again through checkpoints of their states.
         *(flags(mamba_radix_cache_strategy="extra_buffer") if pair.is_hybrid else []),
+        *flags(reasoning_parser=thoughts, tool_call_parser=calls),
         *flags(mem_fraction_static=config.memory, host=config.host, port=config.port),
+        *more,
     ]
     notes = []
     if any(rule.from_anchor for rule in pair.drafter.rules):

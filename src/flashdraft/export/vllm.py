@@ -1,6 +1,7 @@
 """The command that serves a pair with vLLM, and what vLLM 0.32 cannot do (read in its source; paths below)."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from flashdraft.errors import UsageError
@@ -13,8 +14,8 @@ TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5
 _PIPELINED = ("llama", "qwen3")
 
 
-def vllm_command(pair: Pair, config: LaunchConfig) -> Command:
-    """What to start. Raises UsageError, with the reason, for what vLLM cannot do with this pair."""
+def vllm_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> Command:
+    """What to start, with ``more`` flags of vLLM's own. Raises UsageError, with the reason, for what it cannot do."""
     _refuse(pair, config)
     pair.check_heads(config.tp)
     speculative: dict[str, Any] = {
@@ -35,7 +36,9 @@ def vllm_command(pair: Pair, config: LaunchConfig) -> Command:
         *_nodes(config),
         *flags(max_model_len=config.max_model_len, max_num_seqs=config.max_running),
         *([] if on_cpu else flags(gpu_memory_utilization=config.memory, attention_backend="flash_attn")),
+        *_parsers(pair, config),
         *flags(host=config.host, port=config.port),
+        *more,
     ]
     env = {}
     if on_cpu and config.memory is not None:
@@ -72,6 +75,13 @@ def _refuse(pair: Pair, config: LaunchConfig) -> None:
                 f" block, and it was not trained so: write it anew with flashdraft convert --draft {pair.draft} --to"
                 " z-lab --out FOLDER"
             )
+
+
+def _parsers(pair: Pair, config: LaunchConfig) -> list[str]:
+    if not config.parsers:
+        return []
+    thoughts, calls = pair.parsers("vllm")
+    return [*flags(reasoning_parser=thoughts), "--enable-auto-tool-choice", *flags(tool_call_parser=calls)]
 
 
 def _nodes(config: LaunchConfig) -> list[str]:
