@@ -13,7 +13,7 @@ import torch
 
 from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
-from flashdraft.checkpoint.hub import CONFIGS, locate
+from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.load import load_target, outline_target, target_rows, training_notes
 from flashdraft.checkpoint.safetensors import INDEX, SafetensorsWeights, weight_files
 from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
@@ -55,7 +55,7 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
         config, tensors = without_borrowing(drafter, own, head)
     elif own.shapes != SafetensorsWeights(folder).shapes:  # less copies of the target's
         tensors = {name: own.read(name) for name in own.shapes}
-    told = from_zlab(config.to_dict(), *_verifier(target)) if to == "speculators" else config.to_dict()
+    told = from_zlab(config.to_dict(), *_named_target(target)) if to == "speculators" else config.to_dict()
     told |= {TRAINING_NOTES: notes} if (notes := training_notes(folder)) else {}
     if tensors is None:
         _copy(folder, told, out)
@@ -66,11 +66,11 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
         (out / MODELING_FILE).write_text(modeling.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def _verifier(target: str | Path | None) -> tuple[str | None, list[str]]:
+def _named_target(target: str | Path | None) -> tuple[str | None, list[str]]:
     """Where other engines find the target, and its class: its hub name or folder. None: not known."""
-    if target is None or target == EMBEDDED or (place := locate(target, CONFIGS)).is_file():
+    if target is None or target == EMBEDDED or (place := locate(target, weights=False)).is_file():
         return None, []
-    name = str(place.resolve()) if Path(target).expanduser().exists() else str(target)
+    name = str(place.resolve()) if Path(target).expanduser().exists() else str(target).partition("@")[0]
     return name, list(read_object(place / "config.json").get("architectures") or [])
 
 
