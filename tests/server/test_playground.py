@@ -1,5 +1,7 @@
 """The page: its files ask for nothing elsewhere, speak of what the API has, and work in a real Chromium."""
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ QUIET = (
     "--disable-background-networking",
     "--disable-sync",
 )
+# Of lib/marked.esm.js in marked 18.2.1 of npm, without its last line.
+MARKED_SHA256 = "c622dc6824a1c92c2d10ea9ede2fc872e46128afcc34b298e6ddee6f387ace8e"
 PROMPT = "a a a a"  # its answer repeats itself, so that some drafts are accepted
 in_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium on the path (Debian: apt-get install chromium)"
@@ -36,9 +40,21 @@ def test_the_page_and_its_assets_ask_for_nothing_elsewhere(running: Running) -> 
     for file in FOLDER.iterdir():
         served = running.get(f"/assets/{file.name}")
         assert served.text == file.read_text()
-        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import", served.text)
+        if not file.name.startswith("marked."):  # not ours: its comments name its home
+            assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|innerHTML", served.text)
     ids = set(re.findall(r'\bid="([\w-]+)"', page.text))
-    assert set(re.findall(r'\$\("([\w-]+)"\)', (FOLDER / "playground.js").read_text())) <= ids
+    for script in ("playground.js", "race.js"):
+        assert set(re.findall(r'\$\("([\w-]+)"\)', (FOLDER / script).read_text())) <= ids
+
+
+def test_the_vendored_renderer_is_the_released_one_with_its_licence() -> None:
+    text = (FOLDER / "marked.js").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == MARKED_SHA256
+    assert b"marked v18.2.1" in text
+    assert (
+        "MIT" in (FOLDER / "marked.LICENSE").read_text()
+        or "Permission is hereby granted" in (FOLDER / "marked.LICENSE").read_text()
+    )
 
 
 def test_the_page_is_open_where_keys_are_asked(llm: LLM) -> None:
@@ -62,7 +78,7 @@ def page(running: Running) -> Iterator[Page]:
         one.fill("#block", "8")  # auto would first measure this machine
         yield one
         browser.close()
-    assert not [fault for fault in faults if "status of 400" not in fault]
+    assert not [fault for fault in faults if "status of 400" not in fault and "net::ERR_FAILED" not in fault]
 
 
 @in_chromium
@@ -92,7 +108,12 @@ def test_a_prompt_streams_in_colour_and_a_race_is_run(page: Page) -> None:
     page.keyboard.press("/")
     page.keyboard.type(PROMPT)
     page.keyboard.press("Enter")
+    skip = page.locator("#skip")
+    expect(skip).to_be_visible(timeout=40_000)
+    skip.click()
     expect(page.locator("#verdict b")).to_have_text(re.compile(r"\d+\.\d\d×"), timeout=40_000)
+    expect(page.locator("#race-title")).to_have_text(f"{PROMPT} tiny")
+    expect(skip).to_be_hidden()
     expect(page.locator("#verdict")).to_contain_text("The same text, token for token.")
     assert page.locator("#lane-plain .accepted").count() == 0 < page.locator("#lane-dflash .accepted").count()
 
@@ -106,9 +127,170 @@ def test_an_answer_is_stopped_by_escape_and_a_bad_wish_is_told(page: Page) -> No
     page.keyboard.press("Escape")
     expect(page.locator("#send")).to_be_enabled()
     page.fill("#max-tokens", "60")
+    expect(page.locator("#chat .note")).to_have_text("Stopped.")
+    cards = page.locator("#chat article").count()
     page.fill("#prompt", "x" * 5000)
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("shorten it")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
+    assert page.input_value("#prompt") == "x" * 5000
+    assert page.locator("#chat article").count() == cards
+
+
+MARKDOWN = """Some **bold** text, `code` and a [link](https://example.com) to <b>see</b>.
+
+1. one
+2. two with ![a picture](http://elsewhere.example/p.png)
+
+```python
+def f(x):
+    return "<script>" + x
+```
+
+| a | b |
+| --- | ---: |
+| 1 | 2 |
+
+> [bad](javascript:alert(1)) <img src=x onerror=alert(2)>
+"""
+
+
+def answer_with(page: Page, text: str, reason: str = "stop") -> None:
+    """The server's next answers are ``text``, two letters a token, drafted and not in turns."""
+    tokens = [text[i : i + 2] for i in range(0, len(text), 2)]
+    origins = [("accepted", "bonus")[i % 2] for i in range(len(tokens))]
+    chunks = [
+        {"delta": {"content": token}, "token_texts": [token], "token_origins": [origin], "num_drafted": 1}
+        for token, origin in zip(tokens, origins, strict=True)
+    ]
+    chunks[-1]["finish_reason"] = reason
+    events = [f"data: {json.dumps({'choices': [chunk]})}\n\n" for chunk in chunks]
+    body = "".join([*events, "data: [DONE]\n\n"])
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+    )
+
+
+def ask(page: Page, prompt: str) -> None:
+    page.fill("#prompt", prompt)
+    page.keyboard.press("Enter")
+    expect(page.locator("#send")).to_be_enabled(timeout=20_000)
+
+
+@in_chromium
+def test_markdown_is_drawn_in_the_tokens_colours_and_nothing_in_it_is_run(page: Page) -> None:
+    answer_with(page, MARKDOWN)
+    ask(page, "hello")
+    text = page.locator("#chat .text")
+    assert text.locator("strong").inner_text() == "bold"
+    assert text.locator("ol li > div:first-child").all_inner_texts() == ["1.", "2."]
+    assert text.locator("ol li > div:first-child > span").count() >= 2  # in their tokens' colours
+    assert text.locator("table td").all_inner_texts() == ["1", "2"]
+    assert text.locator("pre").inner_text() == 'def f(x):\n    return "<script>" + x'
+    assert text.locator("a").evaluate_all("all => all.map(one => one.href)") == [
+        "https://example.com/",
+        "http://elsewhere.example/p.png",
+    ]
+    assert text.locator("img, script, b").count() == 0
+    assert "<img src=x onerror=alert(2)>" in text.inner_text()
+    assert "<b>see</b>" in text.inner_text()
+    drawn = text.locator("span")
+    kinds = set(drawn.evaluate_all("all => all.map(one => one.className)"))
+    assert kinds == {"accepted", "bonus"}
+    widths = drawn.evaluate_all("all => all.map(one => one.textContent.length)")
+    assert max(widths) <= 2, "a span holds what several tokens said"
+
+
+@in_chromium
+def test_code_and_answers_are_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    answer_with(page, MARKDOWN)
+    ask(page, "hello")
+    for button, expected in (
+        (".code button", 'def f(x):\n    return "<script>" + x'),
+        (".tools button", MARKDOWN),
+    ):
+        page.locator(button).first.click()
+        expect(page.locator(button).first).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == expected
+
+
+@in_chromium
+def test_a_conversation_its_settings_and_its_marks_survive_a_reload(page: Page) -> None:
+    page.fill("#system", "Be brief.")
+    ask(page, PROMPT)
+    expect(page.locator("#chat .note")).to_have_text("Cut at 60 tokens: Max tokens, under Settings.")
+    before = page.locator("#chat").inner_text()
+    coloured = page.locator("#chat .text .accepted").count()
+    rounds = page.locator("#chat .round").count()
+    assert coloured
+    page.reload()
+    assert page.locator("#chat").inner_text() == before
+    assert page.locator("#chat .text .accepted").count() == coloured
+    assert page.locator("#chat .round").count() == rounds
+    assert (page.input_value("#system"), page.input_value("#max-tokens")) == ("Be brief.", "60")
+    page.click("#clear")
+    assert page.locator("#chat article").count() == 0
+    page.locator("#talks button").first.click()
+    assert page.locator("#chat").inner_text() == before
+    page.locator("#talks button").nth(1).click()
+    expect(page.locator("#talks li")).to_have_count(0)
+
+
+@in_chromium
+def test_a_question_is_edited_and_an_answer_made_again(page: Page) -> None:
+    asked: list[list[dict[str, str]]] = []
+    answer_with(page, "yes")
+    page.on(
+        "request",
+        lambda request: request.post_data and asked.append(json.loads(request.post_data)["messages"]),
+    )
+    page.fill("#system", "Be brief.")
+    ask(page, "one")
+    ask(page, "two")
+    page.locator("#chat article").first.get_by_text("Edit").click()
+    assert page.input_value("#prompt") == "one"
+    expect(page.locator(".replaced")).to_have_count(4)
+    page.keyboard.press("Escape")
+    expect(page.locator(".replaced")).to_have_count(0)
+    page.keyboard.press("ArrowUp")
+    assert page.input_value("#prompt") == "two"
+    ask(page, "three")
+    page.locator("#chat article").first.get_by_text("Again").click()
+    expect(page.locator("#send")).to_be_enabled()
+    said = [[message["content"] for message in messages] for messages in asked]
+    assert said == [
+        ["Be brief.", "one"],
+        ["Be brief.", "one", "yes", "two"],
+        ["Be brief.", "one", "yes", "three"],
+        ["Be brief.", "one"],
+    ]
+    assert page.locator("#chat .user").all_inner_texts() == ["one"]
+
+
+@in_chromium
+def test_a_server_that_is_gone_is_told_and_nothing_is_lost(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.fill("#prompt", "a long question")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("The server does not answer. Is it still running?")
+    assert page.input_value("#prompt") == "a long question"
+    assert page.locator("#chat .turn").count() == 0
+    page.unroute("**/v1/chat/completions")
+    ask(page, PROMPT)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@in_chromium
+def test_an_answer_is_saved_as_an_image(page: Page) -> None:
+    answer_with(page, MARKDOWN)
+    ask(page, "hello")
+    with page.expect_download() as download:
+        page.get_by_text("Image", exact=True).click()
+    png = Path(download.value.path()).read_bytes()
+    assert download.value.suggested_filename == "flashdraft.png"
+    assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20], "big") == 1920
 
 
 @in_chromium
