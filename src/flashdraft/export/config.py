@@ -20,6 +20,7 @@ class LaunchConfig:
     dtype: str = _described("bfloat16", "Type of weights and activations.")
     block_size: int | None = _described(None, "Tokens of a block, anchor included.  [default: as trained]")
     tp: int = _described(1, "Devices that share each layer (tensor parallel).")
+    replicas: int = _described(1, "Copies of the pair, each on --tp x --pp devices, behind one address.")
     pp: int = _described(1, "Groups of devices that share the layers out (pipeline parallel).")
     nodes: int = _described(1, "Machines.")
     node_rank: int = _described(0, "Which of them this one is; 0 answers.")
@@ -37,16 +38,18 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise UsageError(f"device is {self.device!r}; expected {' or '.join(DEVICES)}")
-        if min(self.tp, self.pp, self.nodes) < 1 or not 0 <= self.node_rank < self.nodes:
+        if min(self.tp, self.pp, self.nodes, self.replicas) < 1 or not 0 <= self.node_rank < self.nodes:
             raise UsageError(
-                f"tp {self.tp}, pp {self.pp}, nodes {self.nodes}, node_rank {self.node_rank}; expected 1 or more, and"
-                " a node_rank below nodes"
+                f"tp {self.tp}, pp {self.pp}, replicas {self.replicas}, nodes {self.nodes}, node_rank {self.node_rank};"
+                " expected 1 or more, and a node_rank below nodes"
             )
         if self.nodes > 1 and ":" not in self.master:
             raise UsageError(
                 f"{self.nodes} machines and master {self.master!r}; expected HOST:PORT of machine 0"
             )
-        if self.nodes > 1 and self.tp * self.pp % self.nodes:
-            raise UsageError(f"{self.tp * self.pp} devices do not spread evenly over {self.nodes} machines")
+        if self.nodes > 1 and self.tp * self.pp * self.replicas % self.nodes:
+            raise UsageError(
+                f"{self.tp * self.pp * self.replicas} devices do not spread evenly over {self.nodes} machines"
+            )
         if self.memory is not None and not (self.memory > 0 and (self.memory < 1 or self.device == "cpu")):
             raise UsageError(f"memory is {self.memory}; expected a share between 0 and 1, or GiB on cpu")

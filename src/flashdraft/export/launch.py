@@ -4,18 +4,29 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
-from flashdraft.checkpoint.hf_config import read_config
+from flashdraft.checkpoint.hf_config import parse_config
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.speculators import MARK
-from flashdraft.checkpoint.untrusted import read_object
+from flashdraft.checkpoint.untrusted import check_sizes, read_object
 from flashdraft.checkpoint.zlab import read_drafter_config
-from flashdraft.errors import UsageError
+from flashdraft.errors import CheckpointError, IncompatibleDrafterError, UsageError
 from flashdraft.export.config import LaunchConfig
+from flashdraft.export.engine_facts import EngineFacts, engine_facts
 from flashdraft.models.dflash_config import DFlashConfig
 
+# The class of a config that names none, as a language model's own does.
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+}
 _CODER, _QWEN3 = {"vllm": "qwen3_coder", "sglang": "qwen3_coder"}, {"vllm": "hermes", "sglang": "qwen25"}
 # model_type -> what reads thoughts, and tool calls by engine: as the models' own cards start these engines.
 _PARSERS: Mapping[str, tuple[str | None, Mapping[str, str]]] = {
@@ -35,8 +46,9 @@ class Pair:
     target: str
     draft: str
     target_config: Any  # of its language model
-    drafter: DFlashConfig
+    drafter: DFlashConfig | None  # None: of a kind that is not read here
     raw: dict[str, Any]  # the drafter's config.json as it stands
+    raw_target: dict[str, Any] = field(default_factory=dict)  # the target's
 
     @property
     def is_speculators(self) -> bool:
@@ -51,7 +63,44 @@ class Pair:
     @property
     def is_mixed(self) -> bool:
         """Whether the drafter has sliding layers beside full ones."""
-        return len(set(self.drafter.layer_types or ())) > 1
+        return self.drafter is not None and len(set(self.drafter.layer_types or ())) > 1
+
+    @property
+    def architecture(self) -> str:
+        """What the target's config calls its class."""
+        kind = str(self.raw_target.get("model_type"))
+        return str((self.raw_target.get("architectures") or [_CLASSES.get(kind, kind)])[0])
+
+    @property
+    def method(self) -> str:
+        """The drafter's method: dflash (DFlash 2, LiLiCorr and xPress are served as it), dspark or eagle3."""
+        told = f"{self.raw.get(MARK, '')} {' '.join(map(str, self.raw.get('architectures') or ()))}".lower()
+        return next((name for name in ("dspark", "eagle3") if name in told), "dflash")
+
+    def check_engine(self, engine: str) -> EngineFacts:
+        """Raise UsageError for a target or drafter that the engine's own lists do not have; else its facts."""
+        facts = engine_facts(engine)
+        facts.check_target(self.architecture, self.raw_target)
+        names = [str(name) for name in self.raw.get("architectures") or ()]
+        if not self.is_speculators and not facts.drafters & set(names):
+            raise UsageError(
+                f"{facts.label} serves no drafter of architecture {', '.join(names) or 'unknown'}"
+            )
+        return facts
+
+    def notes(self, config: LaunchConfig) -> list[str]:
+        """What to know of this pair, whoever serves it."""
+        told = []
+        if self.drafter is None:
+            told.append(
+                "flashdraft does not read this kind of drafter: whether it suits the target is the engine's to say"
+            )
+        if config.tp > 1 and config.replicas == 1 and config.nodes == 1 and config.pp == 1:
+            told.append(
+                "where the pair fits one device, replicas serve more requests: --replicas"
+                f" {config.tp} in place of --tp {config.tp}"
+            )
+        return told
 
     def parsers(self, engine: str) -> tuple[str | None, str]:
         """The engine's names for what reads this family's thoughts and tool calls. Raises UsageError for other ones."""
@@ -66,7 +115,12 @@ class Pair:
 
     def block_size(self, config: LaunchConfig) -> int:
         """The block size to run. Raises UsageError for one that the drafter was not trained for."""
-        largest = self.drafter.block_size
+        told = (self.raw.get("dflash_config") or {}).get("block_size", self.raw.get("block_size"))
+        largest = self.drafter.block_size if self.drafter else told
+        if not isinstance(largest, int):
+            raise UsageError(
+                f"the drafter's config.json says no block size; name one: --block-size, found {told!r}"
+            )
         wanted = largest if config.block_size is None else config.block_size
         if not 2 <= wanted <= largest:
             raise UsageError(f"block_size is {wanted}; expected 2 to {largest}, the drafter's own")
@@ -74,7 +128,7 @@ class Pair:
 
     def check_heads(self, tp: int) -> None:
         """Raise UsageError where the target's attention heads do not spread evenly over ``tp`` devices."""
-        if (heads := self.target_config.num_attention_heads) % tp:
+        if (heads := getattr(self.target_config, "num_attention_heads", tp)) % tp:
             raise UsageError(f"tp is {tp}; expected a divisor of the target's {heads} attention heads")
 
 
@@ -89,17 +143,38 @@ def read_pair(target: str, draft: str) -> Pair:
             f"{target} is a GGUF file; expected a Hugging Face folder or a hub name: write one with"
             f" flashdraft convert --model {target} --to hf --out FOLDER"
         )
-    target_config = read_config(locate(target, weights=False)).get_text_config()
+    place = locate(target, weights=False)
+    raw_target = read_object(place / "config.json")
+    check_sizes(raw_target, str(place / "config.json"))
     folder = embedded_drafter() if draft == EMBEDDED else locate(draft, weights=False)
-    drafter = read_drafter_config(folder, target_config)
+    raw = read_object(folder / "config.json")
+    if MARK in raw_target or "dflash_config" in raw_target:
+        raise UsageError(f"{target} holds a drafter; expected a target model: give it as --draft instead")
+    target_config, drafter = _target_config(place, raw_target), None
+    try:
+        drafter = read_drafter_config(folder, target_config)
+    except IncompatibleDrafterError:
+        raise
+    except CheckpointError:
+        # Of a kind that others serve and flashdraft does not: their lists decide.
+        if not raw.get("architectures") or "MTPDraftModel" in raw["architectures"]:
+            raise
     name = str(folder) if draft == EMBEDDED else draft
-    if drafter.borrows_head:
+    if drafter is not None and drafter.borrows_head:
         raise UsageError(
             f"drafter {draft} borrows {drafter.draft_vocab_size} rows of its target's head, which other engines cannot:"
             f" write it anew with flashdraft convert --draft {draft} --to z-lab --out FOLDER, for all tokens, or with"
             " --model TARGET too for vLLM, which takes a copy of the rows"
         )
-    return Pair(target, name, target_config, drafter, read_object(folder / "config.json"))
+    return Pair(target, name, target_config, drafter, raw, raw_target)
+
+
+def _target_config(folder: Path, raw: dict[str, Any]) -> Any:
+    """The language model's config: as transformers completes it, or as it stands where that does not know it."""
+    try:
+        return parse_config(folder).get_text_config()
+    except CheckpointError:
+        return SimpleNamespace(**(raw | (raw.get("text_config") or {})))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import Command, Pair, flags
 
-# Targets with set_dflash_layers_to_capture: srt/models/.
-TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-
 
 def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> Command:
     """What to start, with ``more`` flags of SGLang's own. Raises UsageError, with the reason, for what it cannot do."""
@@ -21,9 +18,11 @@ def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -
     thoughts, calls = pair.parsers("sglang") if config.parsers else (None, None)
     argv = [
         *("python", "-m", "sglang.launch_server", "--model-path", pair.target),
-        *flags(speculative_algorithm="DFLASH", speculative_draft_model_path=pair.draft),
+        *flags(speculative_algorithm=pair.method.upper(), speculative_draft_model_path=pair.draft),
         *flags(speculative_num_draft_tokens=block_size, speculative_draft_window_size=config.window),
         *flags(dtype=config.dtype, tp_size=None if config.tp == 1 else config.tp),
+        # Replicas behind one address, requests in turn.
+        *flags(dp_size=None if config.replicas == 1 else config.replicas),
         *(flags(**multi_node) if config.nodes > 1 else []),
         *flags(context_length=config.max_model_len, max_running_requests=config.max_running),
         # Prefixes of hybrids are found again through checkpoints of their states.
@@ -32,8 +31,8 @@ def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -
         *flags(mem_fraction_static=config.memory, host=config.host, port=config.port),
         *more,
     ]
-    notes = []
-    if any(rule.from_anchor for rule in pair.drafter.rules):
+    notes = pair.notes(config)
+    if pair.drafter is not None and any(rule.from_anchor for rule in pair.drafter.rules):
         notes.append(
             "this drafter's window was counted from the anchor in training; SGLang counts from each slot"
         )
@@ -41,9 +40,9 @@ def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -
 
 
 def _refuse(pair: Pair, config: LaunchConfig) -> None:
-    kind = pair.target_config.model_type
-    if kind not in TARGETS:
-        raise UsageError(f"SGLang gives no features of {kind} targets; expected one of {', '.join(TARGETS)}")
+    facts = pair.check_engine("sglang")
+    if pair.is_speculators and pair.drafter is None:
+        raise UsageError(f"{facts.label} reads no speculators configs; expected a drafter in z-lab's format")
     if config.device != "cuda":  # arg_groups/speculative_hook.py, _handle_dflash
         raise UsageError(
             f"SGLang drafts with DFlash on cuda only, not on {config.device}: use flashdraft serve"
@@ -52,6 +51,8 @@ def _refuse(pair: Pair, config: LaunchConfig) -> None:
         raise UsageError(
             f"SGLang drafts with DFlash without a pipeline only; expected pp 1, found {config.pp}"
         )
+    if pair.drafter is None:
+        return
     if (num_rows := pair.drafter.draft_vocab_size) is not None:
         raise UsageError(
             f"SGLang drafts through the target's head only; this drafter has a head of {num_rows} rows of its own"

@@ -1,4 +1,4 @@
-"""The command that serves a pair with vLLM, and what vLLM 0.32 cannot do (read in its source; paths below)."""
+"""The command that serves a pair with vLLM, and what vLLM 0.33 cannot do (read in its source; paths below)."""
 
 import json
 from collections.abc import Sequence
@@ -8,9 +8,7 @@ from flashdraft.errors import UsageError
 from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import Command, Pair, flags
 
-# Targets whose layers hand out features (SupportsEagle3), and those that also do so across a pipeline
-# (supports_aux_hidden_states_over_pp): model_executor/models/.
-TARGETS = ("llama", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+# Whose layers hand out features across a pipeline too: supports_aux_hidden_states_over_pp, in model_executor/models/.
 _PIPELINED = ("llama", "qwen3")
 
 
@@ -19,11 +17,11 @@ def vllm_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> 
     _refuse(pair, config)
     pair.check_heads(config.tp)
     speculative: dict[str, Any] = {
-        "method": "dflash",
+        "method": pair.method,
         "model": pair.draft,
         "num_speculative_tokens": pair.block_size(config) - 1,
     }
-    if pair.drafter.num_attention_heads % config.tp:
+    if pair.drafter is not None and pair.drafter.num_attention_heads % config.tp:
         speculative["draft_tensor_parallel_size"] = 1
     on_cpu = config.device == "cpu"
     # vLLM's CPU build comes under another distribution name, which its `vllm serve` looks up in vain.
@@ -33,6 +31,8 @@ def vllm_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> 
         *flags(speculative_config=json.dumps(speculative), dtype=config.dtype),
         *flags(tensor_parallel_size=None if config.tp == 1 else config.tp),
         *flags(pipeline_parallel_size=None if config.pp == 1 else config.pp),
+        # Replicas behind one address: vLLM hands requests to the one with the shortest queue.
+        *flags(data_parallel_size=None if config.replicas == 1 else config.replicas),
         *_nodes(config),
         *flags(max_model_len=config.max_model_len, max_num_seqs=config.max_running),
         *([] if on_cpu else flags(gpu_memory_utilization=config.memory, attention_backend="flash_attn")),
@@ -50,8 +50,7 @@ def vllm_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> 
 
 def _refuse(pair: Pair, config: LaunchConfig) -> None:
     kind = pair.target_config.model_type
-    if kind not in TARGETS:
-        raise UsageError(f"vLLM gives no features of {kind} targets; expected one of {', '.join(TARGETS)}")
+    pair.check_engine("vllm")
     if pair.is_mixed and config.device == "cpu":
         # models/qwen3_dflash.py, _resolve_layer_attention: several KV groups exist in the V2 runner alone.
         raise UsageError(
@@ -66,7 +65,7 @@ def _refuse(pair: Pair, config: LaunchConfig) -> None:
         raise UsageError(
             "vLLM has no flag for a draft window; leave --window out: the drafter's own layers say theirs"
         )
-    if pair.is_speculators:
+    if pair.is_speculators and pair.drafter is not None:
         # transformers_utils/configs/speculators/algos.py, update_dflash: one causality for all layers.
         theirs = not pair.raw.get("sliding_window_non_causal", True)
         if any(rule.is_causal != theirs for rule in pair.drafter.rules):
@@ -93,17 +92,18 @@ def _nodes(config: LaunchConfig) -> list[str]:
 
 
 def _notes(pair: Pair, config: LaunchConfig) -> list[str]:
-    notes = []
+    notes = pair.notes(config)
     if config.device == "cpu":
         notes.append("preload libiomp5 and tcmalloc (LD_PRELOAD): vLLM's CPU build is faster with them")
-    if config.device == "cpu" and pair.drafter.num_hidden_layers > 1:
+    drafter = pair.drafter
+    if config.device == "cpu" and drafter is not None and drafter.num_hidden_layers > 1:
         # models/qwen3_dflash.py, _normalize_context_k: stacked weights, of which the CPU kernel reads the first row.
         notes.append(
             "vLLM 0.32's CPU build norms the context keys of all draft layers with the first layer's weight: answers"
             " are right, but fewer drafts are accepted; mend it with benchmarks/peers/vllm_cpu_context_norm.patch"
             " from flashdraft's repository"
         )
-    if any(rule.from_anchor for rule in pair.drafter.rules):
+    if drafter is not None and any(rule.from_anchor for rule in drafter.rules):
         notes.append(
             "this drafter's window was counted from the anchor in training; vLLM counts from each slot"
         )
