@@ -1,13 +1,12 @@
 """What drafts teach of the next ones, on made-up drafters whose luck is known."""
 
 import random
-from itertools import product
 from math import exp, log
 
 import numpy as np
 import pytest
 
-from flashdraft.control.acceptance import PRICES, Acceptance, AcceptanceModel, Drafted, confidence
+from flashdraft.control.acceptance import Acceptance, AcceptanceModel, Drafted, confidence
 from flashdraft.spec_decode.tree import DraftTree
 
 
@@ -41,7 +40,7 @@ def test_a_draft_is_foretold_by_the_one_before_it() -> None:
     for sure in (0.1, 0.1, 0.1, 0.95, 0.95):
         model.foresee([Drafted(state, 4, chain([log(sure)] * 3), 3)])
     model.foresee([Drafted(other, 4, chain([log(0.1)] * 3), 3)])
-    first = model.offers([state, other, Acceptance()])[:, 0, 0, 0, 0]
+    first = model.expected([state, other, Acceptance()])[:, 0, 0]
     assert first[0] > 0.55
     assert first[1] < 0.3
     assert first[1] < first[2] < first[0]
@@ -71,7 +70,7 @@ def test_a_request_that_is_easier_to_draft_is_known_by_its_rounds() -> None:
         ]
         model.observe(drafts)
         if round_idx >= 200:
-            sums += model.offers(states)[:, 0, 0, 0, 0]
+            sums += model.expected(states)[:, 0, 0]
     assert sums / 1300 == pytest.approx(rates, abs=0.08)
 
 
@@ -80,23 +79,11 @@ def test_what_was_seen_long_ago_counts_for_little() -> None:
     state, new = Acceptance(), Acceptance()
     for _ in range(10):
         model.foresee([Drafted(state, 4, chain([log(0.98)] * 3), 3)])
-    now, usual = model.offers([state, new])[:, 0, 0, 0, 0]
+    now, usual = model.expected([state, new])[:, 0, 0]
     state.num_plain = 200
-    [later] = model.offers([state])[:, 0, 0, 0, 0]
+    [later] = model.expected([state])[:, 0, 0]
     assert now > usual + 0.05
     assert later == pytest.approx(usual, abs=0.02)
-
-
-def test_what_a_shorter_block_is_known_to_lose_is_no_news_of_the_request() -> None:
-    model = AcceptanceModel((16, 8, 4), short_log_odds=-2.0)
-    state = Acceptance()
-    for _ in range(30):
-        model.foresee([Drafted(state, 4, chain([log(0.5)] * 3), 3)])
-    whole, _, short = model.offers([state])[0, :, 0, 0, 0]
-    assert short == pytest.approx(0.5, abs=0.01)
-    assert whole == pytest.approx(1 / (1 + exp(-2 * 3 / 4)), abs=0.01), (
-        "odds of 1 at 4, of exp(2 x 3/4) at 16"
-    )
 
 
 def random_tree(rng: random.Random, num_tokens: int, most_depth: int) -> DraftTree:
@@ -127,45 +114,23 @@ def test_a_tree_is_as_likely_as_its_paths() -> None:
         assert found == pytest.approx([one for one in every if one >= 0.01], rel=1e-6)
 
 
-def test_what_a_tree_offers_is_what_its_best_tokens_bring() -> None:
-    """Of whole blocks and of shorter ones, which reach less deep; beside brute force."""
+def test_what_a_tree_would_have_been_in_each_block() -> None:
+    """Its likeliest tokens, those that the block reaches; what a shorter block lacks goes on as drafts usually do."""
     rng = random.Random(4)
-    num_whole = 0
     for turn in range(60):
-        model, state, drafted = AcceptanceModel((8, 4), short_log_odds=-0.5), Acceptance(), (8, 4)[turn % 2]
+        model, state, drafted = AcceptanceModel((8, 4)), Acceptance(), (8, 4)[turn % 2]
         tree = random_tree(rng, 7, drafted - 1)
-        model.foresee([Drafted(state, drafted, tree, 7)])
-        odds = [model.offset + model.slope * confidence(one) for one in tree.log_probs]
-        if drafted == 4:
-            odds = [one + 0.25 for one in odds]  # in a whole block
-        usual = model._usual.copy()
-        [offers] = model.offers([state])
-        chain, last = list[int](), 0
-        for token, parent in enumerate(tree.parents):
-            if parent == last:
-                chain.append(token)
-                last = token + 1
-        # Deeper than the block was: the usual odds, as much better or worse as the tree's chain is.
-        ahead = sum(odds[token] - usual[at] for at, token in enumerate(chain)) / len(chain)
-        is_whole = len(chain) == drafted - 1
-        num_whole += is_whole
-        firsts = model._firsts / model._firsts_weight
-        for which, (block, shift) in enumerate(((8, 0.0), (4, -0.25))):
-            chances = {0: (1.0, 0)}
-            for token, (one, parent) in enumerate(zip(odds, tree.parents, strict=True), start=1):
-                above, depth = chances[parent]
-                chances[token] = above * min(1 / (1 + exp(-one - shift)), 0.995), depth + 1
-            above = chances[last][0]
-            for at in range(len(chain), 7 if is_whole else 0):
-                above *= min(1 / (1 + exp(-usual[at] - ahead - shift)), 0.995)
-                chances[100 + at] = above, at + 1
-            every = sorted((one for one, depth in chances.values() if 0 < depth < block), reverse=True)[:7]
+        [found] = model.foresee([Drafted(state, drafted, tree, 7)])
+        reached = list(zip(found, tree.depths, strict=False))
+        deepest = next((chance for chance, depth in reached if depth == drafted - 1), None)
+        if deepest is not None:
+            reached += [(deepest * 0.7 ** (depth - drafted + 1), depth) for depth in range(drafted, 8)]
+        [expected] = model.expected([state])
+        for which, block in enumerate((8, 4)):
+            every = sorted((one for one, depth in reached if depth < block), reverse=True)[:7]
             every += [0.0] * (7 - len(every))
-            for price, count in product(range(len(PRICES)), range(7)):
-                brought = sum(max(one - PRICES[price], 0.0) for one in every[: count + 1])
-                found = offers[which, 0, price, count] * 1.45 - 0.45 * firsts[which, 0, price, count]
-                assert found == pytest.approx(brought, abs=1e-6)
-    assert 5 < num_whole < 55
+            mixed = model._firsts[which] / model._firsts_weight
+            assert expected[which] * 1.45 - 0.45 * mixed == pytest.approx(every, abs=1e-6)
 
 
 def test_the_fate_of_a_trees_tokens_teaches_what_confidence_is_worth() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.block_search import Candidate, Others
-from flashdraft.control.controller import _MOST_KEPT, Controller
+from flashdraft.control.config import DEFAULTS
+from flashdraft.control.controller import Controller
 from flashdraft.control.recorded_costs import RecordedCosts, ShapeTable
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -81,13 +82,13 @@ def test_a_recorded_plan_stands_for_who_joins_and_its_last_step_teaches() -> Non
     controller = Controller(8, costs_of(flat, np.full((2, 3, 3), 0.1)))
     first, second = Acceptance(), Acceptance()
     num_drafts = []
-    for _ in range(_MOST_KEPT + 1):
+    for _ in range(DEFAULTS.plan_steps):
         plan = controller.plan([Candidate(first, 99), Candidate(second, 3)])
         assert plan.lengths == [8, 3]
         controller.observe([Drafted(first, 8, DraftTree.chain([0] * 7, [log(0.9)] * 7), 7, 7, range(3))])
         num_drafts.append(len(first.news))
         second = Acceptance()
-    assert num_drafts == [0] * _MOST_KEPT + [1]
+    assert num_drafts == [0] * (DEFAULTS.plan_steps - 1) + [1]
 
 
 def test_steps_teach_what_the_host_adds() -> None:

@@ -12,42 +12,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashdraft.control.config import DEFAULTS, ControllerConfig
 from flashdraft.control.step_costs import Array
 from flashdraft.spec_decode.tree import DraftTree
 
-# What a verified token may cost, in tokens that the step could bring in its time. 0: what is there, whatever it costs.
-PRICES: Array = np.array([0.0, 0.03, 0.07, 0.14, 0.25, 0.4, 0.6, 0.8])
-_PRIOR_RATE = 0.7
-_ALL_WEIGHT = 200.0  # rounds that are remembered of all requests
-# Drafts are much like the one before, little like the tenth before: shares that their weights keep, from draft to
-# draft, from one plain round to the next, and of other requests' first drafts.
-_KEPT, _KEPT_PLAIN, _KEPT_FIRST = 0.7, 0.97, 0.9
-_FIRSTS_WEIGHT = 0.45  # of those beside a request's only draft; half as much beside two
-_MOST = 0.995
-_HOPELESS = 0.01  # chance of a token below which nobody asks for it
-_CERTAIN = 4.0  # log odds that stand for what is known
+_ROUNDS_COUNTED = 200.0  # of all requests, for the rates by position
+_MOST, _HOPELESS = 0.995, 0.01  # chances: nothing is surer; nobody asks for less
+_HIT, _MISS = 0.98, 0.02  # what a known fate counts as
 _MOST_CONFIDENCE = 7.0  # in log odds
 _MOST_NEWS = 8  # drafts of a request that are noted between two plans; earlier ones weigh little by then
 _MOST_TAUGHT = 8  # drafts of one step that teach what confidence is worth
-# What is known of offset and slope at first, as variances, and what share of it is still known a step later.
-_OFFSET_VARIANCE, _SLOPE_VARIANCE = 0.1, 0.02
-_REMEMBERED = 0.9995
-# What a drafter of whole blocks loses in a shorter one, in log odds at a vanishing block: measured on the embedded pair
-# (benchmarks/short_blocks.py). Not learned: a request that keeps to one block cannot tell its own luck from this.
-SHORT_BLOCK_LOG_ODDS = -0.25
 
 
 @dataclass(eq=False)
 class Acceptance:
     """One request's."""
 
-    offers: Array | float = 0.0  # of its last drafts, the sum by weight: see :meth:`AcceptanceModel.offers`
+    chances: Array | float = 0.0  # [blocks, draft tokens], of its last drafts: the sum by weight
     weight: float = 0.0  # of those together
     num_drafts: int = 0
     news: list["_Note"] = field(default_factory=list)  # drafts since then
     choose_s: float = 0.0  # host seconds that one more verified token costs this request
     num_plain: int = 0  # rounds since it last drafted
-    patience: int = 8  # plain rounds before its next probe
+    patience: int = DEFAULTS.patience  # plain rounds before its next probe
 
 
 class Drafted(NamedTuple):
@@ -82,33 +69,28 @@ class Drafted(NamedTuple):
 
 
 class _Note(NamedTuple):
-    """What is kept of a draft until the next plan. Log odds are each token's own, in a whole block."""
+    """What is kept of a draft until the next plan."""
 
     kept: float  # of the weight of the drafts before it
-    chain: list[float]  # log odds of the likeliest token of every slot
-    sides: list[tuple[int, int, float]]  # other tokens: (place that one follows, how deep it is, log odds)
-    reach: int  # tokens of the chain that count: what a tree has left out is less likely than all that it has
+    chances: list[float]  # that each token and all before it are accepted, falling
+    depths: list[int]  # of those tokens
 
 
 class AcceptanceModel:
-    """What all requests teach of drafts of ``blocks``, the longest first.
+    """What all requests teach of drafts of ``blocks``, the longest first."""
 
-    ``short_log_odds``: how much a draft of a shorter block loses. ``prices``: those of :meth:`offers`, the first 0.
-    """
-
-    def __init__(self, blocks: Sequence[int], short_log_odds: float = 0.0, prices: Array = PRICES) -> None:
-        self.blocks, self.max_block, self.prices = tuple(blocks), max(blocks), prices
-        self.shifts = [short_log_odds * (1 - block / self.max_block) for block in blocks]
+    def __init__(self, blocks: Sequence[int], config: ControllerConfig = DEFAULTS) -> None:
+        self.blocks, self.max_block, self.config = tuple(blocks), max(blocks), config
         self.foresees = False  # whether drafts come with the drafter's confidence
         # Log odds that a token is accepted: offset + slope * those that the drafter gives it.
-        self.offset, self.slope = 0.0, 0.8
+        self.offset, self.slope = 0.0, config.prior_slope
         # The information about both: of the offset, of both together, of the slope.
-        self._known = 1 / _OFFSET_VARIANCE, 0.0, 1 / _SLOPE_VARIANCE
-        prior: Array = np.full((1, self.max_block - 1), log(_PRIOR_RATE / (1 - _PRIOR_RATE)))
-        self._usual, self._usual_weight = prior[0].copy(), 4.0  # log odds of all drafts' tokens, by position
-        self._firsts: Array = self._offered(prior)[0]
+        self._known = 1 / config.offset_variance, 0.0, 1 / config.slope_variance
+        num_tokens = self.max_block - 1
+        self._num_reached, self._num_accepted = [4.0] * num_tokens, [4.0 * config.prior_rate] * num_tokens
+        prior = [config.prior_rate**depth for depth in range(1, num_tokens + 1)]
+        self._firsts = self._by_block([_Note(0.0, prior, list(range(1, num_tokens + 1)))])[0]
         self._firsts_weight = 1.0
-        self._num_reached, self._num_accepted = [4.0] * prior.size, [4.0 * _PRIOR_RATE] * prior.size
 
     @property
     def rates(self) -> list[float]:
@@ -116,40 +98,37 @@ class AcceptanceModel:
         counts = zip(self._num_accepted, self._num_reached, strict=True)
         return [accepted / reached for accepted, reached in counts]
 
-    def offers(self, requests: Sequence[Acceptance]) -> Array:
-        """What the next draft of each request should bring, [num_requests, num_blocks, 2, prices, max_block - 1].
+    def expected(self, requests: Sequence[Acceptance]) -> Array:
+        """The chances of the next draft's tokens, the likeliest first, [num_requests, num_blocks, max_block - 1].
 
-        [..., 0, k, i]: the sum, over draft tokens 0 .. i, of what the chance that a token is accepted exceeds
-        ``prices[k]`` by; [..., 1, k, i]: how many of them exceed it. Of i beyond a block's end: as at its end.
+        Each is the chance that the token and all before it are accepted; 0 where a block has no such token.
         """
         self._take_news(requests)
         firsts = self._firsts / self._firsts_weight
         found: Array = np.empty((len(requests), *firsts.shape))
         for row, request in enumerate(requests):
-            kept = _KEPT_PLAIN**request.num_plain
-            of_firsts = _FIRSTS_WEIGHT * (1 - kept + kept / max(request.num_drafts, 1))
+            kept = self.config.kept_plain**request.num_plain
+            of_firsts = self.config.first_weight * (1 - kept + kept / max(request.num_drafts, 1))
             total = kept * request.weight + of_firsts
-            found[row] = kept / total * request.offers + of_firsts / total * firsts
-        if self.foresees:
-            return found
-        # A draft does not tell which of them it is: what counts is the mean of its chances.
-        return self._worth(mean_survival(found))
+            found[row] = kept / total * request.chances + of_firsts / total * firsts
+        return found
 
     def foresee(self, drafts: Sequence[Drafted]) -> list[list[float]]:
-        """Of each draft of a step, all of one block: the chances that tokens 0 .. i are accepted, while there is hope.
+        """Of each draft of a step, all of one block: the chances of its tokens, falling, while there is hope.
 
         Drafts that come with confidence are remembered.
         """
         self.foresees = all(draft.draft.log_probs for draft in drafts)
         if not self.foresees:
             where = self.blocks.index(drafts[0].block)
-            means = mean_survival(self.offers([draft.request for draft in drafts]))[:, where]
-            return [mean[: draft.num_tokens] for mean, draft in zip(means.tolist(), drafts, strict=True)]
+            means = self.expected([draft.request for draft in drafts])[:, where].tolist()
+            return [mean[: draft.num_tokens] for mean, draft in zip(means, drafts, strict=True)]
         found = []
         for draft in drafts:
             odds = [self.offset + self.slope * confidence(one) for one in draft.draft.log_probs]
-            self._remember(draft, odds)
-            found.append(_survival(odds[: draft.num_tokens], draft.draft.parents))
+            chances = _falling(odds, draft.draft.parents)
+            self._remember(draft, chances, draft.draft.depths[: len(chances)])
+            found.append(chances[: draft.num_tokens])
         return found
 
     def observe(self, drafts: Sequence[Drafted]) -> None:
@@ -157,7 +136,7 @@ class AcceptanceModel:
         tried = [draft.tried() for draft in drafts]
         for draft, known in zip(drafts, tried, strict=True):
             for depth in {depth for _, depth, _ in known}:
-                fade = min(1.0, _ALL_WEIGHT / (self._num_reached[depth - 1] + 1))
+                fade = min(1.0, _ROUNDS_COUNTED / (self._num_reached[depth - 1] + 1))
                 self._num_reached[depth - 1] = fade * (self._num_reached[depth - 1] + 1)
                 hit = depth <= draft.num_accepted
                 self._num_accepted[depth - 1] = fade * (self._num_accepted[depth - 1] + hit)
@@ -172,39 +151,23 @@ class AcceptanceModel:
             )
             return
         for draft in drafts:
-            odds = self._usual[: draft.block - 1].tolist()
-            odds[: draft.num_accepted] = [_CERTAIN] * draft.num_accepted
+            fates = [_HIT**depth for depth in range(1, draft.num_accepted + 1)]
             # What was not drafted would not have been accepted.
             if draft.num_accepted < draft.num_verified or draft.num_verified == draft.num_tokens:
-                odds[draft.num_accepted : draft.num_accepted + 1] = [-_CERTAIN]
-            odds = odds[: draft.block - 1]
-            self._remember(draft._replace(draft=DraftTree.chain([0] * len(odds))), odds)
+                fates = [*fates, _MISS * (fates[-1] if fates else 1.0)][: draft.block - 1]
+            self._remember(draft, fates, list(range(1, len(fates) + 1)))
 
-    def _remember(self, draft: Drafted, odds: list[float]) -> None:
-        """``odds`` of its tokens, each given those before it. For now they are noted: steps are short."""
-        request, shift = draft.request, self.shifts[self.blocks.index(draft.block)]
-        chain, sides = list[float](), list[tuple[int, int, float]]()
-        last, where, depths = (
-            0,
-            [0],
-            [0],
-        )  # of the chain; of each token: where it is noted, and how deep it is
-        for place, (one, parent) in enumerate(zip(odds, draft.draft.parents, strict=True), start=1):
-            depths.append(depths[parent] + 1)
-            if parent == last:  # the first to follow the likeliest so far
-                chain.append(one - shift)
-                last = place
-                where.append(len(chain))
-            else:
-                sides.append((where[parent], depths[place], one - shift))
-                where.append(self.max_block - 1 + len(sides))
-        is_whole = not sides or len(chain) == draft.block - 1
-        reach = self.max_block - 1 if is_whole else len(chain)
-        if missing := self._usual[len(chain) :].tolist():  # what it lacks is as good as what it has
-            usual = self._usual[: len(chain)].tolist()
-            ahead = (sum(chain) - sum(usual)) / len(chain)
-            chain += [one + ahead for one in missing]
-        note = _Note(_KEPT * _KEPT_PLAIN**request.num_plain, chain, sides, reach)
+    def _remember(self, draft: Drafted, chances: list[float], depths: list[int]) -> None:
+        """For now it is noted: steps are short. What its block was too short for is as good as drafts usually are."""
+        last = max(depths, default=0)
+        if chances and (last == draft.block - 1 or not self.foresees):
+            chance, rates = chances[depths.index(last)], self.rates
+            for depth in range(last + 1, self.max_block):
+                chance *= rates[depth - 1]
+                chances, depths = [*chances, chance], [*depths, depth]
+        request = draft.request
+        kept = self.config.kept_draft * self.config.kept_plain**request.num_plain
+        note = _Note(kept, chances, depths)
         request.news = [*request.news[1 - _MOST_NEWS :], note]
         request.num_plain = 0
 
@@ -212,65 +175,31 @@ class AcceptanceModel:
         news = [(request, note) for request in requests for note in request.news]
         if not news:
             return
-        odds: Array = np.array([note.chain for _, note in news])
-        weight = self._usual_weight = min(self._usual_weight + len(odds), _ALL_WEIGHT)
-        self._usual += (odds - self._usual).sum(axis=0) / weight
-        every = self._offered(odds, [note for _, note in news])
-        for (request, note), offered in zip(news, every, strict=True):
+        every = self._by_block([note for _, note in news])
+        for (request, note), chances in zip(news, every, strict=True):
             if not request.num_drafts:
-                self._firsts = _KEPT_FIRST * self._firsts + offered
-                self._firsts_weight = _KEPT_FIRST * self._firsts_weight + 1
-            request.offers = note.kept * request.offers + offered
+                self._firsts = self.config.kept_first * self._firsts + chances
+                self._firsts_weight = self.config.kept_first * self._firsts_weight + 1
+            request.chances = note.kept * request.chances + chances
             request.weight = note.kept * request.weight + 1
             request.num_drafts += 1
             request.news = []
 
-    def _offered(self, odds: Array, notes: Sequence[_Note] = ()) -> Array:
-        """What drafts bring, of their chains' ``odds`` [num_drafts, max_block - 1]: as :meth:`offers`.
-
-        ``notes``: of those that may be trees.
-        """
-        shifts: Array = np.array(self.shifts)
-
-        def chances(odds: Array) -> Array:
-            """[num_drafts, num_blocks, ...]."""
-            shifted = odds[:, None] + shifts.reshape(-1, *[1] * (odds.ndim - 1))
-            return np.minimum(1 / (1 + np.exp(-shifted)), _MOST)
-
-        survival = chances(odds).cumprod(axis=2)  # [num_drafts, num_blocks, max_block - 1]
-        for idx, block in enumerate(self.blocks):
-            survival[:, idx, block - 1 :] = 0.0
+    def _by_block(self, notes: Sequence[_Note]) -> Array:
+        """What each draft would have been in each block, [num_notes, num_blocks, max_block - 1]."""
+        most = max(self.max_block - 1, *(len(note.chances) for note in notes))
+        padded: Array = np.zeros((2, len(notes), most))
         for row, note in enumerate(notes):
-            survival[row, :, note.reach :] = 0.0
-        num_sides = max((len(note.sides) for note in notes), default=0)
-        if num_sides:
-            num_chain, rows = survival.shape[2], np.arange(len(survival))
-            every = np.ones((*survival.shape[:2], 1 + num_chain + num_sides))
-            every[:, :, 1 : 1 + num_chain] = survival
-            none = 0, self.max_block, 0.0
-            noted: Array = np.array(
-                [[*note.sides, *[none] * (num_sides - len(note.sides))] for note in notes]
-            )
-            parents = noted[:, :, 0].astype(np.intp)
-            fits = (
-                noted[:, None, :, 1] < np.array(self.blocks)[:, None]
-            )  # [num_drafts, num_blocks, num_sides]
-            given = chances(noted[:, :, 2]) * fits
-            for side in range(num_sides):
-                every[:, :, 1 + num_chain + side] = every[rows, :, parents[:, side]] * given[:, :, side]
-            survival = -np.sort(-every[:, :, 1:], axis=2)[:, :, :num_chain]
-        return self._worth(survival)
-
-    def _worth(self, survival: Array) -> Array:
-        """What is worth each price of ``survival`` [num_drafts, num_blocks, num_tokens]: as :meth:`offers`."""
-        above = survival[:, :, None] - self.prices[:, None]
-        both = np.stack((np.maximum(above, 0.0), above > 0), axis=2)
-        offered: Array = both.cumsum(axis=4)
-        return offered
+            padded[0, row, : len(note.chances)] = note.chances
+            padded[1, row, : len(note.depths)] = note.depths
+        fits = padded[1][:, None] < np.array(self.blocks)[:, None]
+        chances = np.where(fits, padded[0][:, None], 0.0)
+        falling: Array = -np.sort(-chances, axis=2)[:, :, : self.max_block - 1]
+        return falling
 
     def _calibrate(self, known: Sequence[tuple[float, bool]]) -> None:
         """A Newton step of logistic regression, on tokens' confidence and fate, beside what earlier ones taught."""
-        of_offset, of_both, of_slope = (_REMEMBERED * one for one in self._known)
+        of_offset, of_both, of_slope = (self.config.remembered * one for one in self._known)
         surprise = by_slope = 0.0
         for sure, hit in known:
             chance = 1 / (1 + exp(-self.offset - self.slope * sure))
@@ -285,18 +214,13 @@ class AcceptanceModel:
         self.slope += (of_offset * by_slope - of_both * surprise) / determinant
 
 
-def mean_survival(offers: Array) -> Array:
-    """Of :meth:`AcceptanceModel.offers`: the chances that tokens are accepted, [num_requests, num_blocks, tokens]."""
-    return np.diff(offers[:, :, 0, 0], axis=2, prepend=0.0)
-
-
 def confidence(log_prob: float) -> float:
     """Log odds of what a drafter gives ``log_prob``."""
     sure = min(log_prob, -1e-9)
     return max(min(sure - log(-expm1(sure)), _MOST_CONFIDENCE), -_MOST_CONFIDENCE)
 
 
-def _survival(odds: Sequence[float], parents: Sequence[int]) -> list[float]:
+def _falling(odds: Sequence[float], parents: Sequence[int]) -> list[float]:
     """The chances that tokens with these log odds, each behind its parent, are accepted, as long as there is hope.
 
     They fall: a drafter's order of tokens is its own, and what it is worth may put two the other way round.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from flashdraft.control.acceptance import SHORT_BLOCK_LOG_ODDS, Acceptance, Drafted
+from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.block_search import Candidate, Others
 from flashdraft.control.controller import Controller
 from flashdraft.control.step_costs import StepCosts
@@ -45,8 +45,6 @@ class BlockControl:
     ) -> None:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
-        # Only a drafter of whole blocks drafts a token differently when fewer follow it.
-        self.short_log_odds = SHORT_BLOCK_LOG_ODDS if drafter and drafter.drafts_whole_blocks else 0.0
         self.trusts_drafter = trusts_drafter
         # A hybrid's states follow one path.
         can_branch = drafter is not None and drafter.can_branch
@@ -71,7 +69,7 @@ class BlockControl:
         return self.controller
 
     def _controller(self, costs: StepCosts) -> Controller:
-        return Controller(self.max_block, costs, self.short_log_odds)
+        return Controller(self.max_block, costs)
 
     def plan(self, decoding: Sequence[Request], num_requests: int) -> None:
         """Set the next block of each automatic request; ``num_requests``: as many may soon run at once."""

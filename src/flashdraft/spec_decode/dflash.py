@@ -29,7 +29,6 @@ class DFlashDrafter(Drafter):
     """Drafts with a DFlash network and the target's embedding and head."""
 
     can_branch = True
-    drafts_whole_blocks = True
 
     def __init__(self, model: DFlashModel, target: TargetModel) -> None:
         self.model = model

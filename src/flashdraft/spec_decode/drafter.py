@@ -64,7 +64,6 @@ class Drafter(ABC):
     feature_layers: tuple[int, ...] = ()  # target layers whose outputs it wants observed; empty: none
     max_block_size: int  # the largest block, anchor included, that it drafts
     can_branch = False  # whether it draws trees
-    drafts_whole_blocks = False  # whether it drafts a token differently when fewer follow it
     shares_prefix = True  # whether a request can start from a prefix that another one observed
 
     @abstractmethod
