@@ -14,14 +14,15 @@ class Decodes(Protocol):
 
 
 class Detokenizer:
-    """Turns one answer's tokens into text as they come; special tokens are left out.
+    """Turns one answer's tokens into text as they come; special tokens are left out, unless told otherwise.
 
     A token may hold only part of a character (an emoji is often four tokens), and its text may depend on the
     token before it (leading spaces). So the last emitted tokens are decoded together with the new ones, and
     what ends in an unfinished character waits for the rest.
     """
 
-    def __init__(self, tokenizer: Decodes) -> None:
+    def __init__(self, tokenizer: Decodes, skip_special_tokens: bool = True) -> None:
+        self._skips = skip_special_tokens
         # transformers' wrapping costs four times what the decoding does, for every token twice.
         self._tokenizer: Decodes = getattr(tokenizer, "backend_tokenizer", tokenizer)
         self._emitted: list[int] = []  # tokens of the latest emitted piece: the context of the next
@@ -47,4 +48,4 @@ class Detokenizer:
         return self._decode(self._emitted + self._waiting)[len(before) :]
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skips)

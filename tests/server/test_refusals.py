@@ -27,6 +27,8 @@ def image(content: list[dict[str, Any]]) -> dict[str, Any]:
         (CHAT, {"messages": [{"role": "user"}]}, "messages.0"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         (CHAT, HI | {"max_tokens": 0}, "max_tokens"),
+        (TEXT, {"prompt": "a", "max_tokens": 0}, None),
+        (CHAT, HI | {"reasoning_effort": "high"}, "reasoning_effort"),
         (CHAT, HI | {"n": 0}, "n"),
         (CHAT, HI | {"n": 17}, "n"),
         (CHAT, HI | {"stop": [""]}, "stop"),
@@ -79,9 +81,37 @@ def test_a_value_out_of_range_says_what_was_expected(
 
 
 def test_a_parameter_that_the_engine_lacks_is_refused_unless_it_asks_for_nothing(running: Running) -> None:
-    refused = running.post(TEXT, prompt="a", max_tokens=1, min_tokens=1)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_tokens")
-    assert running.post(TEXT, prompt="a", max_tokens=1, min_tokens=0).status_code == 200
+    refused = running.post(TEXT, prompt="a", max_tokens=1, length_penalty=2)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "length_penalty")
+    assert running.post(TEXT, prompt="a", max_tokens=1, length_penalty=1).status_code == 200
+    assert "may have 1 tokens" in running.post(TEXT, prompt="a", max_tokens=1, min_tokens=2).text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (CHAT, HI | {"stop": ["x"] * 17}, "stop: List should have at most 16 items"),
+        (TEXT, {"prompt": [1.5]}, "prompt.0: Input should be a valid integer"),
+        (
+            TEXT,
+            {"prompt": {"a": 1}},
+            "prompt: Input should be a valid string; or Input should be a valid list",
+        ),
+        (CHAT, HI | {"tool_choice": "must"}, "tool_choice: Input should be 'none', 'auto' or 'required'"),
+        (CHAT, HI | {"guided_json": 3}, "guided_json: Input should be a valid dictionary"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": 3}]},
+            "messages.0.content: Input should be a valid str",
+        ),
+    ],
+)
+def test_an_error_of_alternatives_names_the_field(
+    running: Running, path: str, body: dict[str, Any], said: str
+) -> None:
+    error = running.post(path, **body).json()["error"]
+    assert error["message"].startswith(said), error
+    assert error["param"] == said.partition(":")[0]
 
 
 @pytest.mark.parametrize(

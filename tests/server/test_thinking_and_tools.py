@@ -1,20 +1,15 @@
 """Thoughts and tool calls through the official client. A grammar makes the random model say what the script wants."""
 
-import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterator
-from copy import copy
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from flashdraft.detokenizer import Detokenizer
-from flashdraft.engine.async_engine import AsyncEngine
-from flashdraft.engine.types import StepOutput
 from flashdraft.llm import LLM
-from flashdraft.server.config import ServerConfig
-from server_case import MODEL, Running, own_engine, serving
+from scripted_server import saying, with_template
+from server_case import MODEL, Running, serving
 from tiny_pair import TOOLS_TEMPLATE as TEMPLATE
 
 HERMES_TEMPLATE = (
@@ -37,38 +32,6 @@ CALL = (
 )
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 NO_THOUGHTS = {"chat_template_kwargs": {"enable_thinking": False}}
-
-
-def with_template(llm: LLM, template: str) -> LLM:
-    other = copy(llm)
-    other.tokenizer = copy(llm.tokenizer)
-    other.tokenizer.chat_template = template
-    return other
-
-
-class ScriptedEngine(AsyncEngine):
-    """Says what its script has, some tokens a step."""
-
-    def __init__(self, llm: LLM, text: str, num_tokens: int) -> None:
-        super().__init__(own_engine(llm, ServerConfig()))
-        self.tokenizer = llm.tokenizer
-        self.token_ids, self.num_tokens = llm.tokenizer.encode(text), num_tokens
-
-    async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[StepOutput, None]:
-        """The same whatever is asked."""
-        ids, size, detokenizer = self.token_ids, self.num_tokens, Detokenizer(self.tokenizer)
-        for at in range(0, len(ids), size):
-            text = "".join(map(detokenizer.push, ids[at : at + size]))
-            yield StepOutput("", ids[at : at + size], text)
-        yield StepOutput("", [], detokenizer.flush(), finished=True, finish_reason="stop")
-
-
-@contextlib.contextmanager
-def saying(llm: LLM, text: str, num_tokens: int) -> Iterator[openai.OpenAI]:
-    """The client of a server whose template leaves it to the model whether it thinks, and whose model says ``text``."""
-    free = with_template(llm, TEMPLATE.replace("{% else %}<think>\n{% endif %}", "{% endif %}"))
-    with serving(free, ScriptedEngine(free, text, num_tokens)) as running, running.openai() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

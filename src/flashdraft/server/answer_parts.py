@@ -54,6 +54,16 @@ class PartsReader:
         self._call: CallReader | None = None
         self._around = ""  # the state that the call stands in
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text that comes next belongs to thoughts."""
+        return self._state == "think" or (self._state == "call" and self._around == "think")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is known if there are thoughts."""
+        return self._state != "start"
+
     def push(self, text: str) -> Parts:
         """Take more text."""
         parts = Parts()

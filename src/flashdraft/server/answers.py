@@ -28,11 +28,36 @@ class Error(Told):
     error: ErrorDetail
 
 
-class PredictionDetails(Told):
-    """What drafting was worth."""
+class CompletionDetails(Told):
+    """What drafting was worth, and how many tokens were thoughts."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
+    reasoning_tokens: int
+
+
+class PromptDetails(Told):
+    """Tokens that were found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class Speculation(Told):
+    """vLLM's account of a request's speculative decoding."""
+
+    mean_acceptance_length: float
+    draft_acceptance_rate: float
+    acceptance_histogram: list[int]
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+    num_spec_tokens: int
+
+
+class Metrics(Told):
+    """vLLM's ``metrics``."""
+
+    speculative_decoding: Speculation
 
 
 class Usage(Told):
@@ -41,7 +66,8 @@ class Usage(Told):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    completion_tokens_details: PredictionDetails
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 class MetaInfo(Told):
@@ -130,6 +156,8 @@ class ChatCompletion(Told):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    metrics: Metrics
+    sglext: dict[str, Any] | None = None  # with return_spec_tokens_details
     meta_info: MetaInfo | None = None  # of the first answer, with return_meta_info
 
 
@@ -158,6 +186,8 @@ class TextCompletion(Told):
     model: str
     choices: list[TextChoice]
     usage: Usage
+    metrics: Metrics
+    sglext: dict[str, Any] | None = None  # with return_spec_tokens_details
     meta_info: MetaInfo | None = None  # of the first answer, with return_meta_info
 
 
@@ -212,6 +242,7 @@ class Tokens(Told):
     count: int
     max_model_len: int
     tokens: list[int]
+    token_strs: list[str] | None = None  # with return_token_strs
 
 
 class Text(Told):

@@ -1,5 +1,6 @@
 """What a client is told when something is wrong: OpenAI's error shape, and 400 for every invalid request."""
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -47,9 +48,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        return ApiError(400, f"{where}: {first['msg']}", where)
+        return ApiError(400, *_invalid(error))
     if isinstance(error, EngineError):
         return ApiError(503, str(error), code="engine_failed")
     if isinstance(error, OverloadedError):
@@ -57,6 +56,27 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, FlashdraftError):
         return ApiError(400, str(error))
     return ApiError(500, "the server failed at this request; its log says more")
+
+
+# How pydantic names the alternatives of a field within the place of an error.
+_ALTERNATIVE = re.compile(r"constrained-\w+|str|int|float|bool|[\w-]+\[.*|nullable|[A-Z]\w*")
+
+
+def _invalid(error: ValidationError) -> tuple[str, str]:
+    """What is wrong with the first wrong field, and its name. Of alternatives those count that came closest."""
+    errors = error.errors(include_url=False, include_context=False)
+    here = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    # An alternative of another type altogether is not what was meant.
+    near = [one for one in here if not one["type"].endswith(("_type", "_parsing", "literal_error"))] or here
+    deepest = max(len(_place(one["loc"])) for one in near)
+    near = [one for one in near if len(_place(one["loc"])) == deepest]
+    where = ".".join(_place(near[0]["loc"])) or "body"
+    said = list(dict.fromkeys(one["msg"] for one in near if _place(one["loc"]) == _place(near[0]["loc"])))
+    return f"{where}: {'; or '.join(said[:4])}", where
+
+
+def _place(loc: tuple[int | str, ...]) -> list[str]:
+    return [str(part) for part in loc if isinstance(part, int) or not _ALTERNATIVE.fullmatch(part)]
 
 
 async def answer_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature

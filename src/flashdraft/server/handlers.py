@@ -1,7 +1,6 @@
 """What the ways of asking share: is it our model, how long may the answer be, whole answer or stream."""
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -61,38 +60,3 @@ async def respond(submission: Submission, stream: bool, whole: Whole, events: Ev
 async def _drain(submission: Submission) -> None:
     async for _ in submission.deltas():
         pass
-
-
-def meta_info(submission: Submission, index: int) -> dict[str, Any]:
-    """SGLang's account of one answer."""
-    answer = submission.answers[index]
-    metrics = answer.metrics
-    return {
-        "id": f"{submission.id}-{index}",
-        "finish_reason": {"type": answer.finish_reason} if answer.finish_reason else None,
-        "prompt_tokens": len(answer.wish.prompt_token_ids),
-        "completion_tokens": len(answer.token_ids),
-        "cached_tokens": answer.num_cached_tokens,
-        "e2e_latency": answer.total_s,
-        "spec_accept_length": metrics.acceptance_length,
-        "spec_verify_ct": metrics.num_rounds,
-    }
-
-
-def usage(submission: Submission) -> Json:
-    """OpenAI's usage, over all answers; a prompt that several answers share counts once."""
-    answers = submission.answers
-    prompts = {id(answer.wish.prompt_token_ids): answer.wish.prompt_token_ids for answer in answers}
-    num_prompt = sum(map(len, prompts.values()))
-    num_output = sum(len(answer.token_ids) for answer in answers)
-    num_accepted = sum(answer.metrics.num_accepted for answer in answers)
-    num_drafted = sum(answer.metrics.num_drafted for answer in answers)
-    return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_output,
-        "total_tokens": num_prompt + num_output,
-        "completion_tokens_details": {
-            "accepted_prediction_tokens": num_accepted,
-            "rejected_prediction_tokens": num_drafted - num_accepted,
-        },
-    }

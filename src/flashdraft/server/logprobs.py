@@ -18,10 +18,20 @@ def _byte_of() -> dict[str, int]:
     return {letter: byte for byte, letter in letters.items()}
 
 
-def token_text(tokenizer: Any, token: int) -> str:
-    """The text of one token by itself; of part of a character what stands for it."""
+def token_text(tokenizer: Any, token: int, as_id: bool = False) -> str:
+    """The text of one token by itself; of part of a character what stands for it. ``as_id``: vLLM's token_id:N."""
+    if as_id:
+        return f"token_id:{token}"
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     return text
+
+
+def _told(tokenizer: Any, token: int, as_id: bool) -> str:
+    """A token as completions name it: part of a character by its bytes, as OpenAI does."""
+    text = token_text(tokenizer, token, as_id)
+    if "\ufffd" not in text:
+        return text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in _token_bytes(tokenizer, token, text))
 
 
 def _token_bytes(tokenizer: Any, token: int, text: str) -> list[int]:
@@ -32,12 +42,13 @@ def _token_bytes(tokenizer: Any, token: int, text: str) -> list[int]:
     return list(text.encode())
 
 
-def chat_logprobs(tokenizer: Any, pieces: Sequence[TokenPiece]) -> Json:
+def chat_logprobs(tokenizer: Any, pieces: Sequence[TokenPiece], as_ids: bool = False) -> Json:
     """``choices[].logprobs`` of a chat."""
 
     def entry(token: int, logprob: float) -> Json:
         text = token_text(tokenizer, token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": _token_bytes(tokenizer, token, text)}
+        told = token_text(tokenizer, token, as_ids)
+        return {"token": told, "logprob": _finite(logprob), "bytes": _token_bytes(tokenizer, token, text)}
 
     content = [
         entry(one.token_id, one.logprob) | {"top_logprobs": [entry(*pair) for pair in one.top]}
@@ -47,30 +58,35 @@ def chat_logprobs(tokenizer: Any, pieces: Sequence[TokenPiece]) -> Json:
 
 
 def completion_logprobs(
-    tokenizer: Any,
-    entries: Sequence[TokenLogprobs | int],
-    text_len: int,
+    tokenizer: Any, entries: Sequence[tuple[TokenLogprobs | int, str]], text_len: int, as_ids: bool = False
 ) -> Json:
     """``choices[].logprobs`` of a completion.
 
-    ``entries``: of each token; a bare token id where nothing is known, as of a prompt's first. ``text_len``:
-    characters before it.
+    ``entries``: each token with its piece of the text; a bare token id where nothing is known, as of a prompt's
+    first. ``text_len``: characters before it.
     """
     told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for one in entries:
+    for one, piece in entries:
         token = one if isinstance(one, int) else one.token_id
-        text = token_text(tokenizer, token)
-        told["tokens"].append(text)
+        told["tokens"].append(_told(tokenizer, token, as_ids))
         told["text_offset"].append(text_len)
-        text_len += len(text)
+        text_len += len(piece)
         if isinstance(one, int):
             told["token_logprobs"].append(None)
             told["top_logprobs"].append(None)
         else:
             told["token_logprobs"].append(_finite(one.logprob))
-            best = {token_text(tokenizer, other): _finite(logprob) for other, logprob in one.top}
-            told["top_logprobs"].append(best | {text: _finite(one.logprob)} if best else None)
+            told["top_logprobs"].append(_best(tokenizer, one, as_ids) if one.top else None)
     return dict(told)
+
+
+def _best(tokenizer: Any, one: TokenLogprobs, as_ids: bool) -> dict[str, float]:
+    """The likeliest tokens and the chosen one; of those that read alike all but the first by their ids."""
+    best: dict[str, float] = {}
+    for token, logprob in dict([*one.top, (one.token_id, one.logprob)]).items():
+        name = _told(tokenizer, token, as_ids)
+        best[name if name not in best else token_text(tokenizer, token, as_id=True)] = _finite(logprob)
+    return best
 
 
 def _known(pieces: Sequence[TokenPiece]) -> list[TokenLogprobs]:

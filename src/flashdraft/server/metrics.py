@@ -1,4 +1,4 @@
-"""What Prometheus sees: vLLM's metrics by their names, with the prefix ``flashdraft:``."""
+"""What Prometheus sees: vLLM's metrics by their names, with the prefix ``flashdraft:`` and again with ``vllm:``."""
 
 from collections import Counter as Tally
 from dataclasses import dataclass, replace
@@ -11,6 +11,12 @@ _TTFT_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 _E2E_S = (0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 240, 480, 960)
 _LABEL = "model_name"
+_OWN = (
+    "flashdraft:http_",
+    "_rounds",
+    "flashdraft:grammar",
+    "flashdraft:connection",
+)  # vLLM has no such metrics
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,9 @@ class ServerMetrics:
         self._cache_usage.set(1 - stats.num_free_pages / max(stats.num_pages, 1))
         self._preempted.inc(stats.num_preemptions - self._num_preempted)
         self._num_preempted = stats.num_preemptions
-        return generate_latest(self._registry)
+        own = generate_latest(self._registry).decode()
+        lines = (line for line in own.splitlines(keepends=True) if not any(name in line for name in _OWN))
+        return (own + "".join(lines).replace("flashdraft:", "vllm:")).encode()
 
     def _gauge(self, name: str, what: str) -> Gauge:
         gauge = Gauge(f"flashdraft:{name}", what, [_LABEL], registry=self._registry)

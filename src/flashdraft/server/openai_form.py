@@ -7,16 +7,19 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
+from flashdraft.detokenizer import Detokenizer
 from flashdraft.sampler import TokenLogprobs
+from flashdraft.server.accounts import meta_info, sglang_speculation, speculation, usage
 from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole
 from flashdraft.server.answer_text import TokenPiece
 from flashdraft.server.api_errors import Json
-from flashdraft.server.handlers import meta_info, usage
 from flashdraft.server.http_io import DONE, event
 from flashdraft.server.logprobs import chat_logprobs, completion_logprobs
-from flashdraft.server.protocol import OpenAIRequest
+from flashdraft.server.protocol import OpenAIRequest, StreamOptions
 from flashdraft.server.service import Answer, Delta, Service, Submission
 from flashdraft.server.tool_calls import CallNews, Tools
+
+Entries = list[tuple[TokenLogprobs | int, str]]  # tokens with their pieces of the text
 
 
 class Form:
@@ -30,6 +33,7 @@ class Form:
         self.asked, self.tokenizer = asked, service.tokenizer
         self.model = asked.model or service.config.model_names[0]
         self.created = int(time())
+        self.as_ids = bool(asked.return_tokens_as_token_ids)
 
     def whole_choice(self, submission: Submission, index: int) -> Json:
         """A finished answer in a choice."""
@@ -52,20 +56,36 @@ class Form:
             if self.asked.return_token_ids:
                 choice["token_ids"] = answer.token_ids
             choices.append(choice)
-        told = self._envelope(submission, self.whole_object, choices) | {"usage": usage(submission)}
+        told = self._envelope(submission, self.whole_object, choices) | self.account(submission)
         # Of the first answer also where z-lab's benchmark looks for it.
         return told | ({"meta_info": meta_info(submission, 0)} if self.asked.return_meta_info else {})
+
+    def usage(self, submission: Submission) -> Json:
+        """The tokens so far."""
+        return usage(submission)
+
+    def account(self, submission: Submission) -> Json:
+        """What stands at the end, beside the choices."""
+        told = {"usage": self.usage(submission), "metrics": speculation(submission.answers)}
+        if self.asked.return_spec_tokens_details:
+            details = [sglang_speculation(answer) for answer in submission.answers]
+            told["sglext"] = {"spec_tokens_details": details if len(details) > 1 else details[0]}
+        return told
 
     async def events(self, submission: Submission) -> AsyncGenerator[str, None]:
         """The answers as they come: chunks, the usage where wanted, and the end."""
         begun: set[int] = set()
+        options = self.asked.stream_options or StreamOptions()
         async with aclosing(submission.deltas()) as deltas:
             async for delta in deltas:
                 if choice := self._chunk(submission, delta, delta.index not in begun):
                     begun.add(delta.index)
-                    yield event(self._envelope(submission, self.chunk_object, [choice]))
-        if self.asked.stream_options and self.asked.stream_options.include_usage:
-            yield event(self._envelope(submission, self.chunk_object, []) | {"usage": usage(submission)})
+                    chunk = self._envelope(submission, self.chunk_object, [choice])
+                    if options.continuous_usage_stats:
+                        chunk["usage"] = self.usage(submission)
+                    yield event(chunk)
+        if options.include_usage or self.asked.return_spec_tokens_details:
+            yield event(self._envelope(submission, self.chunk_object, []) | self.account(submission))
         yield DONE
 
     def _chunk(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
@@ -105,6 +125,10 @@ class ChatForm(Form):
         self.thinking, self.tools, self.logprobs = thinking, tools, logprobs
         self._readers: dict[int, PartsReader] = {}
 
+    def usage(self, submission: Submission) -> Json:
+        """See :class:`Form`."""
+        return usage(submission, self.thinking, self.tools)
+
     def whole_choice(self, submission: Submission, index: int) -> Json:
         """See :class:`Form`."""
         answer = submission.answers[index]
@@ -127,7 +151,7 @@ class ChatForm(Form):
             if answer.finish_reason == "stop" and num_whole:
                 choice["finish_reason"] = "tool_calls"
         if self.logprobs:
-            choice["logprobs"] = chat_logprobs(self.tokenizer, answer.pieces)
+            choice["logprobs"] = chat_logprobs(self.tokenizer, answer.pieces, self.as_ids)
         return choice
 
     def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:  # noqa: ARG002
@@ -150,7 +174,7 @@ class ChatForm(Form):
         if delta.finish_reason == "stop" and reader.num_whole_calls:
             choice["finish_reason"] = "tool_calls"
         if self.logprobs and delta.pieces:
-            choice["logprobs"] = chat_logprobs(self.tokenizer, delta.pieces)
+            choice["logprobs"] = chat_logprobs(self.tokenizer, delta.pieces, self.as_ids)
         has_news = is_first or parts.content or parts.reasoning or calls or delta.finish_reason
         return choice if has_news or (self.logprobs and delta.pieces) else None
 
@@ -212,22 +236,24 @@ class TextForm(Form):
         self, submission: Submission, index: int, text: str, pieces: Sequence[TokenPiece], is_first: bool
     ) -> Json:
         answer = submission.answers[index]
-        entries: list[TokenLogprobs | int] = [one.logprob for one in pieces if one.logprob is not None]
+        entries: Entries = [(one.logprob, one.text) for one in pieces if one.logprob is not None]
         if self.echoes and is_first:
             echo = self.echoes[index * len(self.echoes) // len(submission.answers)]
             before = self.tokenizer.decode(echo.token_ids) if echo.text is None else echo.text
             text = before + text
-            entries = [*_scored(echo, answer), *entries]
+            entries = [*(self._scored(echo, answer) if self.logprobs else []), *entries]
         choice: Json = {"text": text}
         text_len = self._text_lens.get(index, 0)
         self._text_lens[index] = text_len + len(text)
         if self.logprobs:
-            choice["logprobs"] = completion_logprobs(self.tokenizer, entries, text_len)
+            choice["logprobs"] = completion_logprobs(self.tokenizer, entries, text_len, self.as_ids)
         return choice
 
-
-def _scored(echo: Echo, answer: Answer) -> list[TokenLogprobs | int]:
-    return [echo.token_ids[0], *answer.prompt_logprobs]
+    def _scored(self, echo: Echo, answer: Answer) -> Entries:
+        detokenizer = Detokenizer(self.tokenizer, skip_special_tokens=False)
+        texts = [detokenizer.push(token) for token in echo.token_ids]
+        scores: list[TokenLogprobs | int] = [echo.token_ids[0], *answer.prompt_logprobs]
+        return list(zip(scores, texts, strict=True))
 
 
 def _origins(pieces: Sequence[TokenPiece]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
+from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.protocol import Message, Tool, ToolCall
 from flashdraft.server.service import Service
@@ -22,7 +23,7 @@ _RESERVED = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
     *("messages", "raise_exception", "strftime_now"),
 }
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 async def encode_text(service: Service, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -42,6 +43,8 @@ async def encode_chat(
     messages: Sequence[Message],
     template_kwargs: dict[str, Any] | None = None,
     tools: Sequence[Tool] = (),
+    add_generation_prompt: bool = True,
+    add_special_tokens: bool = False,
 ) -> list[int]:
     """Token ids of a conversation through the chat template, ready for the answer.
 
@@ -70,10 +73,12 @@ async def encode_chat(
         raise ApiError(400, "the model's chat template knows no tool calls: leave them out", "messages")
 
     def encode() -> list[int]:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **kwargs)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+        )
         _check_unicode(text, "messages")
         _check_len(service, len(text), "messages")
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
     try:
@@ -82,12 +87,34 @@ async def encode_chat(
         raise ApiError(400, f"the chat template refuses the conversation: {error}", "messages") from None
 
 
+def with_effort(tokenizer: Any, kwargs: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
+    """``kwargs`` of the template, and ``reasoning_effort`` in the template's own words.
+
+    Raises ApiError 400 where these have none for it.
+    """
+    told = dict(kwargs or {})
+    if effort is None:
+        return told
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    taken = _variables(template)
+    if "reasoning_effort" in taken:
+        told.setdefault("reasoning_effort", effort)
+    elif switch := next((name for name in ("enable_thinking", "thinking") if name in taken), None):
+        told.setdefault(switch, effort != "none")
+    elif (effort == "none") == (END_THINK in template):
+        has = "thinks always" if effort == "none" else "knows no thoughts"
+        raise ApiError(
+            400, f"reasoning_effort is {effort!r}, but the model {has}: leave it out", "reasoning_effort"
+        )
+    return told
+
+
 def _num_chars(message: Message) -> int:
     """At least as many characters as ``message`` brings into the prompt, but for the template's own."""
     parts = [message.content] if isinstance(message.content, str) else message.content or []
     texts = [part if isinstance(part, str) else str(part.get("text", "")) for part in parts]
-    texts += [message.reasoning_content or ""]
-    texts += [call.function.name + call.function.arguments for call in message.tool_calls or ()]
+    texts += [message.reasoning_content or "", message.reasoning or "", message.refusal or ""]
+    texts += [call.function.name + (call.function.arguments or "") for call in message.tool_calls or ()]
     return sum(map(len, texts)) + 1
 
 
@@ -148,9 +175,10 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
     """A message as templates expect it: the arguments of calls as mappings."""
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     turn["content"] = _content(message, where)
-    if message.reasoning_content is not None:
-        _check_unicode(message.reasoning_content, f"{where}.reasoning_content")
-        turn["reasoning_content"] = message.reasoning_content
+    name = "reasoning_content" if message.reasoning_content is not None else "reasoning"
+    if (thoughts := getattr(message, name)) is not None:
+        _check_unicode(thoughts, f"{where}.{name}")
+        turn["reasoning_content"] = thoughts
     if message.tool_calls:
         turn["tool_calls"] = [
             {"id": call.id, "type": "function", "function": _function(call, f"{where}.tool_calls[{i}]")}
@@ -172,14 +200,16 @@ def _function(call: ToolCall, where: str) -> dict[str, Any]:
 
 def _content(message: Message, where: str) -> str:
     if message.content is None:
-        return ""
+        _check_unicode(message.refusal or "", f"{where}.refusal")
+        return message.refusal or ""
     if isinstance(message.content, str):
         _check_unicode(message.content, f"{where}.content")
         return message.content
     texts = []
     for i, part in enumerate(message.content):
         name = f"{where}.content[{i}]"
-        kind, text = part.get("type"), part.get("text")
+        kind = part.get("type")
+        text = part.get("refusal" if kind == "refusal" else "text")
         if kind not in _TEXT_PARTS:
             raise ApiError(400, f"{name} is {kind!r}; this model takes text only", name)
         if not isinstance(text, str):

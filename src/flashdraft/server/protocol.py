@@ -30,7 +30,7 @@ class SamplingFields(GrammarFields):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
-    seed: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None  # -1: none
     ignore_eos: bool | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: TokenIds | None = None
@@ -63,14 +63,15 @@ class SamplingFields(GrammarFields):
         if values.get("min_tokens", 0) > max_tokens:
             raise UsageError(f"min_tokens is {values['min_tokens']}; the answer may have {max_tokens} tokens")
         values |= {"max_tokens": max_tokens, "grammar": self.asked_grammar(), "stop": self.stop_texts}
-        seeds = [None if self.seed is None else self.seed + i for i in range(self.n or 1)]
+        seeds = [None if self.seed in (None, -1) else self.seed + i for i in range(self.n or 1)]
         return [SamplingParams(**(values | {"seed": seed})) for seed in seeds]
 
 
 class StreamOptions(Fields):
-    """``include_usage``: one more chunk at the end, with the usage."""
+    """``include_usage``: one more chunk at the end, with the usage and the account of speculation."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with every chunk
 
 
 class OpenAIRequest(SamplingFields):
@@ -78,9 +79,12 @@ class OpenAIRequest(SamplingFields):
 
     model: str | None = None
     max_tokens: Count | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     block_size: BlockSizeField | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None  # vLLM's: the last of them
+    return_tokens_as_token_ids: bool | None = None  # vLLM's, in logprobs
+    return_spec_tokens_details: bool | None = None  # SGLang's
     return_meta_info: bool = False  # SGLang's meta_info beside each choice
     token_origins: bool = False  # each token's text and how it came
     return_token_ids: bool = False  # vLLM's: the answer's token ids beside each choice, not of a stream
@@ -96,7 +100,7 @@ class FunctionCall(Fields):
     """What an earlier answer called; ``arguments`` is JSON."""
 
     name: str
-    arguments: str = "{}"
+    arguments: str | None = None
 
 
 class ToolCall(Fields):
@@ -121,12 +125,14 @@ class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, by its newer name
+    refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role != "assistant":
             raise ValueError("content is missing; expected a text or a list of text parts")
         return self
 
@@ -179,7 +185,9 @@ class ChatRequest(OpenAIRequest):
 
     messages: Annotated[list[Message], Field(min_length=1), Field(fail_fast=True)]
     max_completion_tokens: Count | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    add_special_tokens: bool | None = None  # vLLM's; None: false, for the template has them
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
@@ -208,7 +216,15 @@ class CompletionRequest(OpenAIRequest):
 
     prompt: str | TokenIds | Texts | ManyTokenIds
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool = False
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None  # 0: with echo, to score the prompt
+    echo: bool | None = None
+    add_special_tokens: bool | None = None  # vLLM's; None: true
+
+    @model_validator(mode="after")
+    def _no_tokens_with_echo(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0; expected 1 or more, or echo to score the prompt alone")
+        return self
 
     @property
     def num_logprobs(self) -> int | None:
@@ -221,8 +237,12 @@ class TokenizeRequest(Fields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
-    add_special_tokens: bool = True
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None  # None: of a prompt, and not of a conversation
+    tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(Fields):

@@ -5,9 +5,9 @@ from contextlib import aclosing
 from time import time
 from typing import Any
 
+from flashdraft.server.accounts import usage
 from flashdraft.server.answer_parts import PartsReader, Thinking, read_whole
 from flashdraft.server.api_errors import Json
-from flashdraft.server.handlers import usage
 from flashdraft.server.http_io import event
 from flashdraft.server.service import Submission
 
@@ -41,7 +41,7 @@ class ResponseForm:
             "tool_choice": "none",
             "parallel_tool_calls": False,
             "metadata": {},
-            "usage": _usage(submission) if answer.finish_reason else None,
+            "usage": _usage(submission, self.thinking) if answer.finish_reason else None,
         }
 
     async def events(self, submission: Submission) -> AsyncGenerator[str, None]:
@@ -159,12 +159,14 @@ def _text_part(text: str) -> Json:
     return {"type": "output_text", "text": text, "annotations": []}
 
 
-def _usage(submission: Submission) -> Json:
-    counts = usage(submission)
+def _usage(submission: Submission, thinking: Thinking) -> Json:
+    counts = usage(submission, thinking)
     return {
         "input_tokens": counts["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": submission.answers[0].num_cached_tokens},
+        "input_tokens_details": counts["prompt_tokens_details"],
         "output_tokens": counts["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {
+            "reasoning_tokens": counts["completion_tokens_details"]["reasoning_tokens"]
+        },
         "total_tokens": counts["total_tokens"],
     }

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 from uuid import uuid4
@@ -33,6 +33,7 @@ class Wish:
     prompt_token_ids: list[int]
     params: SamplingParams
     block_size: BlockSize | None = None
+    scores_only: bool = False  # the prompt is wanted, and no answer
     messages: tuple[dict[str, Any], ...] = ()  # of a chat, for the request log
 
 
@@ -220,7 +221,8 @@ class Submission:
                     if not answer.token_ids and step.token_ids:
                         ttft_s = perf_counter() - self._started
                         metrics.record_first_token(len(wish.prompt_token_ids), step.num_cached_tokens, ttft_s)
-                    metrics.record_step(step, is_round=bool(answer.token_ids))
+                    if not wish.scores_only:
+                        metrics.record_step(step, is_round=bool(answer.token_ids))
                     yield _take(index, answer, text, step)
                     if answer.finish_reason:
                         break
@@ -251,6 +253,8 @@ def _log(answer_id: str, answer: Answer, ttft_s: float) -> None:
 
 def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Delta:
     """Add one step to ``answer``; what may be shown of it."""
+    if answer.wish.scores_only:
+        step = replace(step, token_ids=[], text="", logprobs=None, num_drafted=0, num_accepted=0)
     own = "bonus" if step.num_drafted else "plain"
     logprobs: Sequence[TokenLogprobs | None] = step.logprobs or [None] * len(step.token_ids)
     for idx, (token, logprob) in enumerate(zip(step.token_ids, logprobs, strict=True)):

@@ -8,9 +8,10 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from flashdraft.server.accounts import meta_info
 from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.fields import BlockSizeField, Count, Fields, ManyTokenIds, Texts, TokenIds
-from flashdraft.server.handlers import answer_len, meta_info, respond, service_of
+from flashdraft.server.handlers import answer_len, respond, service_of
 from flashdraft.server.http_io import DONE, event, read_json
 from flashdraft.server.prompts import encode_text
 from flashdraft.server.protocol import SamplingFields

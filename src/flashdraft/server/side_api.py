@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from flashdraft.server.answer_parts import END_THINK
-from flashdraft.server.api_errors import ApiError
+from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.handlers import check_model, service_of
 from flashdraft.server.http_io import read_json
 from flashdraft.server.prompts import encode_chat, encode_text
 from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
+from flashdraft.server.unsupported import refuse_unsupported
 
 _STARTED = int(time())
 
@@ -44,7 +45,7 @@ async def models(request: Request) -> Response:
         }
         for name in service.config.model_names
     ]
-    if (wanted := request.path_params.get("name")) is None:
+    if (wanted := request.path_params.get("name") or None) is None:
         return JSONResponse({"object": "list", "data": cards})
     check_model(service, wanted)
     return JSONResponse(next(card for card in cards if card["id"] == wanted))
@@ -65,16 +66,28 @@ async def metrics(request: Request) -> Response:
 
 async def tokenize(request: Request) -> Response:
     """``POST /tokenize``, as vLLM's."""
-    asked = TokenizeRequest.model_validate(await read_json(request))
+    body = await read_json(request)
+    refuse_unsupported(body, TokenizeRequest)
+    asked = TokenizeRequest.model_validate(body)
     service = service_of(request)
     check_model(service, asked.model)
     if asked.messages is not None:
-        tokens = await encode_chat(service, asked.messages)
+        tokens = await encode_chat(
+            service,
+            asked.messages,
+            asked.chat_template_kwargs,
+            asked.tools or (),
+            asked.add_generation_prompt,
+            bool(asked.add_special_tokens),
+        )
     elif asked.prompt is not None:
-        tokens = await encode_text(service, asked.prompt, asked.add_special_tokens)
+        tokens = await encode_text(service, asked.prompt, asked.add_special_tokens is not False)
     else:
         raise ApiError(400, "there is neither prompt nor messages; expected one of them", "prompt")
-    return JSONResponse({"count": len(tokens), "max_model_len": service.context_len, "tokens": tokens})
+    told: Json = {"count": len(tokens), "max_model_len": service.context_len, "tokens": tokens}
+    if asked.return_token_strs:
+        told["token_strs"] = service.tokenizer.convert_ids_to_tokens(tokens)
+    return JSONResponse(told)
 
 
 async def detokenize(request: Request) -> Response:
