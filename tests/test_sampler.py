@@ -5,7 +5,7 @@ import torch
 
 from flashdraft.errors import UsageError
 from flashdraft.generate import generate
-from flashdraft.sampler import gumbel_noise, log_probs, sample
+from flashdraft.sampler import SharedNoise, gumbel_noise, log_probs, sample
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target
@@ -57,7 +57,7 @@ def test_samples_follow_the_law_and_a_bias_is_seen() -> None:
     logits = LOGITS[:1]
     counts = torch.zeros(50)
     for seed in range(20_000):
-        counts[sample(logits, params, seed, 7)] += 1
+        counts[sample(logits, params, SharedNoise(seed), 7)] += 1
     law = log_probs(logits, params)[0].exp()
     assert not is_far(*chi_square(counts, law))
     biased = law.clone()

@@ -9,6 +9,7 @@ from flashdraft.detokenizer import Decodes
 from flashdraft.grammar import GrammarState
 from flashdraft.sampler import TokenChooser, TokenLogprobs, token_logprobs
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.metrics import RequestMetrics
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
@@ -69,6 +70,14 @@ class Answer:
         """Whether logits of prompt tokens are still wanted."""
         scored = self.output.prompt_logprobs
         return scored is not None and len(scored) < len(self.prompt) - 1
+
+    @property
+    def draft_sampling(self) -> DraftSampling | None:
+        """How the tokens that come next are sampled, for the drafter."""
+        chooser, num_tokens = self.chooser, len(self.prompt) + len(self.output.token_ids)
+        if chooser.params.is_greedy:
+            return None
+        return DraftSampling(chooser.noise, chooser.params.temperature, num_tokens)
 
     @property
     def reads_logits(self) -> bool:

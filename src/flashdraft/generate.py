@@ -47,7 +47,6 @@ def generate(
     max_len = min(len(prompt) + params.max_tokens, target.config.max_position_embeddings)
     state = OneRequest(drafter, max_len) if drafter and block_size > 1 else None
     layers = drafter.feature_layers if drafter and state else ()
-    shape = DraftShape(block_size - 1, tree_size - 1 if tree_size else None)
     cache = target.new_cache(1, max_len + tree_size)
     grammar = begin_grammar(params.grammar, tokenizer, target.config.vocab_size, eos_token_ids)
     answer = Answer(prompt, params, max_len - len(prompt), eos_token_ids, tokenizer, grammar)
@@ -68,6 +67,7 @@ def generate(
         if state:
             state.observe(verified, forward.features)
             # The drafter always sees a whole block, as in training; the verified part may be shorter.
+            shape = DraftShape(block_size - 1, tree_size - 1 if tree_size else None, answer.draft_sampling)
             draft = answer.trim(state.propose(anchor, shape), max_len - start - 2)
         drafted = perf_counter()
         block = [anchor, *draft.token_ids]

@@ -31,6 +31,27 @@ def gumbel_noise(seed: int, positions: list[int], vocab_size: int, device: torch
     return -noise.log()
 
 
+class SharedNoise:
+    """The Gumbel noise of one seed, for whoever chooses a token: the target, and before it a drafter.
+
+    A draft that is chosen with the noise its token will be sampled with is that token more often (docs/log.md). Rows
+    are kept until a later position is asked for, so that what the drafter asked for is not made again.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._kept: dict[int, Tensor] = {}
+
+    def at(self, positions: list[int], vocab_size: int, device: torch.device) -> Tensor:
+        """:func:`gumbel_noise` of ``positions``, which rise."""
+        kept = {position: row for position, row in self._kept.items() if position >= positions[0]}
+        new = [position for position in positions if position not in kept]
+        if new:
+            kept |= zip(new, gumbel_noise(self.seed, new, vocab_size, device), strict=True)
+        self._kept = kept
+        return torch.stack([kept[position] for position in positions])
+
+
 def log_probs(logits: Tensor, params: SamplingParams) -> Tensor:
     """Log-probabilities that ``params`` asks for, float32 [..., vocab_size]; -inf where a token is cut.
 
@@ -53,7 +74,7 @@ def log_probs(logits: Tensor, params: SamplingParams) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def sample(logits: Tensor, params: SamplingParams, seed: int, first_position: int) -> Tensor:
+def sample(logits: Tensor, params: SamplingParams, noise: SharedNoise, first_position: int) -> Tensor:
     """The target's own tokens [num_tokens] for ``logits`` [num_tokens, vocab_size].
 
     Row i decides the token at position ``first_position + i``.
@@ -61,9 +82,7 @@ def sample(logits: Tensor, params: SamplingParams, seed: int, first_position: in
     if params.is_greedy:
         return logits.argmax(-1)
     positions = list(range(first_position, first_position + logits.shape[0]))
-    return (
-        log_probs(logits, params) + gumbel_noise(seed, positions, logits.shape[-1], logits.device)
-    ).argmax(-1)
+    return (log_probs(logits, params) + noise.at(positions, logits.shape[-1], logits.device)).argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +120,7 @@ class TokenChooser:
     ) -> None:
         assert (grammar is None) == (params.grammar is None), "a grammar and its state belong together"
         self.params, self.grammar = params, grammar
-        self.seed = randbits(62) if params.seed is None else params.seed
+        self.noise = SharedNoise(randbits(62) if params.seed is None else params.seed)
         self.prompt = prompt
         self.banned_early = sorted(banned_early) if params.min_tokens else []
         self._counts = params.presence_penalty != 0 or params.frequency_penalty != 0
@@ -133,7 +152,7 @@ class TokenChooser:
         if not best.isfinite().all():
             found = "is banned" if (best == float("-inf")).any() else "has a logit that is no number"
             raise UsageError(f"there is no token to choose: every one {found}")
-        chosen: list[int] = sample(logits, self.params, self.seed, len(self.prompt) + len(output)).tolist()
+        chosen: list[int] = sample(logits, self.params, self.noise, len(self.prompt) + len(output)).tolist()
         return chosen
 
     def _adjust(self, logits: Tensor, output: Sequence[int], draft: Sequence[int]) -> Tensor:

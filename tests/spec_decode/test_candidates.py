@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from flashdraft.generate import generate
+from flashdraft.sampler import SharedNoise, sample
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.candidates import Candidates
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree
 from toys import toy_dflash2, toy_target
 
@@ -88,3 +90,46 @@ def test_answers_are_the_targets_own(tree: int | None, temperature: float) -> No
         assert found.token_ids == generate(target, None, prompt, params).token_ids
         accepted += found.metrics.num_accepted
     assert accepted > 4
+
+
+def test_drafts_that_share_the_targets_noise_are_kept_as_often_as_they_can_be() -> None:
+    """Against the formula, and the final tokens against the target's distribution: a chi-square that a bias fails."""
+    vocab_size, num_samples, temperature = 8, 20_000, 1.0
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, vocab_size, generator=generator)
+    ids = torch.tensor([[[5, 0, 3, 6]]])
+    scores = torch.randn(1, 1, 4, generator=generator).sort(-1, descending=True).values
+    p = logits[0].softmax(-1)
+    q = torch.zeros(vocab_size).scatter(0, ids[0, 0], scores[0, 0].softmax(-1))
+    params = SamplingParams(temperature=temperature)
+    tokens, drafts = torch.zeros(vocab_size), torch.zeros(vocab_size)
+    num_kept = 0
+    for seed in range(num_samples):
+        noise = SharedNoise(seed)
+        sampled = Candidates(ids, scores).as_sampled([DraftSampling(noise, temperature, 9)], vocab_size)
+        [draft] = sampled.chains([1])
+        token = int(sample(logits, params, noise, 9))
+        num_kept += draft.token_ids == [token]
+        tokens[token] += 1
+        drafts[draft.token_ids[0]] += 1
+
+    def chi_square(counts: torch.Tensor) -> float:
+        return float(((counts - num_samples * p).square() / (num_samples * p)).sum())
+
+    critical = 24.3  # of 7 degrees of freedom at 0.1 %
+    assert chi_square(tokens) < critical
+    assert chi_square(drafts) > critical
+    assert (drafts[q == 0] == 0).all()
+    expected = sum(1 / float(torch.maximum(p / p[x], q / q[x]).sum()) for x in ids[0, 0].tolist())
+    assert num_kept / num_samples == pytest.approx(expected, abs=0.01)
+
+
+def test_rows_that_are_not_sampled_stay_as_they_are() -> None:
+    candidates = dependent(2)
+    plain = Candidates(candidates.token_ids, candidates.log_probs)
+    samplings = [DraftSampling(SharedNoise(3), 0.7, 5), None]
+    for some in (candidates, plain):
+        mixed = some.as_sampled(samplings, 20)
+        assert mixed.chains([SLOTS] * 2)[1] == some.chains([SLOTS] * 2)[1]
+        assert mixed.trees([SLOTS] * 2, [6, 6], COUNT)[1] == some.trees([SLOTS] * 2, [6, 6], COUNT)[1]
+        assert mixed.walk().token_ids[0].tolist() != some.walk().token_ids[0].tolist()

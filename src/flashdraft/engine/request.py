@@ -94,7 +94,8 @@ class Request:
     @property
     def draft_shape(self) -> DraftShape:
         """What it asks of the drafter."""
-        return DraftShape(self.block_size - 1, self.tree_size - 1 if self.tree_size > 1 else None)
+        size = self.tree_size - 1 if self.tree_size > 1 else None
+        return DraftShape(self.block_size - 1, size, self.answer.draft_sampling)
 
     @property
     def draft_row(self) -> CacheRow:

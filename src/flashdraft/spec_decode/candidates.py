@@ -15,7 +15,10 @@ from torch import Tensor
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
+
+NUM_SAMPLED = 16  # candidates of a slot for sampled tokens, where no selector says how many
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,30 @@ class Candidates:
                 scores = behind[:, slot + 1].gather(1, of_best).squeeze(1)
         chosen = torch.stack(places, 1)
         return Candidates(self.token_ids.gather(2, chosen), torch.stack(log_probs, 1))
+
+    def as_sampled(self, samplings: Sequence[DraftSampling | None], vocab_size: int) -> "Candidates":
+        """Best first as the target will sample: by their scores at its temperature and the noise of their positions.
+
+        ``samplings``: of each row; None: as they are. The log-probabilities are those of a softmax over all that.
+        """
+        (num_rows, slots, count), device = self.token_ids.shape, self.token_ids.device
+        noise, temperatures = (
+            torch.zeros(num_rows, slots, count, device=device),
+            torch.ones(num_rows, device=device),
+        )
+        for row, sampling in enumerate(samplings):
+            if sampling is not None:
+                positions = list(range(sampling.first_position, sampling.first_position + slots))
+                every = sampling.noise.at(positions, vocab_size, device)
+                noise[row], temperatures[row] = every.gather(1, self.token_ids[row]), sampling.temperature
+        temperatures = temperatures.view(-1, 1, 1)
+        scores = self.log_probs / temperatures + noise
+        if self.pairs is not None:
+            return Candidates(self.token_ids, scores, self.pairs / temperatures.unsqueeze(-1))
+        asked = torch.tensor([sampling is not None for sampling in samplings], device=device).view(-1, 1, 1)
+        order = scores.argsort(-1, descending=True)
+        log_probs = torch.where(asked, scores.log_softmax(-1), scores).gather(-1, order)
+        return Candidates(self.token_ids.gather(-1, order), log_probs)
 
     def chains(self, lengths: Sequence[int]) -> list[DraftTree]:
         """The first ``lengths[row]`` tokens of each row's walk as a draft."""

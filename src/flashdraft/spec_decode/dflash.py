@@ -20,7 +20,7 @@ from flashdraft.cache.paged_rows import PagedRows, new_rows
 from flashdraft.cuda.build import cuda_drafter
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.spec_decode.candidates import Candidates, candidates_of
+from flashdraft.spec_decode.candidates import NUM_SAMPLED, Candidates, candidates_of
 from flashdraft.spec_decode.drafter import Drafter, DraftShape
 from flashdraft.spec_decode.tree import DraftTree, num_ranks
 
@@ -141,10 +141,14 @@ class DFlashBatch:
         """See :class:`flashdraft.spec_decode.drafter.Drafts`: each row's chain or best tree, all from one forward."""
         depths, sizes = [shape.depth for shape in shapes], [shape.size or 0 for shape in shapes]
         blocks = [1 + depth for depth in depths]
-        if not any(sizes):
+        samplings = [shape.sampling for shape in shapes]
+        if not any(sizes) and not any(samplings):
             return self._candidates(rows, anchors, blocks, 1).chains(depths)
         count = num_ranks(max(sizes))
-        return self._candidates(rows, anchors, blocks, count).trees(depths, sizes, count)
+        found = self._candidates(rows, anchors, blocks, NUM_SAMPLED if any(samplings) else count)
+        if any(samplings):
+            found = found.as_sampled(samplings, self.drafter.target.config.vocab_size)
+        return found.trees(depths, sizes, count)
 
     def _candidates(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int

@@ -12,9 +12,19 @@ from typing import Protocol
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.sampler import SharedNoise
 from flashdraft.spec_decode.tree import DraftTree
 
 _PAGE_SIZE = 16  # of a single request's pages
+
+
+@dataclass(frozen=True)
+class DraftSampling:
+    """How the target will sample the tokens that are drafted: a drafter may choose them alike."""
+
+    noise: SharedNoise
+    temperature: float  # above 0
+    first_position: int  # of the draft's first token
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class DraftShape:
 
     depth: int
     size: int | None = None
+    sampling: DraftSampling | None = None  # None: the target takes its likeliest tokens
 
 
 class Drafts(Protocol):
