@@ -15,16 +15,14 @@ from flashdraft.bench.gpu_planning import error_range, forecast, left_out_checks
 from flashdraft.bench.planning import check_rows, median_error, plan_rows
 from flashdraft.bench.published import TARGETS, pair_configs
 from flashdraft.bench.roofline import (
-    GPUS,
     Efficiency,
-    Gpu,
     RooflineCosts,
     drafter_shape,
     mtp_shape,
-    read_gpu,
     target_shape,
 )
 from flashdraft.errors import UsageError
+from flashdraft.gpus import GPUS, Gpu, read_gpu
 from flashdraft.models.mtp import MTPConfig
 from tiny_pair import save_tiny_pair
 
@@ -205,9 +203,9 @@ def test_other_gpus_and_pairs_have_no_range_or_a_wide_one() -> None:
 
 
 def test_a_gpu_is_named_or_told_by_its_numbers() -> None:
-    assert read_gpu("h200") == read_gpu("4.8,989,450") == GPUS["H200"]
+    assert read_gpu("h200") == read_gpu("4.8,989,450,141") == GPUS["H200"]
     assert read_gpu("1,100").link == Gpu(1, 1).link
-    for wrong in ("H3000", "4.8", "1,2,3,4", "0,989", "a,b"):
+    for wrong in ("H3000", "4.8", "1,2,3,4,5", "0,989", "a,b"):
         with pytest.raises(UsageError, match="expected one of A100, H20"):
             read_gpu(wrong)
 

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from flashdraft.data.conversations import parse_conversation
+from flashdraft.data.on_policy import Document
 from flashdraft.data.prompts import collect_prompts, encode_prompts, prompt_text, read_prompts
 from flashdraft.errors import DataError
+from flashdraft.train.run import is_held_back
 from tiny_pair import TOOLS_TEMPLATE, byte_tokenizer
 
 Row = dict[str, Any]
@@ -241,3 +243,18 @@ def test_files_that_are_none_are_told(name: str, content: str, message: str, tmp
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read_prompts(tmp_path)
+
+
+def test_the_packages_own_prompts_are_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = read_prompts("sample")
+    assert len({one.messages[0]["content"] for one in prompts}) == 200
+    kinds = {
+        kind: [one for one in prompts if one.source == kind] for kind in ("math", "code", "chat", "write")
+    }
+    assert all(len(own) == 50 for own in kinds.values())
+    held_back = [one.source for one in prompts if is_held_back(Document(one.id, "", 0.0, [], [], "stop"))]
+    assert set(held_back) == set(kinds)  # every evaluation tells of each kind
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").mkdir()
+    with pytest.raises(DataError, match="no prompts found"):
+        read_prompts("sample")

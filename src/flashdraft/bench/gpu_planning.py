@@ -23,8 +23,6 @@ from flashdraft.bench.published import (
 )
 from flashdraft.bench.roofline import (
     ALL_REDUCE_S,
-    GPUS,
-    Gpu,
     Method,
     NetworkShape,
     RooflineCosts,
@@ -33,6 +31,7 @@ from flashdraft.bench.roofline import (
     target_shape,
 )
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
+from flashdraft.gpus import GPUS, Gpu
 from flashdraft.models.mtp import MTPConfig, MTPModel
 
 _LEFT_AT_EACH_END = 0.05  # of the errors

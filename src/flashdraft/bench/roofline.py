@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from flashdraft.errors import UsageError
+from flashdraft.gpus import Gpu
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig
@@ -25,45 +25,6 @@ _STATE_BYTES = 4  # states of gated delta layers are float32
 ALL_REDUCE_S = 1.5e-5  # of a small one over NVLink; assumed, no published row tells of it
 
 Method = Literal["dflash", "mtp"]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU's data sheet: dense bfloat16 (without sparsity)."""
-
-    bandwidth: float  # bytes a second
-    peak: float  # operations a second
-    link: float = 32e9  # bytes a second to its neighbours, one way; PCIe 4 where nothing is said
-
-
-GPUS = {
-    "A100": Gpu(2.039e12, 312e12, 300e9),  # NVIDIA's, SXM variants
-    "H20": Gpu(4.0e12, 148e12, 450e9),
-    "H100": Gpu(3.35e12, 989e12, 450e9),
-    "H200": Gpu(4.8e12, 989e12, 450e9),
-    "B200": Gpu(8.0e12, 2250e12, 900e9),
-    "L40S": Gpu(0.864e12, 362e12),
-    "RTX4090": Gpu(1.008e12, 165e12),
-}
-
-
-def read_gpu(told: str) -> Gpu:
-    """A GPU by name, or by its numbers: "4.8,989" or "4.8,989,450" (TB/s, TFLOPS of dense bfloat16, GB/s of its link).
-
-    Raises UsageError.
-    """
-    if told.upper() in GPUS:
-        return GPUS[told.upper()]
-    try:
-        numbers = [float(part) for part in told.split(",")]
-        if not 2 <= len(numbers) <= 3 or min(numbers) <= 0:
-            raise ValueError
-    except ValueError:
-        raise UsageError(
-            f"the GPU {told!r} is not known; expected one of {', '.join(GPUS)}, or its data sheet as TB/s,TFLOPS[,GB/s"
-            " of its link], for example 4.8,989,450"
-        ) from None
-    return Gpu(numbers[0] * 1e12, numbers[1] * 1e12, *(link * 1e9 for link in numbers[2:]))
 
 
 @dataclass(frozen=True)

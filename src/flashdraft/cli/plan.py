@@ -135,7 +135,7 @@ def _on_gpu(
     from flashdraft.bench.cost_model import AcceptanceProfile
     from flashdraft.bench.gpu_planning import accuracy_text, card_checks, forecast, pair_of, published_pair
     from flashdraft.bench.published import CARD_PAIR, acceptance_of, published_rows, read_card
-    from flashdraft.bench.roofline import read_gpu
+    from flashdraft.gpus import read_gpu
 
     shapes = published_pair(name) if name else pair_of(*folders)
     method: Method = "mtp" if folders[1] == "mtp" or "dflash" not in shapes.drafters else "dflash"

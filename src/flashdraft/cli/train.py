@@ -8,6 +8,7 @@ import typer
 from flashdraft.cli.config_options import with_config
 from flashdraft.cli.options import DeviceOption, DtypeOption, ModelOption
 from flashdraft.cli.train_data import TrainData, num_answers, show_answers
+from flashdraft.cli.train_forecast import DryRun
 from flashdraft.train.config import TrainConfig
 
 Features = Annotated[
@@ -27,9 +28,11 @@ Pause = Annotated[float, typer.Option("--pause-minutes", help="Stop after this l
 
 @with_config(TrainConfig, panel="Training")
 @with_config(TrainData, panel="Data", parameter="data")
+@with_config(DryRun, panel="Before it starts", parameter="before")
 def train(
     config: TrainConfig,
     data: TrainData,
+    before: DryRun,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; running again resumes it.")],
     target: ModelOption = "embedded",
     init: Annotated[str | None, typer.Option("--init", help="Start from this drafter's weights.")] = None,
@@ -46,12 +49,11 @@ def train(
     \b
     Examples:
       flashdraft train --prompts prompts/ --limit 2000 --max-minutes 60 --out runs/first
-      flashdraft train --prompts ultrachat_200k/ --split train_sft --out runs/chat
+      flashdraft train --prompts ultrachat_200k/ --split train_sft --dry-run --gpu H200 --gpus 8 --out runs/chat
       flashdraft train --prompts prompts/ --out runs/big --device cuda --dtype bfloat16 \\
           --answer-rows 4096 --rows-per-step 48 --blocks-per-row 128 --total-blocks 100000000
       torchrun --nproc-per-node 8 -m flashdraft train --answers runs/big/answers --out runs/eight \\
           --device cuda --dtype bfloat16 --rows-per-step 64
-      flashdraft generate --draft runs/first/drafter "Why is the sky blue?"
     """
     from flashdraft.cli.train_screen import STOPPED, asked_to_stop, interruptible, watched
     from flashdraft.train.ranks import ranks_of_launch
@@ -61,9 +63,12 @@ def train(
     folders = list(data.answers or [])
     if init is None and not data.answers_only:
         check_shape(target, config)
+    if before.dry_run:
+        before.show(target, config, data, features)
+        return
     if data.prompts is not None:
         answering = data.on_policy(target, config.seed)
-        asked = data.asked(answering)
+        asked, _ = data.report(answering)
         folders.append(out / "answers")
         with interruptible(lambda: num_answers(out / "answers")):
             make_answers(answering, asked, out / "answers", device, dtype, init, data.rollout())
@@ -79,11 +84,8 @@ def train(
     ):
         places = target, folders, out, config, device, dtype, init
         drafter = train_drafter(*places, tell, pause_minutes, features, ranks, stop)
-        was_stopped = stop()
-    if was_stopped:
+    if stop():
         typer.echo(f"stopped: state and drafter are saved in {out}; the same command goes on from there")
         raise typer.Exit(STOPPED)
     if ranks.is_first:
-        typer.echo(
-            f"the drafter is in {drafter}, with a model card; hf upload USER/NAME {drafter} publishes it"
-        )
+        typer.echo(f"the drafter is in {drafter}, with a model card; hf upload USER/NAME {drafter}")

@@ -12,6 +12,7 @@ from flashdraft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from flashdraft.data.on_policy import OnPolicyConfig
+    from flashdraft.data.prompt_report import PromptReport
     from flashdraft.data.prompts import Prompt
     from flashdraft.train.run import Rollout
 
@@ -27,7 +28,7 @@ class TrainData:
     prompts: Path | None = field(
         default=None,
         metadata=_help(
-            "Chat data, a file or a folder: JSON lines, JSON, Parquet or of the datasets library."
+            "Chat data, a file or folder: JSON lines, JSON, Parquet, of the datasets library; sample: 200 of our own."
         ),
     )
     answers: list[Path] | None = field(
@@ -94,8 +95,8 @@ class TrainData:
         named = self.rollout_model, self.rollout_key
         return Rollout(self.rollout_url, *named) if self.rollout_url else None
 
-    def asked(self, config: "OnPolicyConfig") -> list["Prompt"]:
-        """The prompts to ask, behind the report on them.
+    def report(self, config: "OnPolicyConfig") -> "tuple[list[Prompt], PromptReport]":
+        """The prompts to ask, and the report on them, which is printed.
 
         Raises DataError for files that cannot be read, and for bad rows that are not to be skipped.
         """
@@ -117,7 +118,7 @@ class TrainData:
             )
         if not report.num_prompts:
             raise DataError("no prompt is left to ask; give other --prompts")
-        return asked
+        return asked, report
 
 
 def show_answers(folder: Path, max_new_tokens: int) -> None:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from flashdraft.errors import DataError
 
+SAMPLE = "sample"  # the name of the prompts that come with the package
 _LINES = (".jsonl", ".jsonl.gz")
 _JSON = (".json", ".json.gz")
 _TABLES = (".parquet", ".arrow")
@@ -42,29 +44,31 @@ class Row:
 
 
 def read_rows(path: str | Path, split: str | None = None) -> Iterator[Row]:
-    """The rows of a file, or of every file of a folder in name order.
+    """The rows of a file, of every file of a folder in name order, or of the package's own prompts ("sample").
 
     ``split``: of a folder that holds several, as datasets' folders and the hub's Parquet shards do. Raises DataError
     for a path without such files, for several splits of which none is named, and for a file that cannot be read.
     """
     path = Path(path)
+    if str(path) == SAMPLE and not path.exists():
+        path = Path(str(files("flashdraft.data") / "sample_prompts.jsonl"))
     if not path.is_dir() and not (path.is_file() and _is_data(path)):
         raise _nothing(path)
-    for file in _files(path, split) if path.is_dir() else [path]:
+    for file in _files_of(path, split) if path.is_dir() else [path]:
         yield from _read_file(file)
 
 
 def _nothing(path: Path) -> DataError:
     found = "no such file" if not path.exists() else "no prompts found"
     names = ", ".join([*_LINES, *_JSON, *_TABLES])
-    return DataError(f"{path}: {found}; expected a {names} file, or a folder of them")
+    return DataError(f"{path}: {found}; expected a {names} file, a folder of them, or {SAMPLE}")
 
 
 def _is_data(file: Path) -> bool:
     return file.name.endswith((*_LINES, *_JSON, *_TABLES)) and file.name not in _NO_ROWS
 
 
-def _files(folder: Path, split: str | None) -> list[Path]:
+def _files_of(folder: Path, split: str | None) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():  # DatasetDict.save_to_disk: a folder a split
         splits = {one.name: _data_files(one) for one in sorted(folder.iterdir()) if one.is_dir()}
         return _choose(folder, splits, split)

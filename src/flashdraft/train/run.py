@@ -274,7 +274,7 @@ def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Net
 
 def _shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig | MTPConfig:
     if config.method != "mtp":
-        return _dflash_shape(target, tokenizer, config)
+        return dflash_shape(target, tokenizer, config)
     layer = copy.deepcopy(target.config)
     if config.intermediate_size is not None:
         if not hasattr(layer, "intermediate_size"):
@@ -294,7 +294,8 @@ def _dense_width(config: Any) -> int:
     return int(getattr(config, "intermediate_size", None) or 3 * config.hidden_size)
 
 
-def _dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig:
+def dflash_shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig:
+    """Of a new DFlash drafter. Raises UsageError where there is no such shape."""
     theirs = target.config
     mask_token_id = config.mask_token_id
     if mask_token_id is None:
