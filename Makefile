@@ -19,7 +19,7 @@ TRITON_FOLDER := $(VENV)/interpreter
 TRITON_READY := $(TRITON_FOLDER)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check fix bench clean
+.PHONY: help setup demo test fuzz check fix bench docs clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -58,8 +58,11 @@ bench: $(READY)  ## the model card's tables for the embedded pair: hours; goes o
 	  --methods ar,ngram:8,mtp,dflash,auto --out $(CARD)
 	$(BIN)/flashdraft report $(CARD) --title "SmolLM2-135M-Instruct and its drafter"
 
+docs: $(READY)  ## build the documentation into site/
+	$(BIN)/python -m sphinx -W -q docs site
+
 clean:  ## remove caches and build leftovers (the environment: rm -rf .venv)
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml Makefile

@@ -1,6 +1,7 @@
 """README and docs/: links that lead somewhere, and tables that are what the result files say."""
 
 import re
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +62,13 @@ def test_every_guide_is_reached_from_the_index() -> None:
     assert not missing, f"docs/index.md does not name {sorted(missing)}"
 
 
+def test_every_benchmark_is_in_the_list() -> None:
+    told = (REPO / "benchmarks/README.md").read_text()
+    scripts = {file.name for file in (REPO / "benchmarks").glob("*.py")}
+    missing = {name for name in scripts if f"`{name}`" not in told}
+    assert not missing, f"benchmarks/README.md does not name {sorted(missing)}: question, command, result, date"
+
+
 def test_tables_are_what_the_result_files_say(tables: Any) -> None:
     stale = [str(page.relative_to(REPO)) for page in tables.stale_pages()]
     assert not stale, f"run benchmarks/tables.py: {stale}"
@@ -77,3 +85,17 @@ def test_a_changed_figure_is_found(tables: Any) -> None:
 def test_an_unknown_table_is_an_error(tables: Any) -> None:
     with pytest.raises(KeyError, match="no-such"):
         tables.filled("<!-- table: no-such -->\n<!-- /table -->")
+
+
+def test_the_site_is_built_without_a_warning_and_has_the_api(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", REPO / "docs", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "reference/api.html").read_text()
+    for name in (
+        "flashdraft.llm.LLM.generate",
+        "flashdraft.sampling_params.SamplingParams.top_p",
+        "Drafts.propose",
+    ):
+        assert f'{name}"' in api, name
+    assert "class LastTime" in re.sub("<[^>]*>", "", (tmp_path / "how-to/own-drafter.html").read_text())
