@@ -15,4 +15,9 @@ python_display_short_literal_types = True
 # A Markdown docstring's ``name`` is reStructuredText too; single backticks are names as well.
 default_role = "code"
 # Pages link to folders and files of the repository that are no pages; tests/test_docs.py follows every link.
-suppress_warnings = ["myst.xref_missing", "autodoc.import_object", "misc.highlighting_failure"]
+suppress_warnings = [
+    "toc.not_included",
+    "myst.xref_missing",
+    "autodoc.import_object",
+    "misc.highlighting_failure",
+]

@@ -66,7 +66,9 @@ def test_every_benchmark_is_in_the_list() -> None:
     told = (REPO / "benchmarks/README.md").read_text()
     scripts = {file.name for file in (REPO / "benchmarks").glob("*.py")}
     missing = {name for name in scripts if f"`{name}`" not in told}
-    assert not missing, f"benchmarks/README.md does not name {sorted(missing)}: question, command, result, date"
+    assert not missing, (
+        f"benchmarks/README.md does not name {sorted(missing)}: question, command, result, date"
+    )
 
 
 def test_tables_are_what_the_result_files_say(tables: Any) -> None:
