@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from flashdraft.bench.config import BenchConfig
 from flashdraft.bench.lossless import Difference
 from flashdraft.bench.report import json_document, markdown, summary
 from flashdraft.bench.results import BenchRow, Measurement, aggregate, repeated_share
 from flashdraft.bench.rows_file import Results
+from flashdraft.bench.tables import card_table
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 PLAIN_1 = Measurement(
@@ -230,3 +232,15 @@ def test_the_summary_is_five_lines_over_all_tasks() -> None:
     slower = [replace(m, wall_s=m.wall_s * (1 if m.method == "AR" else 9)) for m in ALL]
     assert "1 at once plain decoding, 1.00x" in summary(aggregate(slower), RESULTS)
     assert "nothing beside plain decoding ran" in summary(aggregate([PLAIN_1, PLAIN_2]), RESULTS)
+
+
+def test_rows_stand_beside_the_published_card() -> None:
+    plain, drafted = aggregate(ALL)
+    drafted = replace(drafted, method="DFlash", block_size=8)
+    other = replace(drafted, task="mbpp")
+    lines = card_table([plain, drafted, other]).splitlines()[2:]
+    assert lines[0] == "| gsm8k | 1 | AR | – | – | 0.9 | 83 | 1.00x | 1.00x |"
+    assert lines[1] == "| gsm8k | 1 | DFlash B8 | 2.00 | 5.57 | 1.2 | 301 | 1.30x | 3.63x |"
+    assert lines[2] == "| mbpp | 1 | DFlash B8 | 2.00 | 5.60 | 1.2 | – | 1.30x | – |"
+    asked = replace(BenchConfig(), max_tokens=12).card()
+    assert (asked.max_tokens, asked.concurrency, asked.thinking) == (12, "32,16,8,1", "on")

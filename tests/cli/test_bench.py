@@ -7,6 +7,7 @@ import pytest
 
 from command_line import Run
 from flashdraft.checkpoint.load import load_target, save_drafter
+from tiny_pair import save_tiny_pair
 from toys import toy_mtp
 
 SMALL = ["--tasks", "gsm8k,mt-bench", "--limit", "1", "--max-tokens", "12", "--block-sizes", "8,4"]
@@ -123,3 +124,25 @@ def test_what_cannot_be_measured_is_refused(run: Run, pair: list[str], option: s
     assert result.exit_code == 2
     assert f"{option} " in result.stderr
     assert "expected" in result.stderr
+
+
+def test_the_card_is_rehearsed_with_random_weights_and_goes_on(run: Run, tmp_path: Path) -> None:
+    target, drafter = save_tiny_pair(tmp_path / "pair", block_size=16)
+    asked = ["bench", "--card", target, "--draft", drafter, "--dtype", "float32", "--concurrency", "2,1"]
+    asked += ["--limit", "1", "--max-tokens", "8", "--tasks", "gsm8k,mbpp"]
+    refused = run(*asked)
+    assert (refused.exit_code, "name one with --out" in refused.stderr) == (2, True)
+    done = run(*asked, "--out", str(tmp_path / "card"))
+    assert done.exit_code == 0, done.stderr
+    assert "without method mtp: " in done.stderr
+    report = (tmp_path / "card" / "report.md").read_text()
+    for said in (
+        "## Beside the published card",
+        "| gsm8k | 2 | DFlash B16 |",
+        "| mbpp | 1 | DFlash B8 |",
+        "| 83 |",
+    ):
+        assert said in report
+    rows = (tmp_path / "card" / "rows.jsonl").read_text()
+    assert run(*asked, "--out", str(tmp_path / "card")).exit_code == 0
+    assert (tmp_path / "card" / "rows.jsonl").read_text().count('"task"') == rows.count('"task"')

@@ -12,6 +12,7 @@ from flashdraft.spec_decode.simulated import SimulatedAcceptance
 MIXED = "mixed"
 _QUICK: dict[str, int] = {"limit": 2, "max_tokens": 48, "repeats": 1}
 _QUICK_CONCURRENCY = 8
+_CARD: dict[str, Any] = {"limit": 128, "max_tokens": 4096, "concurrency": "32,16,8,1", "thinking": "on"}
 
 
 def _described(default: Any, text: str) -> Any:
@@ -89,6 +90,13 @@ class BenchConfig:
         fewer: dict[str, Any] = {name: min(getattr(self, name), most) for name, most in _QUICK.items()}
         kept = [str(one) for one in self.concurrencies if one <= _QUICK_CONCURRENCY]
         return replace(self, **fewer, concurrency=",".join(kept or [str(_QUICK_CONCURRENCY)]))
+
+    def card(self) -> "BenchConfig":
+        """As the model card was measured, but for what was asked otherwise."""
+        usual, asked = BenchConfig(), _CARD.items()
+        return replace(
+            self, **{name: value for name, value in asked if getattr(self, name) == getattr(usual, name)}
+        )
 
     def prompts(self) -> dict[str, list[BenchPrompt]]:
         """The prompts of each task in the source's order, as many as are needed at most."""

@@ -1,8 +1,8 @@
 """Published measurements of DFlash on GPUs, and the shapes of their pairs: what the roofline is fitted to.
 
 All are greedy answers of SGLang on one B200. DFlash (arXiv 2602.06036v2), tables 3 and 11; table 11 names no GPU in
-what we have of it and is read as a B200's. data/card.jsonl: three of the five tasks of the model card of
-z-lab/Qwen3.5-27B-DFlash, thinking, at most 4,096 tokens. How long the answers were is not told; ``job`` is a guess
+what we have of it and is read as a B200's. data/card.jsonl: the model card of z-lab/Qwen3.5-27B-DFlash, thinking, at
+most 4,096 tokens, speeds of three of its five tasks. How long the answers were is not told; ``job`` is a guess
 that matters little (what an output token costs beside its step is fitted for each task).
 """
 
@@ -117,6 +117,14 @@ def read_card(file: Path) -> list[PublishedRow]:
             " concurrency, acceptance_length and output_tokens_per_s"
         ) from None
     return rows
+
+
+@cache
+def card_acceptance() -> dict[tuple[str, str, int], float]:
+    """Acceptance lengths of the card by task, method and block size: of all five tasks."""
+    lines = files("flashdraft.bench").joinpath("data", "card.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {(one["task"], one["method"], one["block_size"]): one["acceptance_length"] for one in rows}
 
 
 def acceptance_of(rows: Sequence[PublishedRow], pair: str, method: str) -> dict[int, float]:

@@ -6,6 +6,7 @@ from statistics import fmean
 from flashdraft.admission import AUTO, BlockSize
 from flashdraft.bench.latency import Percentiles
 from flashdraft.bench.online import OnlineRow
+from flashdraft.bench.published import card_acceptance, published_rows
 from flashdraft.bench.results import BASELINE, BenchRow
 
 Column = tuple[str, BlockSize]  # method, block size
@@ -222,6 +223,46 @@ def lossless_table(rows: Sequence[BenchRow]) -> str:
             "looping answers": lambda row: str(row.num_looping),
         },
     )
+
+
+def card_table(rows: Sequence[BenchRow]) -> str:
+    """Acceptance length, tokens a second and speed-up beside the published card's; a dash where it tells nothing."""
+    lengths = card_acceptance()
+    speeds = {
+        (one.task, one.method, one.block_size, one.concurrency): one.tokens_per_s
+        for one in published_rows()
+        if one.source == "model card"
+    }
+    lines = []
+    for row in rows:
+        key = row.task, row.method.lower(), row.block_size if isinstance(row.block_size, int) else 0
+        told, plain = speeds.get((*key, row.concurrency)), speeds.get((row.task, "ar", 1, row.concurrency))
+        found_of_plain = row.method == BASELINE
+        lines.append(
+            [
+                row.task,
+                str(row.concurrency),
+                method_label(row.method, row.block_size),
+                MISSING if found_of_plain else f"{row.acceptance_length:.2f}",
+                MISSING if found_of_plain else number(lengths.get(key), ".2f"),
+                f"{row.output_tokens_per_s:.1f}",
+                number(told, ".0f"),
+                f"{row.speedup:.2f}x",
+                number(told / plain if told and plain else None, ".2f", unit="x"),
+            ]
+        )
+    header = [
+        "task",
+        "concurrency",
+        "method",
+        "acceptance length",
+        "card",
+        "tokens/s",
+        "card",
+        "speed-up",
+        "card",
+    ]
+    return table(header, lines)
 
 
 def accuracy_table(rows: Sequence[BenchRow]) -> str:

@@ -40,7 +40,7 @@ from flashdraft.cli.options import (
     QuantizationOption,
     open_llm,
 )
-from flashdraft.errors import UsageError
+from flashdraft.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from flashdraft.bench.offline import Chunk, OfflineBench
@@ -66,6 +66,22 @@ MethodsOption = Annotated[
 ]
 
 
+CardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--card",
+        help="This target as the published model card was measured: five tasks, ar, mtp and dflash, thinking, 4,096"
+        " tokens, 1 to 32 requests; options that you give stay. Needs --out.",
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder of rows.jsonl and report.md; running again goes on.")
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Tell on stderr why the controller chose its blocks.")
+]
+
+
 @with_config(BenchConfig, panel="Workload")
 def bench(
     config: BenchConfig,
@@ -78,13 +94,9 @@ def bench(
     dtype: DtypeOption = "bfloat16",
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Tell on stderr why the controller chose its blocks.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of rows.jsonl and report.md; running again goes on."),
-    ] = None,
+    explain: ExplainOption = False,
+    out: OutOption = None,
+    card: CardOption = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
     api_key: KeyOption = None,
@@ -104,9 +116,12 @@ def bench(
       flashdraft bench --methods dflash,tree --draft-tree 16,32,64
       flashdraft bench --methods ar,ngram,dflash --concurrency 1,8,16,32 --out results/embedded
       flashdraft bench --draft dflash=my/drafter --draft mtp=my/mtp --tasks gsm8k,mbpp --limit 10 --json
+      flashdraft bench --card Qwen/Qwen3.5-27B --draft z-lab/Qwen3.5-27B-DFlash --device cuda --out results/27b
       flashdraft bench --url http://localhost:8000 --concurrency 1,8 --ttft-target-ms 500 --tpot-target-ms 50
     """
     config = config.quick() if quick else config
+    if card:
+        model, methods, config = card, methods or _card_methods(card, out), config.card()
     if url:
         said = ServerOptions(url, api_key, rate, ttft_target_ms, tpot_target_ms, label)
         return bench_server(config, said, _progress, out, as_json)
@@ -122,6 +137,7 @@ def bench(
         explain,
         out,
         as_json,
+        card is not None,
     )
 
 
@@ -137,6 +153,7 @@ def _bench_here(
     explain: bool,
     out: Path | None,
     as_json: bool,
+    is_card: bool,
 ) -> None:
     """Measure in this process."""
     from flashdraft.bench.accuracy import math_grader
@@ -158,6 +175,7 @@ def _bench_here(
     chosen = choose_methods(wanted or _default_methods(drafters), block_sizes, drafters, tree_sizes)
     settings = {"model": model, "draft": draft or "default", "dtype": dtype} | asdict(config)
     settings |= {"quantization": quantization} if quantization else {}
+    settings |= {"card": True} if is_card else {}
     settings["methods"] = [method_label(method.name, method.block_size) for method in chosen]
     provenance = collect_provenance(device) | {"final answers": math_grader()}
     rows = RowsFile(out / "rows.jsonl" if out else None, settings, provenance)
@@ -175,6 +193,20 @@ def _bench_here(
     if explain and any(method.name == "auto" for method in chosen):
         typer.echo(run.explain(rows.results.measurements), err=True)
     _present(rows.results, out, as_json)
+
+
+def _card_methods(target: str, out: Path | None) -> str:
+    """The card's methods; MTP where the target has a head of its own."""
+    from flashdraft.checkpoint.load import load_own_mtp, outline_target
+
+    if out is None:
+        raise UsageError("--card takes hours and is resumed from its folder; name one with --out")
+    try:
+        load_own_mtp(target, outline_target(target))
+    except CheckpointError as error:
+        typer.echo(f"without method mtp: {error}", err=True)
+        return "ar,dflash"
+    return "ar,mtp,dflash"
 
 
 def _named(drafts: list[str]) -> dict[str, str]:
