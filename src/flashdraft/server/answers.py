@@ -203,6 +203,25 @@ class Response(BaseModel):
     usage: dict[str, Any]
 
 
+class MessageAnswer(Told):
+    """The answer of ``/v1/messages``."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: dict[str, int]
+
+
+class TokenCount(Told):
+    """The answer of ``/v1/messages/count_tokens``."""
+
+    input_tokens: int
+
+
 class GeneratedRow(Told):
     """One answer of ``/generate``."""
 

@@ -13,6 +13,8 @@ Json = dict[str, Any]
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
+_MESSAGES_TYPES = _TYPES | {403: "permission_error", 413: "request_too_large", 503: "overloaded_error"}
+
 
 class ApiError(Exception):
     """An answer other than 200. ``param`` names the field of the request that is wrong."""
@@ -35,12 +37,19 @@ class ApiError(Exception):
         message = str(self).encode(errors="replace").decode()  # it may quote half a surrogate pair
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """The whole answer."""
+    def response(self, path: str = "") -> Response:
+        """The whole answer, in the shape that the clients of ``path`` read."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body(), self.status, headers)
+        body = self.messages_body() if path.startswith("/v1/messages") else self.body()
+        return JSONResponse(body, self.status, headers)
+
+    def messages_body(self) -> Json:
+        """Anthropic's {"type": "error", "error": {type, message}}."""
+        usual = "api_error" if self.status >= 500 else "invalid_request_error"
+        error = {"type": _MESSAGES_TYPES.get(self.status, usual), "message": self.body()["error"]["message"]}
+        return {"type": "error", "error": error}
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -79,9 +88,9 @@ def _place(loc: tuple[int | str, ...]) -> list[str]:
     return [str(part) for part in loc if isinstance(part, int) or not _ALTERNATIVE.fullmatch(part)]
 
 
-async def answer_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler."""
-    return as_api_error(error).response()
+    return as_api_error(error).response(request.url.path)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
@@ -89,4 +98,4 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     status = int(getattr(error, "status_code", 500))
     return ApiError(
         status, f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"
-    ).response()
+    ).response(request.url.path)

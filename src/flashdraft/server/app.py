@@ -18,6 +18,7 @@ from flashdraft.server.api_errors import ApiError, answer_error, answer_http_err
 from flashdraft.server.gate import Gate
 from flashdraft.server.http_io import ClientGoneError, ends_with_client
 from flashdraft.server.logs import RequestLog
+from flashdraft.server.messages_api import count_tokens, messages
 from flashdraft.server.openai_api import chat_completions, completions
 from flashdraft.server.openapi import openapi
 from flashdraft.server.responses_api import responses
@@ -37,6 +38,8 @@ ROUTES = [
     Route("/v1/chat/completions", ends_with_client(chat_completions), methods=["POST"]),
     Route("/v1/completions", ends_with_client(completions), methods=["POST"]),
     Route("/v1/responses", ends_with_client(responses), methods=["POST"]),
+    Route("/v1/messages", ends_with_client(messages), methods=["POST"]),
+    Route("/v1/messages/count_tokens", ends_with_client(count_tokens), methods=["POST"]),
     Route("/generate", ends_with_client(generate), methods=["POST"]),
     Route("/flush_cache", flush_cache, methods=["GET", "POST"]),
     Route("/tokenize", ends_with_client(tokenize), methods=["POST"]),

@@ -32,11 +32,11 @@ class Gate:
         try:
             check_hosts(headers, self._hosts, is_page=scope["path"] in OPEN_PATHS)
             if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
-                self._check_key(headers.get("authorization", ""))
+                self._check_key(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
             self._check_size(int(headers.get("content-length", "0")))
             await self._app(scope, self._counted(receive), _as_declared(send))
         except ApiError as error:
-            await error.response()(scope, receive, _as_declared(send))
+            await error.response(scope["path"])(scope, receive, _as_declared(send))
 
     def _check_key(self, authorization: str) -> None:
         scheme, _, key = authorization.partition(" ")

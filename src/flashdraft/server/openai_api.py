@@ -7,16 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.server.answer_parts import Thinking, thinking_of
-from flashdraft.server.api_errors import ApiError
+from flashdraft.server.chat import last_tokens, prepare_chat
 from flashdraft.server.handlers import answer_len, check_model, respond, service_of
 from flashdraft.server.http_io import read_json
 from flashdraft.server.openai_form import ChatForm, Echo, Form, TextForm
-from flashdraft.server.prompts import encode_chat, encode_text, prompt_end, with_effort
+from flashdraft.server.prompts import encode_text
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, OpenAIRequest
 from flashdraft.server.service import Service, Wish
-from flashdraft.server.structured import behind_thoughts
-from flashdraft.server.tool_choice import ToolChoice, tool_choice_of
 from flashdraft.server.unsupported import refuse_unsupported
 
 _DEFAULT_COMPLETION_LEN = 16  # OpenAI's
@@ -29,26 +26,11 @@ async def chat_completions(request: Request) -> Response:
     asked = ChatRequest.model_validate(body)
     service = service_of(request)
     check_model(service, asked.model)
-    tokenizer = service.tokenizer
-    choice = tool_choice_of(asked, tokenizer)
-    service.admit(asked.n or 1)
-    prompt = await encode_chat(
-        service,
-        asked.messages,
-        with_effort(tokenizer, asked.chat_template_kwargs, asked.reasoning_effort),
-        choice.shown,
-        add_special_tokens=bool(asked.add_special_tokens),
+    prepared = await prepare_chat(service, asked, asked.max_completion_tokens or asked.max_tokens)
+    form = ChatForm(
+        service, asked, prepared.thinking, prepared.choice.callable, asked.num_logprobs is not None
     )
-    prompt = _last(prompt, asked)
-    thinking = thinking_of(tokenizer.chat_template, prompt_end(tokenizer, prompt))
-    params = _params(service, asked, prompt, asked.max_completion_tokens or asked.max_tokens)
-    said = tuple(message.model_dump(exclude_none=True) for message in asked.messages)
-    wishes = [
-        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.block_size, messages=said)
-        for one in params
-    ]
-    form = ChatForm(service, asked, thinking, choice.callable, asked.num_logprobs is not None)
-    return await _run(service, asked, wishes, form)
+    return await _run(service, asked, prepared.wishes, form)
 
 
 async def completions(request: Request) -> Response:
@@ -66,7 +48,7 @@ async def completions(request: Request) -> Response:
     for said in prompts:
         with_special = asked.add_special_tokens is not False
         prompt = await encode_text(service, said, with_special) if isinstance(said, str) else said
-        kept = _last(prompt, asked)
+        kept = last_tokens(prompt, asked)
         if len(kept) < len(prompt):
             said, prompt = kept, kept
         length = _DEFAULT_COMPLETION_LEN if asked.max_tokens is None else asked.max_tokens
@@ -77,20 +59,6 @@ async def completions(request: Request) -> Response:
             echoes.append(Echo(said if isinstance(said, str) else None, prompt))
     form = TextForm(service, asked, echoes, asked.num_logprobs is not None)
     return await _run(service, asked, wishes, form)
-
-
-def _chat_params(
-    params: SamplingParams, asked: ChatRequest, choice: ToolChoice, thinking: Thinking
-) -> SamplingParams:
-    """With what only a chat can ask for. A grammar begins behind the thoughts."""
-    if params.grammar and choice.grammar and not asked.wants_json:
-        raise ApiError(400, "a grammar and tool_choice both say what the answer is", "tool_choice")
-    grammar = choice.grammar or params.grammar
-    return behind_thoughts(replace(params, grammar=grammar, logprobs=asked.num_logprobs), thinking)
-
-
-def _last(prompt: list[int], asked: OpenAIRequest) -> list[int]:
-    return prompt[-asked.truncate_prompt_tokens :] if asked.truncate_prompt_tokens else prompt
 
 
 def _each_prompt(prompt: Any) -> list[Any]:

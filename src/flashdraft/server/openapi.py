@@ -12,6 +12,7 @@ from flashdraft import __version__
 from flashdraft.server import answers
 from flashdraft.server.api_errors import Json
 from flashdraft.server.handlers import service_of
+from flashdraft.server.messages_api import CountTokensRequest, MessagesRequest
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from flashdraft.server.responses_api import ResponsesRequest
 from flashdraft.server.sglang_api import GenerateRequest
@@ -79,6 +80,23 @@ OPERATIONS = [
         ResponsesRequest,
         {"input": "Hello", "max_output_tokens": 4},
         streams=True,
+    ),
+    Operation(
+        "/v1/messages",
+        "post",
+        "Answer a conversation, as Anthropic's",
+        answers.MessageAnswer,
+        MessagesRequest,
+        {"messages": _MESSAGES, "max_tokens": 4},
+        streams=True,
+    ),
+    Operation(
+        "/v1/messages/count_tokens",
+        "post",
+        "Count a conversation's tokens",
+        answers.TokenCount,
+        CountTokensRequest,
+        {"messages": _MESSAGES},
     ),
     Operation(
         "/generate",

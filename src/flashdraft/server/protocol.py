@@ -67,6 +67,9 @@ class SamplingFields(GrammarFields):
         return [SamplingParams(**(values | {"seed": seed})) for seed in seeds]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class StreamOptions(Fields):
     """``include_usage``: one more chunk at the end, with the usage and the account of speculation."""
 
@@ -187,7 +190,7 @@ class ChatRequest(OpenAIRequest):
     max_completion_tokens: Count | None = None
     add_special_tokens: bool | None = None  # vLLM's; None: false, for the template has them
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None

@@ -147,6 +147,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "previous_input_messages": (),
     "tools_choice": (),
     "task": (),
+    "container": (),
+    "mcp_servers": ([],),
     "access_programs": ([],),
     "background_options": (),
     "image": (),
@@ -193,6 +195,12 @@ TOLERATED = {
     "stop_strs",
     "store",
     "user",
+    "user_profile_id",
+    "workspace_id",
+    "inference_geo",
+    "cache_control",
+    "diagnostics",
+    "speed",
 }
 
 

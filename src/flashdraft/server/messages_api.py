@@ -1,0 +1,204 @@
+"""``/v1/messages`` and its ``count_tokens``: Anthropic's way of asking, turned into a chat."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from flashdraft.server.api_errors import ApiError, Json
+from flashdraft.server.chat import encode_prompt, prepare_chat
+from flashdraft.server.fields import MAX_STOPS, BlockSizeField, Count, Fields, StopText
+from flashdraft.server.handlers import check_model, respond, service_of
+from flashdraft.server.http_io import read_json
+from flashdraft.server.messages_form import MessageForm
+from flashdraft.server.protocol import ChatRequest
+from flashdraft.server.tool_choice import tool_choice_of
+from flashdraft.server.unsupported import refuse_unsupported
+
+Block = dict[str, Any]
+
+
+class MessageTurn(Fields):
+    """One turn: a text, or blocks of text, thinking, tool_use and tool_result."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class MessageTool(Fields):
+    """A tool of the client's own."""
+
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class MessageToolChoice(Fields):
+    """Whether, and which, tool is to be used."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingSetting(Fields):
+    """Whether to think; ``budget_tokens`` is a hint that no model here takes."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
+
+
+class OutputFormat(Fields):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Fields):
+    """``format``: of the answer; ``effort``: of the thoughts."""
+
+    format: OutputFormat | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class CountTokensRequest(Fields):
+    """``POST /v1/messages/count_tokens``."""
+
+    model: str | None = None
+    messages: Annotated[list[MessageTurn], Field(min_length=1)]
+    system: str | list[Block] | None = None
+    tools: list[MessageTool] | None = None
+    tool_choice: MessageToolChoice | None = None
+    thinking: ThinkingSetting | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesRequest(CountTokensRequest):
+    """``POST /v1/messages``."""
+
+    max_tokens: Count
+    stop_sequences: Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    block_size: BlockSizeField | None = None
+
+
+async def messages(request: Request) -> Response:
+    """Answer a conversation."""
+    body = await read_json(request)
+    refuse_unsupported(body, MessagesRequest)
+    asked = MessagesRequest.model_validate(body)
+    service = service_of(request)
+    check_model(service, asked.model)
+    chat = _as_chat(asked, service.tokenizer)
+    prepared = await prepare_chat(service, chat, asked.max_tokens)
+    submission = await service.submit(prepared.wishes)
+    model = asked.model or service.config.model_names[0]
+    form = MessageForm(model, prepared.thinking, prepared.choice.callable)
+    return await respond(submission, bool(asked.stream), form.whole, form.events)
+
+
+async def count_tokens(request: Request) -> Response:
+    """How many tokens a conversation has."""
+    body = await read_json(request)
+    refuse_unsupported(body, CountTokensRequest)
+    asked = CountTokensRequest.model_validate(body)
+    service = service_of(request)
+    check_model(service, asked.model)
+    chat = _as_chat(asked, service.tokenizer)
+    prompt = await encode_prompt(service, chat, tool_choice_of(chat, service.tokenizer))
+    return JSONResponse({"input_tokens": len(prompt)})
+
+
+def _as_chat(asked: CountTokensRequest, tokenizer: Any) -> ChatRequest:
+    """The same wish as a chat. Raises ApiError 400 for what a text model cannot have."""
+    turns: list[Json] = []
+    if asked.system:
+        turns.append({"role": "system", "content": _text(asked.system, "system")})
+    for i, turn in enumerate(asked.messages):
+        turns += _turns(turn, f"messages[{i}]")
+    values: Json = {"model": asked.model, "messages": turns, "tools": _tools(asked.tools)}
+    values |= _choice(asked.tool_choice)
+    if isinstance(asked, MessagesRequest):
+        names = ("temperature", "top_p", "top_k", "block_size")
+        values |= {name: getattr(asked, name) for name in names} | {"stop": asked.stop_sequences}
+    config = asked.output_config or OutputConfig()
+    if config.format:
+        schema = {"name": "answer", "schema": config.format.schema_}
+        values["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if asked.thinking and "enable_thinking" in (tokenizer.chat_template or ""):
+        values["chat_template_kwargs"] = {"enable_thinking": asked.thinking.type != "disabled"}
+    return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
+
+
+def _tools(tools: list[MessageTool] | None) -> list[Json] | None:
+    for i, tool in enumerate(tools or ()):
+        if tool.type not in (None, "custom"):
+            where = f"tools[{i}]"
+            raise ApiError(
+                400, f"{where} is {tool.type!r}, which runs at Anthropic's; expected your own", where
+            )
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.input_schema,
+                "strict": tool.strict,
+            },
+        }
+        for tool in tools or ()
+    ] or None
+
+
+def _choice(choice: MessageToolChoice | None) -> Json:
+    if choice is None:
+        return {}
+    told: Json = {"parallel_tool_calls": False} if choice.disable_parallel_tool_use else {}
+    if choice.type == "tool":
+        return told | {"tool_choice": {"type": "function", "function": {"name": choice.name or ""}}}
+    return told | {"tool_choice": "required" if choice.type == "any" else choice.type}
+
+
+def _turns(turn: MessageTurn, where: str) -> list[Json]:
+    """A turn as chats have it: results of tools are turns of their own, before what the user says."""
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    results: list[Json] = []
+    told: Json = {"role": turn.role}
+    for i, block in enumerate(turn.content):
+        kind, at = block.get("type"), f"{where}.content[{i}]"
+        if kind == "text":
+            told["content"] = [*told.get("content", []), {"type": "text", "text": block.get("text")}]
+        elif kind == "thinking" and turn.role == "assistant":
+            told["reasoning_content"] = told.get("reasoning_content", "") + str(block.get("thinking", ""))
+        elif kind == "tool_use" and turn.role == "assistant":
+            function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
+            call = {"id": block.get("id"), "type": "function", "function": function}
+            told["tool_calls"] = [*told.get("tool_calls", []), call]
+        elif kind == "tool_result" and turn.role == "user":
+            text = _text(block.get("content") or "", f"{at}.content")
+            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
+        else:
+            raise ApiError(
+                400, f"{at} is {kind!r} of {turn.role}; this model takes text and its tools' calls", at
+            )
+    return results + ([told] if len(told) > 1 or not results else [])
+
+
+def _text(content: str | list[Block], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    for i, block in enumerate(content):
+        if not isinstance(block, dict) or block.get("type") != "text":
+            kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+            raise ApiError(400, f"{where}[{i}] is {kind!r}; this model takes text only", f"{where}[{i}]")
+    return "\n".join(str(block.get("text", "")) for block in content)

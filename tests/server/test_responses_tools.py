@@ -1,0 +1,112 @@
+"""Responses with function calls: items in and out, as the official client and agent programs send them."""
+
+from typing import Any
+
+import openai
+import pytest
+
+from flashdraft.llm import LLM
+from scripted_server import ScriptedEngine, with_template
+from server_case import MODEL, serving
+from tiny_pair import TOOLS_TEMPLATE
+
+PARAMETERS = {"type": "object", "properties": {"cmd": {"type": "array", "items": {"type": "string"}}}}
+TOOL: Any = {"type": "function", "name": "shell", "parameters": PARAMETERS, "strict": False}
+CALL = '<tool_call>\n<function=shell>\n<parameter=cmd>\n["ls"]\n</parameter>\n</function>\n</tool_call>'
+# As Codex CLI sends a second turn.
+TURNS: Any = [
+    {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "sandbox"}]},
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "list"}]},
+    {
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "hm"}],
+        "encrypted_content": None,
+    },
+    {"type": "function_call", "name": "shell", "arguments": '{"cmd": ["ls"]}', "call_id": "c1"},
+    {"type": "function_call_output", "call_id": "c1", "output": "a.txt"},
+]
+CODEX: Any = {
+    "model": MODEL,
+    "instructions": "You are an agent.",
+    "input": TURNS,
+    "tools": [TOOL],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "reasoning": {"effort": "medium", "summary": "auto"},
+    "store": False,
+    "include": ["reasoning.encrypted_content"],
+    "prompt_cache_key": "x",
+}
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16])
+def test_a_call_is_an_item(llm: LLM, num_tokens: int) -> None:
+    other = with_template(llm, TOOLS_TEMPLATE)
+    text = f"hm</think>I look.\n{CALL}"
+    with serving(other, ScriptedEngine(other, text, num_tokens)) as running, running.openai() as client:
+        whole = client.responses.create(**CODEX)
+        assert [item.type for item in whole.output] == ["reasoning", "message", "function_call"]
+        thoughts, message, call = whole.output
+        assert (thoughts.content[0].text, message.content[0].text) == ("hm", "I look.")
+        assert (call.name, call.arguments, call.status) == ("shell", '{"cmd": ["ls"]}', "completed")
+        assert whole.tools[0].name == "shell"
+        told = list(client.responses.create(**CODEX, stream=True))
+        assert [one.sequence_number for one in told] == list(range(len(told)))
+        done = [one.item for one in told if one.type == "response.output_item.done"]
+        assert [item.type for item in done] == ["reasoning", "message", "function_call"]
+        assert told[-1].type == "response.completed"
+        last = told[-1].response.output
+        assert [item.to_dict() for item in done] == [item.to_dict() for item in last]
+        deltas = [one.delta for one in told if one.type == "response.function_call_arguments.delta"]
+        assert "".join(deltas) == call.arguments
+        with client.responses.stream(**CODEX) as stream:
+            assert stream.get_final_response().output[2].arguments == call.arguments
+
+
+def test_the_prompt_is_the_chats(llm: LLM) -> None:
+    with serving(with_template(llm, TOOLS_TEMPLATE)) as running, running.openai() as client:
+        answer = client.responses.create(**CODEX, max_output_tokens=1)
+        call = {"id": "c1", "type": "function", "function": {"name": "shell", "arguments": '{"cmd": ["ls"]}'}}
+        turns: Any = [
+            {"role": "system", "content": "You are an agent."},
+            {"role": "system", "content": "sandbox"},
+            {"role": "user", "content": "list"},
+            {"role": "assistant", "reasoning_content": "hm", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "a.txt"},
+        ]
+        tool = {"type": "function", "function": {"name": "shell", "parameters": PARAMETERS, "strict": False}}
+        chat = running.post("/v1/chat/completions", messages=turns, tools=[tool], max_tokens=1).json()
+        assert answer.usage is not None
+        assert answer.usage.input_tokens == chat["usage"]["prompt_tokens"]
+        forced = client.responses.create(
+            model=MODEL,
+            input="x",
+            tools=[TOOL],
+            tool_choice={"type": "function", "name": "shell"},
+            temperature=0,
+            max_output_tokens=900,
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+        )
+        assert [item.type for item in forced.output] == ["function_call"]
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ({"input": [{"type": "image_generation_call"}]}, "input[0] is of type 'image_generation_call'"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0] is of type 'web_search'"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id is not supported"),
+        ({"tool_choice": {"type": "mcp"}, "tools": [TOOL]}, "tool_choice is of type 'mcp'"),
+        ({"truncation": "auto"}, "truncation is not supported"),
+        (
+            {"input": [{"type": "function_call", "name": "f", "arguments": "[", "call_id": "1"}]},
+            "no JSON object",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_by_name(llm: LLM, more: dict[str, Any], part: str) -> None:
+    with serving(with_template(llm, TOOLS_TEMPLATE)) as running, running.openai() as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**({"model": MODEL, "input": "hi"} | more))
+        assert part in str(caught.value)
