@@ -19,10 +19,10 @@ TRITON_FOLDER := $(VENV)/interpreter
 TRITON_READY := $(TRITON_FOLDER)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check fix bench docs clean
+.PHONY: help setup demo test test-fast fuzz check fix bench docs clean
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## make .venv and install what requirements.lock names (at once when nothing changed)
 
@@ -38,6 +38,13 @@ FUZZ_CASES := 1000
 
 fuzz: $(READY)  ## spoil files and see each refused in one line, at length: an hour
 	FLASHDRAFT_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/checkpoint/test_malformed_files.py
+
+# What most changes break first; `make test` is what counts.
+FAST := tests/backends tests/cache tests/control tests/ops tests/spec_decode tests/engine/test_engine.py \
+  tests/engine/test_own_drafter.py tests/test_generate.py tests/test_sampler.py tests/test_house.py
+
+test-fast: $(READY)  ## run the quick tests of the core, while you work
+	$(BIN)/python -m pytest -m "not slow" $(FAST)
 
 check: $(READY)  ## lint, format and types; changes nothing
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from flashdraft.admission import AUTO, BlockSize, check_block_size, check_tree
 from flashdraft.answer import RoundEvent
+from flashdraft.backends.registry import AUTO_BACKEND, check_backend
 from flashdraft.checkpoint.embedded import drafts_among_all, served_window
 from flashdraft.checkpoint.load import (
     EMBEDDED,
@@ -72,6 +73,7 @@ class LLM:
     ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
     ``draft_tree``: tokens of a tree that is verified in place of every block, anchor included; without a
     ``block_size`` the tree is then as deep as the drafter's largest block. None: chains.
+    ``attention_backend``: how the target's steps run, "auto" or a name of backends/registry.py.
     ``draft_window_size``: tokens of the context that the drafter sees; None: 1,024 for the embedded
     one, all that it was trained to see for another.
     Raises CheckpointError or UsageError before any long work.
@@ -89,6 +91,7 @@ class LLM:
         quantization: str | None = None,
         draft_window_size: int | None = None,
         draft_tree: int | None = None,
+        attention_backend: str = AUTO_BACKEND,
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
@@ -100,7 +103,9 @@ class LLM:
             check_pair(model, draft)
         # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
         self.target = load_target(model, dtype="float32" if quantization else dtype, device=device)
-        accelerate(self.target, quantization)
+        check_backend(attention_backend)
+        if attention_backend in (AUTO_BACKEND, "native") or quantization:
+            accelerate(self.target, quantization)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             own = draft == OWN_MTP
@@ -133,7 +138,7 @@ class LLM:
         self.eos_token_ids = eos_token_ids(model)
         self._defaults = generation_defaults(model)
         self.metrics = RequestMetrics(num_requests=0)
-        self.engine_config = EngineConfig(max_running=max_running)
+        self.engine_config = EngineConfig(max_running=max_running, attention_backend=attention_backend)
 
     @property
     def max_block_size(self) -> int:

@@ -56,7 +56,11 @@ def test_flags_of_vllm_and_sglang_mean_ours(run: Run, argv: tuple[str, ...]) -> 
         (("--speculative-config", VLLM, "--block-size", "8"), "say it once"),
         (("--mem-fraction-static", "0.8"), "--mem-fraction-static"),
         (("--tp-size", "2"), "--tp-size"),
-        (("--attention-backend", "fa3"), "--attention-backend"),
+        (
+            ("--attention-backend", "fa3"),
+            "attention backend is 'fa3'; expected auto or one of: cuda, graphs, native, eager",
+        ),
+        (("--speculative-draft-attention-backend", "fa3"), "--speculative-draft-attention-backend"),
         (("--trust-remote-code",), "--trust-remote-code"),
         (("--revision", "main"), "--revision is for a hub model"),
         (("--max-total-tokens", "3"), "--max-total-tokens is 3"),

@@ -106,6 +106,7 @@ def run_arriving_at_random(
     return tokens, aborted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_200_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(prefix_caching: bool) -> None:
     rng = random.Random(7)
@@ -143,6 +144,7 @@ def test_what_was_preempted_is_computed_again_in_chunks_that_end_within_its_answ
     assert list(tokens.values()) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ngram", "none"])
 def test_other_drafters_equal_the_oracle(kind: str) -> None:
     rng = random.Random(3)
@@ -160,6 +162,7 @@ def test_other_drafters_equal_the_oracle(kind: str) -> None:
         assert engine.metrics.acceptance_length > 1.1
 
 
+@pytest.mark.slow
 def test_the_drafts_themselves_do_not_depend_on_the_batch() -> None:
     """Block 3 beside block 8 drafts what it drafts alone: accepted and drafted counts equal generate.py's."""
     rng = random.Random(1)
@@ -269,6 +272,7 @@ def test_what_cannot_be_served_is_refused_at_once() -> None:
         EngineConfig(max_running=0)
 
 
+@pytest.mark.slow
 def test_many_requests_leave_nothing_behind() -> None:
     target, drafter = pair()
     engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=40, max_running=8))

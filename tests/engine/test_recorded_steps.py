@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashdraft.backends.graphs import GraphBackend
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache import paged_kv_cache
 from flashdraft.cache.dense_source import block_masks
@@ -18,7 +19,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import measure_costs
 from flashdraft.generate import generate
-from flashdraft.models.base import TargetOutput
+from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.candidates import Candidates
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -70,7 +71,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         made(self, *args)
         self.records = True
 
+    def why_not(_cls: type[GraphBackend], target: TargetModel) -> str | None:
+        return None if target.is_recordable else "it asks the host"
+
     Rerun.num_replays = 0
+    monkeypatch.setattr(GraphBackend, "why_not", classmethod(why_not))
     monkeypatch.setattr(GatheredRows, "__init__", records)
     monkeypatch.setattr(paged_kv_cache, "Recorded", Rerun)
 

@@ -63,6 +63,7 @@ def test_drafts_are_the_definitions() -> None:
         assert state.chain(text[-1], 7) == drafted_by_definition(target, drafter, text, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [2, 3, 7, 16])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_drafts_do_not_change_the_tokens(block_size: int, temperature: float) -> None:
@@ -74,6 +75,7 @@ def test_drafts_do_not_change_the_tokens(block_size: int, temperature: float) ->
         assert generate(target, drafter, prompt, params, block_size).token_ids == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_mixed_requests_with_preemptions_equal_the_oracle(prefix_caching: bool) -> None:
     rng = random.Random(5)
@@ -94,6 +96,7 @@ def test_mixed_requests_with_preemptions_equal_the_oracle(prefix_caching: bool) 
     assert not engine.runner.drafter.last_hidden  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_drafts_themselves_do_not_depend_on_the_batch_nor_on_a_found_prefix() -> None:
     rng = random.Random(1)
     target, drafter = pair()

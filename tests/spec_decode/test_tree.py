@@ -231,6 +231,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_seed_is_one_text_plain_in_chains_and_in_trees(name: str, setting: str) -> None:

@@ -96,6 +96,12 @@ class ServeOptions:
     max_running_requests: Annotated[
         int, _engine("--max-running-requests", "--max-num-seqs", help="Answers decoded at one time.")
     ] = 32
+    attention_backend: Annotated[
+        str,
+        _engine(
+            "--attention-backend", help="How the target's steps run: auto, cuda, graphs, native or eager."
+        ),
+    ] = "auto"
     max_num_batched_tokens: Annotated[
         int,
         _engine("--max-num-batched-tokens", help="Tokens of one step: blocks first, then prompts in chunks."),
@@ -184,9 +190,7 @@ class ServeOptions:
     mem_fraction_static: Annotated[
         float | None, _foreign("--mem-fraction-static", "--gpu-memory-utilization")
     ] = None
-    attention_backend: Annotated[
-        str | None, _foreign("--attention-backend", "--speculative-draft-attention-backend")
-    ] = None
+    draft_attention_backend: Annotated[str | None, _foreign("--speculative-draft-attention-backend")] = None
     mamba_scheduler_strategy: Annotated[
         str | None, _foreign("--mamba-scheduler-strategy", "--mamba-radix-cache-strategy")
     ] = None

@@ -26,6 +26,7 @@ _AS_GIVEN = (
     *("revision", "draft_tree", "dtype", "quantization", "device", "host", "port", "draft_window_size"),
     *(
         "allowed_hosts",
+        "attention_backend",
         "context_length",
         "max_num_batched_tokens",
         "max_total_tokens",
@@ -72,9 +73,9 @@ def _speculation(options: ServeOptions) -> Speculation:
                 options.mem_fraction_static,
                 "the cache's size is told in tokens, by --max-total-tokens; --dry-run prints the memory plan",
             ),
-            "--attention-backend": (
-                options.attention_backend,
-                "attention takes the form that suits its mask and device",
+            "--speculative-draft-attention-backend": (
+                options.draft_attention_backend,
+                "the drafter runs as its target does, see --attention-backend",
             ),
             "--mamba-scheduler-strategy": (
                 options.mamba_scheduler_strategy,
@@ -98,7 +99,11 @@ def _speculation(options: ServeOptions) -> Speculation:
 
 def _engine_config(options: ServeOptions) -> EngineConfig:
     total = options.max_total_tokens
-    config = EngineConfig(options.max_running_requests, options.max_num_batched_tokens)
+    config = EngineConfig(
+        options.max_running_requests,
+        options.max_num_batched_tokens,
+        attention_backend=options.attention_backend,
+    )
     if total is None:
         return config
     if total < config.page_size:
@@ -167,6 +172,7 @@ def _serve(
         quantization=options.quantization,
         draft_tree=options.draft_tree,
         draft_window_size=options.draft_window_size,
+        attention_backend=options.attention_backend,
     )
     llm.engine_config = engine_config
     if options.chat_template is not None:

@@ -58,7 +58,7 @@ class BlockControl:
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
-        num_rows = min(num_rows, _MOST_RECORDED_ROWS if self.runner.records_blocks else _MOST_ROWS)
+        num_rows = min(num_rows, _MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
         if self.controller is None or num_rows > self._num_measured_rows:
             self._num_measured_rows = 1 << (num_rows - 1).bit_length()
             costs = measure_costs(self.runner, self.max_block, self._num_measured_rows)

@@ -8,6 +8,7 @@ be served last gives up its own and is computed again later; what of it is still
 from bisect import insort
 from dataclasses import dataclass, field
 
+from flashdraft.backends.registry import AUTO_BACKEND, check_backend
 from flashdraft.cache.page_pool import PagePool, page_hashes
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.state_slots import StateSlots
@@ -24,12 +25,14 @@ class EngineConfig:
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
+    attention_backend: str = AUTO_BACKEND  # how the target's steps run: backends/registry.py
     # Of hybrid models: slots for states behind prefixes, beside one of each running request; a state is kept at
     # every so many pages and at the prompt's last.
     num_checkpoints: int = 32
     checkpoint_pages: int = 16
 
     def __post_init__(self) -> None:
+        check_backend(self.attention_backend)
         sizes = (
             "max_running",
             "max_step_tokens",

@@ -26,7 +26,7 @@ _REPEATS = _TURNS = 2
 def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more)."""
     with runner.target.threads():
-        measure = _measure_recorded if runner.records_blocks else _measure
+        measure = _measure_recorded if runner.backend.is_recorded else _measure
         return measure(runner, max_block, num_rows)
 
 
@@ -59,7 +59,7 @@ def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
     costs = StepCosts(
         _curve(steps.verify, shapes).reaching(_MOST_TOKENS),
         _curve(steps.draft, [shape for shape in shapes if shape[1] > 1]).reaching(_MOST_TOKENS),
-        is_ragged=runner.target.reads_pages,
+        is_ragged=runner.backend.is_ragged,
     )
     few, many = max_block, 4 * max_block
     costs.logits_s = max(_seconds(steps.head, many) - _seconds(steps.head, few), 0.0) / (many - few)

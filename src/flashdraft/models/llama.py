@@ -86,6 +86,7 @@ class LlamaModel(TargetModel):
 
     attention_class: type[LlamaAttention] = LlamaAttention
     decoder_class: Any = LlamaDecoder
+    is_recordable = True
     native: NativeTarget | None = None  # the same layers and head as one call, see models/accelerate.py
 
     def __init__(self, config: Any) -> None:
@@ -97,10 +98,8 @@ class LlamaModel(TargetModel):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = self.rotary_of(config)
         self.specs = self.specs_of(config)
-        # Experts are chosen on the host.
-        self.is_recordable = type(self).forward is LlamaModel.forward and not any(
-            isinstance(module, SparseMLP) for module in self.modules()
-        )
+        if any(isinstance(module, SparseMLP) for module in self.modules()):
+            self.is_recordable = False  # experts are chosen on the host
 
     @property
     def reads_pages(self) -> bool:  # type: ignore[override]

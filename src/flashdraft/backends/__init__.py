@@ -1,0 +1,1 @@
+"""How a target's steps run: one class a way, one line of a registry."""

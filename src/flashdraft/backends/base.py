@@ -1,0 +1,122 @@
+"""What a backend owns: a target's storage, its rows, and one step over them. Nobody else asks how a step runs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flashdraft.cache.hybrid_rows import HybridRows
+from flashdraft.cache.kv_cache import LayerKV
+from flashdraft.cache.model_cache import ModelCache
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.models.base import TargetModel, TargetOutput
+
+
+@dataclass(frozen=True)
+class Room:
+    """For how much a backend's storage is."""
+
+    num_rows: int  # requests in one step
+    num_pages: int
+    page_size: int  # tokens
+    num_slots: int  # states, of hybrid models
+    most_staged: int  # tokens that one row may stage in a step
+    block_size: int  # the drafter's largest, 1 without one
+
+
+@dataclass(frozen=True)
+class TargetStep:
+    """One forward over rows of ``width`` tokens, padding included."""
+
+    output: TargetOutput
+    width: int
+    argmax: Tensor | None = None  # of all slots, where the head ran along
+
+    def hidden_at(self, slots: list[int]) -> Tensor:
+        """Final hidden states of some slots, counted row by row."""
+        every = self.output.hidden.flatten(0, 1)
+        return every if slots == list(range(len(every))) else every[slots]
+
+
+class Backend(ABC):
+    """Runs one target's steps. To add one: a subclass in a file of its own, and its line in registry.py."""
+
+    is_recorded: ClassVar[bool] = False  # whether steps come in few shapes, and are planned so
+    is_ragged: ClassVar[bool] = False  # whether rows are computed without padding
+
+    def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:
+        self.target, self.feature_layers = target, feature_layers
+        self.cache, self.states = self.new_storage(room)
+
+    @classmethod
+    @abstractmethod
+    def why_not(cls, target: TargetModel) -> str | None:
+        """What keeps ``target`` from running so, or None."""
+
+    @abstractmethod
+    def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:
+        """Pages, and states of gated delta layers; empty or None where the target has none."""
+
+    @abstractmethod
+    def new_rows(self) -> GatheredRows:
+        """Rows for its steps; prompts and blocks have their own."""
+
+    @abstractmethod
+    def block_step(
+        self,
+        rows: GatheredRows,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        parents: Sequence[Sequence[int]] | None,
+        with_head: bool,
+    ) -> TargetStep:
+        """The target over a block of each row, in the order in which they lie, padded to one width.
+
+        ``parents``: of blocks that are trees (ForwardBatch.as_trees). ``with_head``: whether the choice behind each
+        token is wanted. Nothing of it but the features outlasts the next step.
+        """
+
+    @abstractmethod
+    def prompt_step(
+        self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
+    ) -> TargetStep:
+        """The same over a chunk of each row's prompt, of which few choices are wanted."""
+
+    @abstractmethod
+    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:
+        """A sequence starts with the state in ``slot``: a copy of the one in ``source``, or none."""
+
+
+def paged_storage(target: TargetModel, room: Room, num_spare: int = 0) -> tuple[PagedKVCache, dict[int, Any]]:
+    """Pages for the layers of ``target`` that attend, and the states of the others, as its own cache has them."""
+    shown = target.new_cache(room.num_slots, 1)  # its keys and values tell a shape
+    states = shown.states if isinstance(shown, ModelCache) else {}
+    paged = [layer.k.shape for layer in shown.layers if isinstance(layer, LayerKV)]
+    _, kv_heads, _, head_dim = paged[0]
+    cache = PagedKVCache(
+        len(paged),
+        room.num_pages,
+        room.page_size,
+        kv_heads,
+        head_dim,
+        target.dtype,
+        target.device,
+        num_spare,
+    )
+    return cache, states
+
+
+def begin_state(rows: GatheredRows, slot: int, source: int | None) -> None:
+    """See :meth:`Backend.begin`, of rows that have states beside them."""
+    if isinstance(rows, HybridRows):
+        rows.begin(slot, source)
+
+
+def padded(token_ids: Sequence[list[int]], width: int, num_rows: int, device: torch.device) -> Tensor:
+    """[num_rows, width], zeros behind each row's tokens and in rows without any."""
+    every = [ids + [0] * (width - len(ids)) for ids in token_ids]
+    every += [[0] * width] * (num_rows - len(every))
+    return torch.tensor(every, device=device)

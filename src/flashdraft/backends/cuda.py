@@ -1,0 +1,83 @@
+"""Fused layers over pages and states on a GPU, recorded as CUDA graphs: see cuda/."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashdraft.backends.base import Backend, Room, TargetStep
+from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, power_of_two
+from flashdraft.cuda.rows import DeviceRows
+from flashdraft.cuda.target import CudaTarget, why_not
+from flashdraft.models.base import TargetModel, TargetOutput
+from flashdraft.ops.triton import runs_on
+
+
+class CudaBackend(Backend):
+    """Reads pages where they lie; a prompt's chunk is as long as it is."""
+
+    is_recorded = True
+
+    def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:
+        self._layers = CudaTarget(target)
+        super().__init__(target, room, feature_layers)
+
+    @classmethod
+    def why_not(cls, target: TargetModel) -> str | None:
+        """See :class:`Backend`."""
+        if not runs_on(target.device):
+            return f"no kernels run on {target.device}"
+        return why_not(target)
+
+    def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:
+        """See :class:`Backend`."""
+        num_spare = room.num_rows * (room.most_staged + room.page_size)
+        most_tokens = power_of_two(room.num_rows) * power_of_two(room.block_size)
+        return (
+            self._layers.new_cache(room.num_pages, room.page_size, num_spare),
+            self._layers.new_states(room.num_slots, most_tokens),
+        )
+
+    def new_rows(self) -> GatheredRows:
+        """See :class:`Backend`."""
+        return self._layers.new_rows(self.cache, self.states)
+
+    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:
+        """See :class:`Backend`."""
+        if self.states:
+            cast("DeviceRows", rows).begin(slot, source)
+
+    def prompt_step(
+        self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
+    ) -> TargetStep:
+        """See :class:`Backend`."""
+        outputs = self._layers.prefill(cast("DeviceRows", rows), placed, token_ids, self.feature_layers)
+        width = max(len(ids) for ids in token_ids)
+        return TargetStep(_side_by_side(outputs, width), width)
+
+    def block_step(
+        self,
+        rows: GatheredRows,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        parents: Sequence[Sequence[int]] | None,
+        with_head: bool,
+    ) -> TargetStep:
+        """See :class:`Backend`."""
+        step = self._layers.step
+        output, argmax = step(
+            cast("DeviceRows", rows), placed, token_ids, parents, self.feature_layers, with_head
+        )
+        return TargetStep(output, output.hidden.shape[1], argmax)
+
+
+def _side_by_side(outputs: Sequence[TargetOutput], width: int) -> TargetOutput:
+    """Outputs [1, num_tokens, ...] as rows of one width, padded."""
+
+    def padded(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])
+
+    features = [one.features for one in outputs if one.features is not None]
+    return TargetOutput(padded([one.hidden for one in outputs]), padded(features) if features else None)
