@@ -21,6 +21,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.anchors import blocks_at
 from flashdraft.train.forward import block_hidden, target_features
+from tiny_pair import save_tiny_pair
 from toys import Alone, toy_dflash, toy_dflash2, toy_target
 
 MIXED = ("sliding_attention", "sliding_attention", "full_attention")
@@ -336,7 +337,18 @@ def test_what_speculators_cannot_say_of_dflash2(target, tmp_path):
         convert_drafter(tmp_path / "scaled", "speculators", tmp_path / "s")
 
 
-def test_dflash2_is_not_exported_for_transformers(target, tmp_path):
-    save_drafter(toy_dflash2(target), tmp_path / "z")
-    with pytest.raises(CheckpointError, match="DFlash 2, which this export for transformers does not run"):
-        convert_drafter(tmp_path / "z", "transformers", tmp_path / "t")
+@pytest.mark.parametrize("to", ["z-lab", "speculators", "transformers"])
+def test_a_selector_that_projects_the_head_is_written_as_tables(target, tmp_path, to):
+    save_drafter(toy_dflash2(target, selector_projects_head=True), tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="add --target"):
+        convert_drafter(tmp_path / "ours", to, tmp_path / "none")
+    name, _ = save_tiny_pair(tmp_path)
+    projected = toy_dflash2(load_target(name, "float32"), selector_projects_head=True)
+    torch.nn.init.normal_(projected.candidate_selector.successor_projection)
+    save_drafter(projected, tmp_path / "projected")
+    convert_drafter(tmp_path / "projected", to, tmp_path / "tables", name)
+    loaded = load_drafter(tmp_path / "tables", load_target(name, "float32"), dtype="float32")
+    assert not loaded.config.selector_projects_head
+    tables = projected.candidate_selector.codebooks(load_target(name).head_weight().float())
+    for found, wanted in zip(loaded.candidate_selector.codebooks(None), tables, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)  # of the target in bfloat16

@@ -13,7 +13,7 @@ from flashdraft.checkpoint.convert import convert_drafter
 from flashdraft.checkpoint.load import load_target, save_drafter
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from tiny_pair import save_tiny_pair
-from toys import Alone, toy_dflash
+from toys import DFLASH2, Alone, toy_dflash
 
 # A process of its own that may not import flashdraft, as a user's who has transformers only.
 ALONE = """
@@ -55,6 +55,8 @@ SHAPES = [
     {"layer_types": KINDS, "sliding_window": 12, "window_from_anchor": True},
     {"layer_types": KINDS, "sliding_window": 12, "is_causal": False},
     {"draft_vocab_size": 32},
+    {**DFLASH2, "layer_types": KINDS, "sliding_window": 12},
+    {**DFLASH2, "draft_vocab_size": 32, "conv_kernel_size": 3, "output_multiplier": 0.5},
 ]
 
 

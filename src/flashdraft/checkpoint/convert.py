@@ -5,11 +5,13 @@ Formats are for other engines, which know no rows that are borrowed of the targe
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
@@ -21,6 +23,8 @@ from flashdraft.checkpoint.speculators import from_zlab
 from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
 from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.models.dflash import DFlashModel
+from flashdraft.models.dflash_config import DFlashConfig
 
 FORMATS = ("z-lab", "speculators", "transformers")
 # What auto_map of z-lab's config names: AutoModel takes the class from this file of the folder.
@@ -44,17 +48,16 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     rows = None if target is None else target_rows(target)
     drafter = read_drafter(folder, target_config, torch.bfloat16, torch.device("cpu"), rows)
     config, tensors = drafter.config, None
-    if to == "transformers" and config.is_dflash2:
-        raise CheckpointError(
-            "the drafter is DFlash 2, which this export for transformers does not run; expected plain DFlash: take"
-            " z-lab's format, which the package dflash loads"
-        )
     own = open_drafter(folder, config, rows)
     if config.borrows_head:
         head = None if target is None else load_target(target).head_weight()
         config, tensors = without_borrowing(drafter, own, head)
     elif own.shapes != SafetensorsWeights(folder).shapes:  # less copies of the target's
         tensors = {name: own.read(name) for name in own.shapes}
+    if config.selector_projects_head:
+        whose = EMBEDDED if target is None and source == EMBEDDED else target
+        tensors = tensors or {name: own.read(name) for name in own.shapes}
+        config, tensors = _with_codebooks(drafter, config, tensors, whose)
     told = from_zlab(config.to_dict(), *_named_target(target)) if to == "speculators" else config.to_dict()
     told |= {TRAINING_NOTES: notes} if (notes := training_notes(folder)) else {}
     if tensors is None:
@@ -64,6 +67,23 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     if to == "transformers":
         modeling = files("flashdraft.export") / "modeling_dflash.py"
         (out / MODELING_FILE).write_text(modeling.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _with_codebooks(
+    drafter: DFlashModel, config: DFlashConfig, tensors: dict[str, Tensor], target: str | Path | None
+) -> tuple[DFlashConfig, dict[str, Tensor]]:
+    """Config and tensors with the codebooks that the selector makes of the target's head: others know no projection."""
+    if target is None:
+        raise CheckpointError(
+            "the drafter's selector is a projection of its target's head, which other engines do not know; expected the"
+            " target too, so that its tables can be written: add --target"
+        )
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("cessor_projection")}
+    assert drafter.candidate_selector is not None
+    first, last = drafter.candidate_selector.codebooks(load_target(target).head_weight())
+    tables = {"predecessor_codebook": first, "successor_codebook": last}
+    named = {f"candidate_selector.{name}": table.detach() for name, table in tables.items()}
+    return replace(config, selector_projects_head=False), {**kept, **named}
 
 
 def _named_target(target: str | Path | None) -> tuple[str | None, list[str]]:

@@ -77,11 +77,59 @@ class DFlashAttention(nn.Module):
         return seen if self.is_causal or self.window is not None else None
 
 
+class BlockConv(nn.Module):
+    """DFlash 2: a causal convolution along a block's slots, on what a sublayer reads (0) and on what it writes (1)."""
+
+    def __init__(self, size: int, taps: int, group_size: int) -> None:
+        super().__init__()
+        self.shape = 2, taps, size // group_size
+        self.base_kernel = nn.Parameter(torch.zeros(2, taps, size))
+        self.kernel_projection = nn.Linear(size, 2 * taps * (size // group_size), bias=False)
+
+    def forward(self, y: Tensor, x: Tensor, side: int) -> Tensor:
+        """``y`` [1, num_tokens, hidden_size] by the kernels that the sublayer's normed input ``x`` gives."""
+        _, taps, groups = self.shape
+        own = self.kernel_projection(x).view(*x.shape[:2], *self.shape, 1)[:, :, side]
+        slots, base = y.view(*y.shape[:2], groups, -1), self.base_kernel[side].view(taps, groups, -1)
+        mixed = torch.zeros_like(slots)
+        for tap in range(taps):
+            before = F.pad(slots, (0, 0, 0, 0, tap, 0))[:, : slots.shape[1]]
+            mixed = mixed + (base[tap] + own[:, :, tap]) * before
+        return mixed.view_as(y)
+
+
+class CandidateSelector(nn.Module):
+    """DFlash 2: scores of a slot's likeliest tokens by the token chosen before it."""
+
+    def __init__(self, size: int, vocab_size: int, rank: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.predecessor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.successor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
+        self.hidden_projection = nn.Linear(size, rank, bias=False)
+
+    def walk(self, hidden: Tensor, logits: Tensor, anchor: int, tokens: Tensor | None) -> list[int]:
+        """From ``anchor`` on each slot's best candidate. ``tokens``: of the columns of ``logits`` [slots, columns]."""
+        alone, columns = logits.topk(self.top_k)
+        ids = columns if tokens is None else tokens[columns]
+        asked, drafted = self.hidden_projection(hidden), [anchor]
+        for slot in range(len(ids)):
+            before = self.predecessor_codebook[drafted[-1]] * asked[slot]
+            scores = alone[slot].float() + (self.successor_codebook[ids[slot]] @ before).float()
+            drafted.append(int(ids[slot, scores.argmax()]))
+        return drafted[1:]
+
+
 class DFlashLayer(nn.Module):
     """One pre-norm layer of the drafter."""
 
     def __init__(self, config: Any, slides: bool) -> None:
         super().__init__()
+        taps = config.dflash_config.get("conv_kernel_size", 0)
+        if taps:
+            shape = config.hidden_size, taps, config.dflash_config["conv_group_size"]
+            self.attention_conv, self.mlp_conv = BlockConv(*shape), BlockConv(*shape)
+        self.has_conv = taps > 0
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = DFlashAttention(config, slides)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -89,8 +137,15 @@ class DFlashLayer(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor]) -> Tensor:
         """[1, num_tokens, hidden_size] -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, context)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        read = self.input_layernorm(x)
+        if not self.has_conv:
+            x = x + self.self_attn(read, rope, context)
+            plain: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+            return plain
+        found = self.self_attn(self.attention_conv(read, read, 0), rope, context)
+        x = x + self.attention_conv(found, read, 1)
+        read = self.post_attention_layernorm(x)
+        out: Tensor = x + self.mlp_conv(self.mlp(self.mlp_conv(read, read, 0)), read, 1)
         return out
 
 
@@ -113,6 +168,12 @@ class DFlashDraftModel(PreTrainedModel):
         self.layers: Any = nn.ModuleList(DFlashLayer(config, kind == "sliding_attention") for kind in kinds)
         self.norm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(config)
+        self.multiplier: float = inner.get("output_multiplier") or 1.0
+        self.cap: float = inner.get("final_logit_softcapping") or 0.0
+        self.scale: float = inner.get("input_embedding_scale") or 1.0
+        if rank := inner.get("selector_rank", 0):
+            shape = config.hidden_size, config.vocab_size, rank, inner["selector_top_k"]
+            self.candidate_selector = CandidateSelector(*shape)
         if num_rows := getattr(config, "draft_vocab_size", None):
             self.lm_head = nn.Linear(config.hidden_size, num_rows, bias=False)
             self.d2t: Tensor
@@ -148,15 +209,21 @@ class DFlashDraftModel(PreTrainedModel):
         ids = torch.full((1, self.block_size), self.mask_token_id, device=target.device)
         ids[0, 0] = anchor
         # The plain rows of the embedding, without the factor that some targets (Gemma) put on them.
-        block = F.embedding(ids, target.get_input_embeddings().weight)
-        hidden = self(block, context)[:, 1:]
+        block = F.embedding(ids, target.get_input_embeddings().weight) * self.scale
+        hidden, tokens = self(block, context)[0, 1:], None
         if hasattr(self, "lm_head"):
-            rows = self.lm_head(hidden).argmax(-1)[0]
-            drafted = rows + self.d2t[rows]
+            tokens = torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t
+            logits = self.lm_head(hidden)
         else:
-            drafted = target.get_output_embeddings()(hidden).argmax(-1)[0]
-        tokens: list[int] = drafted.tolist()
-        return tokens
+            logits = target.get_output_embeddings()(hidden)
+        logits = logits * self.multiplier
+        if self.cap > 0:
+            logits = (logits / self.cap).tanh() * self.cap
+        if hasattr(self, "candidate_selector"):
+            return self.candidate_selector.walk(hidden, logits, anchor, tokens)
+        best = logits.argmax(-1)
+        drafted: list[int] = (best if tokens is None else tokens[best]).tolist()
+        return drafted
 
     @torch.inference_mode()
     def spec_generate(
@@ -211,3 +278,7 @@ class DFlashDraftModel(PreTrainedModel):
 
     def _rope(self, x: Tensor, start: int) -> Any:
         return self.rotary_emb(x, torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0))
+
+
+class DFlash2DraftModel(DFlashDraftModel):
+    """The same network with DFlash 2's parts, which the config names: what auto_map of such a folder asks for."""
