@@ -210,3 +210,14 @@ def test_conversations_are_examined_whole():
     )
     assert [tokenizer.decode(ids) for ids in served] == [expected]
     assert [tokenizer.decode(ids) for ids in others["no chat template"]] == ["Be terse.\n\nHi"]
+
+
+def test_what_there_is_no_time_for_is_named(target, drafter):
+    """One trial is always made; the others, and all but one prompt, are left out when the time is over."""
+    found = examine_pair(target, drafter, PROMPTS, TOKENS, (3, 4), max_seconds=0.0)
+    whole = examine_pair(target, drafter, PROMPTS, TOKENS, (3, 4))
+    assert list(found.trials) == ["as it is"]
+    assert found.left_out == [f"{len(PROMPTS) - 1} of {len(PROMPTS)} prompts", *list(whole.trials)[1:]]
+    assert "no time for: " in found.to_text()
+    assert whole.left_out == []
+    assert "no time for" not in whole.to_text()

@@ -24,6 +24,9 @@ def doctor(
     ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=1, help="About how long; what is left out is named.")
+    ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Examine a pair: format, shapes, vocabulary, then each reading of the drafter; then what drafting costs.
@@ -39,6 +42,6 @@ def doctor(
     from flashdraft.doctor.examine import EXIT_CODES, PROMPTS, examine
 
     asked = read_prompts(prompts)[:limit] if prompts else PROMPTS
-    found = examine(target, draft, asked, max_tokens, dtype, device, url)
+    found = examine(target, draft, asked, max_tokens, dtype, device, url, max_seconds)
     typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())
     raise typer.Exit(EXIT_CODES[found.verdict])

@@ -1,6 +1,7 @@
 """The examination of a pair: one verdict, the reasons, and the figures behind it."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +37,7 @@ _OTHER_TEXTS = 1.5  # a margin: other prompts have other answers, some of them e
 _SERVED_SHARE = 0.7  # of what the drafter accepts here, a server should reach
 _WEAK_LEN = 1.5  # a round gains less than half a token by drafting: it hardly pays
 _MAX_MASKS = 8
+_ANSWERS_SHARE = 0.35  # of the time, for the target's answers
 _ASKED = (
     "Why is the sky blue?",
     "Write a Python function that returns the n-th Fibonacci number.",
@@ -59,6 +61,7 @@ class Examination:
     num_answer_tokens: int = 0
     costs: list[Cost] = field(default_factory=list)  # by concurrency; empty where they cannot be measured
     served: Served | None = None  # what a running server has accepted
+    left_out: list[str] = field(default_factory=list)  # what there was no time for
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -77,6 +80,8 @@ class Examination:
                 "acceptance length when the drafter is read otherwise:",
                 *(f"  {name:<24} {length:.2f}" for name, length in self.trials.items()),
             ]
+        if self.left_out:
+            lines += ["", f"no time for: {', '.join(self.left_out)} (--max-seconds gives more)"]
         if self.costs:
             lines += [
                 "",
@@ -116,12 +121,13 @@ def examine(
     dtype: str = "float32",
     device: str = "cpu",
     url: str | None = None,
+    max_seconds: float = 60.0,
 ) -> Examination:
     """Load a pair, let the target answer ``prompts`` greedily, and try the drafter's readings on the answers.
 
-    With ``url``, the acceptance of a running server is compared. A drafter that cannot be loaded for this target is a
-    finding, not an error. Raises what loading the target raises, and UsageError where no answer is long enough to
-    draft, or the server tells of no drafts.
+    ``max_seconds``: about how long, loading apart; what there is no time for is named. With ``url``, what a running
+    server accepts is compared. A drafter that cannot be loaded for this target is a finding, not an error. Raises what
+    loading the target raises, and UsageError where no answer is long enough to draft, or the server tells of no drafts.
     """
     served = None if url is None else read_served(url)
     outline_target(target)
@@ -143,7 +149,7 @@ def examine(
     masks = [i for i in spare if i != drafter.config.mask_token_id and i < drafter.config.vocab_size]
     template = training_notes(draft).get("chat_template_kwargs", {})
     token_ids, others = prompt_readings(tokenizer, prompts, template)
-    found = examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], ends, others)
+    found = examine_pair(model, drafter, token_ids, max_tokens, masks[:_MAX_MASKS], ends, others, max_seconds)
     with suppress(UsageError):  # hybrid targets: the engine does not batch them
         costs = judge_costs(step_costs(model, drafter), drafter.config.block_size, found.accepted_by_position)
         found = replace(found, costs=costs)
@@ -158,23 +164,41 @@ def examine_pair(
     mask_token_ids: Sequence[int] = (),
     stop_ids: Sequence[int] = (),
     others: Mapping[str, Sequence[list[int]]] = MappingProxyType({}),
+    max_seconds: float = float("inf"),
 ) -> Examination:
     """The same for models in memory and prompts of token ids; ``others``: the same prompts told otherwise, by name.
 
-    Raises UsageError for answers of no length.
+    After about ``max_seconds`` no further trial begins. Raises UsageError for answers of no length.
     """
-    rows, num_tokens = _answered(target, prompts, max_tokens, stop_ids)
+    started = time.perf_counter()
+    rows, num_tokens, num_left = _answered(
+        target, prompts, max_tokens, stop_ids, max_seconds * _ANSWERS_SHARE
+    )
+    left_out = [f"{num_left} of {len(prompts)} prompts"] if num_left else []
     readings = [
         *trials_of(drafter.config, target.config, mask_token_ids),
         *float32_trial(drafter.config, target.dtype),
     ]
-    trials = [measure(target, drafter, rows, trial) for trial in readings]
+    trials: list[Trial] = []
+    longest = 0.0
+    for trial in readings:
+        begun = time.perf_counter()
+        if trials and begun - started + longest > max_seconds:
+            left_out.append(trial.name)
+            continue
+        trials.append(measure(target, drafter, rows, trial))
+        longest = max(longest, time.perf_counter() - begun)
     for name, told in others.items():
+        # Its answers take as long as those that all the trials share.
+        if time.perf_counter() - started + longest > max_seconds * (1 - _ANSWERS_SHARE):
+            left_out.append(name)
+            continue
         fault = (
             f"the drafter was trained on prompts told as: {name}; serve it so, or train it on what is served"
         )
         trial = Trial(name, fault, drafter.config, margin=_OTHER_TEXTS)
-        trials.append(measure(target, drafter, _answered(target, told, max_tokens, stop_ids)[0], trial))
+        told_rows = _answered(target, told, max_tokens, stop_ids, max_seconds * _ANSWERS_SHARE)[0]
+        trials.append(measure(target, drafter, told_rows, trial))
     verdict, reasons = _judge(trials)
     found = trials[0]
     return Examination(
@@ -184,6 +208,7 @@ def examine_pair(
         list(found.accepted_by_position),
         {trial.name: trial.acceptance_length for trial in trials},
         num_tokens,
+        left_out=left_out,
     )
 
 
@@ -200,11 +225,20 @@ def compare_served(found: Examination, served: Served) -> Examination:
 
 
 def _answered(
-    target: TargetModel, prompts: Sequence[list[int]], max_tokens: int, stop_ids: Sequence[int]
-) -> tuple[PackedRows, int]:
-    """Greedy answers, packed, and their number of tokens."""
+    target: TargetModel,
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    max_seconds: float = float("inf"),
+) -> tuple[PackedRows, int, int]:
+    """Greedy answers, packed, their number of tokens, and how many prompts there was no time for."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0)
-    answers = [generate(target, None, prompt, params, eos_token_ids=stop_ids).token_ids for prompt in prompts]
+    answers: list[list[int]] = []
+    started = time.perf_counter()
+    for prompt in prompts:
+        if answers and time.perf_counter() - started > max_seconds:
+            break
+        answers.append(generate(target, None, prompt, params, eos_token_ids=stop_ids).token_ids)
     texts = [
         Document(str(i), "doctor", 0.0, list(prompts[i]), answer, "")
         for i, answer in enumerate(answers)
@@ -214,7 +248,7 @@ def _answered(
         raise UsageError("the target answers every prompt with one token; give other prompts")
     longest = max(len(text.prompt_token_ids) + len(text.answer_token_ids) for text in texts)
     rows = pack(texts, -(-(longest + 1) // 128) * 128, target.device)
-    return rows, sum(map(len, answers))
+    return rows, sum(map(len, answers)), len(prompts) - len(answers)
 
 
 def _judge(trials: list[Trial]) -> tuple[str, list[str]]:

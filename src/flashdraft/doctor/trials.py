@@ -17,7 +17,10 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig, one_dimensional
 from flashdraft.train.simulate import simulate
 
-BLOCKS_PER_FORWARD = 128
+_MAX_BLOCKS, _MAX_ROWS = (
+    128,
+    1 << 22,
+)  # of a forward; the blocks' logits are a row of the vocabulary for every slot
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def measure(target: TargetModel, drafter: DFlashModel, rows: PackedRows, trial: 
     if trial.in_float32:
         model.float()
     block_size = trial.config.block_size
-    walked = simulate(target, model.eval(), rows, block_size, 1, BLOCKS_PER_FORWARD)
+    num_blocks = min(_MAX_BLOCKS, max(8, _MAX_ROWS // target.config.vocab_size))
+    walked = simulate(target, model.eval(), rows, block_size, 1, num_blocks)
     num_rounds = max(len(walked.num_accepted), 1)
     by_position = tuple(
         sum(accepted > i for accepted in walked.num_accepted) / num_rounds for i in range(block_size - 1)
