@@ -102,3 +102,22 @@ def test_what_cannot_be_tuned_is_told(
     result = tune(run, pair, tmp_path / "few.jsonl", tmp_path / "out", *more)
     assert result.exit_code in (1, 2)
     assert part in result.stderr
+
+
+def test_improve_tells_where_drafts_are_rejected_and_keeps_what_is_better(
+    run: Run, pair: list[str], requests: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "improved"
+    places = ("--from", str(requests), "--out", str(out), "--model", pair[1], "--draft", pair[3])
+    result = run("improve", *places, *SMALL, "--max-blocks", "3200", "--lr", "5e-3")
+    assert result.exit_code == 0, result.stdout + result.stderr
+    facts = json.loads((out / "tune.json").read_text())
+    before, after = facts["lost"]
+    assert sum(one["lost"] for one in before["by_slot"].values()) == sum(
+        one["lost"] for one in before["by_kind"].values()
+    )
+    first = [told["by_slot"]["slot 1"] for told in (before, after)]
+    rates = [one["lost"] / one["seen"] for one in first]
+    assert rates[1] < rates[0]
+    assert f"{'slot 1':<30}" in result.stdout
+    assert (out / "drafter" / "config.json").exists()

@@ -14,6 +14,7 @@ from flashdraft.cli.convert import convert
 from flashdraft.cli.demo import demo
 from flashdraft.cli.doctor import doctor
 from flashdraft.cli.generate import generate
+from flashdraft.cli.improve import improve
 from flashdraft.cli.launch import launch
 from flashdraft.cli.plan import plan
 from flashdraft.cli.plot import plot
@@ -28,7 +29,7 @@ from flashdraft.errors import FlashdraftError, UsageError
 # Groups of the help text, in its order. A command's name, help and options are those of its function.
 COMMANDS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Run a pair": (demo, generate, chat, serve, setup),
-    "Make a drafter": (train, plot, tune, vocab),
+    "Make a drafter": (train, plot, tune, improve, vocab),
     "Measure": (bench, report, plan, doctor),
     "Hand over": (convert, launch),
 }

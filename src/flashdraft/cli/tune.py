@@ -50,15 +50,15 @@ def tune(
     from flashdraft.cli.train_screen import TrainScreen
     from flashdraft.train.tune import tune_drafter
 
-    prompts, folders = _others(per_task), list(general or [])
+    prompts, folders = other_prompts(per_task), list(general or [])
     with TrainScreen() as screen:
         tuned = tune_drafter(target, draft, requests, out, config, prompts, folders, device, dtype, screen)
-    typer.echo(_account(tuned))
+    typer.echo(account(tuned))
     if tuned.drafter is None:
         raise typer.Exit(1)
 
 
-def _others(per_task: int) -> "list[Prompt]":
+def other_prompts(per_task: int) -> "list[Prompt]":
     """The first prompts of the five tasks, for measuring only."""
     from flashdraft.bench.tasks import TASKS, load_task
     from flashdraft.data.prompts import Prompt
@@ -70,7 +70,8 @@ def _others(per_task: int) -> "list[Prompt]":
     ]
 
 
-def _account(tuned: "Tuned") -> str:
+def account(tuned: "Tuned") -> str:
+    """What came of it, for people."""
     lines = ["", f"{'simulated acceptance length':<28}  before   after    change   95 % of the ratio  texts"]
     lines += [
         f"{name:<28}  {one.before:6.2f}  {one.after:6.2f}  {one.gain:+8.1%}   {_ratio(one):<17}  {one.num_texts:5d}"

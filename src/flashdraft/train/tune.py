@@ -36,6 +36,7 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
+from flashdraft.train.lost import Lost, accepted_of, token_kinds, where_lost, with_replay
 from flashdraft.train.run import load_trainable, make_answers
 from flashdraft.train.simulate import Walk, accepted_at_anchors, walk, walk_side_by_side
 from flashdraft.train.trainer import Trainer
@@ -75,6 +76,9 @@ class Tuned:
     num_requests: int  # that were trained on
     num_blocks: int
     seconds: float
+    lost: tuple[Lost, Lost] | None = (
+        None  # before and after on held-back requests, where that was looked into
+    )
 
 
 def tune_drafter(
@@ -88,11 +92,13 @@ def tune_drafter(
     device: str = "cpu",
     dtype: str = "float32",
     on_report: Callable[[dict[str, Any]], None] = print,
+    replays: bool = False,
 ) -> Tuned:
     """Fit ``draft`` to the requests and write ``folder``/drafter where it got better, ``folder``/tune.json always.
 
     ``others``: prompts of other kinds, by their sources, on which it is measured too. ``general``: folders of answers
-    made before, mixed in. Raises UsageError, DataError or CheckpointError.
+    made before, mixed in. ``replays``: find where drafts are rejected, and train half of the steps on that
+    (:func:`with_replay`). Raises UsageError, DataError or CheckpointError.
     """
     started = time.perf_counter()
     if (folder / "tune.json").exists():
@@ -110,6 +116,8 @@ def tune_drafter(
     packed = {name: pack(documents, config.max_len, device) for name, documents in kinds.items()}
     measuring = time.perf_counter()
     before = {name: _by_text(target, drafter, rows) for name, rows in packed.items()}
+    look = _looking(target_name, target, drafter, packed[REQUESTS]) if replays else None
+    lost_before = look() if look else None
     now = time.perf_counter()
     left_s = 60 * config.max_minutes - (now - started) - (now - measuring)
     if left_s <= 0:
@@ -117,18 +125,33 @@ def tune_drafter(
             f"answering and measuring take all of {config.max_minutes:g} minutes; raise --max-minutes, or give"
             " requests with their answers"
         )
+    training_started = time.perf_counter()
     rows = pack(training + mixed_in, config.max_len, device)
+    if replays:
+        rows = with_replay(rows, accepted_of(target, drafter, rows))
+        left_s = max(left_s - (time.perf_counter() - training_started), 1.0)
     num_blocks = _train(target_name, target, drafter, rows, config, folder, left_s, on_report)
     after = {name: _compared(before[name], _by_text(target, drafter, rows)) for name, rows in packed.items()}
     domain = after.pop(REQUESTS)
     kept = folder / "drafter" if domain.low is not None and domain.low > 1 else None
     if kept:
         save_drafter(drafter, kept, torch.bfloat16, training_notes(draft))
-    tuned = Tuned(domain, after, kept, len(training), num_blocks, time.perf_counter() - started)
-    facts = asdict(tuned) | {"drafter": str(kept) if kept else None, "draft": draft, "config": asdict(config)}
-    facts |= {"num_repeated": found.num_repeated, "provenance": collect_provenance(device)}
-    (folder / "tune.json").write_text(json.dumps(facts, indent=2) + "\n")
+    lost = (lost_before, look()) if look and lost_before else None
+    tuned = Tuned(domain, after, kept, len(training), num_blocks, time.perf_counter() - started, lost)
+    facts = {"draft": draft, "config": asdict(config), "num_repeated": found.num_repeated}
+    _write(folder, tuned, facts | {"provenance": collect_provenance(device)})
     return tuned
+
+
+def _write(folder: Path, tuned: Tuned, facts: dict[str, Any]) -> None:
+    told = asdict(tuned) | {"drafter": str(tuned.drafter) if tuned.drafter else None} | facts
+    (folder / "tune.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _looking(target_name: str, target: TargetModel, drafter: Network, rows: PackedRows) -> Callable[[], Lost]:
+    """What tells where the drafter, as it is by then, is rejected on ``rows``."""
+    kind_of, size = token_kinds(load_tokenizer(target_name)), drafter.config.block_size
+    return lambda: where_lost(rows, accepted_of(target, drafter, rows), size, kind_of)
 
 
 def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Document], list[Document]]:
