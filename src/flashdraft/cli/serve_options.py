@@ -128,6 +128,14 @@ class ServeOptions:
             show_default="this machine's, on a loopback --host; else any",
         ),
     ] = None
+    allowed_origins: Annotated[
+        list[str] | None,
+        _api(
+            "--allowed-origins",
+            help="Origin of web pages that may ask (CORS), as https://chat.example; may be repeated; *: any.",
+            show_default="none but the server's own",
+        ),
+    ] = None
     served_model_name: Annotated[
         list[str] | None,
         _api("--served-model-name", help="Name in the API; may be repeated.", show_default="the model's"),

@@ -27,6 +27,7 @@ _AS_GIVEN = (
     *(
         "allowed_hosts",
         "attention_backend",
+        "allowed_origins",
         "context_length",
         "max_num_batched_tokens",
         "max_total_tokens",
@@ -47,6 +48,7 @@ def run_serve(options: ServeOptions) -> None:
         model_names=tuple(options.served_model_name or [options.model_name]),
         api_keys=tuple(options.api_key or []),
         allowed_hosts=allowed_hosts(options),
+        allowed_origins=tuple(options.allowed_origins or ()),
         max_queue=options.max_queue,
         max_running_requests=options.max_running_requests,
         max_body_bytes=options.max_body_bytes,

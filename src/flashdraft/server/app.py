@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -74,10 +75,28 @@ def build_app(service: Service) -> Starlette:
     }
     return Starlette(
         routes=[*ROUTES, _ASSETS],
-        middleware=[Middleware(RequestLog, service.metrics), Middleware(Gate, service.config)],
+        middleware=[
+            Middleware(RequestLog, service.metrics),
+            *_cors(service),
+            Middleware(Gate, service.config),
+        ],
         exception_handlers=handlers,
         lifespan=lifespan,
     )
+
+
+def _cors(service: Service) -> list[Middleware]:
+    """Before the gate: a browser asks whether it may ask without its key."""
+    origins = service.config.allowed_origins
+    headers = ["X-Request-Id", "Retry-After"]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=headers,
+    )
+    return [cors] if origins else []
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature

@@ -15,6 +15,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = (
         "*",
     )  # names that clients without a key may ask for and come from; *: any
+    allowed_origins: tuple[str, ...] = ()  # of pages in browsers that may ask and read; *: any; none: no CORS
     max_queue: int = 128  # requests that may wait while others run; more get 429
     max_running_requests: int = 32
     max_body_bytes: int = 4 << 20

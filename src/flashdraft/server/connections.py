@@ -7,6 +7,7 @@ unfinished header anew with every piece of it.
 
 import asyncio
 import json
+import re
 import resource
 from typing import Any, cast
 
@@ -27,6 +28,20 @@ def room_for_connections(wanted: int) -> int:
         soft = wanted + _SPARE_FILES if hard == resource.RLIM_INFINITY else min(wanted + _SPARE_FILES, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return max(min(wanted, soft - _SPARE_FILES), 1)
+
+
+_UPGRADE = re.compile(rb"\r\n(?:upgrade:[ \t]*h2c[ \t]*|http2-settings:[^\r\n]*)(?=\r\n)", re.IGNORECASE)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """``data`` without an offer to go on in HTTP/2, which a server may pass over (RFC 9110, section 7.8).
+
+    httptools would take the offer for accepted, and the body with it. curl --http2 and Java's client make it.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if b"h2c" not in head.lower():
+        return data
+    return _UPGRADE.sub(b"", head + end[:2]) + end[2:] + rest
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -52,6 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """See asyncio.Protocol."""
         if self._refused:
             return
+        if not self._in_body:
+            data = without_upgrade(data)
         self._is_told, self._told_bytes = False, 0
         super().data_received(data)
         if not self._is_told:

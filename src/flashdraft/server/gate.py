@@ -22,6 +22,7 @@ class Gate:
         self._app = app
         self._max_body_bytes = config.max_body_bytes
         self._hosts = ("*",) if config.api_keys else config.allowed_hosts  # a page does not know the key
+        self._origins = config.allowed_origins
         self._digests = [sha256(key.encode()).digest() for key in config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,7 +31,7 @@ class Gate:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
-            check_hosts(headers, self._hosts, is_page=scope["path"] in OPEN_PATHS)
+            check_hosts(headers, self._hosts, scope["path"] in OPEN_PATHS, self._origins)
             if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
                 self._check_key(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
             self._check_size(int(headers.get("content-length", "0")))

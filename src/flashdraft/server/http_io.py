@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from functools import wraps
@@ -20,7 +21,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 async def read_json(request: Request) -> Json:
     """The body as a JSON object. Raises ApiError 400 for anything else, and for one of too many values to look at."""
-    text = await request.body()
+    text = _decoded(await request.body(), request)
     num_values, most = sum(map(text.count, (b",", b"[", b"{"))), request.app.state.service.max_values
     if num_values > most:
         raise ApiError(
@@ -33,6 +34,26 @@ async def read_json(request: Request) -> Json:
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a {type(body).__name__}; expected a JSON object")
     return body
+
+
+def _decoded(body: bytes, request: Request) -> bytes:
+    """The body without its Content-Encoding, gzip or deflate. Raises ApiError 415 for another, 413 for a large one."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise ApiError(415, f"the body's Content-Encoding is {encoding!r}; expected gzip, deflate or none")
+    most = request.app.state.service.config.max_body_bytes
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two it is
+    try:
+        text = inflate.decompress(body, most + 1)
+    except zlib.error as error:
+        raise ApiError(400, f"the body is not {encoding}: {error}") from None
+    if len(text) > most:
+        raise ApiError(413, f"the body is larger than {most} bytes: shorten the request")
+    if not inflate.eof:
+        raise ApiError(400, f"the body is not {encoding}: its end is missing")
+    return text
 
 
 class ClientGoneError(Exception):
