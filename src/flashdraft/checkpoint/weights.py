@@ -48,7 +48,13 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"device {str(device)!r} cannot be used ({reason}); expected cpu or cuda") from error
+        if reason.startswith(
+            ("Expected one of", "Invalid device string")
+        ):  # and a list of all that torch knows
+            reason = "there is none of that name"
+        raise UsageError(
+            f"device {str(device)!r} cannot be used ({reason}); expected cpu, cuda or cuda:N"
+        ) from error
     return found
 
 

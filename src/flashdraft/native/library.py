@@ -87,10 +87,16 @@ def library() -> ctypes.CDLL | None:
         try:
             return declare(ctypes.CDLL(str(_compiled())))
         except (OSError, subprocess.SubprocessError) as error:
-            output = getattr(error, "stderr", "") or str(error)
-            reason = f"the C++ part did not compile or load ({output.strip().splitlines()[-1]})"
+            reason = f"the C++ part did not compile or load ({_last_words(error)})"
     logger.warning("plain PyTorch is used instead of the fast CPU path: %s", reason)
     return None
+
+
+def _last_words(error: OSError | subprocess.SubprocessError) -> str:
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error).splitlines()[-1]
+    said = (error.stderr or "").strip().splitlines()
+    return said[-1] if said else f"{error.cmd[0]} ended with code {error.returncode} and said nothing"
 
 
 def _why_not() -> str | None:
