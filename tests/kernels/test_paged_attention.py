@@ -68,21 +68,42 @@ def test_windows_and_whole_blocks():
     torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
 
 
-def test_a_tree_sees_its_own_path():
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (36, 2)])
+def test_a_tree_sees_its_own_path(heads, kv_heads):
     starts = [3, PART + 1]
-    q, storage, table, every, _, num_keys = _made(2, 5, 4, 2, 32, starts)
-    seen = torch.eye(5).repeat(2, 1, 1)
-    seen[:, :, 0] = 1
-    seen[0, 4, 2] = seen[1, 3, 1] = 1
+    q, storage, table, every, _, num_keys = _made(2, 5, heads, kv_heads, 32, starts)
+    own = [[[0], [0, 1], [0, 2], [0, 3], [0, 2, 4]], [[0], [0, 1], [0, 2], [0, 1, 3], [0, 4]]]
     start = torch.tensor(starts).int()
-    last = (start + 5).unsqueeze(1).expand(-1, 5).contiguous()
-    visible = Visible(torch.zeros_like(last), last, start, seen.to(torch.uint8))
+    paths = torch.tensor([[path + [0] * (5 - len(path)) for path in row] for row in own]).int()
+    last = torch.tensor([[at + len(path) for path in row] for at, row in zip(starts, own, strict=True)]).int()
+    visible = Visible(torch.zeros_like(last), last, start, paths)
     found = _run(q, storage, table, visible, num_keys)
     mask = torch.zeros(2, 5, num_keys, dtype=torch.bool)
     for row, at in enumerate(starts):
         mask[row, :, :at] = True
-        mask[row, :, at : at + 5] = seen[row].bool()
+        for token, path in enumerate(own[row]):
+            mask[row, token, [at + place for place in path]] = True
     torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [3, PART - 1])
+def test_a_path_has_the_bits_of_a_chain(start):
+    """Tokens 0, 2 and 4 of a tree, and the same three alone in their order."""
+    q, storage, table, every, _, num_keys = _made(1, 5, 6, 2, 32, [start])
+    path = [0, 2, 4]
+    paths = torch.zeros(1, 5, 5).int()
+    for depth, token in enumerate(path):
+        paths[0, token, : depth + 1] = torch.tensor(path[: depth + 1])
+    last = torch.full((1, 5), start + 1).int()
+    last[0, path] = torch.tensor([start + 1, start + 2, start + 3]).int()
+    first = torch.zeros_like(last)
+    tree = _run(q, storage, table, Visible(first, last, torch.tensor([start]).int(), paths), num_keys)
+    slots = every[0, start : start + 5]
+    moved = storage.clone()
+    moved[slots[:3]] = storage[slots[path]]
+    chain = Visible(first[:, :3], last[:, path].contiguous())
+    found = _run(q[:, path], moved, table, chain, num_keys)
+    assert torch.equal(tree[0, path], found[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

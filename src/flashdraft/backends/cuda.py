@@ -53,6 +53,8 @@ class CudaBackend(Backend):
         self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
     ) -> TargetStep:
         """See :class:`Backend`."""
+        if self._layers.steps_prompts(placed, token_ids):
+            return self.block_step(rows, placed, token_ids, None, with_head=False)
         outputs = self._layers.prefill(cast("DeviceRows", rows), placed, token_ids, self.feature_layers)
         width = max(len(ids) for ids in token_ids)
         return TargetStep(_side_by_side(outputs, width), width)

@@ -13,11 +13,13 @@ FEW_TOKENS = 64
 
 def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
     """The fastest measured on an H200 for weights of about this shape: benchmarks/results/h200/linear.json."""
+    if num_outputs > 65536:
+        return Tiling(128, 64, 3, 8)
     if num_outputs > 32768:
-        return Tiling(128, 128, 4, 4) if num_outputs > 65536 else Tiling(128, 64, 3, 8)
+        return Tiling(64, 64, 3, 4)
     if num_outputs > 8192:
         return Tiling(128, 128, 4, 4)
-    return Tiling(64, 256, 4, 4) if num_inputs >= 2048 else Tiling(64, 64, 4, 4)
+    return Tiling(64, 256, 4, 4) if num_inputs >= 1024 else Tiling(64, 128, 4, 4)
 
 
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:

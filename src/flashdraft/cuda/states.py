@@ -59,6 +59,15 @@ class DeviceStates:
         """The next step runs ``width`` tokens of each of ``num_rows`` rows, padding included."""
         self._shape, self._is_written = (num_rows, width), width == 1
 
+    def after_step(self, slots: Tensor, shape: tuple[int, int]) -> None:
+        """The end of a recorded step of ``shape`` (rows, width) in ``slots`` [rows]: plain steps' tokens are true."""
+        if shape[1] == 1:
+            one = torch.ones_like(slots)
+            conv_commit(self._staged_qkv(shape), self.conv, slots, one - 1, one)
+
+    def _staged_qkv(self, shape: tuple[int, int]) -> Tensor:
+        return apart(self.staged[:, : shape[0] * shape[1], : self.channels], 1, shape)
+
     def parts(self, staged: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``staged`` [..., channels + z + 2 heads] taken apart: qkv, z, b, a."""
         sizes = [self.channels, self.z_size, self.heads, self.heads]
@@ -68,6 +77,8 @@ class DeviceStates:
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         """Make the first ``counts[i]`` staged tokens of each row true; a snapshot is left at each border it passes."""
         done = [0] * len(rows)
+        if self._is_written:
+            assert all(count == 1 for count in counts), "a plain step's token is true"
         while done != list(counts):
             ends = []
             for row, start, count in zip(rows, done, counts, strict=True):
@@ -81,23 +92,24 @@ class DeviceStates:
             done = ends
 
     def _commit(self, rows: Sequence[CacheRow], starts: Sequence[int], counts: Sequence[int]) -> None:
+        if self._is_written:
+            return
         num_rows, width = self._shape
         padding = [0] * (num_rows - len(counts))
         own = [self.slot_of(row) for row in rows] + [self.spare] * len(padding)
         slots, first, count = told([own, [*starts, *padding], [*counts, *padding]], self.recurrent.device)
         qkv, _, b, a = self.parts(apart(self.staged[:, : num_rows * width], 1, (num_rows, width)))
-        if not self._is_written:
-            gated_delta_commit(
-                qkv,
-                a,
-                b,
-                self.conv_weight,
-                self.a_log,
-                self.dt_bias,
-                self.conv,
-                self.recurrent,
-                slots,
-                first,
-                count,
-            )
+        gated_delta_commit(
+            qkv,
+            a,
+            b,
+            self.conv_weight,
+            self.a_log,
+            self.dt_bias,
+            self.conv,
+            self.recurrent,
+            slots,
+            first,
+            count,
+        )
         conv_commit(qkv, self.conv, slots, first, count)

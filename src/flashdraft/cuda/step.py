@@ -58,6 +58,9 @@ class Source(Storage, Protocol):
         ...
 
 
+_MOST_IN_ROWS = 512  # keys; above, prompts attend one after the other by PyTorch's kernels for long ones
+
+
 @dataclass(frozen=True)
 class StoreSource:
     """Where keys and values of verified tokens go."""
@@ -121,6 +124,39 @@ class StepSource:
         return out.flatten(0, 1)
 
 
+class _SideBySide:
+    """Short prompts as rows of one width, padded: one launch for all of them, by the kernel of the steps."""
+
+    def __init__(self, cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
+        device, self.page_size = cache.slots.device, cache.page_size
+        width, firsts = max(counts), [sum(counts[:row]) for row in range(len(counts))]
+        self.num_keys = max(row.start for row in rows) + width
+        most = -(-self.num_keys // self.page_size)
+        pages = [[*row.pages[:most], *[0] * (most - len(row.pages))] for row in rows]
+        self.shape, self.table = (len(rows), width), told(pages, device).int()
+        self.padded = told(
+            [
+                first + min(at, count - 1)
+                for first, count in zip(firsts, counts, strict=True)
+                for at in range(width)
+            ],
+            device,
+        )
+        self.own = told([row * width + at for row, count in enumerate(counts) for at in range(count)], device)
+        ends = [
+            [row.start + min(at, n - 1) + 1 for at in range(width)]
+            for row, n in zip(rows, counts, strict=True)
+        ]
+        last = told(ends, device).int()
+        self.visible = Visible(torch.zeros_like(last), last)
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of ``q`` [num_tokens, heads, head_dim], the same shape."""
+        rows = apart(q[self.padded], 0, self.shape)
+        found = paged_attention(rows, keys, values, self.table, self.visible, self.page_size, self.num_keys)
+        return found.flatten(0, 1)[self.own]
+
+
 class PrefillSource:
     """Chunks of prompts, end to end without padding. Their tokens are true at once: states are written."""
 
@@ -136,9 +172,11 @@ class PrefillSource:
         device, self.width = cache.slots.device, 0
         self.slots = told(slots_of(cache, rows, counts), device)
         ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
-        self._seen = [
-            told(cache.slot_mapping(row.pages, 0, end), device) for row, end in zip(rows, ends, strict=True)
-        ]
+        self._side_by_side = _SideBySide(cache, rows, counts) if max(ends) <= _MOST_IN_ROWS else None
+        self._seen: list[Tensor] = []
+        if self._side_by_side is None:
+            seen = zip(rows, ends, strict=True)
+            self._seen = [told(cache.slot_mapping(row.pages, 0, end), device) for row, end in seen]
         self._prompts = PromptSegments(rows, counts, device) if states else None
 
     def pages(self, layer: int) -> Tensor:
@@ -148,6 +186,8 @@ class PrefillSource:
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """See :class:`Source`."""
         keys, values = self.pages(layer).unbind(1)
+        if self._side_by_side is not None:
+            return self._side_by_side.attend(q, keys, values)
         outs = []
         for row_q, seen in zip(torch.split(q, self.counts), self._seen, strict=True):
             k, v = (stored.index_select(0, seen).transpose(0, 1).unsqueeze(0) for stored in (keys, values))

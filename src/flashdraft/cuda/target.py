@@ -19,6 +19,10 @@ from flashdraft.models.llama import LlamaModel
 from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
 from flashdraft.ops.triton.paged_attention import Visible
 
+_MOST_STEPPED = (
+    1024  # tokens of prompts, padding included: with more of them launching takes less than running
+)
+
 
 class CudaTarget:
     """Runs a target's layers. Its weights are the model's, laid out anew."""
@@ -66,15 +70,20 @@ class CudaTarget:
             inputs += list(_tree(parents, tables))
         key = (*tables.numbers.shape, width, num_keys, len(inputs), with_head)
 
-        def work(numbers: Tensor, depths: Tensor | None = None, seen: Tensor | None = None) -> Any:
+        def work(numbers: Tensor, depths: Tensor | None = None, paths: Tensor | None = None) -> Any:
             return self._step(
-                rows, RowTables(numbers, width), num_keys, depths, seen, feature_layers, with_head
+                rows, RowTables(numbers, width), num_keys, depths, paths, feature_layers, with_head
             )
 
         hidden, features, argmax = rows.recorded(key, work, inputs)
         if features is not None:  # they may wait for a draft, and the next replay overwrites them
             features = features.clone()
         return TargetOutput(hidden, features), argmax
+
+    def steps_prompts(self, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]) -> bool:
+        """Whether chunks of prompts so short run as a recorded step. States are written by :meth:`prefill` alone."""
+        width = power_of_two(max(len(ids) for ids in token_ids))
+        return not self.deltas and power_of_two(len(placed)) * width <= _MOST_STEPPED
 
     def prefill(
         self,
@@ -113,21 +122,21 @@ class CudaTarget:
         tables: RowTables,
         num_keys: int,
         depths: Tensor | None,
-        seen: Tensor | None,
+        paths: Tensor | None,
         feature_layers: Sequence[int],
         with_head: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         places = tables.places
         positions = places if depths is None else places[:, :1] + depths
-        last = (places + 1).int()
-        if seen is not None:
-            last = last[:, -1:].expand_as(last).contiguous()
-        visible = Visible(torch.zeros_like(last), last, tables.starts.contiguous(), seen)
+        last = (positions + 1).int()
+        visible = Visible(torch.zeros_like(last), last, tables.starts.contiguous(), paths)
         source = StepSource(
             rows.cache, tables, visible, num_keys, self._rope(positions.flatten()), rows.states
         )
         x = self.model.embed(tables.token_ids.flatten())
         hidden, features = run(self.layers, self.last, x, source, feature_layers)
+        if rows.states:
+            rows.states.after_step(tables.state_slots, (len(places), tables.width))
         joined = TargetOutput.of(hidden, features, feature_layers).features
         shape = places.shape
         argmax = self.argmax(hidden) if with_head else None
@@ -143,17 +152,16 @@ class CudaTarget:
 
 
 def _tree(parents: Sequence[Sequence[int]], tables: RowTables) -> tuple[Tensor, Tensor]:
-    """Each token's depth below its root, int64 [rows, width], and what it sees of the staged ones, uint8."""
+    """Each token's depth below its root, int64 [rows, width], and its path from there, int32 [rows, width, width]."""
     num_rows, width = len(tables.numbers), tables.width
     depths = np.zeros((num_rows, width), np.int64)
-    seen = np.zeros((num_rows, width, width), np.uint8)
-    seen[:, :, 0] = 1  # the root
+    paths = np.zeros((num_rows, width, width), np.int32)
     for row, own in enumerate(parents):
         for place, parent in enumerate(own, 1):
-            depths[row, place] = depths[row, parent] + 1
-            seen[row, place] = seen[row, parent]
-            seen[row, place, place] = 1
-    return torch.from_numpy(depths), torch.from_numpy(seen)
+            depth = depths[row, place] = depths[row, parent] + 1
+            paths[row, place] = paths[row, parent]
+            paths[row, place, depth] = place
+    return torch.from_numpy(depths), torch.from_numpy(paths)
 
 
 def _decoder(model: TargetModel) -> Any:

@@ -26,7 +26,7 @@ class Tiling:
     warps: int
     parts: int = 1  # of the inputs, each summed by a program of its own and then added in order
     by_descriptor: bool = True  # weights through the card's copy engine
-    most_tokens: int = 128  # of a tile
+    most_tokens: int = 64  # of a tile
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]

@@ -21,18 +21,19 @@ _TILE = 64  # keys that it loads at a time; fewer where heads are wide
 class Visible:
     """Which of a row's keys its tokens see: those from ``first`` to before ``last``, of a tree its own path alone.
 
-    Keys count from a row's start. ``seen``: of trees, whether token i sees staged token j, which lies ``start + j``.
+    Keys count from a row's start. Of trees they count along a token's path: its key ``start + i`` is the staged token
+    ``paths[.., i]``, so that a path's keys are summed as a chain's are.
     """
 
     first: Tensor  # int32 [rows, width]
     last: Tensor  # int32 [rows, width], at least 1
     start: Tensor | None = None  # int32 [rows]
-    seen: Tensor | None = None  # uint8 [rows, width, width]
+    paths: Tensor | None = None  # int32 [rows, width, width]: places of staged tokens, from the root down
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    q, keys, values, table, first, last, start, seen, out, bests, totals,
+    q, keys, values, table, first, last, start, paths, out, bests, totals,
     scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
     groups: tl.constexpr, head_dim: tl.constexpr, dims: tl.constexpr, page_size: tl.constexpr,
     num_queries: tl.constexpr, tile: tl.constexpr, part_len: tl.constexpr, in_parts: tl.constexpr,
@@ -40,9 +41,16 @@ def _attend(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row, part, num_parts = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     head = tl.program_id(1) % kv_heads
-    query = tl.program_id(1) // kv_heads * num_queries + tl.arange(0, num_queries)
-    token, q_heads = query // groups, head * groups + query % groups
-    is_query = token < width
+    tiles: tl.constexpr = (groups + num_queries - 1) // num_queries  # of a token
+    if is_tree:  # paths differ: a program has one token's queries
+        query = tl.program_id(1) // kv_heads % tiles * num_queries + tl.arange(0, num_queries)
+        token = tl.program_id(1) // kv_heads // tiles + query * 0
+        is_query = query < groups
+    else:
+        query = tl.program_id(1) // kv_heads * num_queries + tl.arange(0, num_queries)
+        token = query // groups
+        is_query = token < width
+    q_heads = head * groups + query % groups
     lowest = tl.load(first + row * width + token, is_query, 1 << 30)
     highest = tl.load(last + row * width + token, is_query, 0)
     begin = tl.maximum(part * part_len, tl.min(lowest, 0) // tile * tile)
@@ -52,24 +60,23 @@ def _attend(  # type: ignore[no-untyped-def]
     q_at = (row * width + token) * q_token + q_heads * q_head
     queries = tl.load(q + q_at[:, None] + dim[None, :], is_query[:, None] & is_dim[None, :], 0.0)
     staged_from = tl.load(start + row) if is_tree else 0
+    path = paths + (row * width + tl.max(token, 0)) * width
     best = tl.full([num_queries], float("-inf"), tl.float32)
     total = tl.zeros([num_queries], tl.float32)
     summed = tl.zeros([num_queries, dims], tl.float32)
     for at in range(begin, end, tile):
         key = at + tl.arange(0, tile)
         is_key = key < end
-        page = tl.load(table + row * table_row + key // page_size, is_key, 0).to(tl.int64)
-        at_key = ((page * page_size + key % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
+        place = key
+        if is_tree:
+            staged = key - staged_from
+            on_path = tl.load(path + staged, is_key & (staged >= 0), 0)
+            place = tl.where(staged >= 0, staged_from + on_path, key)
+        page = tl.load(table + row * table_row + place // page_size, is_key, 0).to(tl.int64)
+        at_key = ((page * page_size + place % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
         k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
         v = tl.load(values + at_key, is_key[:, None] & is_dim[None, :], 0.0)
         visible = (key[None, :] >= lowest[:, None]) & (key[None, :] < highest[:, None])
-        if is_tree:
-            staged = key - staged_from
-            on_path = tl.load(
-                seen + (row * width + token)[:, None] * width + staged[None, :],
-                is_query[:, None] & (staged >= 0)[None, :] & (staged < width)[None, :], 1,
-            )  # fmt: skip
-            visible = visible & (on_path != 0)
         scores = tl.dot(queries, tl.trans(k), input_precision=precision) * scale
         scores = tl.where(visible, scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
@@ -138,11 +145,12 @@ def paged_attention(
         shape = (rows, width, num_heads, num_parts)
         summed = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
         bests, totals = torch.empty((2, *shape), dtype=torch.float32, device=q.device)
-    grid = (rows, kv_heads * triton.cdiv(width * groups, QUERIES), num_parts)
-    is_tree = visible.seen is not None
+    is_tree = visible.paths is not None
+    tiles = width * triton.cdiv(groups, QUERIES) if is_tree else triton.cdiv(width * groups, QUERIES)
+    grid = (rows, kv_heads * tiles, num_parts)
     _attend[grid](
         q, keys, values, table, visible.first, visible.last,
-        visible.start if is_tree else table, visible.seen if is_tree else table, summed, bests, totals,
+        visible.start if is_tree else table, visible.paths if is_tree else table, summed, bests, totals,
         scale if scale is not None else head_dim**-0.5, width, num_heads, kv_heads, table.stride(0),
         q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
         groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
