@@ -32,6 +32,13 @@ class Visible:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
+    """Where the keys of a token's path lie, counted from the row's start."""
+    staged = key - staged_from
+    return tl.where(staged >= 0, staged_from + tl.load(path + staged, is_key & (staged >= 0), 0), key)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, table, first, last, start, paths, out, bests, totals,
     scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
@@ -41,16 +48,11 @@ def _attend(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row, part, num_parts = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     head = tl.program_id(1) % kv_heads
-    tiles: tl.constexpr = (groups + num_queries - 1) // num_queries  # of a token
-    if is_tree:  # paths differ: a program has one token's queries
-        query = tl.program_id(1) // kv_heads % tiles * num_queries + tl.arange(0, num_queries)
-        token = tl.program_id(1) // kv_heads // tiles + query * 0
-        is_query = query < groups
-    else:
-        query = tl.program_id(1) // kv_heads * num_queries + tl.arange(0, num_queries)
-        token = query // groups
-        is_query = token < width
-    q_heads = head * groups + query % groups
+    # Paths differ: of trees a program has one token's queries, padded.
+    of_token: tl.constexpr = (groups + num_queries - 1) // num_queries * num_queries if is_tree else groups
+    query = tl.program_id(1) // kv_heads * num_queries + tl.arange(0, num_queries)
+    token, q_heads = query // of_token, head * groups + query % of_token
+    is_query = (token < width) & (query % of_token < groups)
     lowest = tl.load(first + row * width + token, is_query, 1 << 30)
     highest = tl.load(last + row * width + token, is_query, 0)
     begin = tl.maximum(part * part_len, tl.min(lowest, 0) // tile * tile)
@@ -60,18 +62,14 @@ def _attend(  # type: ignore[no-untyped-def]
     q_at = (row * width + token) * q_token + q_heads * q_head
     queries = tl.load(q + q_at[:, None] + dim[None, :], is_query[:, None] & is_dim[None, :], 0.0)
     staged_from = tl.load(start + row) if is_tree else 0
-    path = paths + (row * width + tl.max(token, 0)) * width
+    path = paths + (row * width + tl.max(tl.where(is_query, token, 0), 0)) * width
     best = tl.full([num_queries], float("-inf"), tl.float32)
     total = tl.zeros([num_queries], tl.float32)
     summed = tl.zeros([num_queries, dims], tl.float32)
     for at in range(begin, end, tile):
         key = at + tl.arange(0, tile)
         is_key = key < end
-        place = key
-        if is_tree:
-            staged = key - staged_from
-            on_path = tl.load(path + staged, is_key & (staged >= 0), 0)
-            place = tl.where(staged >= 0, staged_from + on_path, key)
+        place = _on_path(key, is_key, path, staged_from) if is_tree else key
         page = tl.load(table + row * table_row + place // page_size, is_key, 0).to(tl.int64)
         at_key = ((page * page_size + place % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
         k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
