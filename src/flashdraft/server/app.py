@@ -11,41 +11,18 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from flashdraft.errors import FlashdraftError
 from flashdraft.server.api_errors import ApiError, answer_error, answer_http_error
 from flashdraft.server.gate import Gate
-from flashdraft.server.http_io import ClientGoneError, ends_with_client
+from flashdraft.server.http_io import ClientGoneError
 from flashdraft.server.logs import RequestLog
-from flashdraft.server.messages_api import count_tokens, messages
-from flashdraft.server.openai_api import chat_completions, completions
-from flashdraft.server.openapi import openapi
-from flashdraft.server.responses_api import responses
+from flashdraft.server.openapi import routes
 from flashdraft.server.service import Service
-from flashdraft.server.sglang_api import flush_cache, generate
-from flashdraft.server.side_api import detokenize, health, metrics, models, playground, tokenize
 from flashdraft.server.status_line import report_status
 
-ROUTES = [
-    Route("/", playground),
-    Route("/health", health),
-    Route("/ready", health),
-    Route("/metrics", metrics),
-    Route("/openapi.json", openapi),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", models),
-    Route("/v1/chat/completions", ends_with_client(chat_completions), methods=["POST"]),
-    Route("/v1/completions", ends_with_client(completions), methods=["POST"]),
-    Route("/v1/responses", ends_with_client(responses), methods=["POST"]),
-    Route("/v1/messages", ends_with_client(messages), methods=["POST"]),
-    Route("/v1/messages/count_tokens", ends_with_client(count_tokens), methods=["POST"]),
-    Route("/generate", ends_with_client(generate), methods=["POST"]),
-    Route("/flush_cache", flush_cache, methods=["GET", "POST"]),
-    Route("/tokenize", ends_with_client(tokenize), methods=["POST"]),
-    Route("/detokenize", ends_with_client(detokenize), methods=["POST"]),
-]
 _ASSETS = Mount("/assets", StaticFiles(packages=[("flashdraft.server", "playground")]))  # of the page
 
 
@@ -74,7 +51,7 @@ def build_app(service: Service) -> Starlette:
         Exception: answer_error,
     }
     return Starlette(
-        routes=[*ROUTES, _ASSETS],
+        routes=[*routes(), _ASSETS],
         middleware=[
             Middleware(RequestLog, service.metrics),
             *_cors(service),

@@ -1,4 +1,4 @@
-"""``/openapi.json``: the served API in OpenAPI 3.1, made from the types of requests and answers."""
+"""Every operation of the server, told once: its routes and ``/openapi.json``, OpenAPI 3.1, are made from this."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,15 +7,19 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from flashdraft import __version__
 from flashdraft.server import answers
 from flashdraft.server.api_errors import Json
 from flashdraft.server.handlers import service_of
-from flashdraft.server.messages_api import CountTokensRequest, MessagesRequest
+from flashdraft.server.http_io import Handler, ends_with_client
+from flashdraft.server.messages_api import CountTokensRequest, MessagesRequest, count_tokens, messages
+from flashdraft.server.openai_api import chat_completions, completions
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from flashdraft.server.responses_api import ResponsesRequest
-from flashdraft.server.sglang_api import GenerateRequest
+from flashdraft.server.responses_api import ResponsesRequest, responses
+from flashdraft.server.sglang_api import GenerateRequest, flush_cache, generate
+from flashdraft.server.side_api import detokenize, health, metrics, models, playground, tokenize
 
 JSON_TYPE = "application/json"
 _EVENT = {
@@ -28,10 +32,11 @@ _EVENT = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One path and method: what goes in and what comes out."""
+    """One path and method: who answers, what goes in and what comes out."""
 
     path: str
     method: str
+    endpoint: Handler
     summary: str
     answer: type[BaseModel] | str  # a type, or the media type of a text
     request: type[BaseModel] | None = None
@@ -46,73 +51,17 @@ _CHAT = {"messages": _MESSAGES, "max_tokens": 4, "temperature": 0.5, "logprobs":
 _TEXT = {"prompt": "Hello", "max_tokens": 4, "logprobs": 2, "echo": True, "return_meta_info": True}
 _GENERATE = {"text": "Hello", "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
 
-OPERATIONS = [
-    Operation("/", "get", "The playground", "text/html"),
-    Operation("/health", "get", "Whether the server can answer", answers.Health, statuses=(503,)),
-    Operation("/ready", "get", "Whether the server can answer", answers.Health, statuses=(503,)),
-    Operation("/metrics", "get", "Metrics for Prometheus", "text/plain"),
-    Operation("/openapi.json", "get", "This document", JSON_TYPE),
-    Operation("/v1/models", "get", "The models", answers.ModelList),
-    Operation("/v1/models/{name}", "get", "One model", answers.ModelCard),
-    Operation(
-        "/v1/chat/completions",
-        "post",
-        "Answer a conversation",
-        answers.ChatCompletion,
-        ChatRequest,
-        _CHAT,
-        streams=True,
-    ),
-    Operation(
-        "/v1/completions",
-        "post",
-        "Continue texts",
-        answers.TextCompletion,
-        CompletionRequest,
-        _TEXT,
-        streams=True,
-    ),
-    Operation(
-        "/v1/responses",
-        "post",
-        "Answer once",
-        answers.Response,
-        ResponsesRequest,
-        {"input": "Hello", "max_output_tokens": 4},
-        streams=True,
-    ),
-    Operation(
-        "/v1/messages",
-        "post",
-        "Answer a conversation, as Anthropic's",
-        answers.MessageAnswer,
-        MessagesRequest,
-        {"messages": _MESSAGES, "max_tokens": 4},
-        streams=True,
-    ),
-    Operation(
-        "/v1/messages/count_tokens",
-        "post",
-        "Count a conversation's tokens",
-        answers.TokenCount,
-        CountTokensRequest,
-        {"messages": _MESSAGES},
-    ),
-    Operation(
-        "/generate",
-        "post",
-        "SGLang's way of asking",
-        answers.GeneratedRow,
-        GenerateRequest,
-        _GENERATE,
-        streams=True,
-        is_list=True,
-    ),
-    Operation("/flush_cache", "get", "Forget prefixes", answers.Flushed, statuses=(409,)),
-    Operation("/flush_cache", "post", "Forget prefixes", answers.Flushed, statuses=(409,)),
-    Operation("/tokenize", "post", "Tokens", answers.Tokens, TokenizeRequest, {"prompt": "Hello"}),
-    Operation("/detokenize", "post", "Text of tokens", answers.Text, DetokenizeRequest, {"tokens": [1, 2]}),
-]
+
+def routes() -> list[Route]:
+    """The operations as Starlette has them: a path once, with all of its methods."""
+    methods: dict[str, list[str]] = {}
+    for one in OPERATIONS:
+        methods.setdefault(one.path, []).append(one.method.upper())
+    endpoints = {one.path: one.endpoint for one in OPERATIONS}
+    return [
+        Route(path.replace("{name}", "{name:path}"), endpoint, methods=methods[path])
+        for path, endpoint in endpoints.items()
+    ]
 
 
 async def openapi(request: Request) -> Response:
@@ -191,3 +140,94 @@ def _answer(one: Operation, refs: Any) -> Json:
 
 def _content(media_type: str, schema: Json) -> Json:
     return {media_type: {"schema": schema}}
+
+
+OPERATIONS = [
+    Operation("/", "get", playground, "The playground", "text/html"),
+    Operation("/health", "get", health, "Whether the server can answer", answers.Health, statuses=(503,)),
+    Operation("/ready", "get", health, "Whether the server can answer", answers.Health, statuses=(503,)),
+    Operation("/metrics", "get", metrics, "Metrics for Prometheus", "text/plain"),
+    Operation("/openapi.json", "get", openapi, "This document", JSON_TYPE),
+    Operation("/v1/models", "get", models, "The models", answers.ModelList),
+    Operation("/v1/models/{name}", "get", models, "One model", answers.ModelCard),
+    Operation(
+        "/v1/chat/completions",
+        "post",
+        ends_with_client(chat_completions),
+        "Answer a conversation",
+        answers.ChatCompletion,
+        ChatRequest,
+        _CHAT,
+        streams=True,
+    ),
+    Operation(
+        "/v1/completions",
+        "post",
+        ends_with_client(completions),
+        "Continue texts",
+        answers.TextCompletion,
+        CompletionRequest,
+        _TEXT,
+        streams=True,
+    ),
+    Operation(
+        "/v1/responses",
+        "post",
+        ends_with_client(responses),
+        "Answer once",
+        answers.Response,
+        ResponsesRequest,
+        {"input": "Hello", "max_output_tokens": 4},
+        streams=True,
+    ),
+    Operation(
+        "/v1/messages",
+        "post",
+        ends_with_client(messages),
+        "Answer a conversation, as Anthropic's",
+        answers.MessageAnswer,
+        MessagesRequest,
+        {"messages": _MESSAGES, "max_tokens": 4},
+        streams=True,
+    ),
+    Operation(
+        "/v1/messages/count_tokens",
+        "post",
+        ends_with_client(count_tokens),
+        "Count a conversation's tokens",
+        answers.TokenCount,
+        CountTokensRequest,
+        {"messages": _MESSAGES},
+    ),
+    Operation(
+        "/generate",
+        "post",
+        ends_with_client(generate),
+        "SGLang's way of asking",
+        answers.GeneratedRow,
+        GenerateRequest,
+        _GENERATE,
+        streams=True,
+        is_list=True,
+    ),
+    Operation("/flush_cache", "get", flush_cache, "Forget prefixes", answers.Flushed, statuses=(409,)),
+    Operation("/flush_cache", "post", flush_cache, "Forget prefixes", answers.Flushed, statuses=(409,)),
+    Operation(
+        "/tokenize",
+        "post",
+        ends_with_client(tokenize),
+        "Tokens",
+        answers.Tokens,
+        TokenizeRequest,
+        {"prompt": "Hello"},
+    ),
+    Operation(
+        "/detokenize",
+        "post",
+        ends_with_client(detokenize),
+        "Text of tokens",
+        answers.Text,
+        DetokenizeRequest,
+        {"tokens": [1, 2]},
+    ),
+]
