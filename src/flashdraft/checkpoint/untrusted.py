@@ -87,6 +87,10 @@ def check_regular(file: Path) -> None:
         mode = file.stat().st_mode
     except FileNotFoundError:
         return
+    except NotADirectoryError as error:
+        raise CheckpointError(
+            f"{file.parent} is a file; expected a Hugging Face checkpoint folder"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}); fetch it again") from error
     if not stat.S_ISREG(mode):
@@ -113,10 +117,6 @@ def read_object(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing; expected a Hugging Face checkpoint folder") from error
-    except NotADirectoryError as error:
-        raise CheckpointError(
-            f"{file.parent} is a file; expected a Hugging Face checkpoint folder"
-        ) from error
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
