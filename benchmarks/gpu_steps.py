@@ -12,6 +12,7 @@ import traceback
 from statistics import median
 
 import torch
+from transformers import AutoConfig
 
 from flashdraft.bench.published import pair_configs
 from flashdraft.engine.engine import Engine
@@ -75,24 +76,38 @@ def rates(length, block):
     return [1.0] * whole + [length - 1 - whole] + [0.0] * (block - 2 - whole)
 
 
+def configs_of(pair):
+    """(transformers config, drafter's config or None)."""
+    if pair == "35b-a3b":  # the values that transformers has for the published one
+        return AutoConfig.for_model("qwen3_5_moe_text"), None
+    return pair_configs(pair)
+
+
 class Bench:
     """A pair on the device."""
 
     def __init__(self, pair, out, limit):
         torch.manual_seed(0)
         self.pair, self.out, self.limit, self.born = pair, out, limit, time.time()
-        target_config, draft_config = pair_configs(pair)
+        target_config, draft_config = configs_of(pair)
         with torch.device("meta"):
-            target, network = build_target(target_config), DFlashModel(draft_config)
-        self.target, self.network = randomly(target), randomly(network)
-        self.drafter = DFlashDrafter(self.network, self.target)
+            target = build_target(target_config)
+            network = DFlashModel(draft_config) if draft_config else None
+        self.target = randomly(target)
+        self.drafter = DFlashDrafter(randomly(network), self.target) if network else None
         self.vocab = target_config.vocab_size
         self.copy, self.flops = ceilings()
         head = self.target.head_weight().nbytes
         self.weights = sum(p.nbytes for p in self.target.parameters()) - (
             0 if target_config.tie_word_embeddings else head
         )
-        self.draft_weights = sum(p.nbytes for p in self.network.parameters()) + head
+        self.draft_weights = (
+            sum(p.nbytes for p in self.drafter.model.parameters()) if self.drafter else 0
+        ) + head
+        self.experts = sum(p.nbytes for name, p in self.target.named_parameters() if ".experts." in name)
+        self.read_share = (
+            (target_config.num_experts_per_tok / target_config.num_experts) if self.experts else 0.0
+        )
         self.say(
             "loaded", f"copy {self.copy / 1e12:.2f} TB/s, {self.flops / 1e12:.0f} TFLOP/s", self.memory()
         )
@@ -145,8 +160,12 @@ class Bench:
 
     def floor_ms(self, rows, width, drafts):
         """The larger of bytes over the copy rate and of FLOP over the matrix rate, of a round."""
-        size = self.weights + (self.draft_weights if drafts else 0)
-        flops = rows * width * self.weights + (rows * width * self.draft_weights if drafts else 0)
+        read = self.experts * (
+            1 - (1 - self.read_share) ** (rows * width)
+        )  # of experts, those that are chosen
+        size = self.weights - self.experts + read + (self.draft_weights if drafts else 0)
+        used = self.weights - self.experts * (1 - self.read_share) + (self.draft_weights if drafts else 0)
+        flops = rows * width * used
         return 1e3 * max(size / self.copy, flops / self.flops)
 
     def steps(self, method, running, block, acceptance=None, count=12):

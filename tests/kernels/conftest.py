@@ -1,7 +1,7 @@
 """Kernels on a CPU: Triton's interpreter, with the bfloat16 that GPUs have.
 
 The interpreter is chosen for a whole process (TRITON_INTERPRET=1), and its package is not in the environment of all
-other tests: `make test` runs this folder by itself. Without the variable there is nothing to collect here.
+other tests: `make test` runs this folder by itself. Without the variable the tests run on a GPU, or not at all.
 """
 
 import os
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if IS_INTERPRETED:
     import triton.language as tl
     from triton.runtime import interpreter
 
     _convert, _dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
-else:
+elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -37,6 +38,8 @@ def _dot_of_numbers(self, a, b, *rest):
 
 @pytest.fixture(autouse=True)
 def bfloat16(monkeypatch):
-    """In force for every test of this folder."""
+    """In force for every test of this folder, where there is no GPU."""
+    if not IS_INTERPRETED:
+        return
     monkeypatch.setattr(interpreter, "_convert_float", _as_on_gpus)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot_of_numbers)
