@@ -283,3 +283,31 @@ def test_many_requests_leave_nothing_behind() -> None:
     assert not engine.requests
     assert not engine.scheduler.waiting
     assert len(pool._hash_of) <= pool.num_pages
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    """Half of a step's tokens are for the first come; a short prompt that comes later ends first."""
+    target = toy_target()
+    engine = Engine(target, None, EngineConfig(max_step_tokens=16, page_size=4, num_pages=200))
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    engine.add_request("long", [5] * 300, params)
+    engine.step()
+    engine.add_request("short", [7] * 6, params)
+    ended = []
+    while engine.has_unfinished:
+        ended += [output.request_id for output in engine.step() if output.finished]
+    assert ended == ["short", "long"]
+
+
+def test_nothing_of_a_steps_tokens_is_left_over():
+    """A long prompt takes what nobody else does, also where another cannot be admitted."""
+    target = toy_target()
+    engine = Engine(target, None, EngineConfig(max_step_tokens=16, page_size=4, num_pages=200, max_running=1))
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    for name in ("first", "second"):
+        engine.add_request(name, [5] * 64, params)
+    steps = 0
+    while "first" in engine.requests:
+        engine.step()
+        steps += 1
+    assert steps == 4

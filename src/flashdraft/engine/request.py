@@ -64,6 +64,11 @@ class Request:
         return len(self.prompt) + max(len(self.answer.output.token_ids) - 1, 0)
 
     @property
+    def num_left(self) -> int:
+        """Of these, those that are not computed."""
+        return self.prefill_len - self.num_committed
+
+    @property
     def is_prefilling(self) -> bool:
         """Whether there is something to compute before a block can run."""
         num_said = len(

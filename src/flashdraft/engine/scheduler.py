@@ -22,6 +22,8 @@ class EngineConfig:
 
     max_running: int = 32  # requests in one step
     max_step_tokens: int = 512  # tokens of one step's blocks; prefill gets what they leave, or a quarter
+    # Prompts' tokens in a step in which nobody decodes; None: 8,192 on a GPU, elsewhere max_step_tokens.
+    max_prompt_tokens: int | None = None
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
@@ -36,6 +38,7 @@ class EngineConfig:
         sizes = (
             "max_running",
             "max_step_tokens",
+            "max_prompt_tokens",
             "page_size",
             "num_pages",
             "num_checkpoints",
@@ -95,12 +98,16 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step, with pages for all that it writes."""
         step = Step()
+        used = self._schedule_blocks(step)
         most = self.config.max_step_tokens
+        if not step.blocks:
+            most = self.config.max_prompt_tokens or most
         # A quarter is for prefill even where blocks would take all: nobody waits for the others' last token.
-        budget = max(most - self._schedule_blocks(step), most // 4, 1)
+        budget = max(most - used, most // 4, 1)
         budget -= self._schedule_chunks(step, budget)
         if not step.left:
-            self._admit(step, budget)
+            budget = self._admit(step, budget)
+        self._lengthen(step, budget)
         if self.slots and self.config.prefix_caching:
             for request, num_tokens in (*step.blocks, *step.chunks):
                 self._plan_snapshots(self.slots, request, num_tokens)
@@ -164,21 +171,32 @@ class Scheduler:
         return used
 
     def _schedule_chunks(self, step: Step, budget: int) -> int:
+        """Chunks of prompts. Where others wait, the first come has half of it, and the shortest of the others run."""
+        prompts = [request for request in self.running if request.is_prefilling]
+        first, others = prompts[:1], sorted(prompts[1:], key=lambda request: request.num_left)
         used = 0
-        for request in self.running:
-            num_tokens = min(request.prefill_len - request.num_committed, budget - used)
-            if request.is_prefilling and num_tokens > 0:
+        for request in (*first, *others):
+            is_first = request in first and (others or self.waiting)
+            num_tokens = min(request.num_left, max(budget // 2, 1) if is_first else budget - used)
+            if num_tokens > 0:
                 step.chunks.append((request, num_tokens))
                 used += num_tokens
         return used
 
-    def _admit(self, step: Step, budget: int) -> None:
+    def _lengthen(self, step: Step, budget: int) -> None:
+        """What nobody else took of ``budget`` goes to the first chunk."""
+        if step.chunks and budget > 0:
+            request, num_tokens = step.chunks[0]
+            step.chunks[0] = request, min(request.num_left, num_tokens + budget)
+
+    def _admit(self, step: Step, budget: int) -> int:
+        """Whoever waits and finds room; returns what is left of ``budget``."""
         while self.waiting and len(self.running) < self.config.max_running and budget > 0:
             request = self.waiting[0]
             found = self._find_prefix(request)
             missing = self.pool.num_pages_for(request.prefill_len + 1) - len(found)
             if missing + self.pool.num_idle(found) > self.pool.num_free:
-                return
+                break
             self.waiting.pop(0)
             self.pool.share(found)
             pages = self.pool.allocate(missing)
@@ -198,6 +216,7 @@ class Scheduler:
             if num_tokens:
                 step.chunks.append((request, num_tokens))
                 budget -= num_tokens
+        return budget
 
     def _find_prefix(self, request: Request) -> list[int]:
         if not self.config.prefix_caching or request.answer.scores_prompt:  # scores need every token's logits

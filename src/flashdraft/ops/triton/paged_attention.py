@@ -31,7 +31,7 @@ class Visible:
     paths: Tensor | None = None  # int32 [rows, width, width]: places of staged tokens, from the root down
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
     """Where the keys of a token's path lie, counted from the row's start."""
     staged = key - staged_from
