@@ -7,12 +7,18 @@ import torch
 import yaml
 from transformers import Qwen3_5Config
 
+import native_pair
 from command_line import run_command
-from flashdraft.engine.memory_plan import plan_memory
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.memory_plan import MemoryPlan, plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import IncompatibleDrafterError
+from flashdraft.models.accelerate import accelerate
+from flashdraft.native.library import library
+from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.dflash import DFlashDrafter
 from tiny_pair import save_tiny_pair
-from toys import QWEN3_5_27B
+from toys import QWEN3_5_27B, toy_dflash, toy_target
 
 DRAFTER_27B = {
     "architectures": ["DFlashDraftModel"],
@@ -60,6 +66,7 @@ def test_the_27b(pair_27b):
         - (32 + 32) * plan.state_bytes
         - 32 * plan.staged_bytes
         - plan.activation_bytes
+        - ((32 * (256 + 16) + 16) * 65536 + (32 * (16 + 16) + 16) * 24576)  # spare pages
     )
     assert plan.context_tokens(1, 141) == int(left / (65536 + 24576))
     assert plan.context_tokens(1, 80) < 0
@@ -105,3 +112,37 @@ def test_a_toy_takes_what_was_planned(tmp_path):
     assert torch.device("meta") != loaded.device
     with pytest.raises(IncompatibleDrafterError):
         plan_memory(target, "embedded", "float32", EngineConfig(4), None)
+
+
+def held_by(engine) -> int:
+    """Bytes of keys and values, wherever they are: pages, and rows gathered from them."""
+    runner = engine.runner
+    holders = [runner.block_rows, runner.chunk_rows, runner.drafter.rows]
+    gathered = sum(rows._rows.nbytes for rows in holders)
+    return runner.cache.slots.nbytes + runner.drafter.cache.slots.nbytes + gathered
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_an_engine_holds_what_was_planned(backend):
+    """Four requests, one of them longer; planned and measured differ by 5 % at most."""
+    if backend == "native":
+        if library() is None:
+            pytest.skip("this machine has no C++ form")
+        target, _ = native_pair.make()
+        network = native_pair.draft_network(target)
+        assert accelerate(network, head=target.head_weight())
+    else:
+        target = toy_target()
+        network = toy_dflash(target)
+    config = EngineConfig(4, max_step_tokens=1024, num_pages=64, attention_backend=backend)
+    engine = Engine(target, DFlashDrafter(network, target), config, block_size=4)
+    prompts = [[5] * 140] * 3 + [[7] * 200]
+    for name, prompt in enumerate(prompts):
+        engine.add_request(str(name), prompt, SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
+    list(engine.run())
+    kv_bytes, draft_bytes = (
+        one.bytes_per_token for one in (engine.runner.cache, engine.runner.drafter.cache)
+    )
+    plan = MemoryPlan(4, network.config.block_size, 0, 0, kv_bytes, draft_bytes, 0, 0, 0, 0, 1)
+    planned = plan.storage_bytes(64 * 16, None if backend == "native" else 220)
+    assert held_by(engine) == pytest.approx(planned, rel=0.05)

@@ -31,7 +31,8 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _whole_steps(num_tokens: int) -> int:
+def whole_steps(num_tokens: int) -> int:
+    """As many tokens as rows that hold ``num_tokens`` have room for."""
     return -(-num_tokens // _LEN_STEP) * _LEN_STEP
 
 
@@ -249,7 +250,7 @@ class GatheredRows:
             return
         num_layers, both, old_rows, old_len, kv_heads, head_dim = self._rows.shape
         num_rows = max(num_rows, old_rows)
-        whole = power_of_two if self.records else _whole_steps
+        whole = power_of_two if self.records else whole_steps
         max_len = max(whole(max(kv_len, _LEN_STEP)), old_len)
         # Zeros: what a mask hides is multiplied by 0 and has to be finite.
         rows = self._rows.new_zeros((num_layers, both, num_rows, max_len, kv_heads, head_dim))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flashdraft.admission import MAX_TREE
 from flashdraft.cache.model_cache import ModelCache
+from flashdraft.cache.paged_kv_cache import whole_steps
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -37,13 +39,37 @@ class MemoryPlan:
     num_checkpoints: int  # states kept for prefixes, beside one of each request
     activation_bytes: int  # of one step: its logits, and the widest tensors of a layer
     kv_heads: int
+    page_size: int = 16
+
+    @property
+    def spare_bytes(self) -> int:
+        """Of pages for what a step stages beyond its rows' own, where pages are read in place (cuda, native)."""
+        target = self.max_running * (MAX_TREE + self.page_size) + self.page_size
+        drafter = self.max_running * (self.block_size + self.page_size) + self.page_size
+        return target * self.kv_bytes + drafter * self.draft_kv_bytes
+
+    def gathered_bytes(self, longest: int) -> int:
+        """Of rows, where they are gathered from pages (eager, graphs): all are as long as the longest request.
+
+        The target has them twice, for prompts and for blocks. ``longest``: its tokens.
+        """
+        whole = whole_steps(longest + self.block_size)
+        return self.max_running * whole * (2 * self.kv_bytes + self.draft_kv_bytes)
+
+    def storage_bytes(self, num_tokens: int, longest: int | None = None) -> int:
+        """All keys and values that an engine with pages for ``num_tokens`` holds at most.
+
+        ``longest``: of its requests, where rows are gathered; None: pages are read in place.
+        """
+        beside = self.spare_bytes if longest is None else self.gathered_bytes(longest)
+        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) + beside
 
     def device_bytes(self, num_devices: int) -> int:
         """What each of ``num_devices`` that share every layer holds before any token of context."""
         states = self.num_checkpoints * self.state_bytes + self.max_running * (
             self.state_bytes + self.staged_bytes
         )
-        shared = self.weight_bytes + self.draft_weight_bytes + states
+        shared = self.weight_bytes + self.draft_weight_bytes + states + self.spare_bytes
         return (shared + self.activation_bytes) // num_devices
 
     def context_tokens(self, num_devices: int, device_gb: int) -> int:
@@ -59,6 +85,9 @@ class MemoryPlan:
         lines = [
             f"weights: target {_gb(self.weight_bytes)}, drafter {_gb(self.draft_weight_bytes)}",
             f"keys and values: {self.kv_bytes:,} B a token for the target, {self.draft_kv_bytes:,} B for the drafter",
+            f"beside its pages: {_gb(self.spare_bytes)} where they are read in place (attention backends cuda, native);"
+            f" {self.gathered_bytes(4096 - self.block_size) / 4096 / 1e6:.2f} MB for each token of the longest request"
+            " where rows are gathered (graphs, eager)",
             *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
         ]
@@ -113,6 +142,7 @@ def plan_memory(
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
         activation_bytes=_activation_bytes(model, running * block_size, engine.max_step_tokens),
         kv_heads=model.config.num_key_value_heads,
+        page_size=engine.page_size,
     )
 
 
