@@ -179,6 +179,7 @@ def test_other_servers_counters_come_to_one_definition() -> None:
     assert later.since(vllm).acceptance_length == 2.0
     assert vllm.since(DraftCounts()).accepted_by_position == [0.8, 0.5]
     assert draft_counts(SGLANG).acceptance_length == 3.4
+    assert draft_counts(VLLM + VLLM.replace("vllm:", "flashdraft:")) == vllm  # ours tells it under both names
     assert draft_counts("").acceptance_length is None
 
 

@@ -48,6 +48,6 @@ def _tiles(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
         num_answers = sum(row.num_answers for row in others)
         num_wrong = num_answers - sum(row.num_equal + row.num_near_ties for row in others)
         tiles.append(
-            (f"{num_wrong} of {num_answers}", "answers that part from plain decoding's not at a near-tie")
+            (f"{num_wrong} of {num_answers}", "answers that differ from plain decoding's without a near-tie")
         )
     return tiles

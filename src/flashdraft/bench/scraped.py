@@ -13,6 +13,7 @@ _PER_POSITION = "spec_decode_num_accepted_tokens_per_pos_total"
 _ACCEPTED = "spec_decode_num_accepted_tokens_total"
 _DRAFTS = "spec_decode_num_drafts_total"
 _DRAFTED = "spec_decode_num_draft_tokens_total"
+_OWN = "flashdraft:"
 _SGLANG_MEAN = "spec_accept_length"
 
 
@@ -73,6 +74,9 @@ def draft_counts(exposition: str) -> DraftCounts:
 
 
 def _samples(exposition: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    for family in text_string_to_metric_families(exposition):
-        for sample in family.samples:
+    """Names without their prefix; a flashdraft server tells all of it under vLLM's prefix too, which counts once."""
+    samples = [one for family in text_string_to_metric_families(exposition) for one in family.samples]
+    has_own = any(one.name.startswith(_OWN) for one in samples)
+    for sample in samples:
+        if not has_own or sample.name.startswith(_OWN):
             yield sample.name.partition(":")[2], sample.labels, sample.value

@@ -42,13 +42,15 @@ def parse_metrics(page: str, address: str) -> Served:
     """The acceptance in a Prometheus page. Raises UsageError where there is none."""
     totals: dict[str, float] = {}
     by_position: dict[int, float] = {}
-    engine = ""
-    for sample in (sample for family in text_string_to_metric_families(page) for sample in family.samples):
+    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    prefixes = {sample.name.partition(":")[0] for sample in samples if ":spec_" in sample.name}
+    # A flashdraft server tells all of it under vLLM's prefix too: its own comes first, and counts once.
+    engine = next((one for one in _ENGINES if one in prefixes), "")
+    for sample in samples:
         prefix, _, name = sample.name.partition(":")
         name = name.removesuffix("_total")
-        if prefix not in _ENGINES or not name.startswith("spec_") or name.endswith("_created"):
+        if prefix != engine or not name.startswith("spec_") or name.endswith("_created"):
             continue
-        engine = prefix
         if "position" in sample.labels:
             place = int(sample.labels["position"])
             by_position[place] = by_position.get(place, 0.0) + sample.value
