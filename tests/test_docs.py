@@ -11,6 +11,8 @@ from urllib.parse import unquote
 import pytest
 from markdown_it import MarkdownIt
 
+from flashdraft.cli.main import COMMANDS
+
 REPO = Path(__file__).parent.parent
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md"), *(REPO / "benchmarks").glob("*.md")])
 
@@ -69,6 +71,12 @@ def test_every_benchmark_is_in_the_list() -> None:
     assert not missing, (
         f"benchmarks/README.md does not name {sorted(missing)}: question, command, result, date"
     )
+
+
+def test_the_readme_names_every_command() -> None:
+    table = (REPO / "README.md").read_text().partition("## Commands")[2].partition("## More")[0]
+    names = {command.__name__ for commands in COMMANDS.values() for command in commands}
+    assert set(re.findall(r"`(\w+)`", table)) == names
 
 
 def test_tables_are_what_the_result_files_say(tables: Any) -> None:
