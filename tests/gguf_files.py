@@ -180,3 +180,43 @@ def write_gemma3_gguf(path: Path, model: Any, fields: dict[str, Any] | None = No
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+QWEN3_NAMES = STORED_NAMES | {
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate_inp",
+}
+
+
+def write_qwen3_gguf(path: Path, model: Any, max_tensors: int = 0) -> None:
+    """A transformers Qwen3 or Qwen3-MoE as llama.cpp's converter writes it, ``max_tensors`` a file (0: all in one)."""
+    config, is_sparse = model.config, model.config.model_type == "qwen3_moe"
+    architecture = "qwen3moe" if is_sparse else "qwen3"
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=max_tensors)
+    fields = {key.removeprefix("llama."): value for key, value in llama_fields(config).items()}
+    del fields["rope.dimension_count"]
+    if is_sparse:
+        fields |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
+    named = {f"{architecture}.{key}": value for key, value in fields.items()}
+    for key, value in (named | tokenizer_fields() | {"tokenizer.ggml.pre": "qwen2"}).items():
+        add_field(writer, key, value)
+    for name, tensor in model.state_dict().items():
+        prefix, _, kind = name.rpartition(".mlp.experts.")
+        block = "blk." + prefix.removeprefix("model.layers.")
+        if kind == "gate_up_proj":
+            gate, up = tensor.chunk(2, dim=1)
+            writer.add_tensor(f"{block}.ffn_gate_exps.weight", gate.contiguous().numpy())
+            writer.add_tensor(f"{block}.ffn_up_exps.weight", up.contiguous().numpy())
+        elif kind == "down_proj":
+            writer.add_tensor(f"{block}.ffn_down_exps.weight", tensor.numpy())
+        elif not (name == "lm_head.weight" and config.tie_word_embeddings):
+            writer.add_tensor(stored_name(name, QWEN3_NAMES), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

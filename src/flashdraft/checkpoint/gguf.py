@@ -7,6 +7,7 @@ that library.
 """
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from flashdraft.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-ARCHITECTURES = ("llama", "gemma3")  # whose fields and tensors are known here: see gguf_models.py
+ARCHITECTURES = ("llama", "gemma3", "qwen3", "qwen3moe")  # whose fields and tensors are known: load.py
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MAX_DEPTH, _MAX_DIMS = 4, 4  # ggml's tensors have four dimensions at most
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
@@ -105,8 +107,9 @@ class GGUFFile:
     that cannot be read: all before any tensor data is touched.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_part: bool = False) -> None:
         self.path = path
+        self._owners: dict[str, GGUFFile] = {}  # of the tensors in the other files of a model in parts
         check_regular(path)
         with path.open("rb") as stream:
             magic = stream.read(4)
@@ -124,14 +127,36 @@ class GGUFFile:
                 f" ({error}); fetch it again"
             ) from error
         self._check_data()
+        if not is_part and self.fields.get("split.count", 1) != 1:
+            self._open_parts()
 
     def read(self, name: str) -> Tensor:
         """A tensor dequantized to float32, in memory of its own."""
+        if name in self._owners:
+            return self._owners[name].read(name)
         tensor = self.tensors[name]
         start = self._start + tensor.offset
         stored = self._data[start : start + tensor.num_bytes].reshape(*tensor.shape[:-1], tensor.row_bytes)
         values = dequantize(stored, tensor.kind)
         return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+    def _open_parts(self) -> None:
+        """Take in the other files' tensors. Raises CheckpointError where one is missing or this is not the first."""
+        count, named = self.fields["split.count"], _PART.search(self.path.name)
+        if type(count) is not int or named is None or int(named[2]) != count or int(named[1]) != 1:
+            raise CheckpointError(
+                f"{self.path} is one of {count} files; expected the first, NAME-00001-of-{count:0>5}.gguf, with the"
+                " others beside it under their own names"
+            )
+        for number in range(2, count + 1):
+            other = self.path.with_name(_PART.sub(f"-{number:05d}-of-{count:05d}.gguf", self.path.name))
+            if not other.is_file():
+                raise CheckpointError(
+                    f"{self.path} is one of {count} files, and {other.name} is missing; fetch it too"
+                )
+            part = GGUFFile(other, is_part=True)
+            self._owners |= dict.fromkeys(part.tensors, part)
+            self.tensors |= part.tensors
 
     def _read_header(self, header: _Header) -> None:
         header.offset = len(_MAGIC)

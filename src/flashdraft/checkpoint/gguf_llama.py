@@ -72,7 +72,7 @@ def read_gguf_config(file: GGUFFile) -> LlamaConfig:
         head_dim=head_dim,
         max_position_embeddings=field("context_length"),
         rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
-        rope_parameters=_rope_parameters(file, field, head_dim),
+        rope_parameters=rope_parameters(file, field, head_dim),
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
@@ -107,17 +107,13 @@ class GGUFWeights:
 
 
 class Fields:
-    """Reads ``<architecture>.<key>``. Raises CheckpointError for a mixture of experts and for one of several files."""
+    """Reads ``<architecture>.<key>``. Raises CheckpointError for a mixture of experts where none may be."""
 
-    def __init__(self, file: GGUFFile, architecture: str) -> None:
+    def __init__(self, file: GGUFFile, architecture: str, may_be_sparse: bool = False) -> None:
         self.file, self.architecture = file, architecture
-        if file.fields.get(f"{architecture}.expert_count"):
+        if file.fields.get(f"{architecture}.expert_count") and not may_be_sparse:
             raise CheckpointError(
                 f"{file.path} is a mixture of experts; expected a dense {architecture} model"
-            )
-        if (num_files := file.fields.get("split.count", 1)) > 1:
-            raise CheckpointError(
-                f"{file.path} is one of {num_files} files; expected one: join them (gguf-split --merge)"
             )
 
     def __call__(self, key: str, default: Any = None) -> Any:
@@ -130,7 +126,8 @@ class Fields:
         return value
 
 
-def _rope_parameters(file: GGUFFile, field: Fields, head_dim: int) -> dict[str, Any]:
+def rope_parameters(file: GGUFFile, field: Fields, head_dim: int) -> dict[str, Any]:
+    """How the model rotates, in transformers' fields. Raises CheckpointError for a scaling that is not known here."""
     parameters = {"rope_type": "default", "rope_theta": field("rope.freq_base", 10000.0)}
     scaling = field("rope.scaling.type", "none")
     if scaling == "linear":

@@ -19,6 +19,7 @@ from flashdraft.checkpoint.embedded import (
 from flashdraft.checkpoint.gguf import GGUFFile
 from flashdraft.checkpoint.gguf_gemma3 import Gemma3Weights, read_gemma3_config
 from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
+from flashdraft.checkpoint.gguf_qwen3 import Qwen3Weights, read_qwen3_config
 from flashdraft.checkpoint.hf_config import (
     folder_eos_token_ids,
     folder_generation_defaults,
@@ -41,6 +42,8 @@ from flashdraft.models.mtp import MTPModel
 _GGUF_FORMATS: dict[str, tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, Any], WeightSource]]] = {
     "llama": (read_gguf_config, GGUFWeights),
     "gemma3": (read_gemma3_config, Gemma3Weights),
+    "qwen3": (read_qwen3_config, Qwen3Weights),
+    "qwen3moe": (read_qwen3_config, Qwen3Weights),
 }
 __all__ = [
     "EMBEDDED",
