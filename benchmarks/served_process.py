@@ -61,7 +61,7 @@ def _wait_for_url(process: "subprocess.Popen[str]") -> str:
     said = []
     for line in process.stderr:
         said.append(line)
-        if found := re.search(r"running on (http://[\d.]+:\d+)", line):
+        if found := re.search(r"(?:running on |page=)(http://[\d.]+:\d+)", line):
             threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
             return found[1]
     raise SystemExit(f"the server did not start: {''.join(said)}")
