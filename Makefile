@@ -36,8 +36,9 @@ test: $(READY) $(TRITON_READY)  ## run the tests: the kernels', then all others
 # How many spoiled files of each kind: `make test` tries 40.
 FUZZ_CASES := 1000
 
-fuzz: $(READY)  ## spoil files and see each refused in one line, at length: an hour
+fuzz: $(READY)  ## spoil files and requests and see each refused in one line, at length: an hour
 	FLASHDRAFT_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/checkpoint/test_malformed_files.py
+	FLASHDRAFT_FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py
 
 # What most changes break first; `make test` is what counts.
 FAST := tests/backends tests/cache tests/control tests/ops tests/spec_decode tests/engine/test_engine.py \

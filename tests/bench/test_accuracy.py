@@ -1,14 +1,18 @@
 """Answers are told right from wrong, and code is run within its limits."""
 
+import contextlib
 import itertools
+import os
 import time
 from pathlib import Path
 
 import pytest
 
+from flashdraft.bench import sandbox
 from flashdraft.bench.accuracy import final_answer, is_correct, math_grader, same_answer
 from flashdraft.bench.sandbox import passes
 from flashdraft.bench.tasks import BenchPrompt, load_task
+from flashdraft.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,56 @@ def test_a_program_sees_no_network_and_an_empty_folder_and_its_children_end_with
     assert passes(spawn)
     time.sleep(1.3)
     assert not mark.exists()
+
+
+def test_a_program_writes_into_its_own_folder_alone_and_little(tmp_path: Path) -> None:
+    place = tmp_path / "written"
+    assert not passes(f"open({str(place)!r}, 'w')")
+    assert not place.exists()
+    assert passes("open('a', 'w').write('x')")
+    assert not passes("for i in range(1000): open(str(i), 'w')")
+
+
+def test_a_program_reaches_no_other_process_and_none_outlives_it() -> None:
+    assert not passes(f"import os; os.kill({os.getpid()}, 0)")
+    spawn = "import os, subprocess; os.setsid() if os.getpgid(0) != os.getpid() else None\n"
+    spawn += "subprocess.Popen(['sleep', '31.5173'], start_new_session=True)\n"
+    assert passes(spawn)
+    assert not passes(spawn + "import time; time.sleep(30)", timeout_s=1.0)
+
+    def is_left() -> bool:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+        with contextlib.suppress(OSError):  # it has just ended
+            return any(b"31.5173" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+        return True
+
+    end = time.monotonic() + 10  # the kernel takes a moment
+    while is_left():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; print(sys.argv); sys.exit(0)",
+        "import sys, os; os.write(1, b'\\n' + ' '.join(sys.argv).encode()); os._exit(0)",
+        "import os; print(open('/proc/self/cmdline').read()); os._exit(0)",
+    ],
+)
+def test_a_program_cannot_say_that_it_has_passed(program: str) -> None:
+    assert not passes(program)
+
+
+def test_where_nothing_can_be_walled_off_nothing_is_run_unless_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusing = sandbox._CHILD.replace("libc.unshare(", "-1 or libc.unshare(")
+    monkeypatch.setattr(sandbox, "_CHILD", refusing)
+    with pytest.raises(UsageError, match="--allow-code"):
+        passes("never = 1")
+    monkeypatch.setenv(sandbox.ALLOW, "1")
+    assert passes("allowed = 1")
 
 
 def test_prompts_without_a_reference_are_not_graded() -> None:

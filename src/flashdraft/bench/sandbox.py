@@ -1,7 +1,9 @@
-"""Running code that a model wrote: another process, with limits, an empty folder and, where Linux lets us, no network.
+"""Running code that a model wrote: another process, walled off by Linux namespaces, with limits on what it takes.
 
-It keeps a careless program from harm; it is no wall against a hostile one. The limits follow the published HumanEval
-harness (openai/human-eval): time, memory, file size.
+It sees no network, no process but its own and a read-only file system with an empty folder of its own in memory; all
+of it ends with the verdict. The limits follow the published HumanEval harness (openai/human-eval): time, memory, file
+size. Where the kernel grants no namespaces nothing is run, unless the caller allows it: the limits alone keep a
+careless program from harm and are no wall against a hostile one. How many processes it starts is not limited for root.
 """
 
 import contextlib
@@ -13,24 +15,62 @@ import sys
 import tempfile
 from functools import lru_cache
 
-# The child limits itself before it runs the program: from here on it can only lower its limits.
-# unshare: a new user and network namespace, in which there is no route to anywhere.
+from flashdraft.errors import UsageError
+
+ALLOW = "FLASHDRAFT_ALLOW_CODE"  # environment: 1 runs code without the wall
+_NO_WALL = 77  # exit status of the child
+
+# The child walls and limits itself before it runs the program: from here on it can only lower its limits. It forks
+# twice: the first process of a namespace is not the program, and the kernel ends all others with it. What shows that
+# the program came to its end is on stdin, behind the program: nothing that the program is given names it.
 _CHILD = """
-import ctypes, resource, sys
-token, cpu_s, memory, size = sys.argv[1], *map(int, sys.argv[2:])
-try:
-    ctypes.CDLL(None).unshare(0x10000000 | 0x40000000)
-except (OSError, AttributeError):
-    pass
-for limit, value in (("CPU", cpu_s), ("AS", memory), ("FSIZE", size), ("NOFILE", 32), ("CORE", 0)):
+import ctypes, os, resource, sys
+wanted, folder, *limits = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+libc = ctypes.CDLL(None, use_errno=True)
+USER, MOUNTS, NET, PIDS, IPC = 0x10000000, 0x20000, 0x40000000, 0x20000000, 0x08000000
+RECURSIVE, PRIVATE, AT_RECURSIVE, READ_ONLY, AT_FDCWD = 0x4000, 0x40000, 0x8000, 1, -100
+
+def wall():
+    ids = os.geteuid(), os.getegid()
+    if libc.unshare(USER | MOUNTS | NET | PIDS | IPC):
+        return False
+    for name, text in ("setgroups", "deny"), ("uid_map", f"65534 {ids[0]} 1"), ("gid_map", f"65534 {ids[1]} 1"):
+        with open("/proc/self/" + name, "w") as file:
+            file.write(text)
+    attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, 0, 0)  # mount_setattr(2), Linux 5.12
+    return not (
+        libc.mount(None, b"/", None, RECURSIVE | PRIVATE, None)
+        or libc.syscall(ctypes.c_long(442), AT_FDCWD, b"/", AT_RECURSIVE, attributes, ctypes.c_size_t(32))
+        or libc.mount(b"none", folder.encode(), b"tmpfs", 0, b"size=16m,nr_inodes=256,mode=777")
+    )
+
+if wanted == "walled":
+    try:
+        is_walled = wall()
+    except (OSError, AttributeError):  # no Linux, or one that does not let us
+        is_walled = False
+    if not is_walled:
+        os._exit(77)
+os.chdir(folder)
+if pid := os.fork():
+    os._exit(min(1, os.waitpid(pid, 0)[1]))
+if wanted == "walled":
+    libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+if pid := os.fork():  # the first process, which the program cannot reach: all others end with it
+    os._exit(min(1, os.waitpid(pid, 0)[1]))
+for limit, value in zip(("CPU", "AS", "FSIZE", "NOFILE", "NPROC", "CORE"), limits, strict=True):
     number = getattr(resource, "RLIMIT_" + limit)
     hard = resource.getrlimit(number)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(number, (value, value))
-source = sys.stdin.read()
-write = sys.stdout.write
-exec(compile(source, "answer.py", "exec"), {"__name__": "__main__"})
-write("\\n" + token)
+length, said = int(os.read(0, 16)), b""
+while len(said) < length:
+    said += os.read(0, length - len(said))
+sys.argv[1:] = []
+exec(compile(said, "answer.py", "exec"), {"__name__": "__main__"})
+sys.stdout.flush()
+os.write(1, b"\\n" + os.read(0, 64))
+os._exit(0)
 """
 
 
@@ -38,20 +78,30 @@ write("\\n" + token)
 def passes(program: str, timeout_s: float = 5.0, memory_bytes: int = 1 << 30) -> bool:
     """Whether the Python ``program`` runs to its end without an error, within the limits.
 
-    A program that leaves early, with sys.exit or without it, has not passed. One program is run once.
+    A program that leaves early, with sys.exit or without it, has not passed. One program is run once. Raises UsageError
+    where it could not be walled off.
     """
-    token = secrets.token_hex(16)
-    limits = [str(int(timeout_s) + 1), str(memory_bytes), str(1 << 20)]
+    wanted = "open" if os.environ.get(ALLOW) == "1" else "walled"
+    token, source = secrets.token_hex(32).encode(), program.encode(errors="replace")
+    # seconds, bytes of memory and of a file, files, processes of this user, core dumps
+    limits = [
+        str(int(timeout_s) + 1),
+        str(memory_bytes),
+        str(1 << 20),
+        "32",
+        str(_num_own_processes() + 16),
+        "0",
+    ]
     with (
         tempfile.TemporaryDirectory() as folder,
-        tempfile.TemporaryFile("w+") as source,
+        tempfile.TemporaryFile() as said,
         tempfile.TemporaryFile() as output,  # a file: what the program started may hold a pipe open
     ):
-        source.write(program)
-        source.seek(0)
+        said.write(b"%16d" % len(source) + source + token)
+        said.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _CHILD, token, *limits],
-            stdin=source,
+            [sys.executable, "-I", "-c", _CHILD, wanted, folder, *limits],
+            stdin=said,
             stdout=output,
             stderr=subprocess.DEVNULL,
             cwd=folder,
@@ -62,5 +112,21 @@ def passes(program: str, timeout_s: float = 5.0, memory_bytes: int = 1 << 30) ->
             process.wait(timeout_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the program and what it started
+        status = process.wait()
+        if status == _NO_WALL:
+            raise UsageError(
+                "code that a model wrote cannot be walled off here: the kernel grants no user, mount and process"
+                " namespaces. Grade elsewhere, leave humaneval and mbpp out, or run it all the same with --allow-code"
+            )
         output.seek(0)
-        return process.wait() == 0 and output.read().endswith(b"\n" + token.encode())
+        return status == 0 and output.read().endswith(b"\n" + token)
+
+
+def _num_own_processes() -> int:
+    """Processes and threads of this user, which RLIMIT_NPROC counts."""
+    number = 0
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid == os.getuid():
+                number += len(os.listdir(f"/proc/{name}/task"))
+    return number

@@ -40,7 +40,7 @@ class GrammarTrials:
     ) -> None:
         self._compiler, self._limit_s = compiler, limit_s
         self._places = asyncio.Semaphore(num_processes)
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
         self._fine: OrderedDict[Grammar, None] = OrderedDict()
         self._process: asyncio.subprocess.Process | None = None
         self._folder: Path | None = None
@@ -50,9 +50,10 @@ class GrammarTrials:
         if grammar in self._fine:
             self._fine.move_to_end(grammar)
             return
-        async with self._starting:
-            if self._process is None or self._process.returncode is not None:
-                await self._start()
+        if self._process is None or self._process.returncode is not None:
+            if self._starting is None or self._starting.done():
+                self._starting = asyncio.create_task(self._start())
+            await asyncio.shield(self._starting)  # for all who wait, should one leave
         try:
             async with asyncio.timeout(self._limit_s):
                 await self._places.acquire()
@@ -72,6 +73,12 @@ class GrammarTrials:
 
     async def close(self) -> None:
         """End the process, and those that it has forked."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+            self._starting = None
+        await self._end()
+
+    async def _end(self) -> None:
         if self._process is not None and self._process.returncode is None:
             assert self._process.stdin
             self._process.stdin.close()
@@ -81,9 +88,9 @@ class GrammarTrials:
         self._process = self._folder = None
 
     async def _start(self) -> None:
-        await self.close()
+        await self._end()
         self._folder = Path(tempfile.mkdtemp(prefix="flashdraft-"))  # which only its owner may enter
-        self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", __name__, str(self._folder / "socket")),
             stdin=asyncio.subprocess.PIPE,
@@ -91,11 +98,14 @@ class GrammarTrials:
             env=os.environ
             | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},  # threads outlive no fork
         )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(_framed((self._compiler, self._limit_s)))
-        await self._process.stdin.drain()
-        if await self._process.stdout.readline() != _READY:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(_framed((self._compiler, self._limit_s)))
+        is_ready = await process.stdout.readline() == _READY
+        await process.stdout.read()  # to its end, so that nothing of it is left open
+        self._process = process
+        if not is_ready:
+            await process.wait()
             raise UsageError(
                 "structured output is not available here: its process did not start; the log says why"
             )
@@ -103,7 +113,10 @@ class GrammarTrials:
     async def _run(self, grammar: Grammar) -> str:
         """What is wrong with ``grammar``; empty: nothing. A process whose answer nobody waits for is ended."""
         assert self._folder
-        reader, writer = await asyncio.open_unix_connection(self._folder / "socket")
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._folder / "socket")
+        except OSError:  # the process was ended from outside, and the next one starts it again
+            raise OverloadedError("no grammar can be made ready at this moment: try again") from None
         process = None
         try:
             writer.write(_framed(grammar))
@@ -149,6 +162,7 @@ def _serve(address: str) -> None:
         listening.listen()
         sys.stdout.buffer.write(_READY)
         sys.stdout.buffer.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody has to wait for its end
         if os.fork():  # the parent waits for the end, the child for work
             sys.stdin.buffer.read()
             os.killpg(0, signal.SIGKILL)
@@ -157,6 +171,14 @@ def _serve(address: str) -> None:
             with connection:
                 if not os.fork():
                     _try(made, connection, limit_s)
+
+
+def _close_copies() -> None:
+    """Close what uvloop leaves open of our stdin and stdout, or nobody would hear of their end."""
+    for descriptor in range(3, 256):
+        with suppress(OSError):
+            if any(os.path.sameopenfile(descriptor, own) for own in (0, 1)):
+                os.close(descriptor)
 
 
 def _try(made: GrammarCompiler, connection: socket, limit_s: float) -> None:
@@ -185,4 +207,5 @@ def _try(made: GrammarCompiler, connection: socket, limit_s: float) -> None:
 
 if __name__ == "__main__":
     os.setpgid(0, 0)
+    _close_copies()
     _serve(sys.argv[1])

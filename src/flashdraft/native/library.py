@@ -85,14 +85,14 @@ def library() -> ctypes.CDLL | None:
     reason = _why_not()
     if reason is None:
         try:
-            return declare(ctypes.CDLL(str(_compiled())))
-        except (OSError, subprocess.SubprocessError) as error:
+            return _loaded(_place())
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
             reason = f"the C++ part did not compile or load ({_last_words(error)})"
     logger.warning("plain PyTorch is used instead of the fast CPU path: %s", reason)
     return None
 
 
-def _last_words(error: OSError | subprocess.SubprocessError) -> str:
+def _last_words(error: Exception) -> str:
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error).splitlines()[-1]
     said = (error.stderr or "").strip().splitlines()
@@ -123,24 +123,52 @@ def _place() -> Path:
     return caches / "flashdraft" / f"native-{digest.hexdigest()[:16]}.so"
 
 
-def _compiled() -> Path:
-    place = _place()
-    if not place.exists():
+def _loaded(place: Path) -> ctypes.CDLL:
+    """The functions of the file ``place``, compiled anew where it is not what was compiled here."""
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _is_ours(place.parent):
+        raise PermissionError(
+            f"{place.parent} can be written by others: chmod go-w it, or set XDG_CACHE_HOME"
+        )
+    if not _is_whole(place):
         compile_to(place)
-    return place
+        _digest_file(place).write_text(_digest(place))
+    return declare(ctypes.CDLL(str(place)))
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether it is ours and as it was compiled: code that another has written, or that was cut off, is not loaded."""
+    try:
+        return _is_ours(place) and _digest_file(place).read_text() == _digest(place)
+    except FileNotFoundError:
+        return False
+
+
+def _is_ours(place: Path) -> bool:
+    status = place.stat()
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
+
+
+def _digest(place: Path) -> str:
+    return hashlib.sha256(place.read_bytes()).hexdigest()
+
+
+def _digest_file(place: Path) -> Path:
+    return place.with_suffix(".sha256")
 
 
 def compile_to(place: Path, *more: str) -> None:
     """Compile the sources to the file ``place``; ``more``: further options of the compiler, which there must be."""
     compiler = _compiler()
     assert compiler is not None
-    place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     wanted = ["-m" + name.replace("_", "") for name in _FEATURES]
     # Under another name until it is whole: several processes may start at once.
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
         command = [compiler, *_FLAGS, *wanted, *more, str(_FOLDER / _MAIN), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
+        made.chmod(0o755)
         made.replace(place)
 
 
