@@ -1,0 +1,78 @@
+"""The report of benchmarks/results/h200/beside-vllm: rows of gpu_steps.py and gpu_embedded.py beside vLLM's.
+
+Usage: gpu_report.py FOLDER. Reads FOLDER/rows.jsonl, writes FOLDER/report.md. Of a cell's rows the last counts.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+METHODS = ["plain", "b16@7.93", "b16@5.47", "b8@5.90", "b16", "b8", "auto", "tree", "prefill"]
+TITLES = {
+    "27b": "Qwen3.5-27B's shape with a 6-layer drafter, random weights, acceptance by dice",
+    "35b-a3b": "Qwen3.5-35B-A3B's shape, random weights",
+    "135m": "SmolLM2-135M-Instruct and its drafter, whole answers of 192 tokens, prompts included",
+}
+
+
+def cell(rows, key, digits=0):
+    """A figure of the last of ``rows`` that has it."""
+    found = [row[key] for row in rows if row.get(key) is not None]
+    return f"{found[-1]:,.{digits}f}" if found else "-"
+
+
+def table(rows, pair):
+    """One line a method and number of requests."""
+    lines = [
+        "| method | requests | step ms | floor ms | replayed | kernels | tokens/s | vLLM ms | its tokens/s | over vLLM |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for method in METHODS:
+        for requests in (1, 8, 16, 32):
+            here = [r for r in rows if (r["pair"], r["method"], r["requests"]) == (pair, method, requests)]
+            ours, peers = ([r for r in here if r["system"] == name] for name in ("flashdraft", "vllm"))
+            if not ours:
+                continue
+            ratio = "-"
+            if peers:
+                ratio = f"{ours[-1]['output_tokens_per_s'] / peers[-1]['output_tokens_per_s']:.2f}"
+            figures = [cell(ours, "step_ms", 1), cell(ours, "floor_ms", 1), cell(ours, "replay_ms", 1)]
+            figures += [cell(ours, "kernels"), cell(ours, "output_tokens_per_s")]
+            figures += [cell(peers, "step_ms", 1), cell(peers, "output_tokens_per_s"), ratio]
+            lines.append(f"| {method} | {requests} | " + " | ".join(figures) + " |")
+    return lines
+
+
+def bits(rows):
+    """How many answers of each method are plain decoding's alone."""
+    lines = ["| pair | method | requests | same answers |", "| --- | --- | ---: | ---: |"]
+    last = {(r["pair"], r["method"], r["requests"]): r for r in rows if "same" in r}
+    for (pair, method, requests), row in last.items():
+        lines.append(
+            f"| {pair} | {method} | {requests} | {row['same']} of {row.get('of', row.get('answers'))} |"
+        )
+    return lines
+
+
+def main():
+    folder = Path(sys.argv[1])
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    ours = [row for row in rows if row["system"] == "flashdraft"]
+    copies = sorted({row["copy_tb_s"] for row in ours if "copy_tb_s" in row})
+    commits = sorted({row["provenance"]["git_sha"][:9] for row in ours})
+    lines = ["# One H200, beside vLLM 0.24", ""]
+    lines += [
+        f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
+        "vLLM's rows were measured earlier on the same day on a card of the same kind, not in turn with ours.",
+        "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without keys, values, states.",
+        "`replayed`: the step's recordings alone, back to back; the rest of a step is the host's.",
+    ]
+    for pair, title in TITLES.items():
+        if any(row["pair"] == pair for row in ours):
+            lines += ["", f"## {title}", "", *table(rows, pair)]
+    lines += ["", "## The same tokens as plain decoding of one request alone, bfloat16", "", *bits(ours)]
+    (folder / "report.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
