@@ -24,7 +24,7 @@ def cell(rows, key, digits=0):
 def table(rows, pair):
     """One line a method and number of requests."""
     lines = [
-        "| method | requests | step ms | floor ms | replayed | kernels | tokens/s | vLLM ms | its tokens/s | over vLLM |",
+        "| method | requests | step ms | floor | replayed | kernels | tokens/s | vLLM ms | tokens/s | over vLLM |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for method in METHODS:
@@ -64,7 +64,7 @@ def main():
     lines += [
         f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
         "vLLM's rows were measured earlier on the same day on a card of the same kind, not in turn with ours.",
-        "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without keys, values, states.",
+        "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replayed`: the step's recordings alone, back to back; the rest of a step is the host's.",
     ]
     for pair, title in TITLES.items():
