@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from flashdraft.errors import UsageError
 
@@ -20,9 +20,12 @@ def _described(default: Any, text: str) -> Any:
 class TrainConfig:
     """Settings of one run. Raises UsageError for values that do not go together."""
 
-    method: str = _described("dflash", "dflash, or mtp: a head that drafts token by token.")
-    head: str = _described(
-        "dflash", "dflash, or dflash2: with convolutions, and a selector of --selector-rank."
+    method: Literal["dflash", "mtp"] = field(
+        default="dflash", metadata={"help": "dflash, or mtp: a head that drafts token by token."}
+    )
+    head: Literal["dflash", "dflash2"] = field(
+        default="dflash",
+        metadata={"help": "dflash, or dflash2: with convolutions, and a selector of --selector-rank."},
     )
     conv_group_size: int = _described(16, "DFlash 2: channels that share a kernel of its convolutions.")
     selector_rank: int = _described(64, "DFlash 2: rank of its candidate selector; 0: none.")
@@ -31,9 +34,12 @@ class TrainConfig:
         False, "DFlash 2: its codebooks are projections of the target's head, not tables of their own."
     )
     selector_loss: float = _described(1.0, "DFlash 2: weight of the selector's loss.")
-    selector_missing: str = _described(
-        "inject",
-        "DFlash 2: a token outside a slot's candidates takes the last one's place (inject), or is left out (skip).",
+    selector_missing: Literal["inject", "skip"] = field(
+        default="inject",
+        metadata={
+            "help": "DFlash 2: a token outside a slot's candidates takes the last one's place (inject), or is left out"
+            " (skip)."
+        },
     )
     selector_stops: bool = _described(False, "DFlash 2: the selector's loss leaves the layers alone.")
     num_layers: int = _described(5, "Layers of a DFlash drafter; an MTP head has one.")
@@ -45,12 +51,19 @@ class TrainConfig:
     rows_per_step: int = _described(4, "Packed rows in a step, of all processes together.")
     accumulate: int = _described(1, "Parts of a process's rows of a step; dpace forwards twice.")
     blocks_per_row: int = _described(64, "Anchors drawn in a row.")
-    slots_per_block: float = _described(4.0, "Slots whose loss is computed, drawn by the decay weights.")
-    weighting: str = _described("dpace", "How the loss weighs a block's slots: dpace, or decay.")
+    slots_per_block: float = _described(4.0, "Slots whose loss is computed, drawn by --weighting.")
+    weighting: Literal["decay", "dpace"] = field(
+        default="dpace",
+        metadata={
+            "help": "How the loss weighs a block's slots: by the drafter's confidence (dpace), or by place."
+        },
+    )
     gamma: float = _described(4.0, "Decay: weights fall by exp(-1 / gamma) a slot.")
     dpace_alpha: float = _described(0.5, "D-PACE: smoothing of the drafter's confidence, 0 to 1.")
     distill: float = _described(0.0, "Share of the loss against the target's distribution, not its token.")
-    optimizer: str = _described("muon", "muon or adamw.")
+    optimizer: Literal["muon", "adamw"] = field(
+        default="muon", metadata={"help": "Muon for matrices, or AdamW for all."}
+    )
     lr: float = _described(2e-3, "Peak learning rate.")
     warmup: float = _described(0.02, "Share of the run in which it rises.")
     final_lr: float = _described(0.02, "Share of the peak at the end of the cosine.")
