@@ -145,7 +145,7 @@ def count_wrong(seed: int, num_schemas: int) -> tuple[list[tuple[Any, str]], int
         try:
             jsonschema.Draft202012Validator(schema).is_valid(1)
             begin(json.dumps(schema))
-        except (UsageError, jsonschema.exceptions._WrappedReferencingError):
+        except (UsageError, RecursionError, jsonschema.exceptions._WrappedReferencingError):
             continue
         num_followed += 1
         for _ in range(NUM_VALUES):
