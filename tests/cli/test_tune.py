@@ -120,4 +120,4 @@ def test_improve_tells_where_drafts_are_rejected_and_keeps_what_is_better(
     rates = [one["lost"] / one["seen"] for one in first]
     assert rates[1] < rates[0]
     assert f"{'slot 1':<30}" in result.stdout
-    assert (out / "drafter" / "config.json").exists()
+    assert "| requests | " in (out / "drafter" / "README.md").read_text()

@@ -24,7 +24,7 @@ from flashdraft.train.log_file import (
     tensorboard_log,
     tracker_log,
 )
-from flashdraft.train.model_card import card_text, write_card
+from flashdraft.train.model_card import card_text, write_card, write_tuned_card
 
 
 def lines(count: int = 3) -> list[dict[str, object]]:
@@ -191,6 +191,9 @@ def test_the_card_tells_what_the_run_was(tmp_path: Path) -> None:
     assert "dflash" in card.data.tags
     for said in ("| math | 4.50 | – |", "10% were cut", '{"enable_thinking": false}', "hf upload USER/NAME"):
         assert said in card.text, said
+    write_tuned_card(drafter, "org/target", "org/drafter", {"requests": (3.0, 3.5, 20)})
+    tuned = ModelCard.load(drafter / "README.md")
+    assert (tuned.data.base_model, "| requests | 3.00 | 3.50 | 20 |" in tuned.text) == ("org/target", True)
     (drafter / "README.md").write_text("mine")
     write_card(drafter, str(tmp_path), facts, lines())
     assert (drafter / "README.md").read_text() == "mine"

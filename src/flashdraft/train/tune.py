@@ -37,6 +37,7 @@ from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
 from flashdraft.train.lost import Lost, accepted_of, token_kinds, where_lost, with_replay
+from flashdraft.train.model_card import write_tuned_card
 from flashdraft.train.run import load_trainable, make_answers
 from flashdraft.train.simulate import Walk, accepted_at_anchors, walk, walk_side_by_side
 from flashdraft.train.trainer import Trainer
@@ -139,13 +140,18 @@ def tune_drafter(
     lost = (lost_before, look()) if look and lost_before else None
     tuned = Tuned(domain, after, kept, len(training), num_blocks, time.perf_counter() - started, lost)
     facts = {"draft": draft, "config": asdict(config), "num_repeated": found.num_repeated}
-    _write(folder, tuned, facts | {"provenance": collect_provenance(device)})
+    _write(folder, target_name, tuned, facts | {"provenance": collect_provenance(device)})
     return tuned
 
 
-def _write(folder: Path, tuned: Tuned, facts: dict[str, Any]) -> None:
-    told = asdict(tuned) | {"drafter": str(tuned.drafter) if tuned.drafter else None} | facts
-    (folder / "tune.json").write_text(json.dumps(told, indent=2) + "\n")
+def _write(folder: Path, target_name: str, tuned: Tuned, facts: dict[str, Any]) -> None:
+    """The account, and the card of a drafter that was kept."""
+    if tuned.drafter:
+        kinds = {REQUESTS: tuned.domain, **tuned.others}
+        told = {name: (one.before, one.after, one.num_texts) for name, one in kinds.items()}
+        write_tuned_card(tuned.drafter, target_name, facts["draft"], told)
+    document = asdict(tuned) | {"drafter": str(tuned.drafter) if tuned.drafter else None} | facts
+    (folder / "tune.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _looking(target_name: str, target: TargetModel, drafter: Network, rows: PackedRows) -> Callable[[], Lost]:
