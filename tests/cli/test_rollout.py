@@ -12,7 +12,7 @@ import pytest
 
 from command_line import Result, Run
 from flashdraft.checkpoint.load import eos_token_ids, load_target, load_tokenizer, training_notes
-from flashdraft.data.answer_generator import Answer, AnswerRequest
+from flashdraft.data.answer_generator import AnswerRequest, PromptAnswer
 from flashdraft.data.on_policy import Document, read_documents
 from flashdraft.data.server_answers import ServerAnswers
 from flashdraft.errors import DataError
@@ -121,7 +121,7 @@ def test_a_poor_server_is_asked_again_and_its_texts_are_tokenized(pair: list[str
         [[answer]] = answers.run([AnswerRequest(7, prompt, 0.0)])
     [[exact]] = ServerAnswers(url, tokenizer, ends, 16, 1).run([AnswerRequest(7, prompt, 0.0)])
     told = "".join(tokenizer.convert_ids_to_tokens(answer.token_ids))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, PromptAnswer)
     assert tokenizer.decode(answer.token_ids) == tokenizer.decode(exact.token_ids), told
     counts = {name: answers.facts[name] for name in ("token_ids_told", "tokenized_anew", "of_another_length")}
     assert sum(counts.values()) == 1

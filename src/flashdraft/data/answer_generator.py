@@ -31,7 +31,7 @@ class AnswerRequest:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PromptAnswer:
     """``finish_reason`` is "stop" when the last of ``token_ids`` is an end token, else "length"."""
 
     key: int
@@ -47,7 +47,7 @@ class Answerer(Protocol):
         """What the data's manifest shall tell of where its answers came from."""
         ...
 
-    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
+    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
         """Answer every request, in any order; yields what has ended since the last time."""
         ...
 
@@ -87,7 +87,7 @@ class AnswerGenerator:
         return {"answered_by": "flashdraft, without drafts", "dtype": str(self.target.dtype)}
 
     @torch.inference_mode()
-    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
+    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
         """Answer every request; yields what has ended since the last time. Long prompts first is fastest."""
         waiting = iter(requests)
         while True:
@@ -180,7 +180,7 @@ class AnswerGenerator:
         last = output.hidden[torch.arange(len(chunk), device=device), lengths - 1]
         self._append(self._choose(last, temperatures), rows)
 
-    def _harvest(self) -> list[Answer]:
+    def _harvest(self) -> list[PromptAnswer]:
         done, lengths = self.done.tolist(), self.lengths.tolist()
         ended = [row for row, request in enumerate(self.requests) if request is not None and done[row]]
         if not ended:
@@ -194,5 +194,5 @@ class AnswerGenerator:
             self.requests[row] = None
             token_ids = text[len(request.token_ids) : lengths[row]]
             reason = "stop" if token_ids[-1] in eos else "length"
-            answers.append(Answer(request.key, token_ids, reason))
+            answers.append(PromptAnswer(request.key, token_ids, reason))
         return answers

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from flashdraft.data.answer_generator import Answer, AnswerRequest
+from flashdraft.data.answer_generator import AnswerRequest, PromptAnswer
 from flashdraft.errors import DataError
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
@@ -22,7 +22,7 @@ class EngineAnswers:
         drafter = type(self.llm.drafter).__name__ if self.llm.drafter else None
         return {"answered_by": "flashdraft's engine", "dtype": str(self.llm.target.dtype), "drafter": drafter}
 
-    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
+    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
         """See :class:`flashdraft.data.answer_generator.Answerer`. Raises DataError for what cannot be answered."""
         engine, waiting = self.llm.engine, iter(requests)
         going: dict[str, tuple[AnswerRequest, list[int]]] = {}
@@ -40,7 +40,7 @@ class EngineAnswers:
                     raise DataError(f"a prompt could not be answered: {output.error}")
                 if output.finished:
                     del going[output.request_id]
-                    ended.append(Answer(request.key, token_ids, output.finish_reason or "abort"))
+                    ended.append(PromptAnswer(request.key, token_ids, output.finish_reason or "abort"))
             if ended:
                 yield ended
 

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flashdraft.data.answer_generator import Answer, Answerer, AnswerRequest
+from flashdraft.data.answer_generator import Answerer, AnswerRequest, PromptAnswer
 from flashdraft.data.prompts import Prompt, encode_prompts, group_of
 from flashdraft.errors import DataError
 from flashdraft.whole_files import put_in_place
@@ -127,7 +127,7 @@ def _answer_into(
                 _write_shard(folder, pending)
 
 
-def _row(prompt: Prompt, request: AnswerRequest, answer: Answer) -> dict[str, Any]:
+def _row(prompt: Prompt, request: AnswerRequest, answer: PromptAnswer) -> dict[str, Any]:
     return {
         "id": prompt.id,
         "source": prompt.source,

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from flashdraft.data.answer_generator import Answer, AnswerRequest
+from flashdraft.data.answer_generator import AnswerRequest, PromptAnswer
 from flashdraft.errors import DataError
 
 _TIMEOUT_S = 600.0
@@ -53,7 +53,7 @@ class ServerAnswers:
         """See :class:`flashdraft.data.answer_generator.Answerer`."""
         return {"answered_by": self.base, "model": self.model, **self._counts}
 
-    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[Answer]]:
+    def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
         """See :class:`flashdraft.data.answer_generator.Answerer`. Raises DataError for a server that gives none."""
         with httpx2.Client(headers=self._headers, timeout=_TIMEOUT_S) as self._http:
             if self.model is None:
@@ -64,8 +64,10 @@ class ServerAnswers:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _run(self, waiting: Iterator[AnswerRequest], pool: ThreadPoolExecutor) -> Iterator[list[Answer]]:
-        going: set[Future[tuple[Answer, str]]] = set()
+    def _run(
+        self, waiting: Iterator[AnswerRequest], pool: ThreadPoolExecutor
+    ) -> Iterator[list[PromptAnswer]]:
+        going: set[Future[tuple[PromptAnswer, str]]] = set()
         while True:
             new = islice(waiting, 2 * self.num_rows - len(going))
             going |= {pool.submit(self._answer, request) for request in new}
@@ -78,7 +80,7 @@ class ServerAnswers:
                 answers.append(answer)
             yield answers
 
-    def _answer(self, request: AnswerRequest) -> tuple[Answer, str]:
+    def _answer(self, request: AnswerRequest) -> tuple[PromptAnswer, str]:
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(request.token_ids),
@@ -96,7 +98,7 @@ class ServerAnswers:
             token_ids = [*token_ids, self.eos_token_ids[0]]  # a server that keeps the end token to itself
         counted = (told.get("usage") or {}).get("completion_tokens")
         how = "tokenized_anew" if counted in (None, len(token_ids)) else "of_another_length"
-        return Answer(request.key, list(token_ids), reason), "token_ids_told" if is_told else how
+        return PromptAnswer(request.key, list(token_ids), reason), "token_ids_told" if is_told else how
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
         """The response; what may pass is tried again, with growing pauses."""
