@@ -167,3 +167,12 @@ def test_the_packers_quantize(pack):
     """What tests compare with is near what was packed."""
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     assert (pack(weight)[1] - weight).abs().max() < 0.3
+
+
+def test_an_order_of_columns_that_there_are_not(whole):
+    quantize_folder(whole, "gptq")
+    state = load_file(whole / "model.safetensors")
+    state["model.layers.0.mlp.up_proj.g_idx"][3] = 10**6
+    save_file(state, whole / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"mlp\.up_proj\.weight is damaged .*IndexError"):
+        load_target(whole)

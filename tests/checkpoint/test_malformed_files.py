@@ -36,6 +36,7 @@ from flashdraft.checkpoint.load import (
 from flashdraft.errors import CheckpointError, DataError, FlashdraftError
 from flashdraft.train.checkpoint import load_state, save_state
 from flashdraft.train.ranks import Ranks
+from quantized_files import quantize_folder
 from toys import toy_dflash
 
 CASES = int(os.environ.get("FLASHDRAFT_FUZZ_CASES", "40"))
@@ -98,7 +99,11 @@ def whole(
     save_drafter(drafter, tmp_path / "z-lab", notes={"chat_template_kwargs": {}})
     convert_drafter(tmp_path / "z-lab", "speculators", tmp_path / "speculators")
     write_gguf(make_llama(vocab_size=41), {"llama.vocab_size": 41})
+    for kind in ("block-fp8", "gptq", "w4a16"):
+        shutil.copytree(folder, tmp_path / kind)
+        quantize_folder(tmp_path / kind, kind)
     return {
+        **{kind: tmp_path / kind for kind in ("block-fp8", "gptq", "w4a16")},
         "folder": folder,
         "shards": sharded_folder,
         "gguf": tmp_path / "tiny.gguf",
@@ -107,7 +112,9 @@ def whole(
     }
 
 
-@pytest.mark.parametrize("kind", ["folder", "shards", "gguf", "z-lab", "speculators"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "shards", "gguf", "z-lab", "speculators", "block-fp8", "gptq", "w4a16"]
+)
 def test_spoiled_files(whole: dict[str, Path], tmp_path: Path, kind: str) -> None:
     target = load_target(whole["folder"], "float32")
     source = whole[kind]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flashdraft.checkpoint.quantization import Quantization, read_quantization
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
-from flashdraft.checkpoint.untrusted import read_object
+from flashdraft.checkpoint.untrusted import damage_is_told, read_object
 from flashdraft.checkpoint.weights import WeightSource, list_some
 from flashdraft.errors import CheckpointError
 
@@ -81,7 +81,10 @@ class DequantizedWeights:
 
     def read(self, name: str) -> Tensor:
         """One tensor, as floats."""
-        return self._made[name]() if name in self._made else self._source.read(name)
+        if name not in self._made:
+            return self._source.read(name)
+        with damage_is_told(f"{self.label}: {name}"):  # an order of columns that there are not, and the like
+            return self._made[name]()
 
     def scaled(self, name: str, ending: str, how: Quantization) -> "_Made | None":
         """``name`` and its scale beside it: in blocks, by rows or one for all; None where it is a plain float."""
