@@ -30,9 +30,16 @@ from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.norm import ZeroCenteredRMSNorm
 from flashdraft.ops.rope import rotate
 from flashdraft.ops.triton import gated_delta
+from flashdraft.ops.triton.delta_inputs import gated_delta_prepare, num_scalars
 from flashdraft.ops.triton.experts import NUM_EXACT, experts
 from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, silu_mul
-from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit, gated_delta_step, gated_norm
+from flashdraft.ops.triton.gated_delta import (
+    conv_commit,
+    gated_delta_block,
+    gated_delta_commit,
+    gated_delta_step,
+    gated_norm,
+)
 
 EPS = 1e-6
 
@@ -111,23 +118,37 @@ class DeltaLayers:
         weights = (self.layer.conv1d.weight.squeeze(1), self.layer.A_log, self.layer.dt_bias)
         self.weights = [weight.expand(num_layers, *weight.shape).contiguous() for weight in weights]
         self.out = shape.random(rows, width, shape.heads, shape.value_dim)
+        self.convolved = shape.random(num_layers, rows, width, channels)
+        sizes = (num_layers, rows, width, num_scalars(shape.key_heads, shape.heads))
+        self.scalars = torch.rand(sizes, device=shape.device)
 
-    def step(self, layer: int, write: bool, rows: slice = slice(None), tokens: slice = slice(None)) -> Tensor:
-        """One layer's outputs of some rows and tokens."""
+    def step(self, layer: int, rows: slice = slice(None), tokens: slice = slice(None)) -> Tensor:
+        """One layer's outputs of some rows' single tokens, whose states are written, or of the whole block."""
         qkv, _, a, b = self.fused[layer, rows, tokens].split(self.parts, dim=-1)
-        out, weights = self.out[rows, tokens], [weight[layer] for weight in self.weights]
-        gated_delta_step(
-            qkv, a, b, *weights, self.conv[layer], self.state[layer], self.slots[rows], out, write
-        )
+        out, state, slots = self.out[rows, tokens], self.state[layer], self.slots[rows]
+        if qkv.shape[1] == 1:
+            weights = [weight[layer] for weight in self.weights]
+            gated_delta_step(qkv, a, b, *weights, self.conv[layer], state, slots, out)
+        else:
+            self.prepare(layer)
+            gated_delta_block(self.convolved[layer], self.scalars[layer], state, slots, out)
         return out
 
-    def commit(self, layers: slice, starts: Tensor, counts: Tensor, rows: slice = slice(None)) -> None:
-        """Both commits of some layers and rows."""
-        qkv, _, a, b = self.fused[layers, rows].split(self.parts, dim=-1)
-        weights = [weight[layers] for weight in self.weights]
-        conv, state, slots = self.conv[layers], self.state[layers], self.slots[rows]
-        gated_delta_commit(qkv, a, b, *weights, conv, state, slots, starts, counts)
-        conv_commit(qkv, conv, slots, starts, counts)
+    def prepare(self, layer: int) -> None:
+        """What the block's tokens bring."""
+        qkv, _, a, b = self.fused[layer].split(self.parts, dim=-1)
+        gated_delta_prepare(
+            qkv, a, b, *(weight[layer] for weight in self.weights), self.conv[layer], self.state[layer],
+            self.slots, self.convolved[layer], self.scalars[layer],
+        )  # fmt: skip
+
+    def commit(self, layers: slice, starts: Tensor, counts: Tensor) -> None:
+        """Both commits of some layers."""
+        qkv = self.fused[layers].split(self.parts, dim=-1)[0]
+        gated_delta_commit(
+            self.convolved[layers], self.scalars[layers], self.state[layers], self.slots, starts, counts
+        )
+        conv_commit(qkv, self.conv[layers], self.slots, starts, counts)
 
     def counts(self, number: int, rows: int | None = None) -> Tensor:
         """The same number for each row."""
@@ -142,7 +163,9 @@ class DeltaLayers:
         expected.use(self.slots)
         positions = torch.arange(9, 9 + self.width, device=self.shape.device).expand(self.rows, -1)
         wanted = self.layer(self.x, positions, expected)
-        out = self.step(0, False).clone()
+        out = self.step(0).clone()
+        self.state[0] = before[0]
+        self.prepare(0)
         z = self.fused[0].split(self.parts, dim=-1)[1].view(out.shape)
         normed = gated_norm(out.flatten(0, 1), z.flatten(0, 1), self.layer.norm.weight, EPS)
         found = {"error": error(self.layer.out_proj(normed.view(self.rows, self.width, -1)), wanted)}
@@ -154,7 +177,7 @@ class DeltaLayers:
         alone = True
         for row, t in itertools.product(range(self.rows), range(self.width)):
             one = slice(row, row + 1)
-            alone &= torch.equal(self.step(0, True, one, slice(t, t + 1))[0, 0], out[row, t])
+            alone &= torch.equal(self.step(0, one, slice(t, t + 1))[0, 0], out[row, t])
             qkv = self.fused[first, one].split(self.parts, dim=-1)[0]
             conv_commit(qkv, self.conv[first], self.slots[one], self.counts(t, 1), self.counts(1, 1))
         found["bits"] = alone
@@ -170,9 +193,11 @@ def delta_cases(shape: Shape, sizes: list[tuple[int, int]]) -> Iterator[Case]:
         size, found = {"rows": rows, "width": width}, layers.check()
         width_bytes = sum(layers.parts) * width * shape.dtype.itemsize
         calls: list[Callable[[], Any]]
-        calls = [partial(layers.step, layer, width == 1) for layer in range(shape.delta_layers)]
+        calls = [partial(layers.step, layer) for layer in range(shape.delta_layers)]
         step_bytes = rows * (state_bytes * (2 if width == 1 else 1) + width_bytes)
         yield Case("gated_delta_step", size, calls, step_bytes, found)
+        calls = [partial(layers.prepare, layer) for layer in range(shape.delta_layers)]
+        yield Case("gated_delta_prepare (part of wide steps)", size, calls, rows * 2 * width_bytes)
         starts, counts = layers.counts(0), layers.counts(max(1, width // 2))
         commit = partial(layers.commit, slice(None), starts, counts)
         commit_bytes = shape.delta_layers * rows * (2 * state_bytes + width_bytes // 2)
@@ -289,18 +314,16 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def sweep(shape: Shape, sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """Steps and commits by value dimensions and warps of a program, and whether products are fused with sums."""
+    """Steps and commits by value dimensions and warps of a program."""
     layers = [DeltaLayers(shape, rows, width) for rows, width in sizes]
     checked = DeltaLayers(replace(shape, delta_layers=1), 2, 8)
-    for (values, num_warps), fuses in itertools.product(
-        ((8, 1), (16, 1), (16, 2), (32, 2), (32, 4), (64, 4)), (False, True)
-    ):
+    for values, num_warps in ((8, 1), (16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 2), (64, 4)):
         gated_delta.VALUES = values
-        gated_delta.EXACT.update(num_warps=num_warps, enable_fp_fusion=fuses)
-        line = {"values": values, "num_warps": num_warps, "fuses": fuses, **checked.check()}
+        gated_delta.EXACT.update(num_warps=num_warps)
+        line = {"values": values, "num_warps": num_warps, **checked.check()}
         for block in layers:
             calls: list[Callable[[], Any]]
-            calls = [partial(block.step, layer, block.width == 1) for layer in range(shape.delta_layers)]
+            calls = [partial(block.step, layer) for layer in range(shape.delta_layers)]
             line[f"step {block.rows} x {block.width}, us"] = round(seconds(calls) * 1e6, 2)
         commit = partial(block.commit, slice(None), block.counts(0), block.counts(max(1, block.width // 2)))
         line["last commit, us"] = round(seconds([commit]) * 1e6)

@@ -10,7 +10,14 @@ from transformers import Qwen3_5TextConfig
 
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.qwen3_5 import GatedDeltaNet
-from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit, gated_delta_step, gated_norm
+from flashdraft.ops.triton.delta_inputs import gated_delta_prepare, num_scalars
+from flashdraft.ops.triton.gated_delta import (
+    conv_commit,
+    gated_delta_block,
+    gated_delta_commit,
+    gated_delta_step,
+    gated_norm,
+)
 
 NUM_SLOTS = 7
 EVERY = slice(None)
@@ -61,32 +68,48 @@ class Case:
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.layer.conv1d.weight.squeeze(1), self.layer.A_log, self.layer.dt_bias
 
-    def step(self, state: LayerState, write: bool = False, rows=EVERY, tokens=EVERY) -> Tensor:
-        """The rule's outputs by the kernel, of some rows and tokens."""
-        qkv, _, a, b = (part[rows, tokens] for part in self.projected)
-        out = torch.empty(*qkv.shape[:2], self.layer.heads, self.layer.value_dim, dtype=qkv.dtype)
+    def prepared(self, state: LayerState, rows=EVERY) -> tuple[Tensor, Tensor]:
+        """What the tokens of some rows bring, NaN where nothing is written."""
+        qkv, _, a, b = (part[rows] for part in self.projected)
+        layer, blank = self.layer, float("nan")
+        convolved = torch.full_like(qkv, blank, memory_format=torch.contiguous_format)
+        scalars = torch.full((*qkv.shape[:2], num_scalars(layer.key_heads, layer.heads)), blank)
         slots = self.slots[rows]
-        gated_delta_step(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, out, write)
+        gated_delta_prepare(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, convolved, scalars)
+        return convolved, scalars
+
+    def outputs(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, self.layer.heads, self.layer.value_dim, dtype=self.x.dtype)
+
+    def block(self, state: LayerState, rows=EVERY) -> Tensor:
+        """The rule's outputs by the kernels of blocks, of some rows."""
+        convolved, scalars = self.prepared(state, rows)
+        out = self.outputs(*convolved.shape[:2])
+        gated_delta_block(convolved, scalars, state.recurrent, self.slots[rows], out)
         return out
 
     def step_alone(self, state: LayerState, row: int, t: int) -> Tensor:
         """One token of one row, made true: [heads, value_dim]."""
         rows, tokens = slice(row, row + 1), slice(t, t + 1)
-        out = self.step(state, True, rows, tokens)
+        qkv, _, a, b = (part[rows, tokens] for part in self.projected)
+        out, slots = self.outputs(1, 1), self.slots[rows]
+        gated_delta_step(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, out)
         inputs = self.projected[0][rows, tokens].unsqueeze(0)
         conv_commit(inputs, state.conv.unsqueeze(0), self.slots[rows], torch.tensor([0]), torch.tensor([1]))
         return out[0, 0]
 
 
-def commit(cases: list[Case], states: list[LayerState], starts: Tensor, counts: Tensor) -> None:
-    """Both commits over the layers of ``cases``; their states' tensors are written."""
-    qkv, _, a, b = (torch.stack(parts) for parts in zip(*(case.projected for case in cases), strict=True))
-    weights = [torch.stack(parts) for parts in zip(*(case.weights for case in cases), strict=True)]
+def commit(cases: list[Case], states: list[LayerState], *parts: tuple[Tensor, Tensor]) -> None:
+    """Both commits over the layers of ``cases``, of some (starts, counts) after each other; states are written."""
+    qkv = torch.stack([case.projected[0] for case in cases])
+    prepared = [case.prepared(state) for case, state in zip(cases, states, strict=True)]
+    convolved, scalars = (torch.stack(part) for part in zip(*prepared, strict=True))
     conv = torch.stack([state.conv for state in states])
     recurrent = torch.stack([state.recurrent for state in states])
     slots = cases[0].slots
-    gated_delta_commit(qkv, a, b, *weights, conv, recurrent, slots, starts, counts)
-    conv_commit(qkv, conv, slots, starts, counts)
+    for starts, counts in parts:
+        gated_delta_commit(convolved, scalars, recurrent, slots, starts, counts)
+        conv_commit(qkv, conv, slots, starts, counts)
     for i, state in enumerate(states):
         state.conv.copy_(conv[i])
         state.recurrent.copy_(recurrent[i])
@@ -123,7 +146,7 @@ def test_a_block_equals_the_pytorch_layer(rows, width, key_heads, groups, key_di
     expected = case.layer(case.x, positions(rows, width), expected_state)
 
     state = case.copy()
-    out = case.step(state)
+    out = case.block(state)
     z = case.projected[1].view(out.shape)
     norm = case.layer.norm
     gated = gated_norm(out.flatten(0, 1), z.flatten(0, 1), norm.weight, norm.eps)
@@ -132,7 +155,7 @@ def test_a_block_equals_the_pytorch_layer(rows, width, key_heads, groups, key_di
     assert torch.equal(state.conv, case.state.conv)
 
     expected_state.commit([width] * rows)
-    commit([case], [state], torch.zeros(rows, dtype=torch.long), torch.full((rows,), width))
+    commit([case], [state], (torch.zeros(rows, dtype=torch.long), torch.full((rows,), width)))
     agree(state.recurrent, expected_state.recurrent)
     assert torch.equal(state.conv, expected_state.conv)
 
@@ -141,7 +164,7 @@ def test_a_block_equals_the_pytorch_layer(rows, width, key_heads, groups, key_di
 def test_tokens_have_the_bits_that_they_have_alone(dtype, width):
     """A block of each of two rows in one launch, against one row and one token at a time."""
     case = Case.made(2, width, dtype)
-    out, alone = case.step(case.copy()), case.copy()
+    out, alone = case.block(case.copy()), case.copy()
     for row in range(2):
         for t in range(width):
             assert torch.equal(case.step_alone(alone, row, t), out[row, t])
@@ -156,8 +179,7 @@ def test_commits_have_the_bits_of_steps(seed):
     cases[1].layer.A_log.add_(0.3)
     first, second = torch.tensor([0, 3, 2, 1]), torch.tensor([3, 0, 1, 4])
     states = [case.copy() for case in cases]
-    commit(cases, states, torch.zeros(4, dtype=torch.long), first)
-    commit(cases, states, first, second)
+    commit(cases, states, (torch.zeros(4, dtype=torch.long), first), (first, second))
     for case, state in zip(cases, states, strict=True):
         stepped = case.copy()
         for row in range(4):
@@ -178,5 +200,5 @@ def test_gates_of_any_size(bias):
     case.layer(case.x, positions(1, 2), expected)
     expected.commit([2])
     state = case.copy()
-    commit([case], [state], torch.tensor([0]), torch.tensor([2]))
+    commit([case], [state], (torch.tensor([0]), torch.tensor([2])))
     agree(state.recurrent, expected.recurrent)

@@ -34,10 +34,10 @@ class CudaBackend(Backend):
     def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:
         """See :class:`Backend`."""
         num_spare = room.num_rows * (room.most_staged + room.page_size)
-        most_tokens = power_of_two(room.num_rows) * power_of_two(room.block_size)
+        rows, width = power_of_two(room.num_rows), power_of_two(room.block_size)
         return (
             self._layers.new_cache(room.num_pages, room.page_size, num_spare),
-            self._layers.new_states(room.num_slots, most_tokens),
+            self._layers.new_states(room.num_slots, rows, width),
         )
 
     def new_rows(self) -> GatheredRows:

@@ -1,8 +1,9 @@
 """States of gated delta layers on a GPU: one tensor for all layers, with stage and commit.
 
 A step stages: it keeps each layer's inputs and reads the states. A step of one token a row writes them as well, for
-its token is decided; a prompt's tokens are, too. Of wider blocks ``commit`` replays the accepted tokens, all layers in
-one launch, by the arithmetic of the step. (SGLang's ReplaySSM; states of every token would be sixteen times as many.)
+its token is decided; a prompt's tokens are, too. A wider block keeps what its tokens bring to the recurrence, beside
+its inputs, and ``commit`` replays the accepted ones from there, all layers in one launch, by the arithmetic of the
+step. (SGLang's ReplaySSM; states of every token would be sixteen times as many.)
 """
 
 from collections.abc import Sequence
@@ -13,35 +14,39 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cuda.weights import apart, told
 from flashdraft.models.qwen3_5 import GatedDeltaNet
+from flashdraft.ops.triton.delta_inputs import num_scalars
 from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit
 
 
 class DeviceStates:
     """States of all gated delta layers in slots, one for each sequence, and a last one that padding may write to."""
 
-    def __init__(self, layers: Sequence[GatedDeltaNet], num_slots: int, most_tokens: int) -> None:
-        one = layers[0]
+    def __init__(self, layers: Sequence[GatedDeltaNet], num_slots: int, num_rows: int, width: int) -> None:
+        """For steps of at most ``num_rows`` rows, padding included, of at most ``width`` tokens."""
+        one, most_tokens = layers[0], num_rows * width
         count, weight = len(layers), one.conv1d.weight
-        width, channels = one.conv_shape
+        taps, channels = one.conv_shape
         device = weight.device
         self.spare = num_slots
         self.recurrent = torch.zeros(
             count, num_slots + 1, one.heads, one.key_dim, one.value_dim, device=device
         )
-        self.conv = weight.new_zeros(count, num_slots + 1, width - 1, channels)
-        self.conv_weight = torch.stack([layer.conv1d.weight.squeeze(1) for layer in layers])
-        self.a_log = torch.stack([layer.A_log for layer in layers]).float()
-        self.dt_bias = torch.stack([layer.dt_bias for layer in layers]).float()
+        self.conv = weight.new_zeros(count, num_slots + 1, taps - 1, channels)
         self.channels, self.heads, self.z_size = channels, one.heads, one.sizes[2]
         # What a step keeps of its tokens: [qkv | z | b | a], as the layers' projections give it.
         self.staged = weight.new_zeros(count, most_tokens, channels + self.z_size + 2 * one.heads)
+        # What tokens of wider blocks bring to the recurrence: nothing is kept of single ones.
+        num_kept, scalars = most_tokens if width > 1 else 0, num_scalars(one.key_heads, one.heads)
+        self.convolved = weight.new_zeros(count, num_kept, channels)
+        self.scalars = torch.zeros(count, num_kept, scalars, device=device)
         self._shape = (0, 0)  # rows and width of what is staged
         self._is_written = True  # the step has written the states
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the states and of what a step stages."""
-        return self.recurrent.nbytes + self.conv.nbytes + self.staged.nbytes
+        """Bytes of the states and of what a step keeps of its tokens."""
+        kept = self.staged.nbytes + self.convolved.nbytes + self.scalars.nbytes
+        return self.recurrent.nbytes + self.conv.nbytes + kept
 
     def slot_of(self, row: CacheRow) -> int:
         """Where a row's states are; of one without any, the spare slot."""
@@ -67,6 +72,14 @@ class DeviceStates:
 
     def _staged_qkv(self, shape: tuple[int, int]) -> Tensor:
         return apart(self.staged[:, : shape[0] * shape[1], : self.channels], 1, shape)
+
+    def prepared(self, layers: int | slice, num_rows: int, width: int) -> tuple[Tensor, Tensor]:
+        """Where a block's tokens are prepared: ``convolved``, ``scalars`` [..., num_rows, width, size]."""
+        convolved, scalars = (
+            apart(kept[layers, ..., : num_rows * width, :], -2, (num_rows, width))
+            for kept in (self.convolved, self.scalars)
+        )
+        return convolved, scalars
 
     def parts(self, staged: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``staged`` [..., channels + z + 2 heads] taken apart: qkv, z, b, a."""
@@ -98,18 +111,7 @@ class DeviceStates:
         padding = [0] * (num_rows - len(counts))
         own = [self.slot_of(row) for row in rows] + [self.spare] * len(padding)
         slots, first, count = told([own, [*starts, *padding], [*counts, *padding]], self.recurrent.device)
-        qkv, _, b, a = self.parts(apart(self.staged[:, : num_rows * width], 1, (num_rows, width)))
-        gated_delta_commit(
-            qkv,
-            a,
-            b,
-            self.conv_weight,
-            self.a_log,
-            self.dt_bias,
-            self.conv,
-            self.recurrent,
-            slots,
-            first,
-            count,
-        )
+        prepared = self.prepared(slice(None), num_rows, width)
+        gated_delta_commit(*prepared, self.recurrent, slots, first, count)
+        qkv = self._staged_qkv(self._shape)
         conv_commit(qkv, self.conv, slots, first, count)

@@ -15,7 +15,8 @@ from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import RowTables
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.weights import Product, apart, told
-from flashdraft.ops.triton.gated_delta import gated_delta_step
+from flashdraft.ops.triton.delta_inputs import gated_delta_prepare
+from flashdraft.ops.triton.gated_delta import gated_delta_block, gated_delta_step
 from flashdraft.ops.triton.paged_attention import Visible, paged_attention
 
 
@@ -117,10 +118,16 @@ class StepSource:
         qkv, _, b, a = states.parts(apart(projected, 0, (-1, width)))
         shape = (*qkv.shape[:2], states.heads, states.recurrent.shape[-1])
         out = torch.empty(shape, dtype=projected.dtype, device=projected.device)
-        gated_delta_step(
-            qkv, a, b, weights.conv, weights.a_log, weights.dt_bias, states.conv[layer],
-            states.recurrent[layer], self._state_slots, out, width == 1,
+        state, slots = states.recurrent[layer], self._state_slots
+        inputs = (
+            qkv, a, b, weights.conv, weights.a_log, weights.dt_bias, states.conv[layer], state, slots
         )  # fmt: skip
+        if width == 1:
+            gated_delta_step(*inputs, out)
+        else:
+            prepared = states.prepared(layer, len(qkv), width)
+            gated_delta_prepare(*inputs, *prepared)
+            gated_delta_block(*prepared, state, slots, out)
         return out.flatten(0, 1)
 
 

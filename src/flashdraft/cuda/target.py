@@ -46,9 +46,9 @@ class CudaTarget:
         """Rows for its forwards."""
         return DeviceRows(cache, states)
 
-    def new_states(self, num_slots: int, most_tokens: int) -> DeviceStates | None:
-        """States of ``num_slots`` sequences, for steps of at most ``most_tokens``; None where it has none."""
-        return DeviceStates(self.deltas, num_slots, most_tokens) if self.deltas else None
+    def new_states(self, num_slots: int, num_rows: int, width: int) -> DeviceStates | None:
+        """States of ``num_slots`` sequences, for steps of at most so many rows and tokens; None where it has none."""
+        return DeviceStates(self.deltas, num_slots, num_rows, width) if self.deltas else None
 
     def step(
         self,

@@ -1,9 +1,13 @@
-"""Gated delta layers on CUDA: convolution, gates, norms and recurrence of all tokens of a block in one launch.
+"""Gated delta layers on CUDA. A step of one token a row is one launch: convolution, gates, norms and recurrence.
 
-A program has one row, one value head and a tile of its value dimension; its part of the state stays in registers
-while it goes from token to token. Every program reduces over the same shapes in the same order, and no product is
-fused with a sum unless it is written so: the bits of a token depend neither on the number of rows, nor on the width
-of the block, nor on whether it is decoded, verified or committed. Roundings are those of models/qwen3_5.py.
+Of wider blocks all tokens are prepared at once: what they bring (q, k and v behind convolution and silu, lengths,
+gates) is kept, and the recurrence, step after step of tokens, only loads it; so does the commit. A program of the
+recurrence has one row, one value head and a tile of its value dimension, and keeps its part of the state in registers.
+
+Every sum over key dimensions is written out: halves are added to each other, the state's by fused products of every
+fourth key first. No other product is fused with a sum. So the bits of a token depend neither on the number of rows, nor
+on the width of the block, nor on the tile, nor on whether it is decoded, verified or committed. Roundings are those of
+models/qwen3_5.py; lengths and decays multiply what is summed (S of raw k, times 1/|k|) and not every element.
 
 ``conv`` holds a sequence's last three inputs, oldest first; a step only reads it. Sequences that have not begun have
 zeros there and in ``state``.
@@ -14,150 +18,192 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdraft.ops.triton.delta_inputs import (
+    EXACT,
+    check_inputs,
+    constants,
+    conv_of_one,
+    gates_of,
+    key_scalars,
+    sum_by_halves,
+)
+
 VALUES = 16  # value dimensions of a program
 CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
-EXACT = {"num_warps": 1, "enable_fp_fusion": False}  # as written, so that every kernel gives the same bits
-
-
-@triton.jit
-def _tap_weights(weight, channels):  # type: ignore[no-untyped-def]
-    """A channel's four weights, oldest first."""
-    at = weight + channels * 4
-    return (
-        tl.load(at).to(tl.float32),
-        tl.load(at + 1).to(tl.float32),
-        tl.load(at + 2).to(tl.float32),
-        tl.load(at + 3).to(tl.float32),
-    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _past_inputs(conv, at, num_channels: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The last three inputs, oldest first."""
-    return tl.load(conv + at), tl.load(conv + num_channels + at), tl.load(conv + 2 * num_channels + at)
+def _quarters(x, quarter: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The four columns of ``x`` [quarter, 4]."""
+    even, odd = tl.split(tl.reshape(x, (quarter, 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0[:, None], x1[:, None], x2[:, None], x3[:, None]
 
 
 @triton.jit
-def _silu_conv(x3, x2, x1, x0, w3, w2, w1, w0):  # type: ignore[no-untyped-def]
-    """silu of the convolution, float32, rounded to the inputs' type wherever ops/causal_conv.py rounds."""
-    dtype: tl.constexpr = x0.dtype
-    total = (x0.to(tl.float32) * w0).to(dtype).to(tl.float32)
-    total = (total + (x1.to(tl.float32) * w1).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
-    total = (total + (x2.to(tl.float32) * w2).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
-    total = (total + (x3.to(tl.float32) * w3).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
-    return (total / (1.0 + tl.exp(-total))).to(dtype).to(tl.float32)
-
-
-@triton.jit
-def _unit_length(x):  # type: ignore[no-untyped-def]
-    return x * tl.rsqrt(tl.sum(x * x, 0) + 1e-6)
-
-
-@triton.jit
-def _softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + exp(x)) to the last bits: the hardware's logarithm is coarse where its result is small."""
-    e = tl.exp(-tl.abs(x))
-    s = e / (2.0 + e)  # log(1 + e) = 2 atanh(s), s at most 1/3
-    y = s * s
-    series = 1.0 / 15
-    series = series * y + 1.0 / 13
-    series = series * y + 1.0 / 11
-    series = series * y + 1.0 / 9
-    series = series * y + 1.0 / 7
-    series = series * y + 1.0 / 5
-    series = series * y + 1.0 / 3
-    return tl.maximum(x, 0.0) + 2.0 * (s + s * (series * y))
-
-
-@triton.jit
-def _inputs_of(qkv, a, b, t, end, x_token, gate_token, q_at, k_at, v_at, head):  # type: ignore[no-untyped-def]
-    """What token ``t`` brings; the last one's again from ``end`` on."""
-    t = tl.minimum(t, end - 1)
-    x, gate = qkv + t * x_token, t * gate_token + head
-    return tl.load(x + q_at), tl.load(x + k_at), tl.load(x + v_at), tl.load(a + gate), tl.load(b + gate)
+def _fma(x, y, z):  # type: ignore[no-untyped-def]
+    return tl.fma(x.broadcast_to(z.shape), y.broadcast_to(z.shape), z)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _run_tokens(  # type: ignore[no-untyped-def]
-    qkv, a, b, weight, a_log, dt_bias, conv, out, state, value_head, tile, first, end,
-    x_token, gate_token, out_token,
-    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr, has_out: tl.constexpr,
+def _product(s0, s1, s2, s3, x0, x1, x2, x3, quarter: tl.constexpr, values: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The state's product with a key or query: [values]."""
+    return sum_by_halves(_fma(s3, x3, _fma(s2, x2, _fma(s1, x1, s0 * x0))), quarter, values)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _update(  # type: ignore[no-untyped-def]
+    s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta,
+    quarter: tl.constexpr, values: tl.constexpr, has_out: tl.constexpr,
 ):  # fmt: skip
-    """The state [key_dim, values] after the tokens ``first`` .. ``end`` - 1 of one row; outputs where wanted."""
-    channels: tl.constexpr = 2 * key_heads * key_dim + heads * value_dim
-    q_at = value_head // (heads // key_heads) * key_dim + tl.arange(0, key_dim)
-    k_at = q_at + key_heads * key_dim
-    column = value_head * value_dim + tile * values + tl.arange(0, values)
-    v_at = column + 2 * key_heads * key_dim
-    wq3, wq2, wq1, wq0 = _tap_weights(weight, q_at)
-    wk3, wk2, wk1, wk0 = _tap_weights(weight, k_at)
-    wv3, wv2, wv1, wv0 = _tap_weights(weight, v_at)
-    q3, q2, q1 = _past_inputs(conv, q_at, channels)
-    k3, k2, k1 = _past_inputs(conv, k_at, channels)
-    v3, v2, v1 = _past_inputs(conv, v_at, channels)
-    fading = -tl.exp(tl.load(a_log + value_head).to(tl.float32))
-    bias = tl.load(dt_bias + value_head).to(tl.float32)
-    scale: tl.constexpr = key_dim**-0.5
-    q0, k0, v0, fade, gate = _inputs_of(
-        qkv, a, b, first, end, x_token, gate_token, q_at, k_at, v_at, value_head
-    )
-    for t in range(first, end):
-        # Loaded a token ahead: there is much to compute meanwhile.
-        q_next, k_next, v_next, next_fade, next_gate = _inputs_of(
-            qkv, a, b, t + 1, end, x_token, gate_token, q_at, k_at, v_at, value_head
-        )
-        beta = (1.0 / (1.0 + tl.exp(-gate.to(tl.float32)))).to(gate.dtype).to(tl.float32)
-        decay = tl.exp(fading * _softplus(fade.to(tl.float32) + bias))
-        q = _unit_length(_silu_conv(q3, q2, q1, q0, wq3, wq2, wq1, wq0)) * scale
-        k = _unit_length(_silu_conv(k3, k2, k1, k0, wk3, wk2, wk1, wk0))
-        v = _silu_conv(v3, v2, v1, v0, wv3, wv2, wv1, wv0)
-        state = state * decay
-        missing = (v - tl.sum(state * k[:, None], 0)) * beta
-        state = tl.fma(
-            k[:, None].broadcast_to(state.shape), missing[None, :].broadcast_to(state.shape), state
-        )
-        if has_out:
-            read = tl.sum(state * q[:, None], 0)
-            tl.store(out + t * out_token + column, read.to(out.dtype.element_ty))
-        q3, q2, q1, q0 = q2, q1, q0, q_next
-        k3, k2, k1, k0 = k2, k1, k0, k_next
-        v3, v2, v1, v0 = v2, v1, v0, v_next
-        fade, gate = next_fade, next_gate
-    return state
+    """The state after a token and its output. ``s0`` .. ``s3`` [quarter, values]: the state of every fourth key.
+
+    The output comes from the state before, so that both products of it are under way together.
+    """
+    k0, k1, k2, k3 = _quarters(k.to(tl.float32), quarter)
+    known = _product(s0, s1, s2, s3, k0, k1, k2, k3, quarter, values)
+    read = known
+    if has_out:
+        q0, q1, q2, q3 = _quarters(q.to(tl.float32), quarter)
+        read = _product(s0, s1, s2, s3, q0, q1, q2, q3, quarter, values)
+    missing = (v.to(tl.float32) - known * (k_scale * decay)) * beta
+    out = read * (q_scale * decay) + missing * qk
+    added = (missing * k_scale)[None, :]
+    s0, s1 = _fma(k0, added, s0 * decay), _fma(k1, added, s1 * decay)
+    s2, s3 = _fma(k2, added, s2 * decay), _fma(k3, added, s3 * decay)
+    return s0, s1, s2, s3, out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _places(  # type: ignore[no-untyped-def]
+    value_head, tile, heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr,
+    value_dim: tl.constexpr, values: tl.constexpr,
+):  # fmt: skip
+    """Where a program's keys [key_dim / 4, 4] and values [values] are among those of their kind."""
+    keys = tl.arange(0, key_dim // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    key_head = value_head // (heads // key_heads)
+    return key_head * key_dim + keys, value_head * value_dim + tile * values + tl.arange(0, values)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _state_at(  # type: ignore[no-untyped-def]
     state, head, tile, key_dim: tl.constexpr, value_dim: tl.constexpr, values: tl.constexpr
 ):
-    keys, columns = tl.arange(0, key_dim), tile * values + tl.arange(0, values)
+    """Of every fourth key, from the first on; the next ones' are a row behind."""
+    keys, columns = 4 * tl.arange(0, key_dim // 4), tile * values + tl.arange(0, values)
     return state + head * key_dim * value_dim + keys[:, None] * value_dim + columns[None, :]
 
 
-@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
+def _load_state(at, row: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.load(at), tl.load(at + row), tl.load(at + 2 * row), tl.load(at + 3 * row)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_state(at, s0, s1, s2, s3, row: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(at, s0)
+    tl.store(at + row, s1)
+    tl.store(at + 2 * row, s2)
+    tl.store(at + 3 * row, s3)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _step_kernel(  # type: ignore[no-untyped-def]
-    qkv, a, b, weight, a_log, dt_bias, conv, state, slots, out, width,
-    x_row, x_token, gate_row, gate_token, conv_slot, state_slot, out_row, out_token,
+    qkv, a, b, weight, a_log, dt_bias, conv, state, slots, out,
+    x_row, gate_row, conv_slot, state_slot, out_row,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr, write_state: tl.constexpr,
+    values: tl.constexpr,
 ):  # fmt: skip
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     slot = tl.load(slots + row)
     at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
-    after = _run_tokens(
-        qkv + row * x_row, a + row * gate_row, b + row * gate_row, weight, a_log, dt_bias,
-        conv + slot * conv_slot, out + row * out_row, tl.load(at), head, tile, 0, width,
-        x_token, gate_token, out_token, heads, key_heads, key_dim, value_dim, values, True,
+    s0, s1, s2, s3 = _load_state(at, value_dim)
+    channels: tl.constexpr = 2 * key_heads * key_dim + heads * value_dim
+    q_at, column = _places(head, tile, heads, key_heads, key_dim, value_dim, values)
+    x, past = qkv + row * x_row, conv + slot * conv_slot
+    q = conv_of_one(x, weight, past, q_at, channels)
+    k = conv_of_one(x, weight, past, q_at + key_heads * key_dim, channels)
+    v = conv_of_one(x, weight, past, column + 2 * key_heads * key_dim, channels)
+    gate = row * gate_row + head
+    decay, beta = gates_of(
+        tl.load(a + gate), tl.load(b + gate), tl.load(a_log + head), tl.load(dt_bias + head)
+    )
+    k_scale, q_scale, qk = key_scalars(q, k, key_dim, 1)
+    s0, s1, s2, s3, read = _update(
+        s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, True
+    )
+    tl.store(out + row * out_row + column, read.to(out.dtype.element_ty))
+    _store_state(at, s0, s1, s2, s3, value_dim)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _prepared(  # type: ignore[no-untyped-def]
+    convolved, scalars, t, end, q_at, column, head, y_token, scalar_token,
+    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, has_out: tl.constexpr,
+):  # fmt: skip
+    """q, k, v, 1 / |k|, scale / |q|, their product, decay and beta of token ``t``; the last one's from ``end`` on."""
+    t = tl.minimum(t, end - 1)
+    y, scalar = convolved + t * y_token, scalars + t * scalar_token
+    of_key = scalar + head // (heads // key_heads)
+    k = tl.load(y + q_at + key_heads * key_dim)
+    v = tl.load(y + column + 2 * key_heads * key_dim)
+    q, q_scale, qk = k, 0.0, 0.0
+    if has_out:
+        q, q_scale, qk = tl.load(y + q_at), tl.load(of_key + key_heads), tl.load(of_key + 2 * key_heads)
+    scalar += 3 * key_heads + head
+    return q, k, v, tl.load(of_key), q_scale, qk, tl.load(scalar), tl.load(scalar + heads)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _run_tokens(  # type: ignore[no-untyped-def]
+    convolved, scalars, out, s0, s1, s2, s3, head, tile, first, end, y_token, scalar_token, out_token,
+    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
+    values: tl.constexpr, has_out: tl.constexpr,
+):  # fmt: skip
+    """The state after the tokens ``first`` .. ``end`` - 1 of one row; outputs where wanted."""
+    q_at, column = _places(head, tile, heads, key_heads, key_dim, value_dim, values)
+    q, k, v, k_scale, q_scale, qk, decay, beta = _prepared(
+        convolved, scalars, first, end, q_at, column, head, y_token, scalar_token,
+        heads, key_heads, key_dim, has_out,
     )  # fmt: skip
-    if write_state:
-        tl.store(at, after)
+    for t in range(first, end):
+        # Loaded a token ahead: there is much to compute meanwhile.
+        q_next, k_next, v_next, next_k_scale, next_q_scale, next_qk, next_decay, next_beta = _prepared(
+            convolved, scalars, t + 1, end, q_at, column, head, y_token, scalar_token,
+            heads, key_heads, key_dim, has_out,
+        )  # fmt: skip
+        s0, s1, s2, s3, read = _update(
+            s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, has_out
+        )
+        if has_out:
+            tl.store(out + t * out_token + column, read.to(out.dtype.element_ty))
+        q, k, v, k_scale, q_scale = q_next, k_next, v_next, next_k_scale, next_q_scale
+        qk, decay, beta = next_qk, next_decay, next_beta
+    return s0, s1, s2, s3
+
+
+@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
+def _block_kernel(  # type: ignore[no-untyped-def]
+    convolved, scalars, state, slots, out, width,
+    y_row, y_token, scalar_row, scalar_token, state_slot, out_row, out_token,
+    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
+    values: tl.constexpr,
+):  # fmt: skip
+    tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    slot = tl.load(slots + row)
+    at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
+    s0, s1, s2, s3 = _load_state(at, value_dim)
+    _run_tokens(
+        convolved + row * y_row, scalars + row * scalar_row, out + row * out_row, s0, s1, s2, s3, head, tile,
+        0, width, y_token, scalar_token, out_token, heads, key_heads, key_dim, value_dim, values, True,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _commit_kernel(  # type: ignore[no-untyped-def]
-    qkv, a, b, weight, a_log, dt_bias, conv, state, slots, starts, counts,
-    x_layer, x_row, x_token, gate_layer, gate_row, gate_token, conv_layer, conv_slot, state_layer, state_slot,
+    convolved, scalars, state, slots, starts, counts,
+    y_layer, y_row, y_token, scalar_layer, scalar_row, scalar_token, state_layer, state_slot,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
     values: tl.constexpr,
 ):  # fmt: skip
@@ -166,19 +212,15 @@ def _commit_kernel(  # type: ignore[no-untyped-def]
     row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, count = tl.load(starts + row), tl.load(counts + row)
     if count > 0:
-        slot = tl.load(slots + row)
-        at = _state_at(
-            state + layer * state_layer + slot * state_slot, head, tile, key_dim, value_dim, values
-        )
-        channels: tl.constexpr = 2 * key_heads * key_dim + heads * value_dim
-        gates = layer * gate_layer + row * gate_row
-        after = _run_tokens(
-            qkv + layer * x_layer + row * x_row, a + gates, b + gates,
-            weight + layer * channels * 4, a_log + layer * heads, dt_bias + layer * heads,
-            conv + layer * conv_layer + slot * conv_slot, qkv, tl.load(at), head, tile, start, start + count,
-            x_token, gate_token, 0, heads, key_heads, key_dim, value_dim, values, False,
+        own = state + layer * state_layer + tl.load(slots + row) * state_slot
+        at = _state_at(own, head, tile, key_dim, value_dim, values)
+        s0, s1, s2, s3 = _load_state(at, value_dim)
+        s0, s1, s2, s3 = _run_tokens(
+            convolved + layer * y_layer + row * y_row, scalars + layer * scalar_layer + row * scalar_row, scalars,
+            s0, s1, s2, s3, head, tile, start, start + count, y_token, scalar_token, 0,
+            heads, key_heads, key_dim, value_dim, values, False,
         )  # fmt: skip
-        tl.store(at, after)
+        _store_state(at, s0, s1, s2, s3, value_dim)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -219,61 +261,52 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     tl.store(gated + (token * heads + head) * size + at, result.to(x.dtype))
 
 
-def _shape(qkv: Tensor, a: Tensor, b: Tensor, conv: Tensor, state: Tensor) -> dict[str, int]:
-    """The kernels' constants, from one layer's tensors or all layers'."""
-    heads, key_dim, value_dim = state.shape[-3:]
-    channels = qkv.shape[-1]
-    key_heads = (channels - heads * value_dim) // (2 * key_dim)
-    assert channels == 2 * key_heads * key_dim + heads * value_dim, "qkv is not [q | k | v] of these heads"
-    assert heads % key_heads == 0, "each key head serves as many value heads"
-    assert conv.shape[-2:] == (3, channels), "the kernels are for convolutions of width 4"
-    assert a.stride() == b.stride(), "a and b are slices of one tensor"
-    assert (qkv.stride(-1), a.stride(-1)) == (1, 1), "channels lie side by side"
-    assert conv.stride()[-2:] == (channels, 1)
-    assert state.stride()[-3:] == (key_dim * value_dim, value_dim, 1)
-    return {
-        "heads": heads, "key_heads": key_heads, "key_dim": key_dim, "value_dim": value_dim,
-        "values": min(VALUES, value_dim),
-    }  # fmt: skip
-
-
 def gated_delta_step(
     qkv: Tensor, a: Tensor, b: Tensor, conv_weight: Tensor, a_log: Tensor, dt_bias: Tensor,
-    conv: Tensor, state: Tensor, slots: Tensor, out: Tensor, write_state: bool,
+    conv: Tensor, state: Tensor, slots: Tensor, out: Tensor,
 ) -> None:  # fmt: skip
-    """One layer's outputs ``out`` [rows, width, heads, value_dim] after what is committed in ``slots`` [rows].
+    """One layer's outputs ``out`` [rows, 1, heads, value_dim] of one token a row, which goes into ``state``.
 
-    ``qkv`` [rows, width, channels] (channels = q, k of all key heads, then v), ``a``, ``b`` [rows, width, heads], of
+    ``qkv`` [rows, 1, channels] (channels = q, k of all key heads, then v), ``a``, ``b`` [rows, 1, heads], of
     like strides, may be slices of one projection. ``conv_weight`` [channels, 4]; ``a_log``, ``dt_bias`` [heads];
-    ``conv`` [num_slots, 3, channels]; ``state`` [num_slots, heads, key_dim, value_dim] float32, dims
-    powers of 2 from 16 on.
-    ``write_state``: the state after the last token replaces the one before; ``conv`` is left to :func:`conv_commit`.
+    ``conv`` [num_slots, 3, channels], left to :func:`conv_commit`; ``state`` [num_slots, heads, key_dim, value_dim]
+    float32, dims powers of 2 from 16 on; ``slots`` [rows]: each row's place in both.
     """
-    shape = _shape(qkv, a, b, conv, state)
-    grid = (shape["value_dim"] // shape["values"], shape["heads"], len(qkv))
-    _step_kernel[grid](
-        qkv, a, b, conv_weight, a_log, dt_bias, conv, state, slots, out, qkv.shape[1],
-        qkv.stride(0), qkv.stride(1), a.stride(0), a.stride(1), conv.stride(0), state.stride(0),
-        out.stride(0), out.stride(1), **shape, write_state=write_state, **EXACT,
+    shape, (rows, width, _) = constants(qkv, state), qkv.shape
+    assert width == 1, "wider blocks are prepared first"
+    check_inputs(qkv, a, b, conv)
+    values = min(VALUES, shape["value_dim"])
+    _step_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
+        qkv, a, b, conv_weight, a_log, dt_bias, conv, state, slots, out,
+        qkv.stride(0), a.stride(0), conv.stride(0), state.stride(0), out.stride(0), **shape, values=values, **EXACT,
+    )  # fmt: skip
+
+
+def gated_delta_block(convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, out: Tensor) -> None:
+    """One layer's outputs ``out`` [rows, width, heads, value_dim] of prepared tokens; ``state`` is only read."""
+    shape, (rows, width, _) = constants(convolved, state), convolved.shape
+    values = min(VALUES, shape["value_dim"])
+    _block_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
+        convolved, scalars, state, slots, out, width, *convolved.stride()[:2], *scalars.stride()[:2],
+        state.stride(0), *out.stride()[:2], **shape, values=values, **EXACT,
     )  # fmt: skip
 
 
 def gated_delta_commit(
-    qkv: Tensor, a: Tensor, b: Tensor, conv_weight: Tensor, a_log: Tensor, dt_bias: Tensor,
-    conv: Tensor, state: Tensor, slots: Tensor, starts: Tensor, counts: Tensor,
-) -> None:  # fmt: skip
+    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, starts: Tensor, counts: Tensor
+) -> None:
     """Replay tokens ``starts[row]`` .. ``starts[row] + counts[row]`` - 1 of each row into its states, all layers.
 
-    Shapes as in :func:`gated_delta_step`, each but ``slots``, ``starts`` and ``counts`` [rows] with the layers before
-    them. ``conv`` holds the inputs before token ``starts[row]``: :func:`conv_commit` comes after this. The bits are
-    those of steps of one token that write their states.
+    ``convolved`` [layers, rows, width, channels] and ``scalars`` [layers, rows, width, num_scalars] as
+    ``gated_delta_prepare`` left them; ``state`` [layers, num_slots, heads, key_dim, value_dim]; ``slots``, ``starts``,
+    ``counts`` [rows]. The bits are those of steps of one token.
     """
-    shape = _shape(qkv, a, b, conv, state)
-    grid = (shape["value_dim"] // shape["values"] * shape["heads"], qkv.shape[1], len(qkv))
-    _commit_kernel[grid](
-        qkv, a, b, conv_weight, a_log, dt_bias, conv, state, slots, starts, counts,
-        *qkv.stride()[:3], *a.stride()[:3], conv.stride(0), conv.stride(1), state.stride(0), state.stride(1),
-        **shape, **EXACT,
+    shape = constants(convolved, state)
+    num_layers, rows, _, _ = convolved.shape
+    values = min(VALUES, shape["value_dim"])
+    _commit_kernel[(shape["value_dim"] // values * shape["heads"], rows, num_layers)](
+        convolved, scalars, state, slots, starts, counts, *convolved.stride()[:3], *scalars.stride()[:3],
+        *state.stride()[:2], **shape, values=values, **EXACT,
     )  # fmt: skip
 
 
