@@ -158,9 +158,9 @@ class Conversation:
             text = json.dumps(opening(self.system) + self.messages, ensure_ascii=False, indent=1)
             Path(file).expanduser().write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            self.console.print(f"{file} cannot be written: {error.strerror}", markup=False)
+            self.console.print(f"{file} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
         else:
-            self.console.print(f"{len(self.messages)} messages are in {file}", markup=False)
+            self.console.print(f"{len(self.messages)} messages are in {file}", markup=False, soft_wrap=True)
 
     def answer(self, question: str) -> None:
         """Stream the answer to ``question``; a cut answer is kept as far as it came."""
@@ -182,7 +182,7 @@ class Conversation:
             reason = outputs[0].outputs[0].finish_reason
         except UsageError as error:
             self.messages.pop()
-            self.console.print(f"{error}; /reset starts afresh", markup=False)
+            self.console.print(f"{error}; /reset starts afresh", markup=False, soft_wrap=True)
             return
         except KeyboardInterrupt:
             pass
