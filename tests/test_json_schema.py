@@ -161,3 +161,20 @@ def test_what_the_grammar_lets_through_is_valid() -> None:
     assert wrong == []
     assert num_followed > NUM_SCHEMAS / 5
     assert num_accepted > num_followed
+
+
+def test_a_dead_end_is_told_and_leaves_the_state_where_it_stood() -> None:
+    nothing = {
+        "type": "object",
+        "properties": {"b": {"allOf": [{"minimum": 5, "type": "number"}, {"maximum": 3}]}},
+    }
+    for schema in (
+        {"anyOf": [nothing, {"type": "integer"}]},
+        {"anyOf": [{"type": "string", "pattern": "a&b"}]},
+    ):
+        state = begin(json.dumps(schema))
+        for text in ('{"b":', "12", '"a&b"', '{"b":4}', "12", "{}"):
+            fits = accepts(schema, text)
+            assert fits == accepts(schema, text)
+            assert not fits or is_valid(schema, text)
+        assert state.cut([], TOKENIZER.encode("x")) == []

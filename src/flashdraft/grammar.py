@@ -185,7 +185,8 @@ class GrammarState:
         # A draft may not lead to where nothing is allowed: plain decoding would stop before it.
         num_fit = next((k - 1 for k in range(1, num_walked + 1) if not allowed[k].any()), num_walked)
         if not allowed[0].any():
-            self._failure = "nothing may follow what was answered so far; this model's tokens cannot end it"
+            reason = getattr(matcher, "failure", "") or "this model's tokens cannot end it"
+            self._failure = f"nothing may follow what was answered so far; {reason}"
         if thread_time() - started > MAX_MASK_S:
             self._failure = "it can be read in too many ways: simplify it"
         fitting = list(draft[:num_fit])

@@ -20,16 +20,21 @@ class LarkMatcher:
     def __init__(self, tokenizer: "LLTokenizer", lark: str, end_ids: frozenset[int]) -> None:
         from llguidance import LLMatcher
 
-        self._matcher = LLMatcher(tokenizer, lark, log_level=0)
+        self._start = LLMatcher(tokenizer, lark, log_level=0)
+        if self._start.is_error():
+            raise UsageError(self._start.get_error().partition("\n")[0][:300])
+        self._matcher = self._start.deep_copy()
         self._end_ids = end_ids
+        self._taken: list[int] = []
         self._num_ended = 0  # end tokens that were taken: 0 or 1
-        self._check()
+        self.failure = ""  # why nothing may follow, where llguidance gave up
 
     def copy(self) -> "LarkMatcher":
         """Another answer at the same place."""
         other = object.__new__(LarkMatcher)
-        other._matcher = self._matcher.deep_copy()
+        other._start, other._matcher = self._start, self._matcher.deep_copy()
         other._end_ids, other._num_ended = self._end_ids, self._num_ended
+        other._taken, other.failure = list(self._taken), self.failure
         return other
 
     def accept_token(self, token: int) -> bool:
@@ -39,7 +44,11 @@ class LarkMatcher:
         if token in self._end_ids:
             self._num_ended = int(self._matcher.is_accepting())
             return bool(self._num_ended)
-        return self._matcher.try_consume_tokens([token]) == 1
+        is_taken = self._matcher.try_consume_tokens([token]) == 1
+        if is_taken:
+            self._taken.append(token)
+        self._restore()
+        return is_taken
 
     def is_terminated(self) -> bool:
         """Whether the answer has ended."""
@@ -51,6 +60,7 @@ class LarkMatcher:
         self._num_ended = 0
         if num_tokens:
             self._matcher.rollback(num_tokens)
+            del self._taken[len(self._taken) - num_tokens :]
 
     def fill_next_token_bitmask(self, allowed: "Tensor", row: int) -> None:
         """Set row ``row`` of ``allowed`` [rows, vocab_size / 32], int32, to the tokens that may come next."""
@@ -59,7 +69,11 @@ class LarkMatcher:
             bits.zero_()  # llguidance would leave its own end token alone, which may be another than ours
         else:
             self._matcher.unsafe_compute_mask_ptr(bits.data_ptr(), bits.nbytes)
-            self._check()
+            if self._matcher.is_error():
+                self.failure = self._matcher.get_error().partition("\n")[0][:300]
+                bits.zero_()
+                self._restore()
+                return
         ends = self._matcher.is_accepting()
         for token in self._end_ids:
             bit = 1 << token % 32
@@ -67,10 +81,11 @@ class LarkMatcher:
             word = word | bit if ends else word & ~bit
             bits[token // 32] = word - (1 << 32) if word >> 31 else word
 
-    def _check(self) -> None:
+    def _restore(self) -> None:
+        """Where llguidance has given up it takes nothing more, not even back: begin again, up to the same place."""
         if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("\n")[0]
-            raise UsageError(reason[:300])
+            self._matcher = self._start.deep_copy()
+            self._matcher.try_consume_tokens(self._taken)
 
 
 def lark_tokenizer(tokenizer: Any, vocab_size: int, end_ids: Sequence[int]) -> "LLTokenizer":
