@@ -172,12 +172,17 @@ def suffer(server: ServerProcess, name: str, seconds: float, settle_s: float) ->
 def table(rows: list[dict[str, Any]]) -> str:
     """All rows as Markdown, an attack's before and after side by side."""
     lines = [
+        "A neighbour asks /health every 50 ms and for 8 tokens again and again, each time on a new connection, while"
+        " one client misbehaves at nice 10. The machine of these rows was shared with other work: compare an attack"
+        " with the quiet server of the same source, not with other tables. `python benchmarks/attacks.py` makes them.",
+        "",
         "| attack | source | /health p99 (ms) | /health most (ms) | completion, median (s) | completion, most (s) |"
         " failed | memory before, most, after (MB) |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name in ATTACKS:
-        for row in (row for row in rows if row["attack"] == name):
+        of_attack = [row for row in rows if row["attack"] == name]
+        for row in sorted(of_attack, key=lambda row: str(row["label"]), reverse=True):
             memory = " / ".join(str(row[key]) for key in ("before_mb", "most_mb", "after_mb"))
             times = (
                 row["health_p99_ms"],
@@ -224,7 +229,9 @@ def main() -> None:
         kept["rows"] = [
             r for r in kept["rows"] if r["label"] != args.label or r["attack"] not in names
         ] + rows
-        kept["provenance"][args.label] = collect_provenance()
+        place = args.source or Path(__file__).parent
+        served = subprocess.run(["git", "-C", place, "rev-parse", "HEAD"], capture_output=True, text=True)
+        kept["provenance"][args.label] = collect_provenance() | {"served_git_sha": served.stdout.strip()}
         args.out.write_text(json.dumps(kept, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(table(kept["rows"]))
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,25 @@ def test_a_broken_checkpoint_is_another_error(run: Run, tmp_path: object) -> Non
     assert (result.exit_code, result.stdout) == (1, "")
     assert "flashdraft: " in result.stderr
     assert "config.json is missing" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_one_line(run: Run) -> None:
+    result = run("convert", "--draft", "embedded", "--out", "/proc/nowhere", "--to", "speculators")
+    assert result.exit_code in (1, 2)
+    assert "/proc/nowhere" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """A limit of files' sizes stands for the disk."""
+    program = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from flashdraft.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+main(["convert", "--draft", "embedded", "--out", {str(tmp_path / "out")!r}, "--to", "speculators"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.strip().splitlines()
+    assert "make room and start again" in line

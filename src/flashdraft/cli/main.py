@@ -1,10 +1,13 @@
 """The entry point: which commands there are, and what an error looks like."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from errno import EDQUOT, EFBIG, ENOSPC
 from typing import Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 from typer.exceptions import TyperException
 
 from flashdraft import __version__
@@ -38,6 +41,10 @@ app = typer.Typer(name="flashdraft", rich_markup_mode="rich", pretty_exceptions_
 for group, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=group)(command)
+
+
+_FULL = {ENOSPC, EDQUOT, EFBIG}
+_PLACE_MEND = "name another place, or make room and start again"
 
 
 def _show_version(wanted: bool) -> None:
@@ -74,6 +81,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = app(argv, prog_name="flashdraft", standalone_mode=False)
     except FlashdraftError as error:
         code = _tell(str(error), 2 if isinstance(error, UsageError) else 1)
+    except (
+        OSError
+    ) as error:  # a place that is not there, not ours or full; a fault of our own has no file's name
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        code = _tell(f"{error.filename or 'a file'}: {error.strerror}; {_PLACE_MEND}", 1)
+    except SafetensorError as error:  # the writer's form of it
+        reasons = [os.strerror(number) for number in _FULL if os.strerror(number) in str(error)]
+        if not reasons:
+            raise
+        code = _tell(f"a file of weights: {reasons[0]}; {_PLACE_MEND}", 1)
     except TyperException as error:  # an option or a command that is not there, or a value of another type
         context = getattr(error, "ctx", None)
         page = f"{context.command_path if context else 'flashdraft'} --help"

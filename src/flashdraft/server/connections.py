@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import resource
+import socket
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -18,6 +19,7 @@ from flashdraft.server.api_errors import ApiError
 MAX_HEAD_BYTES = 32 << 10
 MAX_HEADERS = 100
 _MIN_RATE = 64 << 10  # bytes of a body that earn it one more second; as Apache's RequestReadTimeout counts
+_SEND_BUFFER = 128 << 10  # bytes; the kernel's own choice hides for minutes that nobody reads
 _SPARE_FILES = 64  # descriptors for all but connections
 
 
@@ -141,6 +143,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
         super().connection_made(cast(asyncio.Transport, transport))
+        if (connected := transport.get_extra_info("socket")) is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._expect(self._timeout_s)
         if len(self.connections) > self._max_connections:
             silent = [one for one in self.connections if isinstance(one, BoundedProtocol) and one.is_silent]
