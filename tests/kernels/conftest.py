@@ -4,6 +4,7 @@ The interpreter is chosen for a whole process (TRITON_INTERPRET=1), and its pack
 other tests: `make test` runs this folder by itself. Without the variable the tests run on a GPU, or not at all.
 """
 
+import inspect
 import os
 
 import numpy as np
@@ -16,6 +17,8 @@ if IS_INTERPRETED:
     from triton.runtime import interpreter
 
     _convert, _dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+    _patch = interpreter._patch_builtin
+    _a_builtin = {}  # of each package, the name of one
 elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
@@ -34,6 +37,22 @@ def _dot_of_numbers(self, a, b, *rest):
     """tl.dot with bfloat16 widened first; the interpreter multiplies their bits as if they were integers."""
     a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
     return _dot(self, a, b, *rest)
+
+
+def _patch_once(package, *rest):
+    """A package as it is for a launch; the interpreter goes through all of it again in each function called there."""
+    if package not in _a_builtin:
+        members = inspect.getmembers(package)
+        _a_builtin[package] = next((name for name, member in members if tl.core.is_builtin(member)), None)
+    name = _a_builtin[package]
+    if name and tl.core.is_builtin(getattr(package, name)):
+        _patch(package, *rest)
+
+
+@pytest.fixture(autouse=True)
+def patched_once(monkeypatch):
+    """Half of the time of every test of this folder."""
+    monkeypatch.setattr(interpreter, "_patch_builtin", _patch_once)
 
 
 @pytest.fixture(autouse=True)
