@@ -67,25 +67,30 @@ class CandidateSelector(nn.Module):
             self.predecessor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
             self.successor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
         self.hidden_projection = nn.Linear(hidden_size, rank, bias=False)
-        self._frozen: tuple[Tensor, Tensor] | None = None
+        self._frozen: tuple[Tensor, Tensor, Tensor] | None = None  # A, B and W
 
     def codebooks(self, head: Tensor) -> tuple[Tensor, Tensor]:
         """A and B, [vocab_size, rank] both, beside the target's ``head`` [vocab_size, hidden_size]."""
         if not self.projects_head:
             return self.predecessor_codebook, self.successor_codebook
-        return self._frozen or (head @ self.predecessor_projection.T, head @ self.successor_projection.T)
+        return head @ self.predecessor_projection.T, head @ self.successor_projection.T
 
     def freeze(self, head: Tensor) -> None:
-        """Keep the codebooks: the weights do not change any more."""
+        """Keep the codebooks: the weights do not change any more. On a CPU as float32, quicker there for a few rows."""
         with torch.no_grad():
-            self._frozen = self.codebooks(head)
+            made = *self.codebooks(head), self.hidden_projection.weight
+            first, last, projection = (one.float() if one.device.type == "cpu" else one for one in made)
+            self._frozen = first, last, projection
 
     def forward(self, hidden: Tensor, before: Tensor, candidates: Tensor, head: Tensor) -> Tensor:
         """float32 [..., num_before, num_candidates] of ``hidden`` [..., hidden_size].
 
         ``before`` [..., num_before] and ``candidates`` [..., num_candidates] are token ids, ``head`` the target's.
         """
-        predecessors, successors = self.codebooks(head)
-        asked = predecessors[before] * self.hidden_projection(hidden).unsqueeze(-2)
-        scores: Tensor = asked @ successors[candidates].mT
+        predecessors, successors, projection = self._frozen or (
+            *self.codebooks(head),
+            self.hidden_projection.weight,
+        )
+        wanted = F.linear(hidden.to(projection.dtype), projection).unsqueeze(-2)
+        scores: Tensor = (F.embedding(before, predecessors) * wanted) @ F.embedding(candidates, successors).mT
         return scores.float()

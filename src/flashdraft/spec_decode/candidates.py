@@ -78,9 +78,23 @@ class Candidates:
 
     def chains(self, lengths: Sequence[int]) -> list[DraftTree]:
         """The first ``lengths[row]`` tokens of each row's walk as a draft."""
-        drafts = self.walk()
-        rows = zip(drafts.token_ids[..., 0].tolist(), drafts.log_probs[..., 0].tolist(), lengths, strict=True)
-        return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]
+        if self.pairs is None:
+            rows = zip(self.token_ids[..., 0].tolist(), self.log_probs[..., 0].tolist(), lengths, strict=True)
+            return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]
+        # As walk(), on the host: of every candidate the best one behind it is asked for at once.
+        best = self._behind().max(-1)
+        every = zip(
+            self.token_ids.tolist(), best.indices.tolist(), best.values.tolist(), lengths, strict=True
+        )
+        drafts = []
+        for ids, places, values, length in every:
+            draft, before = DraftTree.chain([]), 0
+            for slot in range(length):
+                draft.log_probs.append(values[slot][before])
+                before = places[slot][before]
+                draft.token_ids.append(ids[slot][before])
+            drafts.append(DraftTree.chain(draft.token_ids, draft.log_probs))
+        return drafts
 
     def trees(self, depths: Sequence[int], sizes: Sequence[int], num_ranks: int) -> list[DraftTree]:
         """Of each row the tree of its ``sizes[row]`` likeliest continuations, ``depths[row]`` tokens deep at most.
