@@ -40,7 +40,10 @@ def write_folder(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in state.items()
     }
-    stored = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    floats = [
+        tensor.dtype for tensor in weights.values() if tensor.is_floating_point()
+    ]  # tables of tokens are not
+    stored = str(floats[0]).removeprefix("torch.")
     facts = {**config, "dtype": stored, "transformers_version": transformers.__version__}
     if notes:
         facts[TRAINING_NOTES] = dict(notes)

@@ -87,10 +87,28 @@ class CandidateSelector(nn.Module):
 
         ``before`` [..., num_before] and ``candidates`` [..., num_candidates] are token ids, ``head`` the target's.
         """
-        predecessors, successors, projection = self._frozen or (
-            *self.codebooks(head),
-            self.hidden_projection.weight,
-        )
+        if self._frozen:
+            first, last, projection = self._frozen
+            predecessors, successors = F.embedding(before, first), F.embedding(candidates, last)
+        else:
+            projection = self.hidden_projection.weight
+            predecessors, successors = self._rows(before, candidates, head)
         wanted = F.linear(hidden.to(projection.dtype), projection).unsqueeze(-2)
-        scores: Tensor = (F.embedding(before, predecessors) * wanted) @ F.embedding(candidates, successors).mT
+        scores: Tensor = (predecessors * wanted) @ successors.mT
         return scores.float()
+
+    def _rows(self, before: Tensor, candidates: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the codebooks. Of projections no others are made where few are asked for."""
+        if not self.projects_head:
+            return F.embedding(before, self.predecessor_codebook), F.embedding(
+                candidates, self.successor_codebook
+            )
+        return tuple(  # type: ignore[return-value]
+            F.embedding(ids, head) @ projection.T
+            if ids.numel() < len(head)
+            else F.embedding(ids, head @ projection.T)
+            for ids, projection in (
+                (before, self.predecessor_projection),
+                (candidates, self.successor_projection),
+            )
+        )
