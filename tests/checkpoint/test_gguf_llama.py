@@ -121,6 +121,8 @@ def test_ids_and_what_may_be_left_out(make_llama, write_gguf):
     [
         ({"general.architecture": "mamba"}, r"architecture 'mamba'; expected 'llama'"),
         ({"llama.expert_count": 8}, r"mixture of experts"),
+        ({"llama.attention.scale": 0.5}, r"has llama\.attention\.scale 0\.5; expected 0\.25"),
+        ({"llama.logit_scale": 8.0}, r"has llama\.logit_scale 8\.0; expected 1"),
         ({"split.count": 3}, r"one of 3 files; expected the first"),
         ({"llama.block_count": None}, r"lacks the field llama\.block_count"),
         ({"llama.attention.head_count_kv": [2, 2, 1]}, r"llama\.attention\.head_count_kv differs by layer"),

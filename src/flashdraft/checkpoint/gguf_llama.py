@@ -28,6 +28,7 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_FACTORS = ("attention.scale", "logit_scale", "residual_scale", "embedding_scale")
 _EOS_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -59,6 +60,7 @@ def read_gguf_config(file: GGUFFile) -> LlamaConfig:
     field = Fields(file, "llama")
     heads, hidden_size = field("attention.head_count"), field("embedding_length")
     head_dim = field("attention.key_length", hidden_size // heads)
+    refuse_scales(file, "llama", head_dim)
     if (rotated := field("rope.dimension_count", head_dim)) != head_dim:
         raise CheckpointError(f"{file.path} rotates {rotated} of {head_dim} head dimensions; expected all")
     return LlamaConfig(
@@ -124,6 +126,18 @@ class Fields:
         if isinstance(value, list):
             raise CheckpointError(f"{self.file.path}: {name} differs by layer, which is not supported")
         return value
+
+
+def refuse_scales(file: GGUFFile, architecture: str, head_dim: int) -> None:
+    """Raise CheckpointError for factors that other models of the architecture multiply by, and ours do not."""
+    for key in _FACTORS:
+        plain = head_dim**-0.5 if key == "attention.scale" else 1.0
+        value = file.fields.get(f"{architecture}.{key}")
+        if value and not math.isclose(value, plain, rel_tol=1e-4):
+            raise CheckpointError(
+                f"{file.path} has {architecture}.{key} {value}; expected {plain:g}, the only one supported: give the"
+                " model as a Hugging Face folder"
+            )
 
 
 def rope_parameters(file: GGUFFile, field: Fields, head_dim: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3MoeConfig
 
 from flashdraft.checkpoint.gguf import GGUFFile
-from flashdraft.checkpoint.gguf_llama import Fields, rope_parameters, transformers_name
+from flashdraft.checkpoint.gguf_llama import Fields, refuse_scales, rope_parameters, transformers_name
 from flashdraft.errors import CheckpointError
 
 # What llama.cpp calls otherwise than in llama: https://github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py.
@@ -30,6 +30,7 @@ def read_qwen3_config(file: GGUFFile) -> Qwen3Config | Qwen3MoeConfig:
     field = Fields(file, architecture, may_be_sparse=is_sparse)
     heads, hidden_size = field("attention.head_count"), field("embedding_length")
     head_dim = field("attention.key_length", hidden_size // heads)
+    refuse_scales(file, architecture, head_dim)
     values: dict[str, Any] = {
         "vocab_size": field("vocab_size", len(file.fields.get("tokenizer.ggml.tokens", ()))),
         "hidden_size": hidden_size,
