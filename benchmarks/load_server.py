@@ -22,6 +22,7 @@ from time import perf_counter
 from typing import Any
 
 import httpx2
+from neighbour import Neighbour
 from served_process import ServerProcess, start_server
 
 from flashdraft.bench.tasks import TASKS, load_task
@@ -207,7 +208,10 @@ async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namesp
     """The load, and the server after it."""
     load, samples = Load(server.url, cases, args.seed), []
     watching = asyncio.create_task(watch(server, samples))
+    neighbour = Neighbour(server.url)
+    watched = asyncio.create_task(neighbour.watch(args.seconds))
     await load.run(args.clients, args.seconds)
+    await watched
     watching.cancel()
     account = load.account
     end = perf_counter() + 10
@@ -229,6 +233,7 @@ async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namesp
         "clients": args.clients,
         "outcomes": dict(account.outcomes),
         "faults": account.faults,
+        "neighbour": neighbour.figures(),  # refused ones among its failures: the queue is meant to be full
         "resident_mb": {
             "second_quarter": round(sum(second) / len(second), 1),
             "last_quarter": round(sum(last) / len(last), 1),

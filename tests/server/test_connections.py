@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+import httpx2
 import pytest
 
 from flashdraft.llm import LLM
@@ -166,7 +167,9 @@ def test_where_all_connections_are_taken_the_one_silent_the_longest_goes(
 
 
 def test_a_refused_body_is_not_read_to_its_end(llm: LLM, connect: Connect) -> None:
-    with serving(llm, max_body_bytes=1000) as small:
+    with serving(llm, max_body_bytes=1000, client_timeout_s=TIMEOUT_S) as small:
         connection = connect(small)
         connection.sendall(POST + b"Content-Length: 1000000000\r\n\r\n{")
         assert told(connection)[0] == 413
+        whole = httpx2.post(small.url + "/v1/completions", content=b" " * (6 << 20))
+        assert whole.status_code == 413, "a client that sends all of it first is told so too"

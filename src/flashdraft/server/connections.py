@@ -20,6 +20,7 @@ MAX_HEAD_BYTES = 32 << 10
 MAX_HEADERS = 100
 _MIN_RATE = 64 << 10  # bytes of a body that earn it one more second; as Apache's RequestReadTimeout counts
 _SEND_BUFFER = 128 << 10  # bytes; the kernel's own choice hides for minutes that nobody reads
+_MAX_UNHEARD = 32 << 20  # bytes of a body that are read though it is refused
 _SPARE_FILES = 64  # descriptors for all but connections
 
 
@@ -121,6 +122,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._body_bytes += len(body)
             end = self._body_began + self._timeout_s + self._body_bytes / _MIN_RATE
             self._expect(end - self.loop.time())
+            if self.is_silent and self._body_bytes > _MAX_UNHEARD:
+                self.transport.close()
+                self._expect_reader()
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -175,10 +179,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def on_response_complete(self) -> None:
-        """The answer is written; a body that is still being sent is not waited for."""
+        """The answer is written. Of a body that is still being sent some is read, so that its client hears it."""
         super().on_response_complete()
-        if self._in_body:
-            self.transport.close()
         if self.transport.is_closing():
             self._expect_reader()
 
@@ -204,7 +206,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _close_with(self, error: ApiError) -> None:
         """Say ``error``, where no answer has begun, and end the connection."""
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+        cycle = self.cycle
+        is_told = (
+            cycle is not None and cycle.response_started and (self._in_body or not cycle.response_complete)
+        )
+        if not is_told:
             body = json.dumps(error.body()).encode()
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(
                 body
