@@ -145,7 +145,9 @@ class DFlashBatch:
         if not any(sizes) and not any(samplings):
             return self._candidates(rows, anchors, blocks, 1).chains(depths)
         count = num_ranks(max(sizes))
-        found = self._candidates(rows, anchors, blocks, NUM_SAMPLED if any(samplings) else count)
+        shape = self.drafter.model.config
+        most = min(NUM_SAMPLED, shape.draft_vocab_size or shape.vocab_size)
+        found = self._candidates(rows, anchors, blocks, most if any(samplings) else count)
         if any(samplings):
             found = found.as_sampled(samplings, self.drafter.target.config.vocab_size)
         return found.trees(depths, sizes, count)
