@@ -13,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install -qq jsonschema==4.26.0 apache-tvm-ffi==0.1.15.post2 pydantic==2.14.3 numpy==2.4.6 torch==2.13.0
+"$folder/venv/bin/python" -m pip install -qq jsonschema==4.26.0 apache-tvm-ffi==0.1.15.post2 pydantic==2.14.3 numpy==2.4.6 torch==2.13.0 transformers==5.23.0
 "$folder/venv/bin/python" -m pip install -qq --no-deps xgrammar==0.2.8
 cat >"$folder/probe.py" <<'PROBE'
 import json

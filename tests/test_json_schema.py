@@ -178,3 +178,9 @@ def test_a_dead_end_is_told_and_leaves_the_state_where_it_stood() -> None:
             assert fits == accepts(schema, text)
             assert not fits or is_valid(schema, text)
         assert state.cut([], TOKENIZER.encode("x")) == []
+
+
+def test_names_that_may_be_are_not_thereby_evaluated() -> None:
+    schema = {"unevaluatedProperties": False, "properties": {"a": {}}, "propertyNames": {"enum": ["a", "c"]}}
+    assert accepts(schema, '{"a":1}')
+    assert not accepts(schema, '{"c":1}')

@@ -82,7 +82,7 @@ def _rewritten(schema: Any) -> Schema:
     if not isinstance(schema, dict):
         raise UsageError(f"the json_schema holds {str(schema)[:40]!r}; expected a schema, which is an object")
     told = {key: _inner(key, value) for key, value in schema.items() if key != "x-guidance"}
-    for rewrite in (_annotations, _bounds, _names, _unevaluated, _dependencies, _one_of):
+    for rewrite in (_annotations, _bounds, _unevaluated, _names, _dependencies, _one_of):
         rewrite(told)
     for key in (*_REFUSED, *(["minProperties"] if _may_repeat(told) else [])):
         if key in told:
