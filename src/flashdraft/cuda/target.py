@@ -83,7 +83,8 @@ class CudaTarget:
     def steps_prompts(self, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]) -> bool:
         """Whether chunks of prompts so short run as a recorded step. States are written by :meth:`prefill` alone."""
         width = power_of_two(max(len(ids) for ids in token_ids))
-        return not self.deltas and power_of_two(len(placed)) * width <= _MOST_STEPPED
+        num_tokens = power_of_two(len(placed)) * width
+        return not self.deltas and num_tokens * int(self.model.config.hidden_size) <= _MOST_STEPPED
 
     def prefill(
         self,

@@ -26,7 +26,6 @@ from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 
-_PROMPT_TOKENS = 8192  # of a step on a GPU, where 8 prompts of 1,024 run at 0.64 of the matrix rate
 _PENDING_BYTES = 128 * 2**20  # of features that wait for a draft, of all requests together
 
 
@@ -52,14 +51,8 @@ class Engine:
         draft_tree: int | None = None,
     ) -> None:
         self.config = config or EngineConfig()
-        if self.config.max_prompt_tokens is None and target.device.type == "cuda":
-            self.config = replace(
-                self.config, max_prompt_tokens=max(_PROMPT_TOKENS, self.config.max_step_tokens)
-            )
-        if drafter and not drafter.shares_prefix:
-            self.config = replace(
-                self.config, prefix_caching=False
-            )  # what it has not observed it cannot draft from
+        prompt_tokens = self.config.prompt_tokens(target.device.type)
+        self.config = replace(self.config, max_prompt_tokens=prompt_tokens)
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated

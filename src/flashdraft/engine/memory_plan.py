@@ -140,7 +140,7 @@ def plan_memory(
         state_bytes=state_bytes,
         staged_bytes=_staged_bytes(model, block_size),
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
-        activation_bytes=_activation_bytes(model, running * block_size, engine.max_step_tokens),
+        activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens("cuda")),
         kv_heads=model.config.num_key_value_heads,
         page_size=engine.page_size,
     )

@@ -15,6 +15,8 @@ from flashdraft.cache.state_slots import StateSlots
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
+PROMPT_TOKENS = 8192  # of a step on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -54,6 +56,12 @@ class EngineConfig:
         if self.num_pages is not None:
             return self.num_pages
         return -(-min(max(context, 16384), context * self.max_running) // self.page_size)
+
+    def prompt_tokens(self, device_type: str) -> int:
+        """``max_prompt_tokens``, or its default on devices of that type."""
+        if self.max_prompt_tokens is not None:
+            return self.max_prompt_tokens
+        return max(PROMPT_TOKENS, self.max_step_tokens) if device_type == "cuda" else self.max_step_tokens
 
     @property
     def num_slots(self) -> int:
@@ -101,7 +109,7 @@ class Scheduler:
         used = self._schedule_blocks(step)
         most = self.config.max_step_tokens
         if not step.blocks:
-            most = self.config.max_prompt_tokens or most
+            most = self.config.max_prompt_tokens or most  # the engine has put in what suits its device
         # A quarter is for prefill even where blocks would take all: nobody waits for the others' last token.
         budget = max(most - used, most // 4, 1)
         budget -= self._schedule_chunks(step, budget)
