@@ -12,7 +12,7 @@ import pytest
 
 from flashdraft.data.conversations import parse_conversation
 from flashdraft.data.on_policy import Document
-from flashdraft.data.prompts import collect_prompts, encode_prompts, prompt_text, read_prompts
+from flashdraft.data.prompts import collect_prompts, encode_prompts, group_of, prompt_text, read_prompts
 from flashdraft.errors import DataError
 from flashdraft.train.run import is_held_back
 from tiny_pair import TOOLS_TEMPLATE, byte_tokenizer
@@ -177,6 +177,14 @@ def test_the_source_of_a_row_is_kept(tmp_path: Path) -> None:
         ("chat-all/2", "chat-all"),
         ("chat-all/0", "chat-all"),
     ]
+
+
+def test_of_a_source_that_is_a_project_the_file_tells_the_kind(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "source": "owner/name"}, {"prompt": "b"}]
+    (tmp_path / "math-sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [one.source for one in read_prompts(tmp_path)]
+    assert sources == ["math-owner/name", "math-sums"]
+    assert {group_of(source) for source in sources} == {"math"}
 
 
 ROWS = [{"messages": [ASK, ANSWER], "source": "geo"}, {"messages": [MORE, MORE_ANSWER], "source": "geo"}]

@@ -105,6 +105,8 @@ def parse_prompt(
     source = row.get("source") or stem
     if not isinstance(source, str):
         raise BadRowError(f"source is {source!r}; expected a text")
+    if "/" in source:  # a project's name, owner/name: the file says what kind of text it is
+        source = f"{group_of(stem)}-{source}"
     name = row.get("id")
     name = str(number if name is None else name).rstrip(_TURN)
     asked = conversation.messages, conversation.next_turns, conversation.tools
