@@ -39,7 +39,8 @@ export class View {
     this.said += delta.content ?? "";
     const pieces = delta.reasoning_content && !delta.content ? this.thoughts : this.pieces;
     texts.forEach((text, i) => { this.tokens += 1; if (text) pieces.push([text, origins[i]]); });
-    if (!isFirst && (texts.length || drafted)) this.#round(drafted, accepted);   // the first token comes from the prompt
+    // The first token comes from the prompt. A step whose text waits for more says nothing yet, and is a round all the same.
+    if (!isFirst && (texts.length || drafted || !choice.finish_reason)) this.#round(drafted, accepted);
     this.reason = choice.finish_reason ?? this.reason;
     this.#tell(seconds, choice.meta_info);
     this.#draw();
