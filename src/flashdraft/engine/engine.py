@@ -53,6 +53,8 @@ class Engine:
         self.config = config or EngineConfig()
         prompt_tokens = self.config.prompt_tokens(target.device.type)
         self.config = replace(self.config, max_prompt_tokens=prompt_tokens)
+        if drafter and not drafter.shares_prefix:  # what it has not observed it cannot draft from
+            self.config = replace(self.config, prefix_caching=False)
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated
