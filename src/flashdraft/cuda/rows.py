@@ -84,7 +84,7 @@ class DeviceRows(PagedRows):
     def tables(
         self, rows: Sequence[CacheRow], token_ids: Sequence[list[int]], width: int
     ) -> tuple[RowTables, int]:
-        """The tables of ``rows`` and of empty ones up to a power of two, on the host; and a bound of their keys."""
+        """The tables of ``rows`` and of empty ones up to a power of two, and a bound of their keys."""
         num_rows, num_keys = power_of_two(len(rows)), keys_bound(max(row.start for row in rows) + width)
         most = -(-num_keys // self.cache.page_size)
         self._place(rows, [len(ids) for ids in token_ids], most)
