@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -49,10 +51,7 @@ def write_llama_gguf(
         writer.add_tensor(stored_name(name), gguf.quants.quantize(array, as_kind), raw_dtype=as_kind)
     for name, array in (extra_tensors or {}).items():
         writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _finish(writer)
     return path
 
 
@@ -175,10 +174,7 @@ def write_gemma3_gguf(path: Path, model: Any, fields: dict[str, Any] | None = No
             continue
         array = (tensor + 1 if name.endswith("norm.weight") else tensor).numpy()
         writer.add_tensor(stored_name(name, GEMMA3_NAMES), array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _finish(writer)
     return path
 
 
@@ -216,7 +212,120 @@ def write_qwen3_gguf(path: Path, model: Any, max_tensors: int = 0) -> None:
             writer.add_tensor(f"{block}.ffn_down_exps.weight", tensor.numpy())
         elif not (name == "lm_head.weight" and config.tie_word_embeddings):
             writer.add_tensor(stored_name(name, QWEN3_NAMES), tensor.numpy())
+    _finish(writer)
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+QWEN3_5_NAMES = QWEN3_NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.dt_proj": "ssm_dt",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+
+
+def write_qwen3_5_gguf(
+    path: Path,
+    model: Any,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    max_tensors: int = 0,
+    with_mtp: bool = False,
+    joins_experts: bool = False,
+) -> None:
+    """A transformers Qwen3.5, dense or sparse, as llama.cpp's converter writes it (conversion/qwen.py)."""
+    config = model.config
+    is_sparse = config.model_type == "qwen3_5_moe_text"
+    writer = gguf.GGUFWriter(path, "qwen35moe" if is_sparse else "qwen35", split_max_tensors=max_tensors)
+    for key, value in (
+        _qwen3_5_fields(config, with_mtp) | tokenizer_fields() | {"tokenizer.ggml.pre": "qwen35"}
+    ).items():
+        add_field(writer, key.replace("llama.", f"{writer.arch}."), value)
+    for name, tensor in model.state_dict().items():
+        for stored, values in _as_qwen35(name, tensor, config, joins_experts):
+            plain = values.dim() == 1 or "conv1d" in stored
+            as_kind = gguf.GGMLQuantizationType.F32 if plain else kind
+            writer.add_tensor(stored, gguf.quants.quantize(values.numpy(), as_kind), raw_dtype=as_kind)
+    if with_mtp:
+        block = f"blk.{config.num_hidden_layers}"
+        for part in ("nextn.eh_proj", "nextn.enorm", "attn_norm", "attn_q"):
+            writer.add_tensor(f"{block}.{part}.weight", np.ones((4, 32), np.float32))
+    _finish(writer)
+
+
+def _qwen3_5_fields(config: Any, with_mtp: bool) -> dict[str, Any]:
+    plain = {"intermediate_size": 0, **config.to_dict(), "rope_parameters": config.rope_parameters}
+    fields = llama_fields(SimpleNamespace(**plain))
+    fields["llama.block_count"] += with_mtp
+    rotated = config.rope_parameters["partial_rotary_factor"]
+    fields |= {
+        "llama.rope.dimension_count": int(config.head_dim * rotated),
+        "llama.rope.dimension_sections": [11, 11, 10, 0],
+        "llama.full_attention_interval": config.layer_types.index("full_attention") + 1,
+        "llama.ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "llama.ssm.state_size": config.linear_key_head_dim,
+        "llama.ssm.group_count": config.linear_num_key_heads,
+        "llama.ssm.time_step_rank": config.linear_num_value_heads,
+        "llama.ssm.inner_size": config.linear_value_head_dim * config.linear_num_value_heads,
+    }
+    if with_mtp:
+        fields["llama.nextn_predict_layers"] = 1
+    if config.model_type == "qwen3_5_moe_text":
+        fields |= {
+            "llama.expert_count": config.num_experts,
+            "llama.expert_used_count": config.num_experts_per_tok,
+            "llama.expert_feed_forward_length": config.moe_intermediate_size,
+            "llama.expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
+        }
+    return fields
+
+
+def _as_qwen35(name: str, tensor: Tensor, config: Any, joins_experts: bool) -> list[tuple[str, Tensor]]:
+    """What one of transformers' tensors becomes in the file."""
+    prefix, _, kind = name.partition(".mlp.experts.")
+    block = "blk." + prefix.removeprefix("model.layers.")
+    if kind == "gate_up_proj" and not joins_experts:
+        gate, up = (half.contiguous() for half in tensor.chunk(2, dim=1))
+        return [(f"{block}.ffn_gate_exps.weight", gate), (f"{block}.ffn_up_exps.weight", up)]
+    if kind:
+        return [(f"{block}.ffn_{'down' if kind == 'down_proj' else 'gate_up'}_exps.weight", tensor)]
+    if name.endswith("norm.weight") and "linear_attn" not in name:
+        tensor = tensor + 1
+    tensor = _tiled(name, tensor.squeeze(), config)
+    if name.endswith("A_log"):
+        return [
+            (
+                stored_name(name.replace("A_log", "norm.weight"), QWEN3_5_NAMES).replace("norm.weight", "a"),
+                -tensor.exp(),
+            )
+        ]
+    return [(stored_name(name.replace("dt_bias", "dt_proj.bias"), QWEN3_5_NAMES), tensor)]
+
+
+def _tiled(name: str, tensor: Tensor, config: Any) -> Tensor:
+    """Value heads in the order in which ggml repeats key heads: the first of each, then the second of each."""
+    heads, ratio = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    part = name.rpartition("linear_attn.")[2]
+    if part in ("in_proj_qkv.weight", "conv1d.weight"):
+        of_keys = 2 * heads * config.linear_key_head_dim
+        values = tensor[of_keys:].unflatten(0, (heads, ratio, -1)).transpose(0, 1).flatten(0, 2)
+        return torch.cat([tensor[:of_keys], values])
+    if part == "out_proj.weight":
+        return tensor.unflatten(1, (heads, ratio, -1)).transpose(1, 2).flatten(1, 3).contiguous()
+    if part in ("in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias"):
+        return tensor.unflatten(0, (heads, ratio, -1)).transpose(0, 1).flatten(0, 2)
+    return tensor

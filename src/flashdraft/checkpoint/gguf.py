@@ -24,7 +24,14 @@ from flashdraft.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-ARCHITECTURES = ("llama", "gemma3", "qwen3", "qwen3moe")  # whose fields and tensors are known: load.py
+ARCHITECTURES = (
+    "llama",
+    "gemma3",
+    "qwen3",
+    "qwen3moe",
+    "qwen35",
+    "qwen35moe",
+)  # whose fields and tensors are known: load.py
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MAX_DEPTH, _MAX_DIMS = 4, 4  # ggml's tensors have four dimensions at most
 _SCALARS = {

@@ -3,7 +3,7 @@
 llama.cpp rotates these models as transformers does, so no rows are reordered; experts are stacked, gates and ups apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ _NAMES = {
     "ffn_gate_inp": "mlp.gate",
 }
 _GATE, _UP, _DOWN = ("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight")
+_GATE_UP = "ffn_gate_up_exps.weight"  # both in one tensor, as newer converters can write them
 
 
 def read_qwen3_config(file: GGUFFile) -> Qwen3Config | Qwen3MoeConfig:
@@ -62,6 +63,8 @@ def read_qwen3_config(file: GGUFFile) -> Qwen3Config | Qwen3MoeConfig:
 class Qwen3Weights:
     """The tensors of a qwen3 or qwen3moe GGUF (see :class:`flashdraft.checkpoint.weights.WeightSource`)."""
 
+    names: Mapping[str, str] = _NAMES
+
     def __init__(self, file: GGUFFile, config: Any) -> None:  # noqa: ARG002 - as every format's
         self.label = str(file.path)
         self._made: dict[str, Callable[[], Tensor]] = {}
@@ -76,11 +79,9 @@ class Qwen3Weights:
                 experts, width, hidden_size = tensor.shape
                 self.shapes[f"{layer}.gate_up_proj"] = (experts, 2 * width, hidden_size)
                 self._made[f"{layer}.gate_up_proj"] = _joined(file, gate, up)
-            elif kind == _DOWN:
-                self.shapes[f"{layer}.down_proj"] = tensor.shape
-                self._made[f"{layer}.down_proj"] = _whole(file, name)
             elif kind != _UP:
-                plain = transformers_name(name, _NAMES)
+                joined = {_DOWN: f"{layer}.down_proj", _GATE_UP: f"{layer}.gate_up_proj"}
+                plain = joined.get(kind) or transformers_name(name, self.names)
                 self.shapes[plain], self._made[plain] = tensor.shape, _whole(file, name)
 
     def read(self, name: str) -> Tensor:

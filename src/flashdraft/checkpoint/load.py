@@ -20,6 +20,7 @@ from flashdraft.checkpoint.gguf import GGUFFile
 from flashdraft.checkpoint.gguf_gemma3 import Gemma3Weights, read_gemma3_config
 from flashdraft.checkpoint.gguf_llama import GGUFWeights, gguf_eos_token_ids, read_gguf_config
 from flashdraft.checkpoint.gguf_qwen3 import Qwen3Weights, read_qwen3_config
+from flashdraft.checkpoint.gguf_qwen3_5 import Qwen3_5Weights, read_qwen3_5_config
 from flashdraft.checkpoint.hf_config import (
     folder_eos_token_ids,
     folder_generation_defaults,
@@ -44,6 +45,8 @@ _GGUF_FORMATS: dict[str, tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, An
     "gemma3": (read_gemma3_config, Gemma3Weights),
     "qwen3": (read_qwen3_config, Qwen3Weights),
     "qwen3moe": (read_qwen3_config, Qwen3Weights),
+    "qwen35": (read_qwen3_5_config, Qwen3_5Weights),
+    "qwen35moe": (read_qwen3_5_config, Qwen3_5Weights),
 }
 __all__ = [
     "EMBEDDED",

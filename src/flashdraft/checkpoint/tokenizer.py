@@ -16,6 +16,9 @@ _LLAMA3_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35_WORDS = _QWEN2_WORDS.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
 _KINDS = {"gpt2": ("tokens", "merges", "token_type"), "llama": ("tokens", "scores", "token_type")}
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
@@ -104,7 +107,7 @@ def _byte_level_bpe(fields: dict[str, Any], label: str) -> Tokenizer:
         raise CheckpointError(f"{label} has a damaged tokenizer: {error}: fetch it again") from error
     backend.pre_tokenizer = _pre_tokenizer(pre, label)
     backend.decoder = decoders.ByteLevel()
-    if pre == "qwen2":
+    if pre in ("qwen2", "qwen35"):
         backend.normalizer = normalizers.NFC()
     _add_whole_tokens(backend, fields)
     return backend
@@ -160,6 +163,7 @@ def _pre_tokenizer(pre: str, label: str) -> Any:
         "smollm": [pre_tokenizers.Digits(individual_digits=True), gpt2],
         "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3_WORDS), "isolated"), to_bytes],
         "qwen2": [pre_tokenizers.Split(Regex(_QWEN2_WORDS), "isolated"), to_bytes],
+        "qwen35": [pre_tokenizers.Split(Regex(_QWEN35_WORDS), "isolated"), to_bytes],
     }
     if pre not in known:
         raise CheckpointError(
