@@ -141,5 +141,7 @@ class Qwen3_5Weights(Qwen3Weights):  # noqa: N801 - the name of the model
     def _by_key_head(self, tensor: Tensor, dim: int) -> Tensor:
         """Value heads [ratio, key heads] along ``dim`` as [key heads, ratio]."""
         width = tensor.shape[dim] // (self._ratio * self._key_heads)
-        heads = tensor.reshape(*tensor.shape[:dim], self._ratio, self._key_heads, width, *tensor.shape[dim + 1 :])
+        heads = tensor.reshape(
+            *tensor.shape[:dim], self._ratio, self._key_heads, width, *tensor.shape[dim + 1 :]
+        )
         return heads.transpose(dim, dim + 1).reshape(tensor.shape)
