@@ -236,6 +236,24 @@ def test_who_comes_first_and_priorities() -> None:
     assert ended == ["urgent", "a", "b"]
 
 
+def test_a_later_priority_that_runs_makes_room_and_loses_no_token() -> None:
+    target, drafter = pair()
+    engine = Engine(target, drafter, EngineConfig(max_running=2, page_size=4))
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    for name, priority in (("a", 1), ("b", 1)):
+        engine.add_request(name, [ord(name) % 11] * 9, params, priority=priority)
+    outputs = engine.step() + engine.step()
+    engine.add_request("urgent", [3], SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
+    for out in engine.run():
+        outputs.append(out)
+        engine.check_integrity()
+    assert [out.request_id for out in outputs if out.finished] == ["urgent", "a", "b"]
+    assert engine.scheduler.num_preemptions == 1
+    for name in "ab":
+        tokens = [token for out in outputs if out.request_id == name for token in out.token_ids]
+        assert tokens == generate(target, None, [ord(name) % 11] * 9, params).token_ids
+
+
 def test_prefill_goes_on_where_blocks_would_take_the_whole_budget() -> None:
     target, drafter = pair()
     engine = Engine(target, drafter, EngineConfig(max_step_tokens=16, page_size=4))

@@ -11,6 +11,7 @@ import pytest
 
 from flashdraft.llm import LLM
 from flashdraft.server.api_errors import ApiError
+from flashdraft.server.places import Places
 from flashdraft.server.prompts import _variables
 from flashdraft.server.text_work import TextWork
 from server_case import Running, serving, wait_until
@@ -155,7 +156,7 @@ def test_a_waiting_text_is_dropped_with_its_client_and_short_ones_pass_long_ones
         return name
 
     async def run() -> None:
-        pool = TextWork(max_waiting=3, retry_after_s=1)
+        pool = TextWork(Places("texts", 3, 3, retry_after_s=1), retry_after_s=1)
         long = [
             asyncio.create_task(pool.run(lambda name=name: work(name), 10**6)) for name in ("first", "left")
         ]
@@ -182,7 +183,7 @@ def test_a_text_that_waits_in_vain_is_told_so() -> None:
     held = threading.Event()
 
     async def run() -> None:
-        pool = TextWork(max_waiting=9, retry_after_s=2, limit_s=0.1)
+        pool = TextWork(Places("texts", 9, 9, 1), retry_after_s=2, limit_s=0.1)
         first = asyncio.create_task(pool.run(lambda: held.wait(20), 10**6))
         await asyncio.sleep(0)
         with pytest.raises(ApiError) as caught:
@@ -202,7 +203,7 @@ def test_a_client_that_leaves_while_its_text_waits_takes_no_place(running: Runni
     try:
         with pytest.raises(httpx2.TimeoutException):
             httpx2.post(running.url + TEXT, json={"prompt": "abc"}, timeout=0.3)
-        wait_until(lambda: pool._num_waiting == 0, timeout_s=2)
+        wait_until(lambda: pool._places.num_held == 0, timeout_s=2)
     finally:
         held.set()
     assert all(one.result(5) for one in blockers)

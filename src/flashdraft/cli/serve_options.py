@@ -141,6 +141,14 @@ class ServeOptions:
         _api("--served-model-name", help="Name in the API; may be repeated.", show_default="the model's"),
     ] = None
     max_queue: Annotated[int, _limit("--max-queue", help="Answers that may wait; more get 429.")] = 128
+    max_per_client: Annotated[
+        int | None,
+        _limit(
+            "--max-per-client",
+            help="Answers of one client (address, or key where there are several) that wait or run; more get 429.",
+            show_default="3/4 of all",
+        ),
+    ] = None
     max_body_bytes: Annotated[int, _limit("--max-body-bytes", help="Largest request body.")] = 4 << 20
     max_connections: Annotated[
         int, _limit("--max-connections", help="Open connections; beyond, one without a request is closed.")

@@ -36,7 +36,14 @@ _AS_GIVEN = (
     ),
 )
 _LIMITS = (
-    *("max_running_requests", "max_queue", "max_body_bytes", "max_connections", "client_timeout_s"),
+    *(
+        "max_running_requests",
+        "max_queue",
+        "max_per_client",
+        "max_body_bytes",
+        "max_connections",
+        "client_timeout_s",
+    ),
     *("max_n", "max_answer_tokens"),
 )
 
@@ -50,6 +57,7 @@ def run_serve(options: ServeOptions) -> None:
         allowed_hosts=allowed_hosts(options),
         allowed_origins=tuple(options.allowed_origins or ()),
         max_queue=options.max_queue,
+        max_per_client=options.max_per_client,
         max_running_requests=options.max_running_requests,
         max_body_bytes=options.max_body_bytes,
         max_connections=options.max_connections,

@@ -1,8 +1,9 @@
 """Who runs in the next step, and in which pages. Touches no tensor.
 
-First come, first served within a priority. A step first serves the blocks of requests that decode, then prefills in
-chunks, within a budget of tokens of which prefill always gets a quarter. When pages run out, the request that would
-be served last gives up its own and is computed again later; what of it is still cached then is found by its prefix.
+First come, first served within a priority; what runs with a later one makes room where one that waits needs it. A
+step first serves the blocks of requests that decode, then prefills in chunks, within a budget of tokens of which
+prefill always gets a quarter. When pages run out, the request that would be served last gives up its own and is
+computed again later; what of it is still cached then is found by its prefix.
 """
 
 from bisect import insort
@@ -106,6 +107,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step, with pages for all that it writes."""
         step = Step()
+        self._yield_places(step)
         used = self._schedule_blocks(step)
         most = self.config.max_step_tokens
         if not step.blocks:
@@ -201,8 +203,7 @@ class Scheduler:
         """Whoever waits and finds room; returns what is left of ``budget``."""
         while self.waiting and len(self.running) < self.config.max_running and budget > 0:
             request = self.waiting[0]
-            found = self._find_prefix(request)
-            missing = self.pool.num_pages_for(request.prefill_len + 1) - len(found)
+            found, missing = self._pages_to_start(request)
             if missing + self.pool.num_idle(found) > self.pool.num_free:
                 break
             self.waiting.pop(0)
@@ -225,6 +226,20 @@ class Scheduler:
                 step.chunks.append((request, num_tokens))
                 budget -= num_tokens
         return budget
+
+    def _yield_places(self, step: Step) -> None:
+        """Whoever runs with a later priority than the first who waits gives up its place, where that needs it."""
+        while self.waiting and self.running and self.running[-1].priority > self.waiting[0].priority:
+            found, missing = self._pages_to_start(self.waiting[0])
+            has_pages = missing + self.pool.num_idle(found) <= self.pool.num_free
+            if has_pages and len(self.running) < self.config.max_running:
+                return
+            self._preempt_last(step)
+
+    def _pages_to_start(self, request: Request) -> tuple[list[int], int]:
+        """The pages of its prefix that can be found, and how many it needs beside them."""
+        found = self._find_prefix(request)
+        return found, self.pool.num_pages_for(request.prefill_len + 1) - len(found)
 
     def _find_prefix(self, request: Request) -> list[int]:
         if not self.config.prefix_caching or request.answer.scores_prompt:  # scores need every token's logits
@@ -268,12 +283,15 @@ class Scheduler:
             if pages is not None:
                 request.pages += pages
                 return True
-            last = self.running.pop()
-            step.left.append(last.draft_row)
-            self._release(last)
-            last.lose_pages()
-            self.num_preemptions += 1
-            self.add(last)
-            if last is request:
+            if self._preempt_last(step) is request:
                 return False
         return True
+
+    def _preempt_last(self, step: Step) -> Request:
+        last = self.running.pop()
+        step.left.append(last.draft_row)
+        self._release(last)
+        last.lose_pages()
+        self.num_preemptions += 1
+        self.add(last)
+        return last

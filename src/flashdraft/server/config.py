@@ -18,6 +18,7 @@ class ServerConfig:
     allowed_origins: tuple[str, ...] = ()  # of pages in browsers that may ask and read; *: any; none: no CORS
     max_queue: int = 128  # requests that may wait while others run; more get 429
     max_running_requests: int = 32
+    max_per_client: int | None = None  # answers of one client that wait or run; None: 3/4 of all (places.py)
     max_body_bytes: int = 4 << 20
     max_connections: int = 1024  # beyond, one that does not send its request is closed
     client_timeout_s: float = 30  # for a head, for a body at 64 KiB/s and this, for reading what was answered
@@ -34,8 +35,9 @@ class ServerConfig:
             raise UsageError(f"client_timeout_s is {self.client_timeout_s}; expected seconds, above 0")
         if self.max_queue < 0:
             raise UsageError(f"max_queue is {self.max_queue}; expected 0 or more")
-        if self.max_answer_tokens is not None and self.max_answer_tokens < 1:
-            raise UsageError(f"max_answer_tokens is {self.max_answer_tokens}; expected 1 or more")
+        for name in ("max_answer_tokens", "max_per_client"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if not all(self.api_keys) or not all(self.model_names):
             raise UsageError("an API key or a model name is empty; expected some text")
 
@@ -43,3 +45,9 @@ class ServerConfig:
     def capacity(self) -> int:
         """Answers that may be unfinished at one time."""
         return self.max_running_requests + self.max_queue
+
+    @property
+    def client_share(self) -> int:
+        """Of these, what one client may have."""
+        share = -(-3 * self.capacity // 4) if self.max_per_client is None else self.max_per_client
+        return min(share, self.capacity)

@@ -37,8 +37,12 @@ class EngineDoor(Protocol):
         params: SamplingParams,
         request_id: str | None = None,
         block_size: BlockSize | None = None,
+        priority: int = 0,
     ) -> AsyncGenerator[StepOutput, None]:
-        """Answer one prompt; closing the iterator aborts. Raises UsageError, or EngineError when it died."""
+        """Answer one prompt, a lower ``priority`` first; closing the iterator aborts.
+
+        Raises UsageError, or EngineError when it died.
+        """
         ...
 
     def flush_cache(self) -> bool:

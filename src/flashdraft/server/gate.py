@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.hosts import check_hosts
+from flashdraft.server.places import address_of, client_id
 
 # Without a key: the page with its assets (it asks for one), and the probes.
 OPEN_PATHS = {"/", "/health", "/ready"}
@@ -33,13 +34,17 @@ class Gate:
         try:
             check_hosts(headers, self._hosts, scope["path"] in OPEN_PATHS, self._origins)
             if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
-                self._check_key(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
+                key = self._check_key(
+                    headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}"
+                )
+                client_id.set(key if len(self._digests) > 1 else address_of(scope))
             self._check_size(int(headers.get("content-length", "0")))
             await self._app(scope, self._counted(receive), _as_declared(send))
         except ApiError as error:
             await error.response(scope["path"])(scope, receive, _as_declared(send))
 
-    def _check_key(self, authorization: str) -> None:
+    def _check_key(self, authorization: str) -> str:
+        """The key's digest. Raises ApiError 401 for one that is not among the server's, where it has any."""
         scheme, _, key = authorization.partition(" ")
         given = sha256(key.strip().encode()).digest()
         matches = [compare_digest(given, digest) for digest in self._digests]  # all of them, always
@@ -50,6 +55,7 @@ class Gate:
                 None,
                 "invalid_api_key",
             )
+        return given.hex()
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_body_bytes:

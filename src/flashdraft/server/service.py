@@ -20,6 +20,7 @@ from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
 from flashdraft.server.logs import log_event
 from flashdraft.server.metrics import ServerMetrics
+from flashdraft.server.places import Places
 from flashdraft.server.text_work import TextWork
 from flashdraft.spec_decode.metrics import RequestMetrics
 
@@ -92,8 +93,9 @@ class Service:
         self.config, self.defaults = config, defaults or {}
         self.metrics = ServerMetrics(config.model_names[0])
         self.request_log = RequestLog(config.log_requests) if config.log_requests else None
-        self.num_unfinished = 0
-        self.text_work = TextWork(config.capacity, config.retry_after_s)
+        limits = config.capacity, config.client_share, config.retry_after_s
+        self.places = Places("answers", *limits)
+        self.text_work = TextWork(Places("texts that wait for their tokens", *limits), config.retry_after_s)
         # No token stands for more characters than its own text has, but where a normalizer joins some.
         longest = max(map(len, tokenizer.get_vocab()))
         is_normalized = (
@@ -120,6 +122,11 @@ class Service:
             _LOGGER.warning("the request log cannot be written (%s); requests are logged no more", error)
             self.request_log = None
 
+    @property
+    def num_unfinished(self) -> int:
+        """Answers that wait or run."""
+        return self.places.num_held
+
     def admit(self, num_answers: int) -> None:
         """Raise ApiError for more answers than may be asked for or are there places for; before any work on them."""
         config = self.config
@@ -129,13 +136,7 @@ class Service:
             )
         if not self.engine.healthy:
             raise ApiError(503, "the engine cannot answer; /ready says when it can", code="engine_failed")
-        if self.num_unfinished and self.num_unfinished + num_answers > config.capacity:
-            raise ApiError(
-                429,
-                f"{self.num_unfinished} answers are under way and at most {config.capacity} may be: try again",
-                code="queue_full",
-                retry_after_s=config.retry_after_s,
-            )
+        self.places.check(num_answers)
 
     async def submit(self, wishes: Sequence[Wish]) -> "Submission":
         """Accept all the answers that a request wants, or none.
@@ -163,13 +164,19 @@ class Submission:
         self.answers = [Answer(wish) for wish in wishes]
         self._service = service
         self._started = perf_counter()
-        self._num_held = len(wishes)
-        service.num_unfinished += self._num_held
+        self._places = service.places.take(len(wishes))
 
     def release(self) -> None:
         """Give the place in the queue back; more than once is once."""
-        self._service.num_unfinished -= self._num_held
-        self._num_held = 0
+        self._places.give_back()
+
+    def _priority(self, index: int) -> int:
+        """1, a later turn, for an answer beyond its client's share of the running places (see places.py)."""
+        config = self._service.config
+        if config.client_share == config.capacity:
+            return 0
+        running = config.max_running_requests * config.client_share // config.capacity
+        return int(self._places.first + index >= max(running, 1))
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The news of all answers as they come. Closing it aborts them; one that fails ends them all."""
@@ -214,7 +221,8 @@ class Submission:
         text = AnswerText(self._service.tokenizer)
         request_id = f"{self.id}-{index}"
         engine = self._service.engine
-        steps = engine.generate(wish.prompt_token_ids, wish.params, request_id, wish.block_size)
+        turn = self._priority(index)
+        steps = engine.generate(wish.prompt_token_ids, wish.params, request_id, wish.block_size, turn)
         try:
             async with aclosing(steps):
                 async for step in steps:

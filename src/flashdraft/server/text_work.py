@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from flashdraft.server.api_errors import ApiError
+from flashdraft.server.places import Places
 
 T = TypeVar("T")
 
@@ -21,11 +22,10 @@ _NICE = 10  # of the thread for long texts
 
 
 class TextWork:
-    """``max_waiting``: texts under way at one time. ``limit_s``: how long one may take, waiting included."""
+    """``places``: for texts under way. ``limit_s``: how long one may take, waiting included."""
 
-    def __init__(self, max_waiting: int, retry_after_s: int, limit_s: float = 30.0) -> None:
-        self._max_waiting, self._retry_after_s, self._limit_s = max_waiting, retry_after_s, limit_s
-        self._num_waiting = 0
+    def __init__(self, places: Places, retry_after_s: int, limit_s: float = 30.0) -> None:
+        self._places, self._retry_after_s, self._limit_s = places, retry_after_s, limit_s
         self._short = ThreadPoolExecutor(2, "flashdraft-text")
         self._long = ThreadPoolExecutor(1, "flashdraft-long-text", initializer=_yield_to_others)
 
@@ -34,11 +34,8 @@ class TextWork:
 
         Raises ApiError 429 where too many wait already, and 503 after ``limit_s``; both name a time to wait.
         """
-        if self._num_waiting >= self._max_waiting:
-            message = f"{self._num_waiting} texts wait for their tokens and no more may: try again"
-            raise ApiError(429, message, code="queue_full", retry_after_s=self._retry_after_s)
         threads = self._long if num_chars > _LONG else self._short
-        self._num_waiting += 1
+        place = self._places.take(1)
         try:
             async with asyncio.timeout(self._limit_s):
                 return await asyncio.get_running_loop().run_in_executor(threads, work)
@@ -46,7 +43,7 @@ class TextWork:
             message = f"the text was not tokenized within {self._limit_s:g} seconds: try again"
             raise ApiError(503, message, code="overloaded", retry_after_s=self._retry_after_s) from None
         finally:
-            self._num_waiting -= 1
+            place.give_back()
 
     def close(self) -> None:
         """End the threads; what has not begun is dropped."""
