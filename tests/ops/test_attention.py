@@ -8,8 +8,8 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as with_sinks
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.kv_cache import KVCache
-from flashdraft.models.base import OwnTokens
+from flashdraft.cache.kv_cache import KVCache, KVShape
+from flashdraft.models.base import LayerSource, OwnTokens
 from flashdraft.ops.attention import CAUSAL, AttentionSpec, FirstKeys, LastKeys, attention
 
 ROWS, HEADS, KV_HEADS, LEN, HEAD_DIM = 2, 4, 2, 9, 8
@@ -67,7 +67,7 @@ def test_a_cache_attends_in_pieces_as_whole_texts_do() -> None:
     """Each layer within its own window, with its own sinks; the last piece is a tree's two guesses side by side."""
     specs = [AttentionSpec(), AttentionSpec(window=4), AttentionSpec(window=3, sinks=torch.ones(HEADS))]
     q, k, v = (x[:1] for x in inputs())
-    cache = KVCache(len(specs), 1, KV_HEADS, LEN + 1, HEAD_DIM, torch.float32, "cpu")
+    cache = KVCache([KVShape(KV_HEADS, HEAD_DIM)] * len(specs), 1, LEN + 1, torch.float32, "cpu")
     whole = OwnTokens().open(ForwardBatch.of_row([0] * LEN, 0), specs)
     wanted = [source.attend(q, k, v) for source in whole]
     assert (wanted[0] - wanted[1]).abs().max() > 0.1
@@ -87,3 +87,33 @@ def test_a_cache_attends_in_pieces_as_whole_texts_do() -> None:
         found[layer].append(source.attend(query, *staged)[:, :, 2:])
     for pieces, expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(torch.cat(pieces, dim=2), expected)
+
+
+def test_layers_of_other_sizes_keep_their_own_and_one_reads_anothers() -> None:
+    """Own heads and head sizes; the last layer attends to the first one's. What a tree's path moves, it moves once."""
+    specs = [AttentionSpec(), AttentionSpec(window=3), AttentionSpec(shares=0)]
+    shapes = [KVShape(2, 8), KVShape(1, 16, 3), KVShape(2, 8, shares=0)]
+    cache = KVCache(shapes, 1, LEN, torch.float32, "cpu")
+    torch.manual_seed(3)
+    sizes = [(1, shape.kv_heads, LEN, shape.head_dim) for shape in shapes]
+    brought = [(torch.randn(size), torch.randn(size)) for size in sizes[:2]]
+    queries = [torch.randn(1, 4, LEN, shape.head_dim) for shape in shapes]
+
+    def attend(source: LayerSource, layer: int, places: list[int]) -> torch.Tensor:
+        k, v = (x[:, :, places] for x in brought[layer]) if layer < 2 else (None, None)
+        return source.attend(queries[layer][:, :, places], k, v)
+
+    whole = OwnTokens().open(ForwardBatch.of_row([0] * LEN, 0), specs)
+    wanted = [attend(source, layer, list(range(LEN))) for layer, source in enumerate(whole)]
+    for layer, source in enumerate(cache.open(ForwardBatch.of_row([0] * 5, 0), specs)):
+        torch.testing.assert_close(attend(source, layer, list(range(5))), wanted[layer][:, :, :5])
+    cache.commit(5)
+    # A guess beside token 6, which the path 5, 6 leaves out.
+    tree = ForwardBatch.of_row([0, 0, 0], 5, parents=[0, 0])
+    for layer, source in enumerate(cache.open(tree, specs)):
+        found = attend(source, layer, [5, 0, 6])
+        torch.testing.assert_close(found[:, :, [0, 2]], wanted[layer][:, :, 5:7])
+    cache.commit_path([0, 2])
+    for layer, source in enumerate(cache.open(ForwardBatch.of_row([0], 7), specs)):
+        torch.testing.assert_close(attend(source, layer, [7]), wanted[layer][:, :, 7:8])
+    assert cache.layers[2] is cache.layers[0]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.hybrid_rows import HybridRows
-from flashdraft.cache.kv_cache import LayerKV
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.models.base import TargetModel, TargetOutput
@@ -92,16 +91,15 @@ class Backend(ABC):
 
 def paged_storage(target: TargetModel, room: Room, num_spare: int = 0) -> tuple[PagedKVCache, dict[int, Any]]:
     """Pages for the layers of ``target`` that attend, and the states of the others, as its own cache has them."""
-    shown = target.new_cache(room.num_slots, 1)  # its keys and values tell a shape
+    shown = target.new_cache(room.num_slots, 1)
     states = shown.states if isinstance(shown, ModelCache) else {}
-    paged = [layer.k.shape for layer in shown.layers if isinstance(layer, LayerKV)]
-    _, kv_heads, _, head_dim = paged[0]
+    shapes = target.kv_shapes()
     cache = PagedKVCache(
-        len(paged),
+        len(shapes),
         room.num_pages,
         room.page_size,
-        kv_heads,
-        head_dim,
+        shapes[0].kv_heads,
+        shapes[0].head_dim,
         target.dtype,
         target.device,
         num_spare,

@@ -23,6 +23,10 @@ class DenseLayer(Protocol):
         """
         ...
 
+    def read(self, kv_len: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`stage` gives, once the step's tokens are staged."""
+        ...
+
 
 @dataclass(frozen=True)
 class DenseSource:
@@ -34,9 +38,12 @@ class DenseSource:
     mask: Mask
     spec: AttentionSpec = FULL_ATTENTION
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         """See :class:`flashdraft.models.base.LayerSource`."""
-        keys, values = self.layer.stage(k, v, self.slots, self.kv_len)
+        if k is None or v is None:
+            keys, values = self.layer.read(self.kv_len)
+        else:
+            keys, values = self.layer.stage(k, v, self.slots, self.kv_len)
         return attention(q, keys, values, self.mask, self.spec)
 
 

@@ -1,6 +1,7 @@
 """Keys and values of past tokens. A forward stages them; ``commit`` makes them true; rollback is to commit less."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from flashdraft.cache.dense_source import dense_sources
 from flashdraft.native.decoder import PageTable
 from flashdraft.ops.attention import AttentionSpec, FirstKeys, Mask
 from flashdraft.ops.block_mask import CachedMask, fast_mask
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one layer keeps of a token: keys and values, [kv_heads, head_dim] each."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None = None  # how many tokens a token sees, itself included; None: all before it
+    shares: int | None = None  # the earlier layer whose keys and values it reads; it keeps none
+
+    @property
+    def size(self) -> int:
+        """Numbers a token."""
+        return 0 if self.shares is not None else 2 * self.kv_heads * self.head_dim
 
 
 class LayerKV:
@@ -35,6 +51,10 @@ class LayerKV:
         else:
             self.k[self._rows, :, positions] = k.transpose(1, 2)
             self.v[self._rows, :, positions] = v.transpose(1, 2)
+        return self.read(kv_len)
+
+    def read(self, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Keys and values up to ``kv_len``, each [rows, kv_heads, kv_len, head_dim]."""
         return self.k[:, :, :kv_len], self.v[:, :, :kv_len]
 
 
@@ -42,22 +62,29 @@ class KVCache:
     """Keys and values of every layer, one row for each sequence.
 
     ``stage`` of a layer writes at any position at or past the committed length; what is not committed is
-    overwritten by the next stage. ``lengths[row]`` is the number of committed tokens.
+    overwritten by the next stage. ``lengths[row]`` is the number of committed tokens. A layer that shares another
+    one's keys and values has the same place in ``layers`` as that one.
     """
 
     def __init__(
         self,
-        num_layers: int,
+        shapes: Sequence[KVShape],
         batch_size: int,
-        num_kv_heads: int,
         max_len: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (num_layers, 2, batch_size, num_kv_heads, max_len, head_dim)
-        storage = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers = [LayerKV(layer[0], layer[1]) for layer in storage]
+        self._own: list[LayerKV] = []
+        self.layers: list[Any] = []
+        sizes = [batch_size * max_len * shape.size for shape in shapes]
+        storage = torch.zeros(
+            sum(sizes), dtype=dtype, device=device
+        )  # layers of one shape at equal distances
+        for shape, part in zip(shapes, torch.split(storage, sizes), strict=True):
+            if shape.shares is None:
+                k, v = part.view(2, batch_size, shape.kv_heads, max_len, shape.head_dim)
+                self._own.append(LayerKV(k, v))
+            self.layers.append(self._own[-1] if shape.shares is None else self.layers[shape.shares])
         self.max_len = max_len
         self.lengths = [0] * batch_size
 
@@ -81,8 +108,8 @@ class KVCache:
         """
         if path[-1] != len(path) - 1:
             start = self.lengths[row]
-            from_slots = start + torch.tensor(path, device=self.layers[0].k.device)
-            for layer in self.layers:
+            from_slots = start + torch.tensor(path, device=self._own[0].k.device)
+            for layer in self._own:
                 for stored in (layer.k, layer.v):
                     stored[row, :, start : start + len(path)] = stored[row].index_select(1, from_slots)
         self.commit(len(path), row)

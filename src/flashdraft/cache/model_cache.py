@@ -1,8 +1,10 @@
 """What a hybrid model remembers: keys and values of its attention layers, states of its gated delta layers."""
 
+from collections.abc import Sequence
+
 import torch
 
-from flashdraft.cache.kv_cache import KVCache, LayerKV
+from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.cache.state_cache import LayerState
 
 
@@ -15,21 +17,17 @@ class ModelCache(KVCache):
     def __init__(
         self,
         states: dict[int, LayerState],
-        num_layers: int,
+        shapes: Sequence[KVShape],
         batch_size: int,
-        num_kv_heads: int,
         max_len: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        num_attention = num_layers - len(states)
-        super().__init__(num_attention, batch_size, num_kv_heads, max_len, head_dim, dtype, device)
+        super().__init__(shapes, batch_size, max_len, dtype, device)
         attention = iter(self.layers)
         self.states = states
-        self.layers: list[LayerKV | LayerState] = [  # type: ignore[assignment]
-            states[layer] if layer in states else next(attention) for layer in range(num_layers)
-        ]
+        num_layers = len(shapes) + len(states)
+        self.layers = [states[idx] if idx in states else next(attention) for idx in range(num_layers)]
 
     def commit(self, num_tokens: int, row: int = 0) -> None:
         """Make the next ``num_tokens`` staged tokens of ``row`` true, in every layer."""

@@ -285,6 +285,10 @@ class _RowsLayer:
         else:
             self.k[self.row_idx, positions] = k.transpose(1, 2)
             self.v[self.row_idx, positions] = v.transpose(1, 2)
+        return self.read(kv_len)
+
+    def read(self, kv_len: int) -> tuple[Tensor, Tensor]:
+        """See :class:`flashdraft.cache.dense_source.DenseLayer`."""
         return self.k[:, :kv_len].transpose(1, 2), self.v[:, :kv_len].transpose(1, 2)
 
 

@@ -31,12 +31,20 @@ class PagedLayer:
 
         For networks in PyTorch, which it gathers for; the C++ part does the same without a copy.
         """
+        slots = self._slots().gather(1, positions)
+        self.k[0, slots], self.v[0, slots] = k.transpose(1, 2), v.transpose(1, 2)
+        return self.read(kv_len)
+
+    def read(self, kv_len: int) -> tuple[Tensor, Tensor]:
+        """See :class:`flashdraft.cache.dense_source.DenseLayer`."""
+        seen = self._slots()[:, :kv_len]
+        return self.k[0, seen].transpose(1, 2), self.v[0, seen].transpose(1, 2)
+
+    def _slots(self) -> Tensor:
+        """Where each row's tokens lie, [rows, width * page_size]."""
         assert self.table is not None
         pages = torch.tensor(self.table.pages).view(-1, self.table.width, 1)
-        every = (pages * self.table.page_size + torch.arange(self.table.page_size)).flatten(1)
-        slots, seen = every.gather(1, positions), every[:, :kv_len]
-        self.k[0, slots], self.v[0, slots] = k.transpose(1, 2), v.transpose(1, 2)
-        return self.k[0, seen].transpose(1, 2), self.v[0, seen].transpose(1, 2)
+        return (pages * self.table.page_size + torch.arange(self.table.page_size)).flatten(1)
 
 
 class PagedRows(GatheredRows):

@@ -3,13 +3,14 @@
 Sums of what the networks and caches say of themselves on the meta device; only a step's activations are an estimate.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flashdraft.admission import MAX_TREE
+from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import whole_steps
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
@@ -21,7 +22,6 @@ from flashdraft.models.mtp import MTPModel
 _GB = 10**9
 _USABLE = 0.9  # of a device's memory; the rest is the CUDA context, fragments and peaks
 DEVICES = ((1, 80), (1, 141), (2, 80))  # how many of how many GB
-_TOKENS = 64  # of the caches that are measured
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def plan_memory(
         block_size = drafter.config.block_size
     kv_bytes, state_bytes = _cache_bytes(model)
     running = engine.max_running
-    draft_kv = 0 if drafter is None else _kv_bytes(drafter.new_cache(1, _TOKENS))
+    draft_kv = 0 if drafter is None else _kv_bytes(drafter.kv_shapes(), drafter.fc.weight)
     return MemoryPlan(
         max_running=running,
         block_size=block_size,
@@ -153,21 +153,22 @@ def _bytes_of(network: nn.Module) -> int:
     )
 
 
-def _kv_bytes(cache: Any) -> int:
-    """Bytes a token of the layers that hold keys and values."""
-    tensors: list[Tensor] = [t for layer in cache.layers if hasattr(layer, "k") for t in (layer.k, layer.v)]
-    return sum(tensor.nbytes for tensor in tensors) // _TOKENS
+def _kv_bytes(shapes: Sequence[KVShape], like: Tensor) -> int:
+    """Bytes a token of layers that keep ``shapes``, in the type of ``like``."""
+    return sum(shape.size for shape in shapes) * like.element_size()
 
 
 def _cache_bytes(model: TargetModel) -> tuple[int, int]:
-    cache = model.new_cache(1, _TOKENS)
+    cache = model.new_cache(1, 1)
     states = cache.states.values() if isinstance(cache, ModelCache) else ()
-    return _kv_bytes(cache), sum(state.recurrent.nbytes + state.conv.nbytes for state in states)
+    return _kv_bytes(model.kv_shapes(), model.head_weight()), sum(
+        state.recurrent.nbytes + state.conv.nbytes for state in states
+    )
 
 
 def _staged_bytes(model: TargetModel, block_size: int) -> int:
     """The rule's inputs in float32 and the convolution's, of each layer, and the states behind the block."""
-    cache, config = model.new_cache(1, _TOKENS), model.config
+    cache, config = model.new_cache(1, 1), model.config
     if not isinstance(cache, ModelCache):
         return 0
     heads = config.linear_num_value_heads

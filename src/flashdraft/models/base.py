@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.kv_cache import KVCache
+from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.errors import CheckpointError
 from flashdraft.ops.attention import CAUSAL, AttentionSpec, Mask, attention
 from flashdraft.ops.sliding import masks_by_window
@@ -38,10 +38,11 @@ FINAL_HIDDEN = -1
 class LayerSource(Protocol):
     """One layer's attention in one forward: where new keys and values go, and what its tokens see of them."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         """Take new keys and values [rows, kv_heads, num_tokens, head_dim] and let ``q`` attend, as its spec says.
 
-        ``q`` and what it finds: [rows, heads, num_tokens, head_dim].
+        ``q`` and what it finds: [rows, heads, num_tokens, head_dim]. A layer that shares an earlier one's keys and
+        values (``AttentionSpec.shares``) brings None.
         """
         ...
 
@@ -62,13 +63,17 @@ class KVSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class _OwnLayer:
-    mask: Mask
-    spec: AttentionSpec
+    def __init__(self, mask: Mask, spec: AttentionSpec, shared: "_OwnLayer | None") -> None:
+        self.mask, self.spec, self.shared = mask, spec, shared
+        self.taken: tuple[Tensor, Tensor] | None = None  # where another layer shares them
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, self.mask, self.spec)
+    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+        if k is not None and v is not None:
+            self.taken = k, v
+        found = self.taken if self.shared is None else self.shared.taken
+        assert found is not None, "a layer that shares nothing brings keys and values"
+        return attention(q, *found, self.mask, self.spec)
 
 
 class OwnTokens:
@@ -84,7 +89,12 @@ class OwnTokens:
         num_tokens = batch.token_ids.shape[1]
         places = torch.arange(num_tokens, device=batch.token_ids.device).expand_as(batch.token_ids)
         masks = masks_by_window(self.mask, specs, places, num_tokens)
-        return [_OwnLayer(masks[spec.window], spec) for spec in specs]
+        sources: list[LayerSource] = []
+        for spec in specs:
+            shared = None if spec.shares is None else sources[spec.shares]
+            assert shared is None or isinstance(shared, _OwnLayer)
+            sources.append(_OwnLayer(masks[spec.window], spec, shared))
+        return sources
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class TargetModel(nn.Module):
     """A causal language model whose output a drafter must reproduce."""
 
     config: Any  # the transformers config of its language model
+    specs: Sequence[AttentionSpec]  # of each layer
     skipped_tensors: tuple[str, ...] = ()  # parts of a checkpoint that it knowingly leaves out, by prefix
     # Whether a forward is the same kernels for all values of its inputs, and asks a cache for stage and mask alone.
     is_recordable = False
@@ -139,9 +150,14 @@ class TargetModel(nn.Module):
     def head_weight(self) -> Tensor:
         """The output head, [vocab_size, hidden_size]."""
 
-    @abstractmethod
+    def kv_shapes(self) -> list[KVShape]:
+        """What each of its layers that attend keeps of a token."""
+        heads, head_dim = self.config.num_key_value_heads, self.config.head_dim
+        return [KVShape(heads, head_dim, spec.window, spec.shares) for spec in self.specs]
+
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for ``batch_size`` sequences of at most ``max_len`` tokens."""
+        return KVCache(self.kv_shapes(), batch_size, max_len, self.dtype, self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over the vocabulary, float32 [..., vocab_size], of final hidden states [..., hidden_size]."""

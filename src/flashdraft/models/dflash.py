@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config
 
 from flashdraft.cache.dense_source import block_sources
-from flashdraft.cache.kv_cache import KVCache
+from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.models.base import LayerSource
 from flashdraft.models.dflash2 import BlockConv, CandidateSelector
 from flashdraft.models.dflash_config import DFlashConfig
@@ -204,18 +204,15 @@ class DFlashModel(nn.Module):
         """The draft vocabulary as token ids, by rows. Only for a drafter that has one."""
         return self.head_tokens(torch.arange(len(self.d2t), device=self.d2t.device))
 
+    def kv_shapes(self) -> list[KVShape]:
+        """What each of its layers keeps of a token."""
+        return [
+            KVShape(self.config.num_key_value_heads, self.config.head_dim)
+        ] * self.config.num_hidden_layers
+
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for the context (and the staged block) of ``batch_size`` requests."""
-        config, weight = self.config, self.fc.weight
-        return KVCache(
-            config.num_hidden_layers,
-            batch_size,
-            config.num_key_value_heads,
-            max_len,
-            config.head_dim,
-            weight.dtype,
-            weight.device,
-        )
+        return KVCache(self.kv_shapes(), batch_size, max_len, self.fc.weight.dtype, self.fc.weight.device)
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms; DFlash 2's parts change nothing.

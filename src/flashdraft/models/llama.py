@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.kv_cache import KVCache
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
 from flashdraft.models.mlp import SparseMLP, feed_forward
 from flashdraft.native.decoder import NativeTarget, StoredLayer, stored_layers, torch_on_one_thread
@@ -183,16 +182,3 @@ class LlamaModel(TargetModel):
     def threads(self) -> AbstractContextManager[None]:
         """See :meth:`TargetModel.threads`."""
         return super().threads() if self.native is None else torch_on_one_thread()
-
-    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
-        """See :meth:`TargetModel.new_cache`."""
-        config = self.config
-        return KVCache(
-            config.num_hidden_layers,
-            batch_size,
-            config.num_key_value_heads,
-            max_len,
-            config.head_dim,
-            self.dtype,
-            self.device,
-        )

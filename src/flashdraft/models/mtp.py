@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flashdraft.cache.kv_cache import KVCache
+from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import FINAL_HIDDEN, LayerSource
 from flashdraft.models.llama import LlamaAttention, LlamaLayer
@@ -113,11 +113,13 @@ class MTPModel(nn.Module):
         out: Tensor = self.norm(self._layer()(x, self.rotary(positions, x.dtype), source))
         return out
 
+    def kv_shapes(self) -> list[KVShape]:
+        """What its layer keeps of a token."""
+        return [KVShape(self.config.layer.num_key_value_heads, self.config.layer.head_dim)]
+
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for ``batch_size`` requests of ``max_len`` tokens, drafts included."""
-        config, weight = self.config.layer, self.fc.weight
-        heads = config.num_key_value_heads
-        return KVCache(1, batch_size, heads, max_len, config.head_dim, weight.dtype, weight.device)
+        return KVCache(self.kv_shapes(), batch_size, max_len, self.fc.weight.dtype, self.fc.weight.device)
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         """Random matrices, normal(0, ``std``); norms stay as they are made, without effect."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
@@ -195,19 +196,14 @@ class Qwen3_5Model(TargetModel):  # noqa: N801
 
     def new_cache(self, batch_size: int, max_len: int) -> ModelCache:
         """See :meth:`TargetModel.new_cache`."""
-        config = self.config
         states = {
             layer_idx: layer.linear_attn.new_state(batch_size)
             for layer_idx, layer in enumerate(self.decoder.layers)
             if isinstance(layer, Qwen3_5Layer) and layer.is_linear
         }
-        return ModelCache(
-            states,
-            config.num_hidden_layers,
-            batch_size,
-            config.num_key_value_heads,
-            max_len,
-            config.head_dim,
-            self.dtype,
-            self.device,
-        )
+        return ModelCache(states, self.kv_shapes(), batch_size, max_len, self.dtype, self.device)
+
+    def kv_shapes(self) -> list[KVShape]:
+        """See :meth:`TargetModel.kv_shapes`."""
+        shapes = super().kv_shapes()
+        return [shape for shape, kind in zip(shapes, self.config.layer_types, strict=True) if kind != _LINEAR]

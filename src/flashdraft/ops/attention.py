@@ -73,6 +73,9 @@ class AttentionSpec:
     sinks: Tensor | None = (
         None  # [heads]: one more score a head, which takes weight and gives nothing (gpt-oss)
     )
+    shares: int | None = (
+        None  # the earlier layer whose keys and values it attends to, bringing none of its own
+    )
 
 
 FULL_ATTENTION = AttentionSpec()

@@ -86,8 +86,10 @@ class ChainStep:
     entries: ChainKV
     mask: Mask
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         """See :class:`flashdraft.models.base.LayerSource`."""
+        assert k is not None, "a drafter's layers share nothing"
+        assert v is not None
         return attention(q, *self.entries.stage(k, v), self.mask)
 
 
