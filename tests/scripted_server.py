@@ -26,10 +26,11 @@ def with_template(llm: LLM, template: str) -> LLM:
 class ScriptedEngine(AsyncEngine):
     """Says what its script has, some tokens a step."""
 
-    def __init__(self, llm: LLM, text: str, num_tokens: int) -> None:
+    def __init__(self, llm: LLM, text: str, num_tokens: int, finish_reason: str = "stop") -> None:
         super().__init__(own_engine(llm, ServerConfig()))
         self.tokenizer = llm.tokenizer
         self.token_ids, self.num_tokens = llm.tokenizer.encode(text), num_tokens
+        self.finish_reason = finish_reason
 
     async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[StepOutput, None]:
         """The same whatever is asked."""
@@ -37,7 +38,7 @@ class ScriptedEngine(AsyncEngine):
         for at in range(0, len(ids), size):
             text = "".join(map(detokenizer.push, ids[at : at + size]))
             yield StepOutput("", ids[at : at + size], text)
-        yield StepOutput("", [], detokenizer.flush(), finished=True, finish_reason="stop")
+        yield StepOutput("", [], detokenizer.flush(), finished=True, finish_reason=self.finish_reason)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Every field that OpenAI's, vLLM's and SGLang's published types have is known here: served, refused or tolerated."""
+"""Every field of OpenAI's, vLLM's, SGLang's and Anthropic's published types is known: served, refused or tolerated."""
 
 import json
 import typing
@@ -11,6 +11,15 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from flashdraft.server.fields import Fields
+from flashdraft.server.messages_api import (
+    CountTokensRequest,
+    MessagesRequest,
+    MessageTool,
+    MessageToolChoice,
+    MessageTurn,
+    OutputConfig,
+    ThinkingSetting,
+)
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, TokenizeRequest
 from flashdraft.server.responses_api import ResponsesRequest
 from flashdraft.server.sglang_api import GenerateRequest, SGLangSampling
@@ -25,6 +34,13 @@ MODELS: dict[str, type[Fields]] = {
     "tokenize": TokenizeRequest,
     "generate": GenerateRequest,
     "sampling_params": SGLangSampling,
+    "messages": MessagesRequest,
+    "count_tokens": CountTokensRequest,
+    "message_tool": MessageTool,
+    "message_turn": MessageTurn,
+    "message_thinking": ThinkingSetting,
+    "message_output": OutputConfig,
+    "message_choice": MessageToolChoice,
 }
 OPENAI: dict[str, Any] = {
     "chat": chat_create_params.CompletionCreateParamsBase,
@@ -39,7 +55,9 @@ def names(model: type[Fields]) -> set[str]:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_field_of_the_peers_is_dropped(kind: str) -> None:
-    known = names(MODELS[kind]) | known_fields()
+    model = MODELS[kind]
+    is_part = kind.startswith("message_")  # of a request
+    known = names(model) | model.tolerated | (frozenset() if is_part else known_fields())
     asked = {name for peer in PEERS.values() for name in peer.get(kind, [])}
     asked |= set(typing.get_type_hints(OPENAI[kind])) if kind in OPENAI else set()
     assert asked - known == set()

@@ -1,6 +1,6 @@
 """What typed requests are made of: the base of all, and the types of single fields."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictInt, WithJsonSchema
 
@@ -30,6 +30,10 @@ BlockSizeField = Annotated[BlockSize, PlainValidator(_block_size), WithJsonSchem
 
 
 class Fields(BaseModel):
-    """Unknown fields are tolerated."""
+    """Fields that nobody knows are passed over here; :mod:`flashdraft.server.unknown_fields` says which there were."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), populate_by_name=True)
+
+    # Of the same type at OpenAI, vLLM, SGLang or Anthropic: what changes no answer, and what cannot be had here.
+    tolerated: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[frozenset[str]] = frozenset()

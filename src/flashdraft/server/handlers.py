@@ -1,14 +1,19 @@
 """What the ways of asking share: is it our model, how long may the answer be, whole answer or stream."""
 
 from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flashdraft.server.api_errors import ApiError, Json
-from flashdraft.server.http_io import EventStream
+from flashdraft.server.fields import Fields
+from flashdraft.server.http_io import EventStream, read_json
 from flashdraft.server.service import Service, Submission
+from flashdraft.server.unknown_fields import heed_unknown_fields
+from flashdraft.server.unsupported import refuse_unsupported
 
+Asked = TypeVar("Asked", bound=Fields)
 Whole = Callable[[Submission], Json | list[Json]]
 Events = Callable[[Submission], AsyncGenerator[str, None]]
 
@@ -17,6 +22,23 @@ def service_of(request: Request) -> Service:
     """The service that the application serves."""
     service: Service = request.app.state.service
     return service
+
+
+async def read_request(request: Request, kind: type[Asked], **parts: type[Fields]) -> Asked:
+    """The body as a typed request. Raises ApiError 400 for what is no such request and for what it cannot have.
+
+    ``parts``: fields that hold a request's settings too, one set or a list.
+    """
+    body = await read_json(request)
+    refuse_unsupported(body, kind)
+    for name, part in parts.items():
+        said = body.get(name)
+        for one in said if isinstance(said, list) else [said]:
+            if isinstance(one, dict):
+                refuse_unsupported(one, part, f"{name}.")
+    asked = kind.model_validate(body)
+    heed_unknown_fields(body, asked)
+    return asked
 
 
 def check_model(service: Service, model: str | None) -> None:

@@ -10,12 +10,10 @@ from starlette.responses import JSONResponse, Response
 from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.chat import encode_prompt, prepare_chat
 from flashdraft.server.fields import MAX_STOPS, BlockSizeField, Count, Fields, StopText
-from flashdraft.server.handlers import check_model, respond, service_of
-from flashdraft.server.http_io import read_json
+from flashdraft.server.handlers import check_model, read_request, respond, service_of
 from flashdraft.server.messages_form import MessageForm
 from flashdraft.server.protocol import ChatRequest
 from flashdraft.server.tool_choice import tool_choice_of
-from flashdraft.server.unsupported import refuse_unsupported
 
 Block = dict[str, Any]
 
@@ -29,6 +27,10 @@ class MessageTurn(Fields):
 
 class MessageTool(Fields):
     """A tool of the client's own."""
+
+    tolerated = frozenset(
+        {"allowed_callers", "cache_control", "defer_loading", "eager_input_streaming", "input_examples"}
+    )
 
     name: str
     type: str | None = None
@@ -47,6 +49,8 @@ class MessageToolChoice(Fields):
 
 class ThinkingSetting(Fields):
     """Whether to think; ``budget_tokens`` is a hint that no model here takes."""
+
+    tolerated = frozenset({"display"})
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
@@ -92,9 +96,7 @@ class MessagesRequest(CountTokensRequest):
 
 async def messages(request: Request) -> Response:
     """Answer a conversation."""
-    body = await read_json(request)
-    refuse_unsupported(body, MessagesRequest)
-    asked = MessagesRequest.model_validate(body)
+    asked = await read_request(request, MessagesRequest)
     service = service_of(request)
     check_model(service, asked.model)
     chat = _as_chat(asked, service.tokenizer)
@@ -107,9 +109,7 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation has."""
-    body = await read_json(request)
-    refuse_unsupported(body, CountTokensRequest)
-    asked = CountTokensRequest.model_validate(body)
+    asked = await read_request(request, CountTokensRequest)
     service = service_of(request)
     check_model(service, asked.model)
     chat = _as_chat(asked, service.tokenizer)
@@ -133,7 +133,10 @@ def _as_chat(asked: CountTokensRequest, tokenizer: Any) -> ChatRequest:
     if config.format:
         schema = {"name": "answer", "schema": config.format.schema_}
         values["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if asked.thinking and "enable_thinking" in (tokenizer.chat_template or ""):
+    template = tokenizer.chat_template or ""
+    if config.effort and "reasoning_effort" in template:
+        values["reasoning_effort"] = config.effort
+    if asked.thinking and "enable_thinking" in template:
         values["chat_template_kwargs"] = {"enable_thinking": asked.thinking.type != "disabled"}
     return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
 

@@ -1,8 +1,7 @@
 """How an answer of ``/v1/messages`` is written down: blocks of thinking, text and tool_use, whole or as events."""
 
-import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from flashdraft.server.answer_parts import Thinking
@@ -10,7 +9,7 @@ from flashdraft.server.answer_segments import Segment, SegmentNews, SegmentReade
 from flashdraft.server.api_errors import Json, as_api_error
 from flashdraft.server.http_io import event
 from flashdraft.server.service import Answer, Submission
-from flashdraft.server.tool_calls import Tools
+from flashdraft.server.tool_calls import Tools, read_arguments
 
 
 class MessageForm:
@@ -110,14 +109,11 @@ def _block(submission: Submission, one: Segment) -> Json:
         return {"type": "thinking", "thinking": one.text, "signature": ""}
     if one.kind == "words":
         return {"type": "text", "text": one.text}
-    arguments: Any = {}
-    with suppress(ValueError):  # cut by the length
-        arguments = json.loads(one.text)
     return {
         "type": "tool_use",
         "id": f"toolu_{submission.id}_{one.index}",
         "name": one.name,
-        "input": arguments,
+        "input": read_arguments(one.text) or {},  # the length may have cut it
     }
 
 

@@ -8,22 +8,18 @@ from starlette.responses import Response
 
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.chat import last_tokens, prepare_chat
-from flashdraft.server.handlers import answer_len, check_model, respond, service_of
-from flashdraft.server.http_io import read_json
+from flashdraft.server.handlers import answer_len, check_model, read_request, respond, service_of
 from flashdraft.server.openai_form import ChatForm, Echo, Form, TextForm
 from flashdraft.server.prompts import encode_text
 from flashdraft.server.protocol import ChatRequest, CompletionRequest, OpenAIRequest
 from flashdraft.server.service import Service, Wish
-from flashdraft.server.unsupported import refuse_unsupported
 
 _DEFAULT_COMPLETION_LEN = 16  # OpenAI's
 
 
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    body = await read_json(request)
-    refuse_unsupported(body, ChatRequest)
-    asked = ChatRequest.model_validate(body)
+    asked = await read_request(request, ChatRequest)
     service = service_of(request)
     check_model(service, asked.model)
     prepared = await prepare_chat(service, asked, asked.max_completion_tokens or asked.max_tokens)
@@ -35,9 +31,7 @@ async def chat_completions(request: Request) -> Response:
 
 async def completions(request: Request) -> Response:
     """Continue one text or several."""
-    body = await read_json(request)
-    refuse_unsupported(body, CompletionRequest)
-    asked = CompletionRequest.model_validate(body)
+    asked = await read_request(request, CompletionRequest)
     service = service_of(request)
     check_model(service, asked.model)
     wishes: list[Wish] = []

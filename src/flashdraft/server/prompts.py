@@ -1,7 +1,6 @@
 """From what a client sent to token ids. What a text model cannot take is refused, never dropped."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,7 +15,7 @@ from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.protocol import Message, Tool, ToolCall
 from flashdraft.server.service import Service
-from flashdraft.server.tool_calls import BEGIN
+from flashdraft.server.tool_calls import BEGIN, read_arguments
 
 # What a request may not set: how to tokenize, and what the template is given otherwise.
 _RESERVED = {
@@ -179,6 +178,10 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
     if (thoughts := getattr(message, name)) is not None:
         _check_unicode(thoughts, f"{where}.{name}")
         turn["reasoning_content"] = thoughts
+    for field in ("name", "tool_call_id"):
+        if (said := getattr(message, field)) is not None:
+            _check_unicode(said, f"{where}.{field}")
+            turn[field] = said
     if message.tool_calls:
         turn["tool_calls"] = [
             {"id": call.id, "type": "function", "function": _function(call, f"{where}.tool_calls[{i}]")}
@@ -188,13 +191,10 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
 
 
 def _function(call: ToolCall, where: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
+    arguments = read_arguments(call.function.arguments or "")
+    if arguments is None:
         name = f"{where}.function.arguments"
-        raise ApiError(400, f"{name} is no JSON object", name)
+        raise ApiError(400, f"{name} is no JSON object, nor the beginning of one", name)
     return {"name": call.function.name, "arguments": arguments}
 
 

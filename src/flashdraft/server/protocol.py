@@ -73,6 +73,8 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 class StreamOptions(Fields):
     """``include_usage``: one more chunk at the end, with the usage and the account of speculation."""
 
+    tolerated = frozenset({"include_obfuscation"})
+
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # vLLM's: with every chunk
 
@@ -109,6 +111,8 @@ class FunctionCall(Fields):
 class ToolCall(Fields):
     """One call of an earlier answer."""
 
+    tolerated = frozenset({"index"})  # of the stream that it came by
+
     id: str | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -125,6 +129,9 @@ ContentPart = Annotated[dict[str, Any], WithJsonSchema(_PART_SCHEMA)]  # others 
 class Message(Fields):
     """One message of a conversation; ``content`` is a text or a list of text parts."""
 
+    tolerated = frozenset({"annotations", "id", "phase", "status"})
+    refused = frozenset({"audio", "function_call"})
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     reasoning_content: str | None = None
@@ -132,6 +139,7 @@ class Message(Fields):
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    name: str | None = None  # of who speaks, for templates that show it
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -140,9 +148,14 @@ class Message(Fields):
         return self
 
 
+# Which of a provider's own programs may call a tool, and when it is shown to the model: here it always is.
+_OF_TOOLS = frozenset({"allowed_callers", "async", "defer_loading", "output_schema"})
+
+
 class Function(Fields):
     """A tool that the model may call; ``parameters`` is the JSON schema of its arguments."""
 
+    tolerated = _OF_TOOLS
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None

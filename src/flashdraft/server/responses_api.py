@@ -10,12 +10,10 @@ from starlette.responses import Response
 from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.chat import prepare_chat
 from flashdraft.server.fields import BlockSizeField, Count, Fields
-from flashdraft.server.handlers import check_model, respond, service_of
-from flashdraft.server.http_io import read_json
+from flashdraft.server.handlers import check_model, read_request, respond, service_of
 from flashdraft.server.protocol import ChatRequest, Effort, SamplingFields
 from flashdraft.server.responses_form import ResponseForm
 from flashdraft.server.structured import JsonSchema, ResponseFormat
-from flashdraft.server.unsupported import refuse_unsupported
 
 
 class TextFormat(JsonSchema):
@@ -33,6 +31,8 @@ class TextSettings(Fields):
 
 class Reasoning(Fields):
     """``reasoning``: how much; the thoughts themselves are told whole, whatever summary is asked for."""
+
+    tolerated = frozenset({"context", "generate_summary", "mode"})
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed", "none"] | None = None
@@ -64,9 +64,7 @@ class ResponsesRequest(SamplingFields):
 
 async def responses(request: Request) -> Response:
     """Answer a text or a conversation."""
-    body = await read_json(request)
-    refuse_unsupported(body, ResponsesRequest)
-    asked = ResponsesRequest.model_validate(body)
+    asked = await read_request(request, ResponsesRequest)
     if (asked.n or 1) != 1:
         raise ApiError(400, f"n is {asked.n}; /v1/responses gives one answer", "n")
     service = service_of(request)

@@ -11,18 +11,20 @@ from starlette.responses import JSONResponse, Response
 from flashdraft.server.accounts import meta_info
 from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.fields import BlockSizeField, Count, Fields, ManyTokenIds, Texts, TokenIds
-from flashdraft.server.handlers import answer_len, respond, service_of
-from flashdraft.server.http_io import DONE, event, read_json
+from flashdraft.server.handlers import answer_len, read_request, respond, service_of
+from flashdraft.server.http_io import DONE, event
 from flashdraft.server.prompts import encode_text
 from flashdraft.server.protocol import SamplingFields
 from flashdraft.server.service import Service, Submission, Wish
-from flashdraft.server.unsupported import refuse_unsupported
+from flashdraft.server.unsupported import known_fields
 
 _DEFAULT_LEN = 128  # SGLang's
 
 
 class SGLangSampling(SamplingFields):
     """SGLang's ``sampling_params``."""
+
+    tolerated = known_fields()  # those that ask for something are refused before
 
     max_new_tokens: Count | None = None
 
@@ -39,13 +41,7 @@ class GenerateRequest(Fields):
 
 async def generate(request: Request) -> Response:
     """Continue one prompt or several; a list in gives a list out."""
-    body = await read_json(request)
-    refuse_unsupported(body, GenerateRequest)
-    said = body.get("sampling_params")
-    for one in said if isinstance(said, list) else [said]:
-        if isinstance(one, dict):
-            refuse_unsupported(one, SGLangSampling, "sampling_params.")
-    asked = GenerateRequest.model_validate(body)
+    asked = await read_request(request, GenerateRequest, sampling_params=SGLangSampling)
     service = service_of(request)
     prompts, is_list = await _prompts(service, asked)
     wishes = _wishes(service, asked, prompts)

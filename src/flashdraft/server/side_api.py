@@ -9,11 +9,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError, Json
-from flashdraft.server.handlers import check_model, service_of
-from flashdraft.server.http_io import read_json
+from flashdraft.server.handlers import check_model, read_request, service_of
 from flashdraft.server.prompts import encode_chat, encode_text
 from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
-from flashdraft.server.unsupported import refuse_unsupported
 
 _STARTED = int(time())
 
@@ -66,9 +64,7 @@ async def metrics(request: Request) -> Response:
 
 async def tokenize(request: Request) -> Response:
     """``POST /tokenize``, as vLLM's."""
-    body = await read_json(request)
-    refuse_unsupported(body, TokenizeRequest)
-    asked = TokenizeRequest.model_validate(body)
+    asked = await read_request(request, TokenizeRequest)
     service = service_of(request)
     check_model(service, asked.model)
     if asked.messages is not None:
@@ -92,7 +88,7 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """``POST /detokenize``, as vLLM's."""
-    asked = DetokenizeRequest.model_validate(await read_json(request))
+    asked = await read_request(request, DetokenizeRequest)
     service = service_of(request)
     check_model(service, asked.model)
     if len(asked.tokens) > service.context_len:

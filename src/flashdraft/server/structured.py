@@ -18,6 +18,8 @@ from flashdraft.server.fields import Fields
 class JsonSchema(Fields):
     """OpenAI's named schema. It is followed whether ``strict`` or not."""
 
+    tolerated = frozenset({"description"})
+
     name: str = "answer"
     schema_: dict[str, Any] | bool = Field(default={"type": "object"}, alias="schema")
     strict: bool | None = None

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic_core import from_json
+
 from flashdraft.server.argument_types import ArgumentTypes, read_literal
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -285,6 +287,22 @@ class _Brackets:
     def skip(self, num_chars: int) -> None:
         """So much of the text is taken away from its front."""
         self._num_read -= num_chars
+
+
+def read_arguments(text: str) -> dict[str, Any] | None:
+    """The arguments of an earlier call, whose JSON may end too early: an answer's length may have cut it.
+
+    What is whole stays, and of a text what there is; no text is no arguments. None: this is no JSON object, nor the
+    beginning of one.
+    """
+    text = text.strip() or "{}"
+    try:
+        value = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        if "EOF while parsing" not in str(error):
+            return None
+        value = from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
+    return value if isinstance(value, dict) else None
 
 
 def _dumps(value: Any) -> str:
