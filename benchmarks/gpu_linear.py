@@ -1,23 +1,25 @@
-"""Which tiling of ops/triton/linear.py reads weights fastest, beside F.linear, at the shapes of Qwen3.5-27B.
+"""Which tiling of ops/triton/linear.py is fastest, beside cuBLAS, at the shapes of Qwen3.5-27B and of SmolLM2-135M.
 
-Usage: gpu_linear.py OUT.json [seconds]. One JSON line a shape and count of tokens: the best tilings and cuBLAS.
+One JSON line a shape, way to share out the inputs and count of tokens: the fastest tilings whose rows all have the
+bits that they have alone, and those that do not; before them cuBLAS's lines, with the ways whose bits it has.
 """
 
+import argparse
 import json
 import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import product
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
-SHAPES = {  # outputs, inputs: of Qwen3.5-27B, then of SmolLM2-135M
+SHAPES = {  # outputs, inputs
     "gate_up": (34816, 5120),
     "down": (5120, 17408),
     "delta_in": (16480, 5120),
@@ -31,19 +33,30 @@ SHAPES = {  # outputs, inputs: of Qwen3.5-27B, then of SmolLM2-135M
     "small_head": (49152, 576),
 }
 TOKENS = (1, 16, 32, 64, 128, 256, 512)
+FEW = [
+    (64, 64, 6, 4), (64, 64, 3, 4), (64, 128, 4, 4), (64, 256, 4, 4), (128, 64, 3, 8), (128, 64, 4, 4),
+    (128, 128, 3, 4), (128, 128, 4, 8),
+]  # fmt: skip
+MANY = [
+    (64, 64, 5, 4, 128), (64, 128, 4, 4, 128), (128, 64, 3, 4, 128), (128, 64, 3, 8, 128), (128, 64, 6, 8, 128),
+    (128, 128, 3, 8, 128), (128, 64, 4, 8, 256), (128, 64, 3, 8, 256), (256, 64, 4, 8, 128), (128, 64, 3, 4, 64),
+    (128, 64, 3, 8, 64), (128, 128, 4, 8, 64),
+]  # fmt: skip
+TILINGS = [Tiling(*one, by_descriptor=way) for one in FEW for way in (True, False)] + [
+    Tiling(*one) for one in MANY
+]
+KINDS = ({}, {"parts": 2}, {"programs": 3})  # of sharing, each compiled anew
 
 
-def tilings():
-    """What may fit a Hopper's shared memory."""
-    found = []
-    for outputs, inputs, stages, warps, most, by_descriptor in product(
-        (64, 128), (64, 128, 256), (3, 4), (4, 8), (64, 128, 256), (True, False)
-    ):
-        if (warps == 8 and outputs < 128) or (inputs == 256 and outputs == 128):
-            continue
-        if (most == 256 and outputs == 64) or (not by_descriptor and (most != 128 or stages == 3)):
-            continue
-        found.append(Tiling(outputs, inputs, stages, warps, 1, by_descriptor, most))
+def fits(tiling, tokens):
+    return tokens <= 64 if tiling in TILINGS[: 2 * len(FEW)] else tokens > 64
+
+
+def sharings(outputs):
+    """Ways to share out the inputs; where programs walk over all tiles, few and many tokens need the same tiles."""
+    found = [{"parts": parts} for parts in (1, 2, 3, 4) if outputs // 64 * parts <= 640 or parts == 1]
+    if 64 < outputs // 128 < 400:
+        found += [{"programs": programs, "outputs": 128} for programs in (132, 264)]
     return found
 
 
@@ -74,53 +87,128 @@ def seconds_of(work, repeats=4):
     return sorted(times)[len(times) // 2]
 
 
+def libraries():
+    """cuBLAS as torch calls it, and cuBLASLt with and without sums that are split."""
+    reduced = torch.backends.cuda.matmul
+    for name, library, splits in (
+        ("cublas", "cublas", True),
+        ("lt", "cublaslt", True),
+        ("lt_whole", "cublaslt", False),
+    ):
+        torch.backends.cuda.preferred_blas_library(library)
+        reduced.allow_bf16_reduced_precision_reduction = True if splits else (False, False)
+        yield name
+    reduced.allow_bf16_reduced_precision_reduction = True
+    torch.backends.cuda.preferred_blas_library("cublas")
+
+
+class Shape:
+    """One shape's weights, tokens, and what each row is alone."""
+
+    def __init__(self, name, outputs, inputs):
+        self.name, self.outputs, self.inputs = name, outputs, inputs
+        copies = max(1, min(int(6e8 // (outputs * inputs * 2)), 40))
+        self.weights = [
+            torch.randn(outputs, inputs, dtype=torch.bfloat16, device="cuda") * 0.02 for _ in range(copies)
+        ]
+        self.x = torch.randn(max(TOKENS), inputs, dtype=torch.bfloat16, device="cuda")
+        self.alone, self.cublas = {}, {}
+        for sharing in sharings(outputs):
+            kept = {key: value for key, value in sharing.items() if key != "outputs"}
+            tiling = Tiling(128, 64, 4, 4, **kept)
+            rows = [few_tokens_linear(row, self.weights[0], tiling) for row in self.x.split(1)]
+            self.alone[json.dumps(sharing)] = torch.cat(rows)
+
+    def line(self, tokens, seconds, **more):
+        """Rates of all the weights' products."""
+        size, work = self.weights[0].nbytes, 2 * tokens * self.outputs * self.inputs
+        each = seconds / len(self.weights)
+        base = self.cublas.get(tokens, each)
+        return {
+            "shape": self.name, "tokens": tokens, "ms": round(each * 1e3, 5), "tb_s": round(size / each / 1e12, 3),
+            "tflop_s": round(work / each / 1e12, 1), "of_cublas": round(each / base, 3), **more,
+        }  # fmt: skip
+
+    def by_libraries(self):
+        for name in libraries():
+            for tokens in TOKENS:
+                x = self.x[:tokens]
+                try:
+                    seconds = seconds_of(lambda x=x: [F.linear(x, w) for w in self.weights])
+                    found = F.linear(x, self.weights[0])
+                except Exception as error:
+                    yield {"shape": self.name, "tokens": tokens, "by": name, "error": repr(error)[:200]}
+                    continue
+                if name == "cublas":
+                    self.cublas[tokens] = seconds / len(self.weights)
+                same = [how for how, alone in self.alone.items() if torch.equal(found, alone[:tokens])]
+                yield self.line(tokens, seconds, by=name, bits_of=same)
+
+    def by_tilings(self, sharing, tokens):
+        """The fastest first."""
+        x, alone = self.x[:tokens], self.alone[json.dumps(sharing)][:tokens]
+        found = []
+        for tiling in TILINGS:
+            if not fits(tiling, tokens) or sharing.get("outputs", tiling.outputs) != tiling.outputs:
+                continue
+            tiling = replace(tiling, **sharing)
+            work = partial(lambda t: [few_tokens_linear(x, w, t) for w in self.weights], tiling)
+            try:
+                seconds = seconds_of(work, 3)
+                same = bool(torch.equal(work()[0], alone))
+            except Exception as error:
+                found.append(
+                    {"tiling": asdict(tiling), "error": repr(error)[:200], "ms": 1e9, "same_bits": False}
+                )
+                continue
+            found.append({**self.line(tokens, seconds), "same_bits": same, "tiling": asdict(tiling)})
+        return sorted(found, key=lambda one: one["ms"])
+
+
 def main():
-    out, limit = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 200.0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=110)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     born = time.time()
-    every = tilings()
-    jobs = [(tokens, t) for t in every for tokens in (16, 32, 64, 128, 256) if tokens <= t.most_tokens]
+    jobs = [
+        (tokens, replace(tiling, **kind))
+        for tiling in TILINGS for kind in KINDS for tokens in (16, 32, 64, 128, 256) if fits(tiling, tokens)
+        and (tokens <= 64 or tokens == max(tiling.most_tokens, 128))
+    ]  # fmt: skip
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(compile_some, [jobs[i::workers] for i in range(workers)]))
     print(f"compiled {len(jobs)} in {time.time() - born:.0f} s", flush=True)
-    rows = []
-    for name, (outputs, inputs) in SHAPES.items():
-        copies = max(1, min(int(6e8 // (outputs * inputs * 2)), 40))
-        weights = [
-            torch.randn(outputs, inputs, dtype=torch.bfloat16, device="cuda") * 0.02 for _ in range(copies)
-        ]
-        for tokens in TOKENS:
-            if time.time() - born > limit:
+    with (args.out / "linear.jsonl").open("w") as file:
+
+        def tell(line):
+            print(json.dumps(line), file=file, flush=True)
+
+        for name in args.shapes:
+            if time.time() - born > args.seconds:
                 break
-            rows.append(measured(name, tokens, weights, every))
-            print(json.dumps(rows[-1]), flush=True)
-            with open(out, "w") as file:
-                json.dump(rows, file)
-
-
-def measured(name, tokens, weights, every):
-    """cuBLAS and the fastest tilings for one shape, in TB of weights a second."""
-    x = torch.randn(tokens, weights[0].shape[1], dtype=torch.bfloat16, device="cuda")
-    size = weights[0].nbytes * len(weights)
-
-    def run(tiling):
-        return [few_tokens_linear(x, w, tiling) for w in weights]
-
-    cublas = seconds_of(lambda: [F.linear(x, w) for w in weights])
-    found = []
-    for tiling in every:
-        if tiling.most_tokens != 64 and tokens <= tiling.most_tokens // 2:
-            continue
-        try:
-            seconds = seconds_of(partial(run, tiling), 3)
-        except Exception as error:
-            if "out of resource" not in str(error):
-                print("failed", tiling, repr(error)[:200], flush=True)
-            continue
-        found.append((size / seconds / 1e12, list(vars(tiling).values())))
-    found.sort(key=lambda one: -one[0])
-    best = [(round(rate, 3), tiling) for rate, tiling in found[:5]]
-    return {"shape": name, "tokens": tokens, "cublas_tb_s": round(size / cublas / 1e12, 3), "best": best}
+            shape = Shape(name, *SHAPES[name])
+            for line in shape.by_libraries():
+                tell(line)
+            for sharing in sharings(SHAPES[name][0]):
+                for tokens in TOKENS:
+                    if time.time() - born > args.seconds:
+                        break
+                    found = shape.by_tilings(sharing, tokens)
+                    tell({"shape": name, "tokens": tokens, "sharing": sharing, "fastest": found})
+                    best = [one for one in found if one["same_bits"]][:1]
+                    told = [{**one, "tiling": list(one["tiling"].values())} for one in best]
+                    print(
+                        sharing,
+                        json.dumps(told),
+                        sum(not one["same_bits"] for one in found),
+                        "differ",
+                        flush=True,
+                    )
+            print(f"{name}: {time.time() - born:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

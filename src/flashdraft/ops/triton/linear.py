@@ -1,8 +1,8 @@
-"""Products of few tokens with large weights, bound by reading the weights once.
+"""Products of some hundred tokens and fewer with large weights, bound by reading the weights once.
 
 The weights are the first factor: on Hopper a tile of 64 of their rows feeds the matrix units' widest instruction, and
-tokens are its short side. Each output is one sum over the inputs in order, whatever stands beside it, so that a
-token's bits do not depend on how many tokens there are.
+tokens are its short side. A token's bits do not depend on how many tokens there are: each output is a sum over the
+inputs in order, in parts that the shape of the weights alone decides, which are then added in order.
 """
 
 from dataclasses import dataclass
@@ -14,70 +14,160 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _SHARED_BYTES = 208 * 1024
+UNIT = 256  # inputs: sums are cut at multiples of it
+
+# How the inputs of an output are shared out: not at all, each tile's in parts, or all tiles' in a row in parts.
+_WHOLE, _PARTS, _WALK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut: outputs and inputs of a tile, loads in flight, warps, and parts of the inputs."""
+    """How a product is cut: outputs and inputs of a tile, loads in flight, warps; and the parts of its sums.
+
+    Bits depend on ``parts`` or, where ``programs`` are given, on these and on ``outputs``; on nothing else here.
+    """
 
     outputs: int
     inputs: int
     stages: int
     warps: int
-    parts: int = 1  # of the inputs, each summed by a program of its own and then added in order
-    by_descriptor: bool = True  # weights through the card's copy engine
     most_tokens: int = 64  # of a tile
+    parts: int = 1  # of the inputs, each summed by a program of its own
+    programs: int = (
+        0  # all tiles' inputs one after the other, in as many equal parts; 0: each tile in ``parts``
+    )
+    by_descriptor: bool = True  # tokens through the card's copy engine, as weights are
 
 
-@triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
-def _linear(  # type: ignore[no-untyped-def]
-    x, weight, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
-    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, parts: tl.constexpr,
-    by_descriptor: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum(  # type: ignore[no-untyped-def]
+    x, weight, first_token, first_output, begin, end, num_tokens, num_inputs, x_token,
+    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, by_descriptor: tl.constexpr,
+    precision: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
-    # Tokens vary fastest: programs that read the same weights run side by side, and all but one find them in the L2.
-    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
-    first = tl.program_id(1) * outputs
-    part = tl.program_id(2)
-    output = first + tl.arange(0, outputs)
-    is_token, is_output = token < num_tokens, output < num_outputs
-    column = tl.arange(0, inputs)
-    steps = tl.cdiv(num_inputs, inputs)
-    begin, end = part * steps // parts, (part + 1) * steps // parts
-    x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
     summed = tl.zeros([outputs, tokens], tl.float32)
     if not by_descriptor:
-        w_at = weight + output[:, None].to(tl.int64) * num_inputs + column[None, :]
+        token, column = first_token + tl.arange(0, tokens), tl.arange(0, inputs)
+        is_token = token < num_tokens
+        x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
     for step in range(begin, end):
         at = step * inputs
-        if even:
+        if by_descriptor:
+            rows = x.load([first_token, at]).T
+        elif even:
             rows = tl.load(x_at + at, is_token[None, :], 0.0)
         else:
             rows = tl.load(x_at + at, is_token[None, :] & (at + column < num_inputs)[:, None], 0.0)
-        if by_descriptor:
-            w = weight.load([first, at])
-        elif even:
-            w = tl.load(w_at + at, is_output[:, None], 0.0)
-        else:
-            w = tl.load(w_at + at, is_output[:, None] & (at + column < num_inputs)[None, :], 0.0)
-        summed = tl.dot(w, rows, summed, input_precision=precision)
+        summed = tl.dot(weight.load([first_output, at]), rows, summed, input_precision=precision)
+    return summed
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store(  # type: ignore[no-untyped-def]
+    summed, bias, out, first_token, first_output, num_tokens, num_outputs, out_token,
+    tokens: tl.constexpr, outputs: tl.constexpr, has_bias: tl.constexpr,
+):  # fmt: skip
+    token, output = first_token + tl.arange(0, tokens), first_output + tl.arange(0, outputs)
+    is_token, is_output = token < num_tokens, output < num_outputs
     if has_bias:
         summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
-    out_at = out + (part * num_tokens + token[None, :]).to(tl.int64) * out_token + output[:, None]
+    out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
     tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
 
 
-@triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
-def _add_parts(  # type: ignore[no-untyped-def]
-    parts, out, num_tokens, num_outputs, out_token, num_parts: tl.constexpr, tile: tl.constexpr,
+@triton.jit  # type: ignore[untyped-decorator]
+def _joined(  # type: ignore[no-untyped-def]
+    summed, sums, arrived, place, first, last, num_tokens, tokens: tl.constexpr, outputs: tl.constexpr
+):
+    """All parts ``first`` to ``last`` of a tile added in order, and whether this program is the last of them."""
+    is_token = (tl.arange(0, tokens) < num_tokens)[None, :]
+    at = tl.arange(0, outputs)[:, None] * tokens + tl.arange(0, tokens)[None, :]
+    tl.store(sums + place * (outputs * tokens) + at, summed, is_token)
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrived, 1, sem="acq_rel") == last - first
+    if is_last:
+        summed = tl.load(sums + first * (outputs * tokens) + at, is_token, 0.0, cache_modifier=".cg")
+        for part in range(first + 1, last + 1):
+            summed += tl.load(sums + part * (outputs * tokens) + at, is_token, 0.0, cache_modifier=".cg")
+        tl.store(arrived, 0)
+    return summed, is_last
+
+
+@triton.jit(do_not_specialize=["num_tokens", "programs", "parts"])  # type: ignore[untyped-decorator]
+def _linear(  # type: ignore[no-untyped-def]
+    x, weight, bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token, programs, parts,
+    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, unit: tl.constexpr, sharing: tl.constexpr,
+    by_descriptor: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    output = tl.program_id(1) * tile + tl.arange(0, tile)
-    is_output = output < num_outputs
-    summed = tl.load(parts + token * num_outputs + output, is_output, 0.0)
-    for part in range(1, num_parts):
-        summed += tl.load(parts + (part * num_tokens + token) * num_outputs + output, is_output, 0.0)
-    tl.store(out + token * out_token + output, summed.to(out.dtype.element_ty), is_output)
+    # Tokens vary fastest: programs that read the same weights run side by side, and all but one find them in the L2.
+    first_token, program = tl.program_id(0) * tokens, tl.program_id(1)
+    units, steps = tl.cdiv(num_inputs, unit), tl.cdiv(num_inputs, inputs)
+    tiles = tl.cdiv(num_outputs, outputs)
+    a_unit: tl.constexpr = unit // inputs
+    if sharing == _WHOLE:
+        summed = _sum(
+            x, weight, first_token, program * outputs, 0, steps, num_tokens, num_inputs, x_token,
+            tokens, outputs, inputs, by_descriptor, precision, even,
+        )  # fmt: skip
+        _store(
+            summed, bias, out, first_token, program * outputs, num_tokens, num_outputs, out_token,
+            tokens, outputs, has_bias,
+        )  # fmt: skip
+    elif sharing == _PARTS:
+        tile, part = program // parts, program % parts
+        end = tl.minimum((part + 1) * units // parts * a_unit, steps)
+        summed = _sum(
+            x, weight, first_token, tile * outputs, part * units // parts * a_unit, end, num_tokens, num_inputs,
+            x_token, tokens, outputs, inputs, by_descriptor, precision, even,
+        )  # fmt: skip
+        before = tl.program_id(0).to(tl.int64) * programs
+        summed, is_last = _joined(
+            summed, sums, arrived + tl.program_id(0) * tiles + tile, before + program, before + tile * parts,
+            before + tile * parts + parts - 1, num_tokens - first_token, tokens, outputs,
+        )  # fmt: skip
+        if is_last:
+            _store(
+                summed, bias, out, first_token, tile * outputs, num_tokens, num_outputs, out_token,
+                tokens, outputs, has_bias,
+            )  # fmt: skip
+    else:
+        total = (tiles * units).to(tl.int64)
+        at, end = (program * total // programs).to(tl.int32), ((program + 1) * total // programs).to(tl.int32)
+        before = tl.program_id(0).to(tl.int64) * (programs + tiles)
+        while at < end:
+            tile = at // units
+            last_unit = tl.minimum((tile + 1) * units, end)
+            summed = _sum(
+                x, weight, first_token, tile * outputs, (at - tile * units) * a_unit,
+                tl.minimum((last_unit - tile * units) * a_unit, steps), num_tokens, num_inputs, x_token,
+                tokens, outputs, inputs, by_descriptor, precision, even,
+            )  # fmt: skip
+            is_last = True
+            if last_unit - at < units:
+                # The programs that hold the tile's first and last unit; a (program, tile) is placed at their sum.
+                first = ((tile * units + 1).to(tl.int64) * programs - 1) // total
+                last = (((tile + 1) * units).to(tl.int64) * programs - 1) // total
+                summed, is_last = _joined(
+                    summed, sums, arrived + tl.program_id(0) * tiles + tile, before + tile + program,
+                    before + tile + first, before + tile + last, num_tokens - first_token, tokens, outputs,
+                )  # fmt: skip
+            if is_last:
+                _store(
+                    summed, bias, out, first_token, tile * outputs, num_tokens, num_outputs, out_token,
+                    tokens, outputs, has_bias,
+                )  # fmt: skip
+            at = last_unit
+
+
+_arrived: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _counters(size: int, device: torch.device) -> Tensor:
+    """Zeros, to which each launch comes back: programs of a tile that are done. Launches follow one another."""
+    key = (device, size)
+    if key not in _arrived:
+        _arrived[key] = torch.zeros(size, dtype=torch.int32, device=device)
+    return _arrived[key]
 
 
 def few_tokens_linear(
@@ -92,27 +182,25 @@ def few_tokens_linear(
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
     tokens = min(max(triton.next_power_of_2(num_tokens), 16), tiling.most_tokens)
-    target = out
-    if tiling.parts > 1:
-        assert bias is None, "parts are added without a bias"
-        target = torch.empty(tiling.parts, num_tokens, num_outputs, dtype=torch.float32, device=x.device)
-    given = weight
-    if tiling.by_descriptor:
-        given = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
+    token_tiles, tiles = triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs)
+    sums, arrived, programs, sharing = out, out, tiles, _WHOLE
+    if tiling.programs or tiling.parts > 1:
+        sharing, programs = _PARTS, tiles * tiling.parts
+        if tiling.programs:
+            sharing, programs = _WALK, min(tiling.programs, tiles * triton.cdiv(num_inputs, UNIT))
+        places = token_tiles * (programs + (tiles if tiling.programs else 0))
+        sums = torch.empty(places * tiling.outputs * tokens, dtype=torch.float32, device=x.device)
+        arrived = _counters(token_tiles * tiles, x.device)
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB. No bit depends on it.
     size = (tiling.outputs + tokens) * tiling.inputs * weight.element_size()
     stages = max(min(tiling.stages, _SHARED_BYTES // size), 2)
-    grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs), tiling.parts)
-    _linear[grid](
-        x, given, weight if bias is None else bias, target, num_tokens, num_outputs, num_inputs, x.stride(0),
-        target.stride(-2), tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs, parts=tiling.parts,
-        by_descriptor=tiling.by_descriptor, has_bias=bias is not None,
+    _linear[(token_tiles, programs)](
+        TensorDescriptor.from_tensor(x, [tokens, tiling.inputs]) if tiling.by_descriptor else x,
+        TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs]),
+        out if bias is None else bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x.stride(0),
+        out.stride(0), programs, tiling.parts, tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs,
+        unit=UNIT, sharing=sharing, by_descriptor=tiling.by_descriptor, has_bias=bias is not None,
         precision="ieee" if x.dtype == torch.float32 else "tf32", even=num_inputs % tiling.inputs == 0,
         num_warps=tiling.warps, num_stages=stages,
     )  # fmt: skip
-    if tiling.parts > 1:
-        tile = 1024
-        _add_parts[(num_tokens, triton.cdiv(num_outputs, tile))](
-            target, out, num_tokens, num_outputs, out.stride(0), num_parts=tiling.parts, tile=tile
-        )
     return out
