@@ -43,7 +43,7 @@ MANY = [
     (128, 64, 3, 8, 64), (128, 128, 4, 8, 64),
 ]  # fmt: skip
 TILINGS = [Tiling(*one, by_descriptor=way) for one in FEW for way in (True, False)] + [
-    Tiling(*one) for one in MANY
+    Tiling(*one, by_descriptor=True) for one in MANY
 ]
 KINDS = ({}, {"parts": 2}, {"programs": 3})  # of sharing, each compiled anew
 

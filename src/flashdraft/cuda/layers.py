@@ -22,6 +22,7 @@ from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
 from flashdraft.ops.triton.experts import experts
 from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, sigmoid_mul, silu_mul
 from flashdraft.ops.triton.gated_delta import gated_norm
+from flashdraft.ops.triton.routing import route
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,25 @@ class Dense:
 
 
 class Sparse:
-    """A mixture of experts; the router is the module's own."""
+    """A mixture of experts. The router, the shared expert's inputs and its gate are one product."""
 
     def __init__(self, module: SparseMLP) -> None:
-        self.module = module
-        self.shared = Dense(module.shared_expert) if module.shared_expert else None
+        self.module, shared = module, module.shared_expert
+        modules = [module.gate]
+        if shared is not None:
+            modules = [shared.gate_proj, shared.up_proj, module.gate, module.shared_expert_gate]
+        self.sizes = [one.out_features for one in modules]
+        self.inputs = Product.of(modules)
+        self.shared_output = None if shared is None else Product.of([shared.down_proj])
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden_size] -> the same."""
-        weights, chosen = self.module.route(x)
-        stacked = self.module.experts
-        shared = None if self.shared is None else self.shared(x)
-        gate = None if shared is None else self.module.shared_expert_gate(x)
+        found, stacked = product(x, self.inputs), self.module.experts
+        shared = gate = None
+        if self.shared_output is not None:
+            gate_up, found, gate = torch.split(found, [sum(self.sizes[:2]), *self.sizes[2:]], dim=1)
+            shared = product(silu_mul(gate_up), self.shared_output)
+        weights, chosen = route(found, self.module.top_k, self.module.normed)
         return experts(x, stacked.gate_up_proj, stacked.down_proj, chosen, weights, shared, gate)
 
 

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdraft.ops.triton.routing import sorted_pairs
+
 NUM_FEW = 512  # pairs up to which blocks are found without sorting
 NUM_EXACT = 1024  # tokens; more come as prompts, in larger tiles
 SUM_TILE = 512  # elements of a program that sums
@@ -54,7 +56,7 @@ def _block_of_few(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _block_of_sorted(order, blocks, block, num_experts, rows: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The same from :func:`_sorted_blocks`."""
+    """The same from :func:`sorted_pairs`."""
     expert, start, end = (
         tl.load(blocks + block * 3),
         tl.load(blocks + block * 3 + 1),
@@ -149,22 +151,6 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + token * size + at, total.to(dtype), there)
 
 
-def _sorted_blocks(chosen: Tensor, num_experts: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Pairs in the order of their experts, and blocks [num_blocks, 3]: expert, first of its places, end of them.
-
-    There are as many blocks as could be needed; ``num_experts`` in the place of an expert: nothing to do.
-    """
-    experts, order = chosen.flatten().sort(stable=True)
-    places = torch.searchsorted(experts, torch.arange(num_experts + 1, device=chosen.device))
-    begins, ends = places[:-1], places[1:]
-    last_block = ((ends - begins + rows - 1) // rows).cumsum(0)
-    block = torch.arange(num_experts + len(order) // rows, device=chosen.device)
-    expert = torch.searchsorted(last_block, block, right=True)
-    known = expert.clamp(max=num_experts - 1)
-    before = torch.where(known > 0, last_block[(known - 1).clamp(min=0)], 0)
-    return order, torch.stack((expert, begins[known] + (block - before) * rows, ends[known]), dim=1)
-
-
 def experts(
     x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, chosen: Tensor, weights: Tensor,
     shared: Tensor | None = None, shared_gate: Tensor | None = None,
@@ -187,7 +173,7 @@ def experts(
         order = blocks = chosen
         num_blocks, max_pairs = num_pairs, triton.next_power_of_2(num_pairs)
     else:
-        order, blocks = _sorted_blocks(chosen, num_experts, tiles.rows)
+        order, blocks = sorted_pairs(chosen, num_experts, tiles.rows)
         num_blocks, max_pairs = len(blocks), 0
     activated = torch.empty((num_pairs, inner_size), dtype=x.dtype, device=x.device)
     parts = torch.empty((num_pairs, size), dtype=x.dtype, device=x.device)

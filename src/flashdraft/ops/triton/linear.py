@@ -14,10 +14,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _SHARED_BYTES = 208 * 1024
-UNIT = 256  # inputs: sums are cut at multiples of it
-
+UNIT = tl.constexpr(256)  # inputs: sums are cut at multiples of it
 # How the inputs of an output are shared out: not at all, each tile's in parts, or all tiles' in a row in parts.
-_WHOLE, _PARTS, _WALK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+WHOLE, PARTS, WALK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Tiling:
     programs: int = (
         0  # all tiles' inputs one after the other, in as many equal parts; 0: each tile in ``parts``
     )
-    by_descriptor: bool = True  # tokens through the card's copy engine, as weights are
+    by_descriptor: bool = False  # tokens through the card's copy engine, as weights are
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -63,19 +62,6 @@ def _sum(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _store(  # type: ignore[no-untyped-def]
-    summed, bias, out, first_token, first_output, num_tokens, num_outputs, out_token,
-    tokens: tl.constexpr, outputs: tl.constexpr, has_bias: tl.constexpr,
-):  # fmt: skip
-    token, output = first_token + tl.arange(0, tokens), first_output + tl.arange(0, outputs)
-    is_token, is_output = token < num_tokens, output < num_outputs
-    if has_bias:
-        summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
-    out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
-    tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _joined(  # type: ignore[no-untyped-def]
     summed, sums, arrived, place, first, last, num_tokens, tokens: tl.constexpr, outputs: tl.constexpr
 ):
@@ -93,70 +79,74 @@ def _joined(  # type: ignore[no-untyped-def]
     return summed, is_last
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _tile(  # type: ignore[no-untyped-def]
+    x, weight, bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    tile, begin, end, place, first, last,
+    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, by_descriptor: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+):  # fmt: skip
+    """A tile's part from unit ``begin`` to ``end``; the parts of ``first`` to ``last`` make it whole."""
+    a_unit: tl.constexpr = UNIT // inputs
+    first_token, first_output = tl.program_id(0) * tokens, tile * outputs
+    summed = _sum(
+        x, weight, first_token, first_output, begin * a_unit, tl.minimum(end * a_unit, tl.cdiv(num_inputs, inputs)),
+        num_tokens, num_inputs, x_token, tokens, outputs, inputs, by_descriptor, precision, even,
+    )  # fmt: skip
+    is_last = True
+    if first < last:
+        counter = arrived + tl.program_id(0) * tl.cdiv(num_outputs, outputs) + tile
+        left = num_tokens - first_token
+        summed, is_last = _joined(summed, sums, counter, place, first, last, left, tokens, outputs)
+    if is_last:
+        token, output = first_token + tl.arange(0, tokens), first_output + tl.arange(0, outputs)
+        is_token, is_output = token < num_tokens, output < num_outputs
+        if has_bias:
+            summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
+        out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
+        tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
+
+
 @triton.jit(do_not_specialize=["num_tokens", "programs", "parts"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
     x, weight, bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token, programs, parts,
-    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, unit: tl.constexpr, sharing: tl.constexpr,
+    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, sharing: tl.constexpr,
     by_descriptor: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
     # Tokens vary fastest: programs that read the same weights run side by side, and all but one find them in the L2.
-    first_token, program = tl.program_id(0) * tokens, tl.program_id(1)
-    units, steps = tl.cdiv(num_inputs, unit), tl.cdiv(num_inputs, inputs)
-    tiles = tl.cdiv(num_outputs, outputs)
-    a_unit: tl.constexpr = unit // inputs
-    if sharing == _WHOLE:
-        summed = _sum(
-            x, weight, first_token, program * outputs, 0, steps, num_tokens, num_inputs, x_token,
-            tokens, outputs, inputs, by_descriptor, precision, even,
+    program, units = tl.program_id(1), tl.cdiv(num_inputs, UNIT)
+    before = tl.program_id(0).to(tl.int64)
+    if sharing == WHOLE:
+        _tile(
+            x, weight, bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token,
+            program, 0, units, 0, 0, 0,
+            tokens, outputs, inputs, by_descriptor, has_bias, precision, even,
         )  # fmt: skip
-        _store(
-            summed, bias, out, first_token, program * outputs, num_tokens, num_outputs, out_token,
-            tokens, outputs, has_bias,
-        )  # fmt: skip
-    elif sharing == _PARTS:
+    elif sharing == PARTS:
         tile, part = program // parts, program % parts
-        end = tl.minimum((part + 1) * units // parts * a_unit, steps)
-        summed = _sum(
-            x, weight, first_token, tile * outputs, part * units // parts * a_unit, end, num_tokens, num_inputs,
-            x_token, tokens, outputs, inputs, by_descriptor, precision, even,
+        first = before * programs + tile * parts
+        _tile(
+            x, weight, bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token,
+            tile, part * units // parts, (part + 1) * units // parts, first + part, first, first + parts - 1,
+            tokens, outputs, inputs, by_descriptor, has_bias, precision, even,
         )  # fmt: skip
-        before = tl.program_id(0).to(tl.int64) * programs
-        summed, is_last = _joined(
-            summed, sums, arrived + tl.program_id(0) * tiles + tile, before + program, before + tile * parts,
-            before + tile * parts + parts - 1, num_tokens - first_token, tokens, outputs,
-        )  # fmt: skip
-        if is_last:
-            _store(
-                summed, bias, out, first_token, tile * outputs, num_tokens, num_outputs, out_token,
-                tokens, outputs, has_bias,
-            )  # fmt: skip
     else:
+        tiles = tl.cdiv(num_outputs, outputs)
         total = (tiles * units).to(tl.int64)
         at, end = (program * total // programs).to(tl.int32), ((program + 1) * total // programs).to(tl.int32)
-        before = tl.program_id(0).to(tl.int64) * (programs + tiles)
         while at < end:
             tile = at // units
-            last_unit = tl.minimum((tile + 1) * units, end)
-            summed = _sum(
-                x, weight, first_token, tile * outputs, (at - tile * units) * a_unit,
-                tl.minimum((last_unit - tile * units) * a_unit, steps), num_tokens, num_inputs, x_token,
-                tokens, outputs, inputs, by_descriptor, precision, even,
+            begin, stop = tile * units, tl.minimum((tile + 1) * units, end)
+            # The programs that hold the tile's first and last unit. A (program, tile) is placed at their sum.
+            first = ((begin + 1).to(tl.int64) * programs - 1) // total
+            last = ((begin + units).to(tl.int64) * programs - 1) // total
+            place = before * (programs + tiles) + tile
+            _tile(
+                x, weight, bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token,
+                tile, at - begin, stop - begin, place + program, place + first, place + last,
+                tokens, outputs, inputs, by_descriptor, has_bias, precision, even,
             )  # fmt: skip
-            is_last = True
-            if last_unit - at < units:
-                # The programs that hold the tile's first and last unit; a (program, tile) is placed at their sum.
-                first = ((tile * units + 1).to(tl.int64) * programs - 1) // total
-                last = (((tile + 1) * units).to(tl.int64) * programs - 1) // total
-                summed, is_last = _joined(
-                    summed, sums, arrived + tl.program_id(0) * tiles + tile, before + tile + program,
-                    before + tile + first, before + tile + last, num_tokens - first_token, tokens, outputs,
-                )  # fmt: skip
-            if is_last:
-                _store(
-                    summed, bias, out, first_token, tile * outputs, num_tokens, num_outputs, out_token,
-                    tokens, outputs, has_bias,
-                )  # fmt: skip
-            at = last_unit
+            at = stop
 
 
 _arrived: dict[tuple[torch.device, int], Tensor] = {}
@@ -183,11 +173,11 @@ def few_tokens_linear(
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
     tokens = min(max(triton.next_power_of_2(num_tokens), 16), tiling.most_tokens)
     token_tiles, tiles = triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs)
-    sums, arrived, programs, sharing = out, out, tiles, _WHOLE
+    sums, arrived, programs, sharing = out, out, tiles, WHOLE
     if tiling.programs or tiling.parts > 1:
-        sharing, programs = _PARTS, tiles * tiling.parts
+        sharing, programs = PARTS, tiles * tiling.parts
         if tiling.programs:
-            sharing, programs = _WALK, min(tiling.programs, tiles * triton.cdiv(num_inputs, UNIT))
+            sharing, programs = WALK, min(tiling.programs, tiles * triton.cdiv(num_inputs, UNIT.value))
         places = token_tiles * (programs + (tiles if tiling.programs else 0))
         sums = torch.empty(places * tiling.outputs * tokens, dtype=torch.float32, device=x.device)
         arrived = _counters(token_tiles * tiles, x.device)
@@ -199,7 +189,7 @@ def few_tokens_linear(
         TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs]),
         out if bias is None else bias, out, sums, arrived, num_tokens, num_outputs, num_inputs, x.stride(0),
         out.stride(0), programs, tiling.parts, tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs,
-        unit=UNIT, sharing=sharing, by_descriptor=tiling.by_descriptor, has_bias=bias is not None,
+        sharing=sharing.value, by_descriptor=tiling.by_descriptor, has_bias=bias is not None,
         precision="ieee" if x.dtype == torch.float32 else "tf32", even=num_inputs % tiling.inputs == 0,
         num_warps=tiling.warps, num_stages=stages,
     )  # fmt: skip
