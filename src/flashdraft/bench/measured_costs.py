@@ -42,7 +42,7 @@ def measure_pair(llm: LLM, concurrency: int) -> MeasuredCosts:
     assert llm.drafter is not None
     config = EngineConfig(max_running=concurrency, prefix_caching=False)
     engine = Engine(llm.target, llm.drafter, config, ())
-    costs = measure_costs(engine.runner, llm.drafter.max_block_size, concurrency)
+    costs = measure_costs(engine.runner, llm.drafter.max_block_size, concurrency, is_thorough=True)
     params = SamplingParams(temperature=0.0, max_tokens=_HOST_TOKENS, ignore_eos=True)
     [answer] = answer_all(engine, [[1, 2, 3, 4]], params, llm.drafter.max_block_size, 1)
     spent, wall_s = answer.metrics, answer.wall_s

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.step_timing import measure_costs
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -31,7 +32,7 @@ def step_costs(target: TargetModel, drafter: DFlashModel) -> StepCosts:
     """Measured with the engine's own forwards. Raises UsageError for targets that it does not take."""
     config = EngineConfig(max_running=max(CONCURRENCIES))
     engine = Engine(target, DFlashDrafter(drafter, target), config=config)
-    return engine.control.calibrate(max(CONCURRENCIES)).costs
+    return measure_costs(engine.runner, drafter.config.block_size, max(CONCURRENCIES), is_thorough=True)
 
 
 def judge_costs(costs: StepCosts, block_size: int, accepted_by_position: Sequence[float]) -> list[Cost]:

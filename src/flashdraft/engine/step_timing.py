@@ -15,19 +15,22 @@ from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.drafter import DraftShape
 
 CONTEXT = 128  # tokens behind a measured step
-_LONG_CONTEXT = 4096  # and behind the two that tell what context costs
+_LONG_CONTEXT = 1024  # and behind the two that tell what context costs
 _LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
 _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
-_MOST_IN_A_PASS = 14  # tokens, of the C++ part in bfloat16 (native/linear.h)
-_REPEATS = _TURNS = 2
+_TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are recorded, so does the second
 
 
 @torch.inference_mode()
-def measure_costs(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
-    """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more)."""
+def measure_costs(runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool = False) -> StepCosts:
+    """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more).
+
+    An engine starts with few shapes, and its steps teach it the rest; ``is_thorough``: whole blocks of many rows too.
+    """
     with runner.target.threads():
-        measure = _measure_recorded if runner.backend.is_recorded else _measure
-        return measure(runner, max_block, num_rows)
+        if runner.backend.is_recorded:
+            return _measure_recorded(runner, max_block, num_rows)
+        return _measure(runner, max_block, num_rows, is_thorough)
 
 
 def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int) -> RecordedCosts:
@@ -47,32 +50,39 @@ def _table(works: Sequence[tuple["_Steps", Callable[..., None]]], widths: Sequen
     """Seconds of each of ``works``, one a context. The largest shapes first: rows that grow lose recordings."""
     counts = doubling(len(works[0][0].rows))
     shapes = [(count, width) for count in reversed(counts) for width in reversed(widths)]
-    tables = [np.flip(_fastest(work, shapes)).reshape(len(counts), -1) for _, work in reversed(works)]
+    tables = [
+        np.flip(_fastest(work, shapes, _RECORDED_TURNS)).reshape(len(counts), -1)
+        for _, work in reversed(works)
+    ]
     num_keys = [power_of_two(steps.context + widths[-1]) for steps, _ in works]
     return ShapeTable(num_keys, counts, widths, tables[::-1])
 
 
-def _measure(runner: ModelRunner, max_block: int, num_rows: int) -> StepCosts:
+def _measure(runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool) -> StepCosts:
     steps = _Steps(runner, max_block, num_rows)
-    shapes = [(1, width) for width in _widths(max_block)]
-    shapes += [(count, max_block) for count in doubling(num_rows)[1:]]
+    shapes = [(1, width) for width in (1, *sorted(drafted_blocks(max_block)))]
+    if is_thorough:
+        shapes += [(count, max_block) for count in doubling(num_rows)[1:]]
     costs = StepCosts(
         _curve(steps.verify, shapes).reaching(_MOST_TOKENS),
-        _curve(steps.draft, [shape for shape in shapes if shape[1] > 1]).reaching(_MOST_TOKENS),
+        _curve(steps.draft, shapes[1:]).reaching(_MOST_TOKENS),
         is_ragged=runner.backend.is_ragged,
     )
-    few, many = max_block, 4 * max_block
-    costs.logits_s = max(_seconds(steps.head, many) - _seconds(steps.head, few), 0.0) / (many - few)
+    less_s, more_s = _fastest(steps.head, [(1,), (max_block,)])
+    costs.logits_s = max(more_s - less_s, 0.0) / (max_block - 1)
     if num_rows > 1:
         # The same number of tokens in fewer rows is on the curves.
         thin = min(4, max_block)
-        verify_s = _seconds(steps.verify, num_rows, 1) - float(costs.verify(num_rows))
-        draft_s = _seconds(steps.draft, num_rows, thin) - float(costs.draft(num_rows * thin))
-        costs.verify_row_s, costs.draft_row_s = (max(s, 0.0) / (num_rows - 1) for s in (verify_s, draft_s))
-    if steps.more_context > steps.context:
+        [verify_s] = _fastest(steps.verify, [(num_rows, 1)])
+        [draft_s] = _fastest(steps.draft, [(num_rows, thin)])
+        costs.verify_row_s = max(verify_s - float(costs.verify(num_rows)), 0.0) / (num_rows - 1)
+        costs.draft_row_s = max(draft_s - float(costs.draft(num_rows * thin)), 0.0) / (num_rows - 1)
+    if steps.more_context > 0:
+        ends = 1, max_block
+        found = _fastest(steps.verify_long, [(end,) for end in ends])
         one, whole = (
-            max(_seconds(steps.verify_long, width) - float(costs.verify(width)), 0.0) / steps.more_context
-            for width in (1, max_block)
+            max(seconds - float(costs.verify(end)), 0.0) / steps.more_context
+            for end, seconds in zip(ends, found, strict=True)
         )
         costs.context_token_s = max(whole - one, 0.0) / (max_block - 1)
         costs.context_row_s = max(one - costs.context_token_s, 0.0)
@@ -135,12 +145,6 @@ def doubling(last: int) -> list[int]:
     return [*(1 << k for k in range((last - 1).bit_length())), last]
 
 
-def _widths(last: int) -> list[int]:
-    """Where kernels' passes may end, and what follows each: of a pass the first token costs most."""
-    ends = *doubling(last), _MOST_IN_A_PASS
-    return sorted({width for end in ends for width in (end, end + 1) if width <= last})
-
-
 def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:
     seconds = _fastest(work, shapes)
     # More tokens never take less: where it looks so, something else ran.
@@ -148,20 +152,14 @@ def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curv
     return Curve([num_rows * width for num_rows, width in shapes], rising)
 
 
-def _fastest(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> list[float]:
+def _fastest(
+    work: Callable[..., None], shapes: Sequence[tuple[int, ...]], turns: int = _TURNS
+) -> list[float]:
     """The shapes in turns, so that a machine that slows down meanwhile does so for all of them."""
     seconds = [inf] * len(shapes)
-    for _ in range(_TURNS):
-        seconds = [min(best, _seconds(work, *shape)) for best, shape in zip(seconds, shapes, strict=True)]
+    for _ in range(turns):
+        for idx, shape in enumerate(shapes):
+            started = perf_counter()
+            work(*shape)
+            seconds[idx] = min(seconds[idx], perf_counter() - started)
     return seconds
-
-
-def _seconds(work: Callable[..., None], *shape: int) -> float:
-    """The fastest of a few, after one that pays for memory; where steps are recorded, so is the next one."""
-    work(*shape)
-    found = []
-    for _ in range(_REPEATS):
-        started = perf_counter()
-        work(*shape)
-        found.append(perf_counter() - started)
-    return min(found)
