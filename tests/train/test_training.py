@@ -18,7 +18,7 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train import loss
-from flashdraft.train.anchors import draw_blocks, sample_anchors, sample_slots
+from flashdraft.train.anchors import blocks_at, draw_blocks, sample_anchors, sample_slots
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
@@ -80,6 +80,17 @@ def test_anchors_are_spread_over_the_answers_and_repeats_do_not_count() -> None:
     few[0, [5, 9, 40]] = True
     anchors, is_new = sample_anchors(few, 16, generator)
     assert anchors[0, is_new[0]].tolist() == [5, 9, 40]
+
+
+def test_labels_of_a_conversation_end_with_their_answer() -> None:
+    # One document: a prompt of 2, an answer of 4, a prompt of 3, an answer of 3.
+    is_anchor = torch.tensor(
+        [[False, False, True, True, True, False, False, False, False, True, True, False]]
+    )
+    rows = PackedRows(torch.arange(12).view(1, 12), torch.zeros(1, 12, dtype=torch.long), is_anchor)
+    anchors = torch.tensor([[2, 4, 10]])
+    blocks = blocks_at(rows, anchors, torch.ones(1, 3, dtype=torch.bool), 8)
+    assert [blocks.labels[0, i][blocks.has_label[0, i]].tolist() for i in range(3)] == [[3, 4, 5], [5], [11]]
 
 
 def test_slots_are_drawn_in_proportion_to_their_weights() -> None:

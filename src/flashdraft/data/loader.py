@@ -15,7 +15,7 @@ from flashdraft.errors import DataError
 class PackedRows:
     """Whole documents one after the other in rows of ``seq_len`` tokens; the rest of a row is padding.
 
-    Padding counts as a document of its own that holds no anchors.
+    Padding counts as a document of its own that holds no anchors. A document may be a conversation of several answers.
     """
 
     token_ids: Tensor  # [num_rows, seq_len]

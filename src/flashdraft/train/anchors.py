@@ -15,7 +15,7 @@ class Blocks:
     anchors: Tensor  # [num_rows, num_blocks], ascending
     doc_start: Tensor  # [num_rows, num_blocks]
     labels: Tensor  # [num_rows, num_blocks, block_size], the tokens that stand there
-    has_label: Tensor  # bool, the same shape: slot >= 1, within the document, and not a repeated block
+    has_label: Tensor  # bool, the same shape: slot >= 1, within the answer, and not a repeated block
 
     def rows(self, part: slice) -> "Blocks":
         """Those of some of the rows."""
@@ -54,8 +54,10 @@ def blocks_at(rows: PackedRows, anchors: Tensor, is_valid: Tensor, block_size: i
     flat = places.clamp(max=seq_len - 1).flatten(1)
     labels = rows.token_ids.gather(1, flat).view_as(places)
     doc_start = rows.doc_start.gather(1, anchors)
-    same_document = rows.doc_start.gather(1, flat).view_as(places) == doc_start.unsqueeze(-1)
-    has_label = inside & same_document & is_valid.unsqueeze(-1)
+    # An anchor is an answer's token that has another one behind it: that one is a label, if the block reaches it.
+    continues = rows.is_anchor.gather(1, (flat - 1).clamp(min=0)).view_as(places)
+    continues[:, :, 0] = True
+    has_label = inside & continues.long().cumprod(-1).bool() & is_valid.unsqueeze(-1)
     has_label[:, :, 0] = False
     return Blocks(anchors, doc_start, labels, has_label)
 

@@ -1,0 +1,222 @@
+"""What dflash2.py trains on: the target's answers, kept between calls, and rows of 8,192 tokens of them.
+
+A row is eight packed rows of 1,024 tokens whose documents do not see each other, or one conversation: documents one
+behind the other, turn by turn, as long as the row. So one step has blocks behind short contexts and behind long ones,
+and every step the same shape. The target's features of all rows are computed once and stay on the device.
+"""
+
+import gc
+import lzma
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from dflash2_prompts import kind_of
+from torch import Tensor
+
+from flashdraft.checkpoint.load import eos_token_ids
+from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.on_policy import Document
+from flashdraft.models.base import TargetModel
+from flashdraft.train.forward import target_features
+from flashdraft.train.run import is_held_back
+
+SHORT = 1024  # tokens of a packed row
+NUM_FILES = 2  # of answers: each small enough to be copied from machines that hand back small files
+LEFT_FOR_TRAINING = 48 << 30  # bytes of a GPU that features leave alone
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of what is made: rows of ``seq_len`` tokens, ``long_share`` of the answers in rows of one conversation."""
+
+    seq_len: int
+    long_share: float
+    answer_rows: int
+    answer_seconds: float
+    max_new_tokens: int
+
+
+def answered(target: TargetModel, asked: Sequence[Document], sizes: Sizes, seed: int) -> list[Document]:
+    """The target's answers to as many of ``asked`` as ``sizes.answer_seconds`` let begin."""
+    shape = sizes.answer_rows, 512, sizes.max_new_tokens
+    generator = AnswerGenerator(target, *shape, eos_token_ids("embedded"), seed=seed)
+    window = max(sizes.answer_rows, 64)  # long prompts first within it, so that a prefill pads little
+    order = sorted(range(len(asked)), key=lambda i: (i // window, -len(asked[i].prompt_token_ids)))
+    started = time.monotonic()
+
+    def requests() -> Iterator[AnswerRequest]:
+        for i in order:
+            if time.monotonic() - started > sizes.answer_seconds:
+                return
+            yield AnswerRequest(i, asked[i].prompt_token_ids, asked[i].temperature)
+
+    made = [
+        replace(asked[one.key], answer_token_ids=one.token_ids, finish_reason=one.finish_reason)
+        for answers in generator.run(requests())
+        for one in answers
+    ]
+    del generator
+    gc.collect()
+    if target.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return made
+
+
+def save_answers(documents: Sequence[Document], folder: Path) -> None:
+    """Write ``folder/answers-*.xz``, about 1.3 bytes a token: ids, temperatures and answers; no prompts."""
+    for number in range(NUM_FILES):
+        part = documents[number::NUM_FILES]
+        names = "\n".join(f"{doc.source}\t{doc.id}\t{doc.temperature}\t{doc.finish_reason}" for doc in part)
+        lengths = np.array([len(doc.answer_token_ids) for doc in part], dtype=np.uint16)
+        token_ids = np.fromiter(chain.from_iterable(doc.answer_token_ids for doc in part), dtype=np.uint16)
+        content = b"".join(
+            (
+                len(names.encode()).to_bytes(8, "little"),
+                names.encode(),
+                lengths.tobytes(),
+                token_ids.tobytes(),
+            )
+        )
+        file = folder / f"answers-{number}.xz"
+        whole = file.with_suffix(".part")
+        whole.write_bytes(lzma.compress(content, preset=1))
+        whole.replace(file)
+
+
+def saved_answers(folder: Path, asked: Sequence[Document]) -> list[Document]:
+    """The answers that ``folder`` keeps, with their prompts out of ``asked``; none where it keeps none."""
+    prompts = {(doc.source, doc.id): doc.prompt_token_ids for doc in asked}
+    documents = []
+    for file in sorted(folder.glob("answers-*.xz")):
+        content = lzma.decompress(file.read_bytes())
+        end = 8 + int.from_bytes(content[:8], "little")
+        names = [line.split("\t") for line in content[8:end].decode().split("\n")]
+        numbers = np.frombuffer(content[end:], dtype=np.uint16)
+        lengths = numbers[: len(names)]
+        token_ids, ends = numbers[len(names) :].tolist(), lengths.cumsum(dtype=np.int64)
+        for (source, name, temperature, reason), length, last in zip(names, lengths, ends, strict=True):
+            answer = token_ids[last - length : last]
+            prompt = prompts[source, name]
+            documents.append(Document(name, source, float(temperature), prompt, answer, reason))
+    return documents
+
+
+def rows_of(
+    documents: Sequence[Document], sizes: Sizes, device: torch.device
+) -> tuple[PackedRows, dict[str, PackedRows]]:
+    """Training rows, and rows of held-back greedy answers by kind; "long" has those behind each other."""
+    held_back: dict[str, list[Document]] = {}
+    training = []
+    for document in documents:
+        if not is_held_back(document):
+            training.append(document)
+        elif len(document.answer_token_ids) > 1 and document.temperature == 0:
+            held_back.setdefault(kind_of(document.source), []).append(document)
+    rng = random.Random(0)
+    rng.shuffle(training)
+    num_long = int(sizes.long_share * len(training))
+    parts = [short_rows(training[num_long:], sizes.seq_len, rng)]
+    validation = {name: short_rows(docs, sizes.seq_len, rng) for name, docs in sorted(held_back.items())}
+    if num_long:
+        parts.append(long_rows(training[:num_long], sizes.seq_len))
+        every = list(chain.from_iterable(held_back.values()))
+        rng.shuffle(every)
+        validation["long"] = long_rows(every, sizes.seq_len)
+    fields = zip(*((p.token_ids, p.doc_start, p.is_anchor) for p in parts), strict=True)
+    everything = PackedRows(*(torch.cat(list(tensors)).to(device) for tensors in fields))
+    on_device = {
+        name: PackedRows(*(t.to(device) for t in (rows.token_ids, rows.doc_start, rows.is_anchor)))
+        for name, rows in validation.items()
+    }
+    return everything, on_device
+
+
+def short_rows(documents: Sequence[Document], seq_len: int, rng: random.Random) -> PackedRows:
+    """Packed rows, some of them joined to one of ``seq_len`` tokens, in which their documents stay apart."""
+    packed = pack(documents, min(SHORT, seq_len))
+    count = seq_len // packed.token_ids.shape[1]
+    order = list(range(len(packed)))
+    rng.shuffle(order)  # packing puts documents of one length side by side
+    missing = -len(order) % count
+    index = torch.tensor(order + [0] * missing)
+    token_ids, doc_start, is_anchor = (
+        packed.token_ids[index],
+        packed.doc_start[index],
+        packed.is_anchor[index],
+    )
+    if missing:
+        is_anchor[-missing:] = False
+    starts = torch.arange(len(index), dtype=doc_start.dtype) % count * packed.token_ids.shape[1]
+    joined = (token_ids, doc_start + starts.unsqueeze(1), is_anchor)
+    return PackedRows(*(tensor.reshape(-1, seq_len) for tensor in joined))
+
+
+def long_rows(documents: Sequence[Document], seq_len: int) -> PackedRows:
+    """Rows of one conversation each: the documents as its turns, the system prompt once.
+
+    An answer was given to its own prompt alone, so in a conversation it is a text that the target may have written.
+    """
+    im_start = documents[0].prompt_token_ids[0]
+    heads = Counter(_system(doc, im_start) for doc in documents)
+    system = list(heads.most_common(1)[0][0])  # <|im_start|>system ... <|im_end|>\n
+    rows: list[tuple[list[int], list[bool]]] = []
+    for document in documents:
+        if _system(document, im_start) != tuple(system) or len(document.answer_token_ids) < 2:
+            continue
+        prompt, answer = document.prompt_token_ids[len(system) :], document.answer_token_ids
+        closing = system[-1:] if document.finish_reason == "stop" else system[-2:]
+        anchors = [False] * len(prompt) + [True] * (len(answer) - 1) + [False] * (1 + len(closing))
+        if not rows or len(rows[-1][0]) + len(anchors) > seq_len:
+            rows.append((list(system), [False] * len(system)))
+        rows[-1][0].extend([*prompt, *answer, *closing])
+        rows[-1][1].extend(anchors)
+    token_ids, is_anchor = np.zeros((2, len(rows), seq_len), dtype=np.int32)
+    doc_start = np.zeros_like(token_ids)
+    for row, (ids, anchors) in enumerate(rows):
+        token_ids[row, : len(ids)], is_anchor[row, : len(ids)] = ids, anchors
+        doc_start[row, len(ids) :] = len(ids)
+    return PackedRows(
+        torch.from_numpy(token_ids), torch.from_numpy(doc_start), torch.from_numpy(is_anchor).bool()
+    )
+
+
+def _system(document: Document, im_start: int) -> tuple[int, ...]:
+    """A prompt's token ids before its first turn: the second <|im_start|> on."""
+    ids = document.prompt_token_ids
+    return tuple(ids[: ids.index(im_start, 1)]) if im_start in ids[1:] else ()
+
+
+class FeaturesOnDevice:
+    """The target's features of all rows, in the device's memory: what Trainer reads in place of a forward."""
+
+    def __init__(
+        self, target: TargetModel, rows: PackedRows, layers: Sequence[int], per_forward: int
+    ) -> None:
+        shape = *rows.token_ids.shape, len(layers) * target.config.hidden_size
+        self.values = torch.empty(shape, dtype=target.dtype, device=target.device)
+        for first in range(0, len(rows), per_forward):
+            # A short last group begins earlier, so that shapes stay the same.
+            index = torch.arange(first, first + per_forward, device=target.device)
+            index = (index - max(first + per_forward - len(rows), 0)).clamp(min=0)
+            self.values[index] = target_features(target, rows.rows(index), layers)
+
+    def read(self, index: Tensor, device: torch.device) -> Tensor:
+        """Features [n, seq_len, width] of the rows ``index`` [n]."""
+        return self.values[index.to(device)]
+
+
+def fitting(target: TargetModel, rows: PackedRows, layers: Sequence[int]) -> int:
+    """Rows whose features fit beside training; on a CPU all."""
+    if target.device.type != "cuda":
+        return len(rows)
+    row_bytes = rows.token_ids.shape[1] * len(layers) * target.config.hidden_size * target.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(target.device)
+    return min(int((free - LEFT_FOR_TRAINING) // row_bytes), len(rows))
