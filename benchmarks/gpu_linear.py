@@ -1,7 +1,8 @@
 """Which tiling of ops/triton/linear.py is fastest, beside cuBLAS, at the shapes of Qwen3.5-27B and of SmolLM2-135M.
 
-One JSON line a shape, way to share out the inputs and count of tokens: the fastest tilings whose rows all have the
-bits that they have alone, and those that do not; before them cuBLAS's lines, with the ways whose bits it has.
+One JSON line a shape, count of tokens and kernel, the fastest tilings first: milliseconds, TB of weights a second, and
+whether every row has the very bits that the kernel for few tokens gives it alone. ``unsplit`` is cuBLAS as
+cuda/products.py calls it; its bits are compared at counts in between, too.
 """
 
 import argparse
@@ -9,14 +10,15 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, replace
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from flashdraft.cuda.products import unsplit_sums
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 SHAPES = {  # outputs, inputs
@@ -33,31 +35,15 @@ SHAPES = {  # outputs, inputs
     "small_head": (49152, 576),
 }
 TOKENS = (1, 16, 32, 64, 128, 256, 512)
-FEW = [
-    (64, 64, 6, 4), (64, 64, 3, 4), (64, 128, 4, 4), (64, 256, 4, 4), (128, 64, 3, 8), (128, 64, 4, 4),
-    (128, 128, 3, 4), (128, 128, 4, 8),
+BETWEEN = (17, 33, 40, 65, 72, 100, 120, 200, 300, 400, 1000, 1024, 2048, 3000, 4096)
+FEW = 64  # tokens; the kernel is not timed with more
+TILINGS = [
+    Tiling(*one)
+    for one in (
+        (64, 64, 3, 4), (64, 64, 6, 4), (64, 128, 4, 4), (64, 256, 4, 4), (128, 64, 3, 8), (128, 64, 4, 4),
+        (128, 128, 3, 4), (128, 128, 4, 8),
+    )
 ]  # fmt: skip
-MANY = [
-    (64, 64, 5, 4, 128), (64, 128, 4, 4, 128), (128, 64, 3, 4, 128), (128, 64, 3, 8, 128), (128, 64, 6, 8, 128),
-    (128, 128, 3, 8, 128), (128, 64, 4, 8, 256), (128, 64, 3, 8, 256), (256, 64, 4, 8, 128), (128, 64, 3, 4, 64),
-    (128, 64, 3, 8, 64), (128, 128, 4, 8, 64),
-]  # fmt: skip
-TILINGS = [Tiling(*one, by_descriptor=way) for one in FEW for way in (True, False)] + [
-    Tiling(*one, by_descriptor=True) for one in MANY
-]
-KINDS = ({}, {"parts": 2}, {"programs": 3})  # of sharing, each compiled anew
-
-
-def fits(tiling, tokens):
-    return tokens <= 64 if tiling in TILINGS[: 2 * len(FEW)] else tokens > 64
-
-
-def sharings(outputs):
-    """Ways to share out the inputs; where programs walk over all tiles, few and many tokens need the same tiles."""
-    found = [{"parts": parts} for parts in (1, 2, 3, 4) if outputs // 64 * parts <= 640 or parts == 1]
-    if 64 < outputs // 128 < 400:
-        found += [{"programs": programs, "outputs": 128} for programs in (132, 264)]
-    return found
 
 
 def compile_some(jobs):
@@ -67,7 +53,6 @@ def compile_some(jobs):
         weight = torch.zeros(512, 1024, dtype=torch.bfloat16, device="cuda")
         with suppress(Exception):  # what does not fit the card is told when it is timed
             few_tokens_linear(x, weight, tiling)
-    return len(jobs)
 
 
 def seconds_of(work, repeats=4):
@@ -87,81 +72,47 @@ def seconds_of(work, repeats=4):
     return sorted(times)[len(times) // 2]
 
 
-def libraries():
-    """cuBLAS as torch calls it, and cuBLASLt with and without sums that are split."""
-    reduced = torch.backends.cuda.matmul
-    for name, library, splits in (
-        ("cublas", "cublas", True),
-        ("lt", "cublaslt", True),
-        ("lt_whole", "cublaslt", False),
-    ):
-        torch.backends.cuda.preferred_blas_library(library)
-        reduced.allow_bf16_reduced_precision_reduction = True if splits else (False, False)
-        yield name
-    reduced.allow_bf16_reduced_precision_reduction = True
-    torch.backends.cuda.preferred_blas_library("cublas")
-
-
 class Shape:
     """One shape's weights, tokens, and what each row is alone."""
 
     def __init__(self, name, outputs, inputs):
-        self.name, self.outputs, self.inputs = name, outputs, inputs
+        self.name = name
         copies = max(1, min(int(6e8 // (outputs * inputs * 2)), 40))
         self.weights = [
             torch.randn(outputs, inputs, dtype=torch.bfloat16, device="cuda") * 0.02 for _ in range(copies)
         ]
-        self.x = torch.randn(max(TOKENS), inputs, dtype=torch.bfloat16, device="cuda")
-        self.alone, self.cublas = {}, {}
-        for sharing in sharings(outputs):
-            kept = {key: value for key, value in sharing.items() if key != "outputs"}
-            tiling = Tiling(128, 64, 4, 4, **kept)
-            rows = [few_tokens_linear(row, self.weights[0], tiling) for row in self.x.split(1)]
-            self.alone[json.dumps(sharing)] = torch.cat(rows)
+        self.x = torch.randn(max(BETWEEN), inputs, dtype=torch.bfloat16, device="cuda")
+        alone = partial(few_tokens_linear, weight=self.weights[0], tiling=TILINGS[0])
+        self.alone = torch.cat([alone(row) for row in self.x[:FEW].split(1)] + [alone(self.x[FEW:])])
 
-    def line(self, tokens, seconds, **more):
-        """Rates of all the weights' products."""
-        size, work = self.weights[0].nbytes, 2 * tokens * self.outputs * self.inputs
-        each = seconds / len(self.weights)
-        base = self.cublas.get(tokens, each)
+    def line(self, tokens, by, product):
+        """Rates of all the weights' products, and whether the first's bits are right."""
+        x = self.x[:tokens]
+        seconds = seconds_of(lambda: [product(x, weight) for weight in self.weights]) / len(self.weights)
         return {
-            "shape": self.name, "tokens": tokens, "ms": round(each * 1e3, 5), "tb_s": round(size / each / 1e12, 3),
-            "tflop_s": round(work / each / 1e12, 1), "of_cublas": round(each / base, 3), **more,
+            "shape": self.name, "tokens": tokens, "by": by, "ms": round(seconds * 1e3, 5),
+            "tb_s": round(self.weights[0].nbytes / seconds / 1e12, 3), "same_bits": self.has_bits(tokens, product),
         }  # fmt: skip
 
-    def by_libraries(self):
-        for name in libraries():
-            for tokens in TOKENS:
-                x = self.x[:tokens]
-                try:
-                    seconds = seconds_of(lambda x=x: [F.linear(x, w) for w in self.weights])
-                    found = F.linear(x, self.weights[0])
-                except Exception as error:
-                    yield {"shape": self.name, "tokens": tokens, "by": name, "error": repr(error)[:200]}
-                    continue
-                if name == "cublas":
-                    self.cublas[tokens] = seconds / len(self.weights)
-                same = [how for how, alone in self.alone.items() if torch.equal(found, alone[:tokens])]
-                yield self.line(tokens, seconds, by=name, bits_of=same)
+    def has_bits(self, tokens, product):
+        return torch.equal(product(self.x[:tokens], self.weights[0]), self.alone[:tokens])
 
-    def by_tilings(self, sharing, tokens):
+    def by_libraries(self):
+        for by, way in (("cublas", nullcontext), ("unsplit", partial(unsplit_sums, self.x))):
+            with way():
+                yield from (self.line(tokens, by, F.linear) for tokens in TOKENS)
+        with unsplit_sums(self.x):
+            wrong = [tokens for tokens in BETWEEN if not self.has_bits(tokens, F.linear)]
+        yield {"shape": self.name, "by": "unsplit", "between": BETWEEN, "other_bits": wrong}
+
+    def by_tilings(self, tokens):
         """The fastest first."""
-        x, alone = self.x[:tokens], self.alone[json.dumps(sharing)][:tokens]
         found = []
         for tiling in TILINGS:
-            if not fits(tiling, tokens) or sharing.get("outputs", tiling.outputs) != tiling.outputs:
-                continue
-            tiling = replace(tiling, **sharing)
-            work = partial(lambda t: [few_tokens_linear(x, w, t) for w in self.weights], tiling)
             try:
-                seconds = seconds_of(work, 3)
-                same = bool(torch.equal(work()[0], alone))
+                found.append(self.line(tokens, asdict(tiling), partial(few_tokens_linear, tiling=tiling)))
             except Exception as error:
-                found.append(
-                    {"tiling": asdict(tiling), "error": repr(error)[:200], "ms": 1e9, "same_bits": False}
-                )
-                continue
-            found.append({**self.line(tokens, seconds), "same_bits": same, "tiling": asdict(tiling)})
+                print("failed", tiling, repr(error)[:200], flush=True)
         return sorted(found, key=lambda one: one["ms"])
 
 
@@ -173,41 +124,21 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     born = time.time()
-    jobs = [
-        (tokens, replace(tiling, **kind))
-        for tiling in TILINGS for kind in KINDS for tokens in (16, 32, 64, 128, 256) if fits(tiling, tokens)
-        and (tokens <= 64 or tokens == max(tiling.most_tokens, 128))
-    ]  # fmt: skip
+    jobs = [(tokens, tiling) for tokens in (16, 32, 64) for tiling in TILINGS]
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(compile_some, [jobs[i::workers] for i in range(workers)]))
     print(f"compiled {len(jobs)} in {time.time() - born:.0f} s", flush=True)
     with (args.out / "linear.jsonl").open("w") as file:
-
-        def tell(line):
-            print(json.dumps(line), file=file, flush=True)
-
         for name in args.shapes:
             if time.time() - born > args.seconds:
                 break
             shape = Shape(name, *SHAPES[name])
-            for line in shape.by_libraries():
-                tell(line)
-            for sharing in sharings(SHAPES[name][0]):
-                for tokens in TOKENS:
-                    if time.time() - born > args.seconds:
-                        break
-                    found = shape.by_tilings(sharing, tokens)
-                    tell({"shape": name, "tokens": tokens, "sharing": sharing, "fastest": found})
-                    best = [one for one in found if one["same_bits"]][:1]
-                    told = [{**one, "tiling": list(one["tiling"].values())} for one in best]
-                    print(
-                        sharing,
-                        json.dumps(told),
-                        sum(not one["same_bits"] for one in found),
-                        "differ",
-                        flush=True,
-                    )
+            found = list(shape.by_libraries())
+            for tokens in (tokens for tokens in TOKENS if tokens <= FEW):
+                found += shape.by_tilings(tokens)
+            for line in found:
+                print(json.dumps(line), file=file, flush=True)
             print(f"{name}: {time.time() - born:.0f} s", flush=True)
 
 

@@ -1,4 +1,12 @@
-"""A product on the GPU by the kernel that suits its shape."""
+"""A product on the GPU by the kernel that suits its shape. Whichever that is, a token's bits are those it has alone.
+
+The kernel for few tokens adds an output's inputs in order. So does cuBLAS where it does not split them among its
+programs, which cuBLASLt can be told; on Hopper both run the same instruction on 16 inputs at a time. No bit depends on
+which of the two works, then: benchmarks/gpu_linear.py compares them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -7,27 +15,45 @@ from torch import Tensor
 from flashdraft.cuda.weights import Product
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
-# Above as many tokens the matrix units bound a product, and cuBLAS is faster: benchmarks/gpu_linear.py.
-FEW_TOKENS = 64
+_WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
 
 
 def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
-    """The fastest measured on an H200 for weights of about this shape: benchmarks/results/h200/linear.json."""
-    if num_outputs > 65536:
-        return Tiling(128, 64, 3, 8)
+    """The fastest measured on an H200 for weights of about this shape: benchmarks/results/h200/linear.jsonl."""
     if num_outputs > 32768:
-        return Tiling(64, 64, 3, 4)
-    if num_outputs > 8192:
-        return Tiling(128, 128, 4, 4)
+        return Tiling(128, 64, 3, 8)
+    if num_outputs > _WIDE:
+        return Tiling(128, 128, 4, 8)
     return Tiling(64, 256, 4, 4) if num_inputs >= 1024 else Tiling(64, 128, 4, 4)
 
 
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
     """``x`` [num_tokens, num_inputs] times the weights, [num_tokens, num_outputs]; into ``out`` where given."""
-    num_tokens, (num_outputs, num_inputs) = len(x), by.weight.shape
-    if num_tokens <= FEW_TOKENS and num_inputs % 16 == 0:
+    num_outputs, num_inputs = by.weight.shape
+    few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
+    if len(x) <= few and num_inputs % 16 == 0:
         return few_tokens_linear(x, by.weight, tiling_of(num_outputs, num_inputs), by.bias, out)
-    if out is None:
-        return F.linear(x, by.weight, by.bias)
-    assert by.bias is None, "a product that is staged has no bias"
-    return torch.mm(x, by.weight.t(), out=out)
+    with unsplit_sums(x):
+        if out is None:
+            return F.linear(x, by.weight, by.bias)
+        assert by.bias is None, "a product that is staged has no bias"
+        return torch.mm(x, by.weight.t(), out=out)
+
+
+@contextmanager
+def unsplit_sums(x: Tensor) -> Iterator[None]:
+    """Products of ``x``, in 16 bits on a GPU, add each output's inputs in order."""
+    if not x.is_cuda or x.dtype == torch.float32:
+        yield
+        return
+    matmul, cuda = torch.backends.cuda.matmul, torch.backends.cuda
+    kind = "bf16" if x.dtype == torch.bfloat16 else "fp16"
+    setting = f"allow_{kind}_reduced_precision_reduction"
+    before = cuda.preferred_blas_library(), (getattr(matmul, setting), getattr(matmul, f"{setting}_split_k"))
+    cuda.preferred_blas_library("cublaslt")
+    setattr(matmul, setting, (False, False))
+    try:
+        yield
+    finally:
+        setattr(matmul, setting, before[1])
+        cuda.preferred_blas_library(before[0])
