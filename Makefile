@@ -18,8 +18,13 @@ TRITON := triton==3.9.0
 TRITON_FOLDER := $(VENV)/interpreter
 TRITON_READY := $(TRITON_FOLDER)/.ready
 
+# The mutation tool with what it imports and the environment has not, in a folder of its own as well: 30 MB.
+MUTATION := mutmut==3.8.1 libcst==1.9.0 coverage==7.17.5 setproctitle==1.3.8 textual==8.2.8
+MUTATION_FOLDER := $(VENV)/mutation
+MUTATION_READY := $(MUTATION_FOLDER)/.ready
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz check fix bench docs clean
+.PHONY: help setup demo test test-fast fuzz mutate check fix bench docs clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +44,10 @@ FUZZ_CASES := 1000
 fuzz: $(READY)  ## spoil files and requests and see each refused in one line, at length: an hour
 	FLASHDRAFT_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/checkpoint/test_malformed_files.py
 	FLASHDRAFT_FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py
+
+mutate: $(READY) $(MUTATION_READY)  ## spoil the core rules line by line and see their tests fail: five minutes
+	@rm -rf mutants
+	PYTHONPATH=$(MUTATION_FOLDER) $(BIN)/python tests/mutation.py
 
 # What most changes break first; `make test` is what counts.
 FAST := tests/backends tests/cache tests/control tests/ops tests/spec_decode tests/engine/test_engine.py \
@@ -70,7 +79,7 @@ docs: $(READY)  ## build the documentation into site/
 	$(BIN)/python -m sphinx -W -q docs site
 
 clean:  ## remove caches and build leftovers (the environment: rm -rf .venv)
-	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site mutants src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml Makefile
@@ -89,4 +98,9 @@ $(READY): requirements.lock pyproject.toml Makefile
 $(TRITON_READY): $(READY)
 	@rm -rf $(TRITON_FOLDER)
 	@$(PIP) install -qq --no-deps --target $(TRITON_FOLDER) $(TRITON)
+	@touch $@
+
+$(MUTATION_READY): $(READY)
+	@rm -rf $(MUTATION_FOLDER)
+	@$(PIP) install -qq --no-deps --target $(MUTATION_FOLDER) $(MUTATION)
 	@touch $@

@@ -85,8 +85,8 @@ class StopCondition:
         return certain, None
 
     def _rest(self) -> str:
-        rest, self._held = self._held, ""
-        return rest + (self._detokenizer.flush() if self._detokenizer else "")
+        """The answer is over: what was held, and what is left of a character."""
+        return self._held + (self._detokenizer.flush() if self._detokenizer else "")
 
 
 def _start_len(text: str, stop: str) -> int:

@@ -105,6 +105,21 @@ def test_a_program_writes_into_its_own_folder_alone_and_little(tmp_path: Path) -
     assert not passes("for i in range(1000): open(str(i), 'w')")
 
 
+def test_a_program_starts_few_processes_whoever_runs_it() -> None:
+    spawn = "import subprocess\nfor _ in range({}): subprocess.Popen(['sleep', '30'])"
+    assert passes(spawn.format(4))
+    assert not passes(spawn.format(40))
+
+
+def test_a_program_has_no_rights_to_open_the_wall() -> None:
+    again = "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+    assert passes(
+        again + "assert libc.mount(None, b'/', None, 0x20 | 0x1000, None) == -1"
+    )  # writable once more
+    assert passes("import os\ntry:\n  os.setuid(0)\nexcept OSError: pass\nelse: raise ValueError")
+    assert passes("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import json'], check=True)")
+
+
 def test_a_program_reaches_no_other_process_and_none_outlives_it() -> None:
     assert not passes(f"import os; os.kill({os.getpid()}, 0)")
     spawn = "import os, subprocess; os.setsid() if os.getpgid(0) != os.getpid() else None\n"

@@ -2,8 +2,8 @@
 
 It sees no network, no process but its own and a read-only file system with an empty folder of its own in memory; all
 of it ends with the verdict. The limits follow the published HumanEval harness (openai/human-eval): time, memory, file
-size. Where the kernel grants no namespaces nothing is run, unless the caller allows it: the limits alone keep a
-careless program from harm and are no wall against a hostile one. How many processes it starts is not limited for root.
+size; and processes. Where the kernel grants no namespaces nothing is run, unless the caller allows it: the limits alone
+keep a careless program from harm and are no wall against a hostile one, and the processes of root are not counted then.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from flashdraft.errors import UsageError
 
 ALLOW = "FLASHDRAFT_ALLOW_CODE"  # environment: 1 runs code without the wall
 _NO_WALL = 77  # exit status of the child
+_NOBODY = 65534  # the user in place of root
 
 # The child walls and limits itself before it runs the program: from here on it can only lower its limits. It forks
 # twice: the first process of a namespace is not the program, and the kernel ends all others with it. What shows that
@@ -29,19 +30,57 @@ wanted, folder, *limits = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 libc = ctypes.CDLL(None, use_errno=True)
 USER, MOUNTS, NET, PIDS, IPC = 0x10000000, 0x20000, 0x40000000, 0x20000000, 0x08000000
 RECURSIVE, PRIVATE, AT_RECURSIVE, READ_ONLY, AT_FDCWD = 0x4000, 0x40000, 0x8000, 1, -100
+KEEP_CAPS, NO_NEW_PRIVS, AMBIENT, RAISE, READ_ANY = 8, 38, 47, 2, 2
+NOBODY = 65534
+
+def map_users(of, ids):
+    # Root's processes are not counted: it becomes nobody. Only from outside a namespace may it be given two users.
+    if ids[0] == 0:
+        maps = ("uid_map", f"0 0 1\\n{NOBODY} {NOBODY} 1"), ("gid_map", f"0 {ids[1]} 1\\n{NOBODY} {NOBODY} 1")
+    else:
+        maps = ("setgroups", "deny"), ("uid_map", f"{NOBODY} {ids[0]} 1"), ("gid_map", f"{NOBODY} {ids[1]} 1")
+    for name, text in maps:
+        with open(f"/proc/{of}/{name}", "w") as file:
+            file.write(text)
 
 def wall():
-    ids = os.geteuid(), os.getegid()
-    if libc.unshare(USER | MOUNTS | NET | PIDS | IPC):
+    ids, me, (there, told) = (os.geteuid(), os.getegid()), os.getpid(), os.pipe()
+    if not (outside := os.fork()):
+        try:
+            os.read(there, 1)
+            map_users(me, ids)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    refused = libc.unshare(USER | MOUNTS | NET | PIDS | IPC)
+    os.write(told, b"-")
+    if os.waitpid(outside, 0)[1] or refused:
         return False
-    for name, text in ("setgroups", "deny"), ("uid_map", f"65534 {ids[0]} 1"), ("gid_map", f"65534 {ids[1]} 1"):
-        with open("/proc/self/" + name, "w") as file:
-            file.write(text)
+    os.close(there), os.close(told)
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, 0, 0)  # mount_setattr(2), Linux 5.12
-    return not (
+    if (
         libc.mount(None, b"/", None, RECURSIVE | PRIVATE, None)
         or libc.syscall(ctypes.c_long(442), AT_FDCWD, b"/", AT_RECURSIVE, attributes, ctypes.c_size_t(32))
         or libc.mount(b"none", folder.encode(), b"tmpfs", 0, b"size=16m,nr_inodes=256,mode=777")
+    ):
+        return False
+    os.chdir(folder)
+    return not has_rights_left(ids[0] == 0)
+
+def has_rights_left(is_root):
+    # Within its namespace it could undo all that. Of root's rights it keeps one, to read: Python may be root's own.
+    kept = 1 << READ_ANY if is_root else 0
+    if is_root:
+        libc.prctl(KEEP_CAPS, 1, 0, 0, 0)
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    rights = (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)  # effective, permitted, inheritable; the upper 32 of each
+    return (
+        libc.capset(header, rights)
+        or libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0)
+        or (is_root and libc.prctl(AMBIENT, RAISE, READ_ANY, 0, 0))
     )
 
 if wanted == "walled":
@@ -51,7 +90,8 @@ if wanted == "walled":
         is_walled = False
     if not is_walled:
         os._exit(77)
-os.chdir(folder)
+else:
+    os.chdir(folder)
 if pid := os.fork():
     os._exit(min(1, os.waitpid(pid, 0)[1]))
 if wanted == "walled":
@@ -89,7 +129,7 @@ def passes(program: str, timeout_s: float = 5.0, memory_bytes: int = 1 << 30) ->
         str(memory_bytes),
         str(1 << 20),
         "32",
-        str(_num_own_processes() + 16),
+        str(_num_processes() + 16),
         "0",
     ]
     with (
@@ -122,11 +162,11 @@ def passes(program: str, timeout_s: float = 5.0, memory_bytes: int = 1 << 30) ->
         return status == 0 and output.read().endswith(b"\n" + token)
 
 
-def _num_own_processes() -> int:
-    """Processes and threads of this user, which RLIMIT_NPROC counts."""
-    number = 0
+def _num_processes() -> int:
+    """Processes and threads of the user that the program runs as, which RLIMIT_NPROC counts."""
+    number, user = 0, os.getuid() or _NOBODY
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{name}").st_uid == os.getuid():
+            if os.stat(f"/proc/{name}").st_uid == user:
                 number += len(os.listdir(f"/proc/{name}/task"))
     return number
