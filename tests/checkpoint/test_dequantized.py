@@ -116,6 +116,10 @@ def test_a_config_that_says_scales_of_the_cache_alone(whole, told):
         ({"quant_method": "gptq", "bits": 3}, "gptq"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "awq, gemv"),
         ({"quant_method": "torchao"}, "torchao"),
+        (
+            {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
+            "torchao, Int4W.*",
+        ),
         ({"group_size": 64, "bits": 4}, "unknown"),
     ],
 )

@@ -1,6 +1,6 @@
 """Quantized weights read as floats, to the bit as the libraries that made them dequantize.
 
-Four layouts of a matrix ``x.weight`` [rows, columns]:
+Six layouts of a matrix ``x.weight`` [rows, columns]:
 
 scaled   ``x.weight`` FP8 or int8, ``x.weight_scale_inv`` or ``x.weight_scale``, one for blocks, rows or all: the code
          times its scale. Block FP8 is computed in float32 (transformers' ``Fp8Dequantize``), compressed-tensors' in
@@ -8,7 +8,10 @@ scaled   ``x.weight`` FP8 or int8, ``x.weight_scale_inv`` or ``x.weight_scale``,
 packed   ``x.weight_packed`` int32, 4 or 8 bits a code; ``weight_scale`` [rows, groups], ``weight_shape``, and where it
          is asymmetric ``weight_zero_point`` (compressed-tensors, pack-quantized).
 awq      ``x.qweight`` int32 [columns, rows / 8], ``x.qzeros``, ``x.scales`` [groups, rows] (AutoAWQ, version gemm).
-gptq     ``x.qweight`` int32 [columns * bits / 32, rows], ``x.qzeros``, ``x.scales`` [groups, rows], ``x.g_idx``.
+gptq     ``x.qweight`` int32 [columns * bits / 32, rows], ``x.qzeros``, ``x.scales`` [groups, rows]; ``x.g_idx``, each
+         column's group, which auto-round leaves out.
+torchao  ``x._weight_qdata`` FP8 or int8, ``x._weight_scale`` float32, one for rows or blocks, ``x._weight_zero_point``:
+         computed in float32, rounded to the config's dtype.
 mxfp4    ``x.weight_packed`` uint8, two E2M1 a byte, ``x.weight_scale`` uint8, exponents of 32 columns each.
 """
 
@@ -187,11 +190,14 @@ class DequantizedWeights:
     def gptq(self, name: str, _ending: str, how: Quantization) -> "_Made | None":
         """GPTQ's words, packed along the columns; zero points along the rows."""
         words, zeros, scales, order = (f"{name}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx"))
-        self._expect(words, "I32", zeros, scales, order)
+        self._expect(words, "I32", zeros, scales)
         num_words, rows = self._source.shapes[words]
-        (columns,), groups = self._source.shapes[order], self._source.shapes[scales][0]
+        is_ordered, groups = order in self._source.shapes, self._source.shapes[scales][0]
+        columns = self._source.shapes[order][0] if is_ordered else num_words * 32 // how.bits
         bits = next((b for b in (2, 4, 8) if num_words * 32 == columns * b), 0)
-        if not bits or self._source.shapes[scales] != (groups, rows):
+        if not bits or not groups or (columns % groups and not is_ordered):
+            raise self._misfit(name)
+        if self._source.shapes[scales] != (groups, rows):
             raise self._misfit(name)
         if self._source.shapes[zeros] != (groups, -(-rows * bits // 32)):
             raise self._misfit(name)
@@ -199,19 +205,43 @@ class DequantizedWeights:
         def read() -> Tensor:
             codes = _unpack(self._source.read(words).T, bits).T
             offsets = _unpack(self._source.read(zeros), bits)[:, :rows] + how.stored_zero_offset
-            factors, group = self._source.read(scales), self._source.read(order).long()
+            factors = self._source.read(scales)
+            in_turn = torch.arange(columns) // max(columns // groups, 1)
+            group = self._source.read(order).long() if is_ordered else in_turn
             return ((codes - offsets[group]).to(factors.dtype) * factors[group]).T.contiguous()
 
         return f"{name}.weight", (rows, columns), read, {words, zeros, scales, order}
 
-    def _expect(self, words: str, dtype: str, *others: str) -> None:
+    def torchao(self, name: str, _ending: str, how: Quantization) -> "_Made | None":
+        """torchao's tensors by their parts, as its safetensors support names them."""
+        codes, scale, zero = (f"{name}._weight_{part}" for part in ("qdata", "scale", "zero_point"))
+        self._expect(codes, ("I8", "F8_E4M3"), scale)
+        shape, of_scale = self._source.shapes[codes], self._source.shapes[scale]
+        if len(of_scale) != len(shape) or any(not n or m % n for m, n in zip(shape, of_scale, strict=True)):
+            raise CheckpointError(
+                f"{self.label}: {scale} is {list(of_scale)} for {list(shape)} codes; expected as many dimensions, and"
+                " blocks of equal size: fetch it again"
+            )
+        blocks = [m // n for m, n in zip(shape[-2:], of_scale[-2:], strict=True)]
+
+        def read() -> Tensor:
+            values = self._source.read(codes).float()
+            if zero in self._source.shapes:
+                values = values - _spread(self._source.read(zero).float(), blocks, shape)
+            values = values * _spread(self._source.read(scale), blocks, shape)
+            return values if how.dtype is None else values.to(how.dtype)
+
+        return f"{name}.weight", shape, read, {codes, scale, zero}
+
+    def _expect(self, words: str, dtype: str | tuple[str, ...], *others: str) -> None:
         missing = [one for one in others if one not in self._source.shapes]
-        if missing or self._source.dtypes[words] != dtype:
+        known = (dtype,) if isinstance(dtype, str) else dtype
+        if missing or self._source.dtypes[words] not in known:
             found = (
                 f"lacks {list_some(missing)}" if missing else f"has {words} as {self._source.dtypes[words]}"
             )
             raise CheckpointError(
-                f"{self.label} {found}; expected {words} in {dtype} with its scales: fetch it again"
+                f"{self.label} {found}; expected {words} in {' or '.join(known)} with its scales: fetch it again"
             )
 
     def _misfit(self, name: str) -> CheckpointError:
@@ -233,6 +263,7 @@ _LAYOUTS: dict[str, dict[str, Callable[..., "_Made | None"]]] = {
     "mxfp4": {".weight_packed": DequantizedWeights.mxfp4},
     "awq": {".qweight": DequantizedWeights.awq},
     "gptq": {".qweight": DequantizedWeights.gptq},
+    "torchao": {"._weight_qdata": DequantizedWeights.torchao},
 }
 
 

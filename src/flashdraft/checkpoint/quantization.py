@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.errors import CheckpointError
 
@@ -15,7 +17,14 @@ _COMPRESSED = (
     "mxfp4-pack-quantized",
     "dense",
 )
-_READ = "FP8, compressed-tensors with 4 or 8 bits, AWQ, GPTQ or MXFP4"
+# torchao's kinds with a code and a scale; activations are not rounded here.
+_TORCHAO = (
+    "Int8WeightOnlyConfig",
+    "Float8WeightOnlyConfig",
+    "Int8DynamicActivationInt8WeightConfig",
+    "Float8DynamicActivationFloat8WeightConfig",
+)
+_READ = "FP8, compressed-tensors with 4 or 8 bits, AWQ, GPTQ, MXFP4 or torchao with 8 bits"
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class Quantization:
     block: tuple[int, int] | None = None  # rows and columns that share a scale, where blocks do
     group_size: int | None = None  # columns that share a scale, where groups do
     stored_zero_offset: int = 0  # what GPTQ's first format leaves out of each zero point
+    bits: int = 4  # of a GPTQ code
+    dtype: torch.dtype | None = None  # what torchao rounds dequantized weights to
 
 
 def read_quantization(raw: dict[str, Any], folder: Path) -> Quantization | None:
@@ -64,15 +75,33 @@ def read_quantization(raw: dict[str, Any], folder: Path) -> Quantization | None:
         method == "auto-round" and packing.endswith("awq")
     ):
         return Quantization("awq")
-    if (method == "gptq" and bits in (2, 4, 8)) or (method == "auto-round" and packing.endswith("gptq")):
-        return Quantization("gptq", stored_zero_offset=0 if told.get("checkpoint_format") == "gptq_v2" else 1)
-    name = ", ".join(
-        str(one) for one in (method, algorithm, form or packing or None, told.get("version")) if one
-    )
+    if bits in (2, 4, 8) and (method == "gptq" or (method == "auto-round" and packing.endswith("gptq"))):
+        is_v2 = told.get("checkpoint_format") == "gptq_v2"
+        return Quantization("gptq", stored_zero_offset=0 if is_v2 else 1, bits=bits)
+    kind = _torchao_kind(told)
+    if method == "torchao" and kind in _TORCHAO:
+        return Quantization("torchao", dtype=_own_dtype(raw))
+    names = (method, algorithm, form or packing or kind or None, told.get("version"))
+    name = ", ".join(str(one) for one in names if one)
     raise CheckpointError(
         f"{folder} is quantized ({name}); expected float weights, {_READ}: vLLM and SGLang serve others as they are"
         " (flashdraft launch), or give the original model"
     )
+
+
+def _torchao_kind(told: dict[str, Any]) -> str:
+    """The name of a torchao configuration: in transformers' nesting of it, or as a text."""
+    kind = told.get("quant_type") or ""
+    return str((kind.get("default") or {}).get("_type") if isinstance(kind, dict) else kind)
+
+
+def _own_dtype(raw: dict[str, Any]) -> torch.dtype | None:
+    """The type that a config says its float weights have."""
+    for config in (raw, raw.get("text_config") or {}):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(found := getattr(torch, str(config.get(key)), None), torch.dtype):
+                return found
+    return None
 
 
 def _block(sizes: Any) -> tuple[int, int] | None:
