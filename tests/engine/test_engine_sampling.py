@@ -1,11 +1,12 @@
 """Sampling in the engine: the law of the target, one text a seed, and everything users may ask of the choice.
 
 The chi-square tests draw 20,000 samples with fixed seeds and reject at a false-alarm probability of 1e-6 each, so
-a change of torch's random numbers would fail one of the six by chance less than once in 160,000 times.
+a change of torch's random numbers would fail one of the eight by chance less than once in 120,000 times.
 """
 
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.drafter import DraftShape
+from flashdraft.spec_decode.drafter import Drafter, DraftShape
 from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.per_request import PerRequestDrafter
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 from tiny_pair import byte_tokenizer
-from toys import toy_dflash, toy_target
+from toys import toy_dflash, toy_dflash2, toy_target
 
 NUM_SAMPLES = 20_000
 FALSE_ALARM = 1e-6
@@ -107,9 +108,16 @@ def joint_law(params: SamplingParams) -> Tensor:
     return law
 
 
-def draw(params: SamplingParams, block_size: int, num_samples: int = NUM_SAMPLES) -> tuple[Tensor, Engine]:
-    """Counts [4, 4, 4] of the same three tokens over as many seeds."""
-    engine = Engine(tiny_target(), GuessingDrafter(), EngineConfig(max_running=250, max_step_tokens=2000))
+def draw(
+    params: SamplingParams,
+    block_size: int,
+    num_samples: int = NUM_SAMPLES,
+    drafter: Drafter | None = None,
+    tree: int | None = None,
+) -> tuple[Tensor, Engine]:
+    """Counts [4, 4, 4] of the same three tokens over as many seeds; ``drafter`` None: one that guesses."""
+    config = EngineConfig(max_running=250, max_step_tokens=2000)
+    engine = Engine(tiny_target(), drafter or GuessingDrafter(), config, draft_tree=tree)
     answers: dict[str, list[int]] = {}
     for one in params.__class__(**{**params.__dict__, "n": num_samples, "seed": 1000}).split():
         answers[str(one.seed)] = []
@@ -154,6 +162,43 @@ def test_a_planted_bias_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "verify", lenient)
     counts, _ = draw(LAWS["temperature"], block_size=4, num_samples=5000)
     assert chi_square_p_value(counts, joint_law(LAWS["temperature"])) < FALSE_ALARM
+
+
+SHARED = SamplingParams(temperature=1.0, max_tokens=4)
+TREES = pytest.mark.parametrize("tree", [None, 7])
+
+
+def sharing_drafter() -> DFlashDrafter:
+    """DFlash 2: its drafts depend on the very noise that decides them."""
+    target = tiny_target()
+    return DFlashDrafter(toy_dflash2(target, selector_top_k=3), target)
+
+
+@TREES
+def test_the_joint_law_behind_drafts_that_share_the_noise_is_the_targets(tree: int | None) -> None:
+    counts, engine = draw(SHARED, 4, drafter=sharing_drafter(), tree=tree)
+    assert engine.metrics.num_accepted > NUM_SAMPLES / 2
+    assert chi_square_p_value(counts, joint_law(SHARED)) > FALSE_ALARM
+
+
+@TREES
+def test_a_planted_bias_of_their_verification_is_caught(
+    tree: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One choice in eight is the draft's, whatever the target says."""
+    rng, walk = random.Random(0), DraftTree.walk
+
+    def lenient(draft: DraftTree, choose: Callable[[int, list[int]], int]) -> tuple[list[int], int]:
+        def biased(place: int, path: list[int]) -> int:
+            behind = [t for t, parent in zip(draft.token_ids, draft.parents, strict=True) if parent == place]
+            return behind[0] if behind and rng.random() < 1 / 8 else choose(place, path)
+
+        return walk(draft, biased)
+
+    monkeypatch.setattr(DraftTree, "walk", lenient)
+    monkeypatch.setattr(DraftTree, "is_chain", False)  # so that chains walk too
+    counts, _ = draw(SHARED, 4, 5000, sharing_drafter(), tree)
+    assert chi_square_p_value(counts, joint_law(SHARED)) < FALSE_ALARM
 
 
 SETTINGS = {
