@@ -16,9 +16,9 @@ from torch import Tensor
 from flashdraft.checkpoint.draft_vocabulary import without_borrowing
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hub import locate
-from flashdraft.checkpoint.load import load_target, outline_target, target_rows, training_notes
+from flashdraft.checkpoint.load import load_target, outline_target, target_rows
 from flashdraft.checkpoint.safetensors import INDEX, SafetensorsWeights, weight_files
-from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
+from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, read_notes, write_folder
 from flashdraft.checkpoint.speculators import from_zlab
 from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
@@ -52,14 +52,14 @@ def convert_drafter(source: str | Path, to: str, out: Path, target: str | Path |
     if config.borrows_head:
         head = None if target is None else load_target(target).head_weight()
         config, tensors = without_borrowing(drafter, own, head)
-    elif own.shapes != SafetensorsWeights(folder).shapes:  # less copies of the target's
+    elif folder.is_file() or own.shapes != SafetensorsWeights(folder).shapes:  # less copies of the target's
         tensors = {name: own.read(name) for name in own.shapes}
     if config.selector_projects_head:
         whose = EMBEDDED if target is None and source == EMBEDDED else target
         tensors = tensors or {name: own.read(name) for name in own.shapes}
         config, tensors = _with_codebooks(drafter, config, tensors, whose)
     told = from_zlab(config.to_dict(), *_named_target(target)) if to == "speculators" else config.to_dict()
-    told |= {TRAINING_NOTES: notes} if (notes := training_notes(folder)) else {}
+    told |= {TRAINING_NOTES: notes} if (notes := read_notes(folder)) else {}
     if tensors is None:
         _copy(folder, told, out)
     else:

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from flashdraft.checkpoint.embedded import EMBEDDED, embedded_drafter
 from flashdraft.checkpoint.hub import locate
-from flashdraft.checkpoint.save import TRAINING_NOTES, check_is_new, write_folder
+from flashdraft.checkpoint.save import check_is_new, read_notes, write_folder
 from flashdraft.checkpoint.target_copies import TargetRows
-from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.checkpoint.weights import WeightSource
 from flashdraft.checkpoint.zlab import open_drafter, read_drafter
 from flashdraft.errors import UsageError
@@ -67,8 +66,7 @@ def give_vocabulary(
         "d2t": chosen - torch.arange(len(chosen)),
         "t2d": kept,
     }
-    notes = read_object(folder / "config.json").get(TRAINING_NOTES) or {}
-    write_folder(out, config.to_dict(), tensors, None, notes)
+    write_folder(out, config.to_dict(), tensors, None, read_notes(folder))
 
 
 def without_borrowing(

@@ -31,7 +31,8 @@ ARCHITECTURES = (
     "qwen3moe",
     "qwen35",
     "qwen35moe",
-)  # whose fields and tensors are known: load.py
+    "dflash",  # drafters
+)  # whose fields and tensors are known: load.py, gguf_dflash.py
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MAX_DEPTH, _MAX_DIMS = 4, 4  # ggml's tensors have four dimensions at most
 _SCALARS = {

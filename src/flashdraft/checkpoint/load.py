@@ -29,10 +29,10 @@ from flashdraft.checkpoint.hf_config import (
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
-from flashdraft.checkpoint.save import TRAINING_NOTES
+from flashdraft.checkpoint.save import read_notes
 from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
-from flashdraft.checkpoint.untrusted import damage_is_told, read_object
+from flashdraft.checkpoint.untrusted import damage_is_told
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
 from flashdraft.errors import CheckpointError
@@ -161,9 +161,9 @@ def load_drafter(
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> DFlashModel | MTPModel:
-    """A drafter network ("embedded", a folder or a hub name), ready to run or train.
+    """A drafter network ("embedded", a folder, a GGUF file or a hub name), ready to run or train.
 
-    The folder is in z-lab's or speculators' format, or holds an MTP head.
+    The folder is in z-lab's or speculators' format, or holds an MTP head; a GGUF file is read with its target.
 
     With ``target``: raises IncompatibleDrafterError when it was made for another. Raises CheckpointError
     for what is missing, truncated or contradicts itself, UsageError for a dtype or device that is not
@@ -222,8 +222,7 @@ def save_drafter(
 def training_notes(path_or_name: str | Path) -> dict[str, Any]:
     """What a drafter's config.json tells of its training; empty where it tells nothing."""
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, weights=False)
-    notes = read_object(folder / "config.json").get(TRAINING_NOTES)
-    return notes if isinstance(notes, dict) else {}
+    return read_notes(folder)
 
 
 def eos_token_ids(path_or_name: str | Path = EMBEDDED) -> tuple[int, ...]:

@@ -28,8 +28,13 @@ _LARGEST_BLOCK = 16  # of a published head, whose config names none: it drafts o
 
 
 def holds_mtp_head(folder: Path) -> bool:
-    """Whether ``folder``'s config.json is that of an MTP head. Raises CheckpointError when there is none."""
-    return read_object(folder / "config.json").get("architectures") == [_ARCHITECTURE]
+    """Whether ``folder``'s config.json is that of an MTP head; a GGUF file is none.
+
+    Raises CheckpointError when there is none.
+    """
+    return not folder.is_file() and read_object(folder / "config.json").get("architectures") == [
+        _ARCHITECTURE
+    ]
 
 
 def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> MTPModel:

@@ -8,7 +8,7 @@ from flashdraft.errors import CheckpointError
 
 # Words of architectures, algorithm names and tensors -> the method, and who serves it (state of November 2026).
 _METHODS = {
-    ("dspark", "markov_head"): ("DSpark", "vLLM, SGLang and llama.cpp"),
+    ("dspark", "markov_head", "markov_w1"): ("DSpark", "vLLM, SGLang and llama.cpp"),
     ("domino", "prefix_gru"): ("Domino", "SGLang and others"),
     ("lilicorr",): ("LiLiCorr", "vLLM, SGLang and llama.cpp"),
     ("xpress",): ("xPress", "vLLM 0.33"),

@@ -12,10 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flashdraft.checkpoint.safetensors import SINGLE
+from flashdraft.checkpoint.untrusted import read_object
 from flashdraft.errors import UsageError
 from flashdraft.whole_files import put_in_place
 
 TRAINING_NOTES = "flashdraft_training"  # in a config.json: how the drafter was trained
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What the config.json of a drafter's ``folder`` tells of its training; empty where nothing, as in a GGUF file."""
+    notes = {} if folder.is_file() else read_object(folder / "config.json").get(TRAINING_NOTES)
+    return notes if isinstance(notes, dict) else {}
 
 
 def check_is_new(folder: Path) -> None:

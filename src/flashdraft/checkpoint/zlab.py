@@ -1,4 +1,7 @@
-"""Drafters in z-lab's format: config.json of a DFlashDraftModel or DFlash2DraftModel, and model.safetensors."""
+"""Drafters in z-lab's format: config.json of a DFlashDraftModel or DFlash2DraftModel, and model.safetensors.
+
+Those in speculators' format and in GGUF files are read through it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +12,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from flashdraft.checkpoint.dequantized import folder_weights
+from flashdraft.checkpoint.gguf import GGUFFile
+from flashdraft.checkpoint.gguf_dflash import GGUFDrafterWeights, read_drafter_fields
 from flashdraft.checkpoint.hf_config import check_supported
 from flashdraft.checkpoint.other_heads import check_method
 from flashdraft.checkpoint.save import write_folder
@@ -42,7 +47,7 @@ def read_drafter(
     device: torch.device,
     rows: TargetRows | None = None,
 ) -> DFlashModel:
-    """The drafter in ``folder``, checked against the target's config unless that is None.
+    """The drafter in ``folder`` or GGUF file, checked against the target's config unless that is None.
 
     ``rows``: the target's, which copies in the file are compared with. Raises CheckpointError for a drafter that
     contradicts itself, IncompatibleDrafterError for one made for another target; both before any tensor is read, but
@@ -62,15 +67,16 @@ def read_drafter(
 
 def open_drafter(folder: Path, config: DFlashConfig, rows: TargetRows | None) -> WeightSource:
     """The drafter's own tensors: less its copies of the target's, which are compared with ``rows``."""
-    source = WithoutCopies(folder_weights(folder), config)
+    stored = GGUFDrafterWeights(GGUFFile(folder)) if folder.is_file() else folder_weights(folder)
+    source = WithoutCopies(stored, config)
     source.compare(rows)
     return FittedTables(source, config.vocab_size)
 
 
 def read_drafter_config(folder: Path, target_config: Any) -> DFlashConfig:
-    """The config of the drafter in ``folder``, in either format; checked and raising as :func:`read_drafter`."""
-    file = folder / "config.json"
-    raw = read_object(file)
+    """The config of the drafter in ``folder``, in any format; checked and raising as :func:`read_drafter`."""
+    file = folder if folder.is_file() else folder / "config.json"
+    raw = read_drafter_fields(GGUFFile(folder), target_config) if folder.is_file() else read_object(file)
     check_sizes(raw, str(file))
     with damage_is_told(str(file)):
         if MARK in raw:

@@ -19,7 +19,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
     draft: Annotated[
-        str | None, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")
+        str | None, typer.Option("--draft", help="Drafter: embedded, a folder, a GGUF file or a hub name.")
     ] = None,
     target: Annotated[
         str | None,

@@ -10,7 +10,9 @@ from flashdraft.cli.options import DeviceOption, DtypeOption, JsonOption, ModelO
 
 
 def doctor(
-    draft: Annotated[str, typer.Option("--draft", help="Drafter: embedded, a folder or a hub name.")],
+    draft: Annotated[
+        str, typer.Option("--draft", help="Drafter: embedded, a folder, a GGUF file or a hub name.")
+    ],
     target: ModelOption = "embedded",
     prompts: Annotated[
         Path | None,

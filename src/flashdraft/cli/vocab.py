@@ -21,7 +21,7 @@ def vocab(
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
     size: Annotated[int, typer.Option("--size", help="Tokens of the draft vocabulary, a multiple of 64.")],
     draft: Annotated[
-        str, typer.Option("--draft", help="DFlash drafter: embedded, a folder or a hub name.")
+        str, typer.Option("--draft", help="DFlash drafter: embedded, a folder, a GGUF file or a hub name.")
     ] = "embedded",
     target: ModelOption = "embedded",
     answers: Annotated[

@@ -147,6 +147,11 @@ def read_pair(target: str, draft: str) -> Pair:
     raw_target = read_object(place / "config.json")
     check_sizes(raw_target, str(place / "config.json"))
     folder = embedded_drafter() if draft == EMBEDDED else locate(draft, weights=False)
+    if folder.is_file():
+        raise UsageError(
+            f"{draft} is a GGUF file; expected a drafter in a folder or a hub name: write one with flashdraft convert"
+            f" --draft {draft} --model {target} --to z-lab --out FOLDER"
+        )
     raw = read_object(folder / "config.json")
     if MARK in raw_target or "dflash_config" in raw_target:
         raise UsageError(f"{target} holds a drafter; expected a target model: give it as --draft instead")
