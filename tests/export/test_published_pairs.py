@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-from flashdraft.checkpoint.load import load_drafter
-from flashdraft.errors import CheckpointError
 from published_pairs import PAIRS, rows, table
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "models.md"
@@ -23,11 +19,3 @@ def test_what_cannot_be_run_names_who_can(tmp_path):
         assert (verdict == "hands over") == bool(sentence and engines), name
         assert "flashdraft launch" in sentence or not engines or not sentence, (name, sentence)
         assert "fetch" not in sentence, (name, sentence)
-
-
-def test_a_gguf_in_a_drafters_place(tmp_path):
-    (tmp_path / "drafter.gguf").write_bytes(b"GGUF")
-    with pytest.raises(
-        CheckpointError, match=r"drafter\.gguf is a file; expected a Hugging Face checkpoint folder"
-    ):
-        load_drafter(tmp_path / "drafter.gguf")
