@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flashdraft.backends.rounds import Rounds
 from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cuda.build import RoundDrafter
 from flashdraft.models.base import TargetModel, TargetOutput
 
 
@@ -47,7 +49,7 @@ class Backend(ABC):
     is_ragged: ClassVar[bool] = False  # whether rows are computed without padding
 
     def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:
-        self.target, self.feature_layers = target, feature_layers
+        self.target, self.room, self.feature_layers = target, room, feature_layers
         self.cache, self.states = self.new_storage(room)
 
     @classmethod
@@ -87,6 +89,10 @@ class Backend(ABC):
     @abstractmethod
     def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:
         """A sequence starts with the state in ``slot``: a copy of the one in ``source``, or none."""
+
+    def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:  # noqa: ARG002
+        """Rounds that the host does not wait for, or None where there are none. ``drafter``: None: of plain steps."""
+        return None
 
 
 def paged_storage(target: TargetModel, room: Room, num_spare: int = 0) -> tuple[PagedKVCache, dict[int, Any]]:

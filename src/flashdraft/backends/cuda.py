@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.backends.base import Backend, Room, TargetStep
+from flashdraft.backends.rounds import Rounds
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, power_of_two
+from flashdraft.cuda.build import RoundDrafter
+from flashdraft.cuda.rounds import DeviceRounds
 from flashdraft.cuda.rows import DeviceRows
 from flashdraft.cuda.target import CudaTarget, why_not
 from flashdraft.models.base import TargetModel, TargetOutput
@@ -44,10 +47,15 @@ class CudaBackend(Backend):
         """See :class:`Backend`."""
         return self._layers.new_rows(self.cache, self.states)
 
-    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:
+    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:  # noqa: ARG002
         """See :class:`Backend`."""
         if self.states:
-            cast("DeviceRows", rows).begin(slot, source)
+            self.states.begin(slot, source)
+
+    def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:
+        """See :class:`Backend`."""
+        rows = self._layers.new_rows(self.cache, self.states)
+        return DeviceRounds(self._layers, rows, drafter, self.feature_layers, self.room.num_rows)
 
     def prompt_step(
         self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]

@@ -1,14 +1,28 @@
 """The door of this package: where there is no GPU, nothing else of it is imported, and Triton need not be there."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.ops.triton import runs_on
 
 if TYPE_CHECKING:
     from flashdraft.cuda.drafter import CudaDrafter
+
+
+@dataclass(frozen=True)
+class RoundDrafter:
+    """A drafter on a GPU, as rounds want it.
+
+    ``best``: from final hidden states [rows, slots, hidden_size] behind anchors [rows] to the draft, token ids
+    [rows, slots] and their log-probabilities.
+    """
+
+    network: "CudaDrafter"
+    best: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cuda_drafter(model: nn.Module, num_pages: int, page_size: int, num_rows: int) -> "CudaDrafter | None":

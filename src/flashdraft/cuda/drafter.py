@@ -45,7 +45,7 @@ class CudaDrafter:
         ]
         slots = slots_of(self.cache, placed, counts)
         if total > _MOST_RECORDED:
-            self._store(features, told([positions, slots], device))
+            self.store(features, told([positions, slots], device))
             return
         more = power_of_two(total) - total
         scratch = self.rows.scratch_page * self.cache.page_size
@@ -53,7 +53,7 @@ class CudaDrafter:
         inputs = F.pad(features, (0, 0, 0, more)), pinned(places, device)
 
         def work(features: Tensor, places: Tensor) -> None:
-            self._store(features, places)
+            self.store(features, places)
 
         self.rows.recorded(("context", total + more), work, inputs)
 
@@ -77,24 +77,24 @@ class CudaDrafter:
         asked, num_keys = self.rows.tables(placed, blocks, width)
 
         def work(numbers: Tensor) -> T:
-            tables = RowTables(numbers, width)
-            hidden = self._hidden(tables, num_keys, embed(tables.token_ids.flatten()))
-            return found(hidden[:, 1:], tables.token_ids[:, 0])
+            tables = RowTables.of(numbers, width)
+            return found(self.hidden(tables, num_keys, embed)[:, 1:], tables.token_ids[:, 0])
 
-        return self.rows.recorded((*asked.numbers.shape, width, num_keys, key), work, [asked.numbers])
+        return self.rows.recorded((*asked.shape, width, num_keys, key), work, [asked])
 
-    def _hidden(self, tables: RowTables, num_keys: int, embedded: Tensor) -> Tensor:
-        """Final hidden states [num_rows, width, hidden_size] of embedded blocks [num_rows * width, hidden_size]."""
+    def hidden(self, tables: RowTables, num_keys: int, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Final hidden states [num_rows, width, hidden_size] of blocks; ``embed``: the target's."""
         places = tables.places
         rules = self.model.config.rules
         seen = {rule: _visible(rule, places, tables.ends) for rule in set(rules)}
         rope = self._rope(places.flatten())
         source = StepSource(self.cache, tables, [seen[rule] for rule in rules], num_keys, rope)
-        hidden, _ = run(self.layers, self.last, embedded, source)
+        hidden, _ = run(self.layers, self.last, embed(tables.token_ids.flatten()), source)
         return apart(hidden, 0, places.shape)
 
-    def _store(self, features: Tensor, places: Tensor) -> None:
-        positions, slots = places  # of each token, and where it goes
+    def store(self, features: Tensor, places: Tensor) -> None:
+        """Keys and values of tokens with ``features`` [num_tokens, ...]; ``places`` [2, ...]: positions and slots."""
+        positions, slots = places
         fused = self.fused_norm.alone(product(features, self.fuse))
         source = StoreSource(self.cache, slots, self._rope(positions))
         for layer in self.layers:

@@ -9,11 +9,13 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cuda.states import DeviceStates
+from flashdraft.cuda.weights import pinned
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.paged_attention import PART
 
@@ -22,40 +24,34 @@ _COARSE = 4  # keys that recordings are made for: PART times a power of this
 
 @dataclass(frozen=True)
 class RowTables:
-    """What the host tells of a step's rows, one tensor [num_rows, 3 + width + num_pages] of int32."""
+    """Where the rows of a step stand, on the device."""
 
-    numbers: Tensor
-    width: int
+    starts: Tensor  # int32 [num_rows]: committed tokens
+    ends: Tensor  # int32 [num_rows]: the slot behind each row's last token, where padding begins
+    state_slots: Tensor  # int64 [num_rows]: where the rows' states are
+    token_ids: Tensor  # int64 [num_rows, width]
+    pages: Tensor  # int32 [num_rows, num_pages]: each row's pages in order
+
+    @classmethod
+    def of(cls, numbers: Tensor, width: int) -> "RowTables":
+        """What :meth:`DeviceRows.tables` told."""
+        return cls(
+            numbers[:, 0],
+            numbers[:, 1],
+            numbers[:, 2].long(),
+            numbers[:, 3 : 3 + width].long(),
+            numbers[:, 3 + width :],
+        )
 
     @property
-    def starts(self) -> Tensor:
-        """[num_rows]: committed tokens."""
-        return self.numbers[:, 0]
-
-    @property
-    def ends(self) -> Tensor:
-        """[num_rows]: the slot behind each row's last token, where padding begins."""
-        return self.numbers[:, 1]
-
-    @property
-    def state_slots(self) -> Tensor:
-        """Int64 [num_rows]: where the rows' states are."""
-        return self.numbers[:, 2].long()
-
-    @property
-    def token_ids(self) -> Tensor:
-        """Int64 [num_rows, width]."""
-        return self.numbers[:, 3 : 3 + self.width].long()
-
-    @cached_property
-    def pages(self) -> Tensor:
-        """[num_rows, num_pages]: each row's pages in order."""
-        return self.numbers[:, 3 + self.width :]
+    def width(self) -> int:
+        """Tokens of each row, padding included."""
+        return self.token_ids.shape[1]
 
     @cached_property
     def places(self) -> Tensor:
         """Int64 [num_rows, width]: where staged tokens lie, counted from the row's first."""
-        return self.starts.long().unsqueeze(1) + torch.arange(self.width, device=self.numbers.device)
+        return self.starts.long().unsqueeze(1) + torch.arange(self.width, device=self.starts.device)
 
     def slots(self, page_size: int) -> Tensor:
         """Int64 [num_rows * width]: where staged tokens lie in the cache."""
@@ -83,28 +79,39 @@ class DeviceRows(PagedRows):
 
     def tables(
         self, rows: Sequence[CacheRow], token_ids: Sequence[list[int]], width: int
-    ) -> tuple[RowTables, int]:
-        """The tables of ``rows`` and of empty ones up to a power of two, and a bound of their keys."""
-        num_rows, num_keys = power_of_two(len(rows)), keys_bound(max(row.start for row in rows) + width)
-        most = -(-num_keys // self.cache.page_size)
-        self._place(rows, [len(ids) for ids in token_ids], most)
-        numbers = np.full((num_rows, 3 + width + most), self.scratch_page, np.int32)
-        numbers[:, : 3 + width] = 0
+    ) -> tuple[Tensor, int]:
+        """What the host tells of ``rows`` and of empty ones up to a power of two, and a bound of their keys.
+
+        Int32 [num_rows, 3 + width + num_pages], on the host, pinned: :class:`RowTables` takes it apart.
+        """
+        num_keys = keys_bound(max(row.start for row in rows) + width)
+        pages = self.page_table(rows, [len(ids) for ids in token_ids], num_keys)
+        numbers = np.zeros((len(pages), 3 + width), np.int32)
         numbers[:, 1] = 1
-        numbers[:, 2] = self.states.spare if self.states else 0
-        for idx, (row, ids, pages) in enumerate(zip(rows, token_ids, self._pages, strict=True)):
+        numbers[:, 2] = self.spare_slot
+        for idx, (row, ids) in enumerate(zip(rows, token_ids, strict=True)):
             numbers[idx, 0], numbers[idx, 1] = row.start, row.start + len(ids)
             if self.states:
                 numbers[idx, 2] = self.states.slot_of(row)
             numbers[idx, 3 : 3 + len(ids)] = ids
-            numbers[idx, 3 + width : 3 + width + len(pages)] = pages
         if self.states:
-            self.states.stage(num_rows, width)
+            self.states.stage(len(pages), width)
         self._committed = False
-        moved = (
-            torch.from_numpy(numbers).pin_memory() if self.cache.slots.is_cuda else torch.from_numpy(numbers)
-        )
-        return RowTables(moved.to(self.cache.slots.device, non_blocking=True), width), num_keys
+        return pinned(torch.from_numpy(np.hstack((numbers, pages))), self.cache.slots.device), num_keys
+
+    def page_table(self, rows: Sequence[CacheRow], counts: Sequence[int], num_keys: int) -> NDArray[np.int32]:
+        """The pages of the first ``num_keys`` tokens of each row, which stages ``counts[i]``, and of empty rows."""
+        most = -(-num_keys // self.cache.page_size)
+        self._place(rows, counts, most)
+        table = np.full((power_of_two(len(rows)), most), self.scratch_page, np.int32)
+        for own, pages in zip(table, self._pages, strict=False):
+            own[: len(pages)] = pages
+        return table
+
+    @property
+    def spare_slot(self) -> int:
+        """Where padding has its states."""
+        return self.states.spare if self.states else 0
 
     def commit_paths(self, rows: Sequence[CacheRow], paths: Sequence[Sequence[int]]) -> None:
         """See :meth:`PagedRows.commit_paths`; states follow."""
@@ -114,11 +121,6 @@ class DeviceRows(PagedRows):
         if self.states:
             self.states.commit(rows, [len(path) for path in paths])
 
-    def begin(self, slot: int, source: int | None) -> None:
-        """A sequence's states start in ``slot``: see :meth:`DeviceStates.begin`."""
-        if self.states:
-            self.states.begin(slot, source)
-
-    def prefilled(self) -> None:
-        """The rows' tokens were a prompt's, which are true as soon as they have run."""
+    def settled(self) -> None:
+        """The tokens that were staged are true, or given up, as soon as the device has run: nothing is to commit."""
         self._committed = True

@@ -104,14 +104,19 @@ class DeviceStates:
                         self.begin(slot, self.slot_of(row))
             done = ends
 
+    def commit_counts(self, slots: Tensor, counts: Tensor, width: int) -> None:
+        """Make the first ``counts`` [rows] tokens true of a block in ``slots`` [rows]; the device alone knows them."""
+        self._replay(slots, torch.zeros_like(counts), counts, (len(slots), width))
+
     def _commit(self, rows: Sequence[CacheRow], starts: Sequence[int], counts: Sequence[int]) -> None:
         if self._is_written:
             return
-        num_rows, width = self._shape
-        padding = [0] * (num_rows - len(counts))
+        padding = [0] * (self._shape[0] - len(counts))
         own = [self.slot_of(row) for row in rows] + [self.spare] * len(padding)
         slots, first, count = told([own, [*starts, *padding], [*counts, *padding]], self.recurrent.device)
-        prepared = self.prepared(slice(None), num_rows, width)
-        gated_delta_commit(*prepared, self.recurrent, slots, first, count)
-        qkv = self._staged_qkv(self._shape)
-        conv_commit(qkv, self.conv, slots, first, count)
+        self._replay(slots, first, count, self._shape)
+
+    def _replay(self, slots: Tensor, starts: Tensor, counts: Tensor, shape: tuple[int, int]) -> None:
+        prepared = self.prepared(slice(None), *shape)
+        gated_delta_commit(*prepared, self.recurrent, slots, starts, counts)
+        conv_commit(self._staged_qkv(shape), self.conv, slots, starts, counts)

@@ -13,7 +13,7 @@ from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.step import PrefillSource, StepSource
-from flashdraft.cuda.weights import Product, apart, told
+from flashdraft.cuda.weights import Product, apart, pinned, told
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.models.llama import LlamaModel
 from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
@@ -64,16 +64,15 @@ class CudaTarget:
         Output [rows, width, ...] with padding, and the choices of all its tokens, flat.
         """
         width = power_of_two(max(len(ids) for ids in token_ids))
-        tables, num_keys = rows.tables(placed, token_ids, width)
-        inputs = [tables.numbers]
+        numbers, num_keys = rows.tables(placed, token_ids, width)
+        inputs = [numbers]
         if parents and any(list(row) != list(range(len(row))) for row in parents):
-            inputs += list(_tree(parents, tables))
-        key = (*tables.numbers.shape, width, num_keys, len(inputs), with_head)
+            inputs += [pinned(one, self.model.device) for one in _tree(parents, len(numbers), width)]
+        key = (*numbers.shape, width, num_keys, len(inputs), with_head)
 
         def work(numbers: Tensor, depths: Tensor | None = None, paths: Tensor | None = None) -> Any:
-            return self._step(
-                rows, RowTables(numbers, width), num_keys, depths, paths, feature_layers, with_head
-            )
+            tables = RowTables.of(numbers, width)
+            return self.forward(rows, tables, num_keys, feature_layers, with_head, depths, paths)
 
         hidden, features, argmax = rows.recorded(key, work, inputs)
         if features is not None:  # they may wait for a draft, and the next replay overwrites them
@@ -105,7 +104,7 @@ class CudaTarget:
         )
         source = PrefillSource(rows.cache, placed, counts, self._rope(positions), rows.states)
         hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
-        rows.prefilled()
+        rows.settled()
         joined = TargetOutput.of(hidden, features, feature_layers)
         parts = torch.split(joined.features, counts) if joined.features is not None else [None] * len(counts)
         return [
@@ -117,16 +116,20 @@ class CudaTarget:
         """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]."""
         return product(hidden, Product(self.model.head_weight())).argmax(-1)
 
-    def _step(
+    def forward(
         self,
         rows: DeviceRows,
         tables: RowTables,
         num_keys: int,
-        depths: Tensor | None,
-        paths: Tensor | None,
         feature_layers: Sequence[int],
         with_head: bool,
+        depths: Tensor | None = None,
+        paths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The work of a step: final hidden states and features [rows, width, size], and the choices, flat.
+
+        ``depths``, ``paths``: of trees, see :func:`_tree`.
+        """
         places = tables.places
         positions = places if depths is None else places[:, :1] + depths
         last = (positions + 1).int()
@@ -152,9 +155,8 @@ class CudaTarget:
         return cos[0, 0], sin[0, 0]
 
 
-def _tree(parents: Sequence[Sequence[int]], tables: RowTables) -> tuple[Tensor, Tensor]:
+def _tree(parents: Sequence[Sequence[int]], num_rows: int, width: int) -> tuple[Tensor, Tensor]:
     """Each token's depth below its root, int64 [rows, width], and its path from there, int32 [rows, width, width]."""
-    num_rows, width = len(tables.numbers), tables.width
     depths = np.zeros((num_rows, width), np.int64)
     paths = np.zeros((num_rows, width, width), np.int32)
     for row, own in enumerate(parents):

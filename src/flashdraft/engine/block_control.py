@@ -9,6 +9,7 @@ from flashdraft.control.block_search import Candidate, Others
 from flashdraft.control.controller import Controller
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.engine.overlap import Ended
 from flashdraft.engine.request import Request
 from flashdraft.engine.step_timing import CONTEXT, measure_costs
 from flashdraft.spec_decode.drafter import Drafter
@@ -167,7 +168,19 @@ class BlockControl:
         if observed:
             self.controller.observe(observed)
 
-    def _draft(self, request: Request, draft: DraftTree) -> Drafted:
+    def learn_round(self, ended: Sequence[Ended]) -> None:
+        """Take what a round brought (engine/overlap.py). What its parts took nobody knows."""
+        observed = [
+            self._draft(one.request, one.end.draft, one.block)._replace(
+                num_verified=len(one.end.draft), path=range(1 + one.end.num_accepted)
+            )
+            for one in ended
+            if one.block > 1 and one.request.acceptance is not None
+        ]
+        if self.controller and observed:
+            self.controller.observe(observed)
+
+    def _draft(self, request: Request, draft: DraftTree, block: int | None = None) -> Drafted:
         assert request.acceptance is not None
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])
-        return Drafted(request.acceptance, request.block_size, trusted, len(draft))
+        return Drafted(request.acceptance, block or request.block_size, trusted, len(draft))

@@ -13,6 +13,7 @@ from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.block_control import BlockControl, StepSeconds
 from flashdraft.engine.model_runner import ModelRunner, Verified
+from flashdraft.engine.overlap import InFlight, Overlap
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
 from flashdraft.engine.types import EngineStats, StepOutput
@@ -26,6 +27,7 @@ from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
 from flashdraft.spec_decode.verify import verify
 
+_NOT_READ = Verified(torch.empty(0), [], None)  # of choices whose logits nobody asked for
 _PENDING_BYTES = 128 * 2**20  # of features that wait for a draft, of all requests together
 
 
@@ -67,6 +69,7 @@ class Engine:
         # Tokens of a request whose features wait for a draft.
         self.most_pending = _PENDING_BYTES // (max(token_bytes, 1) * self.config.max_running)
         self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states))
+        self.overlap = Overlap(self.runner, simulated)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
         self._arrivals = count()
@@ -166,14 +169,15 @@ class Engine:
         decoding = [request for request in self.scheduler.running if not request.is_prefilling]
         self.control.plan(decoding, min(len(self.requests), self.config.max_running))
         started = perf_counter()  # costs may have been measured
+        if self.overlap.must_read(decoding):
+            outputs += self._read(self.overlap.in_flight)
         step = self.scheduler.schedule()
         if self.runner.drafter:
             for row in step.left:
                 self.runner.drafter.leave(row)
         for request in step.joined:
             self.runner.join(request)
-        if step.blocks:
-            outputs += self._run_blocks(step.blocks)
+        outputs += self._decode(step.blocks)
         # Chunks of similar length share a forward: padding at most doubles it.
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
@@ -208,6 +212,31 @@ class Engine:
 
     def _max_len(self, prompt: Sequence[int], params: SamplingParams) -> int:
         return min(len(prompt) + params.max_tokens, int(self.target.config.max_position_embeddings))
+
+    def _decode(self, blocks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
+        """One step of ``blocks``; where they run as a round, what the round before brought."""
+        before = self.overlap.in_flight
+        if blocks and self.overlap.suits([request for request, _ in blocks]):
+            self.overlap.launch(blocks)
+            return self._read(before)
+        outputs = self._read(before)
+        if before:
+            running = [one for one in blocks if one[0].answer.goes_on and one[0] in self.scheduler.running]
+            blocks = [(request, min(size, request.most_tokens)) for request, size in running]
+        return outputs + self._run_blocks(blocks) if blocks else outputs
+
+    def _read(self, flown: InFlight | None) -> list[StepOutput]:
+        """Deliver what a round brought."""
+        if flown is None:
+            return []
+        ended = self.overlap.read(flown)
+        self.control.learn_round(ended)
+        outputs = []
+        for request, _, end in ended:
+            new = [*end.draft.token_ids[: end.num_accepted], end.token]
+            outputs.append(self._deliver(request, new, len(end.draft), end.num_accepted, _NOT_READ))
+        self._settle([one.request for one in ended])
+        return outputs
 
     def _run_chunks(self, chunks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
         started = perf_counter()

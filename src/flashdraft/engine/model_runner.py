@@ -48,6 +48,9 @@ class ModelRunner:
         self.backend = choose_backend(config.attention_backend, target)(target, room, self.feature_layers)
         self.cache, self.states = self.backend.cache, self.backend.states
         self._no_logits = torch.empty(0, target.config.vocab_size, device=target.device)
+        self.rounds = self.backend.new_rounds(
+            drafter.in_rounds(self.drafter) if drafter and self.drafter else None
+        )
         # Prefill chunks and blocks differ too much in width to share rows.
         self.chunk_rows, self.block_rows = self.new_rows(), self.new_rows()
 

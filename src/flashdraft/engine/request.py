@@ -24,6 +24,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as they were needed
     num_committed: int = 0  # tokens whose keys and values the target's pages hold
+    num_in_flight: int = 0  # tokens that a round in flight may commit beside these (engine/overlap.py)
     num_observed: int = 0  # tokens that the drafter has taken
     pending: list[Tensor] = field(default_factory=list)  # features of committed, not yet observed tokens
     num_registered: int = 0  # pages that can be found by their prefix
@@ -87,6 +88,11 @@ class Request:
         return max(self.max_len - self.num_committed - 1, 1)
 
     @property
+    def ends_in_flight(self) -> bool:
+        """Whether the round in flight brings its last token for certain."""
+        return self.num_in_flight > 0 and self.num_tokens + 1 >= self.max_len
+
+    @property
     def key(self) -> tuple[int, int]:
         """What its rows are known by, until it is preempted."""
         return self.arrival, self.num_preemptions
@@ -110,5 +116,5 @@ class Request:
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""
         self.pages, self.pending = [], []
-        self.num_committed = self.num_observed = self.num_registered = 0
+        self.num_committed = self.num_observed = self.num_registered = self.num_in_flight = 0
         self.num_preemptions += 1

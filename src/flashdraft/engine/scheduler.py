@@ -164,16 +164,17 @@ class Scheduler:
             self.slots.check_integrity([*(r.slot for r in self.running), *kept])
 
     def _schedule_blocks(self, step: Step) -> int:
-        num_left = sum(not r.is_prefilling for r in self.running)
-        used = 0
-        for request in list(self.running):
-            if request not in self.running or request.is_prefilling:
+        decoding = [r for r in self.running if not (r.is_prefilling or r.ends_in_flight)]
+        num_left, used = len(decoding), 0
+        for request in decoding:
+            if request not in self.running:
                 continue
             share = max((self.config.max_step_tokens - used) // max(num_left, 1), 1)
             num_left -= 1
             num_tokens = min(request.num_verified or request.block_size, request.most_tokens, share)
-            # The pages take one path of a tree.
-            if self._make_room(request, request.num_committed + num_tokens, step):
+            # The pages take one path of a tree, and what is in flight may be all true.
+            end = min(request.num_committed + request.num_in_flight + num_tokens, request.max_len)
+            if self._make_room(request, end, step):
                 if request.tree_size and num_tokens > 1:
                     num_tokens = min(request.tree_size, share)
                 step.blocks.append((request, num_tokens))
@@ -255,7 +256,7 @@ class Scheduler:
         """Slots for the states at borders that the request may come past in this step."""
         size, start = self.pool.page_size, request.num_committed
         every = size * self.config.checkpoint_pages
-        end = start + num_tokens
+        end = start + request.num_in_flight + num_tokens
         last = (len(request.prompt) - 1) // size * size
         borders = {
             *range((start // every + 1) * every, end + 1, every),

@@ -17,11 +17,11 @@ from flashdraft.cache.paged_kv_cache import (
     slots_of,
 )
 from flashdraft.cache.paged_rows import PagedRows, new_rows
-from flashdraft.cuda.build import cuda_drafter
+from flashdraft.cuda.build import RoundDrafter, cuda_drafter
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.spec_decode.candidates import NUM_SAMPLED, Candidates, candidates_of
-from flashdraft.spec_decode.drafter import Drafter, DraftShape
+from flashdraft.spec_decode.drafter import Drafter, Drafts, DraftShape
 from flashdraft.spec_decode.tree import DraftTree, num_ranks
 
 
@@ -39,6 +39,11 @@ class DFlashDrafter(Drafter):
     def open(self, num_rows: int, num_pages: int, page_size: int) -> "DFlashBatch":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         return DFlashBatch(self, num_pages, page_size, num_rows)
+
+    def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:
+        """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
+        assert isinstance(drafts, DFlashBatch)
+        return RoundDrafter(drafts.on_device, self._best) if drafts.on_device else None
 
     def hidden(
         self,
@@ -77,6 +82,10 @@ class DFlashDrafter(Drafter):
             return Candidates(*found)
         hidden = self.hidden(blocks, positions, kv_len, layers, ends)
         return candidates_of(self.model, self.target, hidden, blocks[:, 0], count)
+
+    def _best(self, hidden: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        found = candidates_of(self.model, self.target, hidden, anchors, 1).walk()
+        return found.token_ids.squeeze(-1), found.log_probs.squeeze(-1)
 
 
 class DFlashBatch:

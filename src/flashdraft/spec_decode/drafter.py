@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cuda.build import RoundDrafter
 from flashdraft.sampler import SharedNoise
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -80,6 +81,10 @@ class Drafter(ABC):
     @abstractmethod
     def open(self, num_rows: int, num_pages: int, page_size: int) -> Drafts:
         """Room for ``num_rows`` requests at most, in ``num_pages`` pages numbered as the target's."""
+
+    def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:  # noqa: ARG002
+        """How ``drafts``, which it opened, draft within rounds on a GPU (backends/rounds.py); None: they do not."""
+        return None
 
 
 class OneRequest:

@@ -37,9 +37,14 @@ class SimulatedAcceptance:
 
     def __call__(self, draft_token_ids: list[int], target_token_ids: list[int]) -> tuple[int, int]:
         """See :func:`flashdraft.spec_decode.verify.verify`."""
+        num_accepted = self.draw(len(draft_token_ids))
+        return num_accepted, target_token_ids[num_accepted]
+
+    def draw(self, num_drafted: int) -> int:
+        """How many of so many draft tokens are accepted."""
         num_accepted = 0
-        while num_accepted < len(draft_token_ids):
+        while num_accepted < num_drafted:
             if self._random.random() >= self.rates[min(num_accepted, len(self.rates) - 1)]:
                 break
             num_accepted += 1
-        return num_accepted, target_token_ids[num_accepted]
+        return num_accepted

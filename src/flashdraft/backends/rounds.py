@@ -1,0 +1,64 @@
+"""Rounds that the host does not wait for: what it tells of each row, and what it hears a step later."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.spec_decode.tree import DraftTree
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """A request's row in a round: a chain of ``block - 1`` drafts behind its anchor, drafted and verified greedily."""
+
+    cache_row: CacheRow  # ``start``: the tokens that are committed for certain; no snapshots
+    source: (
+        int  # its row in the round before, which knows the anchor and where it stands; -1: what is said here
+    )
+    anchor: int
+    num_in_flight: int  # tokens that this round before may have committed beyond ``start``
+    block: int  # tokens, anchor included
+    length: int  # of these, that are verified at most
+    max_len: int  # tokens of prompt and answer, where it ends
+    accepted: int | None = None  # drafts accepted, whatever the target says; None: as it says
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """How a round ended for one row."""
+
+    num_accepted: int
+    token: int  # behind the accepted ones: the next anchor
+    draft: DraftTree
+
+
+class Round(Protocol):
+    """A round that runs, or has run."""
+
+    @property
+    def features(self) -> Tensor | None:
+        """[rows, width, feature_size], where the drafter has not taken them."""
+        ...
+
+    def ends(self) -> list[RoundEnd]:
+        """How it ended, for each row; waits for it, but not for what was queued since."""
+        ...
+
+
+class Rounds(Protocol):
+    """Starts rounds, one after the other."""
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether blocks longer than one token run so."""
+        ...
+
+    def launch(self, rows: Sequence[RoundRow]) -> Round:
+        """Start a round; its longest block says whether all rows draft.
+
+        Then the drafter has observed what they committed, and observes what the round commits.
+        """
+        ...

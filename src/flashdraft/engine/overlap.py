@@ -1,0 +1,127 @@
+"""The host one step behind: a round starts before the host has read the one before it (backends/rounds.py).
+
+Until then a request has tokens in flight: the scheduler makes room for as many as there may be, and the device knows
+where the request stands. What a round brings to a request that has ended or lost its pages meanwhile is dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
+
+from flashdraft.backends.rounds import Round, RoundEnd, RoundRow
+from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.engine.request import Request
+from flashdraft.spec_decode.simulated import SimulatedAcceptance
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A request in a round."""
+
+    request: Request
+    key: tuple[int, int]  # by which it was known then
+    block: int
+    length: int  # tokens verified at most
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the request is still there to take what the round brings."""
+        return self.request.answer.goes_on and self.request.key == self.key
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A round that was launched and not read."""
+
+    round: Round
+    seats: Sequence[_Seat]
+
+
+class Ended(NamedTuple):
+    """What a round brought to one request."""
+
+    request: Request
+    block: int
+    end: RoundEnd  # its draft is the part that was verified
+
+
+class Overlap:
+    """Launches rounds and reads them, at most one behind."""
+
+    def __init__(self, runner: ModelRunner, simulated: SimulatedAcceptance | None) -> None:
+        self.runner, self.simulated = runner, simulated
+        self.in_flight: InFlight | None = None
+        self._since = 0.0  # when the last round was read
+
+    def suits(self, requests: Sequence[Request]) -> bool:
+        """Whether a step of ``requests`` runs as a round: nothing is asked of the host between draft and choice."""
+        rounds = self.runner.rounds
+        return rounds is not None and all(
+            not (request.tree_size or request.answer.reads_logits or request.snapshots)
+            and (rounds.can_draft or request.block_size == 1)
+            for request in requests
+        )
+
+    def must_read(self, requests: Sequence[Request]) -> bool:
+        """Whether the round in flight has to be read before a step of ``requests`` is planned."""
+        waits = self.in_flight is not None and self.in_flight.round.features is not None
+        return waits and any(
+            request.block_size > 1 for request in requests
+        )  # these features are drafted from
+
+    def launch(self, blocks: Sequence[tuple[Request, int]]) -> None:
+        """Start a round of ``blocks``, (request, tokens verified at most)."""
+        rounds, before = self.runner.rounds, self.in_flight
+        assert rounds is not None
+        if before is None:
+            self._since = perf_counter()
+        if any(request.block_size > 1 for request, _ in blocks):
+            self.runner.catch_up([request for request, _ in blocks])
+        seats_before = before.seats if before else ()
+        places = {id(seat.request): row for row, seat in enumerate(seats_before) if seat.is_taken}
+        rows, seats = [], []
+        for request, length in blocks:
+            block = request.block_size if length > 1 else 1
+            place = places.get(id(request), -1)
+            rows.append(
+                RoundRow(
+                    cache_row=request.row,
+                    source=place,
+                    anchor=request.anchor,
+                    num_in_flight=request.num_in_flight,
+                    block=block,
+                    length=length,
+                    max_len=request.max_len,
+                    accepted=self.simulated.draw(length - 1) if self.simulated else None,
+                )
+            )
+            seats.append(_Seat(request, request.key, block, length))
+        self.in_flight = InFlight(rounds.launch(rows), seats)
+        for seat in seats:
+            seat.request.num_in_flight += seat.length
+
+    def read(self, flown: InFlight) -> list[Ended]:
+        """How ``flown`` ended, committed to the requests that still are."""
+        ends, features = flown.round.ends(), flown.round.features
+        if self.in_flight is flown:
+            self.in_flight = None
+        started, self._since = self._since, perf_counter()
+        share = (self._since - started) / len(flown.seats)
+        found = []
+        for row, (seat, end) in enumerate(zip(flown.seats, ends, strict=True)):
+            request = seat.request
+            if not seat.is_taken:
+                continue
+            request.num_in_flight -= seat.length
+            draft = end.draft.first(min(seat.length, request.most_tokens) - 1)
+            request.num_committed += 1 + end.num_accepted
+            if features is not None:
+                request.pending.append(features[row, : 1 + end.num_accepted])
+            else:
+                request.num_observed = request.num_committed
+            metrics = request.answer.output.metrics
+            metrics.record_round(draft, end.num_accepted)
+            metrics.decode_s += share
+            found.append(Ended(request, seat.block, RoundEnd(end.num_accepted, end.token, draft)))
+        return found
