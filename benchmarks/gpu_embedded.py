@@ -1,7 +1,8 @@
 """The embedded pair on one GPU: the same tokens by every method, and tokens a second.
 
 Usage: gpu_embedded.py OUT.jsonl PROMPTS.json [seconds] [prompts]. PROMPTS.json: lists of token ids. Every answer is
-compared with plain decoding's of one request alone. Rates are of whole answers, prompts included; two passes.
+compared with plain decoding's of one request alone. Rates are of steps in which all decode, and with prompts of whole
+answers; two passes.
 """
 
 import json
@@ -18,6 +19,25 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 
 METHODS = {"plain": 1, "b8": 8, "b16": 16, "auto": "auto", "tree": 16}
+
+
+def steady(engine, prompts, block, tree, running, count=100):
+    """Tokens a second of ``running`` requests that all decode."""
+    params = SamplingParams(temperature=0.0, max_tokens=1500, ignore_eos=True)
+    for idx in range(running):
+        engine.add_request(f"steady-{idx}", prompts[idx % len(prompts)], params, block, draft_tree=tree)
+    while any(request.is_prefilling for request in engine.requests.values()):
+        engine.step()
+    for _ in range(10):
+        engine.step()
+    started, tokens = time.perf_counter(), 0
+    for _ in range(count):
+        tokens += sum(len(one.token_ids) for one in engine.step())
+    seconds = time.perf_counter() - started
+    for name in list(engine.requests):
+        engine.abort(name)
+    engine.step()
+    return tokens / seconds, 1e3 * seconds / count
 
 
 def main():
@@ -37,7 +57,7 @@ def main():
             try:
                 tree = 16 if method == "tree" else None
                 drafter = None if method == "plain" else llm.drafter
-                config = EngineConfig(max_running=running, prefix_caching=False)
+                config = EngineConfig(max_running=running, prefix_caching=False, num_pages=128 * running)
                 engine = engines[running, method] = Engine(
                     llm.target, drafter, config, llm.eos_token_ids, llm.tokenizer, block, draft_tree=tree
                 )
@@ -48,6 +68,7 @@ def main():
                     started = time.perf_counter()
                     answers = answer_all(engine, asked, params, None, running)
                     seconds.append(time.perf_counter() - started)
+                rate, step_ms = steady(engine, prompts, block, tree, running)
             except Exception as error:
                 traceback.print_exc()
                 print("failed", running, method, repr(error)[:300], flush=True)
@@ -58,7 +79,8 @@ def main():
             tokens = sum(len(one) for one in made)
             row = {
                 "system": "flashdraft", "pair": "135m", "method": method, "requests": running,
-                "output_tokens_per_s": round(tokens / min(seconds), 1), "answers": len(made),
+                "output_tokens_per_s": round(rate, 1), "step_ms": round(step_ms, 3),
+                "with_prompts_per_s": round(tokens / min(seconds), 1), "answers": len(made),
                 "same": sum(a == b for a, b in zip(made, alone, strict=False)),
                 "acceptance": round(tokens / max(rounds, 1), 3), "provenance": collect_provenance("cuda"),
             }  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from flashdraft.bench.published import pair_configs
+from flashdraft.cuda.rounds import SOURCE
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import build_target
@@ -130,7 +131,7 @@ class Bench:
         def watched(recorded, key, work, inputs):
             result = call(recorded, key, work, inputs)
             if recorded._found[key] is not None:
-                replayed.append(recorded._found[key].graph)
+                replayed.append(recorded._found[key])
             return result
 
         Recorded.__call__ = watched
@@ -171,9 +172,6 @@ class Bench:
     def steps(self, method, running, block, acceptance=None, count=12):
         simulated = SimulatedAcceptance(rates(acceptance, block)) if acceptance else None
         engine = self.engine(running, simulated, block > 1)
-        parts = []
-        engine.control.learn = lambda *args: parts.append(tuple(args[-1]))
-        engine.control.learn_step = lambda *_: None
         params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
         for idx, ids in enumerate(self.prompts(running)):
             engine.add_request(str(idx), ids, params, block)
@@ -181,27 +179,25 @@ class Bench:
             engine.step()
         for _ in range(4):
             engine.step()
-        torch.cuda.synchronize()
-        del parts[:]
-        whole, tokens = [], []
+        # Every step waits for the round before it: the host is one behind.
+        tokens, started = 0, time.perf_counter()
         for _ in range(count):
             del self.replayed[:]
-            started = time.perf_counter()
-            news = engine.step()
-            torch.cuda.synchronize()
-            whole.append(time.perf_counter() - started)
-            tokens.append(sum(len(one.token_ids) for one in news))
-        graphs = list(self.replayed)
-        alone = seconds_of(lambda: [graph.replay() for graph in graphs], 5) if graphs else 0.0
-        names = ("observe", "draft", "verify", "choose")
-        named = {f"{name}_ms": round(1e3 * median(p[i] for p in parts), 2) for i, name in enumerate(names)}
-        step = median(whole)
+            tokens += sum(len(one.token_ids) for one in engine.step())
+        step = (time.perf_counter() - started) / count
+        torch.cuda.synchronize()
+        alone = self.alone() if self.replayed else 0.0
         self.row(
-            method, running, step_ms=round(1e3 * step, 2),
-            output_tokens_per_s=round(sum(tokens) / count / step, 1),
+            method, running, step_ms=round(1e3 * step, 2), output_tokens_per_s=round(tokens / count / step, 1),
             floor_ms=round(self.floor_ms(running, block, block > 1), 2), kernels=self.kernels(engine),
-            host_share=round(1 - alone / step, 3), replay_ms=round(1e3 * alone, 2), **named, memory=self.memory(),
+            host_share=round(1 - alone / step, 3), replay_ms=round(1e3 * alone, 2), memory=self.memory(),
         )  # fmt: skip
+
+    def alone(self):
+        """Seconds of one step's recordings replayed back to back, every time from where they are told they stand."""
+        for recording in self.replayed:
+            recording.inputs[0][:, SOURCE] = -1
+        return seconds_of(lambda: [recording.graph.replay() for recording in self.replayed], 5)
 
     def kernels(self, engine):
         """Kernels of one step, by the profiler; the longest are told."""

@@ -4,6 +4,7 @@ Triton's interpreter takes seconds for what a GPU does in microseconds: on a CPU
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,39 @@ def test_trees():
     _check(target, _drafter(target), prompts, 4, config, draft_tree=6)
 
 
+def test_the_host_is_one_step_behind():
+    """Requests that come, stop and are given up while a round is in flight; each answer is the loop's."""
+    target = _llama()
+    vocab, num = target.config.vocab_size, 60 if ON_GPU else 3
+    drafter, rng = _drafter(target), random.Random(5)
+    waiting = dict(enumerate(_prompts(num, vocab, seed=5)))
+    whole = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    ends = {idx: generate(target, None, prompt, whole).token_ids[-2:] for idx, prompt in waiting.items()}
+    params = {  # every second one stops at a token that may lie within a block
+        idx: replace(whole, stop_token_ids=[ids[idx % 2]] if idx % 2 else []) for idx, ids in ends.items()
+    }
+    expected = {
+        idx: generate(target, None, prompt, params[idx]).token_ids for idx, prompt in waiting.items()
+    }
+    engine = Engine(target, drafter, EngineConfig(max_running=4, page_size=4, num_pages=96))
+    found, aborted, num_behind = {idx: [] for idx in waiting}, set(), 0
+    while waiting or engine.has_unfinished:
+        if waiting and rng.random() < 0.7:
+            idx, prompt = waiting.popitem()
+            engine.add_request(str(idx), prompt, params[idx], rng.choice([1, 4]))
+        for output in engine.step():
+            found[int(output.request_id)] += output.token_ids
+        engine.check_integrity()
+        num_behind += engine.overlap.in_flight is not None
+        if rng.random() < (0.05 if ON_GPU else 0.1) and engine.requests:
+            aborted.add(int(name := rng.choice(list(engine.requests))))
+            engine.abort(name)
+    assert num_behind
+    assert len(aborted) < num
+    for idx, made in found.items():
+        assert made == (expected[idx][: len(made)] if idx in aborted else expected[idx])
+
+
 @pytest.mark.skipif(not ON_GPU, reason="the interpreter is too slow for it")
 def test_200_mixed_requests():
     """Lengths, block sizes and abortions as they come, in float32."""
@@ -109,6 +143,7 @@ def test_200_mixed_requests():
             engine.abort(name)
     engine.check_integrity()
     assert engine.stats().num_preemptions
+    assert engine.overlap.runner.rounds
     for idx, prompt in enumerate(prompts):
         if str(idx) not in aborted:
             assert found[str(idx)] == generate(target, None, prompt, params).token_ids

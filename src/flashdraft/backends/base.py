@@ -14,6 +14,7 @@ from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.models.base import TargetModel, TargetOutput
+from flashdraft.ops.host_copy import told
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class TargetStep:
     def hidden_at(self, slots: list[int]) -> Tensor:
         """Final hidden states of some slots, counted row by row."""
         every = self.output.hidden.flatten(0, 1)
-        return every if slots == list(range(len(every))) else every[slots]
+        is_all = slots == list(range(len(every)))
+        return every if is_all else every.index_select(0, told(slots, every.device))
 
 
 class Backend(ABC):

@@ -12,9 +12,10 @@ from flashdraft.cuda.layers import Attention, Norm, layers_of, run
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
 from flashdraft.cuda.step import StepSource, StoreSource
-from flashdraft.cuda.weights import Product, apart, pinned, told
+from flashdraft.cuda.weights import Product, apart
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.ops.block_mask import BlockRule
+from flashdraft.ops.host_copy import pinned, told
 from flashdraft.ops.triton.paged_attention import Visible
 
 T = TypeVar("T")

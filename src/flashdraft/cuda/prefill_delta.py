@@ -9,8 +9,9 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cuda.states import DeviceStates
-from flashdraft.cuda.weights import apart, told
+from flashdraft.cuda.weights import apart
 from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, gated_delta_chunked, unit_length
+from flashdraft.ops.host_copy import told
 from flashdraft.ops.triton.conv_prefill import conv_prefill
 
 

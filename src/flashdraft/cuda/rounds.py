@@ -18,13 +18,12 @@ from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
-from flashdraft.cuda.weights import pinned
-from flashdraft.ops.host_copy import HostCopy
+from flashdraft.ops.host_copy import HostCopy, pinned
 from flashdraft.ops.recorded import Recorded
 from flashdraft.spec_decode.tree import DraftTree
 
 # What the host tells of a row, in this order; its pages follow.
-_SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _NUM_COLUMNS = range(9)
+SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _NUM_COLUMNS = range(9)
 
 
 class DeviceRounds:
@@ -58,7 +57,7 @@ class DeviceRounds:
         placed = [row.cache_row for row in rows]
         pages = self.rows.page_table(placed, [row.num_in_flight + width for row in rows], num_keys)
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
-        told[:, _SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
+        told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
         numbers = pinned(torch.from_numpy(np.hstack((told, pages))), self._starts.device)
         if self.rows.states:
@@ -83,7 +82,7 @@ class DeviceRounds:
     def _round(self, numbers: Tensor, width: int, num_keys: int) -> tuple[Tensor, Tensor | None]:
         """Int32 [rows, 2 * width]: tokens committed, the next anchor, drafts, bits of their log-probabilities."""
         told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()  # kernels want each in one piece
-        source, pages, slots = told[_SOURCE], numbers[:, _NUM_COLUMNS:], told[_SLOT]
+        source, pages, slots = told[SOURCE], numbers[:, _NUM_COLUMNS:], told[_SLOT]
         before, is_new = source.clamp(min=0), source < 0
         starts = torch.where(is_new, told[_START], self._starts[before])
         anchors = torch.where(is_new, told[_ANCHOR], self._anchors[before])

@@ -15,7 +15,7 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cuda.states import DeviceStates
-from flashdraft.cuda.weights import pinned
+from flashdraft.ops.host_copy import pinned
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.paged_attention import PART
 

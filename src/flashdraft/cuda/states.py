@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
-from flashdraft.cuda.weights import apart, told
+from flashdraft.cuda.weights import apart
 from flashdraft.models.qwen3_5 import GatedDeltaNet
+from flashdraft.ops.host_copy import told
 from flashdraft.ops.triton.delta_inputs import num_scalars
 from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit
 

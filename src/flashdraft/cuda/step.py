@@ -14,7 +14,8 @@ from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, prefill_
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import RowTables
 from flashdraft.cuda.states import DeviceStates
-from flashdraft.cuda.weights import Product, apart, told
+from flashdraft.cuda.weights import Product, apart
+from flashdraft.ops.host_copy import told
 from flashdraft.ops.triton.delta_inputs import gated_delta_prepare
 from flashdraft.ops.triton.gated_delta import gated_delta_block, gated_delta_step
 from flashdraft.ops.triton.paged_attention import Visible, paged_attention

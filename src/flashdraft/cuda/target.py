@@ -13,10 +13,11 @@ from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.step import PrefillSource, StepSource
-from flashdraft.cuda.weights import Product, apart, pinned, told
+from flashdraft.cuda.weights import Product, apart
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.models.llama import LlamaModel
 from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
+from flashdraft.ops.host_copy import pinned, told
 from flashdraft.ops.triton.paged_attention import Visible
 
 _MOST_STEPPED = (

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +57,3 @@ def apart(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 def heads_of(x: Tensor, head_dim: int) -> Tensor:
     """[num_tokens, heads * head_dim] -> [num_tokens, heads, head_dim]."""
     return apart(x, 1, (-1, head_dim))
-
-
-def told(numbers: Any, device: torch.device) -> Tensor:
-    """Int64 of what the host has in lists; on a GPU it does not wait until they are there."""
-    return pinned(torch.tensor(numbers, dtype=torch.int64), device).to(device, non_blocking=True)
-
-
-def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` where ``device`` fetches it from by itself."""
-    return x.pin_memory() if device.type == "cuda" else x

@@ -13,10 +13,10 @@ from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.block_control import BlockControl, StepSeconds
 from flashdraft.engine.model_runner import ModelRunner, Verified
-from flashdraft.engine.overlap import InFlight, Overlap
+from flashdraft.engine.overlap import InFlight, Overlap, PromptRun
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
-from flashdraft.engine.types import EngineStats, StepOutput
+from flashdraft.engine.types import EngineStats, StepOutput, output_of
 from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar, GrammarState, begin_grammar
 from flashdraft.models.base import TargetModel
@@ -74,6 +74,7 @@ class Engine:
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
         self._arrivals = count()
         self._news: list[StepOutput] = []
+        self._prompts: list[PromptRun] = []  # that run, and were not read
 
     @property
     def has_unfinished(self) -> bool:
@@ -153,9 +154,9 @@ class Engine:
         request = self.requests.get(request_id)
         if request is None:
             return False
-        request.answer.output.finish_reason = "abort"
+        request.answer.goes_on, request.answer.output.finish_reason = False, "abort"
         self._finish(request)
-        self._news.append(self._output(request, [], "", 0, 0, "abort"))
+        self._news.append(output_of(request, [], "", 0, 0, "abort"))
         return True
 
     @torch.inference_mode()
@@ -177,11 +178,17 @@ class Engine:
                 self.runner.drafter.leave(row)
         for request in step.joined:
             self.runner.join(request)
+        num_before = len(self._prompts)
         outputs += self._decode(step.blocks)
         # Chunks of similar length share a forward: padding at most doubles it.
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
-            outputs += self._run_chunks(list(group))
+            self._prompts.append(self._start_chunks(list(group)))
+        # They are read one step behind too, where the device has a round to go on with.
+        num_read = len(self._prompts) if self.overlap.in_flight is None else num_before
+        for run in self._prompts[:num_read]:
+            outputs += self._read_chunks(run)
+        del self._prompts[:num_read]
         if step.blocks and not step.chunks:
             self.control.learn_step(perf_counter() - started)
         return outputs
@@ -238,7 +245,8 @@ class Engine:
         self._settle([one.request for one in ended])
         return outputs
 
-    def _run_chunks(self, chunks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
+    def _start_chunks(self, chunks: Sequence[tuple[Request, int]]) -> PromptRun:
+        """Run chunks of prompts, whose tokens are true at once."""
         started = perf_counter()
         runner, requests = self.runner, [request for request, _ in chunks]
         sizes = [size for _, size in chunks]
@@ -252,13 +260,20 @@ class Engine:
             size if r.answer.scores_prompt else int(last)
             for (r, size), last in zip(chunks, is_last, strict=True)
         ]
-        results = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
-        runner.commit(
-            runner.chunk_rows, requests, [*map(range, sizes)], [result.features for result in results]
-        )
-        share = (perf_counter() - started) / len(requests)
-        outputs = []
-        for request, result, last, start in zip(requests, results, is_last, starts, strict=True):
+        run = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
+        runner.commit(runner.chunk_rows, requests, [*map(range, sizes)], run.features)
+        keys = [request.key for request in requests]
+        return PromptRun(run, requests, keys, is_last, starts, started)
+
+    def _read_chunks(self, chunks: PromptRun) -> list[StepOutput]:
+        """Deliver what chunks of prompts brought."""
+        results, outputs, left = chunks.run.results(), [], []
+        share = (perf_counter() - chunks.started) / len(results)
+        every = zip(chunks.requests, chunks.keys, results, chunks.is_last, chunks.starts, strict=True)
+        for request, key, result, last, start in every:
+            if request.key != key or not request.answer.goes_on:
+                continue
+            left.append(request)
             request.answer.output.metrics.prefill_s += share
             if request.answer.scores_prompt:
                 request.answer.score_prompt(result.logits, start)
@@ -266,7 +281,7 @@ class Engine:
                 result = result.at([-1])
                 _, token = self._follow(request, result, DraftTree())
                 outputs.append(self._deliver(request, [token], 0, 0, result))
-        self._settle(requests)
+        self._settle(left)
         return outputs
 
     def _run_blocks(self, blocks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
@@ -287,12 +302,13 @@ class Engine:
         drafted = perf_counter()
         tokens = [[request.anchor, *draft.token_ids] for request, draft in zip(requests, drafts, strict=True)]
         parents = [draft.parents for draft in drafts]
-        results = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens], parents)
+        run = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens], parents)
+        results = run.results()
         answered = perf_counter()
         decided = [self._follow(*one) for one in zip(requests, results, drafts, strict=True)]
         verified = perf_counter()
         paths = [path for path, _ in decided]
-        runner.commit(runner.block_rows, requests, paths, [result.features for result in results])
+        runner.commit(runner.block_rows, requests, paths, run.features)
         ended = perf_counter()
         seconds = StepSeconds(
             caught_up - started, drafted - caught_up, answered - drafted, verified - answered
@@ -324,10 +340,10 @@ class Engine:
         answer = request.answer
         if request.error is not None:
             answer.goes_on, answer.output.finish_reason = False, "abort"
-            return self._output(request, [], "", 0, 0, "abort")
+            return output_of(request, [], "", 0, 0, "abort")
         event = answer.deliver(token_ids, num_drafted, num_accepted, result.logits)
         reason = None if answer.goes_on else answer.output.finish_reason
-        return self._output(request, event.token_ids, event.text, num_drafted, event.num_accepted, reason)
+        return output_of(request, event.token_ids, event.text, num_drafted, event.num_accepted, reason)
 
     def _settle(self, requests: Sequence[Request]) -> None:
         """After delivery: full pages can be found from now on, and who is finished leaves."""
@@ -355,33 +371,6 @@ class Engine:
         self.scheduler.finish(request)
         del self.requests[request.request_id]
         self.metrics.add(request.answer.output.metrics)
-
-    def _output(
-        self,
-        request: Request,
-        token_ids: list[int],
-        text: str,
-        num_drafted: int,
-        num_accepted: int,
-        reason: str | None,
-    ) -> StepOutput:
-        output = request.answer.output
-        logprobs = output.logprobs
-        return StepOutput(
-            request_id=request.request_id,
-            token_ids=token_ids,
-            text=text,
-            num_drafted=num_drafted,
-            num_accepted=num_accepted,
-            logprobs=None if logprobs is None else logprobs[len(logprobs) - len(token_ids) :],
-            prompt_logprobs=output.prompt_logprobs if len(token_ids) == len(output.token_ids) else None,
-            finished=reason is not None,
-            finish_reason=reason,
-            stop_reason=output.stop_reason,
-            num_cached_tokens=request.num_cached_tokens,
-            error=request.error,
-            metrics=output.metrics,
-        )
 
     def run(self) -> Iterable[StepOutput]:
         """Step until nothing is left, telling the news as they come."""

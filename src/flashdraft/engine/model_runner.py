@@ -13,6 +13,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
+from flashdraft.ops.host_copy import HostCopy
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -31,6 +32,28 @@ class Verified:
             return self
         logits = self.logits[places] if len(self.logits) else self.logits
         return replace(self, logits=logits, argmax=[self.argmax[place] for place in places])
+
+
+@dataclass(frozen=True)
+class Started:
+    """A forward that runs, or has run; the host need not wait for it yet."""
+
+    argmax: HostCopy
+    slots: Sequence[int]  # where in it the wanted tokens' are, request after request
+    num_wanted: Sequence[int]  # of each request
+    features: Sequence[Tensor | None]  # of each request
+    logits: Tensor  # of the wanted tokens; empty where no request reads them
+
+    def results(self) -> list[Verified]:
+        """What it says to each request; waits for it."""
+        every = self.argmax.wait().tolist()
+        results, done = [], 0
+        for wanted, features in zip(self.num_wanted, self.features, strict=True):
+            own = slice(done, done + wanted)
+            done += wanted
+            logits = self.logits[own] if len(self.logits) else self.logits
+            results.append(Verified(logits, [every[slot] for slot in self.slots[own]], features))
+        return results
 
 
 class ModelRunner:
@@ -102,7 +125,7 @@ class ModelRunner:
         token_ids: Sequence[list[int]],
         num_wanted: Sequence[int],
         parents: Sequence[Sequence[int]] | None = None,
-    ) -> list[Verified]:
+    ) -> "Started":
         """One target forward over ``token_ids`` of each request, which follow what it has committed.
 
         ``num_wanted``: for how many of its last tokens each wants logits. ``parents``: of tokens that are trees
@@ -120,23 +143,18 @@ class ModelRunner:
             for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
             for k in range(wanted)
         ]
-        logits, features = self._no_logits, step.output.features
+        logits, features, argmax = None, step.output.features, step.argmax
         if reads_logits:
             logits = self.target.logits(step.hidden_at(slots))
-            argmax = logits.argmax(-1).tolist()
-        elif step.argmax is None:
-            argmax = self.target.argmax(step.hidden_at(slots)).tolist()
-        else:
-            every = step.argmax.tolist()
-            argmax = [every[slot] for slot in slots]
+            argmax = logits.argmax(-1)
+        elif argmax is None:
+            argmax = self.target.argmax(step.hidden_at(slots))
         kept = [None] * len(requests) if features is None else features.unbind()
-        results, done = [], 0
-        for i, wanted in enumerate(num_wanted):
-            own = slice(done, done + wanted)
-            done += wanted
-            said = logits[own] if len(logits) else logits
-            results.append(Verified(said, argmax[own], kept[place[i]]))
-        return results
+        chosen = slots if argmax is step.argmax else range(len(slots))
+        own = [kept[place[i]] for i in range(len(requests))]
+        return Started(
+            HostCopy(argmax), chosen, list(num_wanted), own, self._no_logits if logits is None else logits
+        )
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from flashdraft.backends.rounds import Round, RoundEnd, RoundRow
-from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.request import Request
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
@@ -36,6 +36,18 @@ class InFlight:
 
     round: Round
     seats: Sequence[_Seat]
+
+
+@dataclass(frozen=True)
+class PromptRun:
+    """Chunks of prompts that run; their tokens are committed."""
+
+    run: Started
+    requests: Sequence[Request]
+    keys: Sequence[tuple[int, int]]  # by which they were known then
+    is_last: Sequence[bool]  # whether the answer's first token comes of it
+    starts: Sequence[int]  # tokens of the prompts before them
+    started: float  # seconds, as perf_counter
 
 
 class Ended(NamedTuple):

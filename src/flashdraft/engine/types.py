@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from flashdraft.engine.request import Request
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.spec_decode.metrics import RequestMetrics
 
@@ -38,3 +39,26 @@ class EngineStats:
     num_preemptions: int
     num_cached_tokens: int  # prompt tokens that were found in the prefix cache
     metrics: RequestMetrics  # over finished requests
+
+
+def output_of(
+    request: Request, token_ids: list[int], text: str, num_drafted: int, num_accepted: int, reason: str | None
+) -> StepOutput:
+    """What a step brought to ``request``; ``reason``: why it is over, None while it goes on."""
+    output = request.answer.output
+    logprobs = output.logprobs
+    return StepOutput(
+        request_id=request.request_id,
+        token_ids=token_ids,
+        text=text,
+        num_drafted=num_drafted,
+        num_accepted=num_accepted,
+        logprobs=None if logprobs is None else logprobs[len(logprobs) - len(token_ids) :],
+        prompt_logprobs=output.prompt_logprobs if len(token_ids) == len(output.token_ids) else None,
+        finished=reason is not None,
+        finish_reason=reason,
+        stop_reason=output.stop_reason,
+        num_cached_tokens=request.num_cached_tokens,
+        error=request.error,
+        metrics=output.metrics,
+    )
