@@ -195,8 +195,9 @@ class Bench:
 
     def alone(self):
         """Seconds of one step's recordings replayed back to back, every time from where they are told they stand."""
-        for recording in self.replayed:
-            recording.inputs[0][:, SOURCE] = -1
+        with torch.inference_mode():
+            for recording in self.replayed:
+                recording.inputs[0][:, SOURCE] = -1
         return seconds_of(lambda: [recording.graph.replay() for recording in self.replayed], 5)
 
     def kernels(self, engine):

@@ -56,6 +56,8 @@ def _patch_once(package, *rest):
 @pytest.fixture(autouse=True)
 def patched_once(monkeypatch):
     """Half of the time of every test of this folder."""
+    if not IS_INTERPRETED:
+        return
     monkeypatch.setattr(interpreter, "_patch_builtin", _patch_once)
 
 
