@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flashdraft.backends.rounds import Rounds
 from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cache.rounds import Rounds
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.ops.host_copy import told

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.backends.base import Backend, Room, TargetStep
-from flashdraft.backends.rounds import Rounds
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, power_of_two
+from flashdraft.cache.rounds import Rounds
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.cuda.rounds import DeviceRounds
 from flashdraft.cuda.rows import DeviceRows

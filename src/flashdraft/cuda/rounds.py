@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashdraft.backends.rounds import Round, RoundEnd, RoundRow
 from flashdraft.cache.paged_kv_cache import power_of_two
+from flashdraft.cache.rounds import Round, RoundEnd, RoundRow
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
 from flashdraft.ops.host_copy import HostCopy, pinned
 from flashdraft.ops.recorded import Recorded
-from flashdraft.spec_decode.tree import DraftTree
 
 # What the host tells of a row, in this order; its pages follow.
 SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _NUM_COLUMNS = range(9)
@@ -50,7 +49,7 @@ class DeviceRounds:
         return self.drafter is not None
 
     def launch(self, rows: Sequence[RoundRow]) -> Round:
-        """See :class:`flashdraft.backends.rounds.Rounds`."""
+        """See :class:`flashdraft.cache.rounds.Rounds`."""
         width = power_of_two(max(row.block for row in rows))
         upper = [row.cache_row.start + row.num_in_flight for row in rows]
         num_keys = keys_bound(max(upper) + width)
@@ -140,16 +139,12 @@ class DeviceRound:
         self._ends, self.features, self._blocks = ends, features, blocks
 
     def ends(self) -> list[RoundEnd]:
-        """See :class:`flashdraft.backends.rounds.Round`."""
+        """See :class:`flashdraft.cache.rounds.Round`."""
         ends = self._ends.wait()
         numbers, num_drafted = ends.tolist(), ends.shape[1] // 2 - 1
         log_probs = ends[:, 2 + num_drafted :].view(torch.float32).tolist()
         found = zip(numbers, log_probs, self._blocks, strict=False)
         return [
-            RoundEnd(
-                count - 1,
-                following,
-                DraftTree.chain(drafts[: min(block - 1, num_drafted)], values[: block - 1]),
-            )
+            RoundEnd(count - 1, following, drafts[: min(block - 1, num_drafted)], values[: block - 1])
             for (count, following, *drafts), values, block in found
         ]

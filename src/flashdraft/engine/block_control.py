@@ -171,8 +171,8 @@ class BlockControl:
     def learn_round(self, ended: Sequence[Ended]) -> None:
         """Take what a round brought (engine/overlap.py). What its parts took nobody knows."""
         observed = [
-            self._draft(one.request, one.end.draft, one.block)._replace(
-                num_verified=len(one.end.draft), path=range(1 + one.end.num_accepted)
+            self._draft(one.request, one.draft, one.block)._replace(
+                num_verified=len(one.draft), path=range(1 + one.num_accepted)
             )
             for one in ended
             if one.block > 1 and one.request.acceptance is not None

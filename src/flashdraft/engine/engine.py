@@ -239,9 +239,9 @@ class Engine:
         ended = self.overlap.read(flown)
         self.control.learn_round(ended)
         outputs = []
-        for request, _, end in ended:
-            new = [*end.draft.token_ids[: end.num_accepted], end.token]
-            outputs.append(self._deliver(request, new, len(end.draft), end.num_accepted, _NOT_READ))
+        for request, _, draft, num_accepted, token in ended:
+            new = [*draft.token_ids[:num_accepted], token]
+            outputs.append(self._deliver(request, new, len(draft), num_accepted, _NOT_READ))
         self._settle([one.request for one in ended])
         return outputs
 

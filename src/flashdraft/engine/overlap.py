@@ -1,4 +1,4 @@
-"""The host one step behind: a round starts before the host has read the one before it (backends/rounds.py).
+"""The host one step behind: a round starts before the host has read the one before it (cache/rounds.py).
 
 Until then a request has tokens in flight: the scheduler makes room for as many as there may be, and the device knows
 where the request stands. What a round brings to a request that has ended or lost its pages meanwhile is dropped.
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
-from flashdraft.backends.rounds import Round, RoundEnd, RoundRow
+from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.request import Request
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
+from flashdraft.spec_decode.tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Ended(NamedTuple):
 
     request: Request
     block: int
-    end: RoundEnd  # its draft is the part that was verified
+    draft: DraftTree  # the part that was verified
+    num_accepted: int
+    token: int  # behind these
 
 
 class Overlap:
@@ -126,7 +129,8 @@ class Overlap:
             if not seat.is_taken:
                 continue
             request.num_in_flight -= seat.length
-            draft = end.draft.first(min(seat.length, request.most_tokens) - 1)
+            whole = DraftTree.chain(end.draft_ids, end.log_probs)
+            draft = whole.first(min(seat.length, request.most_tokens) - 1)
             request.num_committed += 1 + end.num_accepted
             if features is not None:
                 request.pending.append(features[row, : 1 + end.num_accepted])
@@ -135,5 +139,5 @@ class Overlap:
             metrics = request.answer.output.metrics
             metrics.record_round(draft, end.num_accepted)
             metrics.decode_s += share
-            found.append(Ended(request, seat.block, RoundEnd(end.num_accepted, end.token, draft)))
+            found.append(Ended(request, seat.block, draft, end.num_accepted, end.token))
         return found

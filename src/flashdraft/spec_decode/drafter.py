@@ -83,7 +83,7 @@ class Drafter(ABC):
         """Room for ``num_rows`` requests at most, in ``num_pages`` pages numbered as the target's."""
 
     def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:  # noqa: ARG002
-        """How ``drafts``, which it opened, draft within rounds on a GPU (backends/rounds.py); None: they do not."""
+        """How ``drafts``, which it opened, draft within rounds on a GPU (cache/rounds.py); None: they do not."""
         return None
 
 

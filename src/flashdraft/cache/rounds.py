@@ -7,7 +7,6 @@ from typing import Protocol
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
-from flashdraft.spec_decode.tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class RoundEnd:
 
     num_accepted: int
     token: int  # behind the accepted ones: the next anchor
-    draft: DraftTree
+    draft_ids: list[int]
+    log_probs: list[float]  # the drafter's own, of these
 
 
 class Round(Protocol):
