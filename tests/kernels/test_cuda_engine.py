@@ -132,7 +132,7 @@ def test_200_mixed_requests():
     )
     found, aborted = {}, set()
     for idx, prompt in enumerate(prompts):
-        engine.add_request(str(idx), prompt, params, rng.choice([1, 4, 8]))
+        engine.add_request(str(idx), prompt, params, rng.choice([1, 4, 8, "auto"]))
     while engine.has_unfinished:
         for output in engine.step():
             found.setdefault(output.request_id, []).extend(output.token_ids)

@@ -121,8 +121,41 @@ class RecordedCosts(StepCosts):
         return self.observe_row_s * (num_rows + _STEP_ROWS)
 
     def _num_keys(self, width: ArrayLike) -> Array:
-        longest = self.measured_context + self.context + np.asarray(width)
-        return np.asarray(2.0 ** np.ceil(np.log2(longest)))
+        return _num_keys(self.measured_context + self.context, width)
+
+
+@dataclass(kw_only=True)
+class RoundCosts(StepCosts):
+    """Costs of rounds that run on the device from end to end (cache/rounds.py): one table tells all of them.
+
+    A round of drafts drafts for all its rows. The host's seconds are those that the device waited for it.
+    """
+
+    is_recorded: ClassVar[bool] = True
+
+    table: ShapeTable
+    measured_context: int  # tokens behind a measured round
+
+    def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
+        """Seconds of whole rounds, drafting included: see :class:`StepCosts`."""
+        wide = np.minimum(np.asarray(width), self.table.widths[-1])
+        return self.table(num_rows, wide, _num_keys(self.measured_context + self.context, wide))
+
+    def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:  # noqa: ARG002 - the base's shape
+        """None beside these."""
+        return np.zeros(np.shape(num_rows))
+
+    def learn(
+        self, verified: tuple[int, int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
+    ) -> None:
+        """What steps cost that are no rounds, as of sampled tokens, tells nothing of these."""
+
+    def learn_observe(self, num_tokens: int, seconds: float) -> None:
+        """See :meth:`learn`."""
+
+
+def _num_keys(num_before: int, width: ArrayLike) -> Array:
+    return np.asarray(2.0 ** np.ceil(np.log2(num_before + np.asarray(width))))
 
 
 def _learned(seen_s: float, expected_s: float) -> float:

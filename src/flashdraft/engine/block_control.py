@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.block_search import Candidate, Others
 from flashdraft.control.controller import Controller
@@ -47,9 +48,9 @@ class BlockControl:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         self.trusts_drafter = trusts_drafter
-        # A hybrid's states follow one path.
+        # A hybrid's states follow one path, and a round's drafts too.
         can_branch = drafter is not None and drafter.can_branch
-        self.draws_trees = trusts_drafter and not runner.states and can_branch
+        self.draws_trees = trusts_drafter and not runner.states and can_branch and not runner.drafts_in_rounds
         self.controller = self._controller(costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = 0.0
@@ -59,15 +60,22 @@ class BlockControl:
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
         """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
-        num_rows = min(num_rows, _MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
-        if self.controller is None or num_rows > self._num_measured_rows:
-            self._num_measured_rows = 1 << (num_rows - 1).bit_length()
+        if self.must_measure(num_rows):
+            self._num_measured_rows = 1 << (self._most_rows(num_rows) - 1).bit_length()
             costs = measure_costs(self.runner, self.max_block, self._num_measured_rows)
             if self.controller:
                 self.controller.costs = costs
             else:
                 self.controller = self._controller(costs)
+        assert self.controller is not None
         return self.controller
+
+    def must_measure(self, num_rows: int) -> bool:
+        """Whether :meth:`calibrate` has something to measure, for which nothing else may run."""
+        return self.controller is None or self._most_rows(num_rows) > self._num_measured_rows
+
+    def _most_rows(self, num_rows: int) -> int:
+        return min(num_rows, _MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
 
     def _controller(self, costs: StepCosts) -> Controller:
         return Controller(self.max_block, costs)
@@ -168,8 +176,15 @@ class BlockControl:
         if observed:
             self.controller.observe(observed)
 
-    def learn_round(self, ended: Sequence[Ended]) -> None:
-        """Take what a round brought (engine/overlap.py). What its parts took nobody knows."""
+    def learn_round(self, ended: Sequence[Ended], num_rows: int, seconds: float | None) -> None:
+        """Take what a round of ``num_rows`` brought and took, from the one before it on (engine/overlap.py).
+
+        ``seconds``: None where something else ran meanwhile.
+        """
+        if self.controller and ended and seconds is not None:
+            width = power_of_two(max(one.block for one in ended))
+            known_s = float(self.controller.costs.verify_seconds(num_rows, width))
+            self.controller.costs.learn_host(max(seconds - known_s, 0.0))
         observed = [
             self._draft(one.request, one.draft, one.block)._replace(
                 num_verified=len(one.draft), path=range(1 + one.num_accepted)

@@ -168,7 +168,11 @@ class Engine:
     def _step(self) -> list[StepOutput]:
         outputs, self._news = self._news, []
         decoding = [request for request in self.scheduler.running if not request.is_prefilling]
-        self.control.plan(decoding, min(len(self.requests), self.config.max_running))
+        num_requests = min(len(self.requests), self.config.max_running)
+        if self.control.must_measure(num_requests) and any(request.is_automatic for request in decoding):
+            outputs += self._read(self.overlap.in_flight)
+            decoding = [request for request in decoding if request.answer.goes_on]
+        self.control.plan(decoding, num_requests)
         started = perf_counter()  # costs may have been measured
         if self.overlap.must_read(decoding):
             outputs += self._read(self.overlap.in_flight)
@@ -189,7 +193,7 @@ class Engine:
         for run in self._prompts[:num_read]:
             outputs += self._read_chunks(run)
         del self._prompts[:num_read]
-        if step.blocks and not step.chunks:
+        if step.blocks and not step.chunks and self.overlap.in_flight is None:
             self.control.learn_step(perf_counter() - started)
         return outputs
 
@@ -237,7 +241,7 @@ class Engine:
         if flown is None:
             return []
         ended = self.overlap.read(flown)
-        self.control.learn_round(ended)
+        self.control.learn_round(ended, len(flown.seats), None if self._prompts else self.overlap.seconds)
         outputs = []
         for request, _, draft, num_accepted, token in ended:
             new = [*draft.token_ids[:num_accepted], token]

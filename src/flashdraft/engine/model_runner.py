@@ -77,6 +77,11 @@ class ModelRunner:
         # Prefill chunks and blocks differ too much in width to share rows.
         self.chunk_rows, self.block_rows = self.new_rows(), self.new_rows()
 
+    @property
+    def drafts_in_rounds(self) -> bool:
+        """Whether blocks run as rounds that the host does not wait for."""
+        return self.rounds is not None and self.rounds.can_draft
+
     def new_rows(self) -> GatheredRows:
         """Rows for the target's forwards."""
         return self.backend.new_rows()

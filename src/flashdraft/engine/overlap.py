@@ -67,7 +67,7 @@ class Overlap:
     def __init__(self, runner: ModelRunner, simulated: SimulatedAcceptance | None) -> None:
         self.runner, self.simulated = runner, simulated
         self.in_flight: InFlight | None = None
-        self._since = 0.0  # when the last round was read
+        self._since = self.seconds = 0.0  # when the last round was read, and what it took
 
     def suits(self, requests: Sequence[Request]) -> bool:
         """Whether a step of ``requests`` runs as a round: nothing is asked of the host between draft and choice."""
@@ -122,7 +122,8 @@ class Overlap:
         if self.in_flight is flown:
             self.in_flight = None
         started, self._since = self._since, perf_counter()
-        share = (self._since - started) / len(flown.seats)
+        self.seconds = self._since - started
+        share = self.seconds / len(flown.seats)
         found = []
         for row, (seat, end) in enumerate(zip(flown.seats, ends, strict=True)):
             request = seat.request

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, power_of_two
+from flashdraft.cache.rounds import RoundRow
 from flashdraft.control.controller import drafted_blocks
-from flashdraft.control.recorded_costs import RecordedCosts, ShapeTable
+from flashdraft.control.recorded_costs import RecordedCosts, RoundCosts, ShapeTable
 from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.drafter import DraftShape
@@ -17,6 +18,7 @@ from flashdraft.spec_decode.drafter import DraftShape
 CONTEXT = 128  # tokens behind a measured step
 _LONG_CONTEXT = 1024  # and behind the two that tell what context costs
 _LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
+_ROUNDS = 4  # that are timed together, for the host does not wait for one before it starts the next
 _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
 _TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are recorded, so does the second
 
@@ -28,6 +30,8 @@ def measure_costs(runner: ModelRunner, max_block: int, num_rows: int, is_thoroug
     An engine starts with few shapes, and its steps teach it the rest; ``is_thorough``: whole blocks of many rows too.
     """
     with runner.target.threads():
+        if runner.drafts_in_rounds:
+            return _measure_rounds(runner, max_block, num_rows)
         if runner.backend.is_recorded:
             return _measure_recorded(runner, max_block, num_rows)
         return _measure(runner, max_block, num_rows, is_thorough)
@@ -44,6 +48,18 @@ def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int) -> Rec
     return RecordedCosts(
         verify.curve(), draft.curve(), verify_table=verify, draft_table=draft, measured_context=short.context
     )
+
+
+def _measure_rounds(runner: ModelRunner, max_block: int, num_rows: int) -> RoundCosts:
+    """Every shape of whole rounds, behind a short context and a long one."""
+    short, long = (_Steps(runner, max_block, num_rows, context) for context in (CONTEXT, _LONG_OF_ALL))
+    both = [short, long] if long.context > short.context else [short]
+    widths = sorted({1, *map(power_of_two, drafted_blocks(max_block))})
+    table = _table([(steps, steps.rounds) for steps in both], widths)
+    table = ShapeTable(table.num_keys, table.num_rows, widths, table.seconds / _ROUNDS)
+    for steps in (short, long):
+        steps.leave()
+    return RoundCosts(table.curve(), table.curve(), table=table, measured_context=short.context)
 
 
 def _table(works: Sequence[tuple["_Steps", Callable[..., None]]], widths: Sequence[int]) -> ShapeTable:
@@ -125,6 +141,14 @@ class _Steps:
     def draft(self, num_rows: int, block: int) -> None:
         """The drafter's blocks of ``num_rows`` requests."""
         self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [DraftShape(block - 1)] * num_rows)
+
+    def rounds(self, num_rows: int, width: int) -> None:
+        """Some rounds of ``num_rows`` requests, each started before the one before has ended."""
+        assert self.runner.rounds is not None
+        end = self.context + width + 1
+        rows = [RoundRow(row, -1, 0, 0, width, width, end) for row in self.rows[:num_rows]]
+        launched = [self.runner.rounds.launch(rows) for _ in range(_ROUNDS)]
+        launched[-1].ends()
 
     def head(self, num_tokens: int) -> None:
         """The target's logits alone."""
