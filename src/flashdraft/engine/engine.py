@@ -9,6 +9,7 @@ import torch
 
 from flashdraft.admission import AUTO, BlockSize, check_block_size, check_request, check_tree
 from flashdraft.answer import Answer
+from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.block_control import BlockControl, StepSeconds
@@ -92,10 +93,8 @@ class Engine:
             raise UsageError(f"n is {params.n}; the engine runs one answer a request: add params.split()")
         if params.stop_texts and self.tokenizer is None:
             raise UsageError(f"stop is {params.stop_texts!r}, but there is no tokenizer; use stop_token_ids")
-        max_len, room = (
-            self._max_len(prompt_token_ids, params),
-            self.scheduler.pool.num_pages * self.config.page_size,
-        )
+        max_len = self._max_len(prompt_token_ids, params)
+        room = self.scheduler.pool.num_pages * self.config.page_size
         if max_len > room:
             raise UsageError(
                 f"prompt and answer may take {max_len} tokens, the cache holds {room}: lower max_tokens, shorten"
@@ -177,9 +176,8 @@ class Engine:
         if self.overlap.must_read(decoding):
             outputs += self._read(self.overlap.in_flight)
         step = self.scheduler.schedule()
-        if self.runner.drafter:
-            for row in step.left:
-                self.runner.drafter.leave(row)
+        for row in step.left:
+            self._leave(row)
         for request in step.joined:
             self.runner.join(request)
         num_before = len(self._prompts)
@@ -187,7 +185,7 @@ class Engine:
         # Chunks of similar length share a forward: padding at most doubles it.
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
-            self._prompts.append(self._start_chunks(list(group)))
+            outputs += self._start_or_shorten(list(group))
         # They are read one step behind too, where the device has a round to go on with.
         num_read = len(self._prompts) if self.overlap.in_flight is None else num_before
         for run in self._prompts[:num_read]:
@@ -248,6 +246,27 @@ class Engine:
             outputs.append(self._deliver(request, new, len(draft), num_accepted, _NOT_READ))
         self._settle([one.request for one in ended])
         return outputs
+
+    def _start_or_shorten(self, chunks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
+        """Run chunks of prompts; without the memory for them, shorter ones in later steps."""
+        requests, outputs = [request for request, _ in chunks], []
+        try:
+            self._prompts.append(self._start_chunks(chunks))
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            fits = self.scheduler.shorten_prompts(sum(size for _, size in chunks))
+            for request in requests:
+                if fits:  # what ran may have written states
+                    self._leave(self.scheduler.preempt(request))
+                    continue
+                request.error = f"the device has no memory for it: {str(error).splitlines()[0]}"
+                outputs.append(self._deliver(request, [], 0, 0, _NOT_READ))
+                self._finish(request)
+        return outputs
+
+    def _leave(self, row: CacheRow) -> None:
+        if self.runner.drafter:
+            self.runner.drafter.leave(row)
 
     def _start_chunks(self, chunks: Sequence[tuple[Request, int]]) -> PromptRun:
         """Run chunks of prompts, whose tokens are true at once."""
@@ -370,8 +389,7 @@ class Engine:
         return request.answer.goes_on and not is_wanted and request.num_pending < self.most_pending
 
     def _finish(self, request: Request) -> None:
-        if self.runner.drafter:
-            self.runner.drafter.leave(request.draft_row)
+        self._leave(request.draft_row)
         self.scheduler.finish(request)
         del self.requests[request.request_id]
         self.metrics.add(request.answer.output.metrics)

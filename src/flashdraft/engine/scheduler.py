@@ -16,6 +16,7 @@ from flashdraft.cache.state_slots import StateSlots
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
+_FEWEST_PROMPT_TOKENS = 64  # of a step: with less memory than they take nothing runs
 PROMPT_TOKENS = 8192  # of a step on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
 
 
@@ -90,6 +91,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self.most_prompt_tokens: int | None = None  # in a step, where more did not fit the device
         self.num_cached_tokens = 0
 
     def add(self, request: Request) -> None:
@@ -114,6 +116,7 @@ class Scheduler:
             most = self.config.max_prompt_tokens or most  # the engine has put in what suits its device
         # A quarter is for prefill even where blocks would take all: nobody waits for the others' last token.
         budget = max(most - used, most // 4, 1)
+        budget = min(budget, self.most_prompt_tokens or budget)
         budget -= self._schedule_chunks(step, budget)
         if not step.left:
             budget = self._admit(step, budget)
@@ -122,6 +125,24 @@ class Scheduler:
             for request, num_tokens in (*step.blocks, *step.chunks):
                 self._plan_snapshots(self.slots, request, num_tokens)
         return step
+
+    def preempt(self, request: Request) -> CacheRow:
+        """A running request gives up its pages and waits to be computed again; the row that its drafter had."""
+        row = request.draft_row
+        self.running.remove(request)
+        self._release(request)
+        request.lose_pages()
+        self.num_preemptions += 1
+        self.add(request)
+        return row
+
+    def shorten_prompts(self, num_tokens: int) -> bool:
+        """Prompts of ``num_tokens`` in a step were too many: from now on at most half, or False at the fewest."""
+        if num_tokens <= _FEWEST_PROMPT_TOKENS:
+            return False
+        most = max(num_tokens // 2, _FEWEST_PROMPT_TOKENS)
+        self.most_prompt_tokens = min(self.most_prompt_tokens or most, most)
+        return True
 
     def register_pages(self, request: Request, num_final: int) -> None:
         """The request's first ``num_final`` tokens are in the pages, of target and drafter: let them be found."""
@@ -289,10 +310,6 @@ class Scheduler:
         return True
 
     def _preempt_last(self, step: Step) -> Request:
-        last = self.running.pop()
-        step.left.append(last.draft_row)
-        self._release(last)
-        last.lose_pages()
-        self.num_preemptions += 1
-        self.add(last)
+        last = self.running[-1]
+        step.left.append(self.preempt(last))
         return last
