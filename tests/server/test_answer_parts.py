@@ -2,25 +2,14 @@
 
 import json
 import random
-from typing import Any
 
 import pytest
 
-from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole, thinking_of
-from flashdraft.server.tool_calls import Tools
+from call_cases import SCHEMAS, Calls, added_up, cuts
+from flashdraft.server.answer_parts import PartsReader, Thinking, read_whole, thinking_of
+from flashdraft.server.call_styles import Tools
 
-TOOLS: Tools = {
-    "get_weather": {
-        "type": "object",
-        "properties": {
-            "city": {"type": "string"},
-            "days": {"type": "integer"},
-            "units": {"enum": ["C", "F"]},
-            "flags": {"type": "array"},
-        },
-    },
-    "now": {},
-}
+TOOLS = Tools(SCHEMAS)
 XML = """<tool_call>
 <function=get_weather>
 <parameter=city>
@@ -47,7 +36,6 @@ def call_of(arguments: str) -> str:
     return f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
 
 
-Calls = list[tuple[str, Any]]
 SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
     ("just words", "none", "", "just words", []),
     ("a < b <tool> c\n", "none", "", "a < b <tool> c\n", []),
@@ -112,30 +100,6 @@ SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
     ),
     (call_of("[1]"), "none", "", call_of("[1]"), []),
 ]
-
-
-def added_up(pieces: list[Parts]) -> tuple[str, str, Calls]:
-    calls: dict[int, list[str]] = {}
-    ended = set()
-    for parts in pieces:
-        for one in parts.calls:
-            if one.kind == "name":
-                assert one.index == len(calls)
-                calls[one.index] = [one.text, ""]
-            elif one.kind == "arguments":
-                calls[one.index][1] += one.text
-            elif one.kind == "end":
-                ended.add(one.index)
-    told = [(name, json.loads(text)) for index, (name, text) in calls.items() if index in ended]
-    return "".join(p.reasoning for p in pieces), "".join(p.content for p in pieces), told
-
-
-def cuts(text: str) -> list[list[str]]:
-    rng = random.Random(0)
-    borders = sorted(rng.sample(range(1, len(text)), min(9, len(text) - 1)))
-    uneven = [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
-    sized = [[text[i : i + size] for i in range(0, len(text), size)] for size in (1, 3, 16, 64)]
-    return [[text], uneven, *sized]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))

@@ -8,14 +8,13 @@ import jsonschema
 import pytest
 import torch
 
+from call_cases import EOS, TOKENIZER, VOCAB, accepts
 from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar, begin_grammar, json_rule
 from flashdraft.server.answer_parts import read_whole
-from flashdraft.server.tool_grammar import CallRules, CallStyle, calls_lark, containing
-from tiny_pair import byte_tokenizer
+from flashdraft.server.call_styles import CallStyle, Tools
+from flashdraft.server.tool_grammar import CallRules, calls_lark, containing
 
-TOKENIZER = byte_tokenizer()
-EOS, VOCAB = TOKENIZER.eos_token_id, len(TOKENIZER)
 ZIP = {"type": "string", "pattern": "^[0-9]{5}$"}
 DEFS = {"zip": ZIP, "point": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}}
 ARGUMENTS: list[Any] = [
@@ -58,13 +57,7 @@ def said(rules: CallRules, seed: int) -> str | None:
     return None
 
 
-def accepts(rules: CallRules, text: str) -> bool:
-    state = begin_grammar(Grammar("lark", calls_lark(rules)), TOKENIZER, VOCAB, [EOS])
-    ids = [*TOKENIZER.encode(text), EOS]
-    return state is not None and state.cut([], ids) == ids
-
-
-@pytest.mark.parametrize("style", ["xml", "json"])
+@pytest.mark.parametrize("style", ["xml", "json", "llama", "mistral-args"])
 @pytest.mark.parametrize("argument", ARGUMENTS, ids=range(len(ARGUMENTS)))
 def test_what_a_forced_call_says_is_read_as_its_schema_has_it(argument: Any, style: CallStyle) -> None:
     schema = tool(argument)
@@ -73,7 +66,7 @@ def test_what_a_forced_call_says_is_read_as_its_schema_has_it(argument: Any, sty
     for seed in range(6):
         if (text := said(rules, seed)) is None:
             continue
-        parts, calls, num_whole = read_whole(text, "none", rules.tools)
+        parts, calls, num_whole = read_whole(text, "none", Tools(rules.tools, style))
         assert (parts.content, num_whole) == ("", len(calls)), text
         assert calls
         for call in calls:

@@ -31,7 +31,7 @@ from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.save import read_notes
 from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
-from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer
+from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer, with_call_marks
 from flashdraft.checkpoint.untrusted import damage_is_told
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
@@ -152,7 +152,8 @@ def load_tokenizer(path_or_name: str | Path = EMBEDDED) -> Any:
     """
     place = _locate_target(path_or_name, weights=False)
     with damage_is_told(str(place)):
-        return folder_tokenizer(place) if place.is_dir() else gguf_tokenizer(GGUFFile(place))
+        found = folder_tokenizer(place) if place.is_dir() else gguf_tokenizer(GGUFFile(place))
+        return with_call_marks(found)
 
 
 def load_drafter(

@@ -1,5 +1,6 @@
 """Tokenizers: a folder's as its tokenizer.json says, a GGUF's rebuilt from its fields. Knows no model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ _KINDS = {"gpt2": ("tokens", "merges", "token_type"), "llama": ("tokens", "score
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # transformers' word -> GGUF's
+
+
+# Special tokens that begin and part Mistral's tool calls: a decoded answer would have neither.
+_CALL_MARKS = frozenset({"[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"})
+
+
+def with_call_marks(tokenizer: Any) -> Any:
+    """``tokenizer``, whose decoded texts show where tool calls begin, also where special tokens are left out."""
+    found = [one for one in tokenizer.added_tokens_decoder.values() if one.content in _CALL_MARKS]
+    if any(one.special for one in found):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        for one in state["added_tokens"]:
+            one["special"] = one["special"] and one["content"] not in _CALL_MARKS
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return tokenizer
 
 
 def folder_tokenizer(folder: Path) -> Any:

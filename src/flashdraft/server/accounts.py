@@ -5,8 +5,8 @@ from typing import Any
 
 from flashdraft.server.answer_parts import PartsReader, Thinking
 from flashdraft.server.api_errors import Json
+from flashdraft.server.call_styles import Tools
 from flashdraft.server.service import Answer, Submission
-from flashdraft.server.tool_calls import Tools
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flashdraft.server.tool_calls import BEGIN, FUNCTION, CallNews, CallReader, Tools, start_len
+from flashdraft.server.bare_calls import BareCallReader
+from flashdraft.server.call_styles import CallStyle, Tools
+from flashdraft.server.tool_calls import CallNews, CallReader, start_len
 
 THINK, END_THINK = "<think>", "</think>"
 Thinking = Literal["open", "possible", "none"]
@@ -133,7 +135,7 @@ class PartsReader:
 
     @property
     def _openers(self) -> tuple[str, ...]:
-        return () if self._tools is None else (BEGIN, FUNCTION)
+        return () if self._tools is None else self._tools.openers
 
     def _read_until_call(self, parts: Parts, end: str = "") -> bool:
         """Begin a call, if one stands before ``end``."""
@@ -145,7 +147,8 @@ class PartsReader:
         said, self._held = self._held[:at], self._held[at + len(opener) :]
         self._say(said.rstrip(), parts)
         self._gap = said[len(said.rstrip()) :]
-        self._call = CallReader(self._num_calls, self._tools, opener)
+        kind = CallReader if self._tools.style in ("xml", "json") else BareCallReader
+        self._call = kind(self._num_calls, self._tools, opener)
         self._around, self._state = self._state, "call"
         return True
 
@@ -161,19 +164,20 @@ class PartsReader:
         return self._call is None
 
     def _leave(self, news: list[CallNews], rest: str, parts: Parts) -> None:
-        """Note what the call said; when it is over, go on with ``rest``."""
+        """Note what the reader of calls said; when it is done, go on with ``rest``."""
         assert self._call is not None
         self._held = rest
         parts.calls += news
         opener = self._call.opener
         for one in news:
             self._num_calls += one.kind == "name"
-            if one.kind == "broken":
+            self.num_whole_calls += one.kind == "end"
+            self._gap = "" if one.kind == "end" else self._gap
+        if self._call.is_done:
+            is_broken = bool(news) and news[-1].kind == "broken"
+            if is_broken:
                 self._say(self._gap + opener, parts)
-                self._call, self._state = None, self._around
-            elif one.kind in ("end", "cut"):
-                self.num_whole_calls += one.kind == "end"
-                self._call, self._state, self._trims = None, self._around, True
+            self._call, self._state, self._trims = None, self._around, not is_broken
 
     def _release(self, *markers: str) -> str:
         """What can neither be the start of a marker nor white space before it."""
@@ -201,6 +205,6 @@ def read_whole(
     return whole, list(calls.values()), reader.num_whole_calls
 
 
-def tools_of(asked: list[dict[str, Any]]) -> Tools:
-    """Name -> schema of the arguments, of OpenAI's ``tools``."""
-    return {one["function"]["name"]: one["function"].get("parameters") or {} for one in asked}
+def tools_of(asked: list[dict[str, Any]], style: CallStyle) -> Tools:
+    """OpenAI's ``tools``."""
+    return Tools({one["function"]["name"]: one["function"].get("parameters") or {} for one in asked}, style)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flashdraft.server.answer_parts import Parts, PartsReader, Thinking
+from flashdraft.server.call_styles import Tools
 from flashdraft.server.service import Answer
-from flashdraft.server.tool_calls import Tools
 
 
 @dataclass

@@ -7,9 +7,10 @@ from typing import Any
 from flashdraft.server.answer_parts import Thinking
 from flashdraft.server.answer_segments import Segment, SegmentNews, SegmentReader, read_segments
 from flashdraft.server.api_errors import Json, as_api_error
+from flashdraft.server.call_styles import Tools
 from flashdraft.server.http_io import event
 from flashdraft.server.service import Answer, Submission
-from flashdraft.server.tool_calls import Tools, read_arguments
+from flashdraft.server.tool_calls import read_arguments
 
 
 class MessageForm:

@@ -13,11 +13,12 @@ from flashdraft.server.accounts import meta_info, sglang_speculation, speculatio
 from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole
 from flashdraft.server.answer_text import TokenPiece
 from flashdraft.server.api_errors import Json
+from flashdraft.server.call_styles import Tools
 from flashdraft.server.http_io import DONE, event
 from flashdraft.server.logprobs import chat_logprobs, completion_logprobs
 from flashdraft.server.protocol import OpenAIRequest, StreamOptions
 from flashdraft.server.service import Answer, Delta, Service, Submission
-from flashdraft.server.tool_calls import CallNews, Tools
+from flashdraft.server.tool_calls import CallNews
 
 Entries = list[tuple[TokenLogprobs | int, str]]  # tokens with their pieces of the text
 

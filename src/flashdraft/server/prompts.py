@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError
+from flashdraft.server.call_styles import call_style
 from flashdraft.server.protocol import Message, Tool, ToolCall
 from flashdraft.server.service import Service
-from flashdraft.server.tool_calls import BEGIN, read_arguments
+from flashdraft.server.tool_calls import read_arguments
 
 # What a request may not set: how to tokenize, and what the template is given otherwise.
 _RESERVED = {
@@ -67,8 +68,11 @@ async def encode_chat(
         kwargs["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
         num_chars += len(str(kwargs["tools"]))
         _check_len(service, num_chars, "tools")
-    turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    if not knows_tools(tokenizer) and any(t["role"] == "tool" or "tool_calls" in t for t in turns):
+    is_mistral = (call_style(tokenizer.chat_template) or "").startswith("mistral")
+    turns = [_turn(message, f"messages[{i}]", is_mistral) for i, message in enumerate(messages)]
+    if call_style(tokenizer.chat_template) is None and any(
+        t["role"] == "tool" or "tool_calls" in t for t in turns
+    ):
         raise ApiError(400, "the model's chat template knows no tool calls: leave them out", "messages")
 
     def encode() -> list[int]:
@@ -158,20 +162,15 @@ def _variables(template: str) -> frozenset[str]:
     return frozenset(find_undeclared_variables(environment.parse(template)))
 
 
-def knows_tools(tokenizer: Any) -> bool:
-    """Whether the chat template shows tools to the model, in a form that the parsers know."""
-    template = tokenizer.chat_template or ""
-    return "tools" in template and BEGIN in template
-
-
 def prompt_end(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """The text at the end of a prompt, where the template may have begun the answer."""
     text: str = tokenizer.decode(list(token_ids[-32:]), skip_special_tokens=False)
     return text
 
 
-def _turn(message: Message, where: str) -> dict[str, Any]:
-    """A message as templates expect it: the arguments of calls as mappings."""
+def _turn(message: Message, where: str, is_mistral: bool) -> dict[str, Any]:
+    """A message as templates expect it: the arguments of calls as mappings, and their ids as Mistral's want them."""
+    call_id = _short_id if is_mistral else str
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     turn["content"] = _content(message, where)
     name = "reasoning_content" if message.reasoning_content is not None else "reasoning"
@@ -181,13 +180,22 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
     for field in ("name", "tool_call_id"):
         if (said := getattr(message, field)) is not None:
             _check_unicode(said, f"{where}.{field}")
-            turn[field] = said
+            turn[field] = said if field == "name" else call_id(said)
     if message.tool_calls:
         turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": _function(call, f"{where}.tool_calls[{i}]")}
+            {
+                "id": call_id(call.id or f"call{i:05}"),
+                "type": "function",
+                "function": _function(call, f"{where}.tool_calls[{i}]"),
+            }
             for i, call in enumerate(message.tool_calls)
         ]
     return turn
+
+
+def _short_id(text: str) -> str:
+    """The end of a call's id, nine letters and digits: Mistral's templates refuse any other."""
+    return "".join(char for char in text if char.isascii() and char.isalnum())[-9:].rjust(9, "0")
 
 
 def _function(call: ToolCall, where: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from flashdraft.server.accounts import usage
 from flashdraft.server.answer_parts import Thinking
 from flashdraft.server.answer_segments import Segment, SegmentNews, SegmentReader, read_segments
 from flashdraft.server.api_errors import Json
+from flashdraft.server.call_styles import Tools
 from flashdraft.server.http_io import event
 from flashdraft.server.service import Submission
-from flashdraft.server.tool_calls import Tools
 
 _PREFIXES = {"thoughts": "rs", "words": "msg", "call": "fc"}
 

@@ -18,13 +18,12 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from flashdraft.server.argument_types import ArgumentTypes, read_literal
+from flashdraft.server.call_styles import BEGIN, FUNCTION, Tools
 
-BEGIN, END = "<tool_call>", "</tool_call>"
-FUNCTION, END_FUNCTION, END_PARAMETER = "<function=", "</function>", "</parameter>"
+END, END_FUNCTION, END_PARAMETER = "</tool_call>", "</function>", "</parameter>"
 _JSON_HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
-Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its arguments
 Kind = Literal["name", "arguments", "end", "cut", "broken"]
 
 
@@ -40,7 +39,7 @@ class CallNews:
     text: str = ""
 
 
-class _BrokenError(Exception):
+class BrokenCallError(Exception):
     """The text is no call."""
 
 
@@ -65,7 +64,7 @@ class CallReader:
         self._schema: Any = True  # of the argument that is read now
         self._missing: list[str] = []  # declared arguments that have not come yet
         self._num_values, self._is_text, self._is_named = 0, False, False
-        self._arguments, self._brackets = "", _Brackets()
+        self._arguments, self._brackets = "", Brackets()
 
     def push(self, text: str) -> tuple[list[CallNews], str]:
         """Take more text; the news, and what is left of the text when the call is over."""
@@ -74,7 +73,7 @@ class CallReader:
         try:
             while not self.is_done and self._read():
                 pass
-        except _BrokenError:
+        except BrokenCallError:
             return self._give_up()
         rest = self._held if self.is_done else ""
         return self._taken(), rest
@@ -83,7 +82,7 @@ class CallReader:
         """The answer is over; ``is_cut``: by its length. The news, and the text of what is no call."""
         try:
             self._end_of_answer(is_cut)
-        except _BrokenError:
+        except BrokenCallError:
             return self._give_up()
         self.is_done = True
         return self._taken(), self._held
@@ -93,7 +92,7 @@ class CallReader:
             self._held = ""
             self._tell("end")
         elif not self._is_named or (self._read == self._json_arguments and not is_cut):
-            raise _BrokenError
+            raise BrokenCallError
         elif is_cut:
             self._held = ""
             self._tell("cut")
@@ -117,9 +116,9 @@ class CallReader:
         self._news.append(CallNews(self.index, kind, text))
 
     def _begin(self, name: str) -> None:
-        if name not in self.tools:
-            raise _BrokenError
-        self._types, self._is_named = ArgumentTypes(self.tools[name]), True
+        if name not in self.tools.schemas:
+            raise BrokenCallError
+        self._types, self._is_named = ArgumentTypes(self.tools.schemas[name]), True
         declared = self._types.object_schema().get("properties")
         self._missing = list(declared) if isinstance(declared, Mapping) else []
         self._tell("name", name)
@@ -137,7 +136,7 @@ class CallReader:
                 return marker
         if any(marker.startswith(self._held) for marker in markers):
             return None
-        raise _BrokenError
+        raise BrokenCallError
 
     # Each state reads what it can of _held; False: it needs more.
 
@@ -204,14 +203,14 @@ class CallReader:
     def _xml_end(self) -> bool:
         try:
             found = self._next_is(END)
-        except _BrokenError:  # it was forgotten
+        except BrokenCallError:  # it was forgotten
             return self._finish(self._held)
         return found is not None and self._finish(self._held[len(END) :])
 
     def _json_head(self) -> bool:
         if head := _JSON_HEAD.match(self._held):
             self._begin(_loads(head[1]))
-            self._held, self._brackets = self._held[head.end() :], _Brackets()
+            self._held, self._brackets = self._held[head.end() :], Brackets()
             self._read = self._json_arguments
             return True
         if not (end := self._brackets.end(self._held)):
@@ -228,7 +227,7 @@ class CallReader:
         if isinstance(arguments, str):
             arguments = read_literal(arguments or "{}")
         if not isinstance(arguments, dict | None) or not isinstance(call.get("name"), str):
-            raise _BrokenError
+            raise BrokenCallError
         self._begin(call["name"])
         self._tell("arguments", _dumps(arguments or {}))
 
@@ -251,7 +250,7 @@ class CallReader:
     def _json_end(self) -> bool:
         try:
             found = self._next_is("}", END)
-        except _BrokenError:  # both were forgotten
+        except BrokenCallError:  # both were forgotten
             return self._finish(self._held)
         if found is None:
             return False
@@ -260,15 +259,18 @@ class CallReader:
         return True
 
 
-class _Brackets:
-    """Finds where a JSON object ends in text that comes piece by piece."""
+class Brackets:
+    """Finds where a JSON object, or a list in Python, ends in text that comes piece by piece.
 
-    def __init__(self) -> None:
-        self._num_read = self._depth = 0
+    ``quotes``: what texts stand in; ``depth``: brackets that are open before the text begins.
+    """
+
+    def __init__(self, quotes: str = '"', depth: int = 0) -> None:
+        self._num_read, self._depth, self._quotes = 0, depth, quotes
         self._quote, self._escaped = "", False
 
     def end(self, text: str) -> int:
-        """The length of the object that ``text`` begins with; 0: it goes on. ``text`` only grows, but for ``skip``."""
+        """The length of what ``text`` begins with; 0: it goes on. ``text`` only grows, but for ``skip``."""
         for at in range(self._num_read, len(text)):
             char = text[at]
             self._num_read = at + 1
@@ -276,11 +278,11 @@ class _Brackets:
                 is_end = char == self._quote and not self._escaped
                 self._escaped = char == "\\" and not self._escaped
                 self._quote = "" if is_end else self._quote
-            elif char == '"':
+            elif char in self._quotes:
                 self._quote = char
             else:
-                self._depth += (char in "{[") - (char in "}]")
-                if not self._depth and char in "}]":
+                self._depth += (char in "{[(") - (char in "}])")
+                if not self._depth and char in "}])":
                     return at + 1
         return 0
 
@@ -313,7 +315,7 @@ def _loads(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise _BrokenError from None
+        raise BrokenCallError from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,10 +9,9 @@ from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar, json_rule
 from flashdraft.server.answer_parts import tools_of
 from flashdraft.server.api_errors import ApiError
-from flashdraft.server.prompts import knows_tools
+from flashdraft.server.call_styles import CallStyle, Tools, call_style
 from flashdraft.server.protocol import AllowedTools, ChatRequest, Tool
-from flashdraft.server.tool_calls import Tools
-from flashdraft.server.tool_grammar import CallRules, CallStyle, calls_lark
+from flashdraft.server.tool_grammar import CallRules, calls_lark
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,10 @@ def tool_choice_of(asked: ChatRequest, tokenizer: Any) -> ToolChoice:
         return ToolChoice()
     if choice == "none":
         return ToolChoice()
-    if not knows_tools(tokenizer):
-        raise ApiError(400, "the model's chat template has no tools; leave them out", "tools")
+    style = call_style(tokenizer.chat_template)
+    if style is None:
+        text = "the model's chat template has no tools, or calls in a form that is not known; leave them out"
+        raise ApiError(400, text, "tools")
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise ApiError(400, "two tools have one name; expected each once", "tools")
@@ -50,8 +51,8 @@ def tool_choice_of(asked: ChatRequest, tokenizer: Any) -> ToolChoice:
         and asked.parallel_tool_calls is not False
         and not asked.wants_json
     )
-    grammar = None if is_free else _grammar(asked, callable_, mode, tokenizer)
-    return ToolChoice(tools, tools_of([tool.model_dump() for tool in callable_]), grammar)
+    grammar = None if is_free else _grammar(asked, callable_, mode, style)
+    return ToolChoice(tools, tools_of([tool.model_dump() for tool in callable_], style), grammar)
 
 
 def _allowed(choice: Any, names: list[str]) -> tuple[str, list[str]]:
@@ -68,8 +69,7 @@ def _allowed(choice: Any, names: list[str]) -> tuple[str, list[str]]:
     return (choice.allowed_tools.mode if isinstance(choice, AllowedTools) else "named"), wanted
 
 
-def _grammar(asked: ChatRequest, tools: list[Tool], mode: str, tokenizer: Any) -> Grammar:
-    style: CallStyle = "xml" if "<function=" in tokenizer.chat_template else "json"
+def _grammar(asked: ChatRequest, tools: list[Tool], mode: str, style: CallStyle) -> Grammar:
     answer = None
     if asked.wants_json and mode == "auto":
         wanted = asked.asked_grammar()

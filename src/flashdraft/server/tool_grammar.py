@@ -4,14 +4,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flashdraft.errors import UsageError
 from flashdraft.grammar import json_rule
 from flashdraft.server.argument_types import ArgumentTypes, values_of
-from flashdraft.server.tool_calls import BEGIN, END, Tools
+from flashdraft.server.call_styles import BEGIN, TOOL_CALLS, CallStyle
+from flashdraft.server.tool_calls import END
 
-CallStyle = Literal["xml", "json"]
 _MAX_TEXTS = 256
 _MAX_STEPS = 2000  # through the parts of one tool's schema
 _KNOWN = {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
@@ -25,7 +25,50 @@ _FORMATS = {
 }
 _FORMATS["date-time"] = f"{_FORMATS['date']}T{_FORMATS['time']}"
 _UNENDED = r"UNENDED: ~/(?s:.*)<\/parameter>(?s:.*)/"  # or the value would end before its end
-_TAIL = f"tail: TAIL\nTAIL: ~/(?s:.*){BEGIN}(?s:.*)/\n"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What stands around calls: ``mark`` opens them, ``first`` and ``last`` enclose them, ``between`` parts them."""
+
+    mark: str
+    between: str
+    first: str = ""
+    last: str = ""
+
+    def group(self, is_single: bool) -> str:
+        """Calls behind their mark, as a Lark expression."""
+        around = [f"{json.dumps(one)}" if one else "" for one in (self.first, self.last)]
+        return f"{around[0]} call {self.more(is_single)} {around[1]}"
+
+    def more(self, is_single: bool) -> str:
+        """Further calls behind one."""
+        return "" if is_single else f"({json.dumps(self.between)} call)*"
+
+    def free(self, is_single: bool) -> str:
+        """Free text in which calls may stand, as Lark rules with ``body``."""
+        mark, group = _exactly(self.mark), self.group(is_single or not self.last)
+        body = f"(chunk {group} | tail)" if is_single else f"(chunk {group})* tail"
+        tail = f"tail: TAIL\nTAIL: ~/(?s:.*){mark}(?s:.*)/\n"
+        return f"body: {body}\nchunk[lazy]: /(?s:.*){mark}/\n{tail}"
+
+
+# What stands before and behind the arguments of the call NAME.
+_JSON_AROUND: dict[CallStyle, tuple[str, str]] = {
+    "json": ('\n{"name": "NAME", "arguments": ', f"}}\n{END}"),
+    "llama": ('"NAME", "parameters": ', "}"),
+    "mistral": ('{"name": "NAME", "arguments": ', "}"),
+    "mistral-args": ("NAME[ARGS]", ""),
+}
+_LLAMA_MARK = '{"name": '
+_FRAMES: dict[CallStyle, _Frame] = {
+    "xml": _Frame(BEGIN, f"\n{BEGIN}"),
+    "json": _Frame(BEGIN, f"\n{BEGIN}"),
+    "llama": _Frame(_LLAMA_MARK, f"; {_LLAMA_MARK}"),
+    "mistral": _Frame(TOOL_CALLS, ", ", "[", "]"),
+    "mistral-args": _Frame(TOOL_CALLS, TOOL_CALLS),
+    "pythonic": _Frame("[", ", ", "", "]"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +78,7 @@ class CallRules:
     ``must_call``: nothing but calls; else free text with calls, or ``answer``. ``is_single``: one call at most.
     """
 
-    tools: Tools
+    tools: Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its arguments
     style: CallStyle
     must_call: bool
     is_single: bool
@@ -47,16 +90,37 @@ def calls_lark(rules: CallRules) -> str:
     writer = _Writer(rules.style)
     names = [writer.call(name, schema) for name, schema in rules.tools.items()]
     calls = " | ".join(names)
+    frame = _FRAMES[rules.style]
     if rules.must_call or rules.answer is not None:
-        body = f'"{BEGIN}" call' + ("" if rules.is_single else f' ("\\n{BEGIN}" call)*')
+        body = f"{json.dumps(frame.mark)} {frame.group(rules.is_single)}"
         if rules.answer is not None and not rules.must_call:
             body, writer.rules = f"{body} | answer", [*writer.rules, f"answer: {rules.answer}"]
         head = f"body: {body}\n"
+    elif rules.style == "pythonic":
+        head = _free_python(dict(zip(rules.tools, names, strict=True)), rules.is_single)
     else:
-        many = "?" if rules.is_single else "*"
-        tail = "(chunk call | tail)" if rules.is_single else f"(chunk call){many} tail"
-        head = f"body: {tail}\nchunk[lazy]: /(?s:.*){BEGIN}/\n{_TAIL}"
+        head = frame.free(rules.is_single)
     return head + f"call: {calls}\n" + "".join(f"{rule}\n" for rule in writer.rules)
+
+
+def _free_python(calls: Mapping[str, str], is_single: bool) -> str:
+    """Free text in which lists of calls in Python may stand: a list begins with [ and the name of a tool.
+
+    ``calls``: the name of each tool -> that of its rule.
+    """
+    found = [rf"\[{_exactly(name)}\(" for name in calls]
+    rules = [
+        f"tail: TAIL\nTAIL: ~/(?s:.*)({'|'.join(found)})(?s:.*)/",
+        f'more: {_FRAMES["pythonic"].more(is_single)} "]"',
+    ]
+    uses = []
+    for i, (mark, call) in enumerate(zip(found, calls.values(), strict=True)):
+        others = "|".join(one for one in found if one != mark)
+        less = f" & ~/(?s:.*)({others})(?s:.*)/" if others else ""
+        rules.append(f"chunk_{i}[lazy]: /(?s:.*){mark}/{less}")
+        uses.append(f"chunk_{i} {call}_rest more")
+    body = f"body: {' | '.join([*uses, 'tail'])}" if is_single else f"body: ({' | '.join(uses)})* tail"
+    return "\n".join([body, *rules]) + "\n"
 
 
 class _Writer:
@@ -67,14 +131,17 @@ class _Writer:
         self.rules: list[str] = []
 
     def call(self, name: str, schema: Mapping[str, Any]) -> str:
-        """Write the rules of what follows ``<tool_call>`` in a call of ``name``; the first one's own name."""
+        """Write the rules of what follows the mark in a call of ``name``; the first one's own name."""
         rule = f"call_{len(self.rules)}"
         try:
-            if self.style == "json":
+            if self.style == "pythonic":
+                self.rules.append(f'{rule}: "{name}(" {rule}_rest')
+                self.rules.append(f'{rule}_rest: {self._keywords(schema)} ")"')
+            elif self.style != "xml":
                 arguments = json_rule(schema or {"type": "object", "additionalProperties": False})
-                head = json.dumps(f'\n{{"name": {json.dumps(name)}, "arguments": ')
-                tail = json.dumps(f"}}\n{END}")
-                self.rules.append(f"{rule}: {head} {arguments} {tail}")
+                before, behind = _JSON_AROUND[self.style]
+                head, tail = json.dumps(before.replace("NAME", name)), json.dumps(behind)
+                self.rules.append(f"{rule}: {head} {arguments} {tail if behind else ''}")
             else:
                 head, tail = json.dumps(f"\n<function={name}>\n"), json.dumps(f"</function>\n{END}")
                 at = len(self.rules)
@@ -86,17 +153,7 @@ class _Writer:
 
     def _parameters(self, schema: Mapping[str, Any]) -> str:
         types = ArgumentTypes(schema)
-        schema = types.object_schema()
-        if beyond := set(schema) - _KNOWN - _NOTES:
-            name = min(beyond)
-            raise UsageError(f"its schema demands {name} of all arguments together, which cannot be followed")
-        if schema and "object" not in types.kinds({"type": schema.get("type", "object")}):
-            raise UsageError("its arguments are no object")
-        named, required = dict(schema.get("properties") or {}), list(schema.get("required") or [])
-        others = schema.get("additionalProperties", True)
-        if others is False and (lost := set(required) - set(named)):
-            raise UsageError(f"its schema requires {min(lost)!r} and allows no such argument")
-        named |= {name: others for name in required if name not in named}
+        schema, named, required, others = _arguments(types)
         told = [
             self._parameter(name, one, types) + ("" if name in required else "?")
             for name, one in named.items()
@@ -106,6 +163,26 @@ class _Writer:
             value = self._value(others, types)
             told.append(rf'("<parameter=" /[A-Za-z_][A-Za-z0-9_]*/ ">\n" {value} "\n")*')
         return " ".join(told)
+
+    def _keywords(self, schema: Mapping[str, Any]) -> str:
+        """``a=1, b="x"``: in their order, parted by commas, whichever of them are there."""
+        types = ArgumentTypes(schema)
+        _, named, required, _ = _arguments(types)
+        defs = {key: types.root[key] for key in ("$defs", "definitions") if key in types.root}
+        first, rest = [] if required else [""], ""
+        for name, one in reversed([pair for pair in named.items() if pair[1] is not False]):
+            if not name.isidentifier():
+                raise UsageError(f"its argument {name!r} is no name in Python")
+            told = f'"{name}=" {_rule(dict(one) | defs if isinstance(one, Mapping) else one)}'
+            first.insert(0, f"{told} {rest}")
+            if name in required:
+                first = first[:1]
+            rule = f"rest_{len(self.rules)}"
+            self.rules.append(
+                f'{rule}: ", " {told} {rest}' if name in required else f'{rule}: (", " {told})? {rest}'
+            )
+            rest = rule
+        return f"({' | '.join(first)})" if any(first) else ""
 
     def _parameter(self, name: str, schema: Any, types: ArgumentTypes) -> str:
         if not re.fullmatch(r"[^<>\n]+", name):
@@ -136,6 +213,24 @@ class _Writer:
         if not choices:
             raise UsageError("one of its arguments allows no value at all")
         return f"({' | '.join(choices)})"
+
+
+def _arguments(types: ArgumentTypes) -> tuple[Mapping[str, Any], dict[str, Any], list[str], Any]:
+    """A tool's schema, its arguments by name, those that must be there, and the schema of any others.
+
+    Raises UsageError for what cannot be demanded of arguments that stand one by one.
+    """
+    schema = types.object_schema()
+    if beyond := set(schema) - _KNOWN - _NOTES:
+        name = min(beyond)
+        raise UsageError(f"its schema demands {name} of all arguments together, which cannot be followed")
+    if schema and "object" not in types.kinds({"type": schema.get("type", "object")}):
+        raise UsageError("its arguments are no object")
+    named, required = dict(schema.get("properties") or {}), list(schema.get("required") or [])
+    others = schema.get("additionalProperties", True)
+    if others is False and (lost := set(required) - set(named)):
+        raise UsageError(f"its schema requires {min(lost)!r} and allows no such argument")
+    return schema, named | {name: others for name in required if name not in named}, required, others
 
 
 def _rule(schema: Any) -> str:
