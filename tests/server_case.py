@@ -21,6 +21,7 @@ from flashdraft.server.run import listen_on, uvicorn_config
 from flashdraft.server.service import Service
 
 MODEL = "tiny"
+_WAIT_S = 60  # of a test that the machine has no time for
 
 
 @dataclass
@@ -34,10 +35,10 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
     def post(self, path: str, **body: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body)
+        return httpx2.post(self.url + path, json=body, timeout=_WAIT_S)
 
     def get(self, path: str) -> httpx2.Response:
-        return httpx2.get(self.url + path)
+        return httpx2.get(self.url + path, timeout=_WAIT_S)
 
 
 @contextlib.contextmanager
