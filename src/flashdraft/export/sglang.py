@@ -15,13 +15,15 @@ def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -
     if config.window is not None and config.window < block_size:
         raise UsageError(f"window is {config.window}; expected at least the block size, {block_size}")
     multi_node = {"nnodes": config.nodes, "node_rank": config.node_rank, "dist_init_addr": config.master}
+    # Replicas each in a server of its own, behind SGLang's router, which sends a request where its prefix lies.
+    is_routed = config.replicas > 1 and config.nodes == 1
+    module = "sglang_router.launch_server" if is_routed else "sglang.launch_server"
     thoughts, calls = pair.parsers("sglang") if config.parsers else (None, None)
     argv = [
-        *("python", "-m", "sglang.launch_server", "--model-path", pair.target),
+        *("python", "-m", module, "--model-path", pair.target),
         *flags(speculative_algorithm=pair.method.upper(), speculative_draft_model_path=pair.draft),
         *flags(speculative_num_draft_tokens=block_size, speculative_draft_window_size=config.window),
         *flags(dtype=config.dtype, tp_size=None if config.tp == 1 else config.tp),
-        # Replicas behind one address, requests in turn.
         *flags(dp_size=None if config.replicas == 1 else config.replicas),
         *(flags(**multi_node) if config.nodes > 1 else []),
         *flags(context_length=config.max_model_len, max_running_requests=config.max_running),
@@ -32,6 +34,8 @@ def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -
         *more,
     ]
     notes = pair.notes(config)
+    if is_routed:
+        notes.append("the router comes apart: pip install sglang-router==0.3.2")
     if pair.drafter is not None and any(rule.from_anchor for rule in pair.drafter.rules):
         notes.append(
             "this drafter's window was counted from the anchor in training; SGLang counts from each slot"
