@@ -137,7 +137,7 @@ def test_replicas_before_tensor_parallelism(tmp_path):
         )
     assert sglang_command(pair, LaunchConfig(replicas=8)).argv[2] == "sglang_router.launch_server"
     spread = LaunchConfig(replicas=8, nodes=2, master="10.0.0.1:29500")
-    for config in (LaunchConfig(tp=8), spread):  # one server, or one on each machine
+    for config in (LaunchConfig(tp=4), spread):  # one server, or one on each machine
         assert sglang_command(pair, config).argv[2] == "sglang.launch_server"
     with pytest.raises(UsageError, match="replicas 0"):
         LaunchConfig(replicas=0)
