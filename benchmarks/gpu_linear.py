@@ -2,7 +2,8 @@
 
 One JSON line a shape, count of tokens and kernel, the fastest tilings first: milliseconds, TB of weights a second, and
 whether every row has the very bits that the kernel for few tokens gives it alone. ``unsplit`` is cuBLAS as
-cuda/products.py calls it; its bits are compared at counts in between, too.
+cuda/products.py calls it; its bits are compared at counts in between, too. ``--weights fp8 int4 awq``: weights that
+stay in codes beside the same as floats, whose products must have the same bits; TB are of the codes.
 """
 
 import argparse
@@ -13,12 +14,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from flashdraft.cuda.products import unsplit_sums
+from flashdraft.ops.quantized import QuantizedWeight, packed
+from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 SHAPES = {  # outputs, inputs
@@ -36,7 +40,8 @@ SHAPES = {  # outputs, inputs
 }
 TOKENS = (1, 16, 32, 64, 128, 256, 512)
 BETWEEN = (17, 33, 40, 65, 72, 100, 120, 200, 300, 400, 1000, 1024, 2048, 3000, 4096)
-FEW = 64  # tokens; the kernel is not timed with more
+FEW = 64  # tokens; with more, weights as floats are cuBLAS's
+MOST = 256  # the same of weights in codes
 TILINGS = [
     Tiling(*one)
     for one in (
@@ -46,13 +51,34 @@ TILINGS = [
 ]  # fmt: skip
 
 
+IN_CODES = [
+    Tiling(*one)
+    for one in (
+        (64, 128, 4, 4), (64, 128, 8, 4), (128, 128, 3, 4), (128, 128, 6, 4), (128, 128, 4, 8), (128, 128, 8, 8),
+    )
+]  # fmt: skip
+
+
+def in_codes(floats, kind):
+    """Random codes of a weight's shape: fp8 in groups of 128, int4 without and awq with zero points."""
+    (outputs, inputs), device = floats.shape, floats.device
+    scales = torch.rand(inputs // 128, outputs, device=device) * 1e-3 + 1e-4
+    if kind == "fp8":
+        codes = torch.randn(outputs, inputs, device=device).mul_(60).to(torch.float8_e4m3fn)
+        return QuantizedWeight(codes, scales, None, torch.bfloat16)
+    codes = packed(torch.randint(16, (outputs, inputs), device=device))
+    scales = scales.to(torch.bfloat16 if kind == "int4" else torch.float16)
+    zeros = torch.randint(16, scales.shape, device=device).to(scales.dtype) if kind == "awq" else None
+    return QuantizedWeight(codes, scales, zeros, torch.bfloat16)
+
+
 def compile_some(jobs):
     """In a process of its own: the cache on disk is what is wanted."""
-    for tokens, tiling in jobs:
+    for kind, tokens, tiling in jobs:
         x = torch.zeros(tokens, 1024, dtype=torch.bfloat16, device="cuda")
         weight = torch.zeros(512, 1024, dtype=torch.bfloat16, device="cuda")
         with suppress(Exception):  # what does not fit the card is told when it is timed
-            few_tokens_linear(x, weight, tiling)
+            few_tokens_linear(x, weight if kind == "bf16" else in_codes(weight, kind), tiling)
 
 
 def seconds_of(work, repeats=4):
@@ -75,45 +101,64 @@ def seconds_of(work, repeats=4):
 class Shape:
     """One shape's weights, tokens, and what each row is alone."""
 
-    def __init__(self, name, outputs, inputs):
-        self.name = name
+    def __init__(self, name, kind, outputs, inputs):
+        self.name, self.kind = name, kind
         copies = max(1, min(int(6e8 // (outputs * inputs * 2)), 40))
-        self.weights = [
+        self.weights = self.floats = [
             torch.randn(outputs, inputs, dtype=torch.bfloat16, device="cuda") * 0.02 for _ in range(copies)
         ]
+        if kind != "bf16":
+            self.weights = [in_codes(one, kind) for one in self.floats]
+            self.floats = [one.dequantized() for one in self.weights]
         self.x = torch.randn(max(BETWEEN), inputs, dtype=torch.bfloat16, device="cuda")
-        alone = partial(few_tokens_linear, weight=self.weights[0], tiling=TILINGS[0])
+        alone = partial(few_tokens_linear, weight=self.floats[0], tiling=TILINGS[0])
         self.alone = torch.cat([alone(row) for row in self.x[:FEW].split(1)] + [alone(self.x[FEW:])])
 
-    def line(self, tokens, by, product):
+    def line(self, tokens, by, work, weights):
         """Rates of all the weights' products, and whether the first's bits are right."""
         x = self.x[:tokens]
-        seconds = seconds_of(lambda: [product(x, weight) for weight in self.weights]) / len(self.weights)
+        seconds = seconds_of(lambda: [work(x, weight) for weight in weights]) / len(weights)
         return {
-            "shape": self.name, "tokens": tokens, "by": by, "ms": round(seconds * 1e3, 5),
-            "tb_s": round(self.weights[0].nbytes / seconds / 1e12, 3), "same_bits": self.has_bits(tokens, product),
+            "shape": self.name, "weights": self.kind, "tokens": tokens, "by": by, "ms": round(seconds * 1e3, 5),
+            "tb_s": round(weights[0].nbytes / seconds / 1e12, 3),
+            "same_bits": torch.equal(work(x, weights[0]), self.alone[:tokens]),
         }  # fmt: skip
-
-    def has_bits(self, tokens, product):
-        return torch.equal(product(self.x[:tokens], self.weights[0]), self.alone[:tokens])
 
     def by_libraries(self):
         for by, way in (("cublas", nullcontext), ("unsplit", partial(unsplit_sums, self.x))):
             with way():
-                yield from (self.line(tokens, by, F.linear) for tokens in TOKENS)
+                yield from (self.line(tokens, by, F.linear, self.floats) for tokens in TOKENS)
         with unsplit_sums(self.x):
-            wrong = [tokens for tokens in BETWEEN if not self.has_bits(tokens, F.linear)]
+            found = ((tokens, F.linear(self.x[:tokens], self.floats[0])) for tokens in BETWEEN)
+            wrong = [tokens for tokens, outs in found if not torch.equal(outs, self.alone[:tokens])]
         yield {"shape": self.name, "by": "unsplit", "between": BETWEEN, "other_bits": wrong}
 
     def by_tilings(self, tokens):
         """The fastest first."""
         found = []
-        for tiling in TILINGS:
+        for tiling in TILINGS if self.kind == "bf16" else IN_CODES:
+            work = partial(few_tokens_linear, tiling=tiling)
             try:
-                found.append(self.line(tokens, asdict(tiling), partial(few_tokens_linear, tiling=tiling)))
+                found.append(self.line(tokens, asdict(tiling), work, self.weights))
             except Exception as error:
                 print("failed", tiling, repr(error)[:200], flush=True)
         return sorted(found, key=lambda one: one["ms"])
+
+    def by_dequantizing(self):
+        """One weight from codes to floats."""
+
+        def work(weight):
+            return dequantize(weight, torch.empty_like(self.floats[0]))
+
+        seconds = seconds_of(lambda: [work(weight) for weight in self.weights]) / len(self.weights)
+        same = torch.equal(work(self.weights[0]), self.floats[0])
+        return {
+            "shape": self.name,
+            "weights": self.kind,
+            "by": "dequantize",
+            "ms": seconds * 1e3,
+            "same_bits": same,
+        }
 
 
 def main():
@@ -121,25 +166,33 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=110)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--weights", nargs="+", choices=("bf16", "fp8", "int4", "awq"), default=["bf16"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     born = time.time()
-    jobs = [(tokens, tiling) for tokens in (16, 32, 64) for tiling in TILINGS]
+    jobs = [
+        (kind, tokens, tiling)
+        for kind in args.weights
+        for tokens in (16, 32, 64)
+        for tiling in (TILINGS if kind == "bf16" else IN_CODES)
+    ]
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(compile_some, [jobs[i::workers] for i in range(workers)]))
     print(f"compiled {len(jobs)} in {time.time() - born:.0f} s", flush=True)
     with (args.out / "linear.jsonl").open("w") as file:
-        for name in args.shapes:
+        for kind, name in product(args.weights, args.shapes):
             if time.time() - born > args.seconds:
                 break
-            shape = Shape(name, *SHAPES[name])
+            shape = Shape(name, kind, *SHAPES[name])
             found = list(shape.by_libraries())
-            for tokens in (tokens for tokens in TOKENS if tokens <= FEW):
+            if kind != "bf16":
+                found.append(shape.by_dequantizing())
+            for tokens in (tokens for tokens in TOKENS if tokens <= (FEW if kind == "bf16" else MOST)):
                 found += shape.by_tilings(tokens)
             for line in found:
                 print(json.dumps(line), file=file, flush=True)
-            print(f"{name}: {time.time() - born:.0f} s", flush=True)
+            print(f"{kind} {name}: {time.time() - born:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+from flashdraft.ops.quantized import QuantizedWeight
+from flashdraft.ops.triton.dequantized import descriptors, weights_tile
 
 _SHARED_BYTES = 208 * 1024
 _MOST_TOKENS = 64  # of a tile
@@ -29,9 +31,10 @@ class Tiling:
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
-    x, weight, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    x, codes, scales, zeros, group, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
     tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr,
     has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
 ):  # fmt: skip
     # Tokens vary fastest: programs that read the same weights run side by side, and all but one find them in the L2.
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
@@ -45,7 +48,21 @@ def _linear(  # type: ignore[no-untyped-def]
             rows = tl.load(x_at + at, is_token[None, :], 0.0)
         else:
             rows = tl.load(x_at + at, is_token[None, :] & (at + column < num_inputs)[:, None], 0.0)
-        summed = tl.dot(weight.load([first, at]), rows, summed, input_precision=precision)
+        weights = weights_tile(
+            codes,
+            scales,
+            zeros,
+            first,
+            at,
+            group,
+            outputs,
+            inputs,
+            kind,
+            has_zeros,
+            by_ptx,
+            out.dtype.element_ty,
+        )
+        summed = tl.dot(weights, rows, summed, input_precision=precision)
     if has_bias:
         summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
     out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
@@ -53,7 +70,11 @@ def _linear(  # type: ignore[no-untyped-def]
 
 
 def few_tokens_linear(
-    x: Tensor, weight: Tensor, tiling: Tiling, bias: Tensor | None = None, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    tiling: Tiling,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``x`` [num_tokens, num_inputs] times ``weight`` [num_outputs, num_inputs] transposed, [num_tokens, num_outputs].
 
@@ -64,14 +85,16 @@ def few_tokens_linear(
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
     tokens = min(max(triton.next_power_of_2(num_tokens), 16), _MOST_TOKENS)
+    given, settings = descriptors(weight, tiling.outputs, tiling.inputs)
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
-    size = (tiling.outputs + tokens) * tiling.inputs * weight.element_size()
+    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
+    size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
     stages = max(min(tiling.stages, _SHARED_BYTES // size), 2)
     _linear[(triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))](
-        x, TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs]), weight if bias is None else bias,
-        out, num_tokens, num_outputs, num_inputs, x.stride(0), out.stride(0),
+        x, **given, bias=out if bias is None else bias, out=out, num_tokens=num_tokens, num_outputs=num_outputs,
+        num_inputs=num_inputs, x_token=x.stride(0), out_token=out.stride(0),
         tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs, has_bias=bias is not None,
         precision="ieee" if x.dtype == torch.float32 else "tf32", even=num_inputs % tiling.inputs == 0,
-        num_warps=tiling.warps, num_stages=stages,
+        num_warps=tiling.warps, num_stages=stages, **settings,
     )  # fmt: skip
     return out

@@ -1,0 +1,103 @@
+"""Weights that stay in codes of 8 or 4 bits, with scales for groups of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = (
+    128  # inputs whose 4-bit codes lie in 32 words of 16 bits; groups of inputs are multiples of it, or all
+)
+_SLICE = CHUNK // 4
+SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A matrix [num_outputs, num_inputs]: ``(code - zero) * scale``, rounded to the scale's type, then to ``dtype``.
+
+    ``codes``: float8_e4m3fn [num_outputs, num_inputs], whose zero is 0; or int16 [num_outputs, num_inputs / 4], each
+    word the 4-bit codes of inputs j, j + 32, j + 64, j + 96 of a chunk, lowest bits first. ``scales``, and ``zeros``
+    of the same type where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    dtype: torch.dtype
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the codes have 4 bits."""
+        return self.codes.dtype == torch.int16
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(num_outputs, num_inputs)."""
+        num_outputs, width = self.codes.shape
+        return num_outputs, width * (4 if self.is_packed else 1)
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale."""
+        return self.shape[1] // len(self.scales)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parts."""
+        return sum(part.nbytes for part in (self.codes, self.scales, self.zeros) if part is not None)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: slice) -> "QuantizedWeight":
+        """Some of the outputs, as views."""
+        zeros = None if self.zeros is None else self.zeros[:, rows]
+        return QuantizedWeight(self.codes[rows], self.scales[:, rows], zeros, self.dtype)
+
+    def dequantized(self) -> Tensor:
+        """[num_outputs, num_inputs] as ``dtype``, by PyTorch."""
+        values = unpacked(self.codes) if self.is_packed else self.codes
+        scales, zeros = (_spread(part, self.group) for part in (self.scales, self.zeros))
+        assert scales is not None
+        values = values.float()
+        if self.is_packed:
+            values = values - (SYMMETRIC_ZERO if zeros is None else zeros.float())
+        return (values * scales.float()).to(scales.dtype).to(self.dtype)
+
+
+def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """The outputs of ``parts`` one after the other. All have the same inputs, groups and types."""
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return QuantizedWeight(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts], dim=1),
+        torch.cat(zeros, dim=1) if zeros else None,
+        parts[0].dtype,
+    )
+
+
+def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
+    """Weights of the same kind and number of inputs can be joined."""
+    return weight.codes.dtype, weight.scales.dtype, weight.scales.shape[0], weight.zeros is None, weight.dtype
+
+
+def packed(codes: Tensor) -> Tensor:
+    """Words int16 [num_outputs, num_inputs / 4] of 4-bit codes [num_outputs, num_inputs] in whole chunks."""
+    slices = codes.int().unflatten(1, (-1, 4, _SLICE))
+    words = sum(slices[:, :, place] << 4 * place for place in range(4))
+    assert isinstance(words, Tensor)
+    return words.flatten(1).to(torch.int16)
+
+
+def unpacked(words: Tensor) -> Tensor:
+    """Codes int32 [num_outputs, num_inputs] of ``packed``'s words."""
+    shifts = torch.arange(0, 16, 4, device=words.device, dtype=torch.int32)
+    slices = words.int().unflatten(1, (-1, 1, _SLICE)) >> shifts[:, None]
+    return (slices & 15).flatten(1)
+
+
+def _spread(part: Tensor | None, group: int) -> Tensor | None:
+    """[num_groups, num_outputs] -> [num_outputs, num_inputs]."""
+    return None if part is None else part.T.repeat_interleave(group, dim=1)

@@ -1,0 +1,64 @@
+"""Products with weights of 8 and 4 bits: the very bits of the product with the same weights as floats."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from flashdraft.ops.quantized import QuantizedWeight, joined, packed, unpacked
+from flashdraft.ops.triton.dequantized import dequantize
+from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
+    torch.manual_seed(num_outputs)
+    groups = num_inputs // 128 if num_inputs % 128 == 0 else 1
+    scales = (torch.rand(groups, num_outputs, device=DEVICE) + 0.5) * 0.01
+    if kind.startswith("fp8"):
+        scales = scales[:1] if kind == "fp8 by rows" else scales
+        codes = torch.randn(num_outputs, num_inputs, device=DEVICE).mul(40).to(torch.float8_e4m3fn)
+        return QuantizedWeight(codes, scales.contiguous(), None, dtype)
+    codes = torch.randint(16, (num_outputs, num_inputs), device=DEVICE)
+    zeros = torch.randint(16, scales.shape, device=DEVICE).half() if kind == "int4 with zeros" else None
+    scales = scales.to(torch.float16 if zeros is not None else dtype)
+    return QuantizedWeight(packed(codes), scales, zeros, dtype)
+
+
+KINDS = ("fp8", "fp8 by rows", "int4", "int4 with zeros")
+
+
+def test_codes_lie_in_words():
+    codes = torch.randint(16, (3, 256))
+    assert torch.equal(unpacked(packed(codes)), codes)
+    assert packed(codes).shape == (3, 64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bits_of_the_product_with_floats(kind):
+    """The weights are those that PyTorch makes of the codes."""
+    weight = quantized(kind, 88, 384)
+    floats = weight.dequantized()
+    assert floats.float().abs().max() > 0
+    assert torch.equal(dequantize(weight, torch.empty_like(floats)), floats)
+    x = torch.randn(20, 384, device=DEVICE).bfloat16()
+    tiling = Tiling(64, 128, 2, 4)
+    assert torch.equal(few_tokens_linear(x, weight, tiling), few_tokens_linear(x, floats, tiling))
+
+
+def test_scales_of_rows_need_no_whole_chunks():
+    weight, x = quantized("fp8", 64, 208), torch.randn(3, 208, device=DEVICE).bfloat16()
+    tiling = Tiling(64, 128, 2, 4)
+    assert torch.equal(
+        few_tokens_linear(x, weight, tiling), few_tokens_linear(x, weight.dequantized(), tiling)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_and_all_of_the_outputs(kind):
+    weight = quantized(kind, 64, 256)
+    both = joined([weight, weight[32:]])
+    assert torch.equal(both.dequantized(), torch.cat((weight.dequantized(), weight.dequantized()[32:])))
+    x, tiling = torch.randn(2, 256, device=DEVICE).bfloat16(), Tiling(64, 128, 2, 4)
+    whole = few_tokens_linear(x, both, tiling)
+    assert torch.equal(whole[:, 64:], few_tokens_linear(x, both[64:], tiling))
