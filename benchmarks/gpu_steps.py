@@ -1,7 +1,8 @@
 """Steps of a published pair's shape on one GPU, random weights: milliseconds, floor, kernels, share of the host.
 
-Usage: gpu_steps.py OUT.jsonl [pair] [seconds] [cells]. Acceptance is by dice. One JSON object a line, see FIELDS.
-``cells``: of plain,b16,b8,prefill,bits,profile; all by default.
+Usage: gpu_steps.py OUT.jsonl [pair] [seconds] [cells] [weights]. Acceptance is by dice. One JSON object a line, see
+FIELDS. ``cells``: of plain,b16,b8,prefill,bits,profile; all by default. ``weights``: bf16, or the layers' matrices in
+codes as gpu_linear.py has them: fp8, int4, awq.
 """
 
 import gc
@@ -12,6 +13,7 @@ import traceback
 from statistics import median
 
 import torch
+from gpu_linear import in_codes
 from transformers import AutoConfig
 
 from flashdraft.bench.published import pair_configs
@@ -20,6 +22,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.ops.quantized import QuantizedLinear
 from flashdraft.ops.recorded import Recorded
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -71,6 +74,15 @@ def randomly(model):
     return model.eval().requires_grad_(False)
 
 
+def with_codes(model, kind):
+    """The layers' matrices in random codes, but what quantized checkpoints leave in floats."""
+    left = ("in_proj_a", "in_proj_b", ".gate", "shared_expert_gate")
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
+            model.set_submodule(name, QuantizedLinear(in_codes(module.weight, kind), module.bias))
+    return model
+
+
 def rates(length, block):
     """Conditional chances: so many tokens always, one now and then, none beyond, as vLLM's synthetic acceptance."""
     whole = int(length - 1)
@@ -87,20 +99,23 @@ def configs_of(pair):
 class Bench:
     """A pair on the device."""
 
-    def __init__(self, pair, out, limit):
+    def __init__(self, pair, out, limit, kind):
         torch.manual_seed(0)
-        self.pair, self.out, self.limit, self.born = pair, out, limit, time.time()
+        self.pair, self.out, self.limit, self.born, self.kind = pair, out, limit, time.time(), kind
         target_config, draft_config = configs_of(pair)
         with torch.device("meta"):
             target = build_target(target_config)
             network = DFlashModel(draft_config) if draft_config else None
-        self.target = randomly(target)
+        self.target = randomly(target) if kind == "bf16" else with_codes(randomly(target), kind)
         self.drafter = DFlashDrafter(randomly(network), self.target) if network else None
         self.vocab = target_config.vocab_size
         self.copy, self.flops = ceilings()
         head = self.target.head_weight().nbytes
         self.weights = sum(p.nbytes for p in self.target.parameters()) - (
             0 if target_config.tie_word_embeddings else head
+        )
+        self.weights += sum(
+            one.weight.nbytes for one in self.target.modules() if isinstance(one, QuantizedLinear)
         )
         self.draft_weights = (
             sum(p.nbytes for p in self.drafter.model.parameters()) if self.drafter else 0
@@ -151,8 +166,9 @@ class Bench:
 
     def row(self, method, requests, **values):
         row = {
-            "system": "flashdraft", "pair": self.pair.replace("qwen3.5-", ""), "method": method, "requests": requests,
-            **values, "copy_tb_s": round(self.copy / 1e12, 3), "provenance": collect_provenance("cuda"),
+            "system": "flashdraft", "pair": self.pair.replace("qwen3.5-", ""), "weights": self.kind, "method": method,
+            "requests": requests, **values, "copy_tb_s": round(self.copy / 1e12, 3),
+            "provenance": collect_provenance("cuda"),
         }  # fmt: skip
         with open(self.out, "a") as file:
             file.write(json.dumps(row) + "\n")
@@ -265,7 +281,7 @@ def main():
     pair = sys.argv[2] if len(sys.argv) > 2 else "qwen3.5-27b"
     limit = float(sys.argv[3]) if len(sys.argv) > 3 else 400.0
     cells = sys.argv[4].split(",") if len(sys.argv) > 4 else ["plain", "b16", "prefill", "bits", "b8"]
-    bench = Bench(pair, out, limit)
+    bench = Bench(pair, out, limit, sys.argv[5] if len(sys.argv) > 5 else "bf16")
     jobs = {
         "plain": [lambda n=n: bench.steps("plain", n, 1) for n in (1, 8, 32, 16)],
         "b16": [lambda n=n, a=a: bench.steps(f"b16@{a}", n, 16, a) for n in (1, 8, 32, 16) for a in (7.93,)],

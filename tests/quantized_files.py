@@ -5,6 +5,7 @@ GPU or a build, so their layouts are written out: awq/modules/linear/gemm.py (0.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,39 @@ Packed = tuple[dict[str, Tensor], Tensor]  # the stored parts by their names' en
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def quantize_folder(folder: Path, kind: str) -> dict[str, Tensor]:
-    """Quantize the matrices of every layer in place; returns all tensors, dequantized by the libraries."""
+def quantize_folder(folder: Path, kind: str, size: int = 16) -> dict[str, Tensor]:
+    """Quantize the matrices of every layer in place, in groups of ``size``; all tensors as the libraries dequantize."""
     state = load_file(folder / "model.safetensors")
     stored, whole = {}, {}
     for name, tensor in state.items():
         if tensor.dim() != 2 or ".layers." not in name or name.endswith(".gate.weight"):
             stored[name] = whole[name] = tensor
             continue
-        parts, whole[name] = PACKERS[kind](tensor)
+        parts, whole[name] = PACKERS[kind](tensor, size)
         module = name.removesuffix(".weight")
         stored |= {f"{module}.{end}": part.contiguous() for end, part in parts.items()}
     stored["model.layers.0.self_attn.k_proj.k_scale"] = torch.ones(1)  # of a cache that is not kept so here
     save_file(stored, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": CONFIGS[kind]}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": _sized(CONFIGS[kind], size)})
+    )
     return whole
 
 
-def block_fp8(weight: Tensor) -> Packed:
+def _sized(told: dict[str, Any], size: int) -> dict[str, Any]:
+    """A config's groups and blocks of 16, of ``size``."""
+    sized = {"group_size": size, "weight_block_size": [size, size]}
+    return {
+        key: _sized(value, size) if isinstance(value, dict) else sized.get(key, value) if value else value
+        for key, value in told.items()
+    }
+
+
+def block_fp8(weight: Tensor, size: int = 16) -> Packed:
     """Qwen's own -FP8 and DeepSeek's: a scale for 16 x 16 here, for 128 x 128 there."""
     rows, columns = weight.shape
-    blocks = weight.reshape(rows // 16, 16, columns // 16, 16)
+    blocks = weight.reshape(rows // size, size, columns // size, size)
     scale = (blocks.abs().amax((1, 3)) / 448).bfloat16()
     codes = (blocks / scale.float()[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
     dequantized = Fp8Dequantize(None)._dequantize_one(codes, scale, torch.float32)
@@ -50,10 +62,11 @@ def block_fp8(weight: Tensor) -> Packed:
 def compressed(**told: Any) -> Any:
     """compressed-tensors of the arguments ``told``, by its own compressor and decompressor."""
     form = told.pop("format")
-    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**told))
 
-    def pack(weight: Tensor) -> Packed:
-        size = told.get("group_size") or weight.shape[1]
+    def pack(weight: Tensor, size: int = 16) -> Packed:
+        in_groups = {"group_size": size} if told.get("group_size") == 16 else {}
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**{**told, **in_groups}))
+        size = in_groups.get("group_size") or told.get("group_size") or weight.shape[1]
         groups = weight.unflatten(1, (-1, size))
         state = {"weight": weight}
         if not told["symmetric"]:
@@ -83,11 +96,14 @@ def awq(weight: Tensor, size: int = 16) -> Packed:
     return parts, values.T.float()
 
 
-def gptq(weight: Tensor, bits: int = 4, size: int = 16, zero_offset: int = 1) -> Packed:
-    """GPTQ's layout, with the columns in an order of their own (desc_act)."""
-    scales, zeros, codes = asymmetric(weight.flip(1), size, 2**bits - 1)
-    zeros, codes = zeros.clamp(min=1), codes.flip(0)
-    order = torch.arange(weight.shape[1]).flip(0) // size
+def gptq(
+    weight: Tensor, size: int = 16, bits: int = 4, zero_offset: int = 1, is_sorted: bool = True
+) -> Packed:
+    """GPTQ's layout, with the columns in an order of their own (desc_act) where ``is_sorted``."""
+    turned = (lambda x, dim: x.flip(dim)) if is_sorted else (lambda x, _: x)
+    scales, zeros, codes = asymmetric(turned(weight, 1), size, 2**bits - 1)
+    zeros, codes = zeros.clamp(min=1), turned(codes, 0)
+    order = turned(torch.arange(weight.shape[1]), 0) // size
     values = (codes - zeros[order]) * scales[order]
     plain = tuple(range(32 // bits))
     parts = {
@@ -141,8 +157,9 @@ PACKERS = {
     "block-fp8": block_fp8,
     "awq": awq,
     "gptq": gptq,
-    "gptq-8-bits": lambda weight: gptq(weight, 8),
-    "gptq-v2": lambda weight: gptq(weight, zero_offset=0),
+    "gptq-8-bits": partial(gptq, bits=8),
+    "gptq-v2": partial(gptq, zero_offset=0),
+    "gptq-in-order": partial(gptq, is_sorted=False),
     **{kind: compressed(format=form, **told) for kind, (told, form) in _FORMS.items()},
 }
 CONFIGS: dict[str, Any] = {
@@ -162,5 +179,6 @@ CONFIGS: dict[str, Any] = {
     },
     "gptq-8-bits": {"quant_method": "gptq", "bits": 8, "group_size": 16},
     "gptq-v2": {"quant_method": "gptq", "bits": 4, "group_size": 16, "checkpoint_format": "gptq_v2"},
+    "gptq-in-order": {"quant_method": "gptq", "bits": 4, "group_size": 16},
     **{kind: {**_group(**told), "format": form} for kind, (told, form) in _FORMS.items()},
 }

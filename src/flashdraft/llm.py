@@ -96,14 +96,13 @@ class LLM:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
         if quantization and dtype != "bfloat16":
-            raise UsageError(
-                f"quantization {quantization} runs in bfloat16; expected no other dtype, found {dtype}"
-            )
+            raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {dtype}")
         if isinstance(draft, str):
             check_pair(model, draft)
-        # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
-        self.target = load_target(model, dtype="float32" if quantization else dtype, device=device)
         check_backend(attention_backend)
+        keeps = device.startswith("cuda") and attention_backend in (AUTO_BACKEND, "cuda")
+        # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
+        self.target = load_target(model, "float32" if quantization else dtype, device, keeps)
         if attention_backend in (AUTO_BACKEND, "native") or quantization:
             accelerate(self.target, quantization)
         self.drafter: Drafter | None = None

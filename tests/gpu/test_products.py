@@ -19,7 +19,7 @@ def test_a_tokens_bits_are_its_own(num_outputs, num_inputs, dtype, has_bias):
     torch.manual_seed(0)
     x = torch.randn(3000, num_inputs, dtype=dtype, device="cuda")
     weight = torch.randn(num_outputs, num_inputs, dtype=dtype, device="cuda") * 0.02
-    by = Product(weight, torch.randn(num_outputs, dtype=dtype, device="cuda") if has_bias else None)
+    by = Product((weight,), torch.randn(num_outputs, dtype=dtype, device="cuda") if has_bias else None)
     few = torch.cat([product(rows, by) for rows in x.split(16)])
     for count in (1, 7, 17, 32, 33, 48, 64, 65, 100, 128, 200, 256, 300, 512, 1000, 3000):
         assert torch.equal(product(x[:count], by), few[:count]), count
@@ -32,7 +32,7 @@ def test_pytorchs_own_settings_stay():
         matmul.allow_bf16_reduced_precision_reduction_split_k,
     )
     x, weight = (torch.randn(size, 64, dtype=torch.bfloat16, device="cuda") for size in (100, 32))
-    product(x, Product(weight))
+    product(x, Product((weight,)))
     after = (
         torch.backends.cuda.preferred_blas_library(),
         matmul.allow_bf16_reduced_precision_reduction_split_k,

@@ -12,6 +12,7 @@ import torch
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
+from flashdraft.ops.quantized import SYMMETRIC_ZERO, QuantizedLinear, QuantizedWeight, packed
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_hybrid, toy_target
@@ -67,6 +68,37 @@ def test_plain_steps_of_a_hybrid():
     target = _hybrid()
     prompts = _prompts(NUM_PROMPTS, target.config.vocab_size, seed=1)
     _check(target, None, prompts, 1, EngineConfig(max_running=3, page_size=4, num_pages=96))
+
+
+def _in_codes(target):
+    """Matrices of layers in codes: FP8, the gated delta layers' of 4 bits in groups of 128, their gates in floats."""
+    for name, module in list(target.named_modules()):
+        if type(module) is not torch.nn.Linear or ".layers." not in name or name.endswith(("_a", "_b")):
+            continue
+        weight = module.weight.detach()
+        if ".linear_attn.in" in name:
+            groups = weight.unflatten(1, (-1, 128))
+            scales = (groups.abs().amax(2) / 7).bfloat16()
+            codes = (groups / scales[:, :, None].float()).round().int() + SYMMETRIC_ZERO
+            held = QuantizedWeight(packed(codes.flatten(1)), scales.T.contiguous(), None, weight.dtype)
+        else:
+            scales = weight.abs().amax(1, keepdim=True) / 448
+            codes = (weight / scales).to(torch.float8_e4m3fn)
+            held = QuantizedWeight(codes, scales.T.contiguous(), None, weight.dtype)
+        target.set_submodule(name, QuantizedLinear(held, module.bias))
+    return target
+
+
+def test_weights_in_codes():
+    """Plain steps and blocks; some matrices of one product are in codes of 8 or 4 bits, others in floats."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "full_attention_interval": 2}
+    target = _in_codes(toy_hybrid(**sizes)).to(DEVICE)
+    mixed = target.model.layers[0].linear_attn
+    assert [type(one) for one in (mixed.in_proj_qkv, mixed.in_proj_b)] == [QuantizedLinear, torch.nn.Linear]
+    config = EngineConfig(max_running=2, page_size=4, num_pages=96)
+    prompts = _prompts(NUM_PROMPTS, target.config.vocab_size, seed=5)
+    _check(target, None, prompts, 1, config)
+    _check(target, _drafter(target), prompts, 4, config)
 
 
 def test_a_hybrids_prefixes_chunks_and_preemption():

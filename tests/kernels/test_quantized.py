@@ -16,9 +16,9 @@ def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
     groups = num_inputs // 128 if num_inputs % 128 == 0 else 1
     scales = (torch.rand(groups, num_outputs, device=DEVICE) + 0.5) * 0.01
     if kind.startswith("fp8"):
-        scales = scales[:1] if kind == "fp8 by rows" else scales
+        scales = scales[:1].T.contiguous().T if kind == "fp8 by rows" else scales
         codes = torch.randn(num_outputs, num_inputs, device=DEVICE).mul(40).to(torch.float8_e4m3fn)
-        return QuantizedWeight(codes, scales.contiguous(), None, dtype)
+        return QuantizedWeight(codes, scales, None, dtype)
     codes = torch.randint(16, (num_outputs, num_inputs), device=DEVICE)
     zeros = torch.randint(16, scales.shape, device=DEVICE).half() if kind == "int4 with zeros" else None
     scales = scales.to(torch.float16 if zeros is not None else dtype)

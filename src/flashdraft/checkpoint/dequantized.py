@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flashdraft.checkpoint.kept_codes import Kept, kept
 from flashdraft.checkpoint.quantization import Quantization, read_quantization
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.untrusted import damage_is_told, read_object
@@ -66,14 +67,17 @@ class DequantizedWeights:
         self.label, self._source = source.label, source
         self._made: dict[str, Callable[[], Tensor]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.kept: dict[str, Kept] = {}  # what can stay in codes
         parts = _LAYOUTS[how.method]
         used: set[str] = set()
         for name in source.shapes:
             for ending in (ending for ending in parts if name.endswith(ending)):
                 made = parts[ending](self, name.removesuffix(ending), ending, how)
                 if made is not None:
-                    whole, shape, read, names = made
+                    whole, shape, read, names, stays = made
                     self.shapes[whole], self._made[whole] = shape, read
+                    if stays is not None:
+                        self.kept[whole] = stays
                     used |= names
                     break
         for name, shape in source.shapes.items():
@@ -117,7 +121,15 @@ class DequantizedWeights:
                 values = values - _spread(self._source.read(zero).to(kind), blocks, shape)
             return values * factors
 
-        return whole, shape, read, {whole, scale} | ({zero} if zero else set())
+        def parts() -> tuple[Tensor, Tensor, None]:
+            factors = _spread(_exponents(self._source.read(scale)), [blocks[0], 1], (shape[0], sizes[1]))
+            return self._source.read(whole), factors.expand(shape[0], sizes[1]).T, None
+
+        stays = None
+        if zero is None and self._source.dtypes[whole] == "F8_E4M3":
+            scale_type = "F32" if in_float32 else self._source.dtypes[scale]
+            stays = kept(shape, False, sizes[1], scale_type, False, parts)
+        return whole, shape, read, {whole, scale} | ({zero} if zero else set()), stays
 
     def packed(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
         """compressed-tensors' int32 words of 4 or 8 bits."""
@@ -146,7 +158,17 @@ class DequantizedWeights:
                 values = values - zeros.to(factors.dtype)[:, group]
             return values * factors[:, group]
 
-        return f"{name}.weight", (rows, columns), read, {words, scale, told, zero, order}
+        has_zeros, is_sorted = zero in self._source.shapes, order not in self._source.shapes
+
+        def parts() -> tuple[Tensor, Tensor, Tensor | None]:
+            codes = _unpack(self._source.read(words), bits)[:, :columns]
+            zeros = _unpack(self._source.read(zero).T, bits)[:, :rows] if has_zeros else None
+            return codes, self._source.read(scale).T, zeros
+
+        stays = None
+        if bits == 4 and is_sorted:
+            stays = kept((rows, columns), True, groups, self._source.dtypes[scale], has_zeros, parts)
+        return f"{name}.weight", (rows, columns), read, {words, scale, told, zero, order}, stays
 
     def mxfp4(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
         """Two E2M1 codes a byte, an exponent for 32 columns."""
@@ -165,7 +187,7 @@ class DequantizedWeights:
             factors = _exponents(self._source.read(scale)).repeat_interleave(32, dim=-1)
             return torch.tensor(_E2M1)[codes.long()] * factors
 
-        return f"{name}.weight", (*rows, 2 * half), read, {packed, scale}
+        return f"{name}.weight", (*rows, 2 * half), read, {packed, scale}, None
 
     def awq(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
         """AutoAWQ's words, whose nibbles lie in an order of their own."""
@@ -185,7 +207,12 @@ class DequantizedWeights:
             offset, factor = spread
             return ((codes - offset).to(factor.dtype) * factor).T.contiguous()
 
-        return f"{name}.weight", (rows, columns), read, {words, zeros, scales}
+        def parts() -> tuple[Tensor, Tensor, Tensor]:
+            codes, offsets = (_in_order(_unpack(self._source.read(one), 4)) for one in (words, zeros))
+            return codes.T, self._source.read(scales), offsets
+
+        stays = kept((rows, columns), True, groups, self._source.dtypes[scales], True, parts)
+        return f"{name}.weight", (rows, columns), read, {words, zeros, scales}, stays
 
     def gptq(self, name: str, _ending: str, how: Quantization) -> "_Made | None":
         """GPTQ's words, packed along the columns; zero points along the rows."""
@@ -210,7 +237,20 @@ class DequantizedWeights:
             group = self._source.read(order).long() if is_ordered else in_turn
             return ((codes - offsets[group]).to(factors.dtype) * factors[group]).T.contiguous()
 
-        return f"{name}.weight", (rows, columns), read, {words, zeros, scales, order}
+        def parts() -> tuple[Tensor, Tensor, Tensor]:
+            codes = _unpack(self._source.read(words).T, bits)
+            offsets = _unpack(self._source.read(zeros), bits)[:, :rows] + how.stored_zero_offset
+            return codes, self._source.read(scales), offsets
+
+        stays, group = None, columns // groups
+        if bits == 4 and columns % groups == 0 and (not is_ordered or self._is_in_turn(order, group)):
+            stays = kept((rows, columns), True, groups, self._source.dtypes[scales], True, parts)
+        return f"{name}.weight", (rows, columns), read, {words, zeros, scales, order}, stays
+
+    def _is_in_turn(self, order: str, group: int) -> bool:
+        """Whether columns of one group stand side by side, as they do but where GPTQ sorted them."""
+        found = self._source.read(order)
+        return torch.equal(found.long(), torch.arange(len(found)) // group)
 
     def torchao(self, name: str, _ending: str, how: Quantization) -> "_Made | None":
         """torchao's tensors by their parts, as its safetensors support names them."""
@@ -231,7 +271,7 @@ class DequantizedWeights:
             values = values * _spread(self._source.read(scale), blocks, shape)
             return values if how.dtype is None else values.to(how.dtype)
 
-        return f"{name}.weight", shape, read, {codes, scale, zero}
+        return f"{name}.weight", shape, read, {codes, scale, zero}, None
 
     def _expect(self, words: str, dtype: str | tuple[str, ...], *others: str) -> None:
         missing = [one for one in others if one not in self._source.shapes]
@@ -256,7 +296,7 @@ class DequantizedWeights:
         )
 
 
-_Made = tuple[str, tuple[int, ...], Callable[[], Tensor], set[str]]
+_Made = tuple[str, tuple[int, ...], Callable[[], Tensor], set[str], Kept | None]
 _LAYOUTS: dict[str, dict[str, Callable[..., "_Made | None"]]] = {
     "scaled": dict.fromkeys((".weight", "_proj"), DequantizedWeights.scaled),
     "packed": {".weight_packed": DequantizedWeights.packed},

@@ -27,6 +27,7 @@ from flashdraft.checkpoint.hf_config import (
     read_config,
 )
 from flashdraft.checkpoint.hub import locate
+from flashdraft.checkpoint.kept_codes import hold_codes
 from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.save import read_notes
@@ -73,8 +74,12 @@ def load_target(
     path_or_name: str | Path = EMBEDDED,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
+    keep_codes: bool = False,
 ) -> TargetModel:
     """A target, frozen, ready to run, its weights as ``dtype`` in memory of its own.
+
+    ``keep_codes``: matrices of a quantized folder whose codes kernels can read (FP8, 4 bits in groups of 128) stay in
+    codes; all else of it becomes floats.
 
     ``path_or_name``: "embedded", a Hugging Face folder, a GGUF file or a hub name. Quantized GGUF weights are
     dequantized in float32. Raises CheckpointError before any tensor is read for what is missing, truncated or
@@ -89,15 +94,27 @@ def load_target(
         source = open_weights()
         with torch.device("meta"):
             model = build_target(config)
+        if keep_codes and wanted != torch.float32:
+            source = hold_codes(model, source, wanted, where)
     fill(model, source, wanted, where)
     return model.eval().requires_grad_(False)
 
 
-def outline_target(path_or_name: str | Path = EMBEDDED, dtype: str | torch.dtype = "bfloat16") -> TargetModel:
-    """A target as :func:`load_target` builds it, without weights: shapes on the meta device, from its config alone."""
-    place = _locate_target(path_or_name, weights=False)
-    with damage_is_told(str(place)), torch.device("meta"):
-        return build_target(_open_target(place)[0]).to(check_dtype(dtype))
+def outline_target(
+    path_or_name: str | Path = EMBEDDED, dtype: str | torch.dtype = "bfloat16", keep_codes: bool = False
+) -> TargetModel:
+    """A target as :func:`load_target` builds it, without weights: shapes on the meta device, from its config alone.
+
+    What ``keep_codes`` keeps is told by the headers of its files, where they are there.
+    """
+    place, wanted = _locate_target(path_or_name, weights=False), check_dtype(dtype)
+    with damage_is_told(str(place)):
+        config, open_weights = _open_target(place)
+        with torch.device("meta"):
+            model = build_target(config).to(wanted)
+        if keep_codes and wanted != torch.float32 and place.is_dir() and any(place.glob("*.safetensors")):
+            hold_codes(model, open_weights(), wanted, None)
+        return model
 
 
 def outline_drafter(

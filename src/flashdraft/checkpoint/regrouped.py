@@ -1,13 +1,14 @@
 """Tensors that a checkpoint cuts otherwise than our networks: experts one by one, projections of Qwen3-Next joined."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flashdraft.checkpoint.kept_codes import Kept
 from flashdraft.checkpoint.weights import WeightSource
 
 _LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.)")
@@ -27,6 +28,10 @@ class RegroupedWeights:
         self._stack_experts()
         if config.model_type == "qwen3_next":
             self._split_projections(config)
+        found: Mapping[str, Kept] = getattr(source, "kept", {})
+        self.kept = {
+            name: one for name, one in found.items() if name in self.shapes and name not in self._made
+        }
 
     def read(self, name: str) -> Tensor:
         """One tensor, put together where the checkpoint has its parts."""

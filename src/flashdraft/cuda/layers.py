@@ -88,9 +88,7 @@ class Attention:
 
     def store(self, x: Tensor, source: Storage) -> None:
         """Store keys and values of ``x`` [num_tokens, hidden_size] alone."""
-        skipped = len(self.inputs.weight) - 2 * self.kv_size
-        bias = self.inputs.bias
-        both = product(x, Product(self.inputs.weight[skipped:], None if bias is None else bias[skipped:]))
+        both = product(x, self.inputs.last(2 * self.kv_size))
         k, v = torch.split(both, self.kv_size, dim=1)
         self._store(both.new_empty(len(x), 0, self.head_dim), k, v, source)
 

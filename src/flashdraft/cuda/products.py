@@ -3,6 +3,7 @@
 The kernel for few tokens adds an output's inputs in order. So does cuBLAS where it does not split them among its
 programs, which cuBLASLt can be told; on Hopper both run the same instruction on 16 inputs at a time. No bit depends on
 which of the two works, then: benchmarks/gpu_linear.py compares them.
+Weights in codes are made floats on the way, for many tokens in memory: the same floats, so again the same bits.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdraft.cuda.weights import Product
+from flashdraft.cuda.weights import Product, Weight
+from flashdraft.ops.quantized import QuantizedWeight
+from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
@@ -27,17 +30,37 @@ def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
     return Tiling(64, 256, 4, 4) if num_inputs >= 1024 else Tiling(64, 128, 4, 4)
 
 
+def _tiling_in_codes(num_outputs: int) -> Tiling:
+    return Tiling(128, 128, 6, 4) if num_outputs > _WIDE else Tiling(64, 128, 8, 4)
+
+
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
     """``x`` [num_tokens, num_inputs] times the weights, [num_tokens, num_outputs]; into ``out`` where given."""
-    num_outputs, num_inputs = by.weight.shape
-    few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
+    if len(by.weights) == 1:
+        return _product(x, by.weights[0], by.bias, out)
+    if out is None:
+        out = x.new_empty(len(x), by.num_outputs)
+    at = 0
+    for weight in by.weights:
+        end = at + len(weight)
+        _product(x, weight, None if by.bias is None else by.bias[at:end], out[:, at:end])
+        at = end
+    return out
+
+
+def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    num_outputs, num_inputs = weight.shape
+    in_codes = isinstance(weight, QuantizedWeight)
+    few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 or in_codes else 32
     if len(x) <= few and num_inputs % 16 == 0:
-        return few_tokens_linear(x, by.weight, tiling_of(num_outputs, num_inputs), by.bias, out)
+        tiling = _tiling_in_codes(num_outputs) if in_codes else tiling_of(num_outputs, num_inputs)
+        return few_tokens_linear(x, weight, tiling, bias, out)
+    if isinstance(weight, QuantizedWeight):
+        weight = dequantize(weight, x.new_empty(weight.shape))
     with unsplit_sums(x):
         if out is None:
-            return F.linear(x, by.weight, by.bias)
-        assert by.bias is None, "a product that is staged has no bias"
-        return torch.mm(x, by.weight.t(), out=out)
+            return F.linear(x, weight, bias)
+        return torch.mm(x, weight.t(), out=out) if bias is None else out.copy_(F.linear(x, weight, bias))
 
 
 @contextmanager

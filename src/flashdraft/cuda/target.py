@@ -115,7 +115,7 @@ class CudaTarget:
 
     def argmax(self, hidden: Tensor) -> Tensor:
         """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]."""
-        return product(hidden, Product(self.model.head_weight())).argmax(-1)
+        return product(hidden, Product((self.model.head_weight(),))).argmax(-1)
 
     def forward(
         self,

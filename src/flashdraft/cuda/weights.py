@@ -1,39 +1,78 @@
 """Products of one input as one product: their weights lie one after the other, and the modules' own are views of it."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flashdraft.ops.quantized import QuantizedWeight, joined, kind_of
+
+Weight = Tensor | QuantizedWeight
+
 
 @dataclass(frozen=True)
 class Product:
-    """A linear map: ``weight`` [num_outputs, num_inputs], ``bias`` [num_outputs] or None."""
+    """A linear map: ``weights`` [num_outputs, num_inputs] each, outputs one after the other; ``bias`` of all or None.
 
-    weight: Tensor
+    There are several weights only where some are kept otherwise than the others.
+    """
+
+    weights: tuple[Weight, ...]
     bias: Tensor | None = None
 
+    @property
+    def num_outputs(self) -> int:
+        """Of all weights."""
+        return sum(len(weight) for weight in self.weights)
+
     @classmethod
-    def of(cls, modules: Sequence[nn.Linear]) -> "Product":
-        """All of ``modules``, outputs in their order. Their parameters become views, so that no weight exists twice."""
-        if len(modules) == 1:
-            bias = modules[0].bias
-            return cls(modules[0].weight.detach(), None if bias is None else bias.detach())
-        sizes = [len(module.weight) for module in modules]
-        weight = _one_piece([module.weight.detach() for module in modules])
-        for module, part in zip(modules, torch.split(weight, sizes), strict=True):
-            module.weight = nn.Parameter(part, requires_grad=False)
+    def of(cls, modules: Sequence[Any]) -> "Product":
+        """All of ``modules``, linear maps, outputs in their order. Their weights become views: none exists twice."""
+        runs = [list(run) for _, run in groupby(modules, key=lambda module: _kind(module.weight))]
         biases = [module.bias for module in modules]
-        if all(bias is None for bias in biases):
-            return cls(weight)
-        zeros = [weight.new_zeros(size) for size in sizes]
-        return cls(
-            weight,
-            torch.cat(
-                [zero if bias is None else bias.detach() for bias, zero in zip(biases, zeros, strict=True)]
-            ),
-        )
+        bias = None
+        if any(one is not None for one in biases):
+            like = next(one for one in biases if one is not None)
+            bias = torch.cat(
+                [
+                    like.new_zeros(len(module.weight)) if one is None else one.detach()
+                    for one, module in zip(biases, modules, strict=True)
+                ]
+            )
+        return cls(tuple(_together(run) for run in runs), bias)
+
+    def last(self, num_outputs: int) -> "Product":
+        """The last outputs alone."""
+        weights: list[Weight] = []
+        left = num_outputs
+        for weight in reversed(self.weights):
+            taken = min(left, len(weight))
+            if taken:
+                weights.insert(0, weight[len(weight) - taken :])
+            left -= taken
+        return Product(tuple(weights), None if self.bias is None else self.bias[-num_outputs:])
+
+
+def _kind(weight: Weight) -> Hashable:
+    """Weights of one kind can lie in one piece."""
+    return kind_of(weight) if isinstance(weight, QuantizedWeight) else weight.dtype
+
+
+def _together(modules: Sequence[Any]) -> Weight:
+    """The weights of ``modules``, of one kind, in one piece of which the modules' own become views."""
+    weights = [module.weight for module in modules]
+    if isinstance(weights[0], QuantizedWeight):
+        whole, at = joined(weights), 0
+        for module in modules:
+            module.weight, at = whole[at : at + len(module.weight)], at + len(module.weight)
+        return whole
+    weight = weights[0].detach() if len(weights) == 1 else _one_piece([one.detach() for one in weights])
+    for module, part in zip(modules, torch.split(weight, [len(one) for one in weights]), strict=True):
+        module.weight = nn.Parameter(part, requires_grad=False)
+    return weight
 
 
 def _one_piece(parts: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 
 _GB = 10**9
 _USABLE = 0.9  # of a device's memory; the rest is the CUDA context, fragments and peaks
@@ -117,7 +118,7 @@ def plan_memory(
 
     Raises CheckpointError for configs that are not there or do not go together.
     """
-    model = outline_target(target, dtype)
+    model = outline_target(target, dtype, keep_codes=True)
     drafter: DFlashModel | MTPModel | None = None
     if draft == OWN_MTP:
         drafter = outline_own_mtp(target, model, dtype)
@@ -148,9 +149,12 @@ def plan_memory(
 
 def _bytes_of(network: nn.Module) -> int:
     # A set, so that a tied head counts once.
-    return sum(
-        tensor.nbytes for tensor in {id(t): t for t in network.state_dict(keep_vars=True).values()}.values()
-    )
+    floats = {id(t): t for t in network.state_dict(keep_vars=True).values()}.values()
+    return sum(part.nbytes for part in (*floats, *_in_codes(network)))
+
+
+def _in_codes(network: nn.Module) -> list[QuantizedWeight]:
+    return [module.weight for module in network.modules() if isinstance(module, QuantizedLinear)]
 
 
 def _kv_bytes(shapes: Sequence[KVShape], like: Tensor) -> int:
@@ -182,7 +186,9 @@ def _activation_bytes(model: TargetModel, num_slots: int, step_tokens: int) -> i
     config, size = model.config, torch.empty(0, dtype=model.dtype).element_size()
     width = max(getattr(config, "intermediate_size", 0), getattr(config, "moe_intermediate_size", 0))
     logits = num_slots * config.vocab_size * (4 + size)
-    return int(logits + max(num_slots, step_tokens) * size * (3 * width + 4 * config.hidden_size))
+    # A prompt's product makes floats of weights in codes, of at most two matrices in one piece.
+    floats = 2 * size * max((weight.shape[0] * weight.shape[1] for weight in _in_codes(model)), default=0)
+    return int(logits + max(num_slots, step_tokens) * size * (3 * width + 4 * config.hidden_size) + floats)
 
 
 def _gb(num_bytes: int) -> str:

@@ -1,10 +1,12 @@
 """Weights that stay in codes of 8 or 4 bits, with scales for groups of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 CHUNK = (
     128  # inputs whose 4-bit codes lie in 32 words of 16 bits; groups of inputs are multiples of it, or all
@@ -48,6 +50,17 @@ class QuantizedWeight:
         """Of all parts."""
         return sum(part.nbytes for part in (self.codes, self.scales, self.zeros) if part is not None)
 
+    def to(self, device: torch.device) -> "QuantizedWeight":
+        """On ``device``."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zeros, self.dtype)
+
+    def is_finite(self) -> bool:
+        """Whether every value is a finite number."""
+        if not bool(self.scales.isfinite().all()):
+            return False
+        return self.is_packed or not bool(((self.codes.view(torch.uint8) & 127) == 127).any())  # float8's NaN
+
     def __len__(self) -> int:
         return len(self.codes)
 
@@ -67,8 +80,32 @@ class QuantizedWeight:
         return (values * scales.float()).to(scales.dtype).to(self.dtype)
 
 
+class QuantizedLinear(nn.Module):
+    """A linear map with a weight in codes, ``weight``; a forward of it makes floats of them."""
+
+    def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+        return len(self.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """A model that goes to another device takes the codes along; their type is their own."""
+        self.weight = self.weight.to(fn(torch.empty(0, device=self.weight.codes.device)).device)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., num_inputs] -> [..., num_outputs]."""
+        return F.linear(x, self.weight.dequantized(), self.bias)
+
+
 def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """The outputs of ``parts`` one after the other. All have the same inputs, groups and types."""
+    if len(parts) == 1:
+        return parts[0]
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return QuantizedWeight(
         torch.cat([part.codes for part in parts]),
@@ -85,16 +122,15 @@ def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
 
 def packed(codes: Tensor) -> Tensor:
     """Words int16 [num_outputs, num_inputs / 4] of 4-bit codes [num_outputs, num_inputs] in whole chunks."""
-    slices = codes.int().unflatten(1, (-1, 4, _SLICE))
-    words = sum(slices[:, :, place] << 4 * place for place in range(4))
-    assert isinstance(words, Tensor)
-    return words.flatten(1).to(torch.int16)
+    slices = codes.int().view(len(codes), -1, 4, _SLICE)
+    shifts = torch.arange(0, 16, 4, device=codes.device, dtype=torch.int32)
+    return (slices << shifts[:, None]).sum(2, dtype=torch.int32).flatten(1).to(torch.int16)
 
 
 def unpacked(words: Tensor) -> Tensor:
     """Codes int32 [num_outputs, num_inputs] of ``packed``'s words."""
     shifts = torch.arange(0, 16, 4, device=words.device, dtype=torch.int32)
-    slices = words.int().unflatten(1, (-1, 1, _SLICE)) >> shifts[:, None]
+    slices = words.int().reshape(len(words), -1, 1, _SLICE) >> shifts[:, None]
     return (slices & 15).flatten(1)
 
 

@@ -108,7 +108,12 @@ def descriptors(
     assert not weight.is_packed or inputs == CHUNK, "4-bit codes are read by whole chunks"
     width = inputs // 4 if weight.is_packed else inputs
     parts = [weight.scales, weight.scales if weight.zeros is None else weight.zeros]
-    scales, zeros = (TensorDescriptor.from_tensor(part, [1, outputs]) for part in parts)
+    # A single group's own stride may be anything.
+    strides = [part.stride() if len(part) > 1 else (part.shape[1], 1) for part in parts]
+    scales, zeros = (
+        TensorDescriptor(part, part.shape, stride, [1, outputs])
+        for part, stride in zip(parts, strides, strict=True)
+    )
     codes = TensorDescriptor.from_tensor(weight.codes, [outputs, width])
     given = {"codes": codes, "scales": scales, "zeros": zeros, "group": weight.group}
     return given, {

@@ -1,0 +1,68 @@
+"""Matrices that stay in codes are those that the checkpoint has: as floats, the ones that dequantizing gives."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flashdraft.checkpoint.load import load_target, outline_target
+from flashdraft.errors import CheckpointError
+from flashdraft.ops.quantized import QuantizedLinear
+from quantized_files import quantize_folder
+
+SIZES = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256, "num_key_value_heads": 4}
+BITS = {
+    "block-fp8": 8, "fp8-dynamic": 8, "w4a16": 4, "w4a16-asymmetric": 4, "awq": 4, "gptq-in-order": 4, "gptq-v2": None,
+    "w8a16": None, "w8a8": None,
+}  # fmt: skip
+
+
+@pytest.fixture
+def whole(tmp_path, make_llama):
+    make_llama(num_hidden_layers=1, **SIZES).bfloat16().save_pretrained(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def in_codes(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_the_same_floats(whole, kind, logits_of):
+    """Columns that GPTQ sorted and integers of 8 bits become floats, as without the wish."""
+    quantize_folder(whole, kind, 128)
+    floats, kept = load_target(whole), load_target(whole, keep_codes=True)
+    found = in_codes(kept)
+    assert len(found) == (7 if BITS[kind] else 0)
+    for name, module in found.items():
+        expected = floats.get_submodule(name).weight
+        assert torch.equal(module.weight.dequantized(), expected), name
+        assert module.weight.codes.nbytes * 8 == expected.numel() * BITS[kind]
+    ids = [3, 14, 15, 92]
+    assert torch.equal(logits_of(kept, ids), logits_of(floats, ids))
+
+
+@pytest.mark.parametrize("kind", ["block-fp8", "awq"])
+def test_the_outline_has_their_size(whole, kind):
+    quantize_folder(whole, kind, 128)
+    kept, outline = (load(whole, keep_codes=True) for load in (load_target, outline_target))
+    sizes = [{name: one.weight.nbytes for name, one in in_codes(model).items()} for model in (kept, outline)]
+    assert sizes[0] == sizes[1]
+    assert all(parameter.device.type == "meta" for parameter in outline.parameters())
+
+
+def test_float32_and_small_groups_become_floats(whole):
+    quantize_folder(whole, "awq", 32)
+    assert not in_codes(load_target(whole, keep_codes=True))
+    assert not in_codes(load_target(whole, "float32", keep_codes=True))
+
+
+@pytest.mark.parametrize(("part", "value"), [("weight", "nan"), ("weight_scale_inv", "inf")])
+def test_no_finite_numbers_are_refused(whole, part, value):
+    quantize_folder(whole, "block-fp8", 128)
+    state = load_file(whole / "model.safetensors")
+    name = f"model.layers.0.mlp.up_proj.{part}"
+    damaged = state[name].float()
+    damaged[0, 0] = float(value)
+    save_file(state | {name: damaged.to(state[name].dtype)}, whole / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"up_proj.*fetch it again"):
+        load_target(whole, keep_codes=True)
