@@ -67,7 +67,9 @@ class CandidateSelector(nn.Module):
             self.predecessor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
             self.successor_codebook = nn.Parameter(torch.zeros(vocab_size, rank))
         self.hidden_projection = nn.Linear(hidden_size, rank, bias=False)
-        self._frozen: tuple[Tensor, Tensor, Tensor] | None = None  # A, B and W
+        self.frozen: tuple[Tensor, Tensor, Tensor] | None = (
+            None  # A, B and W, once they do not change any more
+        )
 
     def codebooks(self, head: Tensor) -> tuple[Tensor, Tensor]:
         """A and B, [vocab_size, rank] both, beside the target's ``head`` [vocab_size, hidden_size]."""
@@ -80,15 +82,15 @@ class CandidateSelector(nn.Module):
         with torch.no_grad():
             made = *self.codebooks(head), self.hidden_projection.weight
             first, last, projection = (one.float() if one.device.type == "cpu" else one for one in made)
-            self._frozen = first, last, projection
+            self.frozen = first, last, projection
 
     def forward(self, hidden: Tensor, before: Tensor, candidates: Tensor, head: Tensor) -> Tensor:
         """float32 [..., num_before, num_candidates] of ``hidden`` [..., hidden_size].
 
         ``before`` [..., num_before] and ``candidates`` [..., num_candidates] are token ids, ``head`` the target's.
         """
-        if self._frozen:
-            first, last, projection = self._frozen
+        if self.frozen:
+            first, last, projection = self.frozen
             predecessors, successors = F.embedding(before, first), F.embedding(candidates, last)
         else:
             projection = self.hidden_projection.weight

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flashdraft.batch import TreeSlots
 from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, LayerStruct
 from flashdraft.native.packing import Kind, PackedWeights
+from flashdraft.native.selector import NativeSelector
 
 _POSITIONS_AT_A_TIME = 4096
 _LANES = 16  # floats of a vector
@@ -226,6 +227,8 @@ class NativeDrafter(NativeDecoder):
     ) -> None:
         super().__init__(library, model, rotary, head_dim, kind, head, [model.fc.weight])
         self._hidden_norm = self._float(model.hidden_norm.weight)
+        frozen = model.candidate_selector and model.candidate_selector.frozen
+        self.selector = NativeSelector(library, frozen) if frozen else None
 
     def draft(
         self,

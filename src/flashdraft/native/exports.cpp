@@ -1,6 +1,7 @@
 // What Python calls, by ctypes: native/library.py mirrors the structs. Compiled once a machine, without torch.
 
 #include "decoder.h"
+#include "selector.h"
 
 namespace {
 
@@ -222,5 +223,10 @@ void decoder_draft(const Decoder* decoder, const Batch* batch, const uint16_t* i
         std::copy_n(sure.begin() + done, own, log_probs + to);
         done += own;
     }
+}
+
+void selector_pairs(const Selector* selector, const uint16_t* hidden, const int64_t* anchors, const int64_t* candidates,
+                    int64_t rows, int64_t slots, int64_t count, float* pairs) {
+    score_pairs(*selector, hidden, anchors, candidates, rows, slots, count, pairs);
 }
 }

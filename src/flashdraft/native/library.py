@@ -55,6 +55,15 @@ class DecoderStruct(ctypes.Structure):
     )
 
 
+class SelectorStruct(ctypes.Structure):
+    """``Selector`` of selector.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("predecessors", "successors", "projection")),
+        *((name, _INT64) for name in ("hidden_size", "rank")),
+    )
+
+
 class KVStruct(ctypes.Structure):
     """``KVStorage`` of attention.h."""
 
@@ -182,6 +191,7 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "linear": (LinearStruct,),
         "linear_argmax": (LinearStruct,),
         "linear_likeliest": (LinearStruct,),
+        "selector_pairs": (SelectorStruct,),
     }
     lib.matrix_units.argtypes, lib.matrix_units.restype = (), ctypes.c_bool
     forward = *(_POINTER,) * 5, _INT64
@@ -196,6 +206,7 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),
         "linear_argmax": (_POINTER, _INT64, _POINTER, ctypes.c_int),
         "linear_likeliest": (_POINTER, _INT64, _INT64, _POINTER, _POINTER, ctypes.c_int),
+        "selector_pairs": (_POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64, _POINTER),
     }
     for name, pointed in structs.items():
         function = getattr(lib, name)

@@ -130,6 +130,8 @@ def candidates_of(
     if selector is None:
         return Candidates(*likeliest_tokens(model, target, hidden, count))
     token_ids, log_probs = likeliest_tokens(model, target, hidden, model.config.selector_top_k)
+    if model.native and (native := model.native.selector):
+        return Candidates(token_ids, log_probs, native.pairs(hidden, anchors, token_ids))
     before_first = anchors[:, None, None].expand(-1, 1, token_ids.shape[-1])
     before = torch.cat((before_first, token_ids[:, :-1]), 1)
     return Candidates(token_ids, log_probs, selector(hidden, before, token_ids, target.head_weight()))
