@@ -187,7 +187,7 @@ def test_on_cuda_the_embedded_drafter_drafts_among_all_tokens(pair):
     assert drafts(whole.model, target) == drafts(plain, target) != drafts(few.model, target)
 
 
-@pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
+@pytest.mark.skipif(library() is None, reason="no fast CPU path on this machine")
 def test_the_fast_form_drafts_by_the_rows_too(tmp_path):
     """On the embedded pair, whose rows are the same bits borrowed and copied."""
     target = load_target()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flashdraft.native import library as library_file
 from flashdraft.native.library import library
 
 
@@ -10,10 +11,10 @@ def test_a_compiler_that_fails_without_a_word_is_told_in_one_short_line(
 ) -> None:
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library.cache_clear()
+    library_file._library.cache_clear()
     try:
         assert library() is None
     finally:
-        library.cache_clear()
+        library_file._library.cache_clear()
     [line] = [record.getMessage() for record in caplog.records if "plain PyTorch" in record.getMessage()]
     assert line.endswith("did not compile or load (false ended with code 1 and said nothing)")

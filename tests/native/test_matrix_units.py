@@ -8,13 +8,17 @@ import torch
 
 from flashdraft.generate import generate
 from flashdraft.models.accelerate import accelerate
-from flashdraft.native.library import compile_to, declare, library
+from flashdraft.native.library import PATHS, compile_to, declare, library, runnable_paths
 from flashdraft.native.packing import Kind
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from native_pair import draft_network, ids, logits_of, make
 
-pytestmark = pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
+AVX512 = PATHS[0]
+
+pytestmark = pytest.mark.skipif(
+    AVX512 not in runnable_paths() or library() is None, reason="this CPU has no AVX-512 bf16 and VNNI"
+)
 
 EMULATED = Path(__file__).with_name("emulated_units.h")
 
@@ -22,8 +26,7 @@ EMULATED = Path(__file__).with_name("emulated_units.h")
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
     place = tmp_path_factory.mktemp("native") / "emulated.so"
-    # Nothing of it is to be one with the library that is loaded already.
-    compile_to(place, "-O1", "-fno-gnu-unique", "-include", str(EMULATED))
+    compile_to(AVX512, place, "-O1", "-include", str(EMULATED))
     return declare(CDLL(str(place)))
 
 

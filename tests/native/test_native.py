@@ -27,7 +27,7 @@ from flashdraft.spec_decode.dflash import DFlashDrafter
 from native_pair import SHAPE, draft_network, ids, logits_of, make
 from toys import DFLASH2, Alone, toy_target
 
-pytestmark = pytest.mark.skipif(library() is None, reason="this CPU has no AVX-512 bf16 and VNNI")
+pytestmark = pytest.mark.usefixtures("cpu_path")
 
 QUANTIZATIONS = (None, "int8", "int4")
 
@@ -377,12 +377,12 @@ def test_without_a_compiler_there_is_one_line_of_notice(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    library_file.library.cache_clear()
+    library_file._library.cache_clear()
     try:
         assert library() is None
         assert library() is None
     finally:
-        library_file.library.cache_clear()
+        library_file._library.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         "plain PyTorch is used instead of the fast CPU path: there is no C++ compiler (Debian, Ubuntu:"
         " apt-get install g++)"

@@ -20,7 +20,7 @@ class NativeBackend(EagerBackend):
         return (
             None
             if target.reads_pages
-            else "it needs bfloat16 or quantized weights, AVX-512 and layers it knows"
+            else "it needs bfloat16 or quantized weights, AVX-512, AVX2 or NEON, a C++ compiler and layers it knows"
         )
 
     def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:

@@ -59,7 +59,7 @@ QuantizationOption = Annotated[
     Literal["int8", "int4"] | None,
     _model(
         "--quantization",
-        help="Weights of the layers in 8 or 4 bits, activations in 8: on CPUs with AVX-512, with bfloat16.",
+        help="Weights of the layers in 8 or 4 bits, activations in 8: on CPUs with a C++ compiler, with bfloat16.",
         show_default="none",
     ),
 ]

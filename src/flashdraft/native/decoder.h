@@ -1,5 +1,5 @@
 // Decoder layers of Llama's and Qwen3's kind: pre-norm, grouped-query attention with RoPE, SwiGLU. The residual
-// stream is float32; what goes into a Linear is bfloat16 or int8. models/llama.py is the reference.
+// stream is float32; what goes into a Linear is what its weights want. models/llama.py is the reference.
 #pragma once
 
 #include <algorithm>
@@ -44,30 +44,20 @@ struct Batch {
 // x / sqrt(mean(x^2) + eps) * weight, handed to write(column, first 16, second 16).
 template <class Write>
 void rms_norm(const float* x, const float* weight, int64_t size, double eps, const Write& write) {
-    __m512 squares = _mm512_setzero_ps();
+    Floats squares = zeros();
     for (int64_t i = 0; i < size; i += LANES) {
-        __m512 v = _mm512_loadu_ps(x + i);
-        squares = _mm512_fmadd_ps(v, v, squares);
+        const Floats v = load(x + i);
+        squares = fma(v, v, squares);
     }
-    __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / size + float(eps)));
-    auto scaled = [&](int64_t i) {
-        return _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor), _mm512_loadu_ps(weight + i));
-    };
+    const Floats factor = all(1 / std::sqrt(sum_of(squares) / size + float(eps)));
+    auto scaled = [&](int64_t i) { return load(x + i) * factor * load(weight + i); };
     for (int64_t i = 0; i < size; i += 2 * LANES) write(i, scaled(i), scaled(i + LANES));
 }
 
-inline void write_bf16(uint16_t* to, __m512 first, __m512 second) {
-    _mm256_storeu_si256((__m256i*)to, to_bf16(first));
-    _mm256_storeu_si256((__m256i*)(to + LANES), to_bf16(second));
-}
-
 // x * sigmoid(x), through e^-|x|.
-inline __m512 silu(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1);
-    __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
-    __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    __m512 top = _mm512_mask_mul_ps(x, is_negative, x, e);
-    return _mm512_div_ps(top, _mm512_add_ps(one, e));
+INLINE Floats silu(const Floats& x) {
+    const Floats e = exp_of(-abs(x));
+    return where_negative(x, x * e, x) / (all(1) + e);
 }
 
 // Runs on all threads of the team at once, each taking its share of every phase. Buffers belong to the process:
@@ -99,7 +89,7 @@ class Forward {
         queries = room(s.queries, rows * q_size);
         mixed = room(s.mixed, d.num_taps ? rows * d.hidden_size : 0);
         kernels = room(s.kernels, d.num_taps ? rows * d.num_kernels : 0);
-        bf16 = room(s.bf16, (rows + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS * widest);
+        operands = room(s.operands, (rows + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS * widest);
         quantized = room(s.quantized, rows * widest);
         scale = room(s.scale, rows * widest / BLOCK);
         sum = room(s.sum, rows * widest / BLOCK);
@@ -144,13 +134,13 @@ class Forward {
         each_row([&](int64_t row) { place(w, idx, row); });
         attend(idx);
         want(idx + 1);
-        auto found = [&](int64_t row, int64_t i) { return _mm512_loadu_ps(attended + row * q_size + i); };
+        auto found = [&](int64_t row, int64_t i) { return load(attended + row * q_size + i); };
         add(w.o, found, w.attention_base);
         a = read(w.gate_up, w.post_norm, w.mlp_kernels, w.mlp_base);
         store(w.gate_up, a, 0, wide, 2 * d.intermediate_size);
         auto gated = [&](int64_t row, int64_t i) {
             const float* gate = wide + row * 2 * d.intermediate_size + i;
-            return _mm512_mul_ps(silu(_mm512_loadu_ps(gate)), _mm512_loadu_ps(gate + d.intermediate_size));
+            return silu(load(gate)) * load(gate + d.intermediate_size);
         };
         add(w.down, gated, w.mlp_base);
     }
@@ -158,7 +148,7 @@ class Forward {
     // Layer `idx`'s keys and values of what is in x, taken as its normed input.
     void keys_values(int64_t idx) {
         const Layer& w = d.layers[idx];
-        Activations a = prepared(w.qkv, [&](int64_t row, int64_t i) { return _mm512_loadu_ps(x + row * w.qkv.k + i); });
+        Activations a = prepared(w.qkv, [&](int64_t row, int64_t i) { return load(x + row * w.qkv.k + i); });
         store(w.qkv, a, q_size / LANES, wide, qkv_size);
         each_row([&](int64_t row) { place_keys_values(w, idx, row); });
     }
@@ -175,8 +165,8 @@ class Forward {
 
     // to[rows][width] = a * w, from tile `first` on.
     void store(const Linear& w, const Activations& a, int64_t first, float* to, int64_t width) {
-        multiply(w, a, rows, first, w.num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
-            _mm512_storeu_ps(to + row * width + column, v);
+        multiply(w, a, rows, first, w.num_tiles(), [&](int64_t row, int64_t column, const Floats& v) {
+            put(to + row * width + column, v);
         });
     }
 
@@ -234,13 +224,13 @@ class Forward {
         return b.slots[sequence * b.width] + b.count(sequence);
     }
 
-    Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, bf16, quantized, scale, sum}; }
+    Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, operands, quantized, scale, sum}; }
 
     Activations normed(const Linear& w, const float* norm) {
         Activations a = activations(w);
         each_row([&](int64_t row) {
             rms_norm(x + row * w.k, norm, w.k, d.eps,
-                     [&](int64_t i, __m512 first, __m512 second) { prepare(a, row, i, first, second); });
+                     [&](int64_t i, const Floats& first, const Floats& second) { prepare(a, row, i, first, second); });
         });
         return a;
     }
@@ -250,9 +240,9 @@ class Forward {
         if (!projection) return normed(w, norm);
         each_row([&](int64_t row) {
             float* to = mixed + row * d.hidden_size;
-            rms_norm(x + row * d.hidden_size, norm, d.hidden_size, d.eps, [&](int64_t i, __m512 a, __m512 b) {
-                _mm512_storeu_ps(to + i, a);
-                _mm512_storeu_ps(to + i + LANES, b);
+            rms_norm(x + row * d.hidden_size, norm, d.hidden_size, d.eps, [&](int64_t i, const Floats& a, const Floats& b) {
+                put(to + i, a);
+                put(to + i + LANES, b);
             });
             for (int64_t i = 0; i < d.num_kernels; i += LANES) project(projection + i, to, kernels + row * d.num_kernels + i);
         });
@@ -261,24 +251,23 @@ class Forward {
 
     // Sixteen of a row's kernel values: `from` [hidden_size] times their columns of the projection.
     void project(const float* columns, const float* from, float* to) const {
-        __m512 sums[4] = {};  // independent, for the units are deeper than one sum is quick
+        Floats sums[4] = {};  // independent, for the units are deeper than one sum is quick
         for (int64_t k = 0; k < d.hidden_size; k += 4)
             for (int64_t j = 0; j < 4; ++j)
-                sums[j] = _mm512_fmadd_ps(_mm512_set1_ps(from[k + j]),
-                                          _mm512_loadu_ps(columns + (k + j) * d.num_kernels), sums[j]);
-        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+                sums[j] = fma(all(from[k + j]), load(columns + (k + j) * d.num_kernels), sums[j]);
+        put(to, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 
     // Sixteen columns of `from` [rows][hidden_size], mixed with those of the slots before it in its block.
-    __m512 convolved(const float* from, int64_t row, int64_t i, const float* base, int64_t side = 0) const {
+    Floats convolved(const float* from, int64_t row, int64_t i, const float* base, int64_t side = 0) const {
         const int64_t size = d.hidden_size, taps = std::min(d.num_taps, token(row) % b.width + 1);
         const int64_t groups = size / d.group_size;
         const float* own = kernels + row * d.num_kernels + side * d.num_taps * groups + i / d.group_size;
         base += side * d.num_taps * size + i;
-        __m512 sum = _mm512_setzero_ps();
+        Floats sum = zeros();
         for (int64_t tap = 0; tap < taps; ++tap) {
-            __m512 kernel = _mm512_add_ps(_mm512_loadu_ps(base + tap * size), _mm512_set1_ps(own[tap * groups]));
-            sum = _mm512_fmadd_ps(kernel, _mm512_loadu_ps(from + (row - tap) * size + i), sum);
+            const Floats kernel = load(base + tap * size) + all(own[tap * groups]);
+            sum = fma(kernel, load(from + (row - tap) * size + i), sum);
         }
         return sum;
     }
@@ -293,14 +282,14 @@ class Forward {
             each_row([&](int64_t row) {
                 for (int64_t i = 0; i < d.hidden_size; i += LANES) {
                     float* to = x + row * d.hidden_size + i;
-                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), convolved(said, row, i, base, 1)));
+                    put(to, load(to) + convolved(said, row, i, base, 1));
                 }
             });
             return;
         }
-        multiply(w, a, rows, 0, w.num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
+        multiply(w, a, rows, 0, w.num_tiles(), [&](int64_t row, int64_t column, const Floats& v) {
             float* to = x + row * d.hidden_size + column;
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), v));
+            put(to, load(to) + v);
         });
     }
 
@@ -317,27 +306,24 @@ class Forward {
             const int64_t at = place + h * b.kv.head;
             float* from = wide + row * qkv_size + q_size + h * d.head_dim;
             rotate(from, w.k_norm, row, b.kv.keys + at);
-            for (int64_t i = 0; i < d.head_dim; i += 2 * LANES)
-                write_bf16(b.kv.values + at + i, _mm512_loadu_ps(from + kv_size + i),
-                           _mm512_loadu_ps(from + kv_size + i + LANES));
+            for (int64_t i = 0; i < d.head_dim; i += LANES) put(b.kv.values + at + i, load(from + kv_size + i));
         }
     }
 
     // RMSNorm of a head, if it has one, then RoPE: dim i goes with dim i + head_dim / 2.
-    void rotate(float* from, const float* norm, int64_t row, uint16_t* to) const {
+    template <class To>
+    void rotate(float* from, const float* norm, int64_t row, To* to) const {
         if (norm)
-            rms_norm(from, norm, d.head_dim, d.eps, [&](int64_t i, __m512 first, __m512 second) {
-                _mm512_storeu_ps(from + i, first);
-                _mm512_storeu_ps(from + i + LANES, second);
+            rms_norm(from, norm, d.head_dim, d.eps, [&](int64_t i, const Floats& first, const Floats& second) {
+                put(from + i, first);
+                put(from + i + LANES, second);
             });
         const int64_t half = d.head_dim / 2, at = b.positions[token(row)] * half;
         for (int64_t i = 0; i < half; i += LANES) {
-            __m512 cos = _mm512_loadu_ps(d.cos + at + i), sin = _mm512_loadu_ps(d.sin + at + i);
-            __m512 one = _mm512_loadu_ps(from + i), two = _mm512_loadu_ps(from + half + i);
-            __m512 turned = _mm512_fmsub_ps(one, cos, _mm512_mul_ps(two, sin));
-            _mm256_storeu_si256((__m256i*)(to + i), to_bf16(turned));
-            turned = _mm512_fmadd_ps(two, cos, _mm512_mul_ps(one, sin));
-            _mm256_storeu_si256((__m256i*)(to + half + i), to_bf16(turned));
+            const Floats cos = load(d.cos + at + i), sin = load(d.sin + at + i);
+            const Floats one = load(from + i), two = load(from + half + i);
+            put(to + i, fma(one, cos, -(two * sin)));
+            put(to + half + i, fma(two, cos, one * sin));
         }
     }
 
@@ -354,7 +340,7 @@ class Forward {
             const int64_t first = s.firsts[sequence] + task / d.num_kv_heads % chunks * tokens;
             const int64_t last = std::min(first + tokens, s.firsts[sequence + 1]);
             if (first >= last) return;
-            const uint16_t* asked[Attention::MAX_QUERIES];
+            const Operand* asked[Attention::MAX_QUERIES];
             const int64_t* paths[Attention::MAX_QUERIES];
             int64_t ends[Attention::MAX_QUERIES], at[Attention::MAX_QUERIES];
             int count = 0;
@@ -369,22 +355,22 @@ class Forward {
             auto where = [start, at = places(sequence)](int64_t slot) { return at(start + slot); };
             const int64_t head = idx * b.kv.layer + kv_head * b.kv.head;
             s.attention[Team::thread()](asked, sight, count, b.kv.keys + head, b.kv.values + head, where,
-                                        d.head_dim, [&](int query, int64_t dim, __m512 v) {
-                                            _mm512_storeu_ps(attended + at[query] + dim, v);
+                                        d.head_dim, [&](int query, int64_t dim, const Floats& v) {
+                                            put(attended + at[query] + dim, v);
                                         });
         });
     }
 
     inline static struct {
         std::vector<float> x, wide, attended, mixed, kernels, scale, sum;
-        std::vector<uint16_t> queries, bf16;
-        std::vector<int8_t> quantized;
+        std::vector<Operand> queries, operands;
+        std::vector<Quantized> quantized;
         std::vector<Attention> attention;
         std::vector<int64_t> tokens, firsts;  // of each row its token; of each sequence its first row, and the end
         std::vector<int64_t> places;          // of each sequence's slots in pages
         std::vector<std::vector<int32_t>> lines;  // of each thread: see list_wanted()
     } s;
     float *wide = nullptr, *attended = nullptr, *mixed = nullptr, *kernels = nullptr, *scale = nullptr, *sum = nullptr;
-    uint16_t *queries = nullptr, *bf16 = nullptr;
-    int8_t* quantized = nullptr;
+    Operand *queries = nullptr, *operands = nullptr;
+    Quantized* quantized = nullptr;
 };

@@ -9,7 +9,7 @@ void read_rows(Forward& f, const uint16_t* from, const int64_t* token_ids) {
     f.each_row([&](int64_t row) {
         const int64_t at = token_ids ? token_ids[f.token(row)] : f.token(row);
         for (int64_t i = 0; i < f.d.hidden_size; i += LANES) {
-            _mm512_storeu_ps(f.x + row * f.d.hidden_size + i, from_bf16(from + at * f.d.hidden_size + i));
+            put(f.x + row * f.d.hidden_size + i, from_bf16(from + at * f.d.hidden_size + i));
         }
     });
 }
@@ -21,10 +21,8 @@ Activations given(Forward& f, const Linear& w, const uint16_t* from) {
 // No layers, `rows` tokens: what a Linear alone needs of a Forward.
 Batch only_rows(int64_t rows) { return {rows, 1, true, nullptr, nullptr, nullptr, nullptr, 0, nullptr, {}}; }
 
-// Of a tile that begins at `column`: the lanes that are columns.
-__mmask16 lanes_left(const Linear& w, int64_t column) {
-    return w.n - column < LANES ? (1 << (w.n - column)) - 1 : 0xffff;
-}
+// Of a tile that begins at `column`: how many of its lanes are columns.
+int64_t lanes_left(const Linear& w, int64_t column) { return std::min<int64_t>(w.n - column, LANES); }
 
 // Of `hidden`, [rows][width][size], what was computed, each row from its token `first` on, end to end.
 std::vector<uint16_t> computed(const Batch& batch, const uint16_t* hidden, int64_t size, int64_t first) {
@@ -45,6 +43,7 @@ struct Best {
 };
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // Whether products of bfloat16 run on matrix units here.
@@ -68,17 +67,20 @@ void decoder_forward(const Decoder* decoder, const Batch* batch, const uint16_t*
                 f.each_row([&](int64_t row) {
                     uint16_t* to = features + (f.token(row) * num_features + k) * size;
                     const float* from = f.x + row * size;
-                    for (int64_t i = 0; i < size; i += 2 * LANES)
-                        write_bf16(to + i, _mm512_loadu_ps(from + i), _mm512_loadu_ps(from + i + LANES));
+                    for (int64_t i = 0; i < size; i += LANES) put(to + i, load(from + i));
                 });
             }
         }
         f.each_row([&](int64_t row) {
-            rms_norm(f.x + row * size, decoder->final_norm, size, decoder->eps, [&](int64_t i, __m512 a, __m512 b) {
+            rms_norm(f.x + row * size, decoder->final_norm, size, decoder->eps, [&](int64_t i, const Floats& a, const Floats& b) {
                 const int64_t token = f.token(row);
-                write_bf16(hidden + token * size + i, a, b);
+                auto both = [&](uint16_t* to) {
+                    put(to + i, a);
+                    put(to + i + LANES, b);
+                };
+                both(hidden + token * size);
                 for (int64_t k = 0; k < num_features; ++k)
-                    if (feature_layers[k] < 0) write_bf16(features + (token * num_features + k) * size + i, a, b);
+                    if (feature_layers[k] < 0) both(features + (token * num_features + k) * size);
             });
         });
     });
@@ -93,9 +95,9 @@ void decoder_context(const Decoder* decoder, const Batch* batch, const Linear* f
         f.store(*fuse, given(f, *fuse, features), 0, f.x, size);
         f.each_row([&](int64_t row) {
             float* x = f.x + row * size;
-            rms_norm(x, norm, size, decoder->eps, [&](int64_t i, __m512 a, __m512 b) {
-                _mm512_storeu_ps(x + i, a);
-                _mm512_storeu_ps(x + i + LANES, b);
+            rms_norm(x, norm, size, decoder->eps, [&](int64_t i, const Floats& a, const Floats& b) {
+                put(x + i, a);
+                put(x + i + LANES, b);
             });
         });
         for (int64_t idx = 0; idx < decoder->num_layers; ++idx) f.keys_values(idx);
@@ -108,8 +110,13 @@ void linear(const Linear* w, const uint16_t* input, int64_t rows, float* out, in
     const Batch batch = only_rows(rows);
     Forward f(none, batch);
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
-        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
-            _mm512_mask_storeu_ps(out + row * w->n + column, lanes_left(*w, column), v);
+        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, const Floats& v) {
+            float* to = out + row * w->n + column;
+            const int64_t count = lanes_left(*w, column);
+            if (count == LANES) return put(to, v);
+            float values[LANES];
+            put(values, v);
+            std::copy_n(values, count, to);
         });
     });
 }
@@ -122,11 +129,11 @@ void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t
     std::vector<Best> found(threads * rows);
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
         Best* own = &found[Team::thread() * rows];
-        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
-            v = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes_left(*w, column), v);
-            const float largest = _mm512_reduce_max_ps(v);
+        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, Floats v) {
+            v = first_lanes(lanes_left(*w, column), v, all(-INFINITY));
+            const float largest = max_of(v);
             if (largest < own[row].value) return;
-            const int lane = __builtin_ctz(_mm512_cmp_ps_mask(v, _mm512_set1_ps(largest), _CMP_EQ_OQ));
+            const int lane = __builtin_ctz(at_least(v, largest));
             own[row] = std::max(own[row], Best{largest, column + lane});
         });
     });
@@ -148,14 +155,14 @@ void linear_likeliest(const Linear* w, const uint16_t* input, int64_t rows, int6
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
         Best* every = &found[Team::thread() * rows * count];
         float* own_sums = &sums[Team::thread() * rows * LANES];
-        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, __m512 v) {
-            const __mmask16 lanes = lanes_left(*w, column);
+        multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, Floats v) {
+            const int64_t lanes = lanes_left(*w, column);
             Best *own = every + row * count, *last = own + count - 1;
             const float before = own->value;
-            __mmask16 large = _mm512_mask_cmp_ps_mask(lanes, v, _mm512_set1_ps(last->value), _CMP_GE_OQ);
+            uint32_t large = at_least(v, last->value) & ((1u << lanes) - 1);
             if (large) {
                 float values[LANES];
-                _mm512_storeu_ps(values, v);
+                put(values, v);
                 for (; large; large &= large - 1) {
                     const int lane = __builtin_ctz(large);
                     const Best one{values[lane], column + lane};
@@ -166,25 +173,24 @@ void linear_likeliest(const Linear* w, const uint16_t* input, int64_t rows, int6
                 }
             }
             float* sum = own_sums + row * LANES;
-            __m512 total = _mm512_loadu_ps(sum);
-            if (own->value > before) total = _mm512_mul_ps(total, _mm512_set1_ps(std::exp(before - own->value)));
-            v = _mm512_sub_ps(v, _mm512_set1_ps(own->value));
-            _mm512_storeu_ps(sum, _mm512_mask_add_ps(total, lanes, total, exp_ps(v)));
+            Floats total = load(sum);
+            if (own->value > before) total = total * all(std::exp(before - own->value));
+            v = exp_of(v - all(own->value));
+            put(sum, total + first_lanes(lanes, v, zeros()));
         });
     });
-    std::vector<Best> all(threads * count);
+    std::vector<Best> most(threads * count);
     for (int64_t row = 0; row < rows; ++row) {
-        for (int t = 0; t < threads; ++t) std::copy_n(&found[(t * rows + row) * count], count, &all[t * count]);
-        std::partial_sort(all.begin(), all.begin() + count, all.end(), [](auto& a, auto& b) { return b < a; });
+        for (int t = 0; t < threads; ++t) std::copy_n(&found[(t * rows + row) * count], count, &most[t * count]);
+        std::partial_sort(most.begin(), most.begin() + count, most.end(), [](auto& a, auto& b) { return b < a; });
         float total = 0;
         for (int t = 0; t < threads; ++t) {
             const float* sum = &sums[(t * rows + row) * LANES];
-            total += std::exp(found[(t * rows + row) * count].value - all[0].value) *
-                     _mm512_reduce_add_ps(_mm512_loadu_ps(sum));
+            total += std::exp(found[(t * rows + row) * count].value - most[0].value) * sum_of(load(sum));
         }
         for (int64_t i = 0; i < count; ++i) {
-            best[row * count + i] = all[i].column;
-            log_probs[row * count + i] = all[i].value - all[0].value - std::log(total);
+            best[row * count + i] = most[i].column;
+            log_probs[row * count + i] = most[i].value - most[0].value - std::log(total);
         }
     }
 }
@@ -230,3 +236,4 @@ void selector_pairs(const Selector* selector, const uint16_t* hidden, const int6
     score_pairs(*selector, hidden, anchors, candidates, rows, slots, count, pairs);
 }
 }
+#pragma GCC visibility pop

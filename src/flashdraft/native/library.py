@@ -1,6 +1,8 @@
 """The C++ part: compiled once a machine, loaded by ctypes. Knows no tensor.
 
-The compiled file lies in ``~/.cache/flashdraft`` (or ``$XDG_CACHE_HOME/flashdraft``) under the hash of its sources.
+One source for three kinds of CPU (vectors.h); what this CPU can run first is compiled, or what the variable
+``FLASHDRAFT_CPU_PATH`` names: avx512, avx2, neon, or pytorch for none. The compiled file lies in
+``~/.cache/flashdraft`` (or ``$XDG_CACHE_HOME/flashdraft``) under the hash of its sources.
 ``python -m flashdraft.native.library`` compiles it ahead of time.
 """
 
@@ -12,14 +14,39 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from flashdraft.errors import UsageError
+
 logger = logging.getLogger(__name__)
 
-_FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma", "f16c")
-_MAYBE = ("-mamx-tile", "-mamx-bf16")  # of these instructions each is asked for before it is used
-_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-mtune=native", *_MAYBE)
+
+@dataclass(frozen=True)
+class CpuPath:
+    """One way to compile the source."""
+
+    name: str
+    machines: tuple[str, ...]  # as platform.machine() says
+    features: tuple[str, ...]  # that the CPU must have, by Linux's names
+    options: tuple[str, ...]  # of the compiler
+
+
+_X86, _ARM = ("x86_64",), ("aarch64", "arm64")
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma", "f16c")
+_AMX = ("-mamx-tile", "-mamx-bf16")  # of these instructions each is asked for before it is used
+_AVX2 = ("avx2", "fma", "f16c")
+PATHS = (  # the best first
+    CpuPath(
+        "avx512", _X86, _AVX512, (*("-m" + one.replace("_", "") for one in _AVX512), *_AMX, "-mtune=native")
+    ),
+    CpuPath("avx2", _X86, _AVX2, (*("-m" + one for one in _AVX2), "-mtune=native")),
+    CpuPath("neon", _ARM, ("asimd", "asimddp"), ("-march=armv8.2-a+dotprod",)),
+)
+_NO_PATH, _SWITCH = "pytorch", "FLASHDRAFT_CPU_PATH"
+# What is not exported is hidden: the loader would make the same name in two libraries of one process one thing.
+_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden")
 _MAIN = "exports.cpp"
 _FOLDER = Path(__file__).parent
 _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
@@ -88,16 +115,69 @@ class BatchStruct(ctypes.Structure):
     )
 
 
-@cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None, with one line in the log, where they cannot be had."""
-    reason = _why_not()
-    if reason is None:
+    """The compiled functions, or None, with one line in the log, where they cannot be had.
+
+    Raises UsageError where FLASHDRAFT_CPU_PATH names what is not known or what this CPU cannot run.
+    """
+    return _library(os.environ.get(_SWITCH, ""))
+
+
+@cache
+def _library(wanted: str) -> ctypes.CDLL | None:
+    if wanted == _NO_PATH:
+        return None
+    path, reason = _chosen(wanted), _why_not()
+    if path and _compiler() is None and not _place(path).exists():
+        reason = "there is no C++ compiler (Debian, Ubuntu: apt-get install g++)"
+    if path and reason is None:
         try:
-            return _loaded(_place())
+            return _loaded(path, _place(path))
         except (OSError, AttributeError, subprocess.SubprocessError) as error:
             reason = f"the C++ part did not compile or load ({_last_words(error)})"
     logger.warning("plain PyTorch is used instead of the fast CPU path: %s", reason)
+    return None
+
+
+def runnable_paths() -> list[CpuPath]:
+    """What this CPU can run, the best first."""
+    features = _cpu_features()
+    return [one for one in PATHS if platform.machine() in one.machines and features.issuperset(one.features)]
+
+
+def _chosen(wanted: str) -> CpuPath | None:
+    runnable = {one.name: one for one in runnable_paths()}
+    if not wanted:
+        return next(iter(runnable.values()), None)
+    if wanted not in runnable:
+        raise UsageError(
+            f"{_SWITCH} is {wanted!r}; expected what this CPU can run: {', '.join([*runnable, _NO_PATH])}"
+        )
+    return runnable[wanted]
+
+
+def _cpu_features() -> set[str]:
+    if platform.system() == "Linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+    if platform.system() != "Darwin":
+        return set()
+    if platform.machine() == "arm64":
+        return {"asimd", "asimddp"}  # from the first of these CPUs on
+    command = ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=False).stdout.lower().split())
+
+
+def _why_not() -> str | None:
+    """Why this machine can run none of the paths, or None."""
+    system, machine = platform.system(), platform.machine()
+    if system not in ("Linux", "Darwin"):
+        return f"it is written for Linux and macOS, this is {system} (under WSL it is Linux)"
+    paths = [one for one in PATHS if machine in one.machines]
+    if not paths:
+        return f"it is written for x86_64 and ARM of 64 bits, this is {machine}"
+    if missing := [name for name in paths[-1].features if name not in _cpu_features()]:
+        return f"this CPU has no {', '.join(missing)}"
     return None
 
 
@@ -108,31 +188,19 @@ def _last_words(error: Exception) -> str:
     return said[-1] if said else f"{error.cmd[0]} ended with code {error.returncode} and said nothing"
 
 
-def _why_not() -> str | None:
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"it is written for x86_64 Linux, this is {platform.machine()} {platform.system()}"
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    if missing := [name for name in _FEATURES if name not in flags]:
-        return f"this CPU has no {', '.join(missing)}"
-    if _compiler() is None and not _place().exists():
-        return "there is no C++ compiler (Debian, Ubuntu: apt-get install g++)"
-    return None
-
-
 def _compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
-def _place() -> Path:
-    digest = hashlib.sha256(" ".join(_FLAGS + _FEATURES).encode())
+def _place(path: CpuPath) -> Path:
+    digest = hashlib.sha256(" ".join(_FLAGS + path.options).encode())
     for source in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(source.read_bytes())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "flashdraft" / f"native-{digest.hexdigest()[:16]}.so"
+    return caches / "flashdraft" / f"native-{path.name}-{digest.hexdigest()[:16]}.so"
 
 
-def _loaded(place: Path) -> ctypes.CDLL:
+def _loaded(path: CpuPath, place: Path) -> ctypes.CDLL:
     """The functions of the file ``place``, compiled anew where it is not what was compiled here."""
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not _is_ours(place.parent):
@@ -140,7 +208,7 @@ def _loaded(place: Path) -> ctypes.CDLL:
             f"{place.parent} can be written by others: chmod go-w it, or set XDG_CACHE_HOME"
         )
     if not _is_whole(place):
-        compile_to(place)
+        compile_to(path, place)
         _digest_file(place).write_text(_digest(place))
     return declare(ctypes.CDLL(str(place)))
 
@@ -166,16 +234,15 @@ def _digest_file(place: Path) -> Path:
     return place.with_suffix(".sha256")
 
 
-def compile_to(place: Path, *more: str) -> None:
+def compile_to(path: CpuPath, place: Path, *more: str) -> None:
     """Compile the sources to the file ``place``; ``more``: further options of the compiler, which there must be."""
     compiler = _compiler()
     assert compiler is not None
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    wanted = ["-m" + name.replace("_", "") for name in _FEATURES]
     # Under another name until it is whole: several processes may start at once.
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
-        command = [compiler, *_FLAGS, *wanted, *more, str(_FOLDER / _MAIN), "-o", str(made)]
+        command = [compiler, *_FLAGS, *path.options, *more, str(_FOLDER / _MAIN), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.chmod(0o755)
         made.replace(place)

@@ -4,7 +4,6 @@
 // waits spins for a while and then gives its core away.
 #pragma once
 
-#include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
 
@@ -55,6 +54,15 @@ class Team {
     static int thread() { return thread_; }
 
    private:
+    // Tell the core that this thread only waits.
+    static void pause() {
+#ifdef __x86_64__
+        __builtin_ia32_pause();
+#else
+        asm volatile("yield");
+#endif
+    }
+
     static Team& instance() {
         static Team* team = make();
         return *team;
@@ -74,7 +82,7 @@ class Team {
         std::thread([this, idx, seen]() mutable {
             thread_ = idx;
             for (;;) {
-                for (int spins = 0; start_.load() == seen && spins < 4000; ++spins) _mm_pause();
+                for (int spins = 0; start_.load() == seen && spins < 4000; ++spins) pause();
                 start_.wait(seen);
                 seen = start_.load();
                 if (idx < int(seen & SIZE_MASK)) {
@@ -95,7 +103,7 @@ class Team {
         }
         for (int spins = 0; phase_.load() == phase; ++spins) {
             if (spins < 4000) {
-                _mm_pause();
+                pause();
             } else {
                 sched_yield();
             }
