@@ -24,10 +24,11 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.acceptance import Acceptance, Drafted
-from flashdraft.control.block_search import Candidate, Others
 from flashdraft.control.config import DEFAULTS, ControllerConfig
 from flashdraft.control.controller import Controller
-from flashdraft.control.step_costs import Curve, StepCosts
+from flashdraft.control.search import Candidate, Plan
+from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
+from flashdraft.engine.step_timing import MOST_TREES
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -40,20 +41,20 @@ FOLDER = Path("benchmarks/results/controller")
 IDEAS: dict[str, dict[str, Any]] = {
     "all on": {},
     "trees": {"trees": False},
-    "a price that a planned token has to be worth": {"prices": (0.0,)},
+    "prices that a planned token has to be worth": {"prices": (0.0,)},
+    "several prices": {"prices": (0.1,)},
     "several blocks": {"block_shares": (1.0,)},
     "the shortest of three blocks": {"block_shares": (1.0, 0.5)},
-    "a request's own drafts": {"kept_draft": 0.0, "first_weight": 1e6},
+    "a request's own drafts": {"kept_draft": 1.0},
     "drafts before the last one": {"kept_draft": 0.0},
-    "fading in plain rounds": {"kept_plain": 1.0},
-    "other requests' first drafts": {"kept_first": 1.0},
+    "other requests' drafts": {"kept_usual": 1.0},
     "what confidence is worth is learned": {"calibrates": False},
+    "a prior of what it is worth": {"prior_slope": 1.0, "prior_weight": 5.0},
     "selecting by confidence": {"selects": False},
     "probes": {"probe_share": 0.0},
-    "plans that last": {"plan_steps": 1, "uneven_plan_steps": 1},
-    "uneven plans last less": {"uneven_plan_steps": DEFAULTS.plan_steps},
-    "plans end that are in vain": {"most_in_vain": 1000},
-    "observing is spread over rounds": {"observed_rounds": 1},
+    "plans that last": {"plan_steps": 1},
+    "plans for four steps, but for twelve": {"plan_steps": 12},
+    "deciding before the last step is known": {"ahead": False},
 }
 
 
@@ -69,14 +70,14 @@ class Recording:
             )
         self.first = {block: sum(b - 1 for b in BLOCKS if b > block) for block in BLOCKS}
 
-    def draft(self, answer: int, place: int, block: int, is_tree: bool) -> DraftTree:
-        """What is drafted behind ``place``; tokens are numbered by slot and rank."""
+    def draft(self, answer: int, place: int, block: int, tree_size: int) -> DraftTree:
+        """What is drafted behind ``place``; tokens are numbered by slot and rank. ``tree_size``: 0 for a chain."""
         first = self.first[block]
         values = self.log_probs[answer, place, first : first + block - 1].astype(float)
-        if not is_tree:
+        if not tree_size:
             return DraftTree.chain([RANKS * slot for slot in range(block - 1)], values[:, 0].tolist())
         ids = [[RANKS * slot + rank for rank in range(RANKS)] for slot in range(block - 1)]
-        return best_first(ids, [[row] for row in values.tolist()], max(BLOCKS) - 1)
+        return best_first(ids, [[row] for row in values.tolist()], tree_size - 1)
 
     def path(self, answer: int, place: int, block: int, draft: DraftTree) -> list[int]:
         """The places of ``draft`` that the answer takes, the anchor's first."""
@@ -98,61 +99,93 @@ class Going:
     answer: int
     left: int  # tokens to come
     place: int = 0  # of its anchor
-    num_pending: int = 0
     state: Acceptance = field(default_factory=Acceptance)
 
 
 class Replay:
-    """``num_rows`` requests at a time, decoded on the recording: tokens a second by the file's step costs."""
+    """``num_rows`` requests at a time, decoded on the recording: tokens a second by the file's step costs.
 
-    def __init__(self, recording: Recording, costs: StepCosts, num_rows: int, order: Sequence[int]) -> None:
-        self.recording, self.costs, self.num_rows, self.order = recording, costs, num_rows, order
-        self.plan_s = 0.0  # of the host, in planning
+    ``method``: a block size, 1 for plain decoding, or a controller. ``ahead``: a step is planned before it is known
+    what came of the last one, as where the host is a step behind the device.
+    """
 
-    def rate(self, method: int | Controller, is_tree: bool = True, selects: bool = True) -> float:
-        """``method``: a block size, 1 for plain decoding, or a controller."""
+    def __init__(
+        self, recording: Recording, costs: StepCosts, host_row_s: float, method: int | Controller,
+        is_tree: bool = True, selects: bool = True, ahead: bool = True,
+    ) -> None:  # fmt: skip
+        self.recording, self.costs, self.host_row_s, self.method = recording, costs, host_row_s, method
+        self.is_tree, self.selects, self.ahead = is_tree, selects, ahead
+        self.plan_s, self.num_steps = 0.0, 0  # of the host, in planning and learning
+        self._untold: list[Drafted] = []  # of the last step
+
+    def rate(self, num_rows: int, order: Sequence[int]) -> float:
+        """Tokens a second over the answers in ``order``."""
         lengths = self.recording.lengths
-        waiting = [Going(answer, lengths[answer] - 1) for answer in self.order if lengths[answer] > 2]
+        waiting = [Going(answer, lengths[answer] - 1) for answer in order if lengths[answer] > 2]
         total, seconds = sum(one.left for one in waiting), 0.0
         running: list[Going] = []
         while waiting or running:
-            running += [waiting.pop(0) for _ in range(min(self.num_rows - len(running), len(waiting)))]
-            seconds += self._step(running, method, is_tree, selects)
+            running += [waiting.pop(0) for _ in range(min(num_rows - len(running), len(waiting)))]
+            seconds += self._step(running)
             running = [one for one in running if one.left > 0]
         return total / seconds
 
-    def _step(self, running: list[Going], method: int | Controller, is_tree: bool, selects: bool) -> float:
-        if isinstance(method, int):
-            block, lengths, is_tree = method, [method] * len(running), False
-        else:
-            started = thread_time()
-            plan = method.plan([Candidate(one.state, max(one.left, 1), one.num_pending) for one in running])
-            self.plan_s += thread_time() - started
-            block, lengths = plan.block, plan.lengths
-        drafts, num_observed = dict[Going, Drafted](), 0
-        for one, length in zip(running, lengths, strict=True):
-            if length > 1 and block > 1:
-                draft = self.recording.draft(one.answer, one.place, block, is_tree).up_to(one.left - 1)
-                most = len(draft) if is_tree else min(length - 1, len(draft))
-                drafts[one] = Drafted(one.state, block, draft, most)
-                num_observed, one.num_pending = num_observed + one.num_pending, 0
+    def _step(self, running: list[Going]) -> float:
+        plan = self._plan(running)
+        drafts = {}
+        for one in running:
+            length = self.method if isinstance(self.method, int) else plan.length(one.state) if plan else 1
+            if length > 1 and one.left > 1:
+                draft = self._draft(one, length, len(running)).up_to(one.left - 1)
+                drafts[one] = Drafted(one.state, length, draft, len(draft))
         verified = [draft.num_tokens for draft in drafts.values()]
-        if isinstance(method, Controller) and drafts:
-            others = Others((1,) * (len(running) - len(drafts)))
-            verified = method.select(list(drafts.values()), others) if selects else verified
+        if isinstance(self.method, Controller) and drafts and self.selects:
+            verified = self.method.select(list(drafts.values()), [1] * (len(running) - len(drafts)))
         seen = []
         for (one, draft), count in zip(drafts.items(), verified, strict=True):
-            path = self.recording.path(one.answer, one.place, block, draft.draft.first(count))
+            path = self.recording.path(one.answer, one.place, draft.block, draft.draft.first(count))
             seen.append(draft._replace(num_verified=count, path=path))
-        gained = {one: len(draft.path) for one, draft in zip(drafts, seen, strict=True)}
+            one.place, one.left = one.place + len(path) - 1, one.left - len(path) + 1
         for one in running:
-            one.place, one.left = one.place + gained.get(one, 1), one.left - gained.get(one, 1)
-            one.num_pending += gained.get(one, 1)
-        if isinstance(method, Controller) and seen:
-            method.observe(seen)
-        seconds = self.costs.host_s + self.costs.observe_token_s * num_observed
-        seconds += float(self.costs.draft_seconds(len(drafts), block))
-        return seconds + float(self.costs.forward_seconds(len(running), len(running) + sum(verified)))
+            one.place, one.left = one.place + 1, one.left - 1
+        self._untold += seen
+        if not self.ahead:
+            self._tell()
+        self.num_steps += 1
+        return self._seconds(len(running), [draft.block for draft in seen], verified)
+
+    def _plan(self, running: list[Going]) -> Plan | None:
+        if isinstance(self.method, int):
+            return None
+        started = thread_time()
+        plan = self.method.kept([one.state for one in running])
+        if plan is None:
+            plan = self.method.plan([Candidate(one.state, max(one.left, 1)) for one in running])
+        self.plan_s += thread_time() - started
+        self._tell()
+        return plan
+
+    def _tell(self) -> None:
+        assert isinstance(self.method, Controller)
+        started = thread_time()
+        if self._untold and self.method.listens:
+            self.method.observe(self._untold)
+        self._untold = []
+        self.plan_s += thread_time() - started
+
+    def _draft(self, one: Going, block: int, num_rows: int) -> DraftTree:
+        size = 0
+        if self.is_tree and isinstance(self.method, Controller):
+            size = (block if num_rows <= MOST_TREES else 0) if self.costs.is_recorded else max(BLOCKS)
+        return self.recording.draft(one.answer, one.place, block, size)
+
+    def _seconds(self, num_rows: int, blocks: list[int], verified: list[int]) -> float:
+        num_tokens = num_rows + sum(verified)
+        if not self.costs.is_ragged:
+            num_tokens = num_rows * (1 + max(verified, default=0))
+        seconds = self.costs.host_s + self.host_row_s * num_rows
+        seconds += float(self.costs.draft_seconds(len(blocks), max(blocks, default=1)))
+        return seconds + float(self.costs.forward_seconds(num_rows, num_tokens))
 
 
 def controller_without(costs: StepCosts, off: dict[str, Any]) -> Controller:
@@ -161,17 +194,14 @@ def controller_without(costs: StepCosts, off: dict[str, Any]) -> Controller:
     config = replace(DEFAULTS, **{name: value for name, value in off.items() if name in names})
     made = Controller(max(BLOCKS), deepcopy(costs), config)
     if not off.get("calibrates", True):
-        made.acceptance._calibrate = _nothing_learned  # type: ignore[method-assign]
+        made.acceptance._known *= 1e9  # nothing that is seen weighs beside the prior
     return made
-
-
-def _nothing_learned(_known: Sequence[tuple[float, bool]]) -> None:
-    pass
 
 
 def run(args: argparse.Namespace) -> None:
     """Print and write tokens a second with everything, and what share of it is left without each idea."""
-    recording, costs = Recording(args.drafts), read_costs(args.costs)
+    recording = Recording(args.drafts)
+    costs, host_row_s = read_costs(args.costs)
     rng = np.random.default_rng(0)
     orders = {
         rows: [
@@ -180,32 +210,42 @@ def run(args: argparse.Namespace) -> None:
         for rows in args.rows
     }
     table: dict[str, dict[int, float]] = {}
-    fixed = {f"block {block}": block for block in (1, 8, 16)}
+    fixed = {f"block {block}": block for block in (1, 4, 8, 16)}
     for name in [*fixed, *IDEAS]:
-        table[name] = {}
+        table[name], planned = {}, []
+        off = IDEAS.get(name, {})
+        switches = {key: off[key] for key in ("selects", "ahead") if key in off}
         for rows, some in orders.items():
-            off = IDEAS.get(name, {})
-            rates, plan_s = [], 0.0
+            rates, plan_s, num_steps = [], 0.0, 0
             for order in some:
-                replay = Replay(recording, costs, rows, order)
                 method = fixed[name] if name in fixed else controller_without(costs, off)
-                rates.append(replay.rate(method, off.get("trees", True), off.get("selects", True)))
-                plan_s += replay.plan_s
+                replay = Replay(recording, costs, host_row_s, method, off.get("trees", True), **switches)
+                rates.append(replay.rate(rows, order))
+                plan_s, num_steps = plan_s + replay.plan_s, num_steps + replay.num_steps
             table[name][rows] = float(np.mean(rates))
+            planned.append(1e6 * plan_s / num_steps)
         whole = table.get("all on", table[name])
         shares = "".join(f"{rate:9.1f} {rate / whole[rows]:6.3f}" for rows, rate in table[name].items())
-        print(f"{name:46}{shares}", flush=True)
+        print(f"{name:46}{shares}   us a step:" + "".join(f"{one:6.0f}" for one in planned), flush=True)
+    best = {rows: max(table[name][rows] for name in fixed) for rows in args.rows}
+    print("all on / best block" + "".join(f"{table['all on'][rows] / best[rows]:9.3f}" for rows in args.rows))
     if args.out:
         told = {"tokens_a_second": table, "provenance": collect_provenance()}
         args.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def read_costs(path: Path) -> StepCosts:
-    """Step costs of a machine without padding."""
+def read_costs(path: Path) -> tuple[StepCosts, float]:
+    """Step costs of a machine, without padding or recorded, and the host's seconds for each row of a step."""
     told = json.loads(path.read_text())
-    curves = [Curve(told[name]["n"], told[name]["s"]) for name in ("verify", "draft")]
-    others = {name: told[name] for name in ("verify_row_s", "draft_row_s", "observe_token_s", "host_s")}
-    return StepCosts(*curves, **others, is_ragged=True)
+    if "widths" in told:
+        rows, blocks = told["rows"], [width for width in told["widths"] if width > 1]
+        verify = ShapeTable(rows, told["widths"], told["verify_s"])
+        return StepCosts(verify, ShapeTable(rows, blocks, told["draft_s"]), host_s=told["host_s"]), told[
+            "host_row_s"
+        ]
+    verify_curve, draft_curve = (Curve(told[name]["n"], told[name]["s"]) for name in ("verify", "draft"))
+    verify_curve.row_s, draft_curve.row_s = told["verify_row_s"], told["draft_row_s"]
+    return StepCosts(verify_curve, draft_curve, host_s=told["host_s"], is_ragged=True), 0.0
 
 
 @torch.inference_mode()

@@ -15,18 +15,20 @@ def made_up_costs(token_s: float, draft_s: float = 0.1, fixed_s: float = 1.0) ->
 
 def test_a_slower_machine_changes_no_choice_but_a_slower_shape_does() -> None:
     costs = made_up_costs(0.02)
-    plain_s, whole_s, draft_s = (float(s) for s in (costs.verify(1), costs.verify(8), costs.draft(8)))
+    plain_s, whole_s, draft_s = (
+        float(s) for s in (costs.verify(1, 1), costs.verify(1, 8), costs.draft(1, 8))
+    )
     for _ in range(300):
-        costs.learn((1, 1, 1), 3 * plain_s, (0, 0), 0.0)
-        costs.learn((1, 8, 8), 3 * whole_s, (1, 8), 3 * draft_s)
+        costs.learn((1, 1), 3 * plain_s, (0, 0), 0.0)
+        costs.learn((1, 8), 3 * whole_s, (1, 8), 3 * draft_s)
     assert costs.pace == pytest.approx(3, rel=0.2)
-    assert float(costs.verify(8)) / float(costs.verify(1)) == pytest.approx(whole_s / plain_s, rel=0.05)
+    assert float(costs.verify(1, 8)) / float(costs.verify(1, 1)) == pytest.approx(whole_s / plain_s, rel=0.05)
 
     curve = Curve([1, 8], [1.0, 1.1])
     costs = StepCosts(curve, Curve([1, 16], [0.1, 0.1]))
     for _ in range(500):
-        costs.learn((1, 1, 1), 1.0, (0, 0), 0.0)
-        costs.learn((1, 8, 8), 2.2, (0, 0), 0.0)
+        costs.learn((1, 1), 1.0, (0, 0), 0.0)
+        costs.learn((1, 8), 2.2, (0, 0), 0.0)
     assert curve.seconds[1] / curve.seconds[0] == pytest.approx(2.2, rel=0.1)
 
 
@@ -37,9 +39,9 @@ def test_steps_that_cost_more_than_measured_do_not_make_others_look_dear() -> No
     )
     plain_s, whole_s, draft_s = 30.0, 100.0, 23.0
     for _ in range(50):
-        costs.learn((32, 32, 32), plain_s, (0, 0), 0.0)
+        costs.learn((32, 32), plain_s, (0, 0), 0.0)
     for _ in range(50):
-        costs.learn((32, 128, 128), 1.4 * whole_s, (32, 4), 1.4 * draft_s)
+        costs.learn((32, 128), 1.4 * whole_s, (32, 128), 1.4 * draft_s)
     assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(plain_s, rel=0.1)
     assert costs.pace * float(costs.forward_seconds(32, 128)) == pytest.approx(1.4 * whole_s, rel=0.05)
     assert costs.pace * float(costs.draft_seconds(32, 4)) == pytest.approx(1.4 * draft_s, rel=0.1)
@@ -49,26 +51,29 @@ def test_a_drafter_that_was_measured_too_slow_is_not_shunned_for_ever() -> None:
     """Only blocks of 8 are drafted, and what is seen of them tells of 4 too."""
     costs = StepCosts(Curve([1, 16], [1.0, 1.1]), Curve([2, 4, 8, 16], [0.8, 0.8, 0.8, 0.8]))
     for _ in range(150):
-        costs.learn((1, 8, 8), float(Curve([1, 16], [1.0, 1.1])(8)), (1, 8), 0.3)
-    assert float(costs.draft(4)) / float(costs.verify(8)) == pytest.approx(0.3 / 1.05, rel=0.25)
+        costs.learn((1, 8), float(Curve([1, 16], [1.0, 1.1])(1, 8)), (1, 8), 0.3)
+    assert float(costs.draft(1, 4)) / float(costs.verify(1, 8)) == pytest.approx(0.3 / 1.05, rel=0.25)
 
 
 def test_curves() -> None:
     curve = Curve([1, 4, 8], [1.0, 2.0, 4.0])
-    assert curve([1, 2.5, 8, 16]).tolist() == [1.0, 1.5, 4.0, 8.0]
+    assert curve(1, [1, 2.5, 8, 16]).tolist() == [1.0, 1.5, 4.0, 8.0]
     longer = curve.reaching(20)
     assert longer.num_tokens.tolist() == [1, 4, 8, 16, 32]
     assert longer.seconds.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert curve.terms(6).tolist() == [0.0, 1.0, 2.0]
-    assert [float(curve.terms(tokens).sum()) for tokens in (0.5, 1, 2.5, 8, 16)] == [1.0, 1.0, 1.5, 4.0, 8.0]
+    assert [curve.shares(1, tokens).tolist() for tokens in (1, 4, 6, 8, 16)] == [
+        [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0],
+    ]  # fmt: skip
+    curve.row_s, curve.context_row_s, curve.context_token_s = 0.5, 0.01, 0.001
+    assert float(curve(3, 8, context=100)) == pytest.approx(4.0 + 2 * 0.5 + 100 * (3 * 0.01 + 8 * 0.001))
 
 
 def test_what_many_tokens_cost_does_not_bend_the_price_of_few() -> None:
     costs = made_up_costs(0.02)
     costs.verify = Curve([1, 8, 128], [7.0, 9.0, 100.0]).reaching(1024)
     for _ in range(60):
-        costs.learn((32, 512, 512), 600.0, (0, 0), 0.0)  # 391 was expected
-        costs.learn((32, 32, 32), float(Curve([8, 128], [9.0, 100.0])(32)), (0, 0), 0.0)
+        costs.learn((32, 512), 600.0, (0, 0), 0.0)  # 391 was expected
+        costs.learn((32, 32), float(Curve([8, 128], [9.0, 100.0])(1, 32)), (0, 0), 0.0)
     assert costs.pace * float(costs.forward_seconds(32, 512)) == pytest.approx(600.0, rel=0.1)
     assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(27.2, rel=0.05)
 
@@ -77,8 +82,8 @@ def test_what_steps_teach_never_makes_more_tokens_cheaper() -> None:
     """Five tokens are quick, and one is what it was measured to: nobody has done it since."""
     costs = StepCosts(Curve([1, 2, 5, 8], [8.9, 9.0, 9.2, 9.5]), Curve([2, 16], [2.0, 3.0]))
     for _ in range(40):
-        costs.learn((1, 8, 8), 9.5, (1, 16), 3.0)
-        costs.learn((1, 5, 5), 6.5, (1, 16), 3.0)
+        costs.learn((1, 8), 9.5, (1, 16), 3.0)
+        costs.learn((1, 5), 6.5, (1, 16), 3.0)
     learned = costs.verify.seconds.tolist()
     assert learned == sorted(learned)
     assert costs.pace * learned[2] == pytest.approx(6.5, rel=0.1)

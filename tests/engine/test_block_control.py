@@ -160,7 +160,7 @@ def test_sampled_answers_cost_the_host_more_for_each_token() -> None:
     drafter = DFlashDrafter(toy_dflash(target), target)
     engine = Engine(target, drafter, costs=steady(0.1))
     engine.add_request("r", PROMPT, SamplingParams(temperature=1.0, top_k=5, seed=1, max_tokens=40))
-    for _ in range(5):
+    for _ in range(8):
         engine.step()
     acceptance = engine.requests["r"].acceptance
     assert acceptance

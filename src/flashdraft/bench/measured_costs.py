@@ -21,8 +21,7 @@ class MeasuredCosts:
 
     def verify_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
-        logits_s = self.costs.logits_s * num_requests * (block_size - 1)
-        return float(self.costs.verify_seconds(num_requests, block_size)) + logits_s
+        return float(self.costs.forward_seconds(num_requests, num_requests * block_size))
 
     def draft_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
@@ -30,7 +29,7 @@ class MeasuredCosts:
 
     def prefill_s(self, num_tokens: int) -> float:
         """A forward over as many tokens of blocks, less the logits that a prompt does not need."""
-        return float(self.costs.verify_seconds(1, num_tokens))
+        return float(self.costs.forward_seconds(1, num_tokens)) - self.costs.logits_s * (num_tokens - 1)
 
     def host_s(self) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""

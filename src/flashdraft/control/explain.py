@@ -3,56 +3,41 @@
 from collections.abc import Iterable
 
 from flashdraft.control.controller import Controller
-from flashdraft.control.step_costs import StepCosts
 from flashdraft.spec_decode.metrics import RequestMetrics
+
+_SHOWN = 1, 2, 4, 8, 16, 32, 64, 128, 256
 
 
 def explain(controller: Controller | None, metrics: RequestMetrics) -> str:
     """What ``controller`` (None: block sizes were fixed) knows by now, and what it chose over ``metrics``."""
-    if controller is None:
-        return _rounds(metrics)
-    return f"{_costs(controller.costs)}\n{_acceptance(controller)}\n{_rounds(metrics)}"
-
-
-def _costs(costs: StepCosts) -> str:
-    tokens = [round(count) for count in costs.verify.num_tokens]
-    lines = [
-        "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
-        _line("tokens in the forward", tokens),
-        _line("target, with its logits", _ms(costs.verify(tokens))),
-        _line("drafter", _ms(costs.draft(tokens))),
-        f"Each further request adds {1e3 * costs.verify_row_s:.1f} to the target's and"
-        f" {1e3 * costs.draft_row_s:.1f} to the drafter's; logits of one token are {1e3 * costs.logits_s:.2f} of it."
-        f" The host takes {1e3 * costs.host_s:.1f} a step. The last steps took {costs.pace:.2f} times as long.",
-    ]
-    return "\n".join(lines)
-
-
-def _acceptance(controller: Controller) -> str:
-    model = controller.acceptance
-    lines = [
-        "Chance that a draft token is accepted once it is reached, over all requests:",
-        _line("draft token", range(1, model.max_block)),
-        _line("percent", [f"{100 * rate:.0f}" for rate in model.rates]),
-    ]
-    if model.foresees:
-        lines.append(
-            f"Of a draft that is there, log odds of a token are {model.offset:.2f} + {model.slope:.2f} times those"
-            " that the drafter gives it."
-        )
-    return "\n".join(lines)
-
-
-def _rounds(metrics: RequestMetrics) -> str:
     counts = metrics.verified_histogram
     lengths = [length for length, count in enumerate(counts) if count]
-    lines = [
+    rounds = [
         f"Rounds: {metrics.num_rounds}, {metrics.num_plain_rounds} of them plain; acceptance length"
         f" {metrics.acceptance_length:.2f}.",
         _line("tokens verified", lengths),
         _line("rounds", [counts[length] for length in lengths]),
     ]
-    return "\n".join(lines)
+    return "\n".join([*_known(controller), *rounds] if controller else rounds)
+
+
+def _known(controller: Controller) -> list[str]:
+    costs, model = controller.costs, controller.acceptance
+    offset, slope = model.weights
+    blocks = sorted(model.blocks)
+    return [
+        "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
+        _line("requests, plain", _SHOWN),
+        _line("target", _ms(costs.forward_seconds(_SHOWN, _SHOWN))),
+        _line("one request, tokens", (1, *blocks)),
+        _line("target", _ms(costs.forward_seconds(1, (1, *blocks)))),
+        _line("drafter", _ms([0.0, *(float(costs.draft_seconds(1, block)) for block in blocks)])),
+        f"The host takes {1e3 * costs.host_s:.1f} a step. The last steps took {costs.pace:.2f} times as long.",
+        "Chance that a draft token is accepted once it is reached, over all requests:",
+        _line("draft token", range(1, model.max_block)),
+        _line("percent", [f"{100 * rate:.0f}" for rate in model.rates]),
+        f"Of a draft that is there, log odds of a token are {offset:.2f} + {slope:.2f} times the drafter's.",
+    ]
 
 
 def _line(name: str, values: Iterable[object]) -> str:

@@ -1,12 +1,11 @@
 """What a step costs on this machine, in seconds: measured once, then kept current by the steps themselves.
 
-Knows shapes and seconds, neither models nor clocks.
+Knows shapes and seconds, neither models nor clocks. A forward's tokens are all that are computed, padding included.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,166 +16,187 @@ Array = NDArray[np.float64]
 _FIRST, _NOISE, _DRIFT, _PACE_DRIFT = 0.3, 0.05, 0.003, 0.05
 _KINSHIP = 3.0  # doublings of tokens over which what is learned of a shape fades to a third
 _HOST_RATE = 0.2
-_MAX_LOG_RATIO = 0.7  # one step that something else disturbed teaches no more than a factor of 2
+_MAX_LOG_RATIO = (
+    0.7  # one step that something else disturbed, or that was recorded, teaches no more than a factor of 2
+)
 
 
+@dataclass
 class Curve:
-    """Seconds by tokens: straight lines between measured points, the last one goes on."""
+    """Seconds of forwards that cost by their tokens: lines between measured points, the last one goes on."""
 
-    def __init__(self, num_tokens: Sequence[int], seconds: Sequence[float]) -> None:
-        assert len(num_tokens) == len(seconds)
-        assert list(num_tokens) == sorted(set(num_tokens))
-        self.num_tokens: Array = np.array(num_tokens, dtype=np.float64)
-        self.seconds: Array = np.array(seconds, dtype=np.float64)
+    num_tokens: Array  # rising
+    seconds: Array
+    row_s: float = 0.0  # of each row after the first, its tokens aside
+    context_row_s: float = 0.0  # of each row, for each token of context beyond those of the measured steps
+    context_token_s: float = 0.0  # of each token of the forward, likewise
 
-    def __call__(self, num_tokens: ArrayLike) -> Array:
-        """Seconds for each of ``num_tokens``; before the first point what that took."""
-        tokens = np.asarray(num_tokens, dtype=np.float64)
-        inside: Array = np.interp(tokens, self.num_tokens, self.seconds)
-        if len(self.seconds) < 2:
-            return inside
-        rise, run = self.seconds[-1] - self.seconds[-2], self.num_tokens[-1] - self.num_tokens[-2]
-        beyond: Array = np.maximum(tokens - self.num_tokens[-1], 0.0) * max(rise / run, 0.0)
-        return inside + beyond
+    def __post_init__(self) -> None:
+        self.num_tokens, self.seconds = (np.array(one, float) for one in (self.num_tokens, self.seconds))
+        assert len(self.num_tokens) == len(self.seconds)
+        assert (np.diff(self.num_tokens) > 0).all()
+
+    def __call__(self, num_rows: ArrayLike, num_tokens: ArrayLike, context: int = 0) -> Array:
+        """Seconds of forwards over ``num_tokens`` of ``num_rows`` requests together."""
+        rows, tokens = np.asarray(num_rows, float), np.asarray(num_tokens, float)
+        seconds = np.interp(tokens, self.num_tokens, self.seconds) + self.row_s * np.maximum(rows - 1, 0)
+        if len(self.seconds) > 1:
+            slope = (self.seconds[-1] - self.seconds[-2]) / (self.num_tokens[-1] - self.num_tokens[-2])
+            seconds += np.maximum(tokens - self.num_tokens[-1], 0.0) * max(slope, 0.0)
+        return np.asarray(seconds + context * (rows * self.context_row_s + tokens * self.context_token_s))
 
     def reaching(self, most: int) -> "Curve":
         """The same with points at every doubling to ``most`` tokens, for steps to teach what was not measured."""
         tokens = self.num_tokens.tolist()
         while tokens[-1] < most:
             tokens.append(2 * tokens[-1])
-        return Curve(tokens, self(tokens).tolist())
+        return Curve(np.array(tokens), self(1, tokens))
 
-    def terms(self, num_tokens: float) -> Array:
-        """[points]: what each point adds to the seconds of ``num_tokens``; beyond the last point all is the last's."""
-        last = len(self.seconds) - 1
-        right = min(int(np.searchsorted(self.num_tokens, num_tokens)), last)
-        terms = np.zeros(last + 1)
-        if num_tokens >= self.num_tokens[right] or right == 0:
-            terms[right] = float(self(num_tokens))
-            return terms
-        gap = self.num_tokens[right] - self.num_tokens[right - 1]
-        share = (num_tokens - self.num_tokens[right - 1]) / gap
-        terms[right - 1] = (1 - share) * self.seconds[right - 1]
-        terms[right] = share * self.seconds[right]
-        return terms
+    def shares(self, _num_rows: int, num_tokens: int) -> Array:
+        """[points]: how much of the seconds each point tells; beyond the last point all is the last's."""
+        right = min(int(np.searchsorted(self.num_tokens, num_tokens)), len(self.seconds) - 1)
+        shares, left = np.zeros(len(self.seconds)), max(right - 1, 0)
+        gap = max(self.num_tokens[right] - self.num_tokens[left], 1.0)
+        shares[left] = min(max((self.num_tokens[right] - num_tokens) / gap, 0.0), 1.0)
+        shares[right] += 1.0 - shares[left]
+        return shares
+
+    def doublings(self) -> Array:
+        """[points, 1]: where they lie."""
+        return np.log2(self.num_tokens)[:, None]
+
+    def scale(self, factors: Array) -> None:
+        """Correct each point. More tokens never take less, whatever a few steps make it look like."""
+        self.seconds = _rising(self.seconds * factors)
+
+
+class ShapeTable:
+    """Seconds of forwards that are recorded (ops/recorded.py), by [rows, width]: a shape costs what the next one does.
+
+    A GPU's forward takes hardly longer for 16 tokens a row than for 8, or for 32 rows than for 16, until it does: no
+    curve over tokens tells. But recorded shapes come in powers of two, so that few are all there are, and each is
+    measured. ``context_s``: more for each token of context, in each shape.
+    """
+
+    def __init__(
+        self, num_rows: Sequence[int], widths: Sequence[int], seconds: ArrayLike, context_s: ArrayLike = 0.0
+    ) -> None:
+        self.num_rows, self.widths = np.array(num_rows), np.array(widths)
+        self.seconds: Array = np.array(seconds, float)
+        assert self.seconds.shape == (len(num_rows), len(widths))
+        self.context_s: Array = np.broadcast_to(np.array(context_s, float), self.seconds.shape)
+
+    def __call__(self, num_rows: ArrayLike, num_tokens: ArrayLike, context: int = 0) -> Array:
+        """Seconds of forwards over ``num_tokens`` of ``num_rows`` together; larger ones cost in proportion."""
+        rows, tokens = np.asarray(num_rows), np.asarray(num_tokens)
+        at, more = self._place(rows, tokens)
+        return np.asarray((self.seconds[at] + context * self.context_s[at]) * more)
+
+    def _place(self, rows: NDArray[np.int_], tokens: NDArray[np.int_]) -> tuple[tuple[Array, Array], Array]:
+        width = np.ceil(tokens / np.maximum(rows, 1))
+        most, widest = self.num_rows[-1], self.widths[-1]
+        at = (
+            np.searchsorted(self.num_rows, np.minimum(rows, most)),
+            np.searchsorted(self.widths, np.minimum(width, widest)),
+        )
+        return at, np.maximum(rows / most, 1.0) * np.maximum(width / widest, 1.0)
+
+    def shares(self, num_rows: int, num_tokens: int) -> Array:
+        """[rows * widths]: 1 for the shape that it is."""
+        shares = np.zeros_like(self.seconds)
+        shares[self._place(np.asarray(num_rows), np.asarray(num_tokens))[0]] = 1.0
+        return shares.ravel()
+
+    def doublings(self) -> Array:
+        """[rows * widths, 2]: where they lie."""
+        return np.log2([(rows, width) for rows in self.num_rows for width in self.widths])
+
+    def scale(self, factors: Array) -> None:
+        """Correct each shape."""
+        self.seconds = self.seconds * factors.reshape(self.seconds.shape)
 
 
 @dataclass
 class StepCosts:
-    """The cost model: ``verify`` and ``draft`` by tokens of the forward, and what rows and logits add.
+    """The cost model of target and drafter.
 
     A change that holds for every shape alike, as on a busy machine, goes into ``pace``, which no choice depends on.
     Which of the parts a step's surprise is due to, is a Kalman filter's to say, over the logarithms of all of
     them: the pace changes fast and the rest slowly, but the rest was measured once, in a moment like any other.
     """
 
-    is_recorded: ClassVar[bool] = False  # steps come in few shapes (RecordedCosts), and are planned so
-
-    verify: Curve  # the target's forward with the logits of every token
-    draft: Curve  # the drafter's, each row with its whole block
-    verify_row_s: float = 0.0  # of each row after the first, its tokens aside
-    draft_row_s: float = 0.0
-    logits_s: float = 0.0  # of one token's logits
-    context_row_s: float = 0.0  # of each row, for each token of context beyond those of the measured steps
-    context_token_s: float = 0.0  # of each token of the forward, likewise
-    observe_token_s: float = 0.0  # of a committed token that the drafter takes, beyond what ``draft`` holds
+    verify: Curve | ShapeTable  # the target's forward with the logits of every token
+    draft: Curve | ShapeTable  # the drafter's, each row with its whole block
+    logits_s: float = 0.0  # of one token's logits, of those of ``verify``
     host_s: float = 0.0  # of a step, outside both forwards
     pace: float = 1.0  # seconds seen for one expected
     context: int = 0  # of the next step: tokens of its longest request beyond those of the measured steps
     is_ragged: bool = False  # rows are computed without padding; ``context`` is then the mean of all requests
-    _covariance: Array = field(default_factory=lambda: np.zeros((0, 0)))  # [parts, parts], pace first
+    _covariance: Array = field(
+        default_factory=lambda: np.zeros((0, 0))
+    )  # [parts, parts]: pace, verify, draft
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps come in few shapes, and are planned so."""
+        return isinstance(self.verify, ShapeTable)
 
     def forward_seconds(self, num_rows: ArrayLike, num_tokens: ArrayLike) -> Array:
-        """A target forward over ``num_tokens`` of ``num_rows`` requests, padding included, logits of all of them."""
-        rows, tokens = np.asarray(num_rows, dtype=np.float64), np.asarray(num_tokens, dtype=np.float64)
-        seconds = self.verify(tokens) + self.verify_row_s * np.maximum(rows - 1, 0)
-        seconds += self.context * (rows * self.context_row_s + tokens * self.context_token_s)
-        return np.asarray(seconds)
+        """A target forward over ``num_tokens`` of ``num_rows`` requests together."""
+        return self.verify(num_rows, num_tokens, self.context)
 
-    def verify_seconds(self, num_rows: ArrayLike, width: ArrayLike) -> Array:
-        """A target forward over ``num_rows`` rows of ``width`` tokens, logits of one token a row."""
-        rows, wide = np.asarray(num_rows, dtype=np.float64), np.asarray(width, dtype=np.float64)
-        seconds = self.forward_seconds(rows, rows * wide)
-        return np.asarray(np.maximum(seconds - self.logits_s * rows * (wide - 1), 0.0))
-
-    def draft_seconds(self, num_rows: ArrayLike, block: int) -> Array:
+    def draft_seconds(self, num_rows: ArrayLike, block: ArrayLike) -> Array:
         """The drafter's forward over ``num_rows`` blocks; nothing for no rows."""
-        rows = np.asarray(num_rows, dtype=np.float64)
-        seconds = self.draft(rows * block) + self.draft_row_s * np.maximum(rows - 1, 0)
-        return np.where(rows > 0, seconds, 0.0)
+        rows = np.asarray(num_rows)
+        return np.where(rows > 0, self.draft(rows, rows * block, self.context), 0.0)
 
     def learn(
-        self, verified: tuple[int, int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
+        self, verified: tuple[int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
     ) -> None:
-        """Take a step's seconds: of (rows, tokens, logits) verified and of (rows, block) drafted.
-
-        Tokens are those of the forward, with its padding.
-        """
+        """Take a step's seconds: of (rows, tokens) verified and of (rows, tokens) drafted."""
+        edges = 1, 1 + self.verify.seconds.size, 1 + self.verify.seconds.size + self.draft.seconds.size
         if not len(self._covariance):
             self._covariance = self._first_covariance()
-        drift = np.full(len(self._covariance), _DRIFT)
-        drift[0] = _PACE_DRIFT
-        self._covariance[np.diag_indices_from(self._covariance)] += drift**2
-        rows, tokens, num_logits = verified
-        num_verify, num_draft = len(self.verify.seconds), len(self.draft.seconds)
-        of_verify = [
-            *self.verify.terms(tokens),
-            self.verify_row_s * (rows - 1),
-            self.context * rows * self.context_row_s,
-            self.context * tokens * self.context_token_s,
-        ]
-        expected_s = sum(of_verify) - self.logits_s * (tokens - num_logits)
-        self._correct([*of_verify, *[0.0] * (num_draft + 1)], expected_s, verify_s)
+        self._covariance[np.diag_indices(edges[2])] += [_PACE_DRIFT**2, *[_DRIFT**2] * (edges[2] - 1)]
+        self._correct(self.verify, slice(*edges[:2]), verified, verify_s)
         if drafted[0]:
-            of_draft = [*self.draft.terms(drafted[0] * drafted[1]), self.draft_row_s * (drafted[0] - 1)]
-            self._correct([*[0.0] * (num_verify + 3), *of_draft], sum(of_draft), draft_s)
-
-    def _first_covariance(self) -> Array:
-        """Nothing is known for sure of the pace nor of any part; shapes of like size were measured alike."""
-        num_verify, num_draft = len(self.verify.seconds), len(self.draft.seconds)
-        covariance = np.diag([_FIRST**2] * (1 + num_verify + 3 + num_draft + 1))
-        for curve, first in ((self.verify, 1), (self.draft, 1 + num_verify + 3)):
-            doublings: Array = np.log2(curve.num_tokens)
-            apart = np.abs(doublings[:, None] - doublings) / _KINSHIP
-            own = slice(first, first + len(doublings))
-            covariance[own, own] = _FIRST**2 * np.exp(-apart)
-        return covariance
-
-    def _correct(self, terms: Sequence[float], expected_s: float, seen_s: float) -> None:
-        """The filter's step: ``terms`` are what each part, pace aside, adds to ``expected_s``."""
-        if seen_s <= 0 or expected_s <= 0:
-            return
-        surprise = log(seen_s / (expected_s * self.pace))
-        surprise = min(max(surprise, -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
-        # Of the logarithm of the seconds by those of the parts.
-        slopes: Array = np.array([1.0, *(term / expected_s for term in terms)])
-        gains = self._covariance @ slopes
-        gains /= np.sqrt(variance := float(slopes @ gains) + _NOISE**2)
-        self._covariance -= np.outer(gains, gains)
-        factors = np.exp(gains * (surprise / np.sqrt(variance)))
-        edges = np.cumsum([1, len(self.verify.seconds), 3, len(self.draft.seconds)])
-        pace, of_verify, others, of_draft, row = np.split(factors, edges)
-        self.pace *= float(pace[0])
-        self.verify.seconds = _rising(self.verify.seconds * of_verify)
-        self.draft.seconds = _rising(self.draft.seconds * of_draft)
-        self.verify_row_s *= float(others[0])
-        self.context_row_s *= float(others[1])
-        self.context_token_s *= float(others[2])
-        self.draft_row_s *= float(row[0])
-
-    def learn_observe(self, num_tokens: int, seconds: float) -> None:
-        """Take what it took the drafter to take ``num_tokens`` committed ones."""
-        self.observe_token_s += _HOST_RATE * (seconds / self.pace / num_tokens - self.observe_token_s)
+            self._correct(self.draft, slice(*edges[1:]), drafted, draft_s)
 
     def learn_host(self, host_s: float) -> None:
         """Take a step's seconds outside both forwards."""
         self.host_s += _HOST_RATE * (host_s / self.pace - self.host_s)
 
+    def _first_covariance(self) -> Array:
+        """Nothing is known for sure of the pace nor of any part; shapes of like size were measured alike."""
+        parts = [self.verify.doublings(), self.draft.doublings()]
+        covariance = np.diag([_FIRST**2] * (1 + sum(map(len, parts))))
+        first = 1
+        for places in parts:
+            own = slice(first, first := first + len(places))
+            apart = np.abs(places[:, None] - places).sum(axis=2) / _KINSHIP
+            covariance[own, own] = _FIRST**2 * np.exp(-apart)
+        return covariance
+
+    def _correct(self, part: Curve | ShapeTable, own: slice, shape: tuple[int, int], seen_s: float) -> None:
+        """The filter's step, for a forward of (rows, tokens)."""
+        expected_s = float(part(*shape, self.context)) * self.pace
+        if seen_s <= 0 or expected_s <= 0:
+            return
+        surprise = min(max(log(seen_s / expected_s), -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
+        slopes = np.zeros(len(self._covariance))  # of the logarithm of the seconds by those of the parts
+        slopes[0], slopes[own] = 1.0, part.shares(*shape)
+        gains = self._covariance @ slopes
+        variance = float(slopes @ gains) + _NOISE**2
+        self._covariance -= np.outer(gains, gains) / variance
+        factors = np.exp(gains * (surprise / variance))
+        self.pace *= float(factors[0])
+        of_verify = 1 + self.verify.seconds.size
+        self.verify.scale(factors[1:of_verify])
+        self.draft.scale(factors[of_verify:])
+
 
 def _rising(seconds: Array) -> Array:
-    """The nearest that never falls: more tokens never take less, whatever a few steps make it look like."""
-    if (seconds[1:] >= seconds[:-1]).all():
-        return seconds
+    """The nearest that never falls."""
     levels: list[tuple[float, int]] = []
     for one in seconds.tolist():
         level, count = one, 1

@@ -6,19 +6,18 @@ from typing import NamedTuple
 
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.control.acceptance import Acceptance, Drafted
-from flashdraft.control.block_search import Candidate, Others
 from flashdraft.control.controller import Controller
+from flashdraft.control.search import Candidate, Plan
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.overlap import Ended
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import CONTEXT, measure_costs
+from flashdraft.engine.step_timing import CONTEXT, MOST_TREES, measure_costs
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _MOST_RECORDED_ROWS = 32  # measured where they are recorded
-_MOST_RECORDED_TREES = 4  # requests beside each other that verify trees there
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
 
@@ -51,22 +50,20 @@ class BlockControl:
         # A hybrid's states follow one path, and a round's drafts too.
         can_branch = drafter is not None and drafter.can_branch
         self.draws_trees = trusts_drafter and not runner.states and can_branch and not runner.drafts_in_rounds
-        self.controller = self._controller(costs) if costs else None
+        self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
-        self._choose_s = 0.0
-        self._num_steps = 0
-        self._told_s = 0.0  # of the last step, in parts
-        self._drafted = False
+        self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts
+        self._num_steps, self._drafted = 0, False
+        self._last: tuple[Plan, bool] | None = None  # the last plan, and whether there were few requests
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
-        """Measure steps of up to ``num_rows`` requests, unless that is done: a second or a few."""
+        """Measure steps of up to ``num_rows`` requests, unless that is done: part of a second, recorded ones a few."""
         if self.must_measure(num_rows):
             self._num_measured_rows = 1 << (self._most_rows(num_rows) - 1).bit_length()
-            costs = measure_costs(self.runner, self.max_block, self._num_measured_rows)
-            if self.controller:
-                self.controller.costs = costs
-            else:
-                self.controller = self._controller(costs)
+            trees = MOST_TREES if self.draws_trees else 0
+            costs = measure_costs(self.runner, self.max_block, self._num_measured_rows, most_trees=trees)
+            self.controller = self.controller or Controller(self.max_block, costs)
+            self.controller.costs = costs
         assert self.controller is not None
         return self.controller
 
@@ -77,35 +74,40 @@ class BlockControl:
     def _most_rows(self, num_rows: int) -> int:
         return min(num_rows, _MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
 
-    def _controller(self, costs: StepCosts) -> Controller:
-        return Controller(self.max_block, costs)
-
     def plan(self, decoding: Sequence[Request], num_requests: int) -> None:
         """Set the next block of each automatic request; ``num_requests``: as many may soon run at once."""
         automatic = [request for request in decoding if request.is_automatic]
-        controller = self.calibrate(num_requests) if automatic else self.controller
-        if controller and decoding:
+        if not automatic:
+            return
+        controller = self.calibrate(num_requests)
+        joined = [request for request in automatic if request.acceptance is None]
+        for request in joined:
+            request.acceptance = Acceptance()
+        others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
+        plan = controller.kept([request.acceptance for request in automatic if request.acceptance], others)
+        if plan is None:
             contexts = [request.num_committed for request in decoding]
             context = sum(contexts) // len(contexts) if controller.costs.is_ragged else max(contexts)
             controller.costs.context = max(context - CONTEXT, 0)
-        if not controller or not automatic:
-            return
-        candidates = []
-        for request in automatic:
-            if request.acceptance is None:
-                request.acceptance = Acceptance()
-            request.acceptance.choose_s = 0.0 if request.answer.chooser.is_argmax else self._choose_s
-            candidates.append(Candidate(request.acceptance, request.most_tokens, request.num_pending))
-        others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
-        plan = controller.plan(candidates, Others(others))
-        # Recorded steps are planned whole; trees of few requests cost the host little there.
-        is_recorded = controller.costs.is_recorded
-        draws_trees = self.draws_trees and (not is_recorded or len(decoding) <= _MOST_RECORDED_TREES)
-        for request, length in zip(automatic, plan.lengths, strict=True):
-            request.block_size, request.num_verified = plan.block, length
-            # A grammar cuts a chain before it is verified, but does not thin out a tree.
-            has_tree = draws_trees and length > 1 and not request.answer.chooser.grammar
-            request.tree_size = (length if is_recorded else self.max_block) if has_tree else 0
+            plan = controller.plan(list(map(self._candidate, automatic)), others)
+        # Of a plan that stands the others do as they did.
+        last, self._last = self._last, (plan, len(decoding) <= MOST_TREES)
+        for request in joined if self._last == last else automatic:
+            self._set(request, plan, controller.costs.is_recorded, self._last[1])
+
+    def _candidate(self, request: Request) -> Candidate:
+        assert request.acceptance is not None
+        request.acceptance.choose_s = 0.0 if request.answer.chooser.is_argmax else self._choose_s
+        return Candidate(request.acceptance, request.most_tokens)
+
+    def _set(self, request: Request, plan: Plan, is_recorded: bool, are_few: bool) -> None:
+        assert request.acceptance is not None
+        request.block_size = request.num_verified = plan.length(request.acceptance)
+        # A grammar cuts a chain before it is verified, but does not thin out a tree. A recorded tree is as wide as a
+        # chain, and costs the host time.
+        branches = self.draws_trees and request.block_size > 1 and not request.answer.chooser.grammar
+        wide = request.block_size if are_few else 0
+        request.tree_size = (wide if is_recorded else self.max_block) if branches else 0
 
     def select(
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
@@ -120,13 +122,13 @@ class BlockControl:
                 drafts[request] = draft._replace(num_tokens=min(size - 1, draft.num_tokens))
         if not drafts:
             return list(blocks)
-        others = Others(tuple(size for request, size in blocks if request not in drafts))
+        others = [size for request, size in blocks if request not in drafts]
         lengths = dict(zip(drafts, self.controller.select(list(drafts.values()), others), strict=True))
         return [(request, 1 + lengths.get(request, size - 1)) for request, size in blocks]
 
     def learn_step(self, seconds: float) -> None:
         """Take what the step of the last :meth:`learn` took in all: what was not told of then is the host's."""
-        if self.controller and self._num_steps % _LEARN_EVERY == 0:
+        if self.controller and self._num_steps % _LEARN_EVERY == 0 and not self.runner.drafts_in_rounds:
             self.controller.costs.learn_host(seconds - self._told_s)
 
     def learn(
@@ -149,51 +151,70 @@ class BlockControl:
         self._num_steps += 1
         is_due = self._num_steps % _LEARN_EVERY == 0 or bool(proposed) != self._drafted
         self._drafted = bool(proposed)
-        if not is_due and not proposed:
-            return  # a plain step tells its costs alone
-        if is_due:
-            costs, num_rows = self.controller.costs, len(blocks)
-            num_logits = num_rows + sum(len(draft) for draft in drafts)
-            padded = num_rows * (1 + max(len(draft) for draft in drafts))
-            shape = num_rows, num_logits if costs.is_ragged else padded, num_logits
-            block = max((request.block_size for request in proposed), default=0)
-            costs.learn(shape, seconds.verify, (len(proposed), block), seconds.draft)
-            if num_observed:
-                costs.learn_observe(num_observed, seconds.observe)
-        sampled = [request.answer.chooser.is_argmax for request, _ in blocks].count(False)
-        if sampled:
-            each_s = seconds.choose / sum(
-                1 + len(draft)
-                for (request, _), draft in zip(blocks, drafts, strict=True)
-                if not request.answer.chooser.is_argmax
-            )
-            self._choose_s += (_CHOOSE_RATE if self._choose_s else 1.0) * (each_s - self._choose_s)
-        observed = [
-            self._draft(request, proposed[request])._replace(num_verified=len(draft), path=path)
-            for (request, _), draft, path in zip(blocks, drafts, paths, strict=True)
-            if request in proposed and request.acceptance is not None
-        ]
-        if observed:
-            self.controller.observe(observed)
+        if is_due and not self.runner.drafts_in_rounds:  # a step that is no round tells nothing of rounds
+            self._learn_costs(self.controller.costs, proposed, drafts, num_observed, seconds)
+        if proposed:
+            self._learn_choosing(blocks, drafts, seconds.choose)
+        if proposed and self.controller.listens:
+            observed = [
+                self._draft(request, proposed[request])._replace(num_verified=len(draft), path=path)
+                for (request, _), draft, path in zip(blocks, drafts, paths, strict=True)
+                if request in proposed and request.acceptance is not None
+            ]
+            if observed:
+                self.controller.observe(observed)
 
     def learn_round(self, ended: Sequence[Ended], num_rows: int, seconds: float | None) -> None:
         """Take what a round of ``num_rows`` brought and took, from the one before it on (engine/overlap.py).
 
         ``seconds``: None where something else ran meanwhile.
         """
-        if self.controller and ended and seconds is not None:
-            width = power_of_two(max(one.block for one in ended))
-            known_s = float(self.controller.costs.verify_seconds(num_rows, width))
-            self.controller.costs.learn_host(max(seconds - known_s, 0.0))
-        observed = [
-            self._draft(one.request, one.draft, one.block)._replace(
-                num_verified=len(one.draft), path=range(1 + one.num_accepted)
-            )
-            for one in ended
-            if one.block > 1 and one.request.acceptance is not None
+        if self.controller is None or not ended:
+            return
+        self._num_steps += 1
+        if seconds is not None and self._num_steps % _LEARN_EVERY == 0:
+            num_tokens = num_rows * power_of_two(max(one.block for one in ended))
+            self.controller.costs.learn((num_rows, num_tokens), seconds, (0, 0), 0.0)
+        if self.controller.listens:
+            observed = [
+                self._draft(one.request, one.draft, one.block)._replace(
+                    num_verified=len(one.draft), path=range(1 + one.num_accepted)
+                )
+                for one in ended
+                if one.block > 1 and one.request.acceptance is not None
+            ]
+            if observed:
+                self.controller.observe(observed)
+
+    def _learn_costs(
+        self,
+        costs: StepCosts,
+        proposed: Mapping[Request, DraftTree],
+        drafts: Sequence[DraftTree],
+        num_observed: int,
+        seconds: StepSeconds,
+    ) -> None:
+        num_rows, num_drafting = len(drafts), len(proposed)
+        num_tokens = num_rows + sum(map(len, drafts))
+        if not costs.is_ragged:
+            num_tokens = num_rows * (1 + max(map(len, drafts)))
+        block = max((request.block_size for request in proposed), default=0)
+        # What a round commits is part of the next draft's price; what plain rounds left behind is not.
+        is_usual = num_observed <= num_drafting * self.max_block
+        draft_s = seconds.draft + seconds.observe * is_usual
+        costs.learn((num_rows, num_tokens), seconds.verify, (num_drafting, num_drafting * block), draft_s)
+
+    def _learn_choosing(
+        self, blocks: Sequence[tuple[Request, int]], drafts: Sequence[DraftTree], seconds: float
+    ) -> None:
+        sampled = [
+            1 + len(draft)
+            for (request, _), draft in zip(blocks, drafts, strict=True)
+            if not request.answer.chooser.is_argmax
         ]
-        if self.controller and observed:
-            self.controller.observe(observed)
+        if sampled:
+            rate = _CHOOSE_RATE if self._choose_s else 1.0
+            self._choose_s += rate * (seconds / sum(sampled) - self._choose_s)
 
     def _draft(self, request: Request, draft: DraftTree, block: int | None = None) -> Drafted:
         assert request.acceptance is not None

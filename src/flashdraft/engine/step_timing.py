@@ -10,12 +10,12 @@ import torch
 from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, power_of_two
 from flashdraft.cache.rounds import RoundRow
 from flashdraft.control.controller import drafted_blocks
-from flashdraft.control.recorded_costs import RecordedCosts, RoundCosts, ShapeTable
-from flashdraft.control.step_costs import Curve, StepCosts
+from flashdraft.control.step_costs import Array, Curve, ShapeTable, StepCosts
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.drafter import DraftShape
 
 CONTEXT = 128  # tokens behind a measured step
+MOST_TREES = 4  # requests beside each other that verify trees in recorded steps
 _LONG_CONTEXT = 1024  # and behind the two that tell what context costs
 _LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
 _ROUNDS = 4  # that are timed together, for the host does not wait for one before it starts the next
@@ -24,94 +24,91 @@ _TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are
 
 
 @torch.inference_mode()
-def measure_costs(runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool = False) -> StepCosts:
+def measure_costs(
+    runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool = False, most_trees: int = 0
+) -> StepCosts:
     """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more).
 
     An engine starts with few shapes, and its steps teach it the rest; ``is_thorough``: whole blocks of many rows too.
+    ``most_trees``: as many requests or fewer verify trees where steps are recorded.
     """
     with runner.target.threads():
-        if runner.drafts_in_rounds:
-            return _measure_rounds(runner, max_block, num_rows)
-        if runner.backend.is_recorded:
-            return _measure_recorded(runner, max_block, num_rows)
+        if runner.backend.is_recorded or runner.drafts_in_rounds:
+            return _measure_recorded(runner, max_block, num_rows, most_trees)
         return _measure(runner, max_block, num_rows, is_thorough)
 
 
-def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int) -> RecordedCosts:
-    """Every shape that blocks are recorded in, behind a short context and a long one."""
-    short, long = (_Steps(runner, max_block, num_rows, context) for context in (CONTEXT, _LONG_OF_ALL))
-    both = [short, long] if long.context > short.context else [short]
-    verify = _table([(steps, steps.verify) for steps in both], doubling(max_block))
-    draft = _table([(steps, steps.draft) for steps in both], sorted(drafted_blocks(max_block)))
+def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int, most_trees: int) -> StepCosts:
+    """Every shape that blocks are recorded in, behind two contexts; the engine's steps find their recordings made."""
+    blocks = sorted(drafted_blocks(max_block))
+    short = _Steps(runner, max_block, num_rows, runner.block_rows, CONTEXT, most_trees)
+    long = _Steps(runner, max_block, num_rows, runner.block_rows, _LONG_OF_ALL, most_trees)
+    if runner.drafts_in_rounds:  # one table tells all of them, drafting included
+        rounds = _table(short, long, "rounds", sorted({1, *map(power_of_two, blocks)}))
+        rounds.seconds, rounds.context_s = rounds.seconds / _ROUNDS, rounds.context_s / _ROUNDS
+        costs = StepCosts(rounds, ShapeTable([1], [1], [[0.0]]))
+    else:
+        costs = StepCosts(_table(short, long, "verify", [1, *blocks]), _table(short, long, "draft", blocks))
     for steps in (short, long):
         steps.leave()
-    return RecordedCosts(
-        verify.curve(), draft.curve(), verify_table=verify, draft_table=draft, measured_context=short.context
-    )
+    return costs
 
 
-def _measure_rounds(runner: ModelRunner, max_block: int, num_rows: int) -> RoundCosts:
-    """Every shape of whole rounds, behind a short context and a long one."""
-    short, long = (_Steps(runner, max_block, num_rows, context) for context in (CONTEXT, _LONG_OF_ALL))
-    both = [short, long] if long.context > short.context else [short]
-    widths = sorted({1, *map(power_of_two, drafted_blocks(max_block))})
-    table = _table([(steps, steps.rounds) for steps in both], widths)
-    table = ShapeTable(table.num_keys, table.num_rows, widths, table.seconds / _ROUNDS)
-    for steps in (short, long):
-        steps.leave()
-    return RoundCosts(table.curve(), table.curve(), table=table, measured_context=short.context)
-
-
-def _table(works: Sequence[tuple["_Steps", Callable[..., None]]], widths: Sequence[int]) -> ShapeTable:
-    """Seconds of each of ``works``, one a context. The largest shapes first: rows that grow lose recordings."""
-    counts = doubling(len(works[0][0].rows))
+def _table(short: "_Steps", long: "_Steps", work: str, widths: Sequence[int]) -> ShapeTable:
+    """Seconds of ``work``. The largest shapes come first: rows that grow lose recordings."""
+    counts = doubling(len(short.rows))
     shapes = [(count, width) for count in reversed(counts) for width in reversed(widths)]
-    tables = [
-        np.flip(_fastest(work, shapes, _RECORDED_TURNS)).reshape(len(counts), -1)
-        for _, work in reversed(works)
-    ]
-    num_keys = [power_of_two(steps.context + widths[-1]) for steps, _ in works]
-    return ShapeTable(num_keys, counts, widths, tables[::-1])
+
+    def found(steps: _Steps) -> Array:
+        return np.flip(_fastest(getattr(steps, work), shapes, _RECORDED_TURNS)).reshape(len(counts), -1)
+
+    if long.context <= short.context:
+        return ShapeTable(counts, widths, found(short))
+    of_long, of_short = found(long), found(short)
+    more_s = np.maximum(of_long - of_short, 0.0) / (long.context - short.context)
+    return ShapeTable(counts, widths, of_short, more_s)
 
 
 def _measure(runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool) -> StepCosts:
-    steps = _Steps(runner, max_block, num_rows)
+    steps = _Steps(runner, max_block, num_rows, runner.new_rows())
     shapes = [(1, width) for width in (1, *sorted(drafted_blocks(max_block)))]
     if is_thorough:
         shapes += [(count, max_block) for count in doubling(num_rows)[1:]]
-    costs = StepCosts(
-        _curve(steps.verify, shapes).reaching(_MOST_TOKENS),
-        _curve(steps.draft, shapes[1:]).reaching(_MOST_TOKENS),
-        is_ragged=runner.backend.is_ragged,
-    )
+    verify, draft = _curve(steps.verify, shapes), _curve(steps.draft, shapes[1:])
     less_s, more_s = _fastest(steps.head, [(1,), (max_block,)])
-    costs.logits_s = max(more_s - less_s, 0.0) / (max_block - 1)
     if num_rows > 1:
         # The same number of tokens in fewer rows is on the curves.
-        thin = min(4, max_block)
-        [verify_s] = _fastest(steps.verify, [(num_rows, 1)])
-        [draft_s] = _fastest(steps.draft, [(num_rows, thin)])
-        costs.verify_row_s = max(verify_s - float(costs.verify(num_rows)), 0.0) / (num_rows - 1)
-        costs.draft_row_s = max(draft_s - float(costs.draft(num_rows * thin)), 0.0) / (num_rows - 1)
+        for curve, work, width in ((verify, steps.verify, 1), (draft, steps.draft, min(4, max_block))):
+            [seconds] = _fastest(work, [(num_rows, width)])
+            curve.row_s = max(seconds - float(curve(1, num_rows * width)), 0.0) / (num_rows - 1)
     if steps.more_context > 0:
         ends = 1, max_block
         found = _fastest(steps.verify_long, [(end,) for end in ends])
         one, whole = (
-            max(seconds - float(costs.verify(end)), 0.0) / steps.more_context
+            max(seconds - float(verify(1, end)), 0.0) / steps.more_context
             for end, seconds in zip(ends, found, strict=True)
         )
-        costs.context_token_s = max(whole - one, 0.0) / (max_block - 1)
-        costs.context_row_s = max(one - costs.context_token_s, 0.0)
+        verify.context_token_s = max(whole - one, 0.0) / (max_block - 1)
+        verify.context_row_s = max(one - verify.context_token_s, 0.0)
     steps.leave()
-    return costs
+    logits_s = max(more_s - less_s, 0.0) / (max_block - 1)
+    return StepCosts(verify, draft, logits_s, is_ragged=runner.backend.is_ragged)
 
 
 class _Steps:
     """Forwards as the engine runs them, of requests that do not exist, over whatever the first pages hold."""
 
-    def __init__(self, runner: ModelRunner, max_block: int, num_rows: int, context: int = CONTEXT) -> None:
+    def __init__(
+        self, runner: ModelRunner, max_block: int, num_rows: int, gathered: GatheredRows,
+        context: int = CONTEXT, most_trees: int = 0,
+    ) -> None:  # fmt: skip
         assert runner.drafter is not None
-        self.runner, self.drafter = runner, runner.drafter
+        self.runner, self.drafter, self.gathered, self.most_trees = (
+            runner,
+            runner.drafter,
+            gathered,
+            most_trees,
+        )
         room = min(len(runner.cache.slots), runner.target.config.max_position_embeddings) - max_block
         # Whole pages: what is timed is staged behind them and not in them, for they may be others'.
         size = runner.cache.page_size
@@ -121,7 +118,6 @@ class _Steps:
         own = pages[: self.context // size]
         self.rows = [CacheRow(("timed", context, idx), own, self.context) for idx in range(num_rows)]
         self.long_row = CacheRow("timed", pages, longest)
-        self.gathered, self.gathered_long = runner.new_rows(), runner.new_rows()
         for row in self.rows:
             self.drafter.join(row, [], self.context + max_block)
 
@@ -132,15 +128,16 @@ class _Steps:
 
     def verify(self, num_rows: int, width: int) -> None:
         """The target over ``num_rows`` blocks of ``width``, logits of all tokens."""
-        self._verify(self.gathered, self.rows[:num_rows], width)
+        self._verify(self.rows[:num_rows], width)
 
     def verify_long(self, width: int) -> None:
         """One row behind the long context."""
-        self._verify(self.gathered_long, [self.long_row], width)
+        self._verify([self.long_row], width)
 
     def draft(self, num_rows: int, block: int) -> None:
         """The drafter's blocks of ``num_rows`` requests."""
-        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [DraftShape(block - 1)] * num_rows)
+        size = block - 1 if num_rows <= self.most_trees else None
+        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [DraftShape(block - 1, size)] * num_rows)
 
     def rounds(self, num_rows: int, width: int) -> None:
         """Some rounds of ``num_rows`` requests, each started before the one before has ended."""
@@ -156,8 +153,10 @@ class _Steps:
         shape = (num_tokens, target.config.hidden_size)
         target.argmax(torch.zeros(shape, dtype=target.dtype, device=target.device)).tolist()
 
-    def _verify(self, gathered: GatheredRows, rows: Sequence[CacheRow], width: int) -> None:
-        step = self.runner.forward(gathered, rows, [[0] * width for _ in rows])
+    def _verify(self, rows: Sequence[CacheRow], width: int) -> None:
+        # A tree of which all tokens follow the anchor; a chain is told by none.
+        parents = [[0] * (width - 1) for _ in rows] if width > 2 and len(rows) <= self.most_trees else None
+        step = self.runner.forward(self.gathered, rows, [[0] * width for _ in rows], parents)
         best = step.argmax
         if best is None:
             best = self.runner.target.argmax(step.output.hidden.flatten(0, 1))
@@ -173,7 +172,8 @@ def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curv
     seconds = _fastest(work, shapes)
     # More tokens never take less: where it looks so, something else ran.
     rising = [min(seconds[idx:]) for idx in range(len(seconds))]
-    return Curve([num_rows * width for num_rows, width in shapes], rising)
+    num_tokens = [num_rows * width for num_rows, width in shapes]
+    return Curve(np.array(num_tokens), np.array(rising)).reaching(_MOST_TOKENS)
 
 
 def _fastest(
