@@ -22,7 +22,8 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.ops.quantized import QuantizedLinear
+from flashdraft.models.mlp import Experts, ExpertsInCodes
+from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 from flashdraft.ops.recorded import Recorded
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -80,7 +81,16 @@ def with_codes(model, kind):
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
             model.set_submodule(name, QuantizedLinear(in_codes(module.weight, kind), module.bias))
+        elif type(module) is Experts:
+            both = (in_codes(one.flatten(0, 1), kind) for one in (module.gate_up_proj, module.down_proj))
+            model.set_submodule(name, ExpertsInCodes(len(module.down_proj), *both))
     return model
+
+
+def code_bytes(model, kind):
+    """Bytes of the weights in codes that modules of ``kind`` hold."""
+    held = (value for one in model.modules() if isinstance(one, kind) for value in vars(one).values())
+    return sum(value.nbytes for value in held if isinstance(value, QuantizedWeight))
 
 
 def rates(length, block):
@@ -114,13 +124,12 @@ class Bench:
         self.weights = sum(p.nbytes for p in self.target.parameters()) - (
             0 if target_config.tie_word_embeddings else head
         )
-        self.weights += sum(
-            one.weight.nbytes for one in self.target.modules() if isinstance(one, QuantizedLinear)
-        )
+        self.weights += code_bytes(self.target, (QuantizedLinear, ExpertsInCodes))
         self.draft_weights = (
             sum(p.nbytes for p in self.drafter.model.parameters()) if self.drafter else 0
         ) + head
         self.experts = sum(p.nbytes for name, p in self.target.named_parameters() if ".experts." in name)
+        self.experts += code_bytes(self.target, ExpertsInCodes)
         self.read_share = (
             (target_config.num_experts_per_tok / target_config.num_experts) if self.experts else 0.0
         )

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from flashdraft.checkpoint.load import load_target, outline_target
 from flashdraft.errors import CheckpointError
+from flashdraft.models.mlp import ExpertsInCodes
 from flashdraft.ops.quantized import QuantizedLinear
 from quantized_files import quantize_folder
 
@@ -48,6 +50,23 @@ def test_the_outline_has_their_size(whole, kind):
     sizes = [{name: one.weight.nbytes for name, one in in_codes(model).items()} for model in (kept, outline)]
     assert sizes[0] == sizes[1]
     assert all(parameter.device.type == "meta" for parameter in outline.parameters())
+
+
+@pytest.mark.parametrize("kind", ["block-fp8", "w4a16", "awq"])
+def test_experts(tmp_path, kind, logits_of):
+    """One by one in the file, one piece here."""
+    config = Qwen3MoeConfig(
+        hidden_size=128, head_dim=32, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=1, vocab_size=97,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, max_position_embeddings=512,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    quantize_folder(tmp_path, kind, 128)
+    floats, kept = load_target(tmp_path), load_target(tmp_path, keep_codes=True)
+    held, plain = kept.model.layers[0].mlp.experts, floats.model.layers[0].mlp.experts
+    assert type(held) is ExpertsInCodes
+    for part in ("gate_up_proj", "down_proj"):
+        assert torch.equal(getattr(held, part).dequantized(), getattr(plain, part).flatten(0, 1))
+    assert torch.equal(logits_of(kept, [3, 14, 15, 92]), logits_of(floats, [3, 14, 15, 92]))
 
 
 def test_float32_and_small_groups_become_floats(whole):

@@ -122,13 +122,14 @@ class DequantizedWeights:
             return values * factors
 
         def parts() -> tuple[Tensor, Tensor, None]:
-            factors = _spread(_exponents(self._source.read(scale)), [blocks[0], 1], (shape[0], sizes[1]))
-            return self._source.read(whole), factors.expand(shape[0], sizes[1]).T, None
+            for_rows = (*shape[:-1], sizes[-1])
+            factors = _spread(_exponents(self._source.read(scale)), [blocks[0], 1], for_rows)
+            return self._source.read(whole).flatten(0, -2), factors.expand(for_rows).flatten(0, -2).T, None
 
         stays = None
         if zero is None and self._source.dtypes[whole] == "F8_E4M3":
             scale_type = "F32" if in_float32 else self._source.dtypes[scale]
-            stays = kept(shape, False, sizes[1], scale_type, False, parts)
+            stays = kept(shape, False, sizes[-1], scale_type, False, parts)
         return whole, shape, read, {whole, scale} | ({zero} if zero else set()), stays
 
     def packed(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":

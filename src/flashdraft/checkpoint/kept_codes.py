@@ -1,14 +1,16 @@
 """Weights of a quantized checkpoint that stay in codes: which can, and a model whose linear maps hold them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from flashdraft.checkpoint.weights import WeightSource
 from flashdraft.errors import CheckpointError
-from flashdraft.ops.quantized import CHUNK, QuantizedLinear, QuantizedWeight, packed
+from flashdraft.models.mlp import Experts, ExpertsInCodes
+from flashdraft.ops.quantized import CHUNK, QuantizedLinear, QuantizedWeight, joined, packed
 
 _SCALES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E8M0": torch.float32}
 
@@ -37,20 +39,17 @@ def kept(
     shape: tuple[int, ...], is_packed: bool, num_groups: int, scale_type: str, has_zeros: bool,
     parts: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
 ) -> Kept | None:  # fmt: skip
-    """What ``parts`` brings: codes [num_outputs, num_inputs], scales and zeros [num_groups, num_outputs]; None where
-    the kernels know no such groups, sizes or types."""
+    """What ``parts`` brings: codes [num_outputs, num_inputs], scales and zeros [num_groups, num_outputs].
+
+    ``shape`` [..., num_inputs]: outputs may be several matrices'. None where kernels know no such groups, sizes, types.
+    """
     scale_dtype = _SCALES.get(scale_type)
-    if (
-        len(shape) != 2
-        or scale_dtype is None
-        or num_groups < 1
-        or shape[0] % 8
-        or shape[1] % (16 * num_groups)
-    ):
+    num_outputs, num_inputs = math.prod(shape[:-1]), shape[-1]
+    if scale_dtype is None or num_groups < 1 or num_outputs % 8 or num_inputs % (16 * num_groups):
         return None
-    if is_packed and (scale_dtype == torch.float32 or shape[1] % CHUNK):
+    if is_packed and (scale_dtype == torch.float32 or num_inputs % CHUNK):
         return None
-    if num_groups > 1 and shape[1] // num_groups % CHUNK:
+    if num_groups > 1 and num_inputs // num_groups % CHUNK:
         return None
 
     def read(dtype: torch.dtype) -> QuantizedWeight:
@@ -59,30 +58,59 @@ def kept(
         zeros = None if zeros is None else zeros.to(scale_dtype).contiguous()
         return QuantizedWeight(packed(codes) if is_packed else codes.contiguous(), scales, zeros, dtype)
 
-    return Kept((shape[0], shape[1]), is_packed, num_groups, scale_dtype, has_zeros, read)
+    return Kept((num_outputs, num_inputs), is_packed, num_groups, scale_dtype, has_zeros, read)
+
+
+def stacked(parts: Sequence[Kept]) -> Kept | None:
+    """The outputs of ``parts`` one after the other, or None where they are kept in different ways."""
+    first = parts[0]
+    if (
+        len({(one.shape[1], one.is_packed, one.num_groups, one.scale_dtype, one.has_zeros) for one in parts})
+        > 1
+    ):
+        return None
+
+    def read(dtype: torch.dtype) -> QuantizedWeight:
+        return joined([one.read(dtype) for one in parts])
+
+    return replace(first, shape=(sum(one.shape[0] for one in parts), first.shape[1]), read=read)
 
 
 def hold_codes(
     model: nn.Module, source: WeightSource, dtype: torch.dtype, device: torch.device | None
 ) -> WeightSource:
-    """Linear maps of ``model`` whose weights ``source`` has in codes hold these on ``device`` (None: an outline).
+    """Linear maps and experts of ``model`` whose weights ``source`` has in codes hold these on ``device``.
 
-    Gives the source of all that is left. Raises CheckpointError for codes and scales that are no finite numbers.
+    ``device`` None: an outline. Gives the source of all that is left. Raises CheckpointError for codes and scales that
+    are no finite numbers.
     """
     found: Mapping[str, Kept] = getattr(source, "kept", {})
     held = set()
-    for name, module in list(model.named_modules()):
-        one = found.get(f"{name}.weight")
-        if one is None or type(module) is not nn.Linear or one.shape != tuple(module.weight.shape):
-            continue
-        weight = one.outline(dtype) if device is None else one.read(dtype).to(device)
-        if device is not None and not weight.is_finite():
+
+    def read(name: str) -> QuantizedWeight:
+        held.add(name)
+        if device is None:
+            return found[name].outline(dtype)
+        weight = found[name].read(dtype).to(device)
+        if not weight.is_finite():
             raise CheckpointError(
-                f"{source.label}: codes or scales of {name}.weight are no finite numbers: fetch it again"
+                f"{source.label}: codes or scales of {name} are no finite numbers: fetch it again"
             )
-        model.set_submodule(name, QuantizedLinear(weight, module.bias))
-        held.add(f"{name}.weight")
+        return weight
+
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and _fits(found.get(f"{name}.weight"), module.weight):
+            model.set_submodule(name, QuantizedLinear(read(f"{name}.weight"), module.bias))
+        elif type(module) is Experts:
+            parts = [f"{name}.{part}_proj" for part in ("gate_up", "down")]
+            both = module.gate_up_proj, module.down_proj
+            if all(_fits(found.get(part), one) for part, one in zip(parts, both, strict=True)):
+                model.set_submodule(name, ExpertsInCodes(len(both[0]), *(read(part) for part in parts)))
     return _Without(source, held)
+
+
+def _fits(one: Kept | None, weight: Tensor) -> bool:
+    return one is not None and one.shape == tuple(weight.flatten(0, -2).shape)
 
 
 class _Without:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashdraft.checkpoint.kept_codes import Kept
+from flashdraft.checkpoint.kept_codes import Kept, stacked
 from flashdraft.checkpoint.weights import WeightSource
 
 _LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.)")
@@ -22,15 +22,16 @@ class RegroupedWeights:
         self.label = source.label
         self._source = source
         self._made: dict[str, Callable[[], Tensor]] = {}
+        self._kept: Mapping[str, Kept] = getattr(source, "kept", {})
+        self.kept: dict[str, Kept] = {}  # what can stay in codes
         self.shapes = dict(source.shapes)
         if config.model_type == "gemma3":
             self._name_language_model()
         self._stack_experts()
         if config.model_type == "qwen3_next":
             self._split_projections(config)
-        found: Mapping[str, Kept] = getattr(source, "kept", {})
-        self.kept = {
-            name: one for name, one in found.items() if name in self.shapes and name not in self._made
+        self.kept |= {
+            name: one for name, one in self._kept.items() if name in self.shapes and name not in self._made
         }
 
     def read(self, name: str) -> Tensor:
@@ -65,12 +66,18 @@ class RegroupedWeights:
             self._add(prefix, "down_proj", (num_experts, hidden_size, width), ("down",))
 
     def _add(self, prefix: str, name: str, shape: tuple[int, ...], kinds: tuple[str, ...]) -> None:
-        def stacked() -> Tensor:
-            names = [[f"{prefix}.{i}.{kind}_proj.weight" for kind in kinds] for i in range(shape[0])]
+        names = [[f"{prefix}.{i}.{kind}_proj.weight" for kind in kinds] for i in range(shape[0])]
+
+        def read() -> Tensor:
             return torch.stack([torch.cat([self._source.read(part) for part in parts]) for parts in names])
 
         self.shapes[f"{prefix}.{name}"] = shape
-        self._made[f"{prefix}.{name}"] = stacked
+        self._made[f"{prefix}.{name}"] = read
+        in_turn = [part for parts in names for part in parts]
+        if all(part in self._kept for part in in_turn):
+            whole = stacked([self._kept[part] for part in in_turn])
+            if whole is not None:
+                self.kept[f"{prefix}.{name}"] = whole
 
     def _split_projections(self, config: Any) -> None:
         """Rows of each key head [query, key, values, gates] and [beta, alpha], apart as Qwen3.5 has them."""

@@ -154,7 +154,8 @@ def _bytes_of(network: nn.Module) -> int:
 
 
 def _in_codes(network: nn.Module) -> list[QuantizedWeight]:
-    return [module.weight for module in network.modules() if isinstance(module, QuantizedLinear)]
+    held = (value for module in network.modules() for value in vars(module).values())
+    return [value for value in held if isinstance(value, QuantizedWeight)]
 
 
 def _kv_bytes(shapes: Sequence[KVShape], like: Tensor) -> int:
@@ -187,7 +188,8 @@ def _activation_bytes(model: TargetModel, num_slots: int, step_tokens: int) -> i
     width = max(getattr(config, "intermediate_size", 0), getattr(config, "moe_intermediate_size", 0))
     logits = num_slots * config.vocab_size * (4 + size)
     # A prompt's product makes floats of weights in codes, of at most two matrices in one piece.
-    floats = 2 * size * max((weight.shape[0] * weight.shape[1] for weight in _in_codes(model)), default=0)
+    maps = [module.weight for module in model.modules() if isinstance(module, QuantizedLinear)]
+    floats = 2 * size * max((weight.shape.numel() for weight in maps), default=0)
     return int(logits + max(num_slots, step_tokens) * size * (3 * width + 4 * config.hidden_size) + floats)
 
 

@@ -1,11 +1,13 @@
 """Feed-forward networks: dense, or a mixture of experts with or without a shared one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flashdraft.ops.quantized import QuantizedWeight
 
 
 class GatedMLP(nn.Module):
@@ -33,6 +35,9 @@ class GatedMLP(nn.Module):
 class Experts(nn.Module):
     """The experts' weights, stacked."""
 
+    gate_up_proj: Any  # [num_experts, 2 intermediate_size, hidden_size], gates first
+    down_proj: Any  # [num_experts, hidden_size, intermediate_size]
+
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
@@ -43,10 +48,36 @@ class Experts(nn.Module):
         out = torch.zeros_like(x)
         for expert in chosen.unique().tolist():  # type: ignore[no-untyped-call]
             token, place = torch.where(chosen == expert)
-            gate, up = F.linear(x[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            part = F.linear(F.silu(gate) * up, self.down_proj[expert])
+            gate_up, down = self.matrices(expert)
+            gate, up = F.linear(x[token], gate_up).chunk(2, dim=-1)
+            part = F.linear(F.silu(gate) * up, down)
             out.index_add_(0, token, part * weights[token, place, None])
         return out
+
+    def matrices(self, expert: int) -> tuple[Tensor, Tensor]:
+        """One expert's [2 intermediate_size, hidden_size] and [hidden_size, intermediate_size]."""
+        return self.gate_up_proj[expert], self.down_proj[expert]
+
+
+class ExpertsInCodes(Experts):
+    """The same with weights in codes, whose outputs lie one after the other, an expert after the other."""
+
+    def __init__(self, num_experts: int, gate_up_proj: QuantizedWeight, down_proj: QuantizedWeight) -> None:
+        nn.Module.__init__(self)
+        self.num_experts, self.gate_up_proj, self.down_proj = num_experts, gate_up_proj, down_proj
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.gate_up_proj, self.down_proj = (one.followed(fn) for one in (self.gate_up_proj, self.down_proj))
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+    def matrices(self, expert: int) -> tuple[Tensor, Tensor]:
+        """See :class:`Experts`."""
+        both = self.gate_up_proj, self.down_proj
+        sizes = [len(one) // self.num_experts for one in both]
+        gate_up, down = (
+            one[expert * size : (expert + 1) * size] for one, size in zip(both, sizes, strict=True)
+        )
+        return gate_up.dequantized(), down.dequantized()
 
 
 class SparseMLP(nn.Module):

@@ -35,10 +35,10 @@ class QuantizedWeight:
         return self.codes.dtype == torch.int16
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(num_outputs, num_inputs)."""
+    def shape(self) -> torch.Size:
+        """[num_outputs, num_inputs]."""
         num_outputs, width = self.codes.shape
-        return num_outputs, width * (4 if self.is_packed else 1)
+        return torch.Size((num_outputs, width * (4 if self.is_packed else 1)))
 
     @property
     def group(self) -> int:
@@ -54,6 +54,10 @@ class QuantizedWeight:
         """On ``device``."""
         zeros = None if self.zeros is None else self.zeros.to(device)
         return QuantizedWeight(self.codes.to(device), self.scales.to(device), zeros, self.dtype)
+
+    def followed(self, fn: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
+        """On the device that ``fn`` brings tensors to, as nn.Module._apply calls it; types stay."""
+        return self.to(fn(torch.empty(0, device=self.codes.device)).device)
 
     def is_finite(self) -> bool:
         """Whether every value is a finite number."""
@@ -93,8 +97,7 @@ class QuantizedLinear(nn.Module):
         return len(self.weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """A model that goes to another device takes the codes along; their type is their own."""
-        self.weight = self.weight.to(fn(torch.empty(0, device=self.weight.codes.device)).device)
+        self.weight = self.weight.followed(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,25 +36,36 @@ def weights_tile(  # type: ignore[no-untyped-def]
     """[outputs, inputs] from ``first_output`` and input ``at`` on, as ``dtype``; given are descriptors."""
     if kind == FLOATS:
         tile = codes.load([first_output, at])
-    elif kind == FP8:
-        values = codes.load([first_output, at]).to(tl.float32)
-        scale = scales.load([at // group, first_output]).reshape(outputs)
-        tile = (values * scale.to(tl.float32)[:, None]).to(scale.dtype).to(dtype)
     else:
-        words = codes.load([first_output, at // 4])
+        loaded = codes.load([first_output, at // 4 if kind == INT4 else at])
         scale = scales.load([at // group, first_output]).reshape(outputs)
-        zero = tl.full([outputs], _ZERO, scale.dtype)
+        zero = scale
         if has_zeros:
             zero = zeros.load([at // group, first_output]).reshape(outputs)
+        tile = floats_of(loaded, scale, zero, outputs, inputs, kind, has_zeros, by_ptx, dtype)
+    return tile
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def floats_of(  # type: ignore[no-untyped-def]
+    codes, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr,
+    by_ptx: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """[outputs, inputs] as ``dtype`` of loaded codes or words; ``scale``, ``zero`` [outputs]."""
+    if kind == FP8:
+        tile = (codes.to(tl.float32) * scale.to(tl.float32)[:, None]).to(scale.dtype).to(dtype)
+    else:
+        if not has_zeros:
+            zero = tl.full([outputs], _ZERO, scale.dtype)
         if by_ptx:
             if scale.dtype == tl.bfloat16:
-                a, b, c, d = _four_slices(words, zero + 128.0, scale, outputs, _BF16)
+                a, b, c, d = _four_slices(codes, zero + 128.0, scale, outputs, _BF16)
             else:
-                a, b, c, d = _four_slices(words, zero + 1024.0, scale, outputs, _FP16)
+                a, b, c, d = _four_slices(codes, zero + 1024.0, scale, outputs, _FP16)
         else:
             a, b, c, d = (
-                _slice(words, 0, zero, scale), _slice(words, 4, zero, scale),
-                _slice(words, 8, zero, scale), _slice(words, 12, zero, scale),
+                _slice(codes, 0, zero, scale), _slice(codes, 4, zero, scale),
+                _slice(codes, 8, zero, scale), _slice(codes, 12, zero, scale),
             )  # fmt: skip
         both = tl.join(tl.join(a, c), tl.join(b, d)).permute(0, 2, 3, 1)
         tile = both.reshape(outputs, inputs).to(dtype)
@@ -97,14 +108,21 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + output[:, None].to(tl.int64) * num_inputs + column[None, :], tile, there)
 
 
-def descriptors(
-    weight: Tensor | QuantizedWeight, outputs: int, inputs: int
-) -> tuple[dict[str, object], dict[str, object]]:
-    """What :func:`weights_tile` is given of ``weight`` for tiles of such a size: arguments and settings by name."""
+def settings(weight: Tensor | QuantizedWeight) -> dict[str, object]:
+    """What :func:`floats_of` is compiled for, by name."""
+    if isinstance(weight, Tensor):
+        return {"kind": FLOATS.value, "has_zeros": False, "by_ptx": False}
+    return {
+        "kind": INT4.value if weight.is_packed else FP8.value, "has_zeros": weight.zeros is not None,
+        "by_ptx": weight.codes.is_cuda,
+    }  # fmt: skip
+
+
+def descriptors(weight: Tensor | QuantizedWeight, outputs: int, inputs: int) -> dict[str, object]:
+    """What :func:`weights_tile` is given of ``weight`` for tiles of such a size, by name."""
     if isinstance(weight, Tensor):
         codes = TensorDescriptor.from_tensor(weight, [outputs, inputs])
-        given: dict[str, object] = {"codes": codes, "scales": codes, "zeros": codes, "group": 1}
-        return given, {"kind": FLOATS.value, "has_zeros": False, "by_ptx": False}
+        return {"codes": codes, "scales": codes, "zeros": codes, "group": 1}
     assert not weight.is_packed or inputs == CHUNK, "4-bit codes are read by whole chunks"
     width = inputs // 4 if weight.is_packed else inputs
     parts = [weight.scales, weight.scales if weight.zeros is None else weight.zeros]
@@ -115,20 +133,15 @@ def descriptors(
         for part, stride in zip(parts, strides, strict=True)
     )
     codes = TensorDescriptor.from_tensor(weight.codes, [outputs, width])
-    given = {"codes": codes, "scales": scales, "zeros": zeros, "group": weight.group}
-    return given, {
-        "kind": INT4.value if weight.is_packed else FP8.value, "has_zeros": weight.zeros is not None,
-        "by_ptx": weight.codes.is_cuda,
-    }  # fmt: skip
+    return {"codes": codes, "scales": scales, "zeros": zeros, "group": weight.group}
 
 
 def dequantize(weight: QuantizedWeight, out: Tensor) -> Tensor:
     """``weight`` as floats in ``out`` [num_outputs, num_inputs], contiguous, which is given back."""
     num_outputs, num_inputs = weight.shape
     outputs = 64
-    given, settings = descriptors(weight, outputs, CHUNK)
     _dequantize_kernel[(triton.cdiv(num_outputs, outputs), triton.cdiv(num_inputs, CHUNK))](
         out=out, num_outputs=num_outputs, num_inputs=num_inputs, outputs=outputs, inputs=CHUNK, num_warps=4,
-        **given, **settings,
+        **descriptors(weight, outputs, CHUNK), **settings(weight),
     )  # fmt: skip
     return out

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdraft.ops.quantized import CHUNK, QuantizedWeight
+from flashdraft.ops.triton.dequantized import FLOATS, INT4, floats_of, settings
 from flashdraft.ops.triton.routing import sorted_pairs
 
 NUM_FEW = 512  # pairs up to which blocks are found without sorting
@@ -79,10 +81,32 @@ def _block(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _weights(  # type: ignore[no-untyped-def]
+    weight, scales, zeros, row, is_row, start, size, num_rows, group,
+    tile: tl.constexpr, inner: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
+    dtype: tl.constexpr,
+):  # fmt: skip
+    """[tile, inner] of rows ``row`` from element ``start`` of their ``size`` on, as ``dtype``."""
+    a_code: tl.constexpr = 4 if kind == INT4 else 1
+    depth = start // a_code + tl.arange(0, inner // a_code)
+    seen = is_row[:, None] & (depth < size // a_code)[None, :]
+    loaded = tl.load(weight + row[:, None] * (size // a_code) + depth[None, :], seen, 0.0)
+    if kind != FLOATS:
+        at = (start // group).to(tl.int64) * num_rows + row
+        scale = tl.load(scales + at, is_row, 0.0)
+        zero = scale
+        if has_zeros:
+            zero = tl.load(zeros + at, is_row, 0.0)
+        loaded = floats_of(loaded, scale, zero, tile, inner, kind, has_zeros, by_ptx, dtype)
+    return loaded
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _up_kernel(  # type: ignore[no-untyped-def]
-    x, weight, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
+    x, weight, scales, zeros, group, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
     top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
 ):  # fmt: skip
     """``silu(gate) * up`` of a block's pairs, some columns of ``inner_size`` (an expert's intermediate size)."""
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
@@ -90,17 +114,22 @@ def _up_kernel(  # type: ignore[no-untyped-def]
         column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
         is_column = column < inner_size
         taken = x + (pairs // top_k)[:, None] * x_token + depth[None, :]
-        gates = weight + expert * (2 * inner_size * size) + column[:, None] * size + depth[None, :]
+        dtype: tl.constexpr = activated.dtype.element_ty
+        row, num_rows = expert * (2 * inner_size) + column, num_experts * (2 * inner_size)
         gate, up = tl.zeros([rows, tile], tl.float32), tl.zeros([rows, tile], tl.float32)
         for start in range(0, size, inner):
             is_depth = (start + depth < size)[None, :]
             values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
-            seen = is_column[:, None] & is_depth
-            gate_weight = tl.load(gates + start, seen, 0.0)
-            up_weight = tl.load(gates + inner_size * size + start, seen, 0.0)
+            gate_weight = _weights(
+                weight, scales, zeros, row, is_column, start, size, num_rows, group,
+                tile, inner, kind, has_zeros, by_ptx, dtype,
+            )  # fmt: skip
+            up_weight = _weights(
+                weight, scales, zeros, row + inner_size, is_column, start, size, num_rows, group,
+                tile, inner, kind, has_zeros, by_ptx, dtype,
+            )  # fmt: skip
             gate = tl.dot(values, tl.trans(gate_weight), gate, input_precision="ieee")
             up = tl.dot(values, tl.trans(up_weight), up, input_precision="ieee")
-        dtype: tl.constexpr = activated.dtype.element_ty
         gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
         gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
         target = activated + pairs[:, None] * inner_size + column[None, :]
@@ -109,21 +138,25 @@ def _up_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _down_kernel(  # type: ignore[no-untyped-def]
-    activated, weight, parts, chosen, order, blocks, num_pairs, num_experts,
+    activated, weight, scales, zeros, group, parts, chosen, order, blocks, num_pairs, num_experts,
     size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
 ):  # fmt: skip
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
     if works:
         column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
         is_column = column < size
         taken = activated + pairs[:, None] * inner_size + depth[None, :]
-        weights = weight + expert * (size * inner_size) + column[:, None] * inner_size + depth[None, :]
+        row, num_rows = expert * size + column, num_experts * size
         total = tl.zeros([rows, tile], tl.float32)
         for start in range(0, inner_size, inner):
             is_depth = (start + depth < inner_size)[None, :]
             values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
-            loaded = tl.load(weights + start, is_column[:, None] & is_depth, 0.0)
+            loaded = _weights(
+                weight, scales, zeros, row, is_column, start, inner_size, num_rows, group,
+                tile, inner, kind, has_zeros, by_ptx, parts.dtype.element_ty,
+            )  # fmt: skip
             total = tl.dot(values, tl.trans(loaded), total, input_precision="ieee")
         target = parts + pairs[:, None] * size + column[None, :]
         tl.store(target, total.to(parts.dtype.element_ty), there[:, None] & is_column[None, :])
@@ -152,20 +185,23 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
 
 
 def experts(
-    x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, chosen: Tensor, weights: Tensor,
-    shared: Tensor | None = None, shared_gate: Tensor | None = None,
+    x: Tensor, gate_up_proj: Tensor | QuantizedWeight, down_proj: Tensor | QuantizedWeight, chosen: Tensor,
+    weights: Tensor, shared: Tensor | None = None, shared_gate: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Weighted sum of the experts ``chosen`` for each token, as models/mlp.Experts: [num_tokens, hidden_size].
 
     ``x`` [num_tokens, hidden_size]; ``gate_up_proj`` [num_experts, 2 intermediate_size, hidden_size], ``down_proj``
-    [num_experts, hidden_size, intermediate_size]; ``chosen`` (int64), ``weights`` [num_tokens, top_k]. The sum runs in
-    float32 in the order of ``chosen``. To it comes ``sigmoid(shared_gate) * shared``, where there is a shared
-    expert's output [num_tokens, hidden_size] with its gate [num_tokens, 1].
+    [num_experts, hidden_size, intermediate_size], in codes with the experts' outputs one after the other; ``chosen``
+    (int64), ``weights`` [num_tokens, top_k]. The sum runs in float32 in the order of ``chosen``. To it comes
+    ``sigmoid(shared_gate) * shared``, where there is a shared expert's output [num_tokens, hidden_size] with its gate
+    [num_tokens, 1].
     """
     (num_tokens, size), top_k = x.shape, chosen.shape[1]
-    num_experts, _, inner_size = down_proj.shape
-    assert gate_up_proj.shape == (num_experts, 2 * inner_size, size)
-    assert all(t.is_contiguous() for t in (gate_up_proj, down_proj, chosen, weights))
+    inner_size = down_proj.shape[-1]
+    num_experts = gate_up_proj.shape.numel() // (2 * inner_size * size)
+    assert gate_up_proj.shape.numel() == num_experts * 2 * inner_size * size
+    assert down_proj.shape.numel() == num_experts * size * inner_size
+    assert all(t.is_contiguous() for t in (_codes(gate_up_proj), _codes(down_proj), chosen, weights))
     assert x.stride(1) == 1, "a token's elements lie side by side"
     num_pairs = num_tokens * top_k
     tiles = _DECODING if num_tokens <= NUM_EXACT else _PROMPTS
@@ -177,27 +213,35 @@ def experts(
         num_blocks, max_pairs = len(blocks), 0
     activated = torch.empty((num_pairs, inner_size), dtype=x.dtype, device=x.device)
     parts = torch.empty((num_pairs, size), dtype=x.dtype, device=x.device)
-    settings = {
-        "size": size, "inner_size": inner_size, "rows": tiles.rows, "max_pairs": max_pairs, "inner": tiles.inner,
+    common = {
+        "chosen": chosen, "order": order, "blocks": blocks, "num_pairs": num_pairs, "num_experts": num_experts,
+        "size": size, "inner_size": inner_size, "rows": tiles.rows, "max_pairs": max_pairs,
         "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
     }  # fmt: skip
     _up_kernel[(num_blocks, triton.cdiv(inner_size, tiles.up))](
-        x, gate_up_proj, activated, chosen, order, blocks, num_pairs, num_experts, x.stride(0),
-        top_k=top_k, tile=tiles.up, **settings,
+        x, activated=activated, x_token=x.stride(0), top_k=top_k, tile=tiles.up,
+        **_given(gate_up_proj, tiles), **common,
     )  # fmt: skip
     _down_kernel[(num_blocks, triton.cdiv(size, tiles.down))](
-        activated,
-        down_proj,
-        parts,
-        chosen,
-        order,
-        blocks,
-        num_pairs,
-        num_experts,
-        tile=tiles.down,
-        **settings,
+        activated, parts=parts, tile=tiles.down, **_given(down_proj, tiles), **common
     )
     return _summed(parts, weights, shared, shared_gate)
+
+
+def _codes(weight: Tensor | QuantizedWeight) -> Tensor:
+    return weight if isinstance(weight, Tensor) else weight.codes
+
+
+def _given(weight: Tensor | QuantizedWeight, tiles: _Tiles) -> dict[str, object]:
+    """What kernels are given of ``weight``, by name; 4-bit codes are read by whole chunks."""
+    found = {"weight": _codes(weight), "inner": tiles.inner, **settings(weight)}
+    if isinstance(weight, Tensor):
+        return found | {"scales": weight, "zeros": weight, "group": 1}
+    zeros = weight.scales if weight.zeros is None else weight.zeros
+    assert weight.scales.is_contiguous()
+    assert zeros.is_contiguous()
+    inner = CHUNK if weight.is_packed else tiles.inner
+    return found | {"scales": weight.scales, "zeros": zeros, "group": weight.group, "inner": inner}
 
 
 def _summed(parts: Tensor, weights: Tensor, shared: Tensor | None, shared_gate: Tensor | None) -> Tensor:

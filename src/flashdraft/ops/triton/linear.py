@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdraft.ops.quantized import QuantizedWeight
-from flashdraft.ops.triton.dequantized import descriptors, weights_tile
+from flashdraft.ops.triton.dequantized import descriptors, settings, weights_tile
 
 _SHARED_BYTES = 208 * 1024
 _MOST_TOKENS = 64  # of a tile
@@ -85,16 +85,15 @@ def few_tokens_linear(
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
     tokens = min(max(triton.next_power_of_2(num_tokens), 16), _MOST_TOKENS)
-    given, settings = descriptors(weight, tiling.outputs, tiling.inputs)
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
     a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
     size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
     stages = max(min(tiling.stages, _SHARED_BYTES // size), 2)
     _linear[(triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))](
-        x, **given, bias=out if bias is None else bias, out=out, num_tokens=num_tokens, num_outputs=num_outputs,
-        num_inputs=num_inputs, x_token=x.stride(0), out_token=out.stride(0),
-        tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs, has_bias=bias is not None,
+        x, **descriptors(weight, tiling.outputs, tiling.inputs), bias=out if bias is None else bias, out=out,
+        num_tokens=num_tokens, num_outputs=num_outputs, num_inputs=num_inputs, x_token=x.stride(0),
+        out_token=out.stride(0), tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs, has_bias=bias is not None,
         precision="ieee" if x.dtype == torch.float32 else "tf32", even=num_inputs % tiling.inputs == 0,
-        num_warps=tiling.warps, num_stages=stages, **settings,
+        num_warps=tiling.warps, num_stages=stages, **settings(weight),
     )  # fmt: skip
     return out
