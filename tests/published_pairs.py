@@ -10,8 +10,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import gguf
 
 from flashdraft.checkpoint.load import check_pair
 from flashdraft.errors import FlashdraftError
@@ -19,6 +22,7 @@ from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import read_pair
 from flashdraft.export.sglang import sglang_command
 from flashdraft.export.vllm import vllm_command
+from gguf_files import add_field
 
 Config = dict[str, Any]
 
@@ -42,7 +46,78 @@ DELTA: Config = {
 EXPERTS: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 BLOCK_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
+W4A16 = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}
+TORCHAO_INT4 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}
+MLX = {"group_size": 64, "bits": 4}
 INT4 = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "packing_format": "auto_round:auto_gptq"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """A GGUF file of these fields, without tensors: what a config tells of other checkpoints."""
+
+    architecture: str
+    fields: Mapping[str, Any]
+
+    def write(self, path: Path) -> Path:
+        """Write it, by gguf's own writer."""
+        writer = gguf.GGUFWriter(path, self.architecture)
+        for key, value in self.fields.items():
+            add_field(writer, key, value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+
+def gguf_fields(architecture: str, **more: Any) -> dict[str, Any]:
+    """The fields that every language model's file has."""
+    told = {
+        "context_length": SIZES["max_position_embeddings"],
+        "embedding_length": SIZES["hidden_size"],
+        "feed_forward_length": SIZES["intermediate_size"],
+        "block_count": SIZES["num_hidden_layers"],
+        "attention.head_count": SIZES["num_attention_heads"],
+        "attention.head_count_kv": SIZES["num_key_value_heads"],
+        "attention.key_length": SIZES["head_dim"],
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": 1e7,
+        "vocab_size": SIZES["vocab_size"],
+        **more,
+    }
+    return {f"{architecture}.{key}": value for key, value in told.items()}
+
+
+def gguf_target(architecture: str) -> Header:
+    """Qwen3.5's, as llama.cpp converts it."""
+    delta = {
+        "full_attention_interval": 2,
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": 16,
+        "ssm.group_count": 2,
+        "ssm.time_step_rank": 4,
+        "ssm.inner_size": 64,
+        "rope.dimension_count": 4,
+    }
+    experts = {
+        "expert_count": 4,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 32,
+        "expert_shared_feed_forward_length": 32,
+    }
+    more = delta | (experts if architecture.endswith("moe") else {})
+    return Header(architecture, gguf_fields(architecture, **more))
+
+
+GGUF_DFLASH2 = {"conv_kernel_size": 4, "conv_group_size": 64, "selector_rank": 8, "selector_top_k": 4}
+
+
+def gguf_drafter(architecture: str, **more: Any) -> Header:
+    """A DFlash drafter, as llama.cpp converts it."""
+    told = gguf_fields(architecture, block_size=16, target_layers=[2, 3], **more)
+    return Header(architecture, told | {"tokenizer.ggml.mask_token_id": 90})
 
 
 def flat(kind: str, architecture: str, **more: Any) -> Config:
@@ -61,7 +136,7 @@ QWEN3_MOE = flat("qwen3_moe", "Qwen3MoeForCausalLM", **EXPERTS)
 QWEN3_5 = nested("qwen3_5", "Qwen3_5ForConditionalGeneration", text=DELTA)
 SHARED = {"shared_expert_intermediate_size": 32}
 QWEN3_5_MOE = nested("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", text={**DELTA, **EXPERTS, **SHARED})
-TARGETS: Mapping[str, Config] = {
+TARGETS: Mapping[str, Config | Header] = {
     "Qwen3-4B, 8B": QWEN3,
     "Qwen3-8B-FP8": QWEN3 | {"quantization_config": BLOCK_FP8},
     "Qwen3-30B-A3B": QWEN3_MOE,
@@ -70,6 +145,14 @@ TARGETS: Mapping[str, Config] = {
     "Qwen3.5-4B, 9B, 27B; Qwen3.6-27B": QWEN3_5,
     "Qwen3.8-27B": QWEN3_5,
     "Qwen3.6-27B-NVFP4": QWEN3_5 | {"quantization_config": NVFP4},
+    "Qwen3.5-122B-A10B-NVFP4": QWEN3_5_MOE | {"quantization_config": NVFP4},
+    "Qwen3.6-27B-FP8": QWEN3_5 | {"quantization_config": BLOCK_FP8},
+    "Qwen3.6-27B AWQ": QWEN3_5 | {"quantization_config": AWQ},
+    "Qwen3.6-27B w4a16 (llm-compressor)": QWEN3_5 | {"quantization_config": W4A16},
+    "Qwen3.6-27B int4 (torchao)": QWEN3_5 | {"quantization_config": TORCHAO_INT4},
+    "Qwen3.6-27B 4bit (MLX)": QWEN3_5 | {"quantization_config": MLX, "quantization": MLX},
+    "Qwen3.6-27B GGUF": gguf_target("qwen35"),
+    "Qwen3.6-35B-A3B GGUF": gguf_target("qwen35moe"),
     "Qwen3.6-27B int4 (AutoRound)": QWEN3_5 | {"quantization_config": INT4},
     "Qwen3.5-35B-A3B, 122B-A10B, 397B-A17B; Qwen3.6-35B-A3B": QWEN3_5_MOE,
     "Qwen3.5-35B-A3B-FP8": QWEN3_5_MOE | {"quantization_config": BLOCK_FP8},
@@ -109,6 +192,16 @@ def speculators(method: str = "dflash") -> Config:
     }
 
 
+def eagle3() -> Config:
+    """An EAGLE-3 head, as SpecForge writes it."""
+    return {
+        **SIZES,
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+    }
+
+
 DFLASH = drafter()
 DFLASH2 = drafter(
     "DFlash2DraftModel",
@@ -116,18 +209,35 @@ DFLASH2 = drafter(
 )
 DSPARK = drafter("DSparkDraftModel")
 # Drafters by their names on the hub, what they are, and the target of TARGETS.
-PAIRS: tuple[tuple[str, Config, str], ...] = (
+PAIRS: tuple[tuple[str, Config | Header, str], ...] = (
     ("z-lab/Qwen3-4B-DFlash-b16, Qwen3-8B-DFlash-b16", DFLASH, "Qwen3-4B, 8B"),
     ("RedHatAI, mgoin and others: Qwen3-8B-speculator.dflash", speculators(), "Qwen3-4B, 8B"),
     ("krishnateja95/Qwen3-8B-FP8-Dflash", speculators(), "Qwen3-8B-FP8"),
     ("RedHatAI/Qwen3-4B, 8B .dflash2 (speculators)", speculators("dflash2"), "Qwen3-4B, 8B"),
     ("deepseek-ai/dspark_qwen3_8b_block7", drafter("Qwen3DSparkModel"), "Qwen3-4B, 8B"),
+    ("huang3eng/Qwen3-8B-Domino-b16", drafter(inner={"projector_type": "domino"}), "Qwen3-4B, 8B"),
+    ("AngelSlim, RedHatAI: Qwen3-8B EAGLE-3", eagle3(), "Qwen3-4B, 8B"),
     ("RedHatAI: Qwen3-30B-A3B speculators", speculators(), "Qwen3-30B-A3B"),
     ("z-lab/Qwen3-Coder-30B-A3B-DFlash", DFLASH, "Qwen3-Coder-30B-A3B"),
     ("z-lab/Qwen3-Coder-Next-DFlash", DFLASH, "Qwen3-Coder-Next"),
     ("z-lab/Qwen3.5-4B, 9B, 27B, Qwen3.6-27B -DFlash", DFLASH, "Qwen3.5-4B, 9B, 27B; Qwen3.6-27B"),
     ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B-NVFP4"),
     ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B int4 (AutoRound)"),
+    ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B-FP8"),
+    ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B AWQ"),
+    ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B w4a16 (llm-compressor)"),
+    ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B int4 (torchao)"),
+    ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B 4bit (MLX)"),
+    ("z-lab/Qwen3.6-27B-DFlash", DFLASH, "Qwen3.6-27B GGUF"),
+    ("z-lab/Qwen3.6-35B-A3B-DFlash", DFLASH, "Qwen3.6-35B-A3B GGUF"),
+    ("Anbeeld, AtomicChat and others: Qwen3.6-27B-DFlash GGUF", gguf_drafter("dflash"), "Qwen3.6-27B GGUF"),
+    (
+        "Lucebox, Radamanthys11: the same of before June (dflash-draft)",
+        gguf_drafter("dflash-draft"),
+        "Qwen3.6-27B GGUF",
+    ),
+    ("incoai/Qwen3.8-27B-DFlash2-GGUF", gguf_drafter("dflash", **GGUF_DFLASH2), "Qwen3.8-27B"),
+    ("z-lab/Qwen3.5-122B-A10B-DFlash", DFLASH, "Qwen3.5-122B-A10B-NVFP4"),
     ("asf0/Qwen3.8-27B-DFlash (speculators)", speculators(), "Qwen3.8-27B"),
     ("z-lab/Qwen3.8-27B-DFlash2", DFLASH2, "Qwen3.8-27B"),
     ("RedHatAI/Qwen3.8-27B dspark-preview", speculators("dspark"), "Qwen3.8-27B"),
@@ -164,7 +274,8 @@ def what_becomes(target: Path, draft: Path) -> tuple[str, str, str]:
     engines = []
     for name, command in (("vLLM", vllm_command), ("SGLang", sglang_command)):
         try:
-            command(read_pair(str(target), str(draft)), LaunchConfig())
+            pair = read_pair(str(target), str(draft))
+            command(pair, LaunchConfig(block_size=4 if pair.method == "eagle3" else None))  # which says none
         except FlashdraftError:
             continue
         engines.append(name)
@@ -173,7 +284,11 @@ def what_becomes(target: Path, draft: Path) -> tuple[str, str, str]:
     except FlashdraftError as error:
         sentence = str(error).replace(str(target), "TARGET").replace(str(draft), "DRAFTER")
         return "hands over" if engines else "refuses", sentence, ", ".join(engines)
-    quantized = "quantization_config" in json.loads((target / "config.json").read_text())
+    quantized = (
+        target.is_file()
+        or draft.is_file()
+        or "quantization_config" in json.loads((target / "config.json").read_text())
+    )
     return "runs dequantized" if quantized else "runs", "", ", ".join(engines)
 
 
@@ -182,11 +297,17 @@ def rows(folder: Path) -> list[tuple[str, str, str, str, str]]:
     found = []
     for i, (name, config, target) in enumerate(PAIRS):
         places = folder / f"{i}-target", folder / f"{i}-drafter"
-        for place, told in zip(places, (TARGETS[target], config), strict=True):
-            place.mkdir()
-            (place / "config.json").write_text(json.dumps(told))
-        found.append((name, target, *what_becomes(*places)))
+        made = [_write(place, told) for place, told in zip(places, (TARGETS[target], config), strict=True)]
+        found.append((name, target, *what_becomes(*made)))
     return found
+
+
+def _write(place: Path, told: Config | Header) -> Path:
+    if isinstance(told, Header):
+        return told.write(place.with_suffix(".gguf"))
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(told))
+    return place
 
 
 def table(folder: Path) -> str:

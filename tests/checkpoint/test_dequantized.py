@@ -112,7 +112,6 @@ def test_a_config_that_says_scales_of_the_cache_alone(whole, told):
             "compressed-tensors, nvfp4-.*",
         ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"quant_method": "exl3", "bits": 4.0}, "exl3"),
         ({"quant_method": "gptq", "bits": 3}, "gptq"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "awq, gemv"),
         ({"quant_method": "torchao"}, "torchao"),
@@ -120,7 +119,6 @@ def test_a_config_that_says_scales_of_the_cache_alone(whole, told):
             {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
             "torchao, Int4W.*",
         ),
-        ({"group_size": 64, "bits": 4}, "unknown"),
     ],
 )
 def test_others_are_refused_by_name_with_the_mend(whole, told, named):
@@ -129,6 +127,23 @@ def test_others_are_refused_by_name_with_the_mend(whole, told, named):
         (whole / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(CheckpointError, match=rf"is quantized \({named}\); .*flashdraft launch"):
             outline_target(whole)
+
+
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [
+        ({"quant_method": "exl3", "bits": 4.0}, "exl3"),
+        ({"group_size": 64, "bits": 4}, "mlx"),
+        ({"a": 1}, "unknown"),
+    ],
+)
+def test_what_no_engine_serves_is_not_handed_over(whole, told, named):
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+    with pytest.raises(
+        CheckpointError, match=rf"is quantized \({named}\); .*8 bits: give the original model$"
+    ):
+        outline_target(whole)
 
 
 def test_modelopts_own_file(whole):

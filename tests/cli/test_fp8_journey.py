@@ -102,6 +102,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_from_training_to_another_engine(target: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts(4)))
     drafter = str(tmp_path / "run" / "drafter")

@@ -126,6 +126,29 @@ def test_drafters_of_other_methods(tmp_path):
     assert "DSPARK" in sglang_command(pair, LaunchConfig()).argv
 
 
+def test_eagle3_and_domino(tmp_path):
+    target = write(tmp_path / "t", GPT_OSS)
+    eagle = write(tmp_path / "e", {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama"})
+    pair = read_pair(target, eagle)
+    for command in COMMANDS.values():
+        with pytest.raises(UsageError, match="says no block size; name one: --block-size"):
+            command(pair, LaunchConfig())
+    argv = sglang_command(pair, LaunchConfig(block_size=4)).argv
+    told = {
+        flag: argv[argv.index(f"--speculative-{flag}") + 1]
+        for flag in ("num-steps", "eagle-topk", "algorithm")
+    }
+    assert told == {"num-steps": "3", "eagle-topk": "1", "algorithm": "EAGLE3"}
+    assert {word for word in argv if word.startswith("--")} <= engine_facts("sglang").flags
+    assert '"num_speculative_tokens": 3' in str(vllm_command(pair, LaunchConfig(block_size=4)).argv)
+    domino = read_pair(
+        target, drafter_for(tmp_path / "d", GPT_OSS, dflash_config={"projector_type": "domino"})
+    )
+    with pytest.raises(UsageError, match=r"vLLM 0\.33\.0 serves no Domino drafters: SGLang does"):
+        vllm_command(domino, LaunchConfig())
+    assert sglang_command(domino, LaunchConfig()).argv
+
+
 def test_replicas_before_tensor_parallelism(tmp_path):
     pair = read_pair(*save_tiny_pair(tmp_path))
     for command, flag in ((vllm_command, "--data-parallel-size"), (sglang_command, "--dp-size")):

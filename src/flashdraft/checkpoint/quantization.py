@@ -24,6 +24,7 @@ _TORCHAO = (
     "Int8DynamicActivationInt8WeightConfig",
     "Float8DynamicActivationFloat8WeightConfig",
 )
+_NOT_SERVED = ("mlx", "exl3", "unknown")  # neither by vLLM 0.33 nor by SGLang 0.5.23
 _READ = "FP8, compressed-tensors with 4 or 8 bits, AWQ, GPTQ, MXFP4 or torchao with 8 bits"
 
 
@@ -53,7 +54,8 @@ def read_quantization(raw: dict[str, Any], folder: Path) -> Quantization | None:
         }
     if not told:
         return None
-    method = str(told.get("quant_method", "unknown")).lower()
+    is_mlx = "quant_method" not in told and {"group_size", "bits"} <= told.keys()
+    method = "mlx" if is_mlx else str(told.get("quant_method", "unknown")).lower()
     algorithm, form = told.get("quant_algo"), told.get("format")
     groups = [group.get("weights") or {} for group in (told.get("config_groups") or {}).values()]
     sizes = [group.get("group_size") for group in groups if group.get("group_size")]
@@ -83,9 +85,11 @@ def read_quantization(raw: dict[str, Any], folder: Path) -> Quantization | None:
         return Quantization("torchao", dtype=_own_dtype(raw))
     names = (method, algorithm, form or packing or kind or None, told.get("version"))
     name = ", ".join(str(one) for one in names if one)
+    others = (
+        "" if method in _NOT_SERVED else "vLLM and SGLang serve others as they are (flashdraft launch), or "
+    )
     raise CheckpointError(
-        f"{folder} is quantized ({name}); expected float weights, {_READ}: vLLM and SGLang serve others as they are"
-        " (flashdraft launch), or give the original model"
+        f"{folder} is quantized ({name}); expected float weights, {_READ}: {others}give the original model"
     )
 
 

@@ -78,6 +78,12 @@ class Pair:
         return str((self.raw_target.get("architectures") or [_CLASSES.get(kind, kind)])[0])
 
     @property
+    def is_domino(self) -> bool:
+        """Whether it is a Domino drafter, whose class has DFlash's name."""
+        inner = self.raw.get("dflash_config") or {}
+        return "domino" in str(inner.get("projector_type", self.raw.get("projector_type"))).lower()
+
+    @property
     def method(self) -> str:
         """The drafter's method: dflash (DFlash 2, LiLiCorr and xPress are served as it), dspark or eagle3."""
         told = f"{self.raw.get(MARK, '')} {' '.join(map(str, self.raw.get('architectures') or ()))}".lower()
@@ -88,7 +94,10 @@ class Pair:
         facts = engine_facts(engine)
         facts.check_target(self.architecture, self.raw_target)
         names = [str(name) for name in self.raw.get("architectures") or ()]
-        if not self.is_speculators and not facts.drafters & set(names):
+        is_listed = self.is_speculators or bool(facts.drafters & set(names))
+        if engine == "sglang" and self.method == "eagle3":
+            is_listed = True  # of the classes of any model, which it does not list
+        if not is_listed:
             raise UsageError(
                 f"{facts.label} serves no drafter of architecture {', '.join(names) or 'unknown'}"
             )
@@ -123,13 +132,13 @@ class Pair:
         """The block size to run. Raises UsageError for one that the drafter was not trained for."""
         told = (self.raw.get("dflash_config") or {}).get("block_size", self.raw.get("block_size"))
         largest = self.drafter.block_size if self.drafter else told
-        if not isinstance(largest, int):
+        wanted = largest if config.block_size is None else config.block_size
+        if not isinstance(wanted, int):
             raise UsageError(
                 f"the drafter's config.json says no block size; name one: --block-size, found {told!r}"
             )
-        wanted = largest if config.block_size is None else config.block_size
-        if not 2 <= wanted <= largest:
-            raise UsageError(f"block_size is {wanted}; expected 2 to {largest}, the drafter's own")
+        if wanted < 2 or (isinstance(largest, int) and wanted > largest):
+            raise UsageError(f"block_size is {wanted}; expected 2 to {largest or 'many'}, the drafter's own")
         return wanted
 
     def check_heads(self, tp: int) -> None:

@@ -22,6 +22,12 @@ def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -
     argv = [
         *("python", "-m", module, "--model-path", pair.target),
         *flags(speculative_algorithm=pair.method.upper(), speculative_draft_model_path=pair.draft),
+        # EAGLE-3 drafts token after token: as a chain, so many steps.
+        *(
+            flags(speculative_num_steps=block_size - 1, speculative_eagle_topk=1)
+            if pair.method == "eagle3"
+            else []
+        ),
         *flags(speculative_num_draft_tokens=block_size, speculative_draft_window_size=config.window),
         *flags(dtype=config.dtype, tp_size=None if config.tp == 1 else config.tp),
         *flags(dp_size=None if config.replicas == 1 else config.replicas),

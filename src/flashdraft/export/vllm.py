@@ -50,7 +50,9 @@ def vllm_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> 
 
 def _refuse(pair: Pair, config: LaunchConfig) -> None:
     kind = pair.target_config.model_type
-    pair.check_engine("vllm")
+    facts = pair.check_engine("vllm")
+    if pair.is_domino:
+        raise UsageError(f"{facts.label} serves no Domino drafters: SGLang does")
     if pair.is_mixed and config.device == "cpu":
         # models/qwen3_dflash.py, _resolve_layer_attention: several KV groups exist in the V2 runner alone.
         raise UsageError(
