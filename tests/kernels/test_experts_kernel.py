@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from flashdraft.models.mlp import SparseMLP
-from flashdraft.ops.quantized import QuantizedWeight, packed
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, experts
 
 HIDDEN, NUM_EXPERTS = 44, 9
@@ -70,31 +69,6 @@ def test_all_tokens_may_want_the_same_experts():
     x = torch.randn(40, HIDDEN)
     chosen, weights = torch.tensor([[6, 3]]).repeat(40, 1), torch.rand(40, 2)
     agree(by_kernels(mlp, x, chosen, weights), mlp.experts(x, chosen, weights))
-
-
-@pytest.mark.parametrize("num_tokens", [3, NUM_FEW // 2 + 1, NUM_EXACT + 1])
-@pytest.mark.parametrize("kind", ["fp8", "int4"])
-def test_experts_in_codes(kind, num_tokens):
-    """The bits of the same experts in floats, whichever way blocks are found and tiles are cut."""
-    torch.manual_seed(num_tokens)
-    made = [_in_codes(kind, rows, columns) for rows, columns in ((3 * 256, 128), (3 * 128, 128))]
-    floats = [weight.dequantized().unflatten(0, (3, -1)) for weight in made]
-    x = torch.randn(num_tokens, 128).bfloat16()
-    chosen, weights = torch.randint(3, (num_tokens, 2)), torch.rand(num_tokens, 2).bfloat16()
-    found = experts(x, *made, chosen, weights)
-    if kind == "int4" and num_tokens > NUM_EXACT:  # whole chunks are summed at a time there, halves of floats
-        torch.testing.assert_close(found, experts(x, *floats, chosen, weights), atol=1e-2, rtol=1e-2)
-    else:
-        assert torch.equal(found, experts(x, *floats, chosen, weights))
-
-
-def _in_codes(kind: str, num_outputs: int, num_inputs: int) -> QuantizedWeight:
-    scales = (torch.rand(num_inputs // 128, num_outputs) + 0.5) * 0.02
-    if kind == "fp8":
-        codes = torch.randn(num_outputs, num_inputs).mul(6).to(torch.float8_e4m3fn)
-        return QuantizedWeight(codes, scales, None, torch.bfloat16)
-    codes, zeros = torch.randint(16, (num_outputs, num_inputs)), torch.randint(5, 11, scales.shape)
-    return QuantizedWeight(packed(codes), scales.half(), zeros.half(), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton")
 from flashdraft.ops.quantized import QuantizedWeight, joined, packed, unpacked
 from flashdraft.ops.triton.dequantized import dequantize
+from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, experts
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,3 +63,19 @@ def test_some_and_all_of_the_outputs(kind):
     x, tiling = torch.randn(2, 256, device=DEVICE).bfloat16(), Tiling(64, 128, 2, 4)
     whole = few_tokens_linear(x, both, tiling)
     assert torch.equal(whole[:, 64:], few_tokens_linear(x, both[64:], tiling))
+
+
+@pytest.mark.parametrize("num_tokens", [3, NUM_FEW // 2 + 1, NUM_EXACT + 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts(kind, num_tokens):
+    """Whichever way blocks of pairs are found and tiles are cut."""
+    made = [quantized(kind, num_outputs, 128) for num_outputs in (3 * 256, 3 * 128)]
+    floats = [weight.dequantized().unflatten(0, (3, -1)) for weight in made]
+    x = torch.randn(num_tokens, 128, device=DEVICE).bfloat16()
+    chosen = torch.randint(3, (num_tokens, 2), device=DEVICE)
+    weights = torch.rand(num_tokens, 2, device=DEVICE).bfloat16()
+    found, expected = (experts(x, *both, chosen, weights) for both in (made, floats))
+    if made[0].is_packed and num_tokens > NUM_EXACT:  # sums of whole chunks there, of half ones with floats
+        torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    else:
+        assert torch.equal(found, expected)
