@@ -76,6 +76,20 @@ def test_methods_are_what_was_asked_for(llm: LLM) -> None:
             methods(llm, names, sizes)
 
 
+def test_perfect_drafts_are_accepted_whole(llm: LLM) -> None:
+    bench = OfflineBench(llm, methods(llm, ["replay"], [8, 4]), GREEDY, concurrencies=(3,), multi_turn=True)
+    prompts = load_task("mt-bench", 3)
+    for index in (0, 1):  # methods take turns, but perfect drafts need plain decoding's answer
+        rows = bench.measure(chunk_of(prompts, 3, index))
+        assert {row.method for row in rows} == {"AR", "perfect drafts"}
+        for row in rows:
+            if row.method != "AR":
+                told = row.metrics
+                assert row.difference is None
+                assert told.num_accepted == told.num_drafted
+                assert told.num_rounds <= -(-told.num_output_tokens // int(row.block_size)) + 1
+
+
 def test_chunks_are_even_and_long_enough_for_their_concurrency() -> None:
     prompts = load_task("gsm8k", 40)
     lengths = {c: [len(part) for part in split(prompts, c)] for c in (1, 8, 16, 32)}

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Literal
 
+from flashdraft.bench.prompt_file import load_prompt_file
 from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
 from flashdraft.errors import UsageError
 from flashdraft.sampling_params import SamplingParams
@@ -24,6 +26,11 @@ class BenchConfig:
     """Settings of one benchmark. Raises UsageError for values that cannot be measured."""
 
     tasks: str = _described(",".join(TASKS), "Which tasks, with commas.")
+    prompts_file: str = _described(
+        "",
+        "Prompts of your own in place of the tasks: JSON lines with question_id, category and turns, as SPEED-Bench has"
+        " them. Each category is a task; --tasks picks some.",
+    )
     mixed: bool = _described(False, "Ask the tasks' prompts in turns, as one task.")
     concurrency: str = _described("1", "Requests under way at a time, with commas.")
     limit: int = _described(40, "The first prompts of each task; at least as many as are under way.")
@@ -101,7 +108,11 @@ class BenchConfig:
     def prompts(self) -> dict[str, list[BenchPrompt]]:
         """The prompts of each task in the source's order, as many as are needed at most."""
         most = max(self.limit, *self.concurrencies)
-        by_task = {name: load_task(name, most) for name in names_in(self.tasks)}
+        if self.prompts_file:
+            picked = () if self.tasks == BenchConfig.tasks else names_in(self.tasks)
+            by_task = load_prompt_file(Path(self.prompts_file), picked)
+        else:
+            by_task = {name: load_task(name, most) for name in names_in(self.tasks)}
         if not by_task:
             raise UsageError(f"--tasks names none; expected some of: {', '.join(TASKS)}")
         if not self.mixed:

@@ -8,9 +8,10 @@ from flashdraft.bench.results import BASELINE
 from flashdraft.errors import UsageError
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
+from flashdraft.spec_decode.replay import ReplayDrafter
 
-AR, NGRAM, DFLASH, TREE = "ar", "ngram", "dflash", "tree"
-_LABELS = {AR: BASELINE, NGRAM: "n-gram", DFLASH: "DFlash", "mtp": "MTP"}
+AR, NGRAM, DFLASH, TREE, REPLAY = "ar", "ngram", "dflash", "tree", "replay"
+_LABELS = {AR: BASELINE, NGRAM: "n-gram", REPLAY: "perfect drafts", DFLASH: "DFlash", "mtp": "MTP"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def choose_methods(
 ) -> list[Method]:
     """Plain decoding, and for each block size what ``names`` asks for: "ngram" or one of ``drafters``.
 
-    "ngram:8": at that block size alone.
+    "ngram:8": at that block size alone. "replay": plain decoding's answers as drafts.
     "auto": the drafter "dflash" with the controller's choice of every block. "tree": its trees of each of
     ``tree_sizes``, as deep as its largest block.
     Raises UsageError for an unknown name and for a block size that a drafter was not trained for.
@@ -52,14 +53,16 @@ def choose_methods(
             dflash = drafters[DFLASH]
             methods += [Method(f"tree {size}", dflash.max_block_size, dflash, size) for size in tree_sizes]
             continue
-        if name not in (NGRAM, *drafters):
+        if name not in (NGRAM, REPLAY, *drafters):
+            known = ", ".join((AR, NGRAM, REPLAY, AUTO, TREE, *drafters))
             raise UsageError(
-                f"there is no method {name!r}; expected some of: {', '.join((AR, NGRAM, AUTO, TREE, *drafters))}."
+                f"there is no method {name!r}; expected some of: {known}."
                 f" Another one needs its drafter: --draft {name}=FOLDER"
             )
         label = _LABELS.get(name, name)
         for size in [int(own_size)] if colon else block_sizes:
-            drafter = NgramDrafter(size) if name == NGRAM else drafters[name]
+            own = {NGRAM: NgramDrafter, REPLAY: ReplayDrafter}
+            drafter = own[name](size) if name in own else drafters[name]
             if not 2 <= size <= drafter.max_block_size:
                 raise UsageError(f"{label} got block size {size}; expected 2 to {drafter.max_block_size}")
             methods.append(Method(label, size, drafter))

@@ -26,6 +26,7 @@ from flashdraft.engine.step_timing import doubling
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.metrics import RequestMetrics
+from flashdraft.spec_decode.replay import ReplayDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 T = TypeVar("T")
@@ -106,16 +107,17 @@ class OfflineBench:
             token_ids = [self.llm.chat_token_ids(conversations[i], **self.template) for i in places]
             first = (chunk.index + chunk.repeat + turn) % len(self.methods)
             order = [*self.methods[first:], *self.methods[:first]]
-            answers = {
-                method: self._answer(
-                    method,
-                    token_ids,
-                    self.params,
-                    chunk.concurrency,
-                    partial(self.on_answer, chunk, method),
-                )
-                for method in order
-            }
+            if any(isinstance(method.drafter, ReplayDrafter) for method in order):
+                order = sorted(
+                    order, key=lambda method: method is not self.methods[0]
+                )  # it drafts plain's answers
+            answers: dict[Method, list[TimedAnswer]] = {}
+            for method in order:
+                if isinstance(method.drafter, ReplayDrafter):
+                    plain_ids = [one.token_ids for one in answers[self.methods[0]]]
+                    method.drafter.known = [[*a, *b] for a, b in zip(token_ids, plain_ids, strict=True)]
+                heard = partial(self.on_answer, chunk, method)
+                answers[method] = self._answer(method, token_ids, self.params, chunk.concurrency, heard)
             for row, i in enumerate(places):
                 plain = answers[self.methods[0]][row].token_ids
                 asked = _Asked(chunk, chunk.prompts[i], turn, token_ids[row], plain)

@@ -60,9 +60,10 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="With commas: ar, ngram, mtp, dflash, tree, auto, names of --draft; NAME:SIZE: at that block size alone."
+        help="With commas: ar, ngram, mtp, dflash, tree, auto, replay (perfect drafts: plain decoding's"
+        " answers again), names of --draft; NAME:SIZE: at that block size alone."
         " ar always runs: it is the yardstick.",
-        show_default="all but ngram and tree",
+        show_default="all but ngram, tree and replay",
     ),
 ]
 

@@ -1,0 +1,66 @@
+"""Prompts of the user's own: SPEED-Bench's shape, by category, and what is no such file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flashdraft.bench.config import BenchConfig
+from flashdraft.bench.prompt_file import load_prompt_file
+from flashdraft.errors import DataError, UsageError
+
+ROWS = [
+    {"question_id": "a" * 32, "category": "coding", "turns": ["Write f.", "Now g."], "source": "x"},
+    {"question_id": "b" * 32, "category": "math", "messages": [{"role": "user", "content": "1+1?"}]},
+    {"question_id": "c" * 32, "category": "coding", "turns": ["Mend h."]},
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "speed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_each_category_is_a_task(file: Path) -> None:
+    found = load_prompt_file(file)
+    assert list(found) == ["coding", "math"]
+    assert [(one.id[0], one.turns) for one in found["coding"]] == [
+        ("a", ("Write f.", "Now g.")),
+        ("c", ("Mend h.",)),
+    ]
+    assert [one.turns for one in found["math"]] == [("1+1?",)]
+    assert list(BenchConfig(prompts_file=str(file)).prompts()) == ["coding", "math"]
+    assert list(BenchConfig(prompts_file=str(file), tasks="math").prompts()) == ["math"]
+    with pytest.raises(UsageError, match=r"names 'law'; .* has the categories coding, math"):
+        BenchConfig(prompts_file=str(file), tasks="law").prompts()
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("{", "speed.jsonl:2 is not JSON"),
+        ("[1]", "no object"),
+        ('{"category": 1}', "no object with a category"),
+        ('{"category": "a"}', "no turns"),
+        ('{"turns": []}', "no turns"),
+        ('{"turns": ["a", ""]}', "no turns"),
+        ('{"turns": "a"}', "no turns"),
+        ('{"messages": [{"role": "system", "content": "a"}]}', "message of 'system'"),
+        ('{"turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"]}', "placeholder"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, part: str) -> None:
+    path = tmp_path / "speed.jsonl"
+    path.write_text(f'{{"turns": ["a"]}}\n{line}\n')
+    with pytest.raises(DataError, match=r"speed.jsonl:2 ") as caught:
+        load_prompt_file(path)
+    assert part in str(caught.value)
+
+
+def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    for name in ("empty", "nosuch"):
+        with pytest.raises(DataError, match=name):
+            load_prompt_file(tmp_path / name)
