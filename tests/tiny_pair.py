@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -46,11 +47,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_pair(folder: Path, block_size: int = 8) -> tuple[str, str]:
-    """Write ``folder``/target and ``folder``/drafter; their paths."""
-    tokenizer = byte_tokenizer()
+def save_tiny_pair(
+    folder: Path, block_size: int = 8, tokenizer: Any = None, max_len: int = 2048
+) -> tuple[str, str]:
+    """Write ``folder``/target and ``folder``/drafter; their paths. ``tokenizer``: None: one token a byte."""
+    tokenizer = tokenizer or byte_tokenizer()
     target = toy_target(
-        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048
+        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=max_len
     )
     drafter = toy_dflash(target, block_size=block_size)
     config = target.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}

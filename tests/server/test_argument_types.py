@@ -87,3 +87,29 @@ def test_what_jsonschema_calls_valid_is_kept() -> None:
             continue
         if isinstance(schema, dict) and "nullable" not in schema and "$ref" not in schema:
             jsonschema.validate(expected, schema)
+
+
+V_TEXT, V_NULL = {"properties": {"v": TEXT}}, {"properties": {"v": NOTHING}}
+V_AUTO, V_WHOLE = {"properties": {"v": {"const": "auto"}}}, {"properties": {"v": WHOLE}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"additionalProperties": TEXT}, "007", "007"),
+        ({"additionalProperties": False}, "007", "007"),
+        ({"patternProperties": {"^v": TEXT}}, "12345", "12345"),
+        ({"patternProperties": {"^v": TEXT, "w": WHOLE}, "additionalProperties": False}, "12345", 12345),
+        ({"allOf": [V_TEXT]}, "12345", "12345"),
+        ({"$defs": {"p": V_TEXT}, "allOf": [{"$ref": "#/$defs/p"}]}, "1", "1"),
+        ({"anyOf": [V_TEXT, V_NULL]}, "1.10", "1.10"),
+        ({"oneOf": [V_AUTO, V_WHOLE]}, "3", 3),
+        ({"properties": {"v": {"oneOf": [WHOLE, {"const": "auto"}]}}}, "auto", "auto"),
+        ({"properties": {"v": {"prefixItems": [{}, {}]}}}, "(1, 'a')", [1, "a"]),
+        ({"properties": {"v": {"format": "date"}}}, "2024", "2024"),
+        ({"allOf": [{"$ref": "#"}]}, "5", 5),
+    ],
+)
+def test_an_argument_has_the_type_of_wherever_it_is_declared(schema: Any, text: str, value: Any) -> None:
+    types = ArgumentTypes(schema)
+    assert json.loads(types.typed(text, types.named("v"))) == value

@@ -75,6 +75,27 @@ def test_thoughts_words_and_calls_are_blocks(llm: LLM, num_tokens: int) -> None:
         assert streamed["usage"]["output_tokens"] == whole["usage"]["output_tokens"] == len(text)
 
 
+def test_an_answer_that_the_client_begins_is_refused(running: Running) -> None:
+    begun = [*HI, {"role": "assistant", "content": "The"}]
+    response = running.post(PATH, model=MODEL, messages=begun, max_tokens=4)
+    assert response.status_code == 400
+    assert "messages[1] begins the answer" in response.json()["error"]["message"]
+    assert running.post(f"{PATH}/count_tokens", model=MODEL, messages=begun).status_code == 200
+
+
+def test_what_claude_code_sends_is_taken(running: Running) -> None:
+    """The fields of version 2.1.197 beside the conversation."""
+    keeps = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    body: dict[str, Any] = {"model": MODEL, "messages": HI, "max_tokens": 4, "context_management": keeps}
+    body |= {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
+    body |= {"system": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]}
+    assert running.post(f"{PATH}?beta=true", **body, metadata={"user_id": "{}"}).status_code == 200
+    clears = {"edits": [{"type": "clear_tool_uses_20250919"}]}
+    refused = running.post(PATH, **(body | {"context_management": clears}))
+    assert refused.status_code == 400
+    assert "context_management is not supported" in refused.json()["error"]["message"]
+
+
 def test_a_conversation_with_tools_is_the_chats(llm: LLM) -> None:
     with serving(with_template(llm, TOOLS_TEMPLATE)) as running:
         turns: Any = [

@@ -91,11 +91,35 @@ def test_the_prompt_is_the_chats(llm: LLM) -> None:
         assert [item.type for item in forced.output] == ["function_call"]
 
 
+def test_functions_of_a_namespace_are_called_by_both_names(llm: LLM) -> None:
+    """As Codex CLI 0.171 sends its tools: a namespace and the web's search among functions."""
+    other = with_template(llm, TOOLS_TEMPLATE)
+    tools = [{"type": "namespace", "name": "crew", "description": "c", "tools": [TOOL]}]
+    asked = CODEX | {"tools": [*tools, {"type": "web_search", "external_web_access": False}, TOOL]}
+    asked |= {"extra_body": {"client_metadata": {"session_id": "x"}}}
+    said = f"hm</think>{CALL.replace('shell', 'crew.shell')}{CALL}"
+    with serving(other, ScriptedEngine(other, said, 16)) as running, running.openai() as client:
+        _, *calls = client.responses.create(**asked).output
+        assert [(one.name, one.namespace) for one in calls] == [("shell", "crew"), ("shell", None)]
+        told = list(client.responses.create(**asked, stream=True))
+        done = [one.item for one in told if one.type == "response.output_item.done"]
+        assert [(one.name, one.namespace) for one in done[1:]] == [("shell", "crew"), ("shell", None)]
+        turns = [*TURNS, *(one.to_dict() for one in calls)]
+        turns += [{"type": "function_call_output", "call_id": one.call_id, "output": "ok"} for one in calls]
+        again = client.responses.create(**(asked | {"input": turns}))
+        assert again.usage.input_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("more", "part"),
     [
         ({"input": [{"type": "image_generation_call"}]}, "input[0] is of type 'image_generation_call'"),
         ({"tools": [{"type": "web_search"}]}, "tools[0] is of type 'web_search'"),
+        ({"tools": [TOOL, {"type": "file_search"}]}, "tools[1] is of type 'file_search'"),
+        (
+            {"tools": [TOOL, {"type": "namespace", "name": "n", "tools": [3]}]},
+            "tools[1].tools[0] is of type None",
+        ),
         ({"previous_response_id": "resp_1"}, "previous_response_id is not supported"),
         ({"tool_choice": {"type": "mcp"}, "tools": [TOOL]}, "tool_choice is of type 'mcp'"),
         ({"truncation": "auto"}, "truncation is not supported"),

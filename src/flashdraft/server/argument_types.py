@@ -23,12 +23,40 @@ class ArgumentTypes:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self.root = root
         self._kinds: dict[int, frozenset[str]] = {}  # by id of a part, which lives as long as the root
+        self._named: dict[str, Any] = {}
         self._num_steps = self._depth = 0
 
     def named(self, name: str) -> Any:
-        """The schema of one argument; True where it is not declared."""
-        declared = self.object_schema().get("properties")
-        return declared.get(name, True) if isinstance(declared, Mapping) else True
+        """The schema of one argument, wherever it is declared; True where it is not."""
+        if name not in self._named:  # kept, for kinds are known by id
+            found = self._declared(self.root, name, 0)
+            self._named[name] = True if found is None else found
+        return self._named[name]
+
+    def _declared(self, schema: Any, name: str, depth: int) -> Any:
+        """What ``schema`` says of an argument: by its properties, else by patterns, else of all others."""
+        if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+            return None
+        own = _mapping(schema, "properties").get(name)
+        if own is None:
+            # Which pattern it fits is not tried: a stranger's expression may take for ever.
+            ways = list(_mapping(schema, "patternProperties").values())
+            own = {"anyOf": ways} if ways else None
+        inner = [self.resolved(schema["$ref"])] if "$ref" in schema else []
+        inner += schema["allOf"] if isinstance(schema.get("allOf"), list) else []
+        found = [own, *(self._declared(one, name, depth + 1) for one in inner)]
+        for key in ("anyOf", "oneOf"):
+            ways = schema[key] if isinstance(schema.get(key), list) else []
+            told = [one for way in ways if (one := self._declared(way, name, depth + 1)) is not None]
+            found.append({"anyOf": told} if told else None)
+        found = [one for one in found if one is not None]
+        if not found:
+            return (
+                schema.get("additionalProperties")
+                if schema.get("additionalProperties") is not False
+                else None
+            )
+        return found[0] if len(found) == 1 else {"allOf": found}
 
     def object_schema(self) -> Mapping[str, Any]:
         """The root, or what it refers to."""
@@ -176,6 +204,11 @@ def read_literal(text: str) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return _NOTHING
+
+
+def _mapping(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = schema.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _refuse(name: str) -> None:

@@ -119,6 +119,11 @@ async def count_tokens(request: Request) -> Response:
 
 def _as_chat(asked: CountTokensRequest, tokenizer: Any) -> ChatRequest:
     """The same wish as a chat. Raises ApiError 400 for what a text model cannot have."""
+    if isinstance(asked, MessagesRequest) and asked.messages[-1].role == "assistant":
+        where = f"messages[{len(asked.messages) - 1}]"
+        raise ApiError(
+            400, f"{where} begins the answer, which is not supported: end with the user's turn", where
+        )
     turns: list[Json] = []
     if asked.system:
         turns.append({"role": "system", "content": _text(asked.system, "system")})

@@ -11,6 +11,7 @@ from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.chat import prepare_chat
 from flashdraft.server.fields import BlockSizeField, Count, Fields
 from flashdraft.server.handlers import check_model, read_request, respond, service_of
+from flashdraft.server.logs import log_event
 from flashdraft.server.protocol import ChatRequest, Effort, SamplingFields
 from flashdraft.server.responses_form import ResponseForm
 from flashdraft.server.structured import JsonSchema, ResponseFormat
@@ -81,7 +82,9 @@ async def responses(request: Request) -> Response:
     told |= {"metadata": asked.metadata or {}, "parallel_tool_calls": asked.parallel_tool_calls is not False}
     told["reasoning"] = asked.reasoning.model_dump() if asked.reasoning else None
     model = asked.model or service.config.model_names[0]
-    writer = ResponseForm(model, prepared.thinking, prepared.choice.callable, told)
+    spaces = [tool.get("name") for tool in asked.tools or () if tool.get("type") == "namespace"]
+    namespaces = [name for name in spaces if isinstance(name, str)]
+    writer = ResponseForm(model, prepared.thinking, prepared.choice.callable, told, namespaces)
     return await respond(submission, bool(asked.stream), writer.whole, writer.events)
 
 
@@ -93,7 +96,7 @@ def _as_chat(asked: ResponsesRequest) -> ChatRequest:
         "chat_template_kwargs": asked.chat_template_kwargs,
         "parallel_tool_calls": asked.parallel_tool_calls,
     }
-    values["tools"] = [_tool(one, i) for i, one in enumerate(asked.tools or ())] or None
+    values["tools"] = _tools(asked.tools or []) or None
     values["tool_choice"] = _choice(asked.tool_choice)
     if asked.text and (form := asked.text.format):
         values["response_format"] = ResponseFormat(type=form.type, json_schema=form)
@@ -101,13 +104,38 @@ def _as_chat(asked: ResponsesRequest) -> ChatRequest:
     return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
 
 
-def _tool(tool: Json, index: int) -> Json:
+def _tools(tools: list[Json]) -> list[Json]:
+    """Functions, those of a namespace under both names.
+
+    What searches the web is an offer to the model that agents make beside their own tools; it is left out then.
+    """
+    told, left_out = list[Json](), list[str]()
+    for i, tool in enumerate(tools):
+        kind, where = tool.get("type"), f"tools[{i}]"
+        if kind == "namespace" and isinstance(tool.get("tools"), list):
+            inner = [one if isinstance(one, dict) else {} for one in tool["tools"]]
+            told += [_tool(one, f"{where}.tools[{j}]", tool.get("name")) for j, one in enumerate(inner)]
+        elif isinstance(kind, str) and kind.startswith("web_search") and len(tools) > 1:
+            left_out.append(kind)
+        else:
+            told.append(_tool(tool, where))
+    if left_out:
+        log_event("tools left out", types=",".join(left_out))
+    return told
+
+
+def _tool(tool: Json, where: str, namespace: Any = None) -> Json:
     if tool.get("type") != "function":
-        where = f"tools[{index}]"
         raise ApiError(
             400, f"{where} is of type {tool.get('type')!r}; this server knows functions only", where
         )
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+    function = {name: value for name, value in tool.items() if name != "type"}
+    return {"type": "function", "function": function | {"name": full_name(namespace, tool.get("name"))}}
+
+
+def full_name(namespace: Any, name: Any) -> Any:
+    """How the model is told of a function: with the namespace that it is in."""
+    return f"{namespace}.{name}" if isinstance(namespace, str) else name
 
 
 def _choice(choice: str | Json | None) -> Any:
@@ -145,7 +173,10 @@ def _add_item(turns: list[Json], item: Json, where: str) -> None:
         parts = item.get("content") or item.get("summary") or []
         _join(turns, {"reasoning_content": "".join(str(part.get("text", "")) for part in parts)})
     elif kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        function = {
+            "name": full_name(item.get("namespace"), item.get("name")),
+            "arguments": item.get("arguments"),
+        }
         _join(turns, {"tool_calls": [{"id": item.get("call_id"), "type": "function", "function": function}]})
     elif kind == "function_call_output":
         turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})

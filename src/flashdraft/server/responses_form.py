@@ -1,6 +1,6 @@
 """How one answer of ``/v1/responses`` is written down: items of thoughts, words and function calls."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from time import time
 from typing import Any
@@ -17,10 +17,21 @@ _PREFIXES = {"thoughts": "rs", "words": "msg", "call": "fc"}
 
 
 class ResponseForm:
-    """Whole, or as OpenAI's named events. ``asked``: fields of the request that are told again."""
+    """Whole, or as OpenAI's named events.
 
-    def __init__(self, model: str, thinking: Thinking, tools: Tools | None, asked: Json) -> None:
+    ``asked``: fields of the request that are told again. ``namespaces``: of functions, whose calls name them apart.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        thinking: Thinking,
+        tools: Tools | None,
+        asked: Json,
+        namespaces: Sequence[str] = (),
+    ) -> None:
         self.model, self.thinking, self.tools, self.asked = model, thinking, tools, asked
+        self.namespaces = namespaces
         self.created_at = int(time())
 
     def whole(self, submission: Submission) -> Json:
@@ -73,8 +84,15 @@ class ResponseForm:
             return named | {"type": "reasoning", "summary": [], "content": content}
         if one.kind == "words":
             return named | {"type": "message", "role": "assistant", "content": [_part(one)]}
-        call = {"call_id": f"call_{submission.id}_{one.index}", "name": one.name, "arguments": one.text}
-        return named | {"type": "function_call"} | call
+        call = {"call_id": f"call_{submission.id}_{one.index}", "arguments": one.text}
+        return named | {"type": "function_call"} | call | self._names(one.name)
+
+    def _names(self, name: str) -> Json:
+        """A function's name, and its namespace where it is in one."""
+        for space in self.namespaces:
+            if name.startswith(f"{space}."):
+                return {"name": name.removeprefix(f"{space}."), "namespace": space}
+        return {"name": name}
 
     def _told(self, tell: "_Teller", submission: Submission, news: SegmentNews) -> Iterator[str]:
         one = news.segment
@@ -94,7 +112,7 @@ class ResponseForm:
             yield tell(f"response.{kind}.delta", **within, delta=news.text, **extra)
         else:
             if one.kind == "call":
-                yield tell(f"response.{kind}.done", **within, name=one.name, arguments=one.text)
+                yield tell(f"response.{kind}.done", **within, name=item["name"], arguments=one.text)
             else:
                 yield tell(f"response.{kind}.done", **within, text=one.text, **extra)
                 yield tell("response.content_part.done", **within, part=_part(one))

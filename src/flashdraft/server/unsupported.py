@@ -142,7 +142,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt": (),
     "include": ([],),
     "moderation": (),
-    "context_management": ([],),
+    # Claude Code says that it keeps all thoughts.
+    "context_management": (
+        [],
+        {"edits": []},
+        {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    ),
     "enable_response_messages": (False,),
     "previous_input_messages": (),
     "tools_choice": (),
@@ -165,6 +170,7 @@ TOLERATED = {
     "bootstrap_pair_key",
     "bootstrap_port",
     "bootstrap_room",
+    "client_metadata",
     "conversation_id",
     "data_parallel_rank",
     "decode_tp_size",
