@@ -175,6 +175,23 @@ def acceptance() -> str:
     return markdown(header, lines)
 
 
+def acceptance_dflash2() -> str:
+    """Acceptance length by task of the shipped drafter, with the length of the one before it on the same prompts."""
+    found = {}
+    for file in ("before", "after"):
+        for text in (RESULTS / "dflash2" / f"{file}.md").read_text().splitlines():
+            cells = [part.strip() for part in text.split("|")[1:-1]]
+            found[file, cells[0], cells[1]] = cells
+    lines = []
+    for task in ("gsm8k", "math500", "humaneval", "mbpp", "mt-bench", "mean"):
+        before, after, short = (
+            found[key] for key in (("before", task, "16"), ("after", task, "16"), ("after", task, "8"))
+        )
+        lines.append([task, *(cells[i] for cells in (before, after, short) for i in (3, 6))])
+    header = ["task", "before, 16", "not looping", "shipped, 16", "not looping", "shipped, 8", "not looping"]
+    return markdown(header, lines)
+
+
 def lossless() -> str:
     found = json.loads((RESULTS / "lossless.json").read_text())["rows"]
     walked = [row["walk"] for row in found if row["walk"]["rounds"]]
@@ -198,6 +215,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": peers,
     "peers-later": peers_later,
     "acceptance": acceptance,
+    "acceptance-dflash2": acceptance_dflash2,
     "lossless": lossless,
     "epyc": by_load("auto"),
     "epyc-all-methods": by_load("card"),
