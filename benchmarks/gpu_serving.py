@@ -24,8 +24,8 @@ def percentile(values, share):
 
 
 def engine_of(bench, tokens, caching, **config):
-    """An engine of 8 requests in pages for ``tokens``."""
-    config = EngineConfig(max_running=8, prefix_caching=caching, num_pages=tokens // 16, **config)
+    """An engine of 16 requests in pages for ``tokens``."""
+    config = EngineConfig(max_running=16, prefix_caching=caching, num_pages=tokens // 16, **config)
     return Engine(bench.target, None, config, (), None, 1)
 
 
@@ -121,7 +121,7 @@ def chunk(bench, length=512):
 
 
 def main():
-    bench = Bench(sys.argv[2] if len(sys.argv) > 2 else "qwen3.5-27b", sys.argv[1], 400)
+    bench = Bench(sys.argv[2] if len(sys.argv) > 2 else "qwen3.5-27b", sys.argv[1], 400, "bf16")
     for job in (chunk, second_turn, neighbours):
         try:
             job(bench)

@@ -129,10 +129,12 @@ def open_llm(
 
 
 def measure_steps(llm: "LLM", num_rows: int = 1) -> None:
-    """Let the controller measure steps of up to ``num_rows`` requests now, so that no answer waits for it."""
-    if llm.block_size == "auto":
-        with Console(stderr=True).status("measuring this machine's steps"):
+    """Measure or record steps of up to ``num_rows`` requests now, so that no answer waits for it."""
+    with Console(stderr=True).status("measuring this machine's steps"):
+        if llm.block_size == "auto":
             llm.engine.control.calibrate(num_rows)
+        else:
+            llm.engine.overlap.record({1, llm.block_size}, num_rows)
 
 
 def opening(system: str | None, text: str | None = None) -> list[dict[str, str]]:

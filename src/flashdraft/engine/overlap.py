@@ -4,11 +4,15 @@ Until then a request has tokens in flight: the scheduler makes room for as many 
 where the request stands. What a round brings to a request that has ended or lost its pages meanwhile is dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from time import perf_counter
 from typing import NamedTuple
 
+import torch
+
+from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.request import Request
@@ -68,6 +72,24 @@ class Overlap:
         self.runner, self.simulated = runner, simulated
         self.in_flight: InFlight | None = None
         self._since = self.seconds = 0.0  # when the last round was read, and what it took
+
+    @torch.inference_mode()
+    def record(self, blocks: Iterable[int], num_rows: int) -> None:
+        """Make the recordings of rounds of up to ``num_rows`` requests, behind contexts of about 1,000 tokens at most.
+
+        Of requests that do not exist, in pages that nobody has yet.
+        """
+        rounds, size = self.runner.rounds, self.runner.cache.page_size
+        if rounds is None:
+            return
+        counts = [min(1 << power, num_rows) for power in range((num_rows - 1).bit_length() + 1)]
+        for context, block, count in product((128, 896), blocks, counts):
+            pages = range(min(context // size, self.runner.cache.num_pages))
+            start = len(pages) * size
+            where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
+            rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1) for row in where]
+            for _ in range(2):  # the first chooses kernels
+                rounds.launch(rows).ends()
 
     def suits(self, requests: Sequence[Request]) -> bool:
         """Whether a step of ``requests`` runs as a round: nothing is asked of the host between draft and choice."""

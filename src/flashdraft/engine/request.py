@@ -29,6 +29,7 @@ class Request:
     pending: list[Tensor] = field(default_factory=list)  # features of committed, not yet observed tokens
     num_registered: int = 0  # pages that can be found by their prefix
     slot: int = 0  # of its states, in hybrid models
+    branch: int = 0  # where it leaves the prompts before it: their pages end here, a state may be missing
     checkpoint: int | None = None  # the slot of its found prefix's state
     snapshots: list[tuple[int, int]] = field(default_factory=list)  # (number of tokens, slot), see CacheRow
     num_preemptions: int = 0

@@ -271,7 +271,10 @@ class Scheduler:
         # Without an answer yet, the last prompt token has to run: its logits give the first token.
         usable = request.prefill_len - (not request.answer.output.token_ids)
         pages = self.pool.find_prefix(request.hashes[: usable // size])
-        return pages[: self.slots.longest(request.hashes[: len(pages)])] if self.slots else pages
+        if not self.slots:
+            return pages
+        request.branch = len(pages) * size
+        return pages[: self.slots.longest(request.hashes[: len(pages)])]
 
     def _plan_snapshots(self, slots: StateSlots, request: Request, num_tokens: int) -> None:
         """Slots for the states at borders that the request may come past in this step."""
@@ -279,10 +282,8 @@ class Scheduler:
         every = size * self.config.checkpoint_pages
         end = start + request.num_in_flight + num_tokens
         last = (len(request.prompt) - 1) // size * size
-        borders = {
-            *range((start // every + 1) * every, end + 1, every),
-            *([last] if start < last <= end else []),
-        }
+        # Each cuts a prompt's chunk in two: its last border is kept, and those that others are likely to find.
+        borders = {border for border in (end // every * every, last, request.branch) if start < border <= end}
         planned = {border for border, _ in request.snapshots}
         for border in sorted(borders - planned):
             # Whoever is admitted finds a slot of its own.
