@@ -78,7 +78,7 @@ def test_the_drafts_do_not_depend_on_the_batch() -> None:
 def test_a_prefix_is_found_up_to_the_last_kept_state() -> None:
     target = toy_hybrid(vocab_size=SMALL_VOCAB)
     drafter = DFlashDrafter(toy_dflash(target), target)
-    config = EngineConfig(page_size=4, max_running=2, num_checkpoints=8, checkpoint_pages=4)
+    config = EngineConfig(page_size=4, max_running=2, num_checkpoints=16, checkpoint_pages=4)
     engine = Engine(target, drafter, config, block_size=8)
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
     prompt = [i * i % SMALL_VOCAB for i in range(50)]

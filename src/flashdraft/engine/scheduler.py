@@ -32,8 +32,8 @@ class EngineConfig:
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
     attention_backend: str = AUTO_BACKEND  # how the target's steps run: backends/registry.py
-    # Of hybrid models: slots for states behind prefixes, beside one of each running request; a state is kept at
-    # every so many pages and at the prompt's last.
+    # Of hybrid models: slots for states behind prefixes, beside one of each running request; a step keeps a state at
+    # the last border of so many pages that it passes, at the prompt's last page and where prompts part.
     num_checkpoints: int = 32
     checkpoint_pages: int = 16
 

@@ -1,0 +1,50 @@
+"""What vLLM measured, as rows beside ours: closed loops of its own engine, the median of the passes after the first.
+
+Usage: vllm_rows.py FOLDER. Appends to FOLDER/rows.jsonl what FOLDER/vllm-PAIR-METHOD.json say: {"told": what was asked,
+"cells": {"... xN": [passes]}}. A steady rate is of steps in which all N decode.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import median
+
+NAMES = {"ar": "plain", "b16": "b16", "b8": "b8"}
+
+
+def rows_of(path):
+    """One row a cell."""
+    _, pair, method = path.stem.split("-")
+    found = json.loads(path.read_text())
+    provenance = {"source": f"vLLM 0.24.0 on one NVIDIA H200 of the same machine as ours, {path.name}"}
+    for name, passes in found["cells"].items():
+        later = passes[1:] or passes
+        row = {"system": "vllm", "pair": pair, "provenance": provenance}
+        if prefill := re.search(r"prefill (\d+) x (\d+)", name):
+            requests, length = map(int, prefill.groups())
+            seconds = median(one["wall_s"] for one in later)
+            row |= {"method": "prefill", "requests": requests, "step_ms": round(1e3 * seconds, 1)}
+            yield row | {
+                "output_tokens_per_s": round(requests * length / seconds),
+                "tokens": requests * length,
+            }
+            continue
+        length = re.search(r" ([\d.]+) x", name)
+        label = f"{NAMES[method]}@{float(length[1]):.2f}" if length else NAMES[method]
+        row |= {"method": label, "requests": int(name.rpartition("x")[2])}
+        row |= {"most_at_once": max(one["most_active"] for one in later)}
+        row |= {"step_ms": round(median(one["step_ms"] for one in later), 2)}
+        yield row | {"output_tokens_per_s": round(median(one["steady_tokens_s"] for one in later), 1)}
+
+
+def main():
+    folder = Path(sys.argv[1])
+    with (folder / "rows.jsonl").open("a") as file:
+        for path in sorted(folder.glob("vllm-*.json")):
+            for row in rows_of(path):
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
