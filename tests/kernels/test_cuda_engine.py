@@ -15,6 +15,7 @@ from flashdraft.generate import generate
 from flashdraft.ops.quantized import SYMMETRIC_ZERO, QuantizedLinear, QuantizedWeight, packed
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.ngram import NgramDrafter
 from toys import toy_dflash, toy_hybrid, toy_target
 
 pytest.importorskip("triton")
@@ -119,6 +120,20 @@ def test_trees():
     prompts = _prompts(NUM_PROMPTS, target.config.vocab_size, seed=4)
     config = EngineConfig(max_running=2, page_size=4, num_pages=96)
     _check(target, _drafter(target), prompts, 4, config, draft_tree=6)
+
+
+@pytest.mark.parametrize("kind", ["dflash", "ngram", None])
+def test_rounds_recorded_before_there_are_requests(kind):
+    """They leave nothing behind; a drafter that does not draft in rounds is left out."""
+    target = _llama()
+    drafter = {"dflash": _drafter(target), "ngram": NgramDrafter(4), None: None}[kind]
+    engine = Engine(target, drafter, EngineConfig(max_running=2, page_size=4, num_pages=8), (), None, 1)
+    engine.overlap.record({1, 4}, 2)
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    engine.add_request("one", [5, 6, 7], params, 1 if kind is None else 4)
+    made = [token for output in engine.run() for token in output.token_ids]
+    assert made == generate(target, None, [5, 6, 7], params).token_ids
+    assert engine.overlap.runner.drafts_in_rounds == (kind == "dflash")
 
 
 def test_the_host_is_one_step_behind():

@@ -83,7 +83,8 @@ class Overlap:
         if rounds is None:
             return
         counts = [min(1 << power, num_rows) for power in range((num_rows - 1).bit_length() + 1)]
-        for context, block, count in product((128, 896), blocks, counts):
+        known = [block for block in blocks if block == 1 or rounds.can_draft]
+        for context, block, count in product((128, 896), known, counts):
             pages = range(min(context // size, self.runner.cache.num_pages))
             start = len(pages) * size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
