@@ -19,6 +19,8 @@ from flashdraft.engine.request import Request
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
 
+_CONTEXTS = 128, 896, 3840  # tokens; recordings are made for keys up to 256, 1,024 and 4,096
+
 
 @dataclass(frozen=True)
 class _Seat:
@@ -75,18 +77,18 @@ class Overlap:
 
     @torch.inference_mode()
     def record(self, blocks: Iterable[int], num_rows: int) -> None:
-        """Make the recordings of rounds of up to ``num_rows`` requests, behind contexts of about 1,000 tokens at most.
+        """Make the recordings of rounds of up to ``num_rows`` requests, behind contexts of up to 4,096 tokens.
 
         Of requests that do not exist, in pages that nobody has yet.
         """
-        rounds, size = self.runner.rounds, self.runner.cache.page_size
+        rounds, cache = self.runner.rounds, self.runner.cache
         if rounds is None:
             return
         counts = [min(1 << power, num_rows) for power in range((num_rows - 1).bit_length() + 1)]
         known = [block for block in blocks if block == 1 or rounds.can_draft]
-        for context, block, count in product((128, 896), known, counts):
-            pages = range(min(context // size, self.runner.cache.num_pages))
-            start = len(pages) * size
+        longest = {min(context // cache.page_size, cache.num_pages) for context in _CONTEXTS}
+        for num_pages, block, count in product(sorted(longest), known, counts):
+            pages, start = range(num_pages), num_pages * cache.page_size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
             rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1) for row in where]
             for _ in range(2):  # the first chooses kernels
