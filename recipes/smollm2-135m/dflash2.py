@@ -86,7 +86,10 @@ def sizes_of(args: argparse.Namespace) -> Sizes:
 
 
 def with_features(trainer: Trainer, rows_per_forward: int) -> dict[str, Any]:
-    """Let a trainer read features made here; of rows whose features do not fit beside it none or half are left out."""
+    """Let a trainer read features that are made here, once. Returns what a row of figures tells of it.
+
+    Rows whose features do not fit are left out; where that were most of them, features are computed at every step.
+    """
     layers, every = trainer.drafter.config.target_layer_ids, trainer.rows
     count = fitting(trainer.target, every, layers)
     if count < len(every) // 2:

@@ -218,5 +218,6 @@ def fitting(target: TargetModel, rows: PackedRows, layers: Sequence[int]) -> int
     if target.device.type != "cuda":
         return len(rows)
     row_bytes = rows.token_ids.shape[1] * len(layers) * target.config.hidden_size * target.dtype.itemsize
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(target.device)
     return min(int((free - LEFT_FOR_TRAINING) // row_bytes), len(rows))
