@@ -88,7 +88,7 @@ def test_explain_tells_costs_acceptance_and_lengths(run: Run, pair: list[str]) -
     result = run("generate", "Hello", "--max-tokens", "20", "--explain", *pair)
     assert result.stdout == run("generate", "Hello", "--max-tokens", "20", *pair).stdout
     for part in (
-        "tokens in the forward        1     2     3     4     5     8",
+        "one request, tokens          1     2     4     8",
         "draft token ",
         "tokens verified",
     ):
