@@ -3,9 +3,9 @@
     python benchmarks/attacks.py --label after --out benchmarks/results/attacks.json
     python benchmarks/attacks.py --label before --source OTHER_CHECKOUT/src --out benchmarks/results/attacks.json
 
-Serves the embedded pair. Each attack runs as a process of its own at nice 10, with generated input that any client may
-send; meanwhile the neighbour (neighbour.py) asks as usual. Then, after a while of quiet, memory is read again.
-Adds its rows to the file, and writes a table of all of them beside it.
+Serves the embedded pair. Each attack runs as a process of its own at nice 10 and from an address of its own, with
+generated input that any client may send; meanwhile the neighbour (neighbour.py) asks as usual. Then, after a while of
+quiet, memory is read again. Adds its rows to the file, and writes a table of all of them beside it.
 """
 
 import argparse
@@ -28,13 +28,15 @@ from flashdraft.provenance import collect_provenance
 
 HI = [{"role": "user", "content": "hello, " * 12}]
 SLOW = "root ::= " + " | ".join(f'[a-z]{{1,{i}}} "{i}"' for i in range(1, 400))
+ADDRESS = "127.0.0.2"  # where the attackers are: another client than the neighbour
 Attack = Callable[[str], Awaitable[None]]
 
 
 async def post(url: str, path: str, body: Any, timeout: float = 60) -> None:
     """Ask once, and care for nothing."""
     with contextlib.suppress(httpx2.HTTPError):
-        async with httpx2.AsyncClient(timeout=timeout) as http:
+        away = httpx2.AsyncHTTPTransport(local_address=ADDRESS)
+        async with httpx2.AsyncClient(timeout=timeout, transport=away) as http:
             await http.post(url + path, json=body)
 
 
@@ -105,7 +107,10 @@ async def unread_streams(url: str) -> None:
         reader._transport.pause_reading()
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
         writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        await asyncio.sleep(600)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            writer.close()
 
 
 ATTACKS: dict[str, tuple[Attack, int]] = {  # and how many clients at once
@@ -125,7 +130,7 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and how many clients at once
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection without a client's manners."""
     host, _, port = url.removeprefix("http://").partition(":")
-    return await asyncio.open_connection(host, int(port))
+    return await asyncio.open_connection(host, int(port), local_addr=(ADDRESS, 0))
 
 
 async def attack(url: str, name: str, seconds: float) -> None:

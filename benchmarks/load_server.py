@@ -2,15 +2,17 @@
 
     python benchmarks/load_server.py --seconds 600 --out benchmarks/results/load_server.json
 
-Serves with --dtype float32, where greedy answers do not depend on who else runs, and compares every finished one with
-the offline answer. Clients (64) ask at random for whole and streamed answers and block sizes; a third of them leave
-before the end, some read slowly, some send what is no request. Then the same server must be empty, its cache in
-order, and right once more for each prompt. At last it is ended under load in three ways: SIGTERM with time to finish,
-SIGTERM without, and kill -9 with a restart on the same port. Exits with 1 when anything is lost or wrong.
+Compares every finished greedy answer with the offline answer of the same --dtype. Clients (64) ask at random for whole
+and streamed answers and block sizes; a third leaves before the end, some read slowly, some send what is no request or
+half of one; hostile ones, at another address, do what attacks.py does, and do not read their streams. Then the same
+server must be empty, its cache in order, and right once more for each prompt. At last it is ended under load in three
+ways: SIGTERM with time to finish, SIGTERM without, and kill -9 with a restart on the same port. Exits with 1 when
+anything is lost or wrong.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -22,6 +24,7 @@ from time import perf_counter
 from typing import Any
 
 import httpx2
+from attacks import ATTACKS
 from neighbour import Neighbour
 from served_process import ServerProcess, start_server
 
@@ -49,6 +52,10 @@ MALFORMED: list[bytes] = [
 ]
 
 
+PATIENCE_S = 1800  # of the clients that behave: a machine may be busy with other work
+HOSTILE = [name for name in ATTACKS if name not in ("quiet", "unread_streams", "half_heads")]
+
+
 @dataclass
 class Case:
     """A question with the answer that is right."""
@@ -74,9 +81,9 @@ class Account:
             self.faults.append(what)
 
 
-def offline_cases(model: str, num_each: int) -> list[Case]:
+def offline_cases(model: str, dtype: str, num_each: int) -> list[Case]:
     """Prompts of the five tasks with the offline answers of the same precision."""
-    llm = LLM(model, dtype="float32", block_size=1)
+    llm = LLM(model, dtype=dtype, block_size=1)
     dice, asked = random.Random(0), []
     for task in TASKS:
         for prompt in load_task(task, num_each):
@@ -104,9 +111,10 @@ class Load:
                 group.create_task(self._client(random.Random(f"{self.seed}-{index}"), end))
 
     async def _client(self, dice: random.Random, end: float) -> None:
-        async with httpx2.AsyncClient(timeout=300) as http:
+        async with httpx2.AsyncClient(timeout=PATIENCE_S) as http:
             while perf_counter() < end:
-                kind = dice.choices(("whole", "stream", "slow", "leave", "malformed"), (2, 2, 1, 3, 1))[0]
+                kinds = ("whole", "stream", "slow", "leave", "malformed", "half", "hostile", "unread")
+                kind = dice.choices(kinds, (20, 20, 10, 30, 8, 4, 1, 1))[0]
                 try:
                     await getattr(self, f"_{kind}")(http, dice)
                 except httpx2.HTTPError as error:
@@ -160,6 +168,32 @@ class Load:
         else:
             self.account.add("malformed, told so")
 
+    async def _half(self, _: httpx2.AsyncClient, dice: random.Random) -> None:
+        """Half a request, left alone or left to the server's patience."""
+        body = json.dumps(dice.choice(self.cases).body).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        sent = head % len(body) + body
+        reader, writer = await asyncio.open_connection(*self.url.removeprefix("http://").split(":"))
+        writer.write(sent[: dice.randrange(1, len(sent))])
+        said = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dice.choice((0.1, 90))):
+                said = await reader.read()
+        writer.close()
+        if said and not said.startswith(b"HTTP/1.1 408 "):
+            self.account.fault(f"half a request: {said[:200]!r}")
+        self.account.add("half a request, told so" if said else "half a request, left")
+
+    async def _hostile(self, _: httpx2.AsyncClient, dice: random.Random) -> None:
+        await ATTACKS[dice.choice(HOSTILE)][0](self.url)
+        self.account.add("hostile")
+
+    async def _unread(self, _: httpx2.AsyncClient, dice: random.Random) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dice.uniform(5, 60)):
+                await ATTACKS["unread_streams"][0](self.url)
+        self.account.add("unread")
+
     async def _is_refused(self, answer: httpx2.Response, dice: random.Random) -> bool:
         if answer.status_code == 200:
             return False
@@ -206,6 +240,8 @@ async def watch(server: ServerProcess, samples: list[float]) -> None:
 
 async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
     """The load, and the server after it."""
+    quiet = Neighbour(server.url)
+    await quiet.watch(20)
     load, samples = Load(server.url, cases, args.seed), []
     watching = asyncio.create_task(watch(server, samples))
     neighbour = Neighbour(server.url)
@@ -219,7 +255,7 @@ async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namesp
         await asyncio.sleep(0.2)
     if left:
         account.fault(f"left in the server: {left}")
-    async with httpx2.AsyncClient(timeout=300) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as http:
         flushed = await http.post(f"{server.url}/flush_cache")  # asserts the engine's integrity first
         if flushed.status_code != 200:
             account.fault(f"flush_cache: {flushed.status_code} {flushed.text}")
@@ -233,6 +269,7 @@ async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namesp
         "clients": args.clients,
         "outcomes": dict(account.outcomes),
         "faults": account.faults,
+        "quiet_neighbour": quiet.figures(),
         "neighbour": neighbour.figures(),  # refused ones among its failures: the queue is meant to be full
         "resident_mb": {
             "second_quarter": round(sum(second) / len(second), 1),
@@ -260,7 +297,7 @@ async def ended(server: ServerProcess, cases: list[Case], number: int) -> dict[s
         account.add("right" if is_right else "told of an error" if "engine" in text else "connection lost")
 
     longest = sorted(cases, key=lambda case: -case.num_tokens)[:24]
-    async with httpx2.AsyncClient(timeout=300) as http, asyncio.TaskGroup() as group:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as http, asyncio.TaskGroup() as group:
         for case in longest:
             group.create_task(one(http, case))
         for _ in longest:
@@ -275,14 +312,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=8, help="of each task")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    cases = offline_cases(args.model, args.prompts)
-    flags = [args.model, "--dtype", "float32", "--max-queue", "24"]
+    cases = offline_cases(args.model, args.dtype, args.prompts)
+    flags = [args.model, "--dtype", args.dtype, "--max-queue", "24"]
     with start_server(flags) as server:
         figures = {"load": asyncio.run(loaded(server, cases, args))}
         figures["sigterm"] = asyncio.run(ended(server, cases, signal.SIGTERM))

@@ -256,6 +256,18 @@ def test_a_flipped_byte_in_a_training_state(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["state.pt", "state-3-0-of-1.pt"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_training_state_that_was_cut(tmp_path: Path, name: str, share: float) -> None:
+    save_state(tmp_path, {"step": 3}, {"master": {"w": torch.arange(1000.0)}}, Ranks())
+    file = tmp_path / name
+    os.truncate(file, int(share * file.stat().st_size))
+    with pytest.raises(
+        DataError, match=rf"{name}: cannot be read .*; delete state\.pt to start the run anew"
+    ):
+        load_state(tmp_path)
+
+
 def test_a_state_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nat ...")

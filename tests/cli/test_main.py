@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Run
+from command_line import Run, run_on_full_disk
 from flashdraft import __version__
 from flashdraft.cli.main import COMMANDS
 
@@ -101,15 +101,19 @@ def test_a_place_that_cannot_be_written_is_one_line(run: Run) -> None:
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    """A limit of files' sizes stands for the disk."""
-    program = f"""
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from flashdraft.cli.main import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-main(["convert", "--draft", "embedded", "--out", {str(tmp_path / "out")!r}, "--to", "speculators"])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_on_full_disk(
+        100_000, "convert", "--draft", "embedded", "--out", str(tmp_path / "out"), "--to", "speculators"
+    )
     assert done.returncode == 1
     [line] = done.stderr.strip().splitlines()
     assert "make room and start again" in line
+
+
+def test_a_report_that_finds_no_room_is_one_line_and_leaves_the_old_one(tmp_path: Path) -> None:
+    rows = Path(__file__).parents[2] / "benchmarks" / "results" / "load" / "rows.jsonl"
+    (tmp_path / "rows.jsonl").write_bytes(rows.read_bytes())
+    (tmp_path / "report.md").write_text("the old one")
+    done = run_on_full_disk(1000, "report", str(tmp_path))
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1), done.stderr
+    assert "make room and start again" in done.stderr
+    assert (tmp_path / "report.md").read_text() == "the old one"

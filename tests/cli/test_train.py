@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Run
+from command_line import Run, run_on_full_disk
 from flashdraft.data.on_policy import read_documents
 from flashdraft.train.run import VALIDATION_SHARE
 from tiny_pair import byte_tokenizer, save_tiny_hybrid
@@ -98,6 +98,24 @@ def test_a_killed_run_goes_on_to_the_same_losses(
         (folder / "drafter" / "model.safetensors").read_bytes() for folder in (killed, tmp_path / "whole")
     ]
     assert drafters[0] == drafters[1]
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on(
+    run: Run, pair: list[str], answers: Path, tmp_path: Path
+) -> None:
+    wanted, out = options(pair[1], answers, 40), tmp_path / "full"
+    full = run_on_full_disk(20_000, "train", "--out", str(out), *wanted)
+    assert full.returncode == 1
+    assert len(full.stderr.strip().splitlines()) == 1, full.stderr
+    assert "make room and start again" in full.stderr
+    assert not [file.name for file in out.rglob("*.part")]
+    (out / "log.jsonl").open("a").write('{"step": 7, "blo')  # what a full disk leaves of a line
+    assert run("train", "--out", str(out), *wanted).exit_code == 0
+    assert run("train", "--out", str(tmp_path / "whole"), *wanted).exit_code == 0
+    assert losses(out) == losses(tmp_path / "whole")
+    (out / "log.jsonl").write_text("no line\n" + (out / "log.jsonl").read_text())
+    told = run("train", "--out", str(out), *options(pair[1], answers, 60))
+    assert (told.exit_code, "line 1: not a line of a training log" in told.stderr) == (1, True), told.stderr
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(run: Run, pair: list[str], answers: Path, tmp_path: Path) -> None:

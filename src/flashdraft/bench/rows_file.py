@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flashdraft.bench.results import Measurement
 from flashdraft.errors import DataError, UsageError
+from flashdraft.whole_files import write_whole
 
 _MEASUREMENT = TypeAdapter(Measurement)
 
@@ -115,7 +116,7 @@ class RowsFile:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         runs = [json.dumps({"run": run}, ensure_ascii=False) + "\n" for run in self.results.runs]
-        self.path.write_text("".join([*runs, *map(measurement_line, kept)]))
+        write_whole(self.path, "".join([*runs, *map(measurement_line, kept)]))
 
     def append(self, measurements: Sequence[Measurement]) -> None:
         """Add a chunk's answers, in one write."""

@@ -42,6 +42,7 @@ from flashdraft.cli.options import (
     open_llm,
 )
 from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.whole_files import write_whole
 
 if TYPE_CHECKING:
     from flashdraft.bench.offline import Chunk, OfflineBench
@@ -312,7 +313,7 @@ def _present(results: "Results", out: Path | None, as_json: bool) -> None:
     rows = aggregate(results.measurements)
     report = markdown(rows, results)
     if out:
-        (out / "report.md").write_text(report)
+        write_whole(out / "report.md", report)
         report = f"{summary(rows, results)}\n\nThe whole report is in {out / 'report.md'}.\n"
     console = Console()
     if as_json:

@@ -10,6 +10,7 @@ import typer
 
 from flashdraft.bench.config import BenchConfig
 from flashdraft.errors import UsageError
+from flashdraft.whole_files import write_whole
 
 if TYPE_CHECKING:
     from flashdraft.bench.online import Load, OnlineRow
@@ -67,8 +68,8 @@ def bench_server(
     if out:
         out.mkdir(parents=True, exist_ok=True)
         head = json.dumps({"run": {"settings": settings, "provenance": provenance}})
-        (out / "rows.jsonl").write_text("\n".join([head, *(json.dumps(asdict(r)) for r in rows), ""]))
-        (out / "report.md").write_text(report)
+        write_whole(out / "rows.jsonl", "\n".join([head, *(json.dumps(asdict(r)) for r in rows), ""]))
+        write_whole(out / "report.md", report)
     document = {"rows": [asdict(row) for row in rows], "settings": settings, "provenance": provenance}
     print(json.dumps(document, ensure_ascii=False) if as_json else report)
 

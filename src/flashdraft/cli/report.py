@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flashdraft.whole_files import write_whole
+
 
 def report(
     rows: Annotated[
@@ -36,9 +38,9 @@ def report(
         table_rows = aggregate(results.measurements)
         text = markdown(table_rows, results)
         (folder / "charts").mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text(text)
-        (folder / "report.html").write_text(html_page(table_rows, text, title))
+        write_whole(folder / "report.md", text)
+        write_whole(folder / "report.html", html_page(table_rows, text, title))
         for chart in charts_of(table_rows):
             for form in ("svg", "png"):
-                (folder / "charts" / f"{chart.name}.{form}").write_bytes(figure_file(chart, form))
+                write_whole(folder / "charts" / f"{chart.name}.{form}", figure_file(chart, form))
     typer.echo(f"{folder}: report.md, report.html, charts/")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
-from flashdraft.whole_files import put_in_place
+from flashdraft.whole_files import write_whole
 
 SHARD_BYTES = 1 << 30
 _INDEX = "features.json"
@@ -89,9 +89,7 @@ class FeatureCache:
         for shard_map in self._shards:
             shard_map.flush()
         self.num_filled += len(values)
-        part = self.folder / f"{_INDEX}.part"
-        part.write_text(json.dumps(self._told | {"num_filled": self.num_filled}) + "\n")
-        put_in_place(part, self.folder / _INDEX)
+        write_whole(self.folder / _INDEX, json.dumps(self._told | {"num_filled": self.num_filled}) + "\n")
 
     def read(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Features of the rows ``index``, [len(index), seq_len, width], a copy on ``device``."""

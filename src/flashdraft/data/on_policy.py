@@ -26,7 +26,7 @@ from rich.progress import (
 from flashdraft.data.answer_generator import Answerer, AnswerRequest, PromptAnswer
 from flashdraft.data.prompts import Prompt, encode_prompts, group_of
 from flashdraft.errors import DataError
-from flashdraft.whole_files import put_in_place
+from flashdraft.whole_files import put_in_place, write_whole
 
 SCHEMA = pa.schema(
     {
@@ -274,9 +274,7 @@ def _open_manifest(folder: Path, config: OnPolicyConfig) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(manifest, indent=2) + "\n")
-    put_in_place(part, folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def _progress() -> Progress:

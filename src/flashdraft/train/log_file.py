@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flashdraft.errors import DataError, UsageError
+from flashdraft.whole_files import write_whole
 
 LOG_FILE = "log.jsonl"
 
@@ -21,13 +22,19 @@ def append_line(folder: Path, line: Line) -> None:
 
 
 def cut_log(folder: Path, step: int) -> None:
-    """Drop what a run that was killed had written after ``step``, its last saved one: it will be written again."""
+    """Drop what a run that was killed had written after ``step``, its last saved one: it will be written again.
+
+    ``step`` 0: nothing was saved. Raises DataError for a line that is none of a log's; one that the end cut off is
+    later than every saved step.
+    """
     file = folder / LOG_FILE
-    if file.exists():
-        lines = file.read_text().splitlines(keepends=True)
-        # A line that the end cut off is the last one, and later than every saved step.
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        file.write_text("".join(kept))
+    if not step:
+        file.unlink(missing_ok=True)
+    elif file.exists():
+        text = file.read_text(errors="replace")
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        kept = [line for number, line in enumerate(whole, 1) if _parsed(file, number, line)["step"] <= step]
+        write_whole(file, "".join(f"{line}\n" for line in kept))
 
 
 def read_log(run: Path) -> list[Line]:
@@ -37,17 +44,19 @@ def read_log(run: Path) -> list[Line]:
         raise DataError(
             f"{file}: not found; expected the folder of a `flashdraft train` run, or its {LOG_FILE}"
         )
-    lines = []
-    for number, text in enumerate(file.read_text().splitlines(), 1):
-        try:
-            line = json.loads(text)
-            line["step"], line["blocks"], line["elapsed_s"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}, line {number}: not a line of a training log ({error!r}); delete it, or name another file"
-            ) from error
-        lines.append(line)
-    return lines
+    lines = file.read_text(errors="replace").splitlines()
+    return [_parsed(file, number, text) for number, text in enumerate(lines, 1)]
+
+
+def _parsed(file: Path, number: int, text: str) -> Line:
+    try:
+        line: Line = json.loads(text)
+        line["step"], line["blocks"], line["elapsed_s"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}, line {number}: not a line of a training log ({error!r}); delete it, or name another file"
+        ) from error
+    return line
 
 
 def numbers_of(line: Line) -> dict[str, float]:

@@ -39,6 +39,7 @@ from flashdraft.train.log_file import read_log
 from flashdraft.train.model_card import write_card
 from flashdraft.train.ranks import Ranks
 from flashdraft.train.trainer import Trainer
+from flashdraft.whole_files import write_whole
 
 NUM_TAPS = 2  # of DFlash 2's convolutions
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
@@ -142,7 +143,7 @@ def train_drafter(
         "provenance": collect_provenance(device),
     }
     if ranks.is_first:
-        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_whole(folder / "run.json", json.dumps(facts, indent=2) + "\n")
         said = (
             "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "num_rows", "num_anchors",
         )  # fmt: skip

@@ -91,6 +91,8 @@ class Trainer:
         """Go on from the folder's state, if there is one. Raises DataError when the settings differ."""
         state = load_state(self.folder)
         if state is None:
+            if self.ranks.is_first:
+                cut_log(self.folder, 0)
             return False
         head, matrices = state
         now, then = asdict(self.config), asdict(TrainConfig()) | head["config"]

@@ -42,6 +42,7 @@ from flashdraft.train.run import load_trainable, make_answers
 from flashdraft.train.simulate import Walk, accepted_at_anchors, walk, walk_side_by_side
 from flashdraft.train.trainer import Trainer
 from flashdraft.train.tune_config import TuneConfig
+from flashdraft.whole_files import write_whole
 
 FEWEST_REQUESTS = 20  # fewer are neither a domain nor a measurement
 _EVAL_BLOCKS = 128  # of a row in one forward
@@ -151,7 +152,7 @@ def _write(folder: Path, target_name: str, tuned: Tuned, facts: dict[str, Any]) 
         told = {name: (one.before, one.after, one.num_texts) for name, one in kinds.items()}
         write_tuned_card(tuned.drafter, target_name, facts["draft"], told)
     document = asdict(tuned) | {"drafter": str(tuned.drafter) if tuned.drafter else None} | facts
-    (folder / "tune.json").write_text(json.dumps(document, indent=2) + "\n")
+    write_whole(folder / "tune.json", json.dumps(document, indent=2) + "\n")
 
 
 def _looking(target_name: str, target: TargetModel, drafter: Network, rows: PackedRows) -> Callable[[], Lost]:
