@@ -307,6 +307,21 @@ async def ended(server: ServerProcess, cases: list[Case], number: int) -> dict[s
     return dict(account.outcomes)
 
 
+def endings(flags: list[str], cases: list[Case], seed: int) -> dict[str, Any]:
+    """Ended under load without time to finish, and by kill -9, and served again on the same port."""
+    figures: dict[str, Any] = {}
+    with start_server([*flags, "--drain-seconds", "1"]) as server:
+        figures["sigterm_1_second"] = asyncio.run(ended(server, cases, signal.SIGTERM))
+    with start_server(flags) as server:
+        asyncio.run(ended(server, cases, signal.SIGKILL))
+    with start_server(flags, port=server.port) as again:
+        figures["restart_s"] = round(again.started_s, 1)
+        load = Load(again.url, cases, seed)
+        asyncio.run(load.run(8, 10))
+        figures["after_kill_9"] = dict(load.account.outcomes)
+    return figures
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -317,22 +332,18 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=8, help="of each task")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--load-only", action="store_true", help="leave out how it ends and starts again")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     cases = offline_cases(args.model, args.dtype, args.prompts)
     flags = [args.model, "--dtype", args.dtype, "--max-queue", "24"]
     with start_server(flags) as server:
         figures = {"load": asyncio.run(loaded(server, cases, args))}
-        figures["sigterm"] = asyncio.run(ended(server, cases, signal.SIGTERM))
-    with start_server([*flags, "--drain-seconds", "1"]) as server:
-        figures["sigterm_1_second"] = asyncio.run(ended(server, cases, signal.SIGTERM))
-    with start_server(flags) as server:
-        asyncio.run(ended(server, cases, signal.SIGKILL))
-    with start_server(flags, port=server.port) as again:
-        figures["restart_s"] = round(again.started_s, 1)
-        load = Load(again.url, cases, args.seed)
-        asyncio.run(load.run(8, 10))
-        figures["after_kill_9"] = dict(load.account.outcomes)
+        print(json.dumps(figures), flush=True)
+        if not args.load_only:
+            figures["sigterm"] = asyncio.run(ended(server, cases, signal.SIGTERM))
+    if not args.load_only:
+        figures |= endings(flags, cases, args.seed)
     print(json.dumps(figures, indent=1))
     if args.out:
         args.out.write_text(json.dumps(figures | {"provenance": collect_provenance()}, indent=1) + "\n")

@@ -100,6 +100,14 @@ def test_a_place_that_cannot_be_written_is_one_line(run: Run) -> None:
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+def test_a_folder_that_is_a_file_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    result = run("convert", "--draft", "embedded", "--out", str(tmp_path / "taken"), "--to", "speculators")
+    assert result.exit_code in (1, 2)
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     done = run_on_full_disk(
         100_000, "convert", "--draft", "embedded", "--out", str(tmp_path / "out"), "--to", "speculators"

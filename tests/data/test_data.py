@@ -101,6 +101,16 @@ def test_without_a_chat_template_prompts_are_texts_to_go_on_with(tmp_path: Path)
         )
 
 
+@pytest.mark.parametrize("content", ["", '{"config": {"temp', "[]", '{"config": 3}'])
+def test_a_manifest_that_was_cut_is_told_with_the_mend(tmp_path: Path, content: str) -> None:
+    make(tmp_path, some_prompts(2))
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json: cannot be read .*; give another folder, or remove"):
+        make(tmp_path, some_prompts(2))
+    with pytest.raises(DataError, match=r"manifest\.json: cannot be read .*; expected the manifest"):
+        on_policy.read_config(tmp_path)
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_policy, "ANSWERS_PER_SHARD", 5)
     prompts = some_prompts(20)

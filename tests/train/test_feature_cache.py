@@ -61,6 +61,14 @@ def test_other_features_are_told(tmp_path: Path, shape: FeatureShape, made_of: d
         FeatureCache(tmp_path, shape, made_of)
 
 
+@pytest.mark.parametrize("content", ["", '{"shape": [1', "[]", '{"num_filled": "many"}'])
+def test_an_index_that_was_cut_is_told_with_the_mend(tmp_path: Path, content: str) -> None:
+    FeatureCache(tmp_path, SHAPE, {"target": "toy"}).append(torch.zeros(1, 128, 6))
+    (tmp_path / "features.json").write_text(content)
+    with pytest.raises(DataError, match=r"features\.json: cannot be read .*; delete .*, it is made anew"):
+        FeatureCache(tmp_path, SHAPE, {"target": "toy"})
+
+
 def test_other_rows_have_another_digest() -> None:
     assert digest(ROWS) == digest(some_rows())
     assert digest(ROWS) != digest(some_rows(1))
