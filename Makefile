@@ -43,7 +43,7 @@ FUZZ_CASES := 1000
 
 fuzz: $(READY)  ## spoil files and requests and see each refused in one line, at length: an hour
 	FLASHDRAFT_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/checkpoint/test_malformed_files.py
-	FLASHDRAFT_FUZZ_REQUESTS=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py
+	FLASHDRAFT_FUZZ_REQUESTS=5000 $(BIN)/python -m pytest -s tests/server/test_fuzz.py
 
 mutate: $(READY) $(MUTATION_READY)  ## spoil the core rules line by line and see their tests fail: five minutes
 	@rm -rf mutants

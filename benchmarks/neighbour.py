@@ -19,6 +19,7 @@ class Neighbour:
 
     url: str
     limit_s: float = 30.0
+    address: str = "127.0.0.1"  # where it asks from
     health_s: list[float] = field(default_factory=list)
     completion_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Neighbour:
     async def _ask(self, method: str, path: str, body: bytes) -> bytes:
         """The whole answer, read without a client's own work: what it would cost is not the server's."""
         host, _, port = self.url.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(host, int(port), local_addr=(self.address, 0))
         try:
             head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             head += f"Content-Length: {len(body)}\r\n\r\n"

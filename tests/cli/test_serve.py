@@ -185,3 +185,22 @@ def test_a_process_answers_and_sigterm_lets_an_answer_finish(pair: list[str]) ->
         assert process.wait(10) == -signal.SIGTERM
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{url}/health")
+
+
+def test_after_a_kill_the_same_port_serves_again_and_no_logged_request_is_lost(
+    pair: list[str], tmp_path: Path
+) -> None:
+    log, asked = tmp_path / "requests.jsonl", {"prompt": "abc", "max_tokens": 6, "temperature": 0}
+    with server_process(pair, "--log-requests", str(log)) as (process, url):
+        before = httpx2.post(f"{url}/v1/completions", json=asked).json()["choices"]
+        body = asked | {"max_tokens": 900, "ignore_eos": True, "stream": True}
+        with httpx2.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+            process.kill()
+            process.wait()
+    port = url.rpartition(":")[2]
+    with server_process(pair, "--log-requests", str(log), "--port", port) as (_, again):
+        assert again == url
+        assert httpx2.post(f"{url}/v1/completions", json=asked).json()["choices"] == before
+    first, second = map(json.loads, log.read_text().splitlines())
+    assert first["answer_token_ids"] == second["answer_token_ids"]

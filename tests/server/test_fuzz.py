@@ -21,7 +21,7 @@ from tiny_pair import TOOLS_TEMPLATE
 
 NUMBER = int(os.environ.get("FLASHDRAFT_FUZZ_REQUESTS", "250"))
 SEED = 25
-LIMIT_S = 5  # of one answer: 4 times that where the machine is busy
+LIMIT_S = 60  # of one answer on a machine that does other work; `make fuzz` tells the longest
 TOLD = {400, 403, 404, 405, 408, 413, 429, 431}
 
 
@@ -34,10 +34,11 @@ def fuzzed(llm: LLM) -> Iterator[Running]:
 
 
 def test_malformed_requests_are_told_so(fuzzed: Running) -> None:
-    outcomes: Counter[int] = Counter()
-    with httpx2.Client(timeout=4 * LIMIT_S) as http:
+    outcomes, longest = Counter[int](), 0.0
+    with httpx2.Client(timeout=LIMIT_S) as http:
         for number, (path, body) in enumerate(requests(SEED, NUMBER)):
             answer = http.post(fuzzed.url + path, content=body)
+            longest = max(longest, answer.elapsed.total_seconds())
             outcomes[answer.status_code] += 1
             what = f"request {number}: {path} {body[:2000]!r}: {answer.status_code} {answer.text[:500]}"
             if answer.status_code == 503:
@@ -47,6 +48,7 @@ def test_malformed_requests_are_told_so(fuzzed: Running) -> None:
             if answer.status_code != 200:
                 told = json.loads(answer.text)["error"]
                 assert told["message"], what
+    print(f"{NUMBER} requests, by status: {dict(sorted(outcomes.items()))}, at most {longest:.2f} s")
     assert outcomes[400] > NUMBER / 4, outcomes  # the mutations reach what they shall
     assert outcomes[200] > NUMBER / 20, outcomes
     is_as_before(fuzzed)
@@ -55,7 +57,7 @@ def test_malformed_requests_are_told_so(fuzzed: Running) -> None:
 def test_malformed_heads_are_answered_or_cut_off(fuzzed: Running) -> None:
     host, port = fuzzed.url.removeprefix("http://").split(":")
     for head in heads(SEED, NUMBER // 2):
-        with socket.create_connection((host, int(port)), timeout=4 * LIMIT_S) as connection:
+        with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
             connection.sendall(head)
             connection.shutdown(socket.SHUT_WR)
             said = b""
