@@ -136,6 +136,7 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 async def attack(url: str, name: str, seconds: float) -> None:
     """Its clients, one request after the other, for ``seconds``."""
     act, num_clients = ATTACKS[name]
+    print("begun", flush=True)
 
     async def client() -> None:
         while True:
@@ -143,7 +144,7 @@ async def attack(url: str, name: str, seconds: float) -> None:
             await asyncio.sleep(0.05)
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(2 * seconds):  # it is ended before
             await asyncio.gather(*(client() for _ in range(num_clients)))
 
 
@@ -151,12 +152,13 @@ def suffer(server: ServerProcess, name: str, seconds: float, settle_s: float) ->
     """A row: what the neighbour saw, and memory before, at most and afterwards."""
     before = server.resident_mb()
     command = [sys.executable, __file__, "--attack", name, "--url", server.url, "--seconds", str(seconds)]
-    process = subprocess.Popen(command, preexec_fn=lambda: os.nice(10))
-    sleep(3)  # its imports
+    process = subprocess.Popen(command, preexec_fn=lambda: os.nice(10), stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()  # it has begun
     neighbour, most = Neighbour(server.url), [before]
 
     async def watch() -> None:
-        watching = asyncio.create_task(neighbour.watch(seconds - 3))
+        watching = asyncio.create_task(neighbour.watch(seconds))
         while not watching.done():
             most.append(server.resident_mb())
             await asyncio.sleep(0.2)

@@ -109,12 +109,13 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on(
     assert len(full.stderr.strip().splitlines()) == 1, full.stderr
     assert "make room and start again" in full.stderr
     assert not [file.name for file in out.rglob("*.part")]
-    (out / "log.jsonl").open("a").write('{"step": 7, "blo')  # what a full disk leaves of a line
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "blo')  # what a full disk leaves of a line
     assert run("train", "--out", str(out), *wanted).exit_code == 0
     assert run("train", "--out", str(tmp_path / "whole"), *wanted).exit_code == 0
     assert losses(out) == losses(tmp_path / "whole")
     (out / "log.jsonl").write_text("no line\n" + (out / "log.jsonl").read_text())
-    told = run("train", "--out", str(out), *options(pair[1], answers, 60))
+    told = run("train", "--out", str(out), *wanted)
     assert (told.exit_code, "line 1: not a line of a training log" in told.stderr) == (1, True), told.stderr
 
 
