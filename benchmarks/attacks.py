@@ -189,7 +189,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for name in ATTACKS:
         of_attack = [row for row in rows if row["attack"] == name]
-        for row in sorted(of_attack, key=lambda row: str(row["label"]), reverse=True):
+        for row in sorted(of_attack, key=lambda row: (row["label"] != "before", row["label"])):
             memory = " / ".join(str(row[key]) for key in ("before_mb", "most_mb", "after_mb"))
             times = (
                 row["health_p99_ms"],
