@@ -30,7 +30,7 @@ def collect_provenance(device: str = "cpu") -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "platform": platform.platform(),
         "device": device,
-        "device_name": _device_name(device),
+        "device_name": device_name(device),
         "num_threads": _num_threads(),
     }
 
@@ -68,7 +68,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What the maker calls the GPU or the CPU that ``device`` is."""
     if device.startswith("cuda"):
         import torch
 

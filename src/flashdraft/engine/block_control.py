@@ -9,10 +9,11 @@ from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.controller import Controller
 from flashdraft.control.search import Candidate, Plan
 from flashdraft.control.step_costs import StepCosts
+from flashdraft.engine.kept_costs import keep, kept_or_measured
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.overlap import Ended
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import CONTEXT, MOST_TREES, measure_costs
+from flashdraft.engine.step_timing import CONTEXT, MOST_TREES
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -20,6 +21,7 @@ _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _MOST_RECORDED_ROWS = 32  # measured where they are recorded
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
+_KEEP_EVERY = 256  # steps: what they taught is written for the next process
 
 
 class StepSeconds(NamedTuple):
@@ -53,7 +55,7 @@ class BlockControl:
         self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts
-        self._num_steps, self._drafted = 0, False
+        self._num_steps, self._drafted, self._keeps_costs = 0, False, costs is None
         self._last: tuple[Plan, bool] | None = None  # the last plan, and whether there were few requests
 
     def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
@@ -61,7 +63,7 @@ class BlockControl:
         if self.must_measure(num_rows):
             self._num_measured_rows = 1 << (self._most_rows(num_rows) - 1).bit_length()
             trees = MOST_TREES if self.draws_trees else 0
-            costs = measure_costs(self.runner, self.max_block, self._num_measured_rows, most_trees=trees)
+            costs = kept_or_measured(self.runner, self.max_block, self._num_measured_rows, most_trees=trees)
             self.controller = self.controller or Controller(self.max_block, costs)
             self.controller.costs = costs
         assert self.controller is not None
@@ -153,6 +155,8 @@ class BlockControl:
         self._drafted = bool(proposed)
         if is_due and not self.runner.drafts_in_rounds:  # a step that is no round tells nothing of rounds
             self._learn_costs(self.controller.costs, proposed, drafts, num_observed, seconds)
+        if self._keeps_costs and self._num_steps % _KEEP_EVERY == 0:
+            keep(self.controller.costs, self.runner, self.max_block, self._num_measured_rows)
         if proposed:
             self._learn_choosing(blocks, drafts, seconds.choose)
         if proposed and self.controller.listens:

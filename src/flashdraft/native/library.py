@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from flashdraft.errors import UsageError
+from flashdraft.user_cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,14 @@ def _library(wanted: str) -> ctypes.CDLL | None:
     return None
 
 
+def build_name() -> str:
+    """Which compiled file :func:`library` gives, its sources' hash included; pytorch where it gives none."""
+    if library() is None:
+        return _NO_PATH
+    path = _chosen(os.environ.get(_SWITCH, ""))
+    return _place(path).stem if path else _NO_PATH
+
+
 def runnable_paths() -> list[CpuPath]:
     """What this CPU can run, the best first."""
     features = _cpu_features()
@@ -196,8 +205,7 @@ def _place(path: CpuPath) -> Path:
     digest = hashlib.sha256(" ".join(_FLAGS + path.options).encode())
     for source in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(source.read_bytes())
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "flashdraft" / f"native-{path.name}-{digest.hexdigest()[:16]}.so"
+    return cache_folder() / f"native-{path.name}-{digest.hexdigest()[:16]}.so"
 
 
 def _loaded(path: CpuPath, place: Path) -> ctypes.CDLL:
