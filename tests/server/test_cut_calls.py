@@ -87,3 +87,13 @@ def test_arguments_that_end_early_are_read_as_far_as_they_go(
     text: str, arguments: dict[str, Any] | None
 ) -> None:
     assert read_arguments(text) == arguments
+
+
+def test_arguments_may_be_an_object(llm: LLM) -> None:
+    with serving(with_template(llm, TOOLS_TEMPLATE)) as running:
+        counts = []
+        for arguments in ('{"why": "é"}', {"why": "é"}):
+            call = {"id": "1", "type": "function", "function": {"name": "shell", "arguments": arguments}}
+            turns = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [call]}]
+            counts.append(running.post("/tokenize", messages=turns).json()["count"])
+        assert counts[0] == counts[1]

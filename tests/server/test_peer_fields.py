@@ -63,6 +63,31 @@ def test_no_field_of_the_peers_is_dropped(kind: str) -> None:
     assert asked - known == set()
 
 
+MINIMAL: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "a"}],
+    "prompt": "a",
+    "input": "a",
+    "text": "a",
+    "max_tokens": 1,
+    "name": "f",
+    "role": "user",
+    "content": "a",
+    "type": "auto",
+    "sampling_params": {},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_field_that_may_be_left_out_may_be_null(kind: str) -> None:
+    model = MODELS[kind]
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    needed = {name: MINIMAL[name] for name, field in fields.items() if field.is_required()}
+    needed |= {"type": "disabled"} if kind == "message_thinking" else {}
+    for name, field in fields.items():
+        if not field.is_required():
+            model.model_validate(needed | {name: None})
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -117,7 +117,7 @@ def _num_chars(message: Message) -> int:
     parts = [message.content] if isinstance(message.content, str) else message.content or []
     texts = [part if isinstance(part, str) else str(part.get("text", "")) for part in parts]
     texts += [message.reasoning_content or "", message.reasoning or "", message.refusal or ""]
-    texts += [call.function.name + (call.function.arguments or "") for call in message.tool_calls or ()]
+    texts += [call.function.name + str(call.function.arguments or "") for call in message.tool_calls or ()]
     return sum(map(len, texts)) + 1
 
 
@@ -199,11 +199,16 @@ def _short_id(text: str) -> str:
 
 
 def _function(call: ToolCall, where: str) -> dict[str, Any]:
-    arguments = read_arguments(call.function.arguments or "")
+    arguments = _arguments(call)
     if arguments is None:
         name = f"{where}.function.arguments"
         raise ApiError(400, f"{name} is no JSON object, nor the beginning of one", name)
     return {"name": call.function.name, "arguments": arguments}
+
+
+def _arguments(call: ToolCall) -> dict[str, Any] | None:
+    said = call.function.arguments
+    return said if isinstance(said, dict) else read_arguments(said or "")
 
 
 def _content(message: Message, where: str) -> str:

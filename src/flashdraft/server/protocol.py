@@ -90,9 +90,9 @@ class OpenAIRequest(SamplingFields):
     truncate_prompt_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None  # vLLM's: the last of them
     return_tokens_as_token_ids: bool | None = None  # vLLM's, in logprobs
     return_spec_tokens_details: bool | None = None  # SGLang's
-    return_meta_info: bool = False  # SGLang's meta_info beside each choice
-    token_origins: bool = False  # each token's text and how it came
-    return_token_ids: bool = False  # vLLM's: the answer's token ids beside each choice, not of a stream
+    return_meta_info: bool | None = None  # SGLang's meta_info beside each choice
+    token_origins: bool | None = None  # each token's text and how it came
+    return_token_ids: bool | None = None  # vLLM's: the answer's token ids beside each choice, not of a stream
 
     @model_validator(mode="after")
     def _token_ids_of_whole_answers(self) -> Self:
@@ -102,10 +102,10 @@ class OpenAIRequest(SamplingFields):
 
 
 class FunctionCall(Fields):
-    """What an earlier answer called; ``arguments`` is JSON."""
+    """What an earlier answer called; ``arguments`` is JSON, as a text or as it is."""
 
     name: str
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None
 
 
 class ToolCall(Fields):
@@ -257,7 +257,7 @@ class TokenizeRequest(Fields):
     add_special_tokens: bool | None = None  # None: of a prompt, and not of a conversation
     tools: list[Tool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # None: true
     return_token_strs: bool | None = None
 
 

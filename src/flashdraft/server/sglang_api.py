@@ -34,8 +34,8 @@ class GenerateRequest(Fields):
 
     text: str | Texts | None = None
     input_ids: TokenIds | ManyTokenIds | None = None
-    sampling_params: SGLangSampling | Annotated[list[SGLangSampling], Field(min_length=1)] = SGLangSampling()
-    stream: bool = False
+    sampling_params: SGLangSampling | Annotated[list[SGLangSampling], Field(min_length=1)] | None = None
+    stream: bool | None = None
     block_size: BlockSizeField | None = None
 
 
@@ -53,7 +53,7 @@ async def generate(request: Request) -> Response:
         rows = [_row(submission, index) for index in range(len(wishes))]
         return rows if is_list else rows[0]
 
-    return await respond(await service.submit(wishes), asked.stream, whole, _events)
+    return await respond(await service.submit(wishes), bool(asked.stream), whole, _events)
 
 
 async def flush_cache(request: Request) -> Response:
@@ -77,7 +77,7 @@ async def _prompts(service: Service, asked: GenerateRequest) -> tuple[list[list[
 
 
 def _admit(service: Service, asked: GenerateRequest, num_prompts: int) -> None:
-    said = asked.sampling_params
+    said = asked.sampling_params or SGLangSampling()
     each = said if isinstance(said, list) else [said] * num_prompts
     if len(each) != num_prompts:
         raise ApiError(
@@ -87,7 +87,7 @@ def _admit(service: Service, asked: GenerateRequest, num_prompts: int) -> None:
 
 
 def _wishes(service: Service, asked: GenerateRequest, prompts: list[list[int]]) -> list[Wish]:
-    said = asked.sampling_params
+    said = asked.sampling_params or SGLangSampling()
     each = said if isinstance(said, list) else [said] * len(prompts)
     wishes = []
     for prompt, one in zip(prompts, each, strict=True):

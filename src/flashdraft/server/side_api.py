@@ -43,7 +43,7 @@ async def models(request: Request) -> Response:
         }
         for name in service.config.model_names
     ]
-    if (wanted := request.path_params.get("name") or None) is None:
+    if (wanted := request.path_params.get("name", "").rstrip("/") or None) is None:
         return JSONResponse({"object": "list", "data": cards})
     check_model(service, wanted)
     return JSONResponse(next(card for card in cards if card["id"] == wanted))
@@ -73,7 +73,7 @@ async def tokenize(request: Request) -> Response:
             asked.messages,
             asked.chat_template_kwargs,
             asked.tools or (),
-            asked.add_generation_prompt,
+            asked.add_generation_prompt is not False,
             bool(asked.add_special_tokens),
         )
     elif asked.prompt is not None:
