@@ -4,7 +4,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from flashdraft.ops.quantized import QuantizedWeight, joined, packed, unpacked
+from flashdraft.cuda.products import product
+from flashdraft.cuda.weights import Product
+from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight, joined, packed, unpacked
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, experts
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
@@ -79,3 +81,18 @@ def test_experts(kind, num_tokens):
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
     else:
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 300])
+def test_maps_of_codes_and_floats_are_one_product(num_tokens):
+    """Two in codes lie in one piece, which their modules see parts of; many tokens meet floats in memory."""
+    torch.manual_seed(0)
+    held = [QuantizedLinear(quantized(kind, 24, 128), None) for kind in ("fp8", "fp8")]
+    plain = torch.nn.Linear(128, 5, device=DEVICE, dtype=torch.bfloat16).requires_grad_(False)
+    by = Product.of([*held, plain])
+    assert [len(weight) for weight in by.weights] == [48, 5]
+    assert held[1].weight.codes.data_ptr() == by.weights[0].codes[24:].data_ptr()
+    x = torch.randn(num_tokens, 128, device=DEVICE).bfloat16()
+    expected = torch.cat([held[0](x), held[1](x), plain(x)], dim=1)
+    torch.testing.assert_close(product(x, by), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(product(x, by.last(21)), expected[:, -21:], atol=2e-2, rtol=2e-2)

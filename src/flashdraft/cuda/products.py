@@ -19,6 +19,7 @@ from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
+_FEW_FOR_CODES = 256  # tokens; with more, floats in memory cost less than made anew for each tile of tokens
 
 
 def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
@@ -30,7 +31,7 @@ def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
     return Tiling(64, 256, 4, 4) if num_inputs >= 1024 else Tiling(64, 128, 4, 4)
 
 
-def _tiling_in_codes(num_outputs: int) -> Tiling:
+def _tiling_of_codes(num_outputs: int) -> Tiling:
     return Tiling(128, 128, 6, 4) if num_outputs > _WIDE else Tiling(64, 128, 8, 4)
 
 
@@ -50,13 +51,13 @@ def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
 
 def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None) -> Tensor:
     num_outputs, num_inputs = weight.shape
-    in_codes = isinstance(weight, QuantizedWeight)
-    few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 or in_codes else 32
-    if len(x) <= few and num_inputs % 16 == 0:
-        tiling = _tiling_in_codes(num_outputs) if in_codes else tiling_of(num_outputs, num_inputs)
-        return few_tokens_linear(x, weight, tiling, bias, out)
     if isinstance(weight, QuantizedWeight):
-        weight = dequantize(weight, x.new_empty(weight.shape))
+        if len(x) <= _FEW_FOR_CODES:
+            return few_tokens_linear(x, weight, _tiling_of_codes(num_outputs), bias, out)
+        weight = dequantize(weight, x.new_empty(num_outputs, num_inputs))
+    few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
+    if len(x) <= few and num_inputs % 16 == 0:
+        return few_tokens_linear(x, weight, tiling_of(num_outputs, num_inputs), bias, out)
     with unsplit_sums(x):
         if out is None:
             return F.linear(x, weight, bias)
