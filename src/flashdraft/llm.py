@@ -6,6 +6,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from flashdraft.admission import AUTO, BlockSize, check_block_size, check_tree
@@ -17,6 +18,7 @@ from flashdraft.checkpoint.load import (
     OWN_MTP,
     check_pair,
     eos_token_ids,
+    floats_fit,
     generation_defaults,
     load_drafter,
     load_own_mtp,
@@ -76,6 +78,8 @@ class LLM:
     ``attention_backend``: how the target's steps run, "auto" or a name of backends/registry.py.
     ``draft_window_size``: tokens of the context that the drafter sees; None: 1,024 for the embedded
     one, all that it was trained to see for another.
+    ``keep_codes``: whether a quantized target's matrices stay in the checkpoint's codes (load_target), on CUDA alone;
+    None: where its weights as floats would take more than 0.8 of the device's free memory, since floats are faster.
     Raises CheckpointError or UsageError before any long work.
     """
 
@@ -92,6 +96,7 @@ class LLM:
         draft_window_size: int | None = None,
         draft_tree: int | None = None,
         attention_backend: str = AUTO_BACKEND,
+        keep_codes: bool | None = None,
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
@@ -100,9 +105,9 @@ class LLM:
         if isinstance(draft, str):
             check_pair(model, draft)
         check_backend(attention_backend)
-        keeps = device.startswith("cuda") and attention_backend in (AUTO_BACKEND, "cuda")
+        self.keeps_codes = _keeps_codes(model, dtype, device, attention_backend, keep_codes)
         # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
-        self.target = load_target(model, "float32" if quantization else dtype, device, keeps)
+        self.target = load_target(model, "float32" if quantization else dtype, device, self.keeps_codes)
         if attention_backend in (AUTO_BACKEND, "native") or quantization:
             accelerate(self.target, quantization)
         self.drafter: Drafter | None = None
@@ -290,6 +295,19 @@ class LLM:
         finally:
             bar.close()
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
+
+
+def _keeps_codes(model: str, dtype: str, device: str, attention_backend: str, asked: bool | None) -> bool:
+    """Whether weights stay in codes: what was asked, or whether they must. Raises UsageError where they cannot."""
+    can = device.startswith("cuda") and attention_backend in (AUTO_BACKEND, "cuda")
+    if asked and not can:
+        raise UsageError(
+            f"keep_codes is for CUDA's own steps; found device {device} and attention_backend"
+            f" {attention_backend}: leave it out"
+        )
+    if asked is not None or not can:
+        return bool(asked)
+    return not floats_fit(model, dtype, torch.cuda.mem_get_info(device)[0])
 
 
 def _completion(news: Sequence[StepOutput]) -> CompletionOutput:

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from flashdraft.checkpoint.load import load_target, outline_target
-from flashdraft.errors import CheckpointError
+from flashdraft.checkpoint.load import floats_fit, load_target, outline_target
+from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.llm import LLM
 from flashdraft.models.mlp import ExpertsInCodes
 from flashdraft.ops.quantized import QuantizedLinear
 from quantized_files import quantize_folder
@@ -73,6 +74,19 @@ def test_float32_and_small_groups_become_floats(whole):
     quantize_folder(whole, "awq", 32)
     assert not in_codes(load_target(whole, keep_codes=True))
     assert not in_codes(load_target(whole, "float32", keep_codes=True))
+
+
+def test_floats_fit_what_leaves_a_fifth(whole):
+    """Told before anything is loaded, whatever the files hold."""
+    size = sum(parameter.nbytes for parameter in load_target(whole).parameters())
+    quantize_folder(whole, "block-fp8", 128)
+    assert floats_fit(whole, "bfloat16", size * 5 // 4 + 8)
+    assert not floats_fit(whole, "bfloat16", size * 5 // 4 - 8)
+
+
+def test_codes_are_for_cuda(whole):
+    with pytest.raises(UsageError, match="keep_codes is for CUDA"):
+        LLM(str(whole), None, keep_codes=True)
 
 
 @pytest.mark.parametrize(("part", "value"), [("weight", "nan"), ("weight_scale_inv", "inf")])

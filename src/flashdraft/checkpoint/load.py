@@ -54,6 +54,7 @@ __all__ = [
     "OWN_MTP",
     "check_pair",
     "eos_token_ids",
+    "floats_fit",
     "generation_defaults",
     "load_drafter",
     "load_own_mtp",
@@ -67,6 +68,7 @@ __all__ = [
     "training_notes",
 ]
 
+_SHARE_OF_WEIGHTS = 0.8  # of a device's memory
 OWN_MTP = "mtp"  # as a drafter: the MTP head published with the target; a folder of that name is "./mtp"
 
 
@@ -115,6 +117,12 @@ def outline_target(
         if keep_codes and wanted != torch.float32 and place.is_dir() and any(place.glob("*.safetensors")):
             hold_codes(model, open_weights(), wanted, None)
         return model
+
+
+def floats_fit(path_or_name: str | Path, dtype: str | torch.dtype, free_bytes: int) -> bool:
+    """Whether a target's weights as ``dtype`` leave a fifth of ``free_bytes`` for keys, values and all else."""
+    weights = sum(parameter.nbytes for parameter in outline_target(path_or_name, dtype).parameters())
+    return weights <= _SHARE_OF_WEIGHTS * free_bytes
 
 
 def outline_drafter(

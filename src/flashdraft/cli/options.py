@@ -114,6 +114,7 @@ def open_llm(
     draft_window_size: int | None = None,
     draft_tree: int | None = None,
     attention_backend: str = "auto",
+    keep_codes: bool | None = None,
 ) -> "LLM":
     """Load target, drafter and tokenizer, with a spinner on stderr. Raises what ``LLM`` raises."""
     check_paths(model, draft)
@@ -122,7 +123,7 @@ def open_llm(
 
         shared: dict[str, Any] = {"dtype": dtype, "device": device, "quantization": quantization}
         shared |= {"draft_window_size": draft_window_size, "draft_tree": draft_tree}
-        shared |= {"attention_backend": attention_backend}
+        shared |= {"attention_backend": attention_backend, "keep_codes": keep_codes}
         if draft is None:
             return LLM(model, block_size=block_size, **shared)
         return LLM(model, None if draft == "none" else draft, block_size, **shared)

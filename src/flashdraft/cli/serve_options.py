@@ -102,6 +102,14 @@ class ServeOptions:
             "--attention-backend", help="How the target's steps run: auto, cuda, graphs, native or eager."
         ),
     ] = "auto"
+    keep_codes: Annotated[
+        bool | None,
+        _engine(
+            "--keep-codes/--no-keep-codes",
+            help="On CUDA, a quantized target's weights stay in their codes.",
+            show_default="where floats do not fit",
+        ),
+    ] = None
     max_num_batched_tokens: Annotated[
         int,
         _engine("--max-num-batched-tokens", help="Tokens of one step: blocks first, then prompts in chunks."),

@@ -27,6 +27,7 @@ _AS_GIVEN = (
     *(
         "allowed_hosts",
         "attention_backend",
+        "keep_codes",
         "allowed_origins",
         "context_length",
         "max_num_batched_tokens",
@@ -159,7 +160,8 @@ def _memory(options: ServeOptions, config: EngineConfig, speculation: Speculatio
     size = options.draft_tree or block_size  # tokens of one request that a step runs
     try:
         drafter = None if draft == "none" else draft
-        plan = plan_memory(_model(options), drafter, options.dtype, config, size).to_text()
+        keeps = bool(options.keep_codes)
+        plan = plan_memory(_model(options), drafter, options.dtype, config, size, keeps).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())
@@ -183,6 +185,7 @@ def _serve(
         draft_tree=options.draft_tree,
         draft_window_size=options.draft_window_size,
         attention_backend=options.attention_backend,
+        keep_codes=options.keep_codes,
     )
     llm.engine_config = engine_config
     if options.chat_template is not None:
@@ -198,7 +201,7 @@ def _serve(
         "model": model,
         "drafter": speculation.draft or (EMBEDDED if model == EMBEDDED else "none"),
         "block_size": llm.block_size,
-        "dtype": options.quantization or options.dtype,
+        "dtype": (options.quantization or options.dtype) + (", weights in codes" if llm.keeps_codes else ""),
         "device": options.device,
         "context_length": context_len,
     }

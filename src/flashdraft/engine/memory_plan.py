@@ -112,13 +112,18 @@ _HOW = {1: "", 2: " (sharing layers: flashdraft launch vllm --tp 2)"}
 
 
 def plan_memory(
-    target: str, draft: str | None, dtype: str, engine: EngineConfig, block_size: int | None
+    target: str,
+    draft: str | None,
+    dtype: str,
+    engine: EngineConfig,
+    block_size: int | None,
+    keep_codes: bool = False,
 ) -> MemoryPlan:
     """The plan of a pair as :func:`load_target` and :func:`load_drafter` take its names.
 
     Raises CheckpointError for configs that are not there or do not go together.
     """
-    model = outline_target(target, dtype, keep_codes=True)
+    model = outline_target(target, dtype, keep_codes)
     drafter: DFlashModel | MTPModel | None = None
     if draft == OWN_MTP:
         drafter = outline_own_mtp(target, model, dtype)
