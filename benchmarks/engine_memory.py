@@ -5,7 +5,8 @@
 ``cache``: bytes of a token in target's and drafter's pages, as computed from the configs and as the process grew when
 the pages were first written. ``growth``: resident memory after each quarter of many requests of random lengths, eight
 at a time. ``prefix``: time to first token of a request behind a prefix that is not known, and of the next one behind
-the same prefix, with the acceptance lengths of both against the same requests without prefix caching.
+the same prefix, with the acceptance lengths of both against the same requests without prefix caching. ``mixed``: what
+PyTorch's backend holds for one long request among fifteen short ones, planned and measured; alone with --only mixed.
 """
 
 import argparse
@@ -17,10 +18,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flashdraft.bench.tasks import load_task
+from flashdraft.cache import paged_step
 from flashdraft.checkpoint.load import load_drafter, load_target, load_tokenizer
 from flashdraft.engine.engine import Engine
+from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -124,6 +128,32 @@ def prefix(drafter: DFlashDrafter, length: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def mixed(drafter: DFlashDrafter) -> dict[str, Any]:
+    """Bytes of pages, spare pages and copies of 16 requests, one of 2,040 tokens and 15 of 240, beside the plan's."""
+    copied: list[int] = []
+    plain = paged_step.attention
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        copied.append(k.nbytes + v.nbytes)
+        return plain(q, k, v, *rest)
+
+    num_tokens, lengths = 8192, [240] * 15 + [2040]
+    config = EngineConfig(max_running=16, num_pages=num_tokens // 16, attention_backend="eager")
+    paged_step.attention = counted  # type: ignore[assignment]
+    engine = Engine(drafter.target, drafter, config, block_size=16)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    for name, length in enumerate(lengths):
+        engine.add_request(str(name), [1000 + name] * (length - 8), params)
+    list(engine.run())
+    paged_step.attention = plain
+    pages = engine.runner.cache, engine.runner.drafter.cache  # type: ignore[union-attr]
+    held = sum(one.nbytes for one in pages) + max(copied)
+    plan = plan_memory("embedded", "embedded", "bfloat16", config, 16)
+    planned = plan.storage_bytes(num_tokens) + plan.copied_bytes(lengths)
+    least = num_tokens * sum(one.bytes_per_token for one in pages)
+    return {"held": held, "planned": planned, "held_by_pages": held / least, "held_by_plan": held / planned}
+
+
 @torch.inference_mode()
 def main() -> None:
     """Measure, print and write."""
@@ -134,12 +164,19 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--prefix", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["mixed"])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     target = load_target()
     drafter = DFlashDrafter(load_drafter(target=target), target)
     rng = random.Random(0)
+    if args.only == "mixed":
+        document = {"mixed": mixed(drafter), "provenance": collect_provenance()}
+        print(json.dumps(document, indent=1))
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        return
     document = {
+        "mixed": mixed(drafter),
         "prefix": prefix(drafter, args.prefix, args.repeats),
         "cache": cache(drafter, args.cache_tokens),
         "growth": growth(drafter, args.requests, rng),

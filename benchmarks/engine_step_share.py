@@ -3,8 +3,7 @@
     python benchmarks/engine_step_share.py
 
 Prints, for 1 and 8 requests of 300 tokens and blocks of 1 and 8: milliseconds a step, the shares of the networks
-(both forwards, head) and of the cache's own work (arrange, stage, commit), and what it would cost to gather all
-rows anew at each step instead of keeping them.
+(both forwards, head) and of the cache's own work (arrange, read, commit).
 """
 
 from collections import Counter
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from flashdraft.cache.paged_kv_cache import GatheredRows, _RowsLayer
+from flashdraft.cache.paged_rows import PagedRows
+from flashdraft.cache.paged_step import PagedSource
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import build_target
@@ -72,15 +72,7 @@ def measure(engine: Engine, num_requests: int, block_size: int) -> None:
         engine.step()
     step_s = (perf_counter() - started) / NUM_STEPS
     shares = ", ".join(f"{name} {s / NUM_STEPS / step_s:.1%}" for name, s in spent.most_common())
-    rows = GatheredRows(engine.runner.cache)
-    started = perf_counter()
-    for _ in range(3):
-        rows._keys = [None] * len(rows._keys)
-        rows.arrange(
-            [request.row for request in engine.requests.values()], [block_size] * len(engine.requests)
-        )
-    anew = (perf_counter() - started) / 3 / step_s
-    print(f"requests {num_requests} block {block_size}: {step_s * 1e3:.0f} ms; {shares}; anew {anew:.1%}")
+    print(f"requests {num_requests} block {block_size}: {step_s * 1e3:.0f} ms; {shares}")
 
 
 def main() -> None:
@@ -90,9 +82,9 @@ def main() -> None:
         (LlamaModel, "logits"),
         (DFlashModel, "forward"),
         (DFlashModel, "context"),
-        (GatheredRows, "arrange"),
-        (GatheredRows, "commit"),
-        (_RowsLayer, "stage"),
+        (PagedRows, "arrange"),
+        (PagedRows, "commit_paths"),
+        (PagedSource, "_read"),
     ):
         clock(owner, name)
     target = build_target(LlamaConfig(**SHAPE, num_hidden_layers=30, tie_word_embeddings=True))

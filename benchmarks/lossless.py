@@ -19,9 +19,11 @@ from transformers import LlamaForCausalLM
 from flashdraft.batch import ForwardBatch
 from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
+from flashdraft.engine.engine import Engine
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
@@ -35,7 +37,8 @@ NUM_WALKED = 4  # prompts of a task
 def plain_answers(
     target: TargetModel, prompts: list[list[int]], eos: tuple[int, ...], max_tokens: int
 ) -> Any:
-    generator = AnswerGenerator(target, len(prompts), max(map(len, prompts)), max_tokens, eos)
+    longest = max(map(len, prompts)) + max_tokens
+    generator = EngineAnswers(Engine(target, None, rollout_config(len(prompts), longest), eos), max_tokens)
     requests = [AnswerRequest(key, ids, 0.0) for key, ids in enumerate(prompts)]
     answers = [answer for part in generator.run(requests) for answer in part]
     return [answer.token_ids for answer in sorted(answers, key=lambda answer: answer.key)]

@@ -20,8 +20,9 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.checkpoint.load import load_target, load_tokenizer
 from flashdraft.generate import generate
-from flashdraft.models.accelerate import accelerate
 from flashdraft.models.base import TargetModel
+from flashdraft.native.accelerate import accelerate
+from flashdraft.native.target import NativeTarget
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 
@@ -30,8 +31,8 @@ def precisions() -> dict[str, TargetModel]:
     """Every precision by its name."""
     made = {"float32": load_target(dtype="float32"), "bfloat16, PyTorch": load_target()}
     for name, quantization in (("bfloat16", None), ("int8", "int8"), ("int4", "int4")):
-        target = load_target(dtype="float32" if quantization else "bfloat16")
-        assert accelerate(target, quantization), "this CPU has no fast path"
+        target = accelerate(load_target(dtype="float32" if quantization else "bfloat16"), quantization)
+        assert isinstance(target, NativeTarget), "this CPU has no fast path"
         made[name] = target
     return made
 

@@ -21,9 +21,11 @@ from flashdraft.bench.efficiency import steady_tokens_per_s
 from flashdraft.bench.gpu_planning import forecast as forecast_serving
 from flashdraft.bench.gpu_planning import published_pair
 from flashdraft.bench.published import CARD_PAIR, pair_configs, usual_drafter
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
+from flashdraft.engine.engine import Engine
 from flashdraft.gpus import read_gpu
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
@@ -100,7 +102,8 @@ def measure_training(
 
 
 def measure_rollout(target: TargetModel, num_rows: int, num_tokens: int) -> dict[str, float]:
-    generator = AnswerGenerator(target, num_rows, 128, num_tokens // num_rows, (), 0)
+    per_row = num_tokens // num_rows
+    generator = EngineAnswers(Engine(target, None, rollout_config(num_rows, 128 + per_row)), per_row)
     requests = [AnswerRequest(i, [3 + i] * 100, 0.7) for i in range(num_rows)]
     next(iter(generator.run(requests[:1])), None)  # kernels are made ready
     started = time.perf_counter()

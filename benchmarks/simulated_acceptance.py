@@ -15,10 +15,12 @@ from typing import Any
 
 from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
 from flashdraft.data.prompt_files import read_lines
+from flashdraft.engine.engine import Engine
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.simulate import simulate
@@ -33,9 +35,8 @@ def greedy_answers(
     """The target's answers by prompt id."""
     names = list(prompt_ids)
     requests = [AnswerRequest(key, prompt_ids[name], 0.0) for key, name in enumerate(names)]
-    generator = AnswerGenerator(
-        target, min(len(names), 64), 1024, args.max_tokens, eos_token_ids(args.target)
-    )
+    config = rollout_config(min(len(names), 64), 1024 + args.max_tokens)
+    generator = EngineAnswers(Engine(target, None, config, eos_token_ids(args.target)), args.max_tokens)
     answers = [answer for part in generator.run(requests) for answer in part]
     return {names[answer.key]: answer.token_ids for answer in answers}
 

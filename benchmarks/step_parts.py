@@ -48,10 +48,10 @@ class Clock:
             "linear_argmax": "head",
             "decoder_draft": "layers and head",
         }
-        for model in (engine.target, drafter.drafter.model):  # type: ignore[attr-defined]
-            library = model.native._library
+        for fast in (engine.target, drafter.drafter.native):  # type: ignore[attr-defined]
+            library = fast.native._library
             timed = {name: self._timed(getattr(library, name), part) for name, part in parts.items()}
-            model.native._library = SimpleNamespace(**timed)
+            fast.native._library = SimpleNamespace(**timed)
 
     def _drafting(self, propose: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any) -> Any:

@@ -17,9 +17,10 @@ import torch
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.checkpoint.load import load_drafter, load_target
-from flashdraft.models.accelerate import accelerate
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.native.accelerate import accelerate
+from flashdraft.native.target import NativeTarget
 from flashdraft.provenance import collect_provenance
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.networks import drafter_of
@@ -49,7 +50,7 @@ def draft_step(drafter: DFlashDrafter, rows: int, width: int) -> Step:
         layer.v.normal_()
     positions = torch.arange(CONTEXT, CONTEXT + width).expand(rows, -1)
     blocks = drafter.blocks([7] * rows, width)
-    return lambda: drafter.candidates(blocks, positions, CONTEXT + width, cache.layers)
+    return lambda: drafter.candidates(blocks, positions, CONTEXT + width, cache)
 
 
 def shortest(steps: Sequence[Step], repeats: int) -> list[float]:
@@ -77,8 +78,8 @@ def opened() -> dict[str, tuple[TargetModel, DFlashDrafter]]:
     plain: DFlashModel = load_drafter(target=target)
     ways = {"PyTorch bfloat16": (target, DFlashDrafter(plain, target))}
     for name, quantization in (("bfloat16", None), ("int8", "int8"), ("int4", "int4")):
-        target = load_target(dtype="float32" if quantization else "bfloat16")
-        assert accelerate(target, quantization), "this CPU has no fast path"
+        target = accelerate(load_target(dtype="float32" if quantization else "bfloat16"), quantization)
+        assert isinstance(target, NativeTarget), "this CPU has no fast path"
         drafter = drafter_of(load_drafter(target=target), target, quantization)
         assert isinstance(drafter, DFlashDrafter)
         ways[name] = (target, drafter)

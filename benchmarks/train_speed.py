@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
+from flashdraft.engine.engine import Engine
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
@@ -152,7 +154,7 @@ def measure_step(
 
 def measure_answers(num_rows: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     target = random_target(device, dtype)
-    generator = AnswerGenerator(target, num_rows, 128, 128, [2], 0)
+    generator = EngineAnswers(Engine(target, None, rollout_config(num_rows, 256), [2]), 128)
     requests = [AnswerRequest(i, list(range(20, 140)), 0.7) for i in range(num_rows)]
     started = time.perf_counter()
     num_tokens = sum(len(answer.token_ids) for part in generator.run(requests) for answer in part)

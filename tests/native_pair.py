@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.models.accelerate import accelerate
+from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.llama import LlamaModel
+from flashdraft.native.accelerate import accelerate
+from flashdraft.native.target import NativeTarget
 from toys import toy_dflash, toy_target
 
 SHAPE = {
@@ -19,7 +21,7 @@ SHAPE = {
 }
 
 
-def make(quantization: str | None = None, **changes: object) -> tuple[LlamaModel, LlamaModel]:
+def make(quantization: str | None = None, **changes: object) -> tuple[NativeTarget, LlamaModel]:
     """A target with its fast form, and a float32 reference with the very weights that it holds."""
     reference, target = (toy_target(**{**SHAPE, **changes}) for _ in range(2))
     for model in (reference, target):
@@ -30,7 +32,8 @@ def make(quantization: str | None = None, **changes: object) -> tuple[LlamaModel
     reference.load_state_dict(target.state_dict())
     if quantization is None:
         target.bfloat16()
-    assert accelerate(target, quantization)
+    fast = accelerate(target, quantization)
+    assert isinstance(fast, NativeTarget)
     if quantization:
         bits = {"int8": 8, "int4": 4}[quantization]
         for name, weight in reference.named_parameters():
@@ -38,7 +41,7 @@ def make(quantization: str | None = None, **changes: object) -> tuple[LlamaModel
                 weight.copy_(rounded(weight, bits))
         reference.lm_head = torch.nn.Linear(96, 97, bias=False)
         reference.lm_head.weight = torch.nn.Parameter(rounded(reference.model.embed_tokens.weight, 8))
-    return target, reference
+    return fast, reference
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -57,7 +60,7 @@ def ids(count: int) -> list[int]:
 
 
 @torch.inference_mode()
-def logits_of(target: LlamaModel, tokens: list[int], chunks: list[int]) -> Tensor:
+def logits_of(target: TargetModel, tokens: list[int], chunks: list[int]) -> Tensor:
     """Logits of all tokens, run in ``chunks``."""
     cache = target.new_cache(1, len(tokens))
     found = []

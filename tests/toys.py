@@ -1,13 +1,12 @@
 """Tiny random models and scripted drafters: real parts, small enough for every test."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, Qwen3_5TextConfig
 
-from flashdraft.cache.paged_kv_cache import GatheredRows
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
@@ -177,11 +176,11 @@ class Alone(OneRequest):
         """A chain's tokens."""
         return self.propose(anchor, DraftShape(num_draft)).token_ids
 
-    def layers(self, num_tokens: int) -> list[Any]:
+    def context(self, num_tokens: int) -> PagedRows:
         """Of its draft cache, for a block of ``num_tokens`` behind what was observed."""
-        rows: GatheredRows = self.drafts.rows  # type: ignore[attr-defined]
+        rows: PagedRows = self.drafts.rows  # type: ignore[attr-defined]
         rows.arrange([self.row], [num_tokens])
-        return rows.layers
+        return rows
 
     def tree(self, anchor: int, depth: int, size: int) -> DraftTree:
         """A tree of ``size`` tokens."""

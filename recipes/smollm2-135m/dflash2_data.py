@@ -21,9 +21,11 @@ from dflash2_prompts import kind_of
 from torch import Tensor
 
 from flashdraft.checkpoint.load import eos_token_ids
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
+from flashdraft.engine.engine import Engine
 from flashdraft.models.base import TargetModel
 from flashdraft.train.forward import target_features
 from flashdraft.train.run import is_held_back
@@ -46,8 +48,9 @@ class Sizes:
 
 def answered(target: TargetModel, asked: Sequence[Document], sizes: Sizes, seed: int) -> list[Document]:
     """The target's answers to as many of ``asked`` as ``sizes.answer_seconds`` let begin."""
-    shape = sizes.answer_rows, 512, sizes.max_new_tokens
-    generator = AnswerGenerator(target, *shape, eos_token_ids("embedded"), seed=seed)
+    config = rollout_config(sizes.answer_rows, 512 + sizes.max_new_tokens)
+    engine = Engine(target, None, config, eos_token_ids("embedded"))
+    answerer = EngineAnswers(engine, sizes.max_new_tokens, seed)
     window = max(sizes.answer_rows, 64)  # long prompts first within it, so that a prefill pads little
     order = sorted(range(len(asked)), key=lambda i: (i // window, -len(asked[i].prompt_token_ids)))
     started = time.monotonic()
@@ -60,10 +63,10 @@ def answered(target: TargetModel, asked: Sequence[Document], sizes: Sizes, seed:
 
     made = [
         replace(asked[one.key], answer_token_ids=one.token_ids, finish_reason=one.finish_reason)
-        for answers in generator.run(requests())
+        for answers in answerer.run(requests())
         for one in answers
     ]
-    del generator
+    del answerer, engine
     gc.collect()
     if target.device.type == "cuda":
         torch.cuda.empty_cache()

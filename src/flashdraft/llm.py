@@ -30,7 +30,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
-from flashdraft.models.accelerate import accelerate
+from flashdraft.native.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
@@ -72,7 +72,7 @@ class LLM:
     drafter for the embedded target and none for another; "mtp": the target's own MTP head; None: none.
     ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
     the controller. ``dtype``: "float32" or "bfloat16".
-    ``quantization``: None, "int8" or "int4" (models/accelerate.py): lossless is against the target as it is then.
+    ``quantization``: None, "int8" or "int4" (native/accelerate.py): lossless is against the target as it is then.
     ``draft_tree``: tokens of a tree that is verified in place of every block, anchor included; without a
     ``block_size`` the tree is then as deep as the drafter's largest block. None: chains.
     ``attention_backend``: how the target's steps run, "auto" or a name of backends/registry.py.
@@ -109,7 +109,7 @@ class LLM:
         # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
         self.target = load_target(model, "float32" if quantization else dtype, device, self.keeps_codes)
         if attention_backend in (AUTO_BACKEND, "native") or quantization:
-            accelerate(self.target, quantization)
+            self.target = accelerate(self.target, quantization)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             own = draft == OWN_MTP

@@ -4,22 +4,22 @@ import pytest
 import torch
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
-from flashdraft.cache.paged_rows import new_rows
+from flashdraft.cache.kv_cache import KVShape
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.errors import EngineError
 from toys import toy_target
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("reads_pages", [False, True])
-def test_ragged_rows_give_what_each_sequence_gives_alone(reads_pages: bool) -> None:
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_ragged_rows_give_what_each_sequence_gives_alone(by_layer: bool) -> None:
     target = toy_target()
     generator = torch.Generator().manual_seed(0)
     lengths = [21, 9, 14]
     sequences = [torch.randint(97, (n,), generator=generator).tolist() for n in lengths]
-    cache = PagedKVCache(6, 30, 4, 2, 12, torch.float32, "cpu", 12 * reads_pages)
-    cache.slots.zero_()  # spare pages too: masks multiply by 0
-    rows, pages = new_rows(cache, reads_pages), [list(range(i, 30, 3)) for i in range(3)]
+    cache = PagedKVCache([KVShape(2, 12)] * 6, 30, 4, torch.float32, "cpu", 12, by_layer)
+    rows, pages = PagedRows(cache), [list(range(i, 30, 3)) for i in range(3)]
     done = [0, 0, 0]
     # (sequences in the step, tokens staged of each, tokens committed of each)
     steps = [
@@ -29,8 +29,6 @@ def test_ragged_rows_give_what_each_sequence_gives_alone(reads_pages: bool) -> N
         ([1, 2], [2, 5], [0, 5]),
     ]
     for members, staged, committed in steps:
-        order = rows.seat(members)
-        members, staged, committed = ([x[i] for i in order] for x in (members, staged, committed))
         width = max(staged)
         # Pages for what will be committed, and for no more.
         lasts = [-(-(done[s] + n) // 4) for s, n in zip(members, committed, strict=True)]
@@ -50,7 +48,7 @@ def test_ragged_rows_give_what_each_sequence_gives_alone(reads_pages: bool) -> N
             done[s] += n
     # The pages alone carry everything: fresh rows give the same.
     assert done == [8, 4, 9]
-    fresh = new_rows(cache, reads_pages)
+    fresh = PagedRows(cache)
     positions, kv_len = fresh.arrange([CacheRow(s, pages[s], done[s]) for s in range(3)], [1] * 3)
     ids = torch.tensor([[sequences[s][done[s]]] for s in range(3)])
     out = target(ForwardBatch(ids, positions, kv_len), fresh)
@@ -60,26 +58,15 @@ def test_ragged_rows_give_what_each_sequence_gives_alone(reads_pages: bool) -> N
         torch.testing.assert_close(out.hidden[s, 0], expected.hidden[0, -1], atol=2e-5, rtol=1e-4)
 
 
-def test_a_sequence_that_stays_is_not_copied_again() -> None:
-    cache = PagedKVCache(1, 8, 4, 1, 2, torch.float32, "cpu")
-    cache.slots.zero_()
-    rows = GatheredRows(cache)
-    for keys, expected in (("ab", 8), ("ab", 0), ("abc", 4), ("ca", 4), ("cb", 4)):
-        before = rows.num_gathered_tokens
-        order = rows.seat(keys)
-        rows.arrange([CacheRow(keys[i], [i], 4) for i in order], [1] * len(order))
-        assert rows.num_gathered_tokens - before == expected, keys
-
-
 def test_more_than_the_spare_pages_hold_is_refused() -> None:
-    cache = PagedKVCache(1, 4, 4, 1, 2, torch.float32, "cpu", num_spare=8)
-    rows = new_rows(cache, reads_pages=True)
+    cache = PagedKVCache([KVShape(1, 2)], 4, 4, torch.float32, "cpu", num_spare=8)
+    rows = PagedRows(cache)
     rows.arrange([CacheRow("a", [0], 3), CacheRow("b", [1], 4)], [5, 4])
     with pytest.raises(EngineError, match="13 tokens in 2 rows stages more than 2 spare pages of 4 tokens"):
         rows.arrange([CacheRow("a", [0], 3), CacheRow("b", [1], 4)], [8, 5])
 
 
 def test_bytes_per_token() -> None:
-    cache = PagedKVCache(30, 2, 16, 3, 64, torch.bfloat16, "cpu")
+    cache = PagedKVCache([KVShape(3, 64)] * 30, 2, 16, torch.bfloat16, "cpu")
     assert cache.bytes_per_token == 30 * 2 * 3 * 64 * 2
     assert cache.slots.numel() * 2 == 32 * cache.bytes_per_token

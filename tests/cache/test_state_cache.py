@@ -95,20 +95,18 @@ def test_a_long_forward_is_committed_up_to_any_border():
         assert torch.equal(parts.conv[row], exact[row].conv[0])
 
 
-def test_commit_in_parts_nothing_too_much_and_all():
+def test_commit_in_parts_nothing_and_too_much():
     weight = torch.randn(CHANNELS, WIDTH)
-    parts, whole, every = new_state(), new_state(), new_state()
+    parts, whole = new_state(), new_state()
     inputs, x = made(9, 7)
-    for state in (parts, whole, every):
+    for state in (parts, whole):
         stage(state, inputs, x, weight, 0)
     parts.commit([0])
     assert not parts.recurrent.any()
     for num_tokens in (2, 4, 3):
         parts.commit([num_tokens])
     whole.commit([9])
-    every.commit_all()
-    for state in (whole, every):
-        assert torch.equal(parts.recurrent, state.recurrent)
-        assert torch.equal(parts.conv, state.conv)
+    assert torch.equal(parts.recurrent, whole.recurrent)
+    assert torch.equal(parts.conv, whole.conv)
     with pytest.raises(AssertionError, match="more is committed than was staged"):
         parts.commit([1])

@@ -19,8 +19,8 @@ from flashdraft.export.config import LaunchConfig
 from flashdraft.export.launch import read_pair
 from flashdraft.export.vllm import vllm_command
 from flashdraft.llm import LLM
-from flashdraft.models.accelerate import accelerate
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.native.accelerate import accelerate
 from flashdraft.native.library import library
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -41,10 +41,10 @@ def pair(tmp_path_factory):
     return target, drafter, str(folder / "few")
 
 
-def drafts(drafter: DFlashModel, target) -> list:
+def drafts(drafter: DFlashModel, target, native=None) -> list:
     """Chains and trees behind one context."""
     with torch.inference_mode():
-        state = Alone(DFlashDrafter(drafter, target), 64)
+        state = Alone(DFlashDrafter(drafter, target, native), 64)
         size = drafter.fc.in_features
         features = torch.randn(1, 20, size, generator=torch.Generator().manual_seed(2), dtype=target.dtype)
         state.observe(list(range(20)), features)
@@ -190,17 +190,16 @@ def test_on_cuda_the_embedded_drafter_drafts_among_all_tokens(pair):
 @pytest.mark.skipif(library() is None, reason="no fast CPU path on this machine")
 def test_the_fast_form_drafts_by_the_rows_too(tmp_path):
     """On the embedded pair, whose rows are the same bits borrowed and copied."""
-    target = load_target()
-    accelerate(target)
+    target = accelerate(load_target())
     assert load_drafter(target=target).config.borrows_head
     convert_drafter("embedded", "z-lab", tmp_path / "copy", "embedded")
     borrowed, own = (
         drafter_of(load_drafter(name, target), target) for name in ("embedded", tmp_path / "copy")
     )
-    assert borrowed.model.native
+    assert borrowed.native
     assert own.model.lm_head is not None
-    found = drafts(borrowed.model, target)
-    assert found == drafts(own.model, target)
+    found = drafts(borrowed.model, target, borrowed.native)
+    assert found == drafts(own.model, target, own.native)
     chains = [torch.tensor(kind[0]) for kind in (found, drafts(load_drafter(target=target), target))]
     assert (
         chains[0] == chains[1]

@@ -46,7 +46,7 @@ def served(drafter: DFlashModel, features: torch.Tensor, block: torch.Tensor) ->
     for layer, (k, v) in zip(cache.layers, drafter.context(features, positions), strict=True):
         layer.stage(k, v, positions, context)
     cache.commit(context)
-    return drafter.served(block, torch.arange(context, end)[None], end, cache.layers)
+    return drafter.served(block, torch.arange(context, end)[None], end, cache)
 
 
 def inputs(target, context: int, block_size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import pytest
 
 from command_line import Result, Run
 from flashdraft.checkpoint.load import eos_token_ids, load_target, load_tokenizer, training_notes
-from flashdraft.data.answer_generator import AnswerRequest, PromptAnswer
+from flashdraft.data.answerer import AnswerRequest, PromptAnswer
 from flashdraft.data.on_policy import Document, read_documents
 from flashdraft.data.server_answers import ServerAnswers
 from flashdraft.errors import DataError

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import flashdraft.data.on_policy as on_policy
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_documents
 from flashdraft.data.prompts import Prompt, read_prompts
+from flashdraft.engine.engine import Engine
 from flashdraft.errors import DataError
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
@@ -58,8 +60,8 @@ def test_answers_of_a_batch_are_those_of_one_stream(make_target: Callable[[], Ta
         AnswerRequest(i, [rng.randrange(97) for _ in range(rng.choice([rng.randrange(1, 30), 70]))], 0.0)
         for i in range(25)
     ]
-    generator = AnswerGenerator(target, 7, 70, 40, EOS)
-    answers = {a.key: a for part in generator.run(requests) for a in part}
+    answerer = EngineAnswers(Engine(target, None, rollout_config(7, 110), EOS), 40)
+    answers = {a.key: a for part in answerer.run(requests) for a in part}
     assert sorted(answers) == list(range(25))
     for request in requests:
         params = SamplingParams(temperature=0.0, max_tokens=40)
@@ -72,15 +74,16 @@ def test_temperature_draws_and_a_seed_repeats() -> None:
     request = [AnswerRequest(0, [1, 2, 3], 1.0)]
 
     def answer(seed: int) -> list[int]:
-        parts = AnswerGenerator(TARGET, 1, 8, 30, (), seed).run(request)
+        parts = EngineAnswers(Engine(TARGET, None, rollout_config(1, 38)), 30, seed).run(request)
         return [token for part in parts for one in part for token in one.token_ids]
 
     assert answer(1) == answer(1) != answer(2)
 
 
-def answerer(config: OnPolicyConfig) -> Callable[[int], AnswerGenerator]:
-    sizes = config.num_rows, config.max_prompt_len, config.max_new_tokens
-    return lambda seed: AnswerGenerator(TARGET, *sizes, EOS, seed)
+def answerer(config: OnPolicyConfig) -> Callable[[int], EngineAnswers]:
+    longest = config.max_prompt_len + config.max_new_tokens
+    engine = Engine(TARGET, None, rollout_config(config.num_rows, longest), EOS)
+    return lambda seed: EngineAnswers(engine, config.max_new_tokens, seed)
 
 
 def make(folder: Path, prompts: list[Prompt], **changes: Any) -> None:
@@ -154,7 +157,7 @@ def test_equal_conversations_are_answered_once(tmp_path: Path) -> None:
     assert {doc.id for doc in read_documents(tmp_path)} == {one.id, "on", "on+"}
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert (manifest["num_prompts"], manifest["num_repeated"]) == (3, 1)
-    assert manifest["runs"][0]["answered_by"] == "flashdraft, without drafts"
+    assert manifest["runs"][0]["answered_by"] == "flashdraft's engine"
 
 
 def test_later_turns_stand_behind_the_targets_own_answers(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_drafting_can_come_back_after_plain_decoding() -> None:
         request.num_observed = len(known)
         [draft] = engine.runner.drafter.propose([request.draft_row], [tokens[9]], [DraftShape(7)])  # type: ignore[union-attr]
         positions = torch.arange(12, 20).unsqueeze(0)
-        hidden = drafter.hidden(drafter.blocks([tokens[9]], 8), positions, 20, state.layers(8))
+        hidden = drafter.hidden(drafter.blocks([tokens[9]], 8), positions, 20, state.context(8))
         by_slot = target.logits(hidden)[0].log_softmax(-1)
     assert draft.token_ids == expected
     assert draft.log_probs == pytest.approx(by_slot.max(-1).values.tolist(), abs=1e-5)

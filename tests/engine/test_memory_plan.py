@@ -9,12 +9,14 @@ from transformers import Qwen3_5Config
 
 import native_pair
 from command_line import run_command
+from flashdraft.cache import paged_step
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.memory_plan import MemoryPlan, plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import IncompatibleDrafterError
-from flashdraft.models.accelerate import accelerate
+from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.native.library import library
+from flashdraft.ops.attention import attention
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from tiny_pair import save_tiny_pair
@@ -115,11 +117,8 @@ def test_a_toy_takes_what_was_planned(tmp_path):
 
 
 def held_by(engine) -> int:
-    """Bytes of keys and values, wherever they are: pages, and rows gathered from them."""
-    runner = engine.runner
-    holders = [runner.block_rows, runner.chunk_rows, runner.drafter.rows]
-    gathered = sum(rows._rows.nbytes for rows in holders)
-    return runner.cache.slots.nbytes + runner.drafter.cache.slots.nbytes + gathered
+    """Bytes of keys and values in pages."""
+    return engine.runner.cache.nbytes + engine.runner.drafter.cache.nbytes
 
 
 @pytest.mark.parametrize("backend", ["eager", "native"])
@@ -130,12 +129,13 @@ def test_an_engine_holds_what_was_planned(backend):
             pytest.skip("this machine has no C++ form")
         target, _ = native_pair.make()
         network = native_pair.draft_network(target)
-        assert accelerate(network, head=target.head_weight())
+        native = accelerate_drafter(network, target.head_weight())
+        assert native
     else:
         target = toy_target()
-        network = toy_dflash(target)
+        network, native = toy_dflash(target), None
     config = EngineConfig(4, max_step_tokens=1024, num_pages=64, attention_backend=backend)
-    engine = Engine(target, DFlashDrafter(network, target), config, block_size=4)
+    engine = Engine(target, DFlashDrafter(network, target, native), config, block_size=4)
     prompts = [[5] * 140] * 3 + [[7] * 200]
     for name, prompt in enumerate(prompts):
         engine.add_request(str(name), prompt, SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
@@ -143,6 +143,37 @@ def test_an_engine_holds_what_was_planned(backend):
     kv_bytes, draft_bytes = (
         one.bytes_per_token for one in (engine.runner.cache, engine.runner.drafter.cache)
     )
-    plan = MemoryPlan(4, network.config.block_size, 0, 0, kv_bytes, draft_bytes, 0, 0, 0, 0, 1)
-    planned = plan.storage_bytes(64 * 16, None if backend == "native" else 220)
-    assert held_by(engine) == pytest.approx(planned, rel=0.05)
+    plan = MemoryPlan(
+        4, network.config.block_size, 0, 0, kv_bytes, draft_bytes, 0, 0, 0, 0, 1, step_tokens=1024
+    )
+    assert held_by(engine) == pytest.approx(plan.storage_bytes(64 * 16), rel=0.05)
+
+
+def test_a_long_request_does_not_make_its_neighbours_longer(monkeypatch):
+    """16 requests, one of 2,040 tokens and 15 of 240: all that is held is 1.2 x their pages at most, and as planned."""
+    copied = []
+
+    def counted(q, k, v, *rest):
+        copied.append(k.nbytes + v.nbytes)
+        return attention(q, k, v, *rest)
+
+    monkeypatch.setattr(paged_step, "attention", counted)
+    target = toy_target(max_position_embeddings=4096)
+    network = toy_dflash(target)
+    config = EngineConfig(16, num_pages=512)
+    engine = Engine(target, DFlashDrafter(network, target), config, block_size=4)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    lengths = [240] * 15 + [2040]
+    for name, length in enumerate(lengths):
+        engine.add_request(str(name), [name] * (length - 8), params)
+    list(engine.run())
+    kv_bytes, draft_bytes = (
+        one.bytes_per_token for one in (engine.runner.cache, engine.runner.drafter.cache)
+    )
+    layer_bytes = max(kv_bytes // len(target.specs), draft_bytes // network.config.num_hidden_layers)
+    plan = MemoryPlan(
+        16, network.config.block_size, 0, 0, kv_bytes, draft_bytes, 0, 0, 0, 0, 1, layer_bytes=layer_bytes
+    )
+    held = held_by(engine) + max(copied)
+    assert held <= 1.2 * 512 * 16 * (kv_bytes + draft_bytes)
+    assert held == pytest.approx(plan.storage_bytes(512 * 16) + plan.copied_bytes(lengths), rel=0.05)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashdraft.backends.graphs import GraphBackend
+from flashdraft.backends.graphs import GraphBackend, why_unrecordable
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache import paged_kv_cache
+from flashdraft.cache import paged_rows
 from flashdraft.cache.dense_source import block_masks
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
+from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -24,7 +25,7 @@ from flashdraft.spec_decode.candidates import Candidates
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.mtp import MTPDrafter
-from toys import toy_dflash, toy_dflash2, toy_mtp, toy_target
+from toys import toy_dflash, toy_dflash2, toy_hybrid, toy_mtp, toy_target
 
 VOCAB = 11  # random drafts are right now and then
 
@@ -64,19 +65,13 @@ def tensors_in(result: Any) -> Iterator[Tensor]:
 
 @pytest.fixture(autouse=True)
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = GatheredRows.__init__
-
-    def records(self: GatheredRows, *args: Any) -> None:
-        made(self, *args)
-        self.records = True
-
     def why_not(_cls: type[GraphBackend], target: TargetModel) -> str | None:
-        return None if target.is_recordable else "it asks the host"
+        return why_unrecordable(target)
 
     Rerun.num_replays = 0
     monkeypatch.setattr(GraphBackend, "why_not", classmethod(why_not))
-    monkeypatch.setattr(GatheredRows, "__init__", records)
-    monkeypatch.setattr(paged_kv_cache, "Recorded", Rerun)
+    monkeypatch.setattr(PagedRows, "records", True)
+    monkeypatch.setattr(paged_rows, "Recorded", Rerun)
 
 
 @pytest.mark.parametrize("kind", ["dflash", "window", "mtp", "trees", "dflash2 trees"])
@@ -192,7 +187,8 @@ def test_a_recording_asks_the_device_for_no_value_to_make_a_windows_mask() -> No
 
 
 def test_a_target_of_experts_is_not_recorded() -> None:
-    assert toy_target().is_recordable
+    assert why_unrecordable(toy_target()) is None
+    assert why_unrecordable(toy_hybrid()) == "it has layers that keep states, which ask for lengths"
     torch.manual_seed(0)
     from transformers import Qwen3MoeConfig
 
@@ -202,4 +198,4 @@ def test_a_target_of_experts_is_not_recorded() -> None:
         vocab_size=VOCAB, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
-    assert not Qwen3Model(config).is_recordable
+    assert why_unrecordable(Qwen3Model(config)) == "its experts are chosen on the host"

@@ -43,7 +43,7 @@ def test_block_outputs_equal_z_labs_over_rounds_with_a_growing_context(seed: int
             state.observe([0] * num_new, features)
             end = start + num_new + block_size
             positions = torch.arange(start + num_new, end).unsqueeze(0)
-            ours = model.served(block, positions, end, state.layers(block_size))
+            ours = model.served(block, positions, end, state.context(block_size))
             expected = theirs(
                 target_hidden=features,
                 noise_embedding=block,
@@ -79,7 +79,7 @@ def test_a_window_hides_what_lies_before_it() -> None:
         state = Alone(DFlashDrafter(model, TARGET), 24)
         with torch.no_grad():
             state.observe([1] * 20, features)
-            return model.served(block, torch.arange(20, 24).unsqueeze(0), 24, state.layers(4))
+            return model.served(block, torch.arange(20, 24).unsqueeze(0), 24, state.context(4))
 
     def changed_at(position: int) -> torch.Tensor:
         other = near.clone()

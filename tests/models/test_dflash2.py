@@ -43,7 +43,7 @@ def test_blocks_and_drafts_equal_z_labs(seed: int, changes: dict[str, int]) -> N
             state.observe([0] * num_new, features)
             end = start + num_new + block_size
             positions = torch.arange(start + num_new, end).unsqueeze(0)
-            ours = model.served(block, positions, end, state.layers(block_size))
+            ours = model.served(block, positions, end, state.context(block_size))
             expected = theirs(
                 target_hidden=features,
                 noise_embedding=block,
@@ -81,7 +81,7 @@ def test_at_the_start_it_is_plain_dflash_to_the_bit() -> None:
     for model in (plain, grown):
         state = Alone(DFlashDrafter(model, TARGET), 64)
         state.observe([1] * 20, features)
-        outputs.append(model.served(block, torch.arange(20, 28).unsqueeze(0), 28, state.layers(8)))
+        outputs.append(model.served(block, torch.arange(20, 28).unsqueeze(0), 28, state.context(8)))
     assert torch.equal(*outputs)
 
 
@@ -114,7 +114,7 @@ def test_scaled_embeddings_and_capped_logits() -> None:
     state = Alone(DFlashDrafter(model, TARGET), 64)
     state.observe([1] * 4, torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(2)))
     plain = toy_dflash2(TARGET)
-    args = torch.arange(4, 12).unsqueeze(0), 12, state.layers(8)
+    args = torch.arange(4, 12).unsqueeze(0), 12, state.context(8)
     assert torch.equal(model.served(block, *args), plain.served(2 * block, *args))
 
 

@@ -16,8 +16,8 @@ from transformers import (
 from against_transformers import check_against_transformers, check_drafted, check_rollback, save_and_load
 from flashdraft.checkpoint.load import load_target
 from flashdraft.errors import CheckpointError, UsageError
-from flashdraft.models.accelerate import accelerate
 from flashdraft.models.base import build_target
+from flashdraft.native.accelerate import accelerate
 
 SHAPE = {
     "vocab_size": 97,
@@ -118,6 +118,6 @@ def test_the_fast_form_is_for_dense_layers_of_llamas_shape():
     sparse = build_target(Qwen3MoeConfig(**{**SHAPE, **wide}))
     gemma = build_target(Gemma3TextConfig(**{**SHAPE, **wide}, query_pre_attn_scalar=32, sliding_window=8))
     for target, pattern in ((sparse, "layers of experts"), (gemma, "layers as Gemma3Model has them")):
-        assert not accelerate(target.bfloat16())
+        assert accelerate(target.bfloat16()) is target
         with pytest.raises(UsageError, match=pattern):
             accelerate(target, "int8")

@@ -18,7 +18,7 @@ from flashdraft.errors import CheckpointError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.models.base import OwnTokens
-from flashdraft.ops.attention import CAUSAL, FirstKeys
+from flashdraft.ops.attention import CAUSAL
 from flashdraft.ops.block_mask import CachedMask, DocumentMask
 from flashdraft.ops.sliding import sliding
 from flashdraft.sampling_params import SamplingParams
@@ -79,7 +79,7 @@ def test_windows_by_brute_force():
             seen = [[max(0, p - window + 1) <= key <= p for key in range(kv_len)] for p in own[0].tolist()]
             forms = [CachedMask(own, kv_len).dense()]
             forms += [CAUSAL] if start == 0 else []
-            forms += [None, FirstKeys(own[:, 0] + 1)] if width == 1 else []
+            forms += [None] if width == 1 else []
             for form in forms:
                 mask = sliding(form, window, own, kv_len)
                 if mask is form:

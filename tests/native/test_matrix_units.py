@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flashdraft.generate import generate
-from flashdraft.models.accelerate import accelerate
+from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.native.library import PATHS, compile_to, declare, library, runnable_paths
 from flashdraft.native.packing import Kind
 from flashdraft.sampling_params import SamplingParams
@@ -33,13 +33,12 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
 @pytest.fixture(autouse=True)
 def on_units(emulated: CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     assert emulated.matrix_units()
-    monkeypatch.setattr("flashdraft.models.accelerate.library", lambda: emulated)
+    monkeypatch.setattr("flashdraft.native.accelerate.library", lambda: emulated)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_match_the_modules_and_have_the_same_bits_in_any_chunk(threads: int) -> None:
     target, reference = make()
-    assert target.native
     target.native.num_threads = threads
     tokens = ids(70)
     one_by_one, wanted = logits_of(target, tokens, [1] * 70), logits_of(reference, tokens, [70])
@@ -52,18 +51,18 @@ def test_rows_match_the_modules_and_have_the_same_bits_in_any_chunk(threads: int
 def test_weights_in_8_bits_stay_with_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = ids(40)
     found = logits_of(make("int8")[0], tokens, [40])
-    monkeypatch.setattr("flashdraft.models.accelerate.library", library)
+    monkeypatch.setattr("flashdraft.native.accelerate.library", library)
     assert torch.equal(logits_of(make("int8")[0], tokens, [40]), found)
 
 
 def test_the_drafter_is_held_in_bfloat16_and_answers_are_the_same_with_any_block() -> None:
     target, _ = make()
     network = draft_network(target)
-    assert accelerate(network, head=target.head_weight())
-    assert network.native
-    assert network.native.head.kind == network.native.others[0].kind == Kind.BF16
+    fast = accelerate_drafter(network, target.head_weight())
+    assert fast
+    assert fast.native.head.kind == fast.native.others[0].kind == Kind.BF16
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
-    drafter = DFlashDrafter(network, target)
+    drafter = DFlashDrafter(network, target, fast)
     for prompt in (ids(3), ids(37)):
         plain = generate(target, None, prompt, params).token_ids
         assert generate(target, drafter, prompt, params).token_ids == plain

@@ -1,6 +1,6 @@
 """The C++ part against the PyTorch modules, and against itself: one row's result is the same bits in any batch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
-from flashdraft.cache.paged_rows import new_rows
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import UsageError
 from flashdraft.generate import generate
-from flashdraft.models.accelerate import accelerate
+from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.llama import LlamaModel
 from flashdraft.native import library as library_file
-from flashdraft.native.decoder import NativeDrafter
+from flashdraft.native.accelerate import accelerate, accelerate_drafter
+from flashdraft.native.decoder import DrafterDecoder
+from flashdraft.native.drafter import NativeDrafter
 from flashdraft.native.library import library
 from flashdraft.native.packing import Kind
 from flashdraft.sampling_params import SamplingParams
@@ -52,7 +54,6 @@ def test_a_token_has_the_same_bits_in_any_chunk(quantization: str | None, thread
     target, _ = make(quantization)
     tokens = ids(70)
     one_by_one = logits_of(target, tokens, [1] * 70)
-    assert target.native
     target.native.num_threads = threads
     for chunks in ([70], [7, 16, 17, 30], [33, 1, 36], [2] * 35):
         assert torch.equal(logits_of(target, tokens, chunks), one_by_one)
@@ -85,9 +86,9 @@ def test_rows_do_not_touch_each_other() -> None:
 def test_rows_in_pages_without_their_padding_have_the_bits_of_each_alone() -> None:
     target, _ = make()
     prompts, blocks = [ids(length) for length in (5, 40, 23)], [ids(4), ids(1), ids(9)]
-    cache = PagedKVCache(3, 60, 4, 2, 32, torch.bfloat16, "cpu", num_spare=32)
+    cache = PagedKVCache([KVShape(2, 32)] * 3, 60, 4, torch.bfloat16, "cpu", num_spare=32)
     cache.slots.fill_(float("nan"))  # whoever reads what is not its own shows it
-    rows, pages = new_rows(cache, target.reads_pages), [list(range(i, 60, 3)) for i in range(3)]
+    rows, pages = PagedRows(cache), [list(range(i, 60, 3)) for i in range(3)]
     for starts, tokens in (([0, 0, 0], prompts), ([5, 40, 23], blocks)):
         # Of its block the last row has too few pages: the rest of it is staged in spare ones.
         step = [
@@ -152,11 +153,11 @@ def test_the_argmax_is_the_first_largest() -> None:
     assert target.argmax(torch.zeros(2, 3, 96).bfloat16()).tolist() == [[0] * 3] * 2
     assert target.logits(hidden[:0]).shape == (0, 97)
     for scaled in (hidden, 1e3 * hidden):  # the latter with differences that no float32 exponential holds
-        tokens, log_probs = target.native.likeliest(scaled, 5)  # type: ignore[union-attr]
+        tokens, log_probs = target.native.likeliest(scaled, 5)
         wanted = target.logits(scaled).log_softmax(-1).topk(5)
         assert torch.equal(tokens, wanted.indices)
         assert torch.allclose(log_probs, wanted.values, atol=1e-5)
-    tokens, log_probs = target.native.likeliest(torch.zeros(2, 96).bfloat16(), 3)  # type: ignore[union-attr]
+    tokens, log_probs = target.native.likeliest(torch.zeros(2, 96).bfloat16(), 3)
     assert tokens.tolist() == [[0, 1, 2]] * 2
     assert torch.allclose(log_probs, torch.tensor(-log(97)))
 
@@ -165,8 +166,8 @@ def test_the_argmax_is_the_first_largest() -> None:
 def test_greedy_answers_are_the_same_with_any_block(quantization: str | None) -> None:
     target, _ = make(quantization)
     network = draft_network(target)
-    accelerate(network, quantization, target.head_weight())
-    drafter = DFlashDrafter(network, target)
+    native = accelerate_drafter(network, target.head_weight(), quantization)
+    drafter = DFlashDrafter(network, target, native)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     prompts = [ids(count) for count in (3, 18, 37, 11)]
     alone = [generate(target, None, prompt, params).token_ids for prompt in prompts]
@@ -185,13 +186,14 @@ def test_greedy_answers_are_the_same_with_any_block(quantization: str | None) ->
 @torch.inference_mode()
 def test_the_drafter_matches_its_modules() -> None:
     target, _ = make()
-    fast, plain = draft_network(target), draft_network(target).float()
-    assert accelerate(fast, head=target.head_weight())
+    network, plain = draft_network(target), draft_network(target).float()
+    fast = accelerate_drafter(network, target.head_weight())
+    assert fast
     features, block = torch.randn(1, 13, 192).bfloat16(), torch.randn(2, 5, 96).bfloat16()
     positions = torch.arange(13).unsqueeze(0)
-    caches = [network.new_cache(2, 24) for network in (fast, plain)]
-    for network, cache in zip((fast, plain), caches, strict=True):
-        pairs = network.context(features.to(network.fc.weight.dtype), positions)
+    caches = [one.new_cache(2, 24) for one in (network, plain)]
+    contexts = fast.context(features, positions), plain.context(features.float(), positions)
+    for pairs, cache in zip(contexts, caches, strict=True):
         for layer, (k, v) in zip(cache.layers, pairs, strict=True):
             layer.k[:, :, :13], layer.v[:, :, :13] = k, v
     for layer, wanted in zip(caches[0].layers, caches[1].layers, strict=True):
@@ -199,11 +201,10 @@ def test_the_drafter_matches_its_modules() -> None:
         assert (layer.v - wanted.v).abs().max() < 0.02 * wanted.v.abs().max()
     starts = torch.tensor([[13], [9]]) + torch.arange(5)
     ends = torch.tensor([16, 14])  # the first row's block is 3 wide, the second's 5
-    got = fast.served(block, starts, 18, caches[0].layers, ends=ends)
-    wanted = plain.served(block.float(), starts, 18, caches[1].layers, ends=ends)
+    got = fast.served(block, starts, 18, caches[0], ends=ends)
+    wanted = plain.served(block.float(), starts, 18, caches[1], ends=ends)
     got, wanted = (torch.cat((rows[0, :3], rows[1])) for rows in (got, wanted))
     assert (got - wanted).abs().max() < 0.06 * wanted.abs().max()  # in 8 bits
-    assert fast.native
     logits = got.float() @ target.head_weight().float().T
     chosen = logits.gather(-1, fast.native.argmax(got).unsqueeze(-1))
     assert ((logits.amax(-1, keepdim=True) - chosen) < 0.02 * logits.abs().amax()).all()
@@ -213,18 +214,18 @@ def test_the_drafter_matches_its_modules() -> None:
 @pytest.mark.parametrize("changes", [{"conv_kernel_size": 2}, {"conv_kernel_size": 3, "conv_group_size": 48}])
 def test_convolutions_match_their_modules(changes: dict[str, int]) -> None:
     target, _ = make()
-    fast, plain = draft_network(target, **changes), draft_network(target, **changes).float()
-    lib = library()
+    network, plain = draft_network(target, **changes), draft_network(target, **changes).float()
+    lib, head = library(), (target.head_weight(), Kind.BF16)
     assert lib
-    fast.native = NativeDrafter(lib, fast, fast.rotary, 64, Kind.BF16, (target.head_weight(), Kind.BF16))
+    fast = NativeDrafter(network, DrafterDecoder(lib, network, network.rotary, 64, Kind.BF16, head))
     features, block = torch.randn(2, 13, 192).bfloat16(), torch.randn(2, 5, 96).bfloat16()
     positions, found = torch.arange(13, 18).expand(2, -1), []
-    for network in (fast, plain):
-        cache, dtype = network.new_cache(2, 24), network.fc.weight.dtype
-        pairs = network.context(features.to(dtype), torch.arange(13).expand(2, -1))
+    for form, dtype in ((fast, torch.bfloat16), (plain, torch.float32)):
+        cache = (network if form is fast else plain).new_cache(2, 24)
+        pairs = form.context(features.to(dtype), torch.arange(13).expand(2, -1))
         for layer, (k, v) in zip(cache.layers, pairs, strict=True):
             layer.k[:, :, :13], layer.v[:, :, :13] = k, v
-        found.append(network.served(block.to(dtype), positions, 18, cache.layers).float())
+        found.append(form.served(block.to(dtype), positions, 18, cache).float())
     assert (found[0] - found[1]).abs().max() < 0.03 * found[1].abs().max()
 
 
@@ -233,31 +234,29 @@ def test_a_block_with_convolutions_has_the_bits_of_each_alone() -> None:
     """And the selector drafts what its modules draft from the same hidden states."""
     target, _ = make()
     network = draft_network(target, **DFLASH2)
-    assert accelerate(network, head=target.head_weight())
-    assert network.native
-    features, drafter = torch.randn(2, 13, 192).bfloat16(), DFlashDrafter(network, target)
+    fast = accelerate_drafter(network, target.head_weight())
+    assert fast
+    features, drafter = torch.randn(2, 13, 192).bfloat16(), DFlashDrafter(network, target, fast)
     blocks, cache = drafter.blocks([3, 4], 8), network.new_cache(2, 24)
-    for layer, (k, v) in zip(
-        cache.layers, network.context(features, torch.arange(13).expand(2, -1)), strict=True
-    ):
+    pairs = fast.context(features, torch.arange(13).expand(2, -1))
+    for layer, (k, v) in zip(cache.layers, pairs, strict=True):
         layer.k[:, :, :13], layer.v[:, :, :13] = k, v
     positions = torch.arange(13, 21).expand(2, -1)
-    together = drafter.hidden(blocks, positions, 21, cache.layers)
-    drafts = drafter.candidates(blocks, positions, 21, cache.layers).walk()
+    together = drafter.hidden(blocks, positions, 21, cache)
+    drafts = drafter.candidates(blocks, positions, 21, cache).walk()
     for threads in (1, 2):
-        network.native.num_threads = threads
+        fast.native.num_threads = threads
         for row in range(2):
             own = network.new_cache(1, 24)
             for layer, whole in zip(own.layers, cache.layers, strict=True):
                 layer.k[0], layer.v[0] = whole.k[row], whole.v[row]
             one = slice(row, row + 1)
-            assert torch.equal(drafter.hidden(blocks[one], positions[one], 21, own.layers), together[one])
-    network.native = None
+            assert torch.equal(drafter.hidden(blocks[one], positions[one], 21, own), together[one])
     again = candidates_of(network, target, together, blocks[:, 0], 1).walk()
     assert (again.token_ids == drafts.token_ids).float().mean() > 0.8  # the head in 8 bits
 
 
-def windowed(target: LlamaModel, **changes: object) -> DFlashModel:
+def windowed(target: TargetModel, **changes: object) -> DFlashModel:
     """A drafter whose first layer sees all and whose second sees 16 tokens before the anchor."""
     network, kinds = draft_network(target), ("full_attention", "sliding_attention")
     wanted = {"layer_types": kinds, "sliding_window": 16, "is_causal": False, "window_from_anchor": True}
@@ -268,51 +267,43 @@ def windowed(target: LlamaModel, **changes: object) -> DFlashModel:
 @torch.inference_mode()
 def test_a_drafters_window_is_that_of_its_modules_and_what_lies_before_it_is_not_read() -> None:
     target, _ = make()
-    fast, plain = windowed(target), windowed(target).float()
-    assert accelerate(fast, head=target.head_weight())
+    network, plain = windowed(target), windowed(target).float()
+    fast = accelerate_drafter(network, target.head_weight())
+    assert fast
     starts = torch.tensor([3, 15, 16, 17, 33, 50])  # below the window, at it, behind it
     block, kv_len = torch.randn(6, 5, 96).bfloat16(), 55
     positions, ends = starts.unsqueeze(1) + torch.arange(5), starts + torch.tensor([5, 2, 5, 5, 3, 5])
-    caches = [network.new_cache(6, 64) for network in (fast, plain)]
+    caches = [one.new_cache(6, 64) for one in (network, plain)]
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         for name in ("k", "v"):
             values = torch.randn(layers[0].k.shape).bfloat16()
             getattr(layers[0], name).copy_(values)
             getattr(layers[1], name).copy_(values)
-    wanted = plain.served(block.float(), positions, kv_len, caches[1].layers, ends=ends)
+    wanted = plain.served(block.float(), positions, kv_len, caches[1], ends=ends)
     for row, start in enumerate(starts.tolist()):
         caches[0].layers[1].k[row, :, : max(start - 16, 0)] = torch.nan
         caches[0].layers[1].v[row, :, : max(start - 16, 0)] = torch.nan
-    got = fast.served(block, positions, kv_len, caches[0].layers, ends=ends)
+    got = fast.served(block, positions, kv_len, caches[0], ends=ends)
     for row in range(6):
         width = int(ends[row] - starts[row])
         difference = (got[row, :width] - wanted[row, :width]).abs().max()
         assert difference < 0.06 * wanted[row, :width].abs().max()  # in 8 bits
-        alone = [_Alone(layer.k[row : row + 1], layer.v[row : row + 1]) for layer in caches[0].layers]
+        alone = network.new_cache(1, 64)
+        for mine, layer in zip(alone.layers, caches[0].layers, strict=True):
+            mine.k.copy_(layer.k[row : row + 1])
+            mine.v.copy_(layer.v[row : row + 1])
         own = fast.served(
             block[row : row + 1], positions[row : row + 1], kv_len, alone, ends=ends[row : row + 1]
         )
         assert torch.equal(own[0, :width], got[row, :width])
-    whole, fast.config = fast.config, replace(fast.config, layer_types=None, sliding_window=None)
-    unseen = fast.served(block, positions, kv_len, caches[0].layers, ends=ends)
+    whole, network.config = network.config, replace(network.config, layer_types=None, sliding_window=None)
+    unseen = fast.served(block, positions, kv_len, caches[0], ends=ends)
     assert torch.equal(unseen[:3], got[:3])  # not beyond the window: the very bits of a drafter without one
     is_of_block = positions < ends.unsqueeze(1)
     is_of_block[:3] = False
     assert unseen[is_of_block].isnan().any(-1).all()
-    fast.config = replace(whole, sliding_window=17)
-    assert (
-        fast.served(block, positions, kv_len, caches[0].layers, ends=ends)[is_of_block].isnan().any(-1).all()
-    )
-
-
-@dataclass
-class _Alone:
-    """Rows of a cache's layer, read and written where they lie."""
-
-    k: Tensor
-    v: Tensor
-    token_dim: int = 2
-    table: None = None
+    network.config = replace(whole, sliding_window=17)
+    assert fast.served(block, positions, kv_len, caches[0], ends=ends)[is_of_block].isnan().any(-1).all()
 
 
 @torch.inference_mode()
@@ -320,18 +311,19 @@ class _Alone:
 def test_slots_that_see_different_keys_stay_with_the_modules(changes: dict[str, object]) -> None:
     target, _ = make()
     network = windowed(target, **changes)
-    assert accelerate(network, head=target.head_weight())
+    fast = accelerate_drafter(network, target.head_weight())
+    assert fast
     block, positions = torch.randn(1, 5, 96).bfloat16(), torch.arange(30, 35).unsqueeze(0)
     cache = network.new_cache(1, 35)
-    got = network.served(block, positions, 35, cache.layers)
-    network.native = None
-    assert torch.equal(network.served(block, positions, 35, cache.layers), got)
+    got = fast.served(block, positions, 35, cache)
+    assert torch.equal(network.served(block, positions, 35, cache), got)
 
 
 def test_a_window_drafts_in_the_engine_what_it_drafts_alone_and_what_its_modules_draft() -> None:
     target, _ = make(vocab_size=11)  # random drafts are right now and then
-    drafters = [DFlashDrafter(windowed(target), target) for _ in range(2)]
-    accelerate(drafters[0].model, head=target.head_weight())
+    network = windowed(target)
+    fast = accelerate_drafter(network, target.head_weight())
+    drafters = [DFlashDrafter(network, target, native) for native in (fast, None)]
     engine = Engine(target, drafters[0], EngineConfig(page_size=4, num_pages=96))
     params = SamplingParams(temperature=1, seed=0, max_tokens=40, ignore_eos=True)
     prompts = [[token % 11 for token in ids(count)] for count in (5, 16, 29, 60)]
@@ -347,7 +339,7 @@ def test_a_window_drafts_in_the_engine_what_it_drafts_alone_and_what_its_modules
 
 
 @torch.inference_mode()
-def drafts_of(drafter: DFlashDrafter, target: LlamaModel, tokens: list[int]) -> Tensor:
+def drafts_of(drafter: DFlashDrafter, target: TargetModel, tokens: list[int]) -> Tensor:
     """A block drafted behind every token, [len(tokens), 7]."""
     tokens = [token % 11 for token in tokens]
     state, cache = Alone(drafter, len(tokens)), target.new_cache(1, len(tokens))
@@ -361,10 +353,10 @@ def drafts_of(drafter: DFlashDrafter, target: LlamaModel, tokens: list[int]) -> 
 
 
 def test_what_it_does_not_know_stays_with_the_modules() -> None:
-    assert not accelerate(toy_target())  # float32
-    assert not accelerate(toy_target(**SHAPE, attention_bias=True).bfloat16())
+    for target in (toy_target(), toy_target(**SHAPE, attention_bias=True).bfloat16()):  # float32; biases
+        assert accelerate(target) is target
     odd = toy_target().bfloat16()  # heads of 12
-    assert not accelerate(odd)
+    assert accelerate(odd) is odd
     with pytest.raises(UsageError, match=r"int8 .* multiples of 32"):
         accelerate(odd, "int8")
     with pytest.raises(UsageError, match="expected int8 or int4"):

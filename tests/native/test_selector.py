@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashdraft.models.accelerate import accelerate
+from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.native.library import library
 from flashdraft.spec_decode.candidates import candidates_of
 from native_pair import draft_network, make
@@ -20,15 +20,15 @@ def test_a_selectors_scores_match_its_modules(count: int) -> None:
     selector = network.candidate_selector
     assert selector
     selector.freeze(target.head_weight())
-    assert accelerate(network, head=target.head_weight())
-    assert network.native
-    assert network.native.selector
+    fast = accelerate_drafter(network, target.head_weight())
+    assert fast
+    assert fast.native.selector
     hidden, anchors = torch.randn(3, 7, 96).bfloat16(), torch.tensor([3, 9, 4])
-    found = candidates_of(network, target, hidden, anchors, 1)
+    found = candidates_of(network, target, hidden, anchors, 1, fast)
     before = torch.cat((anchors[:, None, None].expand(-1, 1, count), found.token_ids[:, :-1]), 1)
     wanted = selector(hidden, before, found.token_ids, target.head_weight())
     assert found.pairs is not None
     assert wanted.std() > 0.01
     torch.testing.assert_close(found.pairs, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
-    alone = network.native.selector.pairs(hidden[1:2, :4], anchors[1:2], found.token_ids[1:2, :4])
+    alone = fast.native.selector.pairs(hidden[1:2, :4], anchors[1:2], found.token_ids[1:2, :4])
     assert torch.equal(alone, found.pairs[1:2, :4])

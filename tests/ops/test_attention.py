@@ -10,7 +10,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.models.base import LayerSource, OwnTokens
-from flashdraft.ops.attention import CAUSAL, AttentionSpec, FirstKeys, LastKeys, attention
+from flashdraft.ops.attention import CAUSAL, AttentionSpec, LastKeys, attention
 
 ROWS, HEADS, KV_HEADS, LEN, HEAD_DIM = 2, 4, 2, 9, 8
 
@@ -57,7 +57,7 @@ def test_served_forms_of_a_mask_know_sinks() -> None:
     lengths = torch.tensor([3, 9])
     seen = torch.arange(LEN) < lengths[:, None, None]
     wanted = theirs(with_sinks, q, k, v, seen, sinks=torch.ones(HEADS))
-    torch.testing.assert_close(attention(q, k, v, FirstKeys(lengths), spec), wanted)
+    torch.testing.assert_close(attention(q, k, v, seen, spec), wanted)
     late = seen & (torch.arange(LEN) >= 2)
     wanted = theirs(with_sinks, q, k, v, late, sinks=torch.ones(HEADS))
     torch.testing.assert_close(attention(q, k, v, LastKeys(seen[..., 2:], 2), spec), wanted)

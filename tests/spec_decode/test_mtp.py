@@ -116,7 +116,7 @@ def test_the_drafts_themselves_do_not_depend_on_the_batch_nor_on_a_found_prefix(
 
 def test_a_found_prefix_brings_the_hidden_state_of_its_last_token() -> None:
     _, drafter = pair()
-    batch = MTPBatch(drafter, num_pages=9, page_size=4)
+    batch = MTPBatch(drafter, num_pages=9, page_size=4, num_rows=2)
     features = torch.randn(11, 48, generator=torch.Generator().manual_seed(0))
     pages = [7, 2, 5]
     batch.join(CacheRow("a", pages, 0), [], 40)

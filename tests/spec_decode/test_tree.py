@@ -10,8 +10,8 @@ import torch
 from transformers import Gemma3TextConfig, Qwen3_5TextConfig, Qwen3Config
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
-from flashdraft.cache.paged_rows import new_rows
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -149,10 +149,10 @@ def deepest(tree: DraftTree) -> list[int]:
     return path
 
 
-@pytest.mark.parametrize("reads_pages", [False, True])
+@pytest.mark.parametrize("by_layer", [False, True])
 @pytest.mark.parametrize("name", TARGETS)
 @torch.inference_mode()
-def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, reads_pages: bool) -> None:
+def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, by_layer: bool) -> None:
     target, rng = TARGETS[name], random.Random(5)
     prompts = [[rng.randrange(SMALL_VOCAB) for _ in range(n)] for n in (9, 3, 14)]
     anchors = [prompt.pop() for prompt in prompts]
@@ -172,13 +172,11 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, reads_pa
         torch.testing.assert_close(out.hidden[0, place], alone(0, text)[-1], atol=3e-5, rtol=1e-4)
 
     # Three rows, padded to the widest, in pages.
-    k = cache.layers[0].k
-    paged = PagedKVCache(6, 30, 4, k.shape[1], k.shape[3], torch.float32, "cpu", 60 * reads_pages)
-    paged.slots.zero_()  # spare pages too: masks multiply by 0
-    rows, pages = new_rows(paged, reads_pages), [list(range(i, 30, 3)) for i in range(3)]
+    paged = PagedKVCache(target.kv_shapes(), 30, 4, torch.float32, "cpu", 60, by_layer)
+    rows, pages = PagedRows(paged), [list(range(i, 30, 3)) for i in range(3)]
 
     def forward(
-        rows: GatheredRows, ids: list[list[int]], starts: list[int], parents: list[list[int]] | None = None
+        rows: PagedRows, ids: list[list[int]], starts: list[int], parents: list[list[int]] | None = None
     ) -> tuple[list[CacheRow], torch.Tensor]:
         width = max(map(len, ids))
         # Pages for a path and not for all of a tree.
@@ -206,7 +204,7 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, reads_pa
     cache.commit_path(paths[0])
     after = [(*texts(tree)[path[-1] - 1], 7) for tree, path in zip(trees, paths, strict=True)]
     starts = [start + len(path) for start, path in zip(starts, paths, strict=True)]
-    for known in (rows, new_rows(paged, reads_pages)):
+    for known in (rows, PagedRows(paged)):
         _, hidden = forward(known, [[7]] * 3, starts)
         for row in range(3):
             torch.testing.assert_close(hidden[row, 0], alone(row, after[row])[-1], atol=3e-5, rtol=1e-4)

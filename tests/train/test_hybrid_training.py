@@ -7,9 +7,11 @@ import torch
 
 from flashdraft.answer import RoundEvent
 from flashdraft.batch import ForwardBatch
-from flashdraft.data.answer_generator import AnswerGenerator, AnswerRequest
+from flashdraft.data.answerer import AnswerRequest
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
+from flashdraft.engine.engine import Engine
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -26,7 +28,8 @@ def answered(count: int) -> list[Document]:
     rng = random.Random(0)
     prompts = [[rng.randrange(97) for _ in range(rng.randrange(3, 20))] for _ in range(count)]
     requests = [AnswerRequest(i, prompt, 0.0) for i, prompt in enumerate(prompts)]
-    answers = {a.key: a for part in AnswerGenerator(TARGET, 4, 20, 40, ()).run(requests) for a in part}
+    answerer = EngineAnswers(Engine(TARGET, None, rollout_config(4, 60)), 40)
+    answers = {a.key: a for part in answerer.run(requests) for a in part}
     return [Document(str(i), "toy", 0.0, p, answers[i].token_ids, "length") for i, p in enumerate(prompts)]
 
 

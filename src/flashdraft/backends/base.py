@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flashdraft.cache.hybrid_rows import HybridRows
 from flashdraft.cache.model_cache import ModelCache
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import Rounds
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.models.base import TargetModel, TargetOutput
@@ -27,6 +28,13 @@ class Room:
     num_slots: int  # states, of hybrid models
     most_staged: int  # tokens that one row may stage in a step
     block_size: int  # the drafter's largest, 1 without one
+    step_tokens: int  # that the blocks of a step have together, or whole blocks where they are timed
+
+    @property
+    def num_spare(self) -> int:
+        """Tokens of spare pages: what a step's rows stage beyond their own, in whole pages."""
+        staged = min(self.num_rows * self.most_staged, max(self.step_tokens, self.num_rows * self.block_size))
+        return staged + self.num_rows * self.page_size
 
 
 @dataclass(frozen=True)
@@ -64,13 +72,13 @@ class Backend(ABC):
         """Pages, and states of gated delta layers; empty or None where the target has none."""
 
     @abstractmethod
-    def new_rows(self) -> GatheredRows:
+    def new_rows(self) -> PagedRows:
         """Rows for its steps; prompts and blocks have their own."""
 
     @abstractmethod
     def block_step(
         self,
-        rows: GatheredRows,
+        rows: PagedRows,
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         parents: Sequence[Sequence[int]] | None,
@@ -84,12 +92,12 @@ class Backend(ABC):
 
     @abstractmethod
     def prompt_step(
-        self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
+        self, rows: PagedRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
     ) -> TargetStep:
         """The same over a chunk of each row's prompt, of which few choices are wanted."""
 
     @abstractmethod
-    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:
+    def begin(self, rows: PagedRows, slot: int, source: int | None) -> None:
         """A sequence starts with the state in ``slot``: a copy of the one in ``source``, or none."""
 
     def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:  # noqa: ARG002
@@ -97,25 +105,26 @@ class Backend(ABC):
         return None
 
 
-def paged_storage(target: TargetModel, room: Room, num_spare: int = 0) -> tuple[PagedKVCache, dict[int, Any]]:
-    """Pages for the layers of ``target`` that attend, and the states of the others, as its own cache has them."""
+def paged_storage(target: TargetModel, room: Room, by_layer: bool) -> tuple[PagedKVCache, dict[int, Any]]:
+    """Pages for the layers of ``target`` that attend, and the states of the others, as its own cache has them.
+
+    ``by_layer``: see PagedKVCache.
+    """
     shown = target.new_cache(room.num_slots, 1)
     states = shown.states if isinstance(shown, ModelCache) else {}
-    shapes = target.kv_shapes()
     cache = PagedKVCache(
-        len(shapes),
+        target.kv_shapes(),
         room.num_pages,
         room.page_size,
-        shapes[0].kv_heads,
-        shapes[0].head_dim,
         target.dtype,
         target.device,
-        num_spare,
+        room.num_spare,
+        by_layer,
     )
     return cache, states
 
 
-def begin_state(rows: GatheredRows, slot: int, source: int | None) -> None:
+def begin_state(rows: PagedRows, slot: int, source: int | None) -> None:
     """See :meth:`Backend.begin`, of rows that have states beside them."""
     if isinstance(rows, HybridRows):
         rows.begin(slot, source)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.backends.base import Backend, Room, TargetStep
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, power_of_two
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import Rounds
 from flashdraft.cuda.build import RoundDrafter
 from flashdraft.cuda.rounds import DeviceRounds
@@ -43,11 +44,11 @@ class CudaBackend(Backend):
             self._layers.new_states(room.num_slots, rows, width),
         )
 
-    def new_rows(self) -> GatheredRows:
+    def new_rows(self) -> PagedRows:
         """See :class:`Backend`."""
         return self._layers.new_rows(self.cache, self.states)
 
-    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:  # noqa: ARG002
+    def begin(self, rows: PagedRows, slot: int, source: int | None) -> None:  # noqa: ARG002
         """See :class:`Backend`."""
         if self.states:
             self.states.begin(slot, source)
@@ -58,7 +59,7 @@ class CudaBackend(Backend):
         return DeviceRounds(self._layers, rows, drafter, self.feature_layers, self.room.num_rows)
 
     def prompt_step(
-        self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
+        self, rows: PagedRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
     ) -> TargetStep:
         """See :class:`Backend`."""
         if self._layers.steps_prompts(placed, token_ids):
@@ -69,7 +70,7 @@ class CudaBackend(Backend):
 
     def block_step(
         self,
-        rows: GatheredRows,
+        rows: PagedRows,
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         parents: Sequence[Sequence[int]] | None,

@@ -1,4 +1,4 @@
-"""The reference: the target's PyTorch modules, over rows gathered from pages."""
+"""The reference: the target's PyTorch modules, over rows in pages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,10 @@ import torch
 from flashdraft.backends.base import Backend, Room, TargetStep, begin_state, padded, paged_storage
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.hybrid_rows import HybridRows
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.models.base import TargetModel
+from flashdraft.native.target import NativeTarget
 
 
 class EagerBackend(Backend):
@@ -18,22 +20,26 @@ class EagerBackend(Backend):
     @classmethod
     def why_not(cls, target: TargetModel) -> str | None:
         """See :class:`Backend`."""
-        return "its modules were replaced by C++ when it was loaded" if target.reads_pages else None
+        return (
+            "its modules were replaced by C++ when it was loaded"
+            if isinstance(target, NativeTarget)
+            else None
+        )
 
     def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:
         """See :class:`Backend`."""
-        return paged_storage(self.target, room)
+        return paged_storage(self.target, room, by_layer=True)
 
-    def new_rows(self) -> GatheredRows:
+    def new_rows(self) -> PagedRows:
         """See :class:`Backend`."""
-        return HybridRows(self.cache, self.states) if self.states else GatheredRows(self.cache)
+        return HybridRows(self.cache, self.states) if self.states else PagedRows(self.cache)
 
-    def begin(self, rows: GatheredRows, slot: int, source: int | None) -> None:
+    def begin(self, rows: PagedRows, slot: int, source: int | None) -> None:
         """See :class:`Backend`."""
         begin_state(rows, slot, source)
 
     def prompt_step(
-        self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
+        self, rows: PagedRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
     ) -> TargetStep:
         """See :class:`Backend`."""
         batch = self._batch(rows, placed, token_ids)
@@ -41,7 +47,7 @@ class EagerBackend(Backend):
 
     def block_step(
         self,
-        rows: GatheredRows,
+        rows: PagedRows,
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         parents: Sequence[Sequence[int]] | None,
@@ -58,7 +64,7 @@ class EagerBackend(Backend):
         return TargetStep(output, width, None if argmax is None else argmax.flatten())
 
     def _batch(
-        self, rows: GatheredRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
+        self, rows: PagedRows, placed: Sequence[CacheRow], token_ids: Sequence[list[int]]
     ) -> ForwardBatch:
         counts = [len(ids) for ids in token_ids]
         positions, kv_len = rows.arrange(placed, counts)

@@ -28,6 +28,30 @@ class DenseLayer(Protocol):
         ...
 
 
+class BlockContext(Protocol):
+    """Keys and values that drafted blocks attend to: a cache, or the rows of a step."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """What is kept of each layer."""
+        ...
+
+    def open_blocks(
+        self,
+        positions: Tensor,
+        kv_len: int,
+        rules: Sequence[BlockRule],
+        ends: Tensor | None = None,
+        is_recorded: bool = False,
+    ) -> Sequence[Any]:
+        """A source for each layer, for one block a row at ``positions`` [rows, num_tokens], below ``kv_len``.
+
+        A row sees its first ``ends`` [rows] slots, left out of all ``kv_len``, as each layer's rule says. Keys behind
+        every row's window are not read, unless it ``is_recorded``: that asks the device for a value.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class DenseSource:
     """A LayerSource: stages in ``layer`` and attends on what that gives."""
@@ -52,40 +76,22 @@ def dense_sources(
     batch: ForwardBatch,
     mask: Mask,
     specs: Sequence[AttentionSpec],
-    slots: Tensor | None = None,
 ) -> list[Any]:
-    """A source for each of ``layers``, for the tokens of ``batch``, which see ``mask`` within their layers' windows.
-
-    ``slots``: where the tokens go; left out: where the batch says. What is no DenseLayer (a state) is handed on.
-    """
+    """A source for each of ``layers``, for the tokens of ``batch``, which see ``mask`` within their layers' windows."""
     keys = batch.tree.key_positions(batch.positions, batch.kv_len) if batch.tree else None
     masks = masks_by_window(mask, specs, batch.positions, batch.kv_len, keys)
-    slots = batch.slots if slots is None else slots
     return [
-        DenseSource(layer, slots, batch.kv_len, masks[spec.window], spec)
-        if hasattr(layer, "stage")
-        else layer
+        DenseSource(layer, batch.slots, batch.kv_len, masks[spec.window], spec)
         for layer, spec in zip(layers, specs, strict=True)
     ]
 
 
-def block_sources(
-    layers: Sequence[DenseLayer],
-    rules: Sequence[BlockRule],
-    positions: Tensor,
-    kv_len: int,
-    ends: Tensor | None = None,
-    is_recorded: bool = False,
-) -> list[DenseSource]:
-    """A source for each layer of a drafter, for one block a row at ``positions`` [rows, num_tokens].
-
-    A row sees its first ``ends`` [rows] slots, left out of all ``kv_len``. Keys behind every row's window are not
-    read, unless it ``is_recorded``: that asks the device for a value.
-    """
-    masks: Sequence[Mask] = block_masks(rules, positions, kv_len, ends)
-    if not is_recorded:
-        masks = _within_windows(masks, rules, positions)
-    return [DenseSource(layer, positions, kv_len, mask) for layer, mask in zip(layers, masks, strict=True)]
+def seen_masks(
+    rules: Sequence[BlockRule], positions: Tensor, kv_len: int, ends: Tensor | None, is_recorded: bool
+) -> Sequence[Mask]:
+    """Each layer's mask of the sources that :meth:`BlockContext.open_blocks` gives."""
+    masks = block_masks(rules, positions, kv_len, ends)
+    return masks if is_recorded else _within_windows(masks, rules, positions)
 
 
 def block_masks(

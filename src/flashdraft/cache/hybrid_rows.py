@@ -1,38 +1,41 @@
-"""The rows of one step for hybrid models: keys and values gathered from pages, states in slots beside them."""
+"""The rows of one step for hybrid models: keys and values in pages, states in slots beside them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache
+from flashdraft.batch import ForwardBatch
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.state_cache import LayerState
+from flashdraft.ops.attention import AttentionSpec
 
 
-class HybridRows(GatheredRows):
+class HybridRows(PagedRows):
     """Both kinds of layers, arranged and committed as one. ``states``: by layer; several HybridRows may share them."""
 
     def __init__(self, cache: PagedKVCache, states: Mapping[int, LayerState]) -> None:
         super().__init__(cache)
         self.states = states
-        self.records = False  # a state's step asks for lengths
 
     def arrange(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> tuple[Tensor, int]:
-        """See :meth:`GatheredRows.arrange`."""
+        """See :meth:`PagedRows.arrange`."""
         placed = super().arrange(rows, counts)
-        slots = torch.tensor([row.slot or 0 for row in rows], device=self.cache.slots.device)
+        slots = torch.tensor([row.slot or 0 for row in rows], device=self.cache.device)
         for state in self.states.values():
             state.use(slots)
-        attention = iter(self.layers)
-        num_layers = len(self.layers) + len(self.states)
-        self.layers = [
-            self.states[i] if i in self.states else next(attention)  # type: ignore[misc]
-            for i in range(num_layers)
-        ]
         return placed
 
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
+        """See :class:`flashdraft.models.base.KVSource`."""
+        attend = super().open(batch, [spec for idx, spec in enumerate(specs) if idx not in self.states])
+        attention = iter(attend)
+        return [self.states[idx] if idx in self.states else next(attention) for idx in range(len(specs))]
+
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
-        """See :meth:`GatheredRows.commit`. A row that comes past one of its snapshots' borders leaves a copy there."""
+        """See :meth:`PagedRows.commit`. A row that comes past one of its snapshots' borders leaves a copy there."""
         super().commit(rows, counts)
         done = [0] * len(rows)
         while done != list(counts):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.cache.dense_source import dense_sources
-from flashdraft.native.decoder import PageTable
-from flashdraft.ops.attention import AttentionSpec, FirstKeys, Mask
-from flashdraft.ops.block_mask import CachedMask, fast_mask
+from flashdraft.cache.dense_source import DenseSource, dense_sources, seen_masks
+from flashdraft.cache.stored_layer import PageTable
+from flashdraft.ops.attention import AttentionSpec, Mask
+from flashdraft.ops.block_mask import BlockRule, CachedMask, fast_mask
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,15 @@ class KVCache:
         self._own: list[LayerKV] = []
         self.layers: list[Any] = []
         sizes = [batch_size * max_len * shape.size for shape in shapes]
-        storage = torch.zeros(
-            sum(sizes), dtype=dtype, device=device
-        )  # layers of one shape at equal distances
-        for shape, part in zip(shapes, torch.split(storage, sizes), strict=True):
+        # Layers of one shape lie at equal distances.
+        storage, first = torch.zeros(sum(sizes), dtype=dtype, device=device), 0
+        for shape, size in zip(shapes, sizes, strict=True):
             if shape.shares is None:
-                k, v = part.view(2, batch_size, shape.kv_heads, max_len, shape.head_dim)
-                self._own.append(LayerKV(k, v))
+                part = storage.narrow(0, first, size)
+                both = part.view(2, batch_size, shape.kv_heads, max_len, shape.head_dim)
+                self._own.append(LayerKV(both[0], both[1]))
             self.layers.append(self._own[-1] if shape.shares is None else self.layers[shape.shares])
+            first += size
         self.max_len = max_len
         self.lengths = [0] * batch_size
 
@@ -93,11 +94,24 @@ class KVCache:
         mask = batch.tree.mask(batch.kv_len) if batch.tree else self._mask(batch.positions, batch.kv_len)
         return dense_sources(self.layers, batch, mask, specs)
 
+    def open_blocks(
+        self,
+        positions: Tensor,
+        kv_len: int,
+        rules: Sequence[BlockRule],
+        ends: Tensor | None = None,
+        is_recorded: bool = False,
+    ) -> list[Any]:
+        """See :class:`flashdraft.cache.dense_source.BlockContext`."""
+        masks = seen_masks(rules, positions, kv_len, ends, is_recorded)
+        return [
+            DenseSource(layer, positions, kv_len, mask)
+            for layer, mask in zip(self.layers, masks, strict=True)
+        ]
+
     def _mask(self, positions: Tensor, kv_len: int) -> Mask:
         if positions.numel() == 1:
             return None
-        if positions.is_cuda and positions.shape[1] == 1:
-            return FirstKeys(positions[:, 0] + 1)
         mask = CachedMask(positions, kv_len)
         return mask.dense() if len(self.lengths) == 1 else fast_mask(mask, positions.device)
 
@@ -118,9 +132,3 @@ class KVCache:
         """Make the next ``num_tokens`` staged tokens of ``row`` true."""
         self.lengths[row] += num_tokens
         assert self.lengths[row] <= self.max_len
-
-    def commit_step(self) -> None:
-        """Make all that is staged true, in every row, for a caller that counts tokens itself.
-
-        It says where each token stands, so there is nothing to do for keys and values.
-        """

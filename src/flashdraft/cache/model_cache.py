@@ -1,11 +1,14 @@
 """What a hybrid model remembers: keys and values of its attention layers, states of its gated delta layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.cache.state_cache import LayerState
+from flashdraft.ops.attention import AttentionSpec
 
 
 class ModelCache(KVCache):
@@ -24,10 +27,13 @@ class ModelCache(KVCache):
         device: torch.device | str,
     ) -> None:
         super().__init__(shapes, batch_size, max_len, dtype, device)
-        attention = iter(self.layers)
         self.states = states
-        num_layers = len(shapes) + len(states)
-        self.layers = [states[idx] if idx in states else next(attention) for idx in range(num_layers)]
+
+    def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
+        """See :class:`flashdraft.models.base.KVSource`."""
+        attend = super().open(batch, [spec for idx, spec in enumerate(specs) if idx not in self.states])
+        attention = iter(attend)
+        return [self.states[idx] if idx in self.states else next(attention) for idx in range(len(specs))]
 
     def commit(self, num_tokens: int, row: int = 0) -> None:
         """Make the next ``num_tokens`` staged tokens of ``row`` true, in every layer."""
@@ -36,8 +42,3 @@ class ModelCache(KVCache):
         counts[row] = num_tokens
         for state in self.states.values():
             state.commit(counts)
-
-    def commit_step(self) -> None:
-        """See :meth:`KVCache.commit_step`."""
-        for state in self.states.values():
-            state.commit_all()

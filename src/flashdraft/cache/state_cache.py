@@ -79,13 +79,6 @@ class LayerState:
         self._shift([*whole, *part], starts, counts)
         self._committed = ends
 
-    def commit_all(self) -> None:
-        """Make all staged tokens of all rows true; the host need not wait for the device."""
-        assert self._after is not None
-        last = torch.cat((self._rows_of(self.conv), self._conv_inputs), dim=1)[:, -self.conv.shape[1] :]
-        every = slice(None) if self._slots is None else self._slots
-        self.recurrent[every], self.conv[every] = self._after, last
-
     def _replay(self, rows: list[int], starts: list[int], counts: list[int]) -> None:
         assert self._inputs is not None
         device, slots = self.conv.device, self._slots_of(rows)

@@ -30,10 +30,10 @@ class CudaDrafter:
         self.fuse, self.fused_norm = Product.of([model.fc]), Norm.of(model.hidden_norm)
         self.layers, self.last = layers_of(list(model.layers)), Norm.of(model.norm)
         config, weight = model.config, model.fc.weight
+        num_spare = num_rows * (power_of_two(config.block_size) + page_size)
         self.cache = PagedKVCache(
-            config.num_hidden_layers, num_pages, page_size, config.num_key_value_heads, config.head_dim,
-            weight.dtype, weight.device, num_rows * (power_of_two(config.block_size) + page_size), by_layer=True,
-        )  # fmt: skip
+            model.kv_shapes(), num_pages, page_size, weight.dtype, weight.device, num_spare, by_layer=True
+        )
         self.rows = DeviceRows(self.cache)
 
     def observe(self, placed: Sequence[CacheRow], counts: Sequence[int], features: Tensor) -> None:

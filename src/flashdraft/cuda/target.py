@@ -33,15 +33,18 @@ class CudaTarget:
         decoder = _decoder(model)
         self.deltas = [module for module in decoder.modules() if isinstance(module, GatedDeltaNet)]
         self.layers, self.last = layers_of(decoder.layers), Norm.of(decoder.norm)
-        self.num_attention = len(self.layers) - len(self.deltas)
 
     def new_cache(self, num_pages: int, page_size: int, num_spare: int) -> PagedKVCache:
         """Storage of keys and values, a layer's in one piece."""
-        config = self.model.config
         return PagedKVCache(
-            self.num_attention, num_pages, page_size, config.num_key_value_heads, config.head_dim,
-            self.model.dtype, self.model.device, num_spare, by_layer=True,
-        )  # fmt: skip
+            self.model.kv_shapes(),
+            num_pages,
+            page_size,
+            self.model.dtype,
+            self.model.device,
+            num_spare,
+            by_layer=True,
+        )
 
     def new_rows(self, cache: PagedKVCache, states: DeviceStates | None) -> DeviceRows:
         """Rows for its forwards."""

@@ -1,30 +1,41 @@
 """Answers through the batched engine, drafts included: what serves is what makes the data."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from flashdraft.data.answer_generator import AnswerRequest, PromptAnswer
+from flashdraft.data.answerer import AnswerRequest, PromptAnswer
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import DataError
-from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 
 
-class EngineAnswers:
-    """Answers of ``llm``, each of at most ``max_new_tokens`` tokens, as many at a time as its engine runs."""
+def rollout_config(num_rows: int, longest: int | None) -> EngineConfig:
+    """For ``num_rows`` answers at a time, with pages for ``longest`` tokens of each; None: for as many as is usual."""
+    config = EngineConfig(max_running=num_rows)
+    if longest is None:
+        return config
+    return replace(config, num_pages=num_rows * -(-longest // config.page_size))
 
-    def __init__(self, llm: LLM, max_new_tokens: int, seed: int = 0) -> None:
-        self.llm, self.max_new_tokens, self.seed = llm, max_new_tokens, seed
+
+class EngineAnswers:
+    """Answers of ``engine``, each of at most ``max_new_tokens`` tokens, as many at a time as it runs."""
+
+    def __init__(self, engine: Engine, max_new_tokens: int, seed: int = 0) -> None:
+        self.engine, self.max_new_tokens, self.seed = engine, max_new_tokens, seed
 
     @property
     def facts(self) -> dict[str, Any]:
-        """See :class:`flashdraft.data.answer_generator.Answerer`."""
-        drafter = type(self.llm.drafter).__name__ if self.llm.drafter else None
-        return {"answered_by": "flashdraft's engine", "dtype": str(self.llm.target.dtype), "drafter": drafter}
+        """See :class:`flashdraft.data.answerer.Answerer`."""
+        drafter = type(self.engine.drafter).__name__ if self.engine.drafter else None
+        dtype = str(self.engine.target.dtype)
+        return {"answered_by": "flashdraft's engine", "dtype": dtype, "drafter": drafter}
 
     def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
-        """See :class:`flashdraft.data.answer_generator.Answerer`. Raises DataError for what cannot be answered."""
-        engine, waiting = self.llm.engine, iter(requests)
+        """See :class:`flashdraft.data.answerer.Answerer`. Raises DataError for what cannot be answered."""
+        engine, waiting = self.engine, iter(requests)
         going: dict[str, tuple[AnswerRequest, list[int]]] = {}
         while True:
             for request in islice(waiting, 2 * engine.config.max_running - len(going)):

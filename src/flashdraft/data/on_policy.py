@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flashdraft.data.answer_generator import Answerer, AnswerRequest, PromptAnswer
+from flashdraft.data.answerer import Answerer, AnswerRequest, PromptAnswer
 from flashdraft.data.prompts import Prompt, encode_prompts, group_of
 from flashdraft.errors import DataError
 from flashdraft.whole_files import put_in_place, write_whole

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from flashdraft.data.answer_generator import AnswerRequest, PromptAnswer
+from flashdraft.data.answerer import AnswerRequest, PromptAnswer
 from flashdraft.errors import DataError
 
 _TIMEOUT_S = 600.0
@@ -50,11 +50,11 @@ class ServerAnswers:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """See :class:`flashdraft.data.answer_generator.Answerer`."""
+        """See :class:`flashdraft.data.answerer.Answerer`."""
         return {"answered_by": self.base, "model": self.model, **self._counts}
 
     def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
-        """See :class:`flashdraft.data.answer_generator.Answerer`. Raises DataError for a server that gives none."""
+        """See :class:`flashdraft.data.answerer.Answerer`. Raises DataError for a server that gives none."""
         with httpx2.Client(headers=self._headers, timeout=_TIMEOUT_S) as self._http:
             if self.model is None:
                 self.model = str(self._call("GET", "/v1/models").json()["data"][0]["id"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flashdraft.admission import MAX_TREE
 from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.model_cache import ModelCache
-from flashdraft.cache.paged_kv_cache import whole_steps
+from flashdraft.cache.paged_step import grouped
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -41,29 +41,28 @@ class MemoryPlan:
     activation_bytes: int  # of one step: its logits, and the widest tensors of a layer
     kv_heads: int
     page_size: int = 16
+    step_tokens: int = 512  # of one step's blocks
+    layer_bytes: int = 0  # of one token in the largest layer of keys and values
 
     @property
     def spare_bytes(self) -> int:
-        """Of pages for what a step stages beyond its rows' own, where pages are read in place (cuda, native)."""
-        target = self.max_running * (MAX_TREE + self.page_size) + self.page_size
-        drafter = self.max_running * (self.block_size + self.page_size) + self.page_size
-        return target * self.kv_bytes + drafter * self.draft_kv_bytes
+        """Of pages for what a step stages beyond its rows' own; on a GPU each row has room for a whole tree."""
+        return self._spare(self.max_running * MAX_TREE)
 
-    def gathered_bytes(self, longest: int) -> int:
-        """Of rows, where they are gathered from pages (eager, graphs): all are as long as the longest request.
+    def _spare(self, num_staged: int) -> int:
+        whole = (self.max_running + 1) * self.page_size
+        drafter = self.max_running * self.block_size + whole
+        return (num_staged + whole) * self.kv_bytes + drafter * self.draft_kv_bytes
 
-        The target has them twice, for prompts and for blocks. ``longest``: its tokens.
-        """
-        whole = whole_steps(longest + self.block_size)
-        return self.max_running * whole * (2 * self.kv_bytes + self.draft_kv_bytes)
+    def storage_bytes(self, num_tokens: int) -> int:
+        """All keys and values that an engine with pages for ``num_tokens`` holds (eager, graphs, native)."""
+        blocks = max(self.step_tokens, self.max_running * self.block_size)
+        num_staged = min(self.max_running * MAX_TREE, blocks)
+        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) + self._spare(num_staged)
 
-    def storage_bytes(self, num_tokens: int, longest: int | None = None) -> int:
-        """All keys and values that an engine with pages for ``num_tokens`` holds at most.
-
-        ``longest``: of its requests, where rows are gathered; None: pages are read in place.
-        """
-        beside = self.spare_bytes if longest is None else self.gathered_bytes(longest)
-        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) + beside
+    def copied_bytes(self, lengths: Sequence[int]) -> int:
+        """What attention in PyTorch copies at a time of requests of so many tokens: a group of rows, one layer."""
+        return max(len(group) * lengths[group[-1]] for group in grouped(lengths)) * self.layer_bytes
 
     def device_bytes(self, num_devices: int) -> int:
         """What each of ``num_devices`` that share every layer holds before any token of context."""
@@ -86,9 +85,7 @@ class MemoryPlan:
         lines = [
             f"weights: target {_gb(self.weight_bytes)}, drafter {_gb(self.draft_weight_bytes)}",
             f"keys and values: {self.kv_bytes:,} B a token for the target, {self.draft_kv_bytes:,} B for the drafter",
-            f"beside its pages: {_gb(self.spare_bytes)} where they are read in place (attention backends cuda, native);"
-            f" {self.gathered_bytes(4096 - self.block_size) / 4096 / 1e6:.2f} MB for each token of the longest request"
-            " where rows are gathered (graphs, eager)",
+            f"beside its pages: {_gb(self.spare_bytes)} for what a step stages",
             *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
         ]
@@ -149,6 +146,8 @@ def plan_memory(
         activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens("cuda")),
         kv_heads=model.config.num_key_value_heads,
         page_size=engine.page_size,
+        step_tokens=engine.max_step_tokens,
+        layer_bytes=max(_kv_bytes([shape], model.head_weight()) for shape in model.kv_shapes()),
     )
 
 

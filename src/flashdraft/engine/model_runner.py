@@ -9,7 +9,8 @@ from torch import Tensor
 from flashdraft.admission import MAX_TREE
 from flashdraft.backends.base import Room, TargetStep
 from flashdraft.backends.registry import choose_backend
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows
+from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -67,7 +68,8 @@ class ModelRunner:
         self.drafter = drafter.open(num_rows, num_pages, size) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
         largest = drafter.max_block_size if drafter else 1
-        room = Room(num_rows, num_pages, size, config.num_slots, MAX_TREE, max(largest, 1))
+        step_tokens = config.max_step_tokens
+        room = Room(num_rows, num_pages, size, config.num_slots, MAX_TREE, max(largest, 1), step_tokens)
         self.backend = choose_backend(config.attention_backend, target)(target, room, self.feature_layers)
         self.cache, self.states = self.backend.cache, self.backend.states
         self._no_logits = torch.empty(0, target.config.vocab_size, device=target.device)
@@ -82,7 +84,7 @@ class ModelRunner:
         """Whether blocks run as rounds that the host does not wait for."""
         return self.rounds is not None and self.rounds.can_draft
 
-    def new_rows(self) -> GatheredRows:
+    def new_rows(self) -> PagedRows:
         """Rows for the target's forwards."""
         return self.backend.new_rows()
 
@@ -125,7 +127,7 @@ class ModelRunner:
 
     def run(
         self,
-        rows: GatheredRows,
+        rows: PagedRows,
         requests: Sequence[Request],
         token_ids: Sequence[list[int]],
         num_wanted: Sequence[int],
@@ -163,7 +165,7 @@ class ModelRunner:
 
     def forward(
         self,
-        rows: GatheredRows,
+        rows: PagedRows,
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         parents: Sequence[Sequence[int]] | None = None,
@@ -180,7 +182,7 @@ class ModelRunner:
 
     def commit(
         self,
-        rows: GatheredRows,
+        rows: PagedRows,
         requests: Sequence[Request],
         paths: Sequence[Sequence[int]],
         features: Sequence[Tensor | None],

@@ -7,7 +7,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, power_of_two
+from flashdraft.cache.paged_kv_cache import CacheRow, power_of_two
+from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import RoundRow
 from flashdraft.control.controller import drafted_blocks
 from flashdraft.control.step_costs import Array, Curve, ShapeTable, StepCosts
@@ -99,7 +100,7 @@ class _Steps:
     """Forwards as the engine runs them, of requests that do not exist, over whatever the first pages hold."""
 
     def __init__(
-        self, runner: ModelRunner, max_block: int, num_rows: int, gathered: GatheredRows,
+        self, runner: ModelRunner, max_block: int, num_rows: int, gathered: PagedRows,
         context: int = CONTEXT, most_trees: int = 0,
     ) -> None:  # fmt: skip
         assert runner.drafter is not None
@@ -109,7 +110,7 @@ class _Steps:
             gathered,
             most_trees,
         )
-        room = min(len(runner.cache.slots), runner.target.config.max_position_embeddings) - max_block
+        room = min(runner.cache.num_slots, runner.target.config.max_position_embeddings) - max_block
         # Whole pages: what is timed is staged behind them and not in them, for they may be others'.
         size = runner.cache.page_size
         self.context, longest = (max(min(one, room), 0) // size * size for one in (context, _LONG_CONTEXT))

@@ -126,11 +126,6 @@ class TargetModel(nn.Module):
     config: Any  # the transformers config of its language model
     specs: Sequence[AttentionSpec]  # of each layer
     skipped_tensors: tuple[str, ...] = ()  # parts of a checkpoint that it knowingly leaves out, by prefix
-    # Whether a forward is the same kernels for all values of its inputs, and asks a cache for stage and mask alone.
-    is_recordable = False
-    reads_pages = (
-        False  # whether a forward takes a cache's keys and values where they lie: see cache/paged_rows.py
-    )
 
     @abstractmethod
     def forward(

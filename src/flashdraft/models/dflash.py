@@ -6,20 +6,18 @@ head or brings a small head of its own. Target features enter as extra keys and 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config
 
-from flashdraft.cache.dense_source import block_sources
+from flashdraft.cache.dense_source import BlockContext
 from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.models.base import LayerSource
 from flashdraft.models.dflash2 import BlockConv, CandidateSelector
 from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.models.llama import LlamaLayer
 from flashdraft.models.qwen3 import Qwen3Attention
-from flashdraft.native.decoder import NativeDrafter, stored_layers
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary
 
@@ -53,8 +51,6 @@ class DFlashLayer(LlamaLayer):
 class DFlashModel(nn.Module):
     """The drafter network. Its parameters carry z-lab's tensor names."""
 
-    native: NativeDrafter | None = None  # the same layers as one call, for serving: see models/accelerate.py
-
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
         self.config = config
@@ -69,7 +65,6 @@ class DFlashModel(nn.Module):
             self.candidate_selector = CandidateSelector(*sizes, config.selector_projects_head)
         self.lm_head: nn.Linear | None = None
         self._borrowed: Tensor | None = None
-        self._tokens: Tensor | None = None  # the draft vocabulary, once it was asked for
         if (num_rows := config.draft_vocab_size) is not None:
             if not config.borrows_head:
                 self.lm_head = nn.Linear(config.hidden_size, num_rows, bias=False)
@@ -87,19 +82,12 @@ class DFlashModel(nn.Module):
         )
         self.rotary = Rotary(rope_config)
 
-    @property
-    def reads_pages(self) -> bool:
-        """Whether a served block takes keys and values where they lie: see cache/paged_rows.py."""
-        return self.native is not None and all(rule.is_uniform for rule in self.config.rules)
-
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer for verified tokens: ``hidden_norm(fc(features))`` projected.
 
         ``features`` [batch, num_tokens, num_features * hidden_size], ``positions`` [batch, num_tokens]; each pair
         is [batch, kv_heads, num_tokens, head_dim].
         """
-        if self.native:
-            return self.native.context(features, positions)
         fused = self.hidden_norm(self.fc(features))
         rope = self.rotary(positions, fused.dtype)
         return [layer.self_attn.keys_values(fused, rope) for layer in self._layers()]
@@ -118,7 +106,7 @@ class DFlashModel(nn.Module):
         blocks; None: a row is one.
         """
         rope = self.rotary(positions, block.dtype)
-        x = self._scaled(block)
+        x = self.scaled_inputs(block)
         for layer, source in zip(self._layers(), sources, strict=True):
             x = layer(x, rope, source, block_size)
         out: Tensor = self.norm(x)
@@ -129,52 +117,19 @@ class DFlashModel(nn.Module):
         block: Tensor,
         positions: Tensor,
         kv_len: int,
-        layers: Sequence[Any],
+        context: BlockContext,
         ends: Tensor | None = None,
         is_recorded: bool = False,
     ) -> Tensor:
-        """:meth:`forward` for one block a row behind what a cache's ``layers`` have, as each layer's rule says.
-
-        A row sees its first ``ends`` [batch] slots, left out of all ``kv_len``. ``is_recorded``: see block_sources.
-        """
-        stored = stored_layers(layers)
-        if self.native and stored and self.reads_pages:
-            given = self._scaled(block), positions, kv_len, stored
-            return self.native.forward(*given, windows=self._windows, ends=ends, is_causal=False)[0]
-        out: Tensor = self(
-            block, positions, block_sources(layers, self.config.rules, positions, kv_len, ends, is_recorded)
-        )
+        """:meth:`forward` for one block a row behind ``context``, as each layer's rule says; see there for the rest."""
+        sources = context.open_blocks(positions, kv_len, self.config.rules, ends, is_recorded)
+        out: Tensor = self(block, positions, sources)
         return out
 
-    def draft(
-        self,
-        block: Tensor,
-        positions: Tensor,
-        kv_len: int,
-        layers: Sequence[Any],
-        ends: Tensor | None,
-        count: int,
-    ) -> tuple[Tensor, Tensor] | None:
-        """The ``count`` likeliest tokens and their log-probabilities, [batch, num_tokens - 1, count] both.
-
-        For the slots of blocks behind their anchors, which see what they see when served, best first; None where
-        the C++ part does not do it in one call.
-        """
-        stored = stored_layers(layers)
-        if not (self.native and stored and self.reads_pages) or self.candidate_selector:
-            return None
-        if self._tokens is None and self.config.draft_vocab_size is not None:
-            self._tokens = self.draft_tokens()
-        block = self._scaled(block)
-        return self.native.draft(block, positions, kv_len, stored, self._windows, ends, self._tokens, count)
-
-    def _scaled(self, block: Tensor) -> Tensor:
+    def scaled_inputs(self, block: Tensor) -> Tensor:
+        """Block embeddings as the first layer takes them: multiplied, as the config says."""
         scale = self.config.input_embedding_scale
         return block if scale == 1 else block * scale
-
-    @property
-    def _windows(self) -> list[int]:
-        return [rule.window or 0 for rule in self.config.rules]
 
     def scaled(self, logits: Tensor) -> Tensor:
         """What the head's outputs mean: multiplied and capped, as the config says."""

@@ -71,7 +71,6 @@ class Gemma3Decoder(nn.Module):
 class Gemma3Model(LlamaModel):
     """A Gemma 3 target. Raises CheckpointError for what other Gemmas do: capped logits, sight in both directions."""
 
-    is_recordable = False  # of a recorded tree it is not known where in the text its tokens stand
     attention_class = Gemma3Attention
     decoder_class = Gemma3Decoder
     skipped_tensors = tuple(

@@ -1,17 +1,14 @@
 """Llama: SmolLM2 and every other checkpoint of model_type llama."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
-from flashdraft.models.mlp import SparseMLP, feed_forward
-from flashdraft.native.decoder import NativeTarget, StoredLayer, stored_layers, torch_on_one_thread
+from flashdraft.models.mlp import feed_forward
 from flashdraft.ops.attention import FULL_ATTENTION, AttentionSpec
 from flashdraft.ops.norm import RMSNorm
 from flashdraft.ops.rope import Rotary, rotate
@@ -85,8 +82,6 @@ class LlamaModel(TargetModel):
 
     attention_class: type[LlamaAttention] = LlamaAttention
     decoder_class: Any = LlamaDecoder
-    is_recordable = True
-    native: NativeTarget | None = None  # the same layers and head as one call, see models/accelerate.py
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -97,13 +92,6 @@ class LlamaModel(TargetModel):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = self.rotary_of(config)
         self.specs = self.specs_of(config)
-        if any(isinstance(module, SparseMLP) for module in self.modules()):
-            self.is_recordable = False  # experts are chosen on the host
-
-    @property
-    def reads_pages(self) -> bool:  # type: ignore[override]
-        """See :class:`TargetModel`."""
-        return self.native is not None
 
     def rotary_of(self, config: Any) -> Any:
         """Rotary positions; models that rotate layer types differently have one for each."""
@@ -117,8 +105,6 @@ class LlamaModel(TargetModel):
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
     ) -> TargetOutput:
         """See :meth:`TargetModel.forward`."""
-        if self.native and (stored := stored_layers(cache.layers)):
-            return self._in_one_call(self.native, batch, stored, feature_layers)
         x = self.embed(batch.token_ids)
         rope = self.rotary(batch.positions, x.dtype)
         sources = cache.open(batch, self.specs)
@@ -129,36 +115,6 @@ class LlamaModel(TargetModel):
                 features[layer_idx] = x
         return TargetOutput.of(self.model.norm(x), features, feature_layers)
 
-    def greedy(
-        self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
-    ) -> tuple[TargetOutput, Tensor | None]:
-        """See :meth:`TargetModel.greedy`."""
-        if self.native and (stored := stored_layers(cache.layers)):
-            best = torch.empty_like(batch.token_ids)
-            return self._in_one_call(self.native, batch, stored, feature_layers, best), best
-        return super().greedy(batch, cache, feature_layers)
-
-    def _in_one_call(
-        self,
-        native: NativeTarget,
-        batch: ForwardBatch,
-        stored: Sequence[StoredLayer],
-        feature_layers: Sequence[int],
-        best: Tensor | None = None,
-    ) -> TargetOutput:
-        ran = native.forward(
-            self.model.embed_tokens.weight,
-            batch.positions,
-            batch.kv_len,
-            stored,
-            feature_layers,
-            batch.tree,
-            ends=batch.ends,
-            token_ids=batch.token_ids,
-            best=best,
-        )
-        return TargetOutput(*ran)
-
     def embed(self, token_ids: Tensor) -> Tensor:
         """See :meth:`TargetModel.embed`."""
         return F.embedding(token_ids, self.model.embed_tokens.weight)
@@ -166,19 +122,3 @@ class LlamaModel(TargetModel):
     def head_weight(self) -> Tensor:
         """See :meth:`TargetModel.head_weight`."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See :meth:`TargetModel.logits`."""
-        if self.native is None:
-            return super().logits(hidden)
-        return self.native.logits(hidden)
-
-    def argmax(self, hidden: Tensor) -> Tensor:
-        """See :meth:`TargetModel.argmax`."""
-        if self.native is None:
-            return super().argmax(hidden)
-        return self.native.argmax(hidden)
-
-    def threads(self) -> AbstractContextManager[None]:
-        """See :meth:`TargetModel.threads`."""
-        return super().threads() if self.native is None else torch_on_one_thread()

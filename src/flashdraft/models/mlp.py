@@ -80,6 +80,11 @@ class ExpertsInCodes(Experts):
         return gate_up.dequantized(), down.dequantized()
 
 
+def has_experts(network: nn.Module) -> bool:
+    """Whether layers of it choose experts, which asks the host."""
+    return any(isinstance(module, SparseMLP) for module in network.modules())
+
+
 class SparseMLP(nn.Module):
     """A few experts for each token: those that the router likes most, weighted by its softmax.
 

@@ -1,45 +1,21 @@
 """A stack of decoder layers, and a head, as the C++ part runs them. Its values are a copy: for frozen weights."""
 
 import ctypes
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flashdraft.batch import TreeSlots
+from flashdraft.cache.stored_layer import PageTable, StoredLayer
 from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, LayerStruct
 from flashdraft.native.packing import Kind, PackedWeights
 from flashdraft.native.selector import NativeSelector
 
 _POSITIONS_AT_A_TIME = 4096
 _LANES = 16  # floats of a vector
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """Which pages hold each row's tokens."""
-
-    pages: "array[int]"  # "i", [rows, width]
-    width: int
-    page_size: int  # tokens
-
-
-class StoredLayer(Protocol):
-    """One layer's keys and values in memory that is addressed by slot. Layers lie at equal distances."""
-
-    k: Tensor
-    v: Tensor
-    token_dim: int  # of k and v [rows, ..., head_dim]: 1 or 2; the other one is the heads'
-    table: PageTable | None  # of rows that lie in pages along token_dim, where k and v have one row
-
-
-def stored_layers(sources: Sequence[Any]) -> Sequence[StoredLayer] | None:
-    """``sources`` when they hold keys and values where the C++ part can write them."""
-    return sources if hasattr(sources[0], "token_dim") else None
 
 
 @contextmanager
@@ -202,7 +178,7 @@ class NativeDecoder:
         self._struct.cos, self._struct.sin = (table.data_ptr() for table in self._tables)
 
 
-class NativeTarget(NativeDecoder):
+class TargetDecoder(NativeDecoder):
     """A target's layers and its head."""
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -213,7 +189,7 @@ class NativeTarget(NativeDecoder):
         return out.view(*hidden.shape[:-1], head.n)
 
 
-class NativeDrafter(NativeDecoder):
+class DrafterDecoder(NativeDecoder):
     """A DFlash network's layers with the head that it drafts through, and its projection of features."""
 
     def __init__(

@@ -21,17 +21,6 @@ CAUSAL = Causal()
 
 
 @dataclass(frozen=True)
-class FirstKeys:
-    """The mask of one query a row: it sees the first ``lengths[row]`` keys. For CUDA, where it has a kernel."""
-
-    lengths: Tensor  # [rows], at least 1
-
-    def dense(self, kv_len: int) -> Tensor:
-        """Bool [rows, 1, kv_len]."""
-        return torch.arange(kv_len, device=self.lengths.device) < self.lengths[:, None, None]
-
-
-@dataclass(frozen=True)
 class LastKeys:
     """A mask over the keys from ``first`` on: nobody sees those before, and so nobody reads them."""
 
@@ -60,7 +49,7 @@ class Parts:
     parts: tuple[Part, ...]
 
 
-Mask = Tensor | BlockMask | Causal | FirstKeys | LastKeys | Parts | None
+Mask = Tensor | BlockMask | Causal | LastKeys | Parts | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +92,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, spec: AttentionSpec =
     """Attention of ``q`` [batch, heads, num_tokens, head_dim] on ``k``, ``v`` [batch, kv_heads, kv_len, head_dim].
 
     ``mask``: bool [batch or 1, num_tokens, kv_len] (True = may see), a flex BlockMask (training on CUDA),
-    CAUSAL, FirstKeys (one token a row), LastKeys, Parts (training on CPUs), or None (all see all); it has the
-    spec's window in it. Returns [batch, heads, num_tokens, head_dim].
+    CAUSAL, LastKeys, Parts (training on CPUs), or None (all see all); it has the spec's window in it. Returns
+    [batch, heads, num_tokens, head_dim].
     """
     if spec.softcap is not None or spec.sinks is not None:
         return attention_reference(q, k, v, dense_mask(mask, q.shape[2], k.shape[2]), spec)
@@ -117,13 +106,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, spec: AttentionSpec =
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
     if isinstance(mask, Parts):
         return _by_parts(q, k, v, mask, spec)
-    if isinstance(mask, FirstKeys):
-        head_dim = q.shape[-1]
-        if spec.scale is None and q.is_cuda and head_dim >= 16 and head_dim & (head_dim - 1) == 0:
-            from flashdraft.ops.triton.decode_attention import decode_attention
-
-            return decode_attention(q, k, v, mask.lengths)
-        mask = mask.dense(k.shape[2])
     if isinstance(mask, LastKeys):
         k, v, mask = k[:, :, mask.first :], v[:, :, mask.first :], mask.mask
     # The query heads of one group become more query rows of their K/V head: no copy of K and V is made.
@@ -140,8 +122,6 @@ def dense_mask(mask: Mask, num_tokens: int, kv_len: int) -> Tensor | None:
     """``mask`` as bool [rows, num_tokens, kv_len]; None: all see all."""
     if isinstance(mask, Causal):
         return torch.ones(1, num_tokens, kv_len, dtype=torch.bool).tril()
-    if isinstance(mask, FirstKeys):
-        return mask.dense(kv_len)
     if isinstance(mask, LastKeys):
         return mask.dense()
     assert mask is None or isinstance(mask, Tensor), (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from flashdraft.ops.attention import AttentionSpec, Causal, FirstKeys, LastKeys, Mask, Parts
+from flashdraft.ops.attention import AttentionSpec, Causal, LastKeys, Mask, Parts
 
 
 def masks_by_window(
@@ -34,8 +34,6 @@ def sliding(mask: Mask, window: int, own: Tensor, kv_len: int, keys: Tensor | No
     visible = keys > own.unsqueeze(-1) - window  # [rows, num_tokens, kv_len]
     if isinstance(mask, Causal):
         return visible & (keys <= own.unsqueeze(-1))
-    if isinstance(mask, FirstKeys):
-        return visible & mask.dense(kv_len)
     if isinstance(mask, LastKeys):
         return visible & mask.dense()
     assert not isinstance(mask, Parts), "parts are for a drafter's blocks"

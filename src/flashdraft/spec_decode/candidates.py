@@ -7,6 +7,7 @@ simulates take the same walk.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.native.drafter import NativeDrafter
 from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
 
@@ -120,18 +122,24 @@ class Candidates:
 
 
 def candidates_of(
-    model: DFlashModel, target: TargetModel, hidden: Tensor, anchors: Tensor, count: int
+    model: DFlashModel,
+    target: TargetModel,
+    hidden: Tensor,
+    anchors: Tensor,
+    count: int,
+    native: NativeDrafter | None = None,
 ) -> Candidates:
     """The candidates of blocks' slots behind their ``anchors`` [rows]: ``count`` a slot, or those of its selector.
 
-    ``hidden`` [rows, slots, hidden_size] are the drafter's final hidden states there.
+    ``hidden`` [rows, slots, hidden_size] are the drafter's final hidden states there. ``native``: its fast form.
     """
     selector = model.candidate_selector
+    find = native.likeliest if native else partial(likeliest_tokens, model, target)
     if selector is None:
-        return Candidates(*likeliest_tokens(model, target, hidden, count))
-    token_ids, log_probs = likeliest_tokens(model, target, hidden, model.config.selector_top_k)
-    if model.native and (native := model.native.selector):
-        return Candidates(token_ids, log_probs, native.pairs(hidden, anchors, token_ids))
+        return Candidates(*find(hidden, count))
+    token_ids, log_probs = find(hidden, model.config.selector_top_k)
+    if native and (fast := native.native.selector):
+        return Candidates(token_ids, log_probs, fast.pairs(hidden, anchors, token_ids))
     before_first = anchors[:, None, None].expand(-1, 1, token_ids.shape[-1])
     before = torch.cat((before_first, token_ids[:, :-1]), 1)
     return Candidates(token_ids, log_probs, selector(hidden, before, token_ids, target.head_weight()))
@@ -141,8 +149,6 @@ def likeliest_token(model: DFlashModel | MTPModel, target: TargetModel, hidden: 
     """The first of :func:`likeliest_tokens` [...], without probabilities: fewer passes over a large vocabulary."""
     if isinstance(model, MTPModel):
         return target.argmax(hidden)
-    if model.native:
-        return likeliest_tokens(model, target, hidden, 1)[0].squeeze(-1)
     if model.config.draft_vocab_size is None:
         return target.argmax(hidden)
     return model.head_tokens(F.linear(hidden, model.head_rows(target.head_weight())).argmax(-1))
@@ -157,9 +163,6 @@ def likeliest_tokens(
     """
     if isinstance(model, MTPModel):
         return likeliest(target.logits(hidden), count)
-    if model.native:
-        rows, log_probs = model.native.likeliest(hidden, count)
-        return model.head_tokens(rows), log_probs
     if model.config.draft_vocab_size is None:
         logits = target.logits(hidden)
     else:

@@ -2,36 +2,30 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import (
-    CacheRow,
-    GatheredRows,
-    PagedKVCache,
-    power_of_two,
-    row_positions,
-    slots_of,
-)
-from flashdraft.cache.paged_rows import PagedRows, new_rows
+from flashdraft.cache.dense_source import BlockContext
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, row_positions, slots_of
+from flashdraft.cache.paged_rows import PagedRows, RecordedRows
 from flashdraft.cuda.build import RoundDrafter, cuda_drafter
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.native.drafter import NativeDrafter
 from flashdraft.spec_decode.candidates import NUM_SAMPLED, Candidates, candidates_of
 from flashdraft.spec_decode.drafter import Drafter, Drafts, DraftShape
 from flashdraft.spec_decode.tree import DraftTree, num_ranks
 
 
 class DFlashDrafter(Drafter):
-    """Drafts with a DFlash network and the target's embedding and head."""
+    """Drafts with a DFlash network and the target's embedding and head. ``native``: the network's fast form."""
 
     can_branch = True
 
-    def __init__(self, model: DFlashModel, target: TargetModel) -> None:
-        self.model = model
+    def __init__(self, model: DFlashModel, target: TargetModel, native: NativeDrafter | None = None) -> None:
+        self.model, self.native = model, native
         self.target = target
         self.feature_layers = model.config.target_layer_ids
         self.max_block_size = model.config.block_size
@@ -50,7 +44,7 @@ class DFlashDrafter(Drafter):
         blocks: Tensor,
         positions: Tensor,
         kv_len: int,
-        layers: Sequence[Any],
+        context: BlockContext,
         ends: Tensor | None = None,
         is_recorded: bool = False,
     ) -> Tensor:
@@ -59,8 +53,10 @@ class DFlashDrafter(Drafter):
         ``positions`` [rows, num_tokens] are the blocks'; a row sees its first ``ends`` [rows] slots, left out of
         all ``kv_len``.
         """
-        hidden = self.model.served(self.target.embed(blocks), positions, kv_len, layers, ends, is_recorded)
-        return hidden[:, 1:]
+        embedded = self.target.embed(blocks)
+        if self.native:
+            return self.native.served(embedded, positions, kv_len, context, ends)[:, 1:]
+        return self.model.served(embedded, positions, kv_len, context, ends, is_recorded)[:, 1:]
 
     def blocks(self, anchors: Sequence[int], num_tokens: int) -> Tensor:
         """[anchor, MASK, ...] behind each of ``anchors``, token ids [rows, num_tokens]."""
@@ -72,16 +68,17 @@ class DFlashDrafter(Drafter):
         blocks: Tensor,
         positions: Tensor,
         kv_len: int,
-        layers: Sequence[Any],
+        context: BlockContext,
         ends: Tensor | None = None,
         count: int = 1,
     ) -> Candidates:
         """:func:`candidates_of` every slot of :meth:`hidden`, ``count`` of each where there is no selector."""
-        found = self.model.draft(self.target.embed(blocks), positions, kv_len, layers, ends, count)
-        if found is not None:
-            return Candidates(*found)
-        hidden = self.hidden(blocks, positions, kv_len, layers, ends)
-        return candidates_of(self.model, self.target, hidden, blocks[:, 0], count)
+        if self.native:
+            found = self.native.draft(self.target.embed(blocks), positions, kv_len, context, ends, count)
+            if found is not None:
+                return Candidates(*found)
+        hidden = self.hidden(blocks, positions, kv_len, context, ends)
+        return candidates_of(self.model, self.target, hidden, blocks[:, 0], count, self.native)
 
     def _best(self, hidden: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         found = candidates_of(self.model, self.target, hidden, anchors, 1).walk()
@@ -93,23 +90,17 @@ class DFlashBatch:
 
     def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int, num_rows: int) -> None:
         self.drafter = drafter
-        config, weight, reads_pages = drafter.model.config, drafter.model.fc.weight, drafter.model.reads_pages
-        self.rows: GatheredRows
-        self.on_device = cuda_drafter(drafter.model, num_pages, page_size, num_rows)
+        model, weight = drafter.model, drafter.model.fc.weight
+        self.rows: PagedRows
+        self.on_device = cuda_drafter(model, num_pages, page_size, num_rows)
         if self.on_device:
             self.cache, self.rows = self.on_device.cache, self.on_device.rows
             return
+        num_spare, by_layer = num_rows * (drafter.max_block_size + page_size), drafter.native is None
         self.cache = PagedKVCache(
-            config.num_hidden_layers,
-            num_pages,
-            page_size,
-            config.num_key_value_heads,
-            config.head_dim,
-            weight.dtype,
-            weight.device,
-            num_rows * (drafter.max_block_size + page_size) if reads_pages else 0,
+            model.kv_shapes(), num_pages, page_size, weight.dtype, weight.device, num_spare, by_layer
         )
-        self.rows = new_rows(self.cache, reads_pages)
+        self.rows = RecordedRows(self.cache) if weight.is_cuda else PagedRows(self.cache)
 
     def join(self, row: CacheRow, token_ids: list[int], max_len: int) -> None:
         """A found prefix lies in the pages already."""
@@ -129,11 +120,10 @@ class DFlashBatch:
             return
         positions = row_positions(rows, counts).to(given.device)
         network, total = self.drafter.model, sum(counts)
-        if isinstance(self.rows, PagedRows):
-            assert network.native, "pages are read in place by the C++ part alone"
-            slots = torch.tensor([slots_of(self.cache, rows, counts)])
+        slots = slots_of(self.cache, rows, counts)
+        if native := self.drafter.native:
             kv_len = max(row.start + count for row, count in zip(rows, counts, strict=True))
-            network.native.store_context(given, positions, slots, self.rows.layers, kv_len)
+            native.store_context(given, positions, torch.tensor([slots]), self.rows.layers, kv_len)
             return
         if self.rows.records:
             more = power_of_two(total) - total
@@ -142,7 +132,7 @@ class DFlashBatch:
             pairs = [(k[:, :, :total], v[:, :, :total]) for k, v in padded]
         else:
             pairs = network.context(given, positions)
-        self.rows.append(rows, counts, pairs)
+        self.cache.write(slots, pairs)
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], shapes: Sequence[DraftShape]
@@ -172,30 +162,15 @@ class DFlashBatch:
             embed, finish = self.drafter.target.embed, partial(self._found, count)
             drafted = self.on_device.draft(embed, rows, anchors, block_sizes, count, finish)
             return drafted.at(slice(0, len(rows)))
-        order = self.rows.seat([row.key for row in rows])
-        placed, width = [rows[i] for i in order], max(block_sizes)
-        records = self.rows.records
-        positions, kv_len = (
-            self.rows.arrange_padded(placed, power_of_two(width))
-            if records
-            else self.rows.arrange(placed, [block_sizes[i] for i in order])
-        )
-        device, num_padding = positions.device, len(positions) - len(rows)
-        blocks = self.drafter.blocks([anchors[i] for i in order] + [0] * num_padding, positions.shape[1])
+        if self.rows.records:
+            return self._replay(rows, anchors, block_sizes, count).at(slice(0, len(rows)))
+        positions, kv_len = self.rows.arrange(rows, block_sizes)
+        blocks = self.drafter.blocks(anchors, positions.shape[1])
         ends: Tensor | None = None
-        if len(rows) > 1 or records:
-            seen = [rows[i].start + block_sizes[i] for i in order] + [1] * num_padding
-            ends = torch.tensor(seen, device=device)
-        if records and ends is not None:
-            hidden, found = self._replay(blocks, positions, ends, kv_len)
-            if count > 1:
-                found = candidates_of(self.drafter.model, self.drafter.target, hidden, blocks[:, 0], count)
-        else:
-            found = self.drafter.candidates(blocks, positions, kv_len, self.rows.layers, ends, count)
-        if order == list(range(len(positions))):
-            return found
-        places = torch.tensor(order, device=device).argsort()
-        return found.at(places)
+        if len(rows) > 1:
+            seen = [row.start + size for row, size in zip(rows, block_sizes, strict=True)]
+            ends = torch.tensor(seen, device=positions.device)
+        return self.drafter.candidates(blocks, positions, kv_len, self.rows, ends, count)
 
     def _found(self, count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
         """The candidates behind ``anchors`` [rows]; the walk over them alone where there is no tree to come."""
@@ -203,13 +178,26 @@ class DFlashBatch:
         return found.walk() if count == 1 else found
 
     def _replay(
-        self, blocks: Tensor, positions: Tensor, ends: Tensor, kv_len: int
-    ) -> tuple[Tensor, Candidates]:
-        """Hidden states, and the drafts of all blocks, as one recording for all steps of these shapes."""
-        drafter, layers = self.drafter, self.rows.layers
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int
+    ) -> Candidates:
+        """The candidates of all blocks and of padding: one recording for all steps of these shapes.
 
-        def work(blocks: Tensor, positions: Tensor, ends: Tensor) -> tuple[Tensor, Candidates]:
-            hidden = drafter.hidden(blocks, positions, kv_len, layers, ends, is_recorded=True)
+        It has the walk over them; more than one a slot are found behind it.
+        """
+        drafter = self.drafter
+        positions, kv_len, pages = self.rows.arrange_padded(rows, block_sizes, power_of_two(max(block_sizes)))
+        num_padding = len(positions) - len(rows)
+        blocks = drafter.blocks([*anchors, *[0] * num_padding], positions.shape[1])
+        seen = [row.start + size for row, size in zip(rows, block_sizes, strict=True)]
+        ends = torch.tensor(seen + [1] * num_padding, device=positions.device)
+
+        def work(blocks: Tensor, positions: Tensor, ends: Tensor, pages: Tensor) -> tuple[Tensor, Candidates]:
+            context = self.rows.recorded_step(pages, kv_len)
+            hidden = drafter.hidden(blocks, positions, kv_len, context, ends, is_recorded=True)
             return hidden, candidates_of(drafter.model, drafter.target, hidden, blocks[:, 0], 1).walk()
 
-        return self.rows.recorded((*positions.shape, kv_len), work, (blocks, positions, ends))
+        inputs = (blocks, positions, ends, pages)
+        hidden, found = self.rows.recorded((*positions.shape, kv_len), work, inputs)
+        if count > 1:
+            found = candidates_of(drafter.model, drafter.target, hidden, blocks[:, 0], count)
+        return found

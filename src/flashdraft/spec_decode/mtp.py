@@ -7,14 +7,18 @@ staged and never committed: when those tokens are verified, the target's hidden 
 """
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from flashdraft.cache.dense_source import DenseLayer, DenseSource
-from flashdraft.cache.paged_kv_cache import CacheRow, GatheredRows, PagedKVCache, row_positions
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, row_positions, slots_of
+from flashdraft.cache.paged_rows import PagedRows, RecordedRows
+from flashdraft.cache.paged_step import PagedStep, RowGroup
 from flashdraft.models.base import TargetModel
+from flashdraft.models.mlp import has_experts
 from flashdraft.models.mtp import MTPModel
+from flashdraft.ops.attention import FULL_ATTENTION, Mask
 from flashdraft.ops.block_mask import CachedMask
 from flashdraft.spec_decode.candidates import Candidates, likeliest_tokens
 from flashdraft.spec_decode.drafter import Drafter, DraftShape
@@ -32,9 +36,9 @@ class MTPDrafter(Drafter):
         size = target.config.hidden_size
         self.before_text = torch.zeros(1, size, dtype=target.dtype, device=target.device)
 
-    def open(self, num_rows: int, num_pages: int, page_size: int) -> "MTPBatch":  # noqa: ARG002
+    def open(self, num_rows: int, num_pages: int, page_size: int) -> "MTPBatch":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
-        return MTPBatch(self, num_pages, page_size)
+        return MTPBatch(self, num_pages, page_size, num_rows)
 
     def context(
         self, token_ids: Sequence[int], hidden: Tensor, positions: Tensor
@@ -44,25 +48,28 @@ class MTPDrafter(Drafter):
         return self.model.context(self.target.embed(tokens), hidden, positions)
 
     def draft(
-        self, anchors: Tensor, hidden: Tensor, positions: Tensor, kv_len: int, layer: DenseLayer
+        self, anchors: Tensor, hidden: Tensor, positions: Tensor, context: PagedStep
     ) -> tuple[Tensor, Tensor]:
         """Draft greedily behind each of ``anchors`` [rows] as many tokens as ``positions`` [rows, num_draft] has.
 
-        ``hidden`` [rows, hidden_size]: the target's before each anchor. ``kv_len`` covers the last position.
-        Returns draft tokens [rows, num_draft] and their log-probabilities.
+        ``hidden`` [rows, hidden_size]: the target's before each anchor. ``context``: keys and values of the rows, and
+        room for these. Returns draft tokens [rows, num_draft] and their log-probabilities.
         """
         tokens, state, drafted, log_probs = anchors.unsqueeze(1), hidden.unsqueeze(1), [], []
-        num_draft = positions.shape[1]
-        for step in range(num_draft):
-            own, seen = positions[:, step : step + 1], kv_len - num_draft + step + 1
-            mask = CachedMask(own, seen).dense()
-            mask[:, :, 0] = False
-            source = DenseSource(layer, own, seen, mask)
+        for own in torch.split(positions, 1, dim=1):
+            [source] = context.sources(own, partial(_seen, own), [FULL_ATTENTION])
             state = self.model(self.target.embed(tokens), state, own, source)
             tokens, sure = (one.squeeze(-1) for one in likeliest_tokens(self.model, self.target, state, 1))
             drafted.append(tokens)
             log_probs.append(sure)
         return torch.cat(drafted, dim=1), torch.cat(log_probs, dim=1)
+
+
+def _seen(positions: Tensor, group: RowGroup) -> list[Mask]:
+    """What the tokens at ``positions`` [rows, 1] see: all up to themselves but a text's first, which has no entry."""
+    mask = CachedMask(group.at(positions), group.kv_len).dense()
+    mask[:, :, 0] = False
+    return [mask]
 
 
 class MTPBatch:
@@ -71,15 +78,16 @@ class MTPBatch:
     With each full page lies the target's hidden state of its last token: a request that finds its prefix needs it.
     """
 
-    def __init__(self, drafter: MTPDrafter, num_pages: int, page_size: int) -> None:
+    def __init__(self, drafter: MTPDrafter, num_pages: int, page_size: int, num_rows: int) -> None:
         self.drafter = drafter
-        config, weight = drafter.model.config.layer, drafter.model.fc.weight
-        heads = config.num_key_value_heads
+        model, weight = drafter.model, drafter.model.fc.weight
+        num_spare = num_rows * (power_of_two(drafter.max_block_size) + page_size)
         self.cache = PagedKVCache(
-            1, num_pages, page_size, heads, config.head_dim, weight.dtype, weight.device
+            model.kv_shapes(), num_pages, page_size, weight.dtype, weight.device, num_spare, by_layer=True
         )
-        self.rows = GatheredRows(self.cache)
-        self.page_ends = weight.new_zeros((num_pages, config.hidden_size))
+        is_recorded = weight.is_cuda and not has_experts(model)
+        self.rows = RecordedRows(self.cache) if is_recorded else PagedRows(self.cache)
+        self.page_ends = weight.new_zeros((num_pages, model.config.hidden_size))
         self.last_hidden: dict[Hashable, Tensor] = {}  # [1, hidden_size]
 
     def join(self, row: CacheRow, token_ids: list[int], max_len: int) -> None:  # noqa: ARG002
@@ -106,7 +114,8 @@ class MTPBatch:
             self._keep_page_ends(row, hidden)
         positions = row_positions(rows, counts).to(before[0].device)
         every = [token for ids in token_ids for token in ids]
-        self.rows.append(rows, counts, self.drafter.context(every, torch.cat(before).unsqueeze(0), positions))
+        pairs = self.drafter.context(every, torch.cat(before).unsqueeze(0), positions)
+        self.cache.write(slots_of(self.cache, rows, counts), pairs)
 
     def propose(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], shapes: Sequence[DraftShape]
@@ -114,27 +123,30 @@ class MTPBatch:
         """Draft ``shapes[i].depth`` tokens for each row, one forward a token for all rows together."""
         if (num_draft := max(shape.depth for shape in shapes)) < 1:
             return [DraftTree() for _ in rows]
-        order = self.rows.seat([row.key for row in rows])
-        placed = [rows[i] for i in order]
-        records = self.rows.records and self.drafter.target.is_recordable
-        positions, kv_len = (
-            self.rows.arrange_padded(placed, num_draft)
-            if records
-            else self.rows.arrange(placed, [num_draft] * len(placed))
-        )
+        before = [self.last_hidden[row.key] for row in rows]
+        if self.rows.records:
+            ran = self._replay(rows, anchors, before, num_draft)
+        else:
+            positions, _ = self.rows.arrange(rows, [num_draft] * len(rows))
+            tokens = torch.tensor(anchors, device=positions.device)
+            ran = self.drafter.draft(tokens, torch.cat(before), positions, self.rows.step)
+        token_ids, log_probs = (found[: len(rows)].unsqueeze(-1) for found in ran)
+        return Candidates(token_ids, log_probs).chains([shape.depth for shape in shapes])
+
+    def _replay(
+        self, rows: Sequence[CacheRow], anchors: Sequence[int], before: list[Tensor], num_draft: int
+    ) -> tuple[Tensor, Tensor]:
+        """The drafts of all rows and of padding as one recording for all steps of these shapes."""
+        positions, kv_len, pages = self.rows.arrange_padded(rows, [num_draft] * len(rows), num_draft)
         num_padding = len(positions) - len(rows)
         positions[len(rows) :] += 1  # nobody sees what lies at 0
-        before = [self.last_hidden[row.key] for row in placed] + [self.drafter.before_text] * num_padding
-        tokens = torch.tensor([anchors[i] for i in order] + [0] * num_padding, device=positions.device)
-        inputs, [layer] = (tokens, torch.cat(before), positions), self.rows.layers
+        tokens = torch.tensor([*anchors, *[0] * num_padding], device=positions.device)
+        hidden = torch.cat([*before, *[self.drafter.before_text] * num_padding])
 
-        def work(tokens: Tensor, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            return self.drafter.draft(tokens, hidden, positions, kv_len, layer)
+        def work(tokens: Tensor, hidden: Tensor, positions: Tensor, pages: Tensor) -> tuple[Tensor, Tensor]:
+            return self.drafter.draft(tokens, hidden, positions, self.rows.recorded_step(pages, kv_len))
 
-        ran = self.rows.recorded((*positions.shape, kv_len), work, inputs) if records else work(*inputs)
-        places = torch.tensor(order, device=positions.device).argsort()
-        token_ids, log_probs = (one[places].unsqueeze(-1) for one in ran)
-        return Candidates(token_ids, log_probs).chains([shape.depth for shape in shapes])
+        return self.rows.recorded((*positions.shape, kv_len), work, (tokens, hidden, positions, pages))
 
     def _keep_page_ends(self, row: CacheRow, hidden: Tensor) -> None:
         size, end = self.cache.page_size, row.start + len(hidden)

@@ -1,10 +1,10 @@
 """From a loaded network to the drafter that drafts with it."""
 
 from flashdraft.errors import UsageError
-from flashdraft.models.accelerate import accelerate
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
+from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.mtp import MTPDrafter
 
@@ -18,7 +18,7 @@ def drafter_of(
 ) -> DFlashDrafter | MTPDrafter:
     """The drafter of ``network``, which is frozen from now on, for ``target``.
 
-    ``quantization`` as in models/accelerate.py: of a drafter it can cost acceptance and nothing else.
+    ``quantization`` as in native/accelerate.py: of a drafter it can cost acceptance and nothing else.
     ``window_size``: tokens of the context that it sees; None: what it was trained to see. Raises UsageError for a
     network that has none to set. ``among_all``: it leaves a draft vocabulary whose rows it borrows.
     """
@@ -28,10 +28,11 @@ def drafter_of(
                 "draft_window_size is for a DFlash drafter, and this is an MTP head: leave it out"
             )
         network.config = network.config.with_window(window_size)
-    if isinstance(network, DFlashModel):
-        if among_all:
-            network.config = network.config.among_all()
-        if network.candidate_selector:
-            network.candidate_selector.freeze(target.head_weight())
-        accelerate(network, quantization, network.head_rows(target.head_weight()))
-    return MTPDrafter(network, target) if isinstance(network, MTPModel) else DFlashDrafter(network, target)
+    if isinstance(network, MTPModel):
+        return MTPDrafter(network, target)
+    if among_all:
+        network.config = network.config.among_all()
+    if network.candidate_selector:
+        network.candidate_selector.freeze(target.head_weight())
+    native = accelerate_drafter(network, network.head_rows(target.head_weight()), quantization)
+    return DFlashDrafter(network, target, native)

@@ -19,12 +19,13 @@ from flashdraft.checkpoint.load import (
     outline_target,
     save_drafter,
 )
-from flashdraft.data.answer_generator import Answerer, AnswerGenerator
-from flashdraft.data.engine_answers import EngineAnswers
+from flashdraft.data.answerer import Answerer
+from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
 from flashdraft.data.prompts import Prompt, conversation_of, group_of
 from flashdraft.data.server_answers import ServerAnswers
+from flashdraft.engine.engine import Engine
 from flashdraft.errors import DataError, UsageError
 from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
@@ -65,8 +66,8 @@ def make_answers(
 ) -> None:
     """Let the target answer ``prompts`` into ``folder`` (see :func:`generate_answers`).
 
-    By ``rollout``, where there is one; on CUDA hundreds of rows at a time, plainly; else through the engine, with
-    ``draft`` (None: LLM's own choice) where drafting pays.
+    By ``rollout``, where there is one; else through the engine, with ``draft`` (None: LLM's own choice) where drafting
+    pays.
     """
     tokenizer = load_tokenizer(data.target)
     answerer = _answerer(data, device, dtype, draft) if rollout is None else _served(data, rollout, tokenizer)
@@ -80,13 +81,11 @@ def _served(data: OnPolicyConfig, rollout: Rollout, tokenizer: Any) -> Callable[
 
 
 def _answerer(data: OnPolicyConfig, device: str, dtype: str, draft: str | None) -> Callable[[int], Answerer]:
-    if torch.device(device).type == "cuda":
-        target, eos = load_target(data.target, dtype=dtype, device=device), eos_token_ids(data.target)
-        sizes = data.num_rows, data.max_prompt_len, data.max_new_tokens
-        return lambda seed: AnswerGenerator(target, *sizes, eos, seed)
     named: dict[str, Any] = {} if draft is None else {"draft": draft}
-    llm = LLM(data.target, dtype=dtype, device=device, max_running=data.num_rows, **named)
-    return lambda seed: EngineAnswers(llm, data.max_new_tokens, seed)
+    llm = LLM(data.target, dtype=dtype, device=device, **named)
+    longest = data.max_prompt_len + data.max_new_tokens if torch.device(device).type == "cuda" else None
+    engine = Engine(llm.target, llm.drafter, rollout_config(data.num_rows, longest), llm.eos_token_ids)
+    return lambda seed: EngineAnswers(engine, data.max_new_tokens, seed)
 
 
 def some_prompts(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
