@@ -49,11 +49,10 @@ IDEAS: dict[str, dict[str, Any]] = {
     "drafts before the last one": {"kept_draft": 0.0},
     "other requests' drafts": {"kept_usual": 1.0},
     "what confidence is worth is learned": {"calibrates": False},
-    "a prior of what it is worth": {"prior_slope": 1.0, "prior_weight": 5.0},
     "selecting by confidence": {"selects": False},
     "probes": {"probe_share": 0.0},
-    "plans that last": {"plan_steps": 1},
-    "plans for four steps, but for twelve": {"plan_steps": 12},
+    "plans that last": {"plan_steps": 1, "recorded_plan_steps": 1},
+    "plans for few steps, but for twelve": {"plan_steps": 12, "recorded_plan_steps": 12},
     "deciding before the last step is known": {"ahead": False},
 }
 

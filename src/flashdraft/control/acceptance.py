@@ -20,6 +20,7 @@ _ROUNDS_COUNTED = 200.0  # of all requests, for the rates by position
 _MOST, _HOPELESS = 0.995, 0.01  # chances: nothing is surer; nobody asks for less
 _HIT, _MISS = 0.98, 0.02  # what a known fate counts as
 _MOST_CONFIDENCE = 7.0  # in log odds
+_PRIOR_WEIGHT = 5.0  # of a drafter's own odds, as a few tokens of log odds 2
 _REMEMBERED = 0.9995  # share of what is known of confidence that is still known a step later
 
 
@@ -64,9 +65,9 @@ class AcceptanceModel:
     def __init__(self, blocks: Sequence[int], config: ControllerConfig = DEFAULTS) -> None:
         self.blocks, self.max_block, self.config = tuple(blocks), max(blocks), config
         self.foresees = False  # whether drafts come with the drafter's confidence
-        # Log odds that a token is accepted, by 1 and those that the drafter gives it; and the information about both.
-        self.weights: Array = np.array([0.0, config.prior_slope])
-        self._known: Array = config.prior_weight * np.diag([0.2, 1.0])
+        # Log odds that a token is accepted, by 1 and those that the drafter gives it: at first, just these.
+        self.weights: Array = np.array([0.0, 1.0])
+        self._known: Array = np.diag([1.0, _PRIOR_WEIGHT])  # the information about both
         self._num_reached = np.full(self.max_block - 1, 4.0)
         self._num_accepted = config.prior_rate * self._num_reached
         depths = range(1, self.max_block)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """Shares and chances lie in 0 .. 1; log odds are natural. benchmarks/controller_ablation.py switches each off."""
+    """Shares and chances lie in 0 .. 1. benchmarks/controller_ablation.py switches each off."""
 
     prices: tuple[float, ...] = (0.03, 0.1, 0.25, 0.5)
     """Chances above which a planned token is verified; the plan takes the best of them."""
@@ -21,12 +21,6 @@ class ControllerConfig:
 
     prior_rate: float = 0.7
     """Chance of a draft token before anything is known."""
-
-    prior_slope: float = 0.8
-    """Log odds that a token is accepted, for each of the drafter's own, before anything is learned."""
-
-    prior_weight: float = 50.0
-    """What that slope weighs beside what is seen, as tokens of log odds 2 or so."""
 
     probe_share: float = 0.003
     """Share of the time that may go into finding out whether drafting has come to pay."""
