@@ -2,10 +2,13 @@
 
     python benchmarks/controller_ablation.py record --out benchmarks/results/controller/drafts.npz
     python benchmarks/controller_ablation.py run --out benchmarks/results/controller/ablation.json
+    OMP_NUM_THREADS=1 python benchmarks/controller_ablation.py engine --out benchmarks/results/controller/engine.json
 
 Behind every token of greedy answers is recorded what the drafter would draft in blocks of 16, 8 and 4 tokens: for each
 slot the log-probabilities of its likeliest tokens, and which of them the answer has. So any controller can be replayed:
-nothing is timed, step costs are those of a file, and two runs give the same figures.
+nothing is timed, step costs are those of a file, and two runs give the same figures. ``engine`` has the real engine
+answer in turns instead, by one thread's own time: it is slower and rougher, and shows what costs are worth that steps
+correct.
 """
 
 import argparse
@@ -20,7 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from flashdraft.admission import BlockSize
 from flashdraft.batch import ForwardBatch
+from flashdraft.bench import closed_loop
 from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.acceptance import Acceptance, Drafted
@@ -28,6 +33,9 @@ from flashdraft.control.config import DEFAULTS, ControllerConfig
 from flashdraft.control.controller import Controller
 from flashdraft.control.search import Candidate, Plan
 from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
+from flashdraft.engine import engine, step_timing
+from flashdraft.engine.block_control import BlockControl
+from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.step_timing import MOST_TREES
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
@@ -55,18 +63,30 @@ IDEAS: dict[str, dict[str, Any]] = {
     "plans for few steps, but for twelve": {"plan_steps": 12, "recorded_plan_steps": 12},
     "deciding before the last step is known": {"ahead": False},
 }
+ENGINE_IDEAS: dict[str, dict[str, Any]] = {
+    **{
+        name: IDEAS[name]
+        for name in ("all on", "trees", "several prices", "several blocks", "a request's own drafts")
+    },
+    **{name: IDEAS[name] for name in ("what confidence is worth is learned", "probes", "plans that last")},
+    "drafts that tell how sure the drafter is": {"selects": False},
+    "costs that steps correct": {"corrects": False},
+}
 
 
 class Recording:
-    """Drafts behind each token of each answer."""
+    """Drafts behind each token of each answer. ``spoiled``: share of the right tokens that are made wrong."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spoiled: float = 0.0) -> None:
         with np.load(path) as file:
             self.hits, self.log_probs, self.lengths = (
                 file["hits"],
                 file["log_probs"],
                 file["lengths"].tolist(),
             )
+        # A drafter that is as sure as before and right less often: a pair that no constant was made for.
+        wrong = np.random.default_rng(0).random(self.hits.shape) < spoiled
+        self.hits = np.where(wrong, -1, self.hits)
         self.first = {block: sum(b - 1 for b in BLOCKS if b > block) for block in BLOCKS}
 
     def draft(self, answer: int, place: int, block: int, tree_size: int) -> DraftTree:
@@ -199,7 +219,7 @@ def controller_without(costs: StepCosts, off: dict[str, Any]) -> Controller:
 
 def run(args: argparse.Namespace) -> None:
     """Print and write tokens a second with everything, and what share of it is left without each idea."""
-    recording = Recording(args.drafts)
+    recording = Recording(args.drafts, args.spoiled)
     costs, host_row_s = read_costs(args.costs)
     rng = np.random.default_rng(0)
     orders = {
@@ -210,7 +230,7 @@ def run(args: argparse.Namespace) -> None:
     }
     table: dict[str, dict[int, float]] = {}
     fixed = {f"block {block}": block for block in (1, 4, 8, 16)}
-    for name in [*fixed, *IDEAS]:
+    for name in [*fixed, *(args.ideas or IDEAS)]:
         table[name], planned = {}, []
         off = IDEAS.get(name, {})
         switches = {key: off[key] for key in ("selects", "ahead") if key in off}
@@ -231,6 +251,58 @@ def run(args: argparse.Namespace) -> None:
     if args.out:
         told = {"tokens_a_second": table, "provenance": collect_provenance()}
         args.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def run_engine(args: argparse.Namespace) -> None:
+    """The real engine, plain and with the controller whole and without one idea after the other, in turns."""
+    torch.set_num_threads(1)
+    for module in (closed_loop, engine, step_timing):
+        module.perf_counter = thread_time  # type: ignore[attr-defined]
+    llm = LLM()
+    assert llm.drafter is not None
+    prompts = [
+        prompt
+        for some in zip(*(load_task(task, args.prompts) for task in TASKS), strict=True)
+        for prompt in some
+    ]
+    asked = [llm.chat_token_ids([{"role": "user", "content": one.turns[0]}]) for one in prompts]
+    params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True)
+    config = EngineConfig(max_running=args.rows, prefix_caching=False)
+    engines: dict[str, tuple[engine.Engine, BlockSize]] = {}
+    for name in ["block 1", "block 8", *(args.ideas or ENGINE_IDEAS)]:
+        made = engine.Engine(llm.target, llm.drafter, config, llm.eos_token_ids)
+        engines[name] = made, int(name[6:]) if name.startswith("block") else "auto"
+        if engines[name][1] == "auto":
+            without(made.control, ENGINE_IDEAS[name])
+        closed_loop.answer_all(made, asked[:2], replace(params, max_tokens=8), engines[name][1], args.rows)
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(args.passes):
+        for name, (made, block) in engines.items():
+            started = thread_time()
+            answers = closed_loop.answer_all(made, asked, params, block, args.rows)
+            seconds[name].append(thread_time() - started)
+            num_tokens = sum(len(one.token_ids) for one in answers)
+            print(f"{name:46}{num_tokens / seconds[name][-1]:9.1f}", flush=True)
+    rates = {name: num_tokens / min(some) for name, some in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name:46}{rate:9.1f} {rate / rates['all on']:6.3f}")
+    if args.out:
+        told = {"requests": args.rows, "tokens_a_second": rates, "provenance": collect_provenance()}
+        args.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def without(control: BlockControl, off: dict[str, Any]) -> None:
+    """Switch one idea of an engine's controller off."""
+    measured = control.calibrate()
+    control.controller = controller_without(measured.costs, off)
+    control.draws_trees &= off.get("trees", True)
+    control.trusts_drafter &= off.get("selects", True)
+    if not off.get("corrects", True):
+        control.controller.costs.learn = nothing_learned  # type: ignore[method-assign]
+
+
+def nothing_learned(*_seconds: object) -> None:
+    """Costs stay as they were measured."""
 
 
 def read_costs(path: Path) -> tuple[StepCosts, float]:
@@ -296,7 +368,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
-    recorder, runner = verbs.add_parser("record"), verbs.add_parser("run")
+    recorder, runner, timer = (verbs.add_parser(name) for name in ("record", "run", "engine"))
     recorder.set_defaults(verb=record)
     recorder.add_argument("--prompts", type=int, default=7, help="of each task")
     recorder.add_argument("--max-tokens", type=int, default=96)
@@ -306,7 +378,18 @@ def main() -> None:
     runner.add_argument("--orders", type=int, default=6, help="of the answers")
     runner.add_argument("--drafts", type=Path, default=FOLDER / "drafts.npz")
     runner.add_argument("--costs", type=Path, default=FOLDER / "costs.json")
+    runner.add_argument(
+        "--spoiled", type=float, default=0.0, help="share of right draft tokens that are made wrong"
+    )
+    runner.add_argument("--ideas", nargs="+", help="some of them; 'all on' first")
     runner.add_argument("--out", type=Path)
+    timer.set_defaults(verb=run_engine)
+    timer.add_argument("--rows", type=int, default=8, help="requests at a time")
+    timer.add_argument("--prompts", type=int, default=4, help="of each task")
+    timer.add_argument("--max-tokens", type=int, default=64)
+    timer.add_argument("--passes", type=int, default=2)
+    timer.add_argument("--ideas", nargs="+", help="some of them; 'all on' first")
+    timer.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.verb(args)
 

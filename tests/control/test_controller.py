@@ -270,7 +270,7 @@ def test_a_plan_needs_nothing_of_the_step_before_it() -> None:
             if len(late) > delay and (told := late.pop(0)):
                 controller.observe(told)
         rates.append(tokens / seconds)
-    assert rates[1] > 0.95 * rates[0]
+    assert rates[1] > 0.9 * rates[0]
     assert rates[1] > 1.2 * 4 / float(controller.costs.forward_seconds(4, 4)), (
         "and plain decoding is far behind"
     )

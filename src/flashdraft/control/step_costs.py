@@ -66,8 +66,8 @@ class Curve:
         return np.log2(self.num_tokens)[:, None]
 
     def scale(self, factors: Array) -> None:
-        """Correct each point. More tokens never take less, whatever a few steps make it look like."""
-        self.seconds = _rising(self.seconds * factors)
+        """Correct each point."""
+        self.seconds = not_falling(self.seconds * factors)
 
 
 class ShapeTable:
@@ -195,14 +195,6 @@ class StepCosts:
         self.draft.scale(factors[of_verify:])
 
 
-def _rising(seconds: Array) -> Array:
-    """The nearest that never falls."""
-    levels: list[tuple[float, int]] = []
-    for one in seconds.tolist():
-        level, count = one, 1
-        while levels and levels[-1][0] > level:
-            before, num_before = levels.pop()
-            level = (before * num_before + level * count) / (num_before + count)
-            count += num_before
-        levels.append((level, count))
-    return np.repeat([level for level, _ in levels], [count for _, count in levels])
+def not_falling(seconds: ArrayLike) -> Array:
+    """Each no more than those behind it: more tokens never take less; where it looks so, something else ran."""
+    return np.asarray(np.minimum.accumulate(np.asarray(seconds, float)[::-1])[::-1])

@@ -11,7 +11,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow, power_of_two
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import RoundRow
 from flashdraft.control.controller import drafted_blocks
-from flashdraft.control.step_costs import Array, Curve, ShapeTable, StepCosts
+from flashdraft.control.step_costs import Array, Curve, ShapeTable, StepCosts, not_falling
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.drafter import DraftShape
 
@@ -170,11 +170,8 @@ def doubling(last: int) -> list[int]:
 
 
 def _curve(work: Callable[..., None], shapes: Sequence[tuple[int, int]]) -> Curve:
-    seconds = _fastest(work, shapes)
-    # More tokens never take less: where it looks so, something else ran.
-    rising = [min(seconds[idx:]) for idx in range(len(seconds))]
     num_tokens = [num_rows * width for num_rows, width in shapes]
-    return Curve(np.array(num_tokens), np.array(rising)).reaching(_MOST_TOKENS)
+    return Curve(np.array(num_tokens), not_falling(_fastest(work, shapes))).reaching(_MOST_TOKENS)
 
 
 def _fastest(
