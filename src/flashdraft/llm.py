@@ -25,6 +25,7 @@ from flashdraft.checkpoint.load import (
     load_target,
     load_tokenizer,
 )
+from flashdraft.checkpoint.weights import check_device
 from flashdraft.control.explain import explain
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -307,7 +308,7 @@ def _keeps_codes(model: str, dtype: str, device: str, attention_backend: str, as
         )
     if asked is not None or not can:
         return bool(asked)
-    return not floats_fit(model, dtype, torch.cuda.mem_get_info(device)[0])
+    return not floats_fit(model, dtype, torch.cuda.mem_get_info(check_device(device))[0])
 
 
 def _completion(news: Sequence[StepOutput]) -> CompletionOutput:

@@ -89,6 +89,12 @@ def test_codes_are_for_cuda(whole):
         LLM(str(whole), None, keep_codes=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is there")
+def test_no_card_is_told_before_its_memory_is_asked_for(whole):
+    with pytest.raises(UsageError, match="'cuda' cannot be used"):
+        LLM(str(whole), None, device="cuda")
+
+
 @pytest.mark.parametrize(("part", "value"), [("weight", "nan"), ("weight_scale_inv", "inf")])
 def test_no_finite_numbers_are_refused(whole, part, value):
     quantize_folder(whole, "block-fp8", 128)
