@@ -131,6 +131,14 @@ def nested(kind: str, architecture: str, **more: Any) -> Config:
     return {"model_type": kind, "architectures": [architecture], "text_config": text, **more}
 
 
+GEMMA4: Config = {
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
 QWEN3 = flat("qwen3", "Qwen3ForCausalLM")
 QWEN3_MOE = flat("qwen3_moe", "Qwen3MoeForCausalLM", **EXPERTS)
 QWEN3_5 = nested("qwen3_5", "Qwen3_5ForConditionalGeneration", text=DELTA)
@@ -157,7 +165,7 @@ TARGETS: Mapping[str, Config | Header] = {
     "Qwen3.5-35B-A3B, 122B-A10B, 397B-A17B; Qwen3.6-35B-A3B": QWEN3_5_MOE,
     "Qwen3.5-35B-A3B-FP8": QWEN3_5_MOE | {"quantization_config": BLOCK_FP8},
     "Llama-3.1-8B-Instruct": flat("llama", "LlamaForCausalLM"),
-    "gemma-4-31B, 26B-A4B, 12B": nested("gemma4", "Gemma4ForConditionalGeneration"),
+    "gemma-4-31B, 26B-A4B, 12B": nested("gemma4", "Gemma4ForConditionalGeneration", text=GEMMA4),
     "gpt-oss-20b, 120b": flat("gpt_oss", "GptOssForCausalLM", quantization_config={"quant_method": "mxfp4"}),
     "Kimi-K2.5, K2.6": nested("kimi_k25", "KimiK25ForConditionalGeneration"),
     "MiniMax-M2.5": flat("minimax_m2", "MiniMaxM2ForCausalLM"),

@@ -101,7 +101,7 @@ def test_windows_for_flex_attention():
 
 
 def test_what_other_gemmas_do_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"final_logit_softcapping 30.0; expected plain Gemma 3"):
+    with pytest.raises(CheckpointError, match=r"final_logit_softcapping 30.0; expected a gemma3_text"):
         save_and_load(tmp_path, Gemma3ForCausalLM, config(final_logit_softcapping=30.0))
 
 

@@ -1,5 +1,6 @@
 """The JSON files of a Hugging Face folder: config, generation config, end-of-text ids. Reads no tensor."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flashdraft.checkpoint.untrusted import check_folder, check_sizes, damage_is
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import ARCHITECTURES
 
-_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+_ROPE_TYPES = ("default", "linear", "yarn", "llama3", "proportional")
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -59,7 +60,14 @@ def parse_config(folder: Path) -> Any:
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {reason}") from error
-    check_supported(config.get_text_config(), str(folder / "config.json"))
+    text = config.get_text_config()
+    if getattr(text, "is_heterogeneous", False):
+        # Whole-model figures are then those of the sliding layers; transformers would say so once to everybody.
+        text.allow_global_per_layer_attribute_access = True
+        logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(
+            logging.ERROR
+        )
+    check_supported(text, str(folder / "config.json"))
     return config
 
 

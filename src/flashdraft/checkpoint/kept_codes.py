@@ -105,7 +105,9 @@ def hold_codes(
             parts = [f"{name}.{part}_proj" for part in ("gate_up", "down")]
             both = module.gate_up_proj, module.down_proj
             if all(_fits(found.get(part), one) for part, one in zip(parts, both, strict=True)):
-                model.set_submodule(name, ExpertsInCodes(len(both[0]), *(read(part) for part in parts)))
+                gate_up, down = (read(part) for part in parts)
+                codes = ExpertsInCodes(len(both[0]), gate_up, down, module.activation)
+                model.set_submodule(name, codes)
     return _Without(source, held)
 
 

@@ -25,7 +25,7 @@ class RegroupedWeights:
         self._kept: Mapping[str, Kept] = getattr(source, "kept", {})
         self.kept: dict[str, Kept] = {}  # what can stay in codes
         self.shapes = dict(source.shapes)
-        if config.model_type == "gemma3":
+        if config.model_type in ("gemma3", "gemma4", "gemma4_unified"):
             self._name_language_model()
         self._stack_experts()
         if config.model_type == "qwen3_next":
@@ -39,7 +39,7 @@ class RegroupedWeights:
         return self._made[name]() if name in self._made else self._source.read(name)
 
     def _name_language_model(self) -> None:
-        """Gemma 3's language model beside its vision tower, named as Gemma 3 without one names it.
+        """Gemma's language model beside its vision tower, named as Gemma without one names it.
 
         Published files say ``language_model.model.x``, those that transformers 5 saves ``model.language_model.x``.
         """

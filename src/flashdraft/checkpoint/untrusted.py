@@ -53,6 +53,8 @@ _MAY_BE_ZERO = (
     "num_experts",
     "decoder_sparse_step",
     "num_nextn_predict_layers",
+    "num_kv_shared_layers",
+    "hidden_size_per_layer_input",
 )
 _MAX_DEPTH = 32
 

@@ -27,6 +27,10 @@ ARCHITECTURES = {
     "qwen3_5_moe_text": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
     "gemma3": ("flashdraft.models.gemma3", "Gemma3Model"),
     "gemma3_text": ("flashdraft.models.gemma3", "Gemma3Model"),
+    "gemma4": ("flashdraft.models.gemma4", "Gemma4Model"),
+    "gemma4_text": ("flashdraft.models.gemma4", "Gemma4Model"),
+    "gemma4_unified": ("flashdraft.models.gemma4", "Gemma4Model"),
+    "gemma4_unified_text": ("flashdraft.models.gemma4", "Gemma4Model"),
     "qwen3_next": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
 }
 

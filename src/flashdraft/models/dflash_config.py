@@ -211,7 +211,10 @@ def one_dimensional(rope_parameters: dict[str, Any]) -> dict[str, Any]:
     """
     rope_parameters = rope_parameters.get("full_attention", rope_parameters)
     of_targets = ("mrope_section", "mrope_interleaved", "partial_rotary_factor")
-    return {name: value for name, value in rope_parameters.items() if name not in of_targets}
+    plain = {name: value for name, value in rope_parameters.items() if name not in of_targets}
+    if plain.get("rope_type") == "proportional":  # which is the default for whole heads
+        plain["rope_type"] = "default"
+    return plain
 
 
 def _layer_types(config: dict[str, Any]) -> tuple[str, ...] | None:

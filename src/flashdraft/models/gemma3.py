@@ -4,7 +4,7 @@ Its embeddings are scaled as they enter; :meth:`Gemma3Model.embed` gives the pla
 such targets are trained on (z-lab, vLLM).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,29 +72,35 @@ class Gemma3Model(LlamaModel):
     """A Gemma 3 target. Raises CheckpointError for what other Gemmas do: capped logits, sight in both directions."""
 
     attention_class = Gemma3Attention
-    decoder_class = Gemma3Decoder
+    decoder_class: Any = Gemma3Decoder
+    supported: Mapping[
+        str, tuple[Any, ...]
+    ] = {  # of the fields that change the network, the values that are known
+        "final_logit_softcapping": (None,),
+        "attn_logit_softcapping": (None,),
+        "use_bidirectional_attention": (None, False),
+        "hidden_activation": ("gelu_pytorch_tanh",),
+    }
     skipped_tensors = tuple(
         f"{prefix}{part}." for prefix in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
     )
 
     def __init__(self, config: Any) -> None:
         config = config.get_text_config()  # of a checkpoint with a vision tower
-        strange = {
-            "final_logit_softcapping": None,
-            "attn_logit_softcapping": None,
-            "use_bidirectional_attention": False,
-            "hidden_activation": "gelu_pytorch_tanh",
-        }
-        found = [f"{k} {getattr(config, k)!r}" for k, v in strange.items() if (getattr(config, k) or v) != v]
-        if found:
+        told = {name: getattr(config, name, None) for name in self.supported}
+        if found := [
+            f"{name} {value!r}" for name, value in told.items() if value not in self.supported[name]
+        ]:
             raise CheckpointError(
-                f"the target has {', '.join(found)}; expected plain Gemma 3, which has none of it"
+                f"the target has {', '.join(found)}; expected a {config.model_type} without it: not supported"
             )
         super().__init__(config)
 
     def rotary_of(self, config: Any) -> dict[str, Rotary]:
         """One for sliding layers, one for full ones."""
-        return {kind: _rotary(config, kind) for kind in sorted(set(config.layer_types))}
+        return {
+            kind: rotary_of_kind(config, kind, config.head_dim) for kind in sorted(set(config.layer_types))
+        }
 
     def specs_of(self, config: Any) -> list[AttentionSpec]:
         """Sliding layers have a window; scores are scaled by a number of the config's own."""
@@ -121,13 +127,14 @@ class Gemma3Model(LlamaModel):
         return TargetOutput.of(self.model.norm(x), features, feature_layers)
 
 
-def _rotary(config: Any, kind: str) -> Rotary:
+def rotary_of_kind(config: Any, kind: str, head_dim: int) -> Rotary:
+    """The rotation of layers of ``kind``, whose heads have ``head_dim`` dimensions."""
     # The scaled rope types are functions of a config with one set of parameters.
     return Rotary(
         LlamaConfig(
             hidden_size=config.hidden_size,
             num_attention_heads=config.num_attention_heads,
-            head_dim=config.head_dim,
+            head_dim=head_dim,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=dict(config.rope_parameters[kind]),
         )

@@ -38,8 +38,15 @@ class Experts(nn.Module):
     gate_up_proj: Any  # [num_experts, 2 intermediate_size, hidden_size], gates first
     down_proj: Any  # [num_experts, hidden_size, intermediate_size]
 
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
 
@@ -50,7 +57,7 @@ class Experts(nn.Module):
             token, place = torch.where(chosen == expert)
             gate_up, down = self.matrices(expert)
             gate, up = F.linear(x[token], gate_up).chunk(2, dim=-1)
-            part = F.linear(F.silu(gate) * up, down)
+            part = F.linear(self.activation(gate) * up, down)
             out.index_add_(0, token, part * weights[token, place, None])
         return out
 
@@ -62,8 +69,15 @@ class Experts(nn.Module):
 class ExpertsInCodes(Experts):
     """The same with weights in codes, whose outputs lie one after the other, an expert after the other."""
 
-    def __init__(self, num_experts: int, gate_up_proj: QuantizedWeight, down_proj: QuantizedWeight) -> None:
+    def __init__(
+        self,
+        num_experts: int,
+        gate_up_proj: QuantizedWeight,
+        down_proj: QuantizedWeight,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
         nn.Module.__init__(self)
+        self.activation = activation
         self.num_experts, self.gate_up_proj, self.down_proj = num_experts, gate_up_proj, down_proj
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
