@@ -167,6 +167,67 @@ def test_the_host_is_one_step_behind():
         assert made == (expected[idx][: len(made)] if idx in aborted else expected[idx])
 
 
+def test_an_ngram_drafter_hears_what_plain_rounds_brought():
+    """Its requests decode plainly in rounds, and draft later where the controller says so."""
+    target = _llama()
+    config = EngineConfig(max_running=1, page_size=4, num_pages=8)
+    engine = Engine(target, NgramDrafter(4), config, (), None, 1)
+    heard = []
+    observe = engine.runner.drafter.observe
+    engine.runner.drafter.observe = lambda rows, ids, given: (heard.extend(*ids), observe(rows, ids, given))
+    engine.add_request("one", [5, 6, 7], SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
+    for _ in range(4):
+        engine.step()
+    assert engine.overlap.in_flight, "this is about rounds"
+    request = engine.requests["one"]
+    request.block_size = 4
+    engine.step()
+    assert heard == request.token_ids[: request.num_observed]
+
+
+def test_a_state_that_a_round_came_past_is_not_kept():
+    """A slot is free again only when the round that may pass the border is under way: it kept no state there."""
+    target = _hybrid()
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    config = EngineConfig(max_running=2, page_size=4, num_pages=8, num_checkpoints=1, checkpoint_pages=1)
+    engine = Engine(target, None, config, (), None, 1)
+    other = engine.scheduler.slots.take()
+    engine.add_request("one", [5, 6], params)
+    request = engine.requests["one"]
+    while request.num_committed + request.num_in_flight < 4:
+        engine.step()
+    assert request.num_committed < 4, "the round has to be in flight"
+    engine.scheduler.slots.free(other)
+    for _ in engine.run():
+        pass
+    prompt = [5, 6, *request.answer.output.token_ids[:3]]
+    engine.add_request("two", prompt, params)
+    answer = [token for output in engine.run() for token in output.token_ids]
+    assert answer == generate(target, None, prompt, params).token_ids
+
+
+def test_seconds_of_prompts_are_none_of_rounds():
+    """The controller learns no price from a round that the device ran a prompt's chunk before."""
+    target = _llama()
+    config = EngineConfig(max_running=2, page_size=4, num_pages=16)
+    engine = Engine(target, None, config, (), None, 1)
+    learned = []
+    engine.control.learn_round = lambda ended, num_rows, seconds: learned.append(
+        (len(ended), num_rows, seconds is None)
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    engine.add_request("one", [5, 6], params)
+    for _ in range(3):
+        engine.step()
+    engine.add_request("two", [7, 8, 9], replace(params, max_tokens=1))
+    for _ in engine.run():
+        pass
+    # Of the round that ran when the chunk was started the host may hear late; the next one ran behind it.
+    at = [idx for idx, (*_, is_none) in enumerate(learned) if is_none]
+    assert len(at) == 2
+    assert at[1] == at[0] + 1
+
+
 @pytest.mark.skipif(not ON_GPU, reason="the interpreter is too slow for it")
 def test_200_mixed_requests():
     """Lengths, block sizes and abortions as they come, in float32."""

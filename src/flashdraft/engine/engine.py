@@ -226,7 +226,7 @@ class Engine:
         """One step of ``blocks``; where they run as a round, what the round before brought."""
         before = self.overlap.in_flight
         if blocks and self.overlap.suits([request for request, _ in blocks]):
-            self.overlap.launch(blocks)
+            self.overlap.launch(blocks, bool(self._prompts))
             return self._read(before)
         outputs = self._read(before)
         if before:
@@ -238,9 +238,9 @@ class Engine:
         """Deliver what a round brought."""
         if flown is None:
             return []
-        ended = self.overlap.read(flown)
-        self.control.learn_round(ended, len(flown.seats), None if self._prompts else self.overlap.seconds)
-        outputs = []
+        ended, outputs = self.overlap.read(flown), []
+        is_alone = not (self._prompts or flown.is_behind_prompts)
+        self.control.learn_round(ended, len(flown.seats), self.overlap.seconds if is_alone else None)
         for request, _, draft, num_accepted, token in ended:
             new = [*draft.token_ids[:num_accepted], token]
             outputs.append(self._deliver(request, new, len(draft), num_accepted, _NOT_READ))

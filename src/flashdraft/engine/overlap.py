@@ -43,6 +43,7 @@ class InFlight:
 
     round: Round
     seats: Sequence[_Seat]
+    is_behind_prompts: bool  # the device runs chunks of prompts before it
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,11 @@ class Overlap:
             request.block_size > 1 for request in requests
         )  # these features are drafted from
 
-    def launch(self, blocks: Sequence[tuple[Request, int]]) -> None:
-        """Start a round of ``blocks``, (request, tokens verified at most)."""
+    def launch(self, blocks: Sequence[tuple[Request, int]], is_behind_prompts: bool) -> None:
+        """Start a round of ``blocks``, (request, tokens verified at most).
+
+        ``is_behind_prompts``: chunks of prompts were started since the round before, and not read.
+        """
         rounds, before = self.runner.rounds, self.in_flight
         assert rounds is not None
         if before is None:
@@ -137,7 +141,7 @@ class Overlap:
                 )
             )
             seats.append(_Seat(request, request.key, block, length))
-        self.in_flight = InFlight(rounds.launch(rows), seats)
+        self.in_flight = InFlight(rounds.launch(rows), seats, is_behind_prompts)
         for seat in seats:
             seat.request.num_in_flight += seat.length
 
@@ -149,6 +153,7 @@ class Overlap:
         started, self._since = self._since, perf_counter()
         self.seconds = self._since - started
         share = self.seconds / len(flown.seats)
+        is_observed = self.runner.drafter is None or self.runner.drafts_in_rounds
         found = []
         for row, (seat, end) in enumerate(zip(flown.seats, ends, strict=True)):
             request = seat.request
@@ -160,7 +165,7 @@ class Overlap:
             request.num_committed += 1 + end.num_accepted
             if features is not None:
                 request.pending.append(features[row, : 1 + end.num_accepted])
-            else:
+            elif is_observed:
                 request.num_observed = request.num_committed
             metrics = request.answer.output.metrics
             metrics.record_round(draft, end.num_accepted)

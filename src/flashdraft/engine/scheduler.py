@@ -278,9 +278,10 @@ class Scheduler:
 
     def _plan_snapshots(self, slots: StateSlots, request: Request, num_tokens: int) -> None:
         """Slots for the states at borders that the request may come past in this step."""
-        size, start = self.pool.page_size, request.num_committed
+        # A round in flight keeps no states: what it may have come past is too late to plan.
+        size, start = self.pool.page_size, request.num_committed + request.num_in_flight
         every = size * self.config.checkpoint_pages
-        end = start + request.num_in_flight + num_tokens
+        end = start + num_tokens
         last = (len(request.prompt) - 1) // size * size
         # Each cuts a prompt's chunk in two: its last border is kept, and those that others are likely to find.
         borders = {border for border in (end // every * every, last, request.branch) if start < border <= end}
