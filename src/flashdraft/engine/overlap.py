@@ -169,6 +169,7 @@ class Overlap:
                 request.num_observed = request.num_committed
             metrics = request.answer.output.metrics
             metrics.record_round(draft, end.num_accepted)
+            metrics.record_seconds(0.0, share)
             metrics.decode_s += share
             found.append(Ended(request, seat.block, draft, end.num_accepted, end.token))
         return found

@@ -22,7 +22,7 @@ class RequestMetrics:
     prefill_s: float = 0.0
     decode_s: float = 0.0  # all rounds, host work included
     draft_s: float = 0.0
-    verify_s: float = 0.0
+    verify_s: float = 0.0  # drafting included in rounds that a GPU runs from end to end
 
     @property
     def acceptance_length(self) -> float:
