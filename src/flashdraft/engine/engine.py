@@ -285,13 +285,13 @@ class Engine:
         ]
         run = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
         runner.commit(runner.chunk_rows, requests, [*map(range, sizes)], run.features)
-        keys = [request.key for request in requests]
-        return PromptRun(run, requests, keys, is_last, starts, started)
+        return PromptRun(run, requests, [r.key for r in requests], is_last, starts, perf_counter() - started)
 
     def _read_chunks(self, chunks: PromptRun) -> list[StepOutput]:
         """Deliver what chunks of prompts brought."""
-        results, outputs, left = chunks.run.results(), [], []
-        share = (perf_counter() - chunks.started) / len(results)
+        asked, outputs, left = perf_counter(), [], []
+        results = chunks.run.results()
+        share = (chunks.seconds + perf_counter() - asked) / len(results)  # what ran between is not its own
         every = zip(chunks.requests, chunks.keys, results, chunks.is_last, chunks.starts, strict=True)
         for request, key, result, last, start in every:
             if request.key != key or not request.answer.goes_on:

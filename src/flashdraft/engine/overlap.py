@@ -55,7 +55,7 @@ class PromptRun:
     keys: Sequence[tuple[int, int]]  # by which they were known then
     is_last: Sequence[bool]  # whether the answer's first token comes of it
     starts: Sequence[int]  # tokens of the prompts before them
-    started: float  # seconds, as perf_counter
+    seconds: float  # that the host took to start them
 
 
 class Ended(NamedTuple):
