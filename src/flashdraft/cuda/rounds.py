@@ -86,8 +86,13 @@ class DeviceRounds:
         starts = torch.where(is_new, told[_START], self._starts[before])
         anchors = torch.where(is_new, told[_ANCHOR], self._anchors[before])
         lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1)
-        tokens, log_probs = self._draft(starts, anchors, told[_BLOCK], width, pages, num_keys)
-        tables = RowTables(starts.int(), (starts + width).int(), slots, tokens, pages)
+        own = pages  # the drafter's: it has spare ones, of which padding takes the last, of its own number
+        if self.drafter is not None and width > 1:
+            own = pages.clamp(max=self.drafter.network.rows.scratch_page)
+        ends = (starts + told[_BLOCK]).int()
+        blocks = RowTables(starts.int(), ends, slots, anchors.unsqueeze(1), own)
+        tokens, log_probs = self._draft(blocks, width, num_keys)
+        tables = replace(blocks, token_ids=tokens, pages=pages)
         _, features, argmax = self.target.forward(self.rows, tables, num_keys, self.feature_layers, True)
         assert argmax is not None
         wanted = argmax.view(-1, width)
@@ -99,37 +104,33 @@ class DeviceRounds:
         if self.rows.states and width > 1:
             self.rows.states.commit_counts(slots, counts, width)
         if width > 1 and features is not None:
-            self._observe(tables, counts, features)
+            self._observe(replace(blocks, token_ids=tokens), counts, features)
         self._starts[: len(starts)] = starts + counts
         self._anchors[: len(anchors)] = following
-        ends = [counts.int().unsqueeze(1), following.int().unsqueeze(1), tokens[:, 1:].int()]
-        return torch.cat([*ends, log_probs.view(torch.int32)], 1), features
+        ended = [counts.int().unsqueeze(1), following.int().unsqueeze(1), tokens[:, 1:].int()]
+        return torch.cat([*ended, log_probs.view(torch.int32)], 1), features
 
-    def _draft(
-        self, starts: Tensor, anchors: Tensor, blocks: Tensor, width: int, pages: Tensor, num_keys: int
-    ) -> tuple[Tensor, Tensor]:
-        """Blocks [rows, width], anchors first, and their drafts' log-probabilities [rows, width - 1]."""
+    def _draft(self, blocks: RowTables, width: int, num_keys: int) -> tuple[Tensor, Tensor]:
+        """Whole blocks [rows, width] behind the anchors in ``blocks``; their drafts' log-probabilities [rows, width - 1]."""
+        anchors = blocks.token_ids
         if width == 1:
-            return anchors.unsqueeze(1), anchors.new_empty(len(anchors), 0, dtype=torch.float32)
+            return anchors, anchors.new_empty(len(anchors), 0, dtype=torch.float32)
         assert self.drafter is not None
         network = self.drafter.network
         unknown = anchors.new_full((len(anchors), width - 1), network.model.config.mask_token_id)
-        asked = torch.cat((anchors.unsqueeze(1), unknown), 1)
-        own = pages.clamp(max=network.rows.scratch_page)  # padding; it has spare pages of its own number
-        tables = RowTables(starts.int(), (starts + blocks).int(), torch.zeros_like(starts), asked, own)
-        hidden = network.hidden(tables, num_keys, self.target.model.embed)
-        token_ids, log_probs = self.drafter.best(hidden[:, 1:], anchors)
-        return torch.cat((anchors.unsqueeze(1), token_ids), 1), log_probs
+        asked = replace(blocks, token_ids=torch.cat((anchors, unknown), 1))
+        hidden = network.hidden(asked, num_keys, self.target.model.embed)
+        token_ids, log_probs = self.drafter.best(hidden[:, 1:], anchors.squeeze(1))
+        return torch.cat((anchors, token_ids), 1), log_probs
 
     def _observe(self, tables: RowTables, counts: Tensor, features: Tensor) -> None:
-        """The drafter takes the first ``counts`` tokens of each row."""
+        """The drafter takes the first ``counts`` tokens of each row; ``tables``: with its own pages."""
         assert self.drafter is not None
         network = self.drafter.network
-        size, scratch = network.cache.page_size, network.rows.scratch_page
-        own = replace(tables, pages=tables.pages.clamp(max=scratch))
         is_true = torch.arange(tables.width, device=counts.device) < counts.unsqueeze(1)
-        slots = torch.where(is_true.flatten(), own.slots(size), scratch * size)
-        network.store(features.flatten(0, 1), torch.stack((own.places.flatten(), slots)))
+        size = network.cache.page_size
+        slots = torch.where(is_true.flatten(), tables.slots(size), network.rows.scratch_page * size)
+        network.store(features.flatten(0, 1), torch.stack((tables.places.flatten(), slots)))
 
 
 class DeviceRound:

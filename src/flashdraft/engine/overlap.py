@@ -16,6 +16,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.request import Request
+from flashdraft.engine.step_timing import doubling
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -85,10 +86,9 @@ class Overlap:
         rounds, cache = self.runner.rounds, self.runner.cache
         if rounds is None:
             return
-        counts = [min(1 << power, num_rows) for power in range((num_rows - 1).bit_length() + 1)]
         known = [block for block in blocks if block == 1 or rounds.can_draft]
         longest = {min(context // cache.page_size, cache.num_pages) for context in _CONTEXTS}
-        for num_pages, block, count in product(sorted(longest), known, counts):
+        for num_pages, block, count in product(sorted(longest), known, doubling(num_rows)):
             pages, start = range(num_pages), num_pages * cache.page_size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
             rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1) for row in where]
