@@ -111,7 +111,7 @@ class DeviceRounds:
         return torch.cat([*ended, log_probs.view(torch.int32)], 1), features
 
     def _draft(self, blocks: RowTables, width: int, num_keys: int) -> tuple[Tensor, Tensor]:
-        """Whole blocks [rows, width] behind the anchors in ``blocks``; their drafts' log-probabilities [rows, width - 1]."""
+        """Blocks [rows, width] behind the anchors in ``blocks``; of their drafts the log-probabilities, in float32."""
         anchors = blocks.token_ids
         if width == 1:
             return anchors, anchors.new_empty(len(anchors), 0, dtype=torch.float32)
