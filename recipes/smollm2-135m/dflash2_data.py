@@ -32,6 +32,8 @@ from flashdraft.train.run import is_held_back
 
 SHORT = 1024  # tokens of a packed row
 NUM_FILES = 2  # of answers: each small enough to be copied from machines that hand back small files
+LONGEST_PERIOD, SHORTEST_LOOP = 64, 24  # tokens
+LOOPS_KEPT = 2  # one looping answer of so many is kept whole
 LEFT_FOR_TRAINING = 48 << 30  # bytes of a GPU that features leave alone
 
 
@@ -112,6 +114,28 @@ def saved_answers(folder: Path, asked: Sequence[Document]) -> list[Document]:
     return documents
 
 
+def loop_begins(token_ids: list[int]) -> int:
+    """Tokens of an answer until it repeats itself to its end and has done so twice; its length if it never does."""
+    for period in range(1, LONGEST_PERIOD + 1):
+        repeated = max(period, SHORTEST_LOOP)
+        if token_ids[-repeated:] == token_ids[-repeated - period : -period]:
+            first = len(token_ids) - period
+            while first and token_ids[first - 1] == token_ids[first - 1 + period]:
+                first -= 1
+            return min(first + period + repeated, len(token_ids))
+    return len(token_ids)
+
+
+def without_loops(documents: Sequence[Document]) -> list[Document]:
+    """``documents`` cut where loops begin, but for one in LOOPS_KEPT: there is little to learn and much of it."""
+    cut = []
+    for number, document in enumerate(documents):
+        answer = document.answer_token_ids
+        length = loop_begins(answer) if number % LOOPS_KEPT else len(answer)
+        cut.append(document if length == len(answer) else replace(document, answer_token_ids=answer[:length]))
+    return cut
+
+
 def rows_of(
     documents: Sequence[Document], sizes: Sizes, device: torch.device
 ) -> tuple[PackedRows, dict[str, PackedRows]]:
@@ -125,6 +149,7 @@ def rows_of(
             held_back.setdefault(kind_of(document.source), []).append(document)
     rng = random.Random(0)
     rng.shuffle(training)
+    training = without_loops(training)
     num_long = int(sizes.long_share * len(training))
     parts = [short_rows(training[num_long:], sizes.seq_len, rng)]
     validation = {name: short_rows(docs, sizes.seq_len, rng) for name, docs in sorted(held_back.items())}

@@ -105,6 +105,26 @@ def test_a_warm_start_drafts_what_the_plain_drafter_did() -> None:
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("projects_head", [True, False])
+def test_a_selector_of_a_higher_rank_begins_as_the_one_before(projects_head: bool) -> None:
+    config = dataclasses.replace(CONFIG, selector_projects_head=projects_head)
+    drafter = with_dflash2(toy_dflash(TARGET), config)
+    for parameter in drafter.candidate_selector.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    grown = with_dflash2(drafter, dataclasses.replace(config, selector_rank=20))
+    assert (drafter.config.selector_rank, grown.config.selector_rank) == (8, 20)
+    assert simulate(TARGET, grown, ROWS, 8, 2, 16) == simulate(TARGET, drafter, ROWS, 8, 2, 16)
+    hidden, before, ids = torch.randn(4, 48), torch.tensor([[3], [5], [9], [9]]), torch.arange(24).view(4, 6)
+    head = TARGET.head_weight()
+    old, new = (one.candidate_selector(hidden, before, ids, head) for one in (drafter, grown))
+    assert old.abs().max() > 0
+    torch.testing.assert_close(new, old)
+    new.sum().backward()
+    by_rank = dict(grown.candidate_selector.named_parameters())
+    learns = by_rank["successor_projection" if projects_head else "successor_codebook"].grad
+    assert (learns if projects_head else learns.T)[8:].abs().max() > 0  # the new ranks learn
+
+
 @pytest.mark.parametrize("changes", [{}, {"selector_stops": True, "selector_missing": "skip"}])
 def test_it_learns_and_simulated_acceptance_is_the_served_one(
     tmp_path: Path, changes: dict[str, object]

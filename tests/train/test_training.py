@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,19 @@ def test_dpace_weights_are_the_derivative_of_the_expected_acceptance_length(
     products = torch.where(has_label, smoothed, 0.0).cumsum(-1).exp() * has_label
     products.sum().backward()
     torch.testing.assert_close(dpace_weights(log_confidence.detach(), has_label, 0.3), smoothed.grad)
+
+
+@pytest.mark.parametrize(("power", "aim"), [(1.0, torch.log), (2.0, lambda length: -1 / length)])
+def test_dpace_of_a_power_is_the_derivative_of_what_the_rounds_are(
+    power: float, aim: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    has_label = torch.ones(5, 8, dtype=torch.bool)
+    has_label[:, 0] = False
+    has_label[2, 5:] = False
+    confidence = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)).log().requires_grad_()
+    accepted = torch.where(has_label, confidence, 0.0).cumsum(-1).exp() * has_label
+    aim(1 + accepted.sum(-1)).sum().backward()
+    torch.testing.assert_close(dpace_weights(confidence.detach(), has_label, 0.0, power), confidence.grad)
 
 
 def test_the_teacher_of_a_slot_is_the_targets_state_before_it() -> None:

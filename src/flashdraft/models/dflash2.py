@@ -71,6 +71,16 @@ class CandidateSelector(nn.Module):
             None  # A, B and W, once they do not change any more
         )
 
+    @torch.no_grad()
+    def begin_as(self, other: "CandidateSelector") -> None:
+        """Take the values of ``other``, of this one's kind and no higher rank; ranks that it lacks add nothing."""
+        for name, mine in self.named_parameters():
+            along = 0 if name.endswith(("_projection", "weight")) else 1
+            theirs = other.get_parameter(name)
+            if name.startswith("successor"):
+                mine.zero_()
+            mine.narrow(along, 0, theirs.shape[along]).copy_(theirs)
+
     def codebooks(self, head: Tensor) -> tuple[Tensor, Tensor]:
         """A and B, [vocab_size, rank] both, beside the target's ``head`` [vocab_size, hidden_size]."""
         if not self.projects_head:

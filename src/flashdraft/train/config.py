@@ -60,6 +60,9 @@ class TrainConfig:
     )
     gamma: float = _described(4.0, "Decay: weights fall by exp(-1 / gamma) a slot.")
     dpace_alpha: float = _described(0.5, "D-PACE: smoothing of the drafter's confidence, 0 to 1.")
+    dpace_power: float = _described(
+        0.0, "D-PACE: blocks weigh by expected acceptance length to minus this; 2: the fewest rounds."
+    )
     distill: float = _described(0.0, "Share of the loss against the target's distribution, not its token.")
     optimizer: Literal["muon", "adamw"] = field(
         default="muon", metadata={"help": "Muon for matrices, or AdamW for all."}
@@ -92,9 +95,9 @@ class TrainConfig:
             )
         if self.weighting not in WEIGHTINGS:
             raise UsageError(f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
-        for name in ("dpace_alpha", "distill"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected 0 to 1")
+        for name, most in (("dpace_alpha", 1), ("distill", 1), ("dpace_power", 2)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected 0 to {most}")
         if self.recompute and self.method == "mtp":
             raise UsageError(
                 "recompute is for the layers of a DFlash drafter; expected it off for an MTP head"

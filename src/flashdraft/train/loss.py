@@ -23,16 +23,24 @@ def decay_weights(block_size: int, gamma: float, device: torch.device) -> Tensor
     return weights
 
 
-def dpace_weights(log_confidence: Tensor, has_label: Tensor, alpha: float) -> Tensor:
+def dpace_weights(log_confidence: Tensor, has_label: Tensor, alpha: float, power: float = 0.0) -> Tensor:
     """D-PACE's weight of each slot (arXiv 2605.18810): what its confidence adds to the expected acceptance length.
 
     With ``c_k = (1 - alpha) * p_k + alpha``, p_k the drafter's probability of slot k's label, the weight of slot j is
     ``sum over k >= j of prod over i <= k of c_i``. ``log_confidence`` float32 [..., block_size] is log p,
     ``has_label`` bool of the same shape; a slot without a label breaks no product and gets weight 0.
+
+    A block's weights are divided by its expected length ``L = 1 + sum over k of prod over i <= k of p_i`` to the
+    ``power``. An answer takes about ``sum of 1 / L`` over its anchors rounds, whose derivative is that of L by -L^2: so
+    2 weighs what makes rounds fewer, while 0 weighs what makes the mean of L longer, most of it where L is long.
     """
     confidence = torch.where(has_label, (1 - alpha) * log_confidence.exp() + alpha, 1.0)
     prefix = confidence.cumprod(-1) * has_label
-    return prefix.flip(-1).cumsum(-1).flip(-1) * has_label
+    weights = prefix.flip(-1).cumsum(-1).flip(-1) * has_label
+    if power == 0:
+        return weights
+    accepted = torch.where(has_label, log_confidence, 0.0).cumsum(-1).exp() * has_label
+    return weights / (1 + accepted.sum(-1, keepdim=True)) ** power
 
 
 @torch.no_grad()

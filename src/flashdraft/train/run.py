@@ -185,21 +185,28 @@ def _first_drafter(
 
 
 def with_dflash2(drafter: DFlashModel, config: TrainConfig) -> DFlashModel:
-    """``drafter`` with those of DFlash 2's parts that it lacks: convolutions that change nothing, a random selector."""
+    """``drafter`` with those of DFlash 2's parts that it lacks: convolutions that change nothing, a random selector.
+
+    A selector of a lower rank than the config's gets ranks that add nothing yet.
+    """
     shape = drafter.config
     if not shape.conv_kernel_size:
         shape = replace(shape, conv_kernel_size=NUM_TAPS, conv_group_size=config.conv_group_size)
     if not shape.selector_rank:
         shape = replace(
             shape,
-            selector_rank=config.selector_rank,
             selector_top_k=config.selector_top_k,
             selector_projects_head=config.selector_projects_head and config.selector_rank > 0,
         )
+    shape = replace(shape, selector_rank=max(shape.selector_rank, config.selector_rank))
     weight = drafter.fc.weight
     grown = DFlashModel(shape)
     grown.init_weights(torch.Generator().manual_seed(config.seed))
-    grown.to(device=weight.device, dtype=weight.dtype).load_state_dict(drafter.state_dict(), strict=False)
+    if drafter.candidate_selector is not None and grown.candidate_selector is not None:
+        grown.candidate_selector.begin_as(drafter.candidate_selector)
+    grown.to(device=weight.device, dtype=weight.dtype)
+    kept = {name: t for name, t in drafter.state_dict().items() if not name.startswith("candidate_selector.")}
+    grown.load_state_dict(kept, strict=False)
     return grown
 
 

@@ -273,7 +273,10 @@ class Trainer:
         log_probs = label_log_probs(
             hidden.detach().flatten(0, 2), self.target.head_weight(), labels.flatten()
         )
-        return dpace_weights(log_probs.view_as(labels), blocks.has_label, self.config.dpace_alpha)
+        config = self.config
+        return dpace_weights(
+            log_probs.view_as(labels), blocks.has_label, config.dpace_alpha, config.dpace_power
+        )
 
     def _features(self, index: torch.Tensor, rows: PackedRows) -> torch.Tensor:
         if self.cache is not None:
