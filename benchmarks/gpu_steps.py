@@ -1,7 +1,7 @@
 """Steps of a published pair's shape on one GPU, random weights: milliseconds, floor, kernels, share of the host.
 
 Usage: gpu_steps.py OUT.jsonl [pair] [seconds] [cells] [weights]. Acceptance is by dice. One JSON object a line, see
-FIELDS. ``cells``: of plain,b16,b8,prefill,bits,profile; all by default. ``weights``: bf16, or the layers' matrices in
+FIELDS. ``cells``: of plain,b16,b16short,b8,mtp,prefill,bits,long; plain, b16, prefill, bits and b8 by default. ``weights``: bf16, or the layers' matrices in
 codes as gpu_linear.py has them: fp8, int4, awq.
 """
 
@@ -23,11 +23,13 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mlp import Experts, ExpertsInCodes
+from flashdraft.models.mtp import MTPConfig, MTPModel
 from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 from flashdraft.ops.recorded import Recorded
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.spec_decode.mtp import MTPDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 FIELDS = "system pair method requests step_ms output_tokens_per_s floor_ms copy_tb_s kernels host_share"
@@ -184,39 +186,61 @@ class Bench:
         shown = {key: value for key, value in row.items() if key != "provenance"}
         self.say(json.dumps(shown))
 
-    def floor_ms(self, rows, width, drafts):
-        """The larger of bytes over the copy rate and of FLOP over the matrix rate, of a round."""
+    def floor_ms(self, rows, width, drafts, keys=0):
+        """The larger of bytes over the copy rate and of FLOP over the matrix rate, of a round.
+
+        ``keys``: bytes of keys and values that it reads.
+        """
         read = self.experts * (
             1 - (1 - self.read_share) ** (rows * width)
         )  # of experts, those that are chosen
-        size = self.weights - self.experts + read + (self.draft_weights if drafts else 0)
+        size = self.weights - self.experts + read + (self.draft_weights if drafts else 0) + keys
         used = self.weights - self.experts * (1 - self.read_share) + (self.draft_weights if drafts else 0)
         flops = rows * width * used
         return 1e3 * max(size / self.copy, flops / self.flops)
 
-    def steps(self, method, running, block, acceptance=None, count=12):
+    def steps(self, method, running, block, acceptance=None, length=PROMPT, count=12):
+        """Steps in which all decode: the median of three windows of ``count`` steps."""
         simulated = SimulatedAcceptance(rates(acceptance, block)) if acceptance else None
-        engine = self.engine(running, simulated, block > 1)
+        engine = self.engine(running, simulated, block > 1, tokens=length + MAX_TOKENS + 32)
         params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
-        for idx, ids in enumerate(self.prompts(running)):
+        for idx, ids in enumerate(self.prompts(running, length)):
             engine.add_request(str(idx), ids, params, block)
         while any(request.is_prefilling for request in engine.requests.values()):
             engine.step()
         for _ in range(4):
             engine.step()
         # Every step waits for the round before it: the host is one behind.
-        tokens, started = 0, time.perf_counter()
-        for _ in range(count):
-            del self.replayed[:]
-            tokens += sum(len(one.token_ids) for one in engine.step())
-        step = (time.perf_counter() - started) / count
+        windows = []
+        for _ in range(3):
+            tokens, started = 0, time.perf_counter()
+            for _ in range(count):
+                del self.replayed[:]
+                tokens += sum(len(one.token_ids) for one in engine.step())
+            windows.append(((time.perf_counter() - started) / count, tokens / count))
+        step, tokens = sorted(windows)[1]
         torch.cuda.synchronize()
         alone = self.alone() if self.replayed else 0.0
+        shapes = self.target.kv_shapes() if length > PROMPT else []
+        keys = running * length * sum(4 * one.kv_heads * one.head_dim for one in shapes)
         self.row(
-            method, running, step_ms=round(1e3 * step, 2), output_tokens_per_s=round(tokens / count / step, 1),
-            floor_ms=round(self.floor_ms(running, block, block > 1), 2), kernels=self.kernels(engine),
+            method, running, step_ms=round(1e3 * step, 2), output_tokens_per_s=round(tokens / step, 1),
+            floor_ms=round(self.floor_ms(running, block, block > 1, keys), 2), kernels=self.kernels(engine),
             host_share=round(1 - alone / step, 3), replay_ms=round(1e3 * alone, 2), memory=self.memory(),
+            windows_ms=[round(1e3 * one, 2) for one, _ in windows],
         )  # fmt: skip
+
+    def mtp(self, running, acceptance=7.14, block=16):
+        """The card's MTP: its head drafts 15 tokens, one after the other."""
+        if not isinstance(self.drafter, MTPDrafter):
+            with torch.device("meta"):
+                network = MTPModel(MTPConfig(self.target.config, block))
+            network.rotary = self.target.rotary
+            self.drafter = MTPDrafter(randomly(network), self.target)
+            head = self.target.head_weight().nbytes
+            layer = sum(p.nbytes for p in network.parameters())
+            self.draft_weights = (block - 1) * (layer + head)
+        self.steps(f"mtp@{acceptance}", running, block, acceptance, count=6)
 
     def alone(self):
         """Seconds of one step's recordings replayed back to back, every time from where they are told they stand."""
@@ -260,11 +284,11 @@ class Bench:
             output_tokens_per_s=round(running * length / min(times)), floor_ms=round(1e3 * flops / self.flops, 1),
         )  # fmt: skip
 
-    def bits(self, tokens=40):
+    def bits(self, tokens=40, count=20):
         """Real verification of random drafts: answers of blocks against plain decoding alone."""
         from flashdraft.bench.closed_loop import answer_all
 
-        asked = self.prompts(8, 64)
+        asked = self.prompts(count, 64)
         params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
 
         def answers(running, block):
@@ -276,6 +300,8 @@ class Bench:
             for block in (1, 8, 16):
                 if (running, block) == (1, 1):
                     continue
+                if self.left() < 15:
+                    return
                 found = answers(running, block)
                 first = [
                     next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), None)
@@ -294,7 +320,9 @@ def main():
     jobs = {
         "plain": [lambda n=n: bench.steps("plain", n, 1) for n in (1, 8, 32, 16)],
         "b16": [lambda n=n, a=a: bench.steps(f"b16@{a}", n, 16, a) for n in (1, 8, 32, 16) for a in (7.93,)],
-        "b16short": [lambda n=n: bench.steps("b16@5.47", n, 16, 5.47) for n in (1, 8, 32)],
+        "b16short": [lambda n=n: bench.steps("b16@5.47", n, 16, 5.47) for n in (1, 8, 32, 16)],
+        "mtp": [lambda n=n: bench.mtp(n) for n in (1, 8, 16, 32)],
+        "long": [lambda: bench.steps("plain@128k", 1, 1, length=128 * 1024 - MAX_TOKENS)],
         "b8": [lambda n=n: bench.steps("b8@5.90", n, 8, 5.90) for n in (1, 8, 32, 16)],
         "prefill": [lambda: bench.prefill(8, 1024), lambda: bench.prefill(1, 1024)],
         "bits": [bench.bits],
