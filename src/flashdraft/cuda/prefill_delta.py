@@ -1,7 +1,7 @@
 """Gated delta layers over prompts: convolution and the rule by chunks, of sequences end to end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +12,11 @@ from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.weights import apart
 from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, gated_delta_chunked, unit_length
 from flashdraft.ops.host_copy import told
+from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.conv_prefill import conv_prefill
+
+MOST_RECORDED = 2048  # tokens of a chunk: more run longer than their launches take
+_CHUNK = 64  # tokens, of flash-linear-attention
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,39 @@ class Segment:
     snapshots: tuple[int, ...]  # slots that get a copy of the state behind it
 
 
+@dataclass(frozen=True)
+class ChunkEnds:
+    """Where sequences of ``lengths`` end that lie end to end, as flash-linear-attention wants it told."""
+
+    lengths: Sequence[int]
+    ends: Tensor  # int64 [sequences + 1], from 0 on
+    chunks: Tensor  # int64 [chunks, 2]: of each 64 tokens, the sequence and the number in it
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "ChunkEnds":
+        """Those of ``lengths``."""
+        chunks = [[i, at] for i, length in enumerate(lengths) for at in range(-(-length // _CHUNK))]
+        ends = told([sum(lengths[:i]) for i in range(len(lengths) + 1)], device)
+        return cls(lengths, ends, told(chunks, device))
+
+
 class Round:
     """Segments of different rows, which run together."""
 
     def __init__(self, segments: Sequence[Segment], firsts: Sequence[int], device: torch.device) -> None:
         self.segments = segments
         spans = [(firsts[one.row] + one.begin, firsts[one.row] + one.end) for one in segments]
-        self.lengths = [end - begin for begin, end in spans]
         self.places = told([at for begin, end in spans for at in range(begin, end)], device)
         self.slots = told([one.slot for one in segments], device)
-        self.ends = told([sum(self.lengths[:i]) for i in range(len(spans) + 1)], device)
+        self.ends = ChunkEnds.of([end - begin for begin, end in spans], device)
+        self.where = told([segments[0].slot, segments[0].end - segments[0].begin], device)
 
 
 class PromptSegments:
     """Chunks of prompts cut where their states are to be kept; one object for all layers of a forward."""
 
     def __init__(self, rows: Sequence[CacheRow], counts: Sequence[int], device: torch.device) -> None:
+        self.is_recorded = len(counts) == 1 and counts[0] <= MOST_RECORDED
         self.counts, self.firsts = counts, [sum(counts[:row]) for row in range(len(counts))]
         self.slots = told([row.slot for row in rows], device)
         rounds: list[list[Segment]] = []
@@ -91,7 +112,7 @@ def prefill_delta(
     for part in prompts.rounds:
         where = slice(None) if is_whole else part.places
         states_before = states.recurrent[layer].index_select(0, part.slots)
-        said, after = _rule(mixed[where], a[where], b[where], states_before, part, weights)
+        said, after = _rule(mixed[where], a[where], b[where], states_before, part.ends, weights)
         if is_whole:
             out = said
         else:
@@ -107,10 +128,90 @@ def prefill_delta(
     return out
 
 
+class RecordedPrompt:
+    """One prompt's chunk at a time through gated delta layers, recorded: launching takes the host longer than they run.
+
+    A chunk is padded to one of few lengths; padding neither decays nor changes a state. All recordings read and write
+    the same tensors, for each has addresses of its own otherwise.
+    """
+
+    def __init__(self, states: DeviceStates) -> None:
+        self.states = states
+        self._recorded = Recorded(states.recurrent.device)
+        most, device = MOST_RECORDED, states.recurrent.device
+        self._projected = states.staged.new_zeros(most, states.staged.shape[-1])
+        self._out = states.staged.new_zeros(most, states.heads, states.recurrent.shape[-1])
+        self._where = torch.zeros(
+            2, dtype=torch.int64, device=device
+        )  # the slot, and how many tokens there are
+        self._lengths: dict[int, ChunkEnds] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what a chunk's layers read and write."""
+        return self._projected.nbytes + self._out.nbytes
+
+    def __call__(
+        self, layer: int, projected: Tensor, prompts: "PromptSegments", weights: DeltaWeights
+    ) -> Tensor:
+        """As :func:`prefill_delta`, of a single row."""
+        outs = []
+        for part in prompts.rounds:
+            [segment] = part.segments
+            count = segment.end - segment.begin
+            length = padded_length(count)
+            self._projected[:count] = projected[segment.begin : segment.end]
+            self._where.copy_(part.where)
+            if length not in self._lengths:
+                self._lengths[length] = ChunkEnds.of([length], self._where.device)
+
+            def work(length: int = length) -> None:
+                self._run(layer, length, weights)
+
+            self._recorded((layer, length), work, ())
+            for slot in segment.snapshots:
+                self.states.recurrent[layer, slot] = self.states.recurrent[layer, segment.slot]
+                self.states.conv[layer, slot] = self.states.conv[layer, segment.slot]
+            outs.append(self._out[:count].clone() if len(prompts.rounds) > 1 else self._out[:count])
+        return torch.cat(outs) if len(outs) > 1 else outs[0]
+
+    def _run(self, layer: int, length: int, weights: DeltaWeights) -> None:
+        states, slots, count = self.states, self._where[:1], self._where[1]
+        qkv, _, b, a = states.parts(self._projected[:length])
+        conv, recurrent = states.conv[layer], states.recurrent[layer]
+        first = torch.zeros_like(slots)
+        mixed = conv_prefill(qkv, weights.conv, conv, slots, first, first.expand(length).contiguous())
+        is_true = torch.arange(length, device=slots.device) < count
+        # A copy of its own: fla keeps what it makes of a tensor for the next call with it, and here that is recorded.
+        ends = replace(self._lengths[length], ends=self._lengths[length].ends.clone())
+        out, after = _rule(mixed, a, b, recurrent.index_select(0, slots), ends, weights, is_true)
+        self._out[:length] = out
+        recurrent.index_copy_(0, slots, after)
+        history = torch.cat((conv.index_select(0, slots)[0], qkv))
+        num_kept = conv.shape[1]
+        kept = history.index_select(0, count + torch.arange(num_kept, device=slots.device))
+        conv.index_copy_(0, slots, kept.unsqueeze(0))
+
+
+def padded_length(count: int) -> int:
+    """Tokens that a recorded chunk of ``count`` is padded to."""
+    step = 128 if count <= 1024 else 256
+    return -(-count // step) * step
+
+
 def _rule(
-    mixed: Tensor, a: Tensor, b: Tensor, before: Tensor, part: Round, weights: DeltaWeights
+    mixed: Tensor,
+    a: Tensor,
+    b: Tensor,
+    before: Tensor,
+    ends: ChunkEnds,
+    weights: DeltaWeights,
+    is_true: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [num_tokens, heads, value_dim] and the states after each of the sequences that lie end to end."""
+    """Outputs [num_tokens, heads, value_dim] and the states after each of the sequences that lie end to end.
+
+    ``is_true`` [num_tokens]: whether a token is one, and not padding.
+    """
     heads, key_dim = before.shape[1:3]
     key_size = weights.key_heads * key_dim
     q, k, v = torch.split(mixed, [key_size, key_size, mixed.shape[-1] - 2 * key_size], dim=-1)
@@ -118,19 +219,21 @@ def _rule(
     v = apart(v, 1, (heads, -1)).unsqueeze(0)
     decay = decay_logarithm(a, weights.a_log, weights.dt_bias).unsqueeze(0)
     beta = b.float().sigmoid().unsqueeze(0)
+    if is_true is not None:
+        decay, beta = (torch.where(is_true.unsqueeze(-1), x, 0.0) for x in (decay, beta))
     if mixed.is_cuda and mixed.dtype != torch.float32 and find_spec("fla"):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
         out, after = chunk_gated_delta_rule(
             q.contiguous(), k.contiguous(), v.contiguous(), decay, beta, initial_state=before,
-            output_final_state=True, use_qk_l2norm_in_kernel=True, cu_seqlens=part.ends,
+            output_final_state=True, use_qk_l2norm_in_kernel=True, cu_seqlens=ends.ends, chunk_indices=ends.chunks,
         )  # fmt: skip
         return out[0], after
     groups = heads // weights.key_heads
     q, k = (unit_length(x.float()).repeat_interleave(groups, dim=2) for x in (q, k))
     inputs = DeltaInputs(q * key_dim**-0.5, k, v.float(), decay, beta)
     outs, afters, done = [], [], 0
-    for length, state in zip(part.lengths, before, strict=True):
+    for length, state in zip(ends.lengths, before, strict=True):
         chunk = inputs.part(slice(None), slice(done, done + length))
         out, after = gated_delta_chunked(chunk, state.unsqueeze(0))
         outs.append(out[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, slots_of
-from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, prefill_delta
+from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, RecordedPrompt, prefill_delta
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import RowTables
 from flashdraft.cuda.states import DeviceStates
@@ -175,8 +175,10 @@ class PrefillSource:
         counts: Sequence[int],
         rope: tuple[Tensor, Tensor],
         states: DeviceStates | None = None,
+        recorded: RecordedPrompt | None = None,
     ) -> None:
         self.cache, self.rows, self.counts, self.rope, self.states = cache, rows, list(counts), rope, states
+        self._recorded = recorded
         device, self.width = cache.slots.device, 0
         self.slots = told(slots_of(cache, rows, counts), device)
         ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
@@ -210,6 +212,8 @@ class PrefillSource:
         """See :class:`Source`."""
         assert self.states is not None
         assert self._prompts is not None
+        if self._recorded and self._prompts.is_recorded:
+            return self._recorded(layer, projected, self._prompts, weights)
         return prefill_delta(self.states, layer, projected, self._prompts, weights)
 
 

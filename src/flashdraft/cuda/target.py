@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cuda.layers import Norm, layers_of, run, why_unsupported
+from flashdraft.cuda.prefill_delta import RecordedPrompt
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
 from flashdraft.cuda.states import DeviceStates
@@ -33,6 +34,7 @@ class CudaTarget:
         decoder = _decoder(model)
         self.deltas = [module for module in decoder.modules() if isinstance(module, GatedDeltaNet)]
         self.layers, self.last = layers_of(decoder.layers), Norm.of(decoder.norm)
+        self._recorded_prompt: RecordedPrompt | None = None
 
     def new_cache(self, num_pages: int, page_size: int, num_spare: int) -> PagedKVCache:
         """Storage of keys and values, a layer's in one piece."""
@@ -52,7 +54,11 @@ class CudaTarget:
 
     def new_states(self, num_slots: int, num_rows: int, width: int) -> DeviceStates | None:
         """States of ``num_slots`` sequences, for steps of at most so many rows and tokens; None where it has none."""
-        return DeviceStates(self.deltas, num_slots, num_rows, width) if self.deltas else None
+        if not self.deltas:
+            return None
+        states = DeviceStates(self.deltas, num_slots, num_rows, width)
+        self._recorded_prompt = RecordedPrompt(states)
+        return states
 
     def step(
         self,
@@ -106,7 +112,8 @@ class CudaTarget:
             ],
             device,
         )
-        source = PrefillSource(rows.cache, placed, counts, self._rope(positions), rows.states)
+        rope = self._rope(positions)
+        source = PrefillSource(rows.cache, placed, counts, rope, rows.states, self._recorded_prompt)
         hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
         rows.settled()
         joined = TargetOutput.of(hidden, features, feature_layers)
