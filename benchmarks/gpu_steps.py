@@ -1,8 +1,8 @@
 """Steps of a published pair's shape on one GPU, random weights: milliseconds, floor, kernels, share of the host.
 
 Usage: gpu_steps.py OUT.jsonl [pair] [seconds] [cells] [weights]. Acceptance is by dice. One JSON object a line, see
-FIELDS. ``cells``: of plain,b16,b16short,b8,mtp,prefill,bits,long; plain, b16, prefill, bits and b8 by default. ``weights``: bf16, or the layers' matrices in
-codes as gpu_linear.py has them: fp8, int4, awq.
+FIELDS. ``cells``: of plain,b16,b16short,b8,mtp,prefill,bits,long; by default plain, b16, prefill, bits and b8.
+``weights``: bf16, or the layers' matrices in codes as gpu_linear.py has them: fp8, int4, awq.
 """
 
 import gc

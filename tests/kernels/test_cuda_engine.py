@@ -236,7 +236,7 @@ def test_200_mixed_requests():
     prompts = _prompts(200, target.config.vocab_size, 60, seed=7)
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     engine = Engine(
-        target, drafter, EngineConfig(max_running=8, page_size=4, num_pages=120, max_step_tokens=64)
+        target, drafter, EngineConfig(max_running=8, page_size=4, num_pages=64, max_step_tokens=64)
     )
     found, aborted = {}, set()
     for idx, prompt in enumerate(prompts):

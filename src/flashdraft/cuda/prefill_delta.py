@@ -146,11 +146,6 @@ class RecordedPrompt:
         )  # the slot, and how many tokens there are
         self._lengths: dict[int, ChunkEnds] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what a chunk's layers read and write."""
-        return self._projected.nbytes + self._out.nbytes
-
     def __call__(
         self, layer: int, projected: Tensor, prompts: "PromptSegments", weights: DeltaWeights
     ) -> Tensor:
