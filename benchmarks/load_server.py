@@ -20,12 +20,12 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE
 from time import perf_counter
 from typing import Any
 
 import httpx2
 from attacks import ATTACKS
-from neighbour import Neighbour
 from served_process import ServerProcess, start_server
 
 from flashdraft.bench.tasks import TASKS, load_task
@@ -240,18 +240,23 @@ async def watch(server: ServerProcess, samples: list[float]) -> None:
         await asyncio.sleep(10)
 
 
+async def neighbour(server: ServerProcess, seconds: float) -> dict[str, Any]:
+    """What another client than the crowd sees meanwhile, from a process of its own."""
+    script = Path(__file__).parent / "neighbour.py"
+    asked = ["--url", server.url, "--seconds", str(seconds), "--address", "127.0.0.3"]
+    process = await asyncio.create_subprocess_exec(sys.executable, script, *asked, stdout=PIPE)
+    told, _ = await process.communicate()
+    figures: dict[str, Any] = json.loads(told)
+    return figures
+
+
 async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
     """The load, and the server after it."""
-    quiet = Neighbour(server.url, address="127.0.0.3")
-    await quiet.watch(20)
+    quiet = await neighbour(server, 20)
     load, samples = Load(server.url, cases, args.seed), []
     watching = asyncio.create_task(watch(server, samples))
-    neighbour = Neighbour(
-        server.url, address="127.0.0.3"
-    )  # not one of the crowd, which has a share of its own
-    watched = asyncio.create_task(neighbour.watch(args.seconds))
+    watched = asyncio.create_task(neighbour(server, args.seconds))
     await load.run(args.clients, args.seconds)
-    await watched
     watching.cancel()
     account = load.account
     end = perf_counter() + 10
@@ -273,8 +278,8 @@ async def loaded(server: ServerProcess, cases: list[Case], args: argparse.Namesp
         "clients": args.clients,
         "outcomes": dict(account.outcomes),
         "faults": account.faults,
-        "quiet_neighbour": quiet.figures(),
-        "neighbour": neighbour.figures(),
+        "quiet_neighbour": quiet,
+        "neighbour": await watched,
         "resident_mb": {
             "second_quarter": round(sum(second) / len(second), 1),
             "last_quarter": round(sum(last) / len(last), 1),

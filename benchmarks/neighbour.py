@@ -1,5 +1,11 @@
-"""What a neighbour sees of a server while others use or abuse it: /health every 50 ms, and short completions."""
+"""What a neighbour sees of a server while others use or abuse it: /health every 50 ms, and short completions.
 
+    python benchmarks/neighbour.py --url http://127.0.0.1:8000 --seconds 20
+
+Run so beside a load: whoever asks in the load's own process waits for that process too.
+"""
+
+import argparse
 import asyncio
 import json
 import statistics
@@ -81,3 +87,20 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least ``share`` of ``values`` do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--address", default="127.0.0.1", help="where it asks from")
+    args = parser.parse_args()
+    neighbour = Neighbour(args.url, address=args.address)
+    asyncio.run(neighbour.watch(args.seconds))
+    print(json.dumps(neighbour.figures()))
+
+
+if __name__ == "__main__":
+    main()

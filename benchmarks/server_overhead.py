@@ -4,14 +4,14 @@
 
 Two processes on one machine, the engine in this one and a server, take turns: one request at a time, then 32 at once,
 each round with prompts of its own: at most 4 rounds. Both decode greedily with blocks of one fixed length, to the same
-number of tokens. Answers over HTTP are streamed, a chunk each step, and read as they come by the lightest client at
-hand, a thread and a connection each: it takes its time from the same cores, and is no part of the server.
+number of tokens. Answers over HTTP are streamed, a chunk each step, and read as they come by the lightest client there
+is, bare sockets in one thread: it takes its time from the same cores, and is no part of the server.
 """
 
 import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+import selectors
+import socket
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -38,23 +38,32 @@ def offline(llm: LLM, chats: list[Conversation], concurrency: int, num_tokens: i
 
 def served(url: str, chats: list[Conversation], concurrency: int, body: dict[str, Any]) -> float:
     """Tokens a second through HTTP, the same requests in the same groups."""
-    address = url.removeprefix("http://")
+    host, _, port = url.removeprefix("http://").partition(":")
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    started = perf_counter()
+    for at in range(0, len(chats), concurrency):
+        with selectors.DefaultSelector() as unread:
+            for chat in chats[at : at + concurrency]:
+                asked = json.dumps(body | {"messages": chat, "stream": True}).encode()
+                connection = socket.create_connection((host, int(port)))
+                connection.sendall(head % len(asked) + asked)
+                unread.register(connection, selectors.EVENT_READ, bytearray())
+            while unread.get_map():
+                for key, _ in unread.select():
+                    read_some(unread, key)
+    return len(chats) * body["max_tokens"] / (perf_counter() - started)
 
-    def ask(chat: Conversation) -> None:
-        connection = HTTPConnection(address)
-        asked = json.dumps(body | {"messages": chat, "stream": True})
-        connection.request("POST", "/v1/chat/completions", asked, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        assert answer.status == 200
-        while answer.read1():
-            pass
-        connection.close()
 
-    with ThreadPoolExecutor(concurrency) as pool:
-        started = perf_counter()
-        for at in range(0, len(chats), concurrency):
-            list(pool.map(ask, chats[at : at + concurrency]))
-        return len(chats) * body["max_tokens"] / (perf_counter() - started)
+def read_some(unread: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    """What came of one answer; at its end it must be whole."""
+    connection: socket.socket = key.fileobj  # type: ignore[assignment]
+    if news := connection.recv(1 << 16):
+        key.data.extend(news)
+        return
+    is_whole = key.data.startswith(b"HTTP/1.1 200 ") and b"data: [DONE]" in key.data
+    assert is_whole, bytes(key.data[-300:])
+    unread.unregister(connection)
+    connection.close()
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
+from flashdraft.engine import async_engine
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -162,3 +164,35 @@ def test_whatever_fails_wherever_all_streams_end_and_the_engine_says_so(
 
     serve(work)
     assert f"{failure.__name__}: planted" in caplog.text
+
+
+def test_a_request_that_nobody_reads_stands_still_until_somebody_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what it has said it does not say again."""
+    monkeypatch.setattr(async_engine, "_LATE_S", 0.0)
+    params = replace(LONG, max_tokens=400)
+    short = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+
+    async def work(door: AsyncEngine) -> None:
+        unread = door.generate([1, 2], params, block_size=1)
+        tokens = list((await anext(unread)).token_ids)
+        while door.engine.scheduler.running:
+            await asyncio.sleep(0.01)
+        (held,) = door.engine.scheduler.paused
+        assert held.num_said < params.max_tokens
+        assert not door.engine.has_unfinished
+        assert len([out async for out in door.generate([4], short)])  # it is in nobody's way
+        door.engine.check_integrity()
+        async for out in unread:
+            tokens += out.token_ids
+        assert tokens == generate(TARGET, None, [1, 2], params).token_ids
+        left = door.generate([1, 3], params, block_size=1)
+        await anext(left)
+        while door.engine.scheduler.running:
+            await asyncio.sleep(0.01)
+        await left.aclose()
+        while door.engine.requests:
+            await asyncio.sleep(0.01)
+
+    serve(work).check_integrity()

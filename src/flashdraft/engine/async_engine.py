@@ -18,12 +18,21 @@ from flashdraft.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 _News = StepOutput | Exception
+_MOST_UNREAD = 64  # news of a request that wait: of more its client does not read
+_LATE_S = 0.5  # seconds that they have waited then: the event loop itself may be late
+
+
+class _Unread(asyncio.Queue[_News]):
+    """News of one request that nobody has taken."""
+
+    is_watched = is_paused = False
 
 
 class AsyncEngine:
     """Runs an engine in a thread that sleeps when there is nothing to do.
 
     Only that thread touches the engine's state: requests and aborts wait in a list until it has finished a step.
+    A request whose news nobody takes stands still until somebody does.
     When a step fails, every request ends with EngineError and :attr:`healthy` is False for good.
     ``grammar_limit_s``: how long a grammar may take to be made ready. That happens in threads of its own, and for
     what may take long before that in a process that is ended then.
@@ -38,7 +47,7 @@ class AsyncEngine:
         self._trials = GrammarTrials(compiler, grammar_limit_s)
         self._commands: list[Callable[[], None]] = []
         self._wake = Condition()  # guards _commands, _stopping, _failure
-        self._queues: dict[str, asyncio.Queue[_News]] = {}  # belongs to the event loop
+        self._queues: dict[str, _Unread] = {}  # belongs to the event loop
         self._ids = count()
         self._stopping = False
         self._failure: str | None = None
@@ -116,8 +125,11 @@ class AsyncEngine:
         request_id: str | None = None,
         block_size: BlockSize | None = None,
         priority: int = 0,
+        client: str | None = None,
     ) -> AsyncGenerator[StepOutput, None]:
         """The news of one request until it is finished. Leaving the iterator aborts the request.
+
+        A lower ``priority`` runs first; clients share each step.
 
         Raises UsageError for a request that cannot be served, EngineError when the engine fails or stops.
         """
@@ -125,15 +137,17 @@ class AsyncEngine:
         self.engine.check(prompt_token_ids, params, block_size)
         if request_id in self._queues:
             raise UsageError(f"request id {request_id!r} is taken by an unfinished request; choose another")
-        queue: asyncio.Queue[_News] = asyncio.Queue()
+        queue = _Unread()
         self._queues[request_id] = queue
         finished = False
         prompt = list(prompt_token_ids)
         try:
             grammar = await self.begin_grammar(params.grammar)
-            self._tell(lambda: self._add(request_id, prompt, params, block_size, priority, grammar))
+            self._tell(lambda: self._add(request_id, prompt, params, block_size, priority, client, grammar))
             while not finished:
                 news = await queue.get()
+                if queue.is_paused and queue.empty():
+                    self._set_paused(request_id, queue, False)
                 finished = isinstance(news, Exception) or news.finished
                 if isinstance(news, Exception):
                     raise news
@@ -184,10 +198,11 @@ class AsyncEngine:
         params: SamplingParams,
         block_size: BlockSize | None,
         priority: int,
+        client: str | None,
         grammar: GrammarState | None,
     ) -> None:
         try:
-            self.engine.add_request(request_id, prompt, params, block_size, priority, grammar)
+            self.engine.add_request(request_id, prompt, params, block_size, priority, grammar, client=client)
         except Exception as error:  # told to the one who asked
             self._send([(request_id, error)])
 
@@ -204,8 +219,22 @@ class AsyncEngine:
 
     def _put(self, news: Sequence[tuple[str, _News]]) -> None:
         for request_id, one in news:
-            if request_id in self._queues:
-                self._queues[request_id].put_nowait(one)
+            if queue := self._queues.get(request_id):
+                queue.put_nowait(one)
+                if queue.qsize() > _MOST_UNREAD and not queue.is_watched:
+                    queue.is_watched = True
+                    asyncio.get_running_loop().call_later(_LATE_S, self._pause_unread, request_id, queue)
+
+    def _pause_unread(self, request_id: str, queue: _Unread) -> None:
+        if queue.qsize() > _MOST_UNREAD and self._queues.get(request_id) is queue:
+            self._set_paused(request_id, queue, True)
+        else:
+            queue.is_watched = False
+
+    def _set_paused(self, request_id: str, queue: _Unread, is_paused: bool) -> None:
+        if self.healthy and not self._stopping:
+            queue.is_paused = queue.is_watched = is_paused
+            self._tell(lambda: self.engine.set_paused(request_id, is_paused))
 
     def _end_all(self, reason: str) -> None:
         for queue in self._queues.values():

@@ -53,9 +53,7 @@ class Engine:
         simulated: SimulatedAcceptance | None = None,
         draft_tree: int | None = None,
     ) -> None:
-        self.config = config or EngineConfig()
-        prompt_tokens = self.config.prompt_tokens(target.device.type)
-        self.config = replace(self.config, max_prompt_tokens=prompt_tokens)
+        self.config = (config or EngineConfig()).on(target.device.type)
         if drafter and not drafter.shares_prefix:  # what it has not observed it cannot draft from
             self.config = replace(self.config, prefix_caching=False)
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
@@ -80,7 +78,7 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         """Whether :meth:`step` has something to do or to tell."""
-        return bool(self.requests or self._news)
+        return bool(len(self.requests) > len(self.scheduler.paused) or self._news)
 
     def check(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: BlockSize | None = None
@@ -111,8 +109,9 @@ class Engine:
         priority: int = 0,
         grammar: GrammarState | None = None,
         draft_tree: int | None = None,
+        client: str | None = None,
     ) -> None:
-        """Queue a request; lower ``priority`` runs first. Raises UsageError, see :meth:`check`.
+        """Queue a request; lower ``priority`` runs first, clients share steps. Raises UsageError, see :meth:`check`.
 
         ``grammar``: from :meth:`begin_grammar`, where that was called before, in another thread perhaps.
         ``draft_tree``: tokens of its trees, in place of the engine's; automatic blocks are then whole ones.
@@ -135,6 +134,7 @@ class Engine:
             size if isinstance(size, int) else 1,
             priority,
             next(self._arrivals),
+            client,
             tree_size=tree_size if size != 1 else 0,
             is_automatic=size == AUTO,
         )
@@ -158,6 +158,11 @@ class Engine:
         self._news.append(output_of(request, [], "", 0, 0, "abort"))
         return True
 
+    def set_paused(self, request_id: str, is_paused: bool) -> None:
+        """Whether a request stands still, without a place or pages; called with each in turn. One may be over."""
+        if request := self.requests.get(request_id):
+            self._leave(self.scheduler.set_paused(request, is_paused))
+
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         """Run one step: what it brought to each request that ran."""
@@ -166,7 +171,7 @@ class Engine:
 
     def _step(self) -> list[StepOutput]:
         outputs, self._news = self._news, []
-        decoding = [request for request in self.scheduler.running if not request.is_prefilling]
+        decoding = self.scheduler.decoding()
         num_requests = min(len(self.requests), self.config.max_running)
         if self.control.must_measure(num_requests) and any(request.is_automatic for request in decoding):
             outputs += self._read(self.overlap.in_flight)
@@ -175,7 +180,7 @@ class Engine:
         started = perf_counter()  # costs may have been measured
         if self.overlap.must_read(decoding):
             outputs += self._read(self.overlap.in_flight)
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(decoding)
         for row in step.left:
             self._leave(row)
         for request in step.joined:
@@ -197,21 +202,15 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """How the engine is doing."""
-        scheduler = self.scheduler
-        return EngineStats(
-            num_waiting=len(scheduler.waiting),
-            num_running=len(scheduler.running),
-            num_pages=scheduler.pool.num_pages,
-            num_free_pages=scheduler.pool.num_free,
-            num_preemptions=scheduler.num_preemptions,
-            num_cached_tokens=scheduler.num_cached_tokens,
-            metrics=self.metrics,
-        )
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        counts = len(scheduler.waiting), len(scheduler.running), pool.num_pages, pool.num_free
+        return EngineStats(*counts, scheduler.num_preemptions, scheduler.num_cached_tokens, self.metrics)
 
     def check_integrity(self) -> None:
         """Assert that the engine's state is sane: requests, pages, references."""
         self.scheduler.check_integrity()
-        queued = {id(r) for r in (*self.scheduler.waiting, *self.scheduler.running)}
+        scheduler = self.scheduler
+        queued = {id(r) for r in (*scheduler.waiting, *scheduler.running, *scheduler.paused)}
         assert queued == {id(r) for r in self.requests.values()}, "a request is lost"
 
     def _check_tree(self, draft_tree: int | None) -> int:

@@ -21,6 +21,7 @@ class Request:
     block_size: int  # of its drafts; 1: plain decoding
     priority: int  # lower runs first
     arrival: int
+    client: str | None = None  # who asks: clients share each step (engine/fair_steps.py)
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as they were needed
     num_committed: int = 0  # tokens whose keys and values the target's pages hold
@@ -51,9 +52,14 @@ class Request:
         return self.prompt + self.answer.output.token_ids
 
     @property
+    def num_said(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.answer.output.token_ids)
+
+    @property
     def num_tokens(self) -> int:
         """Of prompt and answer so far."""
-        return len(self.prompt) + len(self.answer.output.token_ids)
+        return len(self.prompt) + self.num_said
 
     @property
     def anchor(self) -> int:
@@ -73,9 +79,7 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         """Whether there is something to compute before a block can run."""
-        num_said = len(
-            self.answer.output.token_ids
-        )  # asked of every request at every step, so not by prefill_len
+        num_said = self.num_said  # asked of every request at every step, so not by prefill_len
         return not num_said or self.num_committed < len(self.prompt) + num_said - 1
 
     @property

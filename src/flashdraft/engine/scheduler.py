@@ -7,16 +7,19 @@ computed again later; what of it is still cached then is found by its prefix.
 """
 
 from bisect import insort
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from flashdraft.backends.registry import AUTO_BACKEND, check_backend
 from flashdraft.cache.page_pool import PagePool, page_hashes
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.state_slots import StateSlots
+from flashdraft.engine.fair_steps import FairSteps
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
 _FEWEST_PROMPT_TOKENS = 64  # of a step: with less memory than they take nothing runs
+_FREE_STEP_TOKENS = 16  # on a CPU: a step of so many takes about what two of one take
 PROMPT_TOKENS = 8192  # of a step on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
 
 
@@ -28,6 +31,9 @@ class EngineConfig:
     max_step_tokens: int = 512  # tokens of one step's blocks; prefill gets what they leave, or a quarter
     # Prompts' tokens in a step in which nobody decodes; None: 8,192 on a GPU, elsewhere max_step_tokens.
     max_prompt_tokens: int | None = None
+    # A step's tokens that any client may fill; of more nobody has more rows than who has the fewest (fair_steps.py).
+    # None: all of them on a GPU, where a step of many costs little more than one of few, elsewhere 16.
+    free_step_tokens: int | None = None
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
@@ -43,6 +49,7 @@ class EngineConfig:
             "max_running",
             "max_step_tokens",
             "max_prompt_tokens",
+            "free_step_tokens",
             "page_size",
             "num_pages",
             "num_checkpoints",
@@ -64,6 +71,12 @@ class EngineConfig:
         if self.max_prompt_tokens is not None:
             return self.max_prompt_tokens
         return max(PROMPT_TOKENS, self.max_step_tokens) if device_type == "cuda" else self.max_step_tokens
+
+    def on(self, device_type: str) -> "EngineConfig":
+        """With the defaults for devices of that type."""
+        free = self.max_step_tokens if device_type == "cuda" else _FREE_STEP_TOKENS
+        prompts = self.prompt_tokens(device_type)
+        return replace(self, max_prompt_tokens=prompts, free_step_tokens=self.free_step_tokens or free)
 
     @property
     def num_slots(self) -> int:
@@ -88,8 +101,10 @@ class Scheduler:
         self.config = config
         self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
+        self.fair = FairSteps(config.free_step_tokens or config.max_step_tokens)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.paused: list[Request] = []  # neither wait nor run
         self.num_preemptions = 0
         self.most_prompt_tokens: int | None = None  # in a step, where more did not fit the device
         self.num_cached_tokens = 0
@@ -104,13 +119,29 @@ class Scheduler:
             self.running.remove(request)
             self._release(request)
         else:
-            self.waiting.remove(request)
+            (self.paused if request in self.paused else self.waiting).remove(request)
 
-    def schedule(self) -> Step:
-        """The next step, with pages for all that it writes."""
+    def set_paused(self, request: Request, is_paused: bool) -> CacheRow:
+        """A paused request neither runs nor waits nor holds pages; the row that its drafter had."""
+        row = self.preempt(request) if request in self.running else request.draft_row
+        if is_paused:
+            self.waiting.remove(request)
+            self.paused.append(request)
+        else:
+            self.paused.remove(request)
+            self.add(request)
+        return row
+
+    def decoding(self) -> list[Request]:
+        """The requests whose blocks the next step runs: all, or each client's share of them."""
+        decoding = [request for request in self.running if not request.is_prefilling]
+        return self.fair.pick(decoding, [*(r for r in self.running if r.is_prefilling), *self.waiting])
+
+    def schedule(self, decoding: Sequence[Request]) -> Step:
+        """The next step, with pages for all that it writes. ``decoding``: whose blocks may run."""
         step = Step()
         self._yield_places(step)
-        used = self._schedule_blocks(step)
+        used = self._schedule_blocks(decoding, step)
         most = self.config.max_step_tokens
         if not step.blocks:
             most = self.config.max_prompt_tokens or most  # the engine has put in what suits its device
@@ -173,7 +204,7 @@ class Scheduler:
         """Assert that requests and pages are in a sane state."""
         assert not {id(r) for r in self.running} & {id(r) for r in self.waiting}, "waiting and running"
         assert len(self.running) <= self.config.max_running, "too many run"
-        assert not any(r.pages for r in self.waiting), "a waiting request holds pages"
+        assert not any(r.pages for r in (*self.waiting, *self.paused)), "a waiting request holds pages"
         for queue in (self.waiting, self.running):
             assert queue == sorted(queue, key=lambda r: r.rank), "out of order"
         for request in self.running:
@@ -184,8 +215,8 @@ class Scheduler:
             kept = [slot for r in self.running for _, slot in r.snapshots]
             self.slots.check_integrity([*(r.slot for r in self.running), *kept])
 
-    def _schedule_blocks(self, step: Step) -> int:
-        decoding = [r for r in self.running if not (r.is_prefilling or r.ends_in_flight)]
+    def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> int:
+        decoding = [r for r in decoding if r in self.running and not r.ends_in_flight]
         num_left, used = len(decoding), 0
         for request in decoding:
             if request not in self.running:

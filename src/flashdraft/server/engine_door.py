@@ -38,8 +38,9 @@ class EngineDoor(Protocol):
         request_id: str | None = None,
         block_size: BlockSize | None = None,
         priority: int = 0,
+        client: str | None = None,
     ) -> AsyncGenerator[StepOutput, None]:
-        """Answer one prompt, a lower ``priority`` first; closing the iterator aborts.
+        """Answer one prompt, a lower ``priority`` first; clients share each step. Closing the iterator aborts.
 
         Raises UsageError, or EngineError when it died.
         """

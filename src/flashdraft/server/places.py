@@ -73,13 +73,13 @@ class HeldPlaces:
     """Places of one client. ``first``: how many it had before."""
 
     def __init__(self, held: "Counter[str | None]", num: int) -> None:
-        self._held, self._client, self._num = held, client_id.get(), num
-        self.first = held[self._client]
-        held[self._client] += num
+        self._held, self.client, self._num = held, client_id.get(), num
+        self.first = held[self.client]
+        held[self.client] += num
 
     def give_back(self) -> None:
         """They are free; more than once is once."""
-        self._held[self._client] -= self._num
+        self._held[self.client] -= self._num
         self._num = 0
-        if not self._held[self._client]:
-            del self._held[self._client]  # strangers' addresses are not kept
+        if not self._held[self.client]:
+            del self._held[self.client]  # strangers' addresses are not kept

@@ -189,7 +189,7 @@ class Submission:
             self.release()
 
     async def _merged(self) -> AsyncGenerator[Delta, None]:
-        news: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+        news: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(1)  # who is not read is not decoded
         tasks = [asyncio.create_task(self._pump(index, news)) for index in range(len(self.answers))]
         try:
             num_open = len(tasks)
@@ -210,10 +210,10 @@ class Submission:
         try:
             async with aclosing(self._answer(index)) as deltas:
                 async for delta in deltas:
-                    news.put_nowait(delta)
-            news.put_nowait(None)
+                    await news.put(delta)
+            await news.put(None)
         except Exception as error:
-            news.put_nowait(error)
+            await news.put(error)
 
     async def _answer(self, index: int) -> AsyncGenerator[Delta, None]:
         answer, metrics, ttft_s = self.answers[index], self._service.metrics, 0.0
@@ -222,7 +222,8 @@ class Submission:
         request_id = f"{self.id}-{index}"
         engine = self._service.engine
         turn = self._priority(index)
-        steps = engine.generate(wish.prompt_token_ids, wish.params, request_id, wish.block_size, turn)
+        client = self._places.client
+        steps = engine.generate(wish.prompt_token_ids, wish.params, request_id, wish.block_size, turn, client)
         try:
             async with aclosing(steps):
                 async for step in steps:
