@@ -28,6 +28,23 @@ def test_temperature_and_cuts_equal_their_definitions() -> None:
         torch.testing.assert_close(cut.exp().sum(), torch.tensor(1.0))
 
 
+def test_a_nucleus_of_any_size_is_its_definition_and_does_not_depend_on_the_batch() -> None:
+    spread = torch.tensor([[5.0], [0.1], [3.0], [0.0]])  # a few tokens to nearly all; the last: all alike
+    logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(1)) * spread
+    params = SamplingParams(temperature=1.0, top_p=0.9)
+    together = log_probs(logits, params)
+    sizes = together.isfinite().sum(-1).tolist()
+    assert sizes[0] < 512 < sizes[1]
+    assert sizes[3] == 3000  # tokens that are as likely are kept or cut together
+    for row, cut in zip(logits, together, strict=True):
+        assert torch.equal(cut, log_probs(row[None], params)[0])
+    for row, cut in zip(logits[:3].double().softmax(-1), together, strict=False):
+        kept = cut.isfinite()
+        assert row[kept].min() > row[~kept].max()
+        assert row[kept].sum() >= 0.9 - 1e-6
+        assert row[kept].sum() - row[kept].min() < 0.9 + 1e-6
+
+
 def test_noise_depends_on_seed_and_position_alone() -> None:
     device = torch.device("cpu")
     together = gumbel_noise(5, [3, 4, 9], 100, device)
