@@ -224,12 +224,13 @@ def last_figures(trainer: Trainer, out: Output, deadline: float) -> None:
 
 def figures(trainer: Trainer, lengths: dict[str, float]) -> dict[str, Any]:
     """Simulated acceptance ``lengths`` by kind of prompt, their mean without long contexts, and over all rounds."""
-    by_kind = {name: value for name, value in lengths.items() if name not in ("all", "long")}
+    by_kind = {name: value for name, value in lengths.items() if name not in ("all", "long", "seen")}
     return {
         "block_size": trainer.config.block_size,
         "acceptance_length": by_kind,
         "mean_of_kinds": round(sum(by_kind.values()) / len(by_kind), 4),
         "long_contexts": lengths.get("long"),
+        "seen": lengths.get("seen"),
         "over_all_rounds": lengths["all"],
         "blocks": trainer.progress.step * trainer.config.rows_per_step * trainer.config.blocks_per_row,
     }

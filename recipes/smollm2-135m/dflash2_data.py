@@ -139,7 +139,10 @@ def without_loops(documents: Sequence[Document]) -> list[Document]:
 def rows_of(
     documents: Sequence[Document], sizes: Sizes, device: torch.device
 ) -> tuple[PackedRows, dict[str, PackedRows]]:
-    """Training rows, and rows of held-back greedy answers by kind; "long" has those behind each other."""
+    """Training rows, and rows of held-back greedy answers by kind.
+
+    "long" has those behind each other, "seen" as many of each kind that are trained on: what is learned by heart.
+    """
     held_back: dict[str, list[Document]] = {}
     training = []
     for document in documents:
@@ -149,10 +152,16 @@ def rows_of(
             held_back.setdefault(kind_of(document.source), []).append(document)
     rng = random.Random(0)
     rng.shuffle(training)
+    seen = {
+        name: [one for one in training if one.temperature == 0 and kind_of(one.source) == name]
+        for name in held_back
+    }
     training = without_loops(training)
     num_long = int(sizes.long_share * len(training))
     parts = [short_rows(training[num_long:], sizes.seq_len, rng)]
     validation = {name: short_rows(docs, sizes.seq_len, rng) for name, docs in sorted(held_back.items())}
+    alike = [one for name, docs in held_back.items() for one in seen[name][: len(docs)]]
+    validation["seen"] = short_rows(alike, sizes.seq_len, rng)
     if num_long:
         parts.append(long_rows(training[:num_long], sizes.seq_len))
         every = list(chain.from_iterable(held_back.values()))
