@@ -98,7 +98,11 @@ def measure_training(
         step()
     wait(device)
     step_s = (time.perf_counter() - started) / steps
-    return {"step_s": step_s, "peak_bytes": peak_bytes(device), "blocks_per_s": config.blocks_per_row / step_s}
+    return {
+        "step_s": step_s,
+        "peak_bytes": peak_bytes(device),
+        "blocks_per_s": config.blocks_per_row / step_s,
+    }
 
 
 def peak_bytes(device: str) -> int:
@@ -155,7 +159,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     found["rollout"] = measure_rollout(target, args.answer_rows, args.tokens)
     job = Job(100, args.tokens // args.answer_rows)
-    plan = forecast_serving(published_pair(CARD_PAIR), gpu, job, "dflash")
+    plan = forecast_serving(published_pair(CARD_PAIR), gpu, job, "dflash", engine="flashdraft")
     found["foretold"]["rollout_tokens_per_s"] = steady_tokens_per_s(
         plan.costs, job, args.answer_rows, 1, 1.0, plan.token_s
     )

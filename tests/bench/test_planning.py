@@ -12,10 +12,12 @@ from command_line import run_command
 from flashdraft.bench.cost_model import AcceptanceProfile, Job, predict_seconds, predict_tokens_per_s
 from flashdraft.bench.efficiency import Cell, calibrate, fit_efficiency, least_squares, steady_tokens_per_s
 from flashdraft.bench.gpu_planning import error_range, forecast, left_out_checks, published_pair
+from flashdraft.bench.own_steps import left_out_errors, own_fit, own_steps
 from flashdraft.bench.planning import check_rows, median_error, plan_rows
-from flashdraft.bench.published import TARGETS, pair_configs
+from flashdraft.bench.published import CARD_PAIR, TARGETS, pair_configs
 from flashdraft.bench.roofline import (
     Efficiency,
+    NetworkShape,
     RooflineCosts,
     drafter_shape,
     mtp_shape,
@@ -202,6 +204,50 @@ def test_other_gpus_and_pairs_have_no_range_or_a_wide_one() -> None:
     assert alone / 2 < shared < alone
 
 
+def test_reading_and_computing_overlap_and_wide_products_compute_whole_tiles() -> None:
+    network = NetworkShape(10, 64, 3e9, 4e9, 0.0, 0.0)
+    reached = Efficiency(1.0, 1.0, 1e-5, 0.0, 0.0, 0.0, 0.0, request_s=1e-6, overlap=2.0, tile=128)
+    costs = RooflineCosts(Gpu(1e12, 1e14), network, network, 0.0, reached)
+    # 3 ms of bytes and 40 us of operations for each token.
+    narrow = (3e-3**2 + (20 * 4e-5) ** 2) ** 0.5 + 10 * (1e-5 + 4 * 1e-6)
+    assert costs.verify_s(4, 5) == pytest.approx(narrow)
+    for blocks in (5, 8):  # 40 and 64 tokens: one tile of 128
+        wide = (3e-3**2 + (128 * 4e-5) ** 2) ** 0.5 + 10 * (1e-5 + 8 * 1e-6)
+        assert costs.verify_s(8, blocks) == pytest.approx(wide)
+
+
+def test_steps_of_this_engine_on_an_h200_are_foretold() -> None:
+    steps, reached = own_steps(), own_fit().reached
+    for step in steps:
+        costs = forecast(
+            published_pair(CARD_PAIR), GPUS["H200"], Job(600, 0), "dflash", engine="flashdraft"
+        ).costs
+        assert costs.reached == reached
+        if step.pair == CARD_PAIR:
+            told = costs.verify_s(step.concurrency, step.block_size)
+            told += costs.draft_s(step.concurrency, step.block_size)
+            assert 1e3 * told == pytest.approx(step.step_ms, rel=0.05), step
+    own = [error for step, error in zip(steps, left_out_errors(), strict=True) if step.pair == CARD_PAIR]
+    assert len(own) == 12
+    assert max(abs(1 / error - 1) for error in own) < 0.1
+    assert median(abs(1 / error - 1) for error in left_out_errors()) < 0.05
+    job, profile = Job(100, 500), AcceptanceProfile({16: 7.93})
+    on_h200, on_h100 = (
+        forecast(published_pair(CARD_PAIR), GPUS[gpu], job, "dflash", engine="flashdraft").rows(
+            profile, [1], [16]
+        )[0]
+        for gpu in ("H200", "H100")
+    )
+    assert on_h200.likely is not None
+    assert on_h200.likely[0] < on_h200.output_tokens_per_s < on_h200.likely[1]
+    assert on_h100.likely is None
+    assert on_h100.output_tokens_per_s < on_h200.output_tokens_per_s
+    plain = forecast(
+        published_pair(CARD_PAIR), GPUS["H200"], job, "dflash", plain={1: 40.0}, engine="flashdraft"
+    )
+    assert steady_tokens_per_s(plain.costs, job, 1, 1, 1.0, plain.token_s) == pytest.approx(40, rel=0.01)
+
+
 def test_a_gpu_is_named_or_told_by_its_numbers() -> None:
     assert read_gpu("h200") == read_gpu("4.8,989,450,141") == GPUS["H200"]
     assert read_gpu("1,100").link == Gpu(1, 1).link
@@ -283,6 +329,7 @@ def test_the_command_plans_this_machine_and_checks_its_rows(
         (("--gpu", "B200", "--pair", "qwen3-8b", "--draft", "mtp"), "not published with an MTP head"),
         (("--gpu", "B200", "--pair", "qwen3-8b", "--check", "x"), "is for rows of qwen3.5-27b"),
         (("--gpu", "abc"), "expected one of A100"),
+        (("--gpu", "H200", "--engine", "vllm"), "expected servers or flashdraft"),
     ],
 )
 def test_a_plan_needs_to_know_what_a_round_gains(
@@ -299,6 +346,11 @@ def test_the_command_plans_any_folder_on_any_gpu(tmp_path: Path, capsys: pytest.
     assert f"# {target} on 2 4.8,989,450" in text
     assert "no range can be given" in text
     assert "An all-reduce is assumed to take 15 us" in text
+    own = run_command(
+        ("plan", "--gpu", "H200", "--pair", CARD_PAIR, "--engine", "flashdraft", "--acceptance", "16=7.93"),
+        capsys,
+    ).stdout
+    assert "19 steps of this engine on one H200" in own
     card = tmp_path / "card.jsonl"
     card.write_text(
         "".join(

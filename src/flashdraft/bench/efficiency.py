@@ -5,18 +5,28 @@ token costs at any concurrency (prefill, admission, requests that end early): ``
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import exp, log
+from typing import Any
 
 import numpy as np
 
 from flashdraft.bench.cost_model import Job
-from flashdraft.bench.roofline import Efficiency, RooflineCosts
+from flashdraft.bench.roofline import IDEAL, Efficiency, RooflineCosts
 
-_NAMES = [one.name for one in fields(Efficiency)]
-_FIRST = (0.6, 0.5, 1e-5, 2e-3, 1.0, 1e-4, 1e-5)
-_LOWEST = (0.2, 0.1, 1e-7, 1e-5, 1e-2, 1e-6, 1e-8)
-_HIGHEST = (1.0, 1.0, 2e-4, 2e-2, 10.0, 2e-3, 1e-3)
+# Of each number: where a fit begins, its least and its largest value.
+_RANGES = {
+    "bandwidth_share": (0.6, 0.2, 1.0),
+    "peak_share": (0.5, 0.1, 1.0),
+    "layer_s": (1e-5, 1e-7, 2e-4),
+    "round_s": (2e-3, 1e-5, 2e-2),
+    "state_moves": (1.0, 1e-2, 10.0),
+    "draft_step_s": (1e-4, 1e-6, 2e-3),
+    "draft_row_s": (1e-5, 1e-8, 1e-3),
+    "request_s": (3e-7, 1e-9, 1e-4),
+    "overlap": (2.0, 1.0, 12.0),
+}
+PUBLISHED = tuple(_RANGES)[:7]  # what published rows are fitted by
 _TOKEN_S = (3e-5, 1e-6, 1e-3)  # first guess, lowest, highest
 _MAX_STEPS, _SMALLEST_GAIN = 100, 1e-6
 
@@ -83,22 +93,30 @@ class Fit:
         return sum(self.token_s.values()) / len(self.token_s)
 
 
-def fit_efficiency(cells: Sequence[Cell]) -> Fit:
-    """The numbers that meet ``cells`` best, none of them beyond what is possible."""
+def fit_efficiency(
+    cells: Sequence[Cell],
+    names: Sequence[str] = PUBLISHED,
+    base: Efficiency = IDEAL,
+    has_token_s: bool = True,
+) -> Fit:
+    """The numbers ``names`` that meet ``cells`` best, none of them beyond what is possible; the others are ``base``'s.
+
+    ``has_token_s``: whether workloads have seconds of their own a token.
+    """
     workloads = sorted({cell.workload for cell in cells})
+    ranges = [_RANGES[name] for name in names] + [_TOKEN_S] * (len(workloads) if has_token_s else 0)
 
     def unpack(numbers: Vector) -> Fit:
-        own = dict(zip(workloads, numbers[len(_NAMES) :], strict=True))
-        return Fit(Efficiency(**dict(zip(_NAMES, numbers, strict=False))), own)
+        own = numbers[len(names) :] if has_token_s else [0.0] * len(workloads)
+        values: dict[str, Any] = dict(zip(names, numbers, strict=False))
+        reached = replace(base, **values)
+        return Fit(reached, dict(zip(workloads, own, strict=True)))
 
     def errors(numbers: Vector) -> Vector:
         fit = unpack(numbers)
         return [error for cell in cells for error in cell.log_errors(fit.reached, fit.token_s[cell.workload])]
 
-    first, lowest, highest = (
-        [*numbers, *[of_tokens] * len(workloads)]
-        for numbers, of_tokens in zip((_FIRST, _LOWEST, _HIGHEST), _TOKEN_S, strict=True)
-    )
+    first, lowest, highest = ([one[i] for one in ranges] for i in range(3))
     return unpack(least_squares(errors, first, lowest, highest))
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, floor
 from statistics import median
+from typing import Literal
 
 from flashdraft.bench.cost_model import AcceptanceProfile, Job
 from flashdraft.bench.efficiency import Cell, Fit, calibrate, fit_efficiency, steady_tokens_per_s
+from flashdraft.bench.own_steps import OWN_GPU, left_out_errors, own_fit
 from flashdraft.bench.planning import CheckRow, PlanRow
 from flashdraft.bench.published import (
     CARD_PAIR,
@@ -33,6 +35,8 @@ from flashdraft.bench.roofline import (
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.gpus import GPUS, Gpu
 from flashdraft.models.mtp import MTPConfig, MTPModel
+
+Engine = Literal["servers", "flashdraft"]
 
 _LEFT_AT_EACH_END = 0.05  # of the errors
 
@@ -119,8 +123,19 @@ def forecast(
     method: Method,
     tp: int = 1,
     plain: Mapping[int, float] | None = None,
+    engine: Engine = "servers",
 ) -> GpuForecast:
-    """What to expect of ``pair``; ``plain``: tokens a second of plain decoding that were measured, by concurrency."""
+    """What to expect of ``pair``; ``plain``: tokens a second of plain decoding that were measured, by concurrency.
+
+    Of ``engine`` "servers" as they have been published, of "flashdraft" by its own steps on one H200.
+    """
+    if engine == "flashdraft":
+        costs = replace(_bare_costs(pair, gpu, job, method, tp), reached=own_fit().reached)
+        is_measured = (pair.name, method, gpu, tp) == (CARD_PAIR, "dflash", GPUS[OWN_GPU], 1) and not plain
+        token_s = 0.0
+        if plain:
+            costs, token_s = calibrate(costs, job, plain, scales=True)
+        return GpuForecast(costs, job, token_s, left_out_errors() if is_measured else ())
     is_published = gpu == GPUS[PUBLISHED_GPU] and tp == 1
     fit = fit_of(pair.name, PUBLISHED_GPU if is_published else "")
     costs = replace(_bare_costs(pair, gpu, job, method, tp), reached=fit.reached)
@@ -207,6 +222,13 @@ def pair_of(model: str, draft: str | None) -> PairShapes:
 def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> str:
     """How far such forecasts were off, in a sentence or two."""
     lines = []
+    if forecast.costs.reached == own_fit().reached:
+        off = sorted(abs(1 / error - 1) for error in left_out_errors())
+        of_others = "" if forecast.errors else " They are of other pairs or GPUs: no range can be given."
+        return (
+            f"{len(off)} steps of this engine on one H200, measured while all requests decode, each left out of the fit"
+            f" in turn: median error {median(off):.0%}, worst {off[-1]:.0%}. Prompts are reckoned.{of_others}"
+        )
     if forecast.errors:
         off = sorted(abs(1 / error - 1) for error in forecast.errors)
         left_out = "task of this pair" if pair.name == CARD_PAIR else "pair"

@@ -1,13 +1,14 @@
 """Step costs of a pair on a GPU, from its data sheet and how much of that servers reach.
 
-A forward takes the time to read its bytes, plus the time of its operations, plus a time a layer (launches,
-synchronisation). A forward that verifies also writes the states of gated delta layers after each token, so that they
-can be rolled back. What share of the data sheet is reached and what a round of drafting costs beside its forwards are
-fitted to published measurements (bench/efficiency.py), never guessed; with ``IDEAL`` it is the bare roofline with
-nothing overlapped.
+A forward takes the time to read its bytes and the time of its operations, together or one after the other, plus a time
+a layer (launches, synchronisation). A forward that verifies also writes the states of gated delta layers after each
+token, so that they can be rolled back. What share of the data sheet is reached and what a round of drafting costs
+beside its forwards are fitted to measurements (bench/efficiency.py), never guessed; with ``IDEAL`` it is the bare
+roofline with nothing overlapped.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ _BYTES = 2  # of a weight and of a cached value in bfloat16
 _STATE_BYTES = 4  # states of gated delta layers are float32
 
 
+NARROW = 32  # tokens up to which kernels for few tokens multiply, where there are such
 ALL_REDUCE_S = 1.5e-5  # of a small one over NVLink; assumed, no published row tells of it
 
 Method = Literal["dflash", "mtp"]
@@ -100,6 +102,9 @@ class Efficiency:
     state_moves: float  # how often a gated delta state is written or read for each verified token
     draft_step_s: float  # of each token that an MTP head drafts, beside its forward
     draft_row_s: float  # the same of each request
+    request_s: float = 0.0  # of each request in each layer of a forward
+    overlap: float = 1.0  # of reading and computing: 1, one after the other; the larger, the more at once
+    tile: int = 1  # tokens that products of more than NARROW tokens compute at a time, full or not
 
 
 IDEAL = Efficiency(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -149,11 +154,16 @@ class RooflineCosts:
 
     def _forward_s(self, network: NetworkShape, num_requests: int, num_tokens: int) -> float:
         cached = num_requests * (self.context * network.kv_bytes_per_token + network.state_bytes)
-        moved, computed = network.weight_bytes + cached, num_tokens * network.operations_per_token
-        memory_s = moved / self.tp / (self.gpu.bandwidth * self.reached.bandwidth_share)
-        compute_s = computed / self.tp / (self.gpu.peak * self.reached.peak_share)
-        layers_s = network.num_layers * (self.reached.layer_s + self._all_reduces_s(network, num_tokens))
-        return self.scale * (memory_s + compute_s + layers_s)
+        reached, computed = self.reached, num_tokens
+        if num_tokens > NARROW:
+            computed = ceil(num_tokens / reached.tile) * reached.tile
+        moved = network.weight_bytes + cached
+        memory_s = moved / self.tp / (self.gpu.bandwidth * reached.bandwidth_share)
+        compute_s = computed * network.operations_per_token / self.tp / (self.gpu.peak * reached.peak_share)
+        own_s = reached.layer_s + num_requests * reached.request_s
+        layers_s = network.num_layers * (own_s + self._all_reduces_s(network, num_tokens))
+        together_s: float = (memory_s**reached.overlap + compute_s**reached.overlap) ** (1 / reached.overlap)
+        return self.scale * (together_s + layers_s)
 
     def _all_reduces_s(self, network: NetworkShape, num_tokens: int) -> float:
         """The two of a layer, as rings have them."""

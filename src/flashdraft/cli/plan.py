@@ -13,6 +13,7 @@ from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
     from flashdraft.bench.cost_model import Costs, Job
+    from flashdraft.bench.gpu_planning import Engine
     from flashdraft.bench.planning import CheckRow, PlanRow
     from flashdraft.bench.results import Measurement
     from flashdraft.bench.roofline import Method
@@ -45,6 +46,12 @@ PlainOption = Annotated[
         "--plain", help="With --gpu: plain decoding's measured tokens a second by concurrency: 1=84,8=625."
     ),
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="With --gpu: servers (as published), or flashdraft (by its own steps on an H200)."
+    ),
+]
 AcceptanceOption = Annotated[
     str, typer.Option("--acceptance", help="Acceptance lengths by block size, with commas: 16=7.7,8=5.")
 ]
@@ -57,6 +64,7 @@ def plan(
     gpu: GpuOption = None,
     tp: Annotated[int, typer.Option("--tp", help="So many GPUs share every layer.", min=1)] = 1,
     pair: PairOption = None,
+    engine: EngineOption = "servers",
     acceptance: AcceptanceOption = "",
     plain: PlainOption = "",
     concurrency: Annotated[str, typer.Option("--concurrency", help="With commas.")] = "1,8,16,32",
@@ -76,6 +84,7 @@ def plan(
       flashdraft plan --acceptance 16=3.2,8=3.0
       flashdraft plan --check results/embedded/rows.jsonl
       flashdraft plan --gpu B200 --pair qwen3.5-27b --acceptance 16=7.7 --plain 1=84,32=1949
+      flashdraft plan --gpu H200 --pair qwen3.5-27b --engine flashdraft --acceptance 16=7.93
       flashdraft plan --gpu 4.8,989,450 --tp 2 --model my/target --draft my/drafter --acceptance 16=5
     """
     from flashdraft.bench.config import numbers_in
@@ -90,7 +99,8 @@ def plan(
     )
     if gpu:
         name = pair or ("qwen3.5-27b" if model == "embedded" else None)
-        found = _on_gpu(asked, gpu, tp, name, (model, draft), _by_number(plain, "--plain"), check)
+        of_engine = _engine(engine)
+        found = _on_gpu(asked, gpu, tp, name, (model, draft), _by_number(plain, "--plain"), check, of_engine)
         return _show(*found, as_json)
     if not asked.lengths and not check:
         raise UsageError("--acceptance is missing; expected what a round gains, for example 16=3.2,8=3.0")
@@ -130,6 +140,7 @@ def _on_gpu(
     folders: tuple[str, str | None],
     plain: dict[int, float],
     check: Path | None,
+    engine: "Engine",
 ) -> "tuple[str, Sequence[PlanRow], Sequence[CheckRow], str]":
     """Title, predictions, checks and how far such predictions were off."""
     from flashdraft.bench.cost_model import AcceptanceProfile
@@ -144,7 +155,7 @@ def _on_gpu(
     lengths = asked.lengths or acceptance_of(published_rows(), name or "", method)
     if not lengths:
         raise UsageError("--acceptance is missing; expected what a round gains, for example 16=3.2,8=3.0")
-    found = forecast(shapes, read_gpu(gpu), asked.job, method, tp, plain)
+    found = forecast(shapes, read_gpu(gpu), asked.job, method, tp, plain, engine)
     checks: list[CheckRow] = []
     if check:
         if name != CARD_PAIR:
@@ -153,6 +164,12 @@ def _on_gpu(
     rows = found.rows(AcceptanceProfile(lengths), asked.concurrencies, asked.block_sizes)
     title = f"{name or folders[0]} on {'one' if tp == 1 else tp} {gpu}"
     return title, rows, checks, accuracy_text(found, shapes, calibrates=bool(plain))
+
+
+def _engine(name: str) -> "Engine":
+    if name not in ("servers", "flashdraft"):
+        raise UsageError(f"--engine is {name!r}; expected servers or flashdraft")
+    return "flashdraft" if name == "flashdraft" else "servers"
 
 
 def _by_number(said: str, option: str) -> dict[int, float]:
