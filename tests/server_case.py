@@ -17,7 +17,8 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_door import EngineDoor
-from flashdraft.server.run import listen_on, uvicorn_config
+from flashdraft.server.listening import listen_on
+from flashdraft.server.run import uvicorn_config
 from flashdraft.server.service import Service
 
 MODEL = "tiny"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -13,7 +14,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import UsageError
 from flashdraft.generate import GenerateOutput, generate
-from flashdraft.grammar import Grammar, begin_grammar
+from flashdraft.grammar import Grammar, GrammarCompiler, begin_grammar
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import Drafter
@@ -234,3 +235,11 @@ def test_a_grammar_that_gets_too_slow_ends_its_own_request_only(monkeypatch: pyt
     got = [token for one in news if one.request_id == "free" for token in one.token_ids]
     assert got == answer([5], free).token_ids[-len(got) :]
     engine.check_integrity()
+
+
+def test_a_missing_module_is_named_with_the_packages_that_bring_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("xgrammar", "tvm_ffi")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tvm_ffi", None)
+    with pytest.raises(UsageError, match=r"needs tvm_ffi.*; install it: pip install xgrammar llguidance$"):
+        GrammarCompiler(None, 8, [0])

@@ -31,6 +31,8 @@ _NUM_KEPT = 32  # compiled grammars of one tokenizer
 _NUM_TRIED = 16  # tokens of a random walk that a new grammar has to stand
 _NOISE = re.compile(r"\[[\d:]+\] \S+:\d+: |Check failed: \(.*?\) is false: ")
 
+_INSTALL = "pip install xgrammar llguidance"  # modules they need have other names than their packages
+
 GrammarKind = Literal["json_schema", "regex", "ebnf", "choice", "lark"]
 
 
@@ -241,9 +243,7 @@ class GrammarCompiler:
             import llguidance  # noqa: F401 - asked for here, so that what is missing is said at once
             import xgrammar
         except ImportError as error:
-            raise UsageError(
-                f"structured output needs {error.name}; install it: pip install {error.name}"
-            ) from None
+            raise UsageError(f"structured output needs {error.name}; install it: {_INSTALL}") from None
         ends = sorted(set(eos_token_ids))
         if tokenizer is None or not ends:
             missing = "a tokenizer" if tokenizer is None else "an end token, and the model has none"

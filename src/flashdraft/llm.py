@@ -104,7 +104,7 @@ class LLM:
         if quantization and dtype != "bfloat16":
             raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {dtype}")
         if isinstance(draft, str):
-            check_pair(model, draft)
+            check_pair(model, draft, block_size if isinstance(block_size, int) else 1)
         check_backend(attention_backend)
         self.keeps_codes = _keeps_codes(model, dtype, device, attention_backend, keep_codes)
         # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.

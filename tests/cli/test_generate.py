@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_a_system_prompt_and_the_thinking_flag_go_to_the_template(run: Run, pair
     assert (refused.exit_code, "--system is for the chat template" in refused.stderr) == (2, True)
 
 
-def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+def light_end(*argv: str) -> tuple[str, str]:
+    """Stderr of a command, and its exit code with whether torch and huggingface_hub were imported."""
     code = (
         "import sys\n"
         "from flashdraft.cli.main import main\n"
@@ -74,14 +76,40 @@ def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) 
         "except SystemExit as end:\n"
         "    print(end.code, 'torch' in sys.modules, 'huggingface_hub' in sys.modules)\n"
     )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    return done.stderr, done.stdout
+
+
+def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     for argv in (["--model", "./nosuch"], ["--draft", str(tmp_path / "none")], ["--model", "no.gguf"]):
         for command in (["generate", "hi"], ["chat"], ["serve"], ["demo"]):
-            done = subprocess.run(
-                [sys.executable, "-c", code, *command, *argv], capture_output=True, text=True, check=True
-            )
-            assert done.stderr.startswith(f"flashdraft: {argv[1]} does not exist; expected a folder, a .gguf")
-            assert done.stderr.count("\n") == 1
-            assert done.stdout == "1 False False\n", command
+            said, end = light_end(*command, *argv)
+            assert said.startswith(f"flashdraft: {argv[1]} does not exist; expected a folder, a .gguf")
+            assert said.count("\n") == 1
+            assert end == "1 False False\n", command
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["serve", "--port", "99999"], "port is 99999; expected 0 to 65535"),
+        (["report", "nosuch"], "nosuch does not exist; expected rows.jsonl of bench"),
+        (["bench", "--url", "localhost:1"], "--url is 'localhost:1'; expected http:// or https:// before"),
+    ],
+)
+def test_so_is_what_needs_no_model(argv: list[str], expected: str) -> None:
+    said, end = light_end(*argv)
+    assert said.startswith(f"flashdraft: {expected}")
+    assert said.count("\n") == 1
+    assert end == "2 False False\n"
+
+
+def test_a_block_size_is_refused_before_a_weight_is_read(pair: list[str], run: Run, tmp_path: Path) -> None:
+    shutil.copytree(pair[1], tmp_path / "target")
+    for file in (tmp_path / "target").glob("*.safetensors"):
+        file.write_bytes(b"")
+    result = run("generate", "hi", *pair, "--model", str(tmp_path / "target"), "--block-size", "9")
+    assert (result.exit_code, "block_size is 9; expected 1 to 8" in result.stderr) == (2, True), result.stderr
 
 
 def test_explain_tells_costs_acceptance_and_lengths(run: Run, pair: list[str]) -> None:

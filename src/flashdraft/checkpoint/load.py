@@ -36,7 +36,7 @@ from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer, wi
 from flashdraft.checkpoint.untrusted import damage_is_told
 from flashdraft.checkpoint.weights import WeightSource, check_device, check_dtype, fill
 from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_dflash
-from flashdraft.errors import CheckpointError
+from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.mtp import MTPModel
@@ -145,18 +145,18 @@ def outline_own_mtp(
         return MTPModel(read_mtp_config(place, target.config)).to(check_dtype(dtype))
 
 
-def check_pair(target: str | Path, draft: str | Path) -> None:
+def check_pair(target: str | Path, draft: str | Path, block_size: int = 1) -> None:
     """Refuse what the configs of a pair tell, before any weight of either is fetched or read.
 
-    Raises what :func:`load_target`, :func:`load_drafter` and :func:`load_own_mtp` raise.
+    ``block_size``: of the blocks that it will be asked for. Raises what :func:`load_target`, :func:`load_drafter` and
+    :func:`load_own_mtp` raise, and UsageError for larger blocks than the drafter has.
     """
-    if (target, draft) in ((EMBEDDED, EMBEDDED), (EMBEDDED, OWN_MTP)):
+    if block_size == 1 and (target, draft) in ((EMBEDDED, EMBEDDED), (EMBEDDED, OWN_MTP)):
         return
     model = outline_target(target)
-    if draft == OWN_MTP:
-        outline_own_mtp(target, model)
-    else:
-        outline_drafter(draft, model)
+    drafter = outline_own_mtp(target, model) if draft == OWN_MTP else outline_drafter(draft, model)
+    if not 1 <= block_size <= drafter.config.block_size:
+        raise UsageError(f"block_size is {block_size}; expected 1 to {drafter.config.block_size}")
 
 
 def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:

@@ -53,6 +53,8 @@ def bench_server(
     as_json: bool,
 ) -> None:
     """Measure, then write rows.jsonl and report.md into ``out`` and print the report or the JSON document."""
+    if not said.url.startswith(("http://", "https://")):
+        raise UsageError(f"--url is {said.url!r}; expected http:// or https:// before the host")
     import uvloop  # the client has the server's cores: asyncio's own loop takes a third more of them
 
     from flashdraft.bench.report import online_markdown

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flashdraft.errors import UsageError
 from flashdraft.whole_files import write_whole
 
 
@@ -25,6 +26,11 @@ def report(
       flashdraft report results/embedded
       flashdraft report a/rows.jsonl b/rows.jsonl --out both
     """
+    for path in rows:
+        if not path.exists():
+            raise UsageError(
+                f"{path} does not exist; expected rows.jsonl of bench, or a folder that holds one"
+            )
     from flashdraft.bench.page import html_page
     from flashdraft.bench.plots import charts_of, figure_file
     from flashdraft.bench.report import markdown

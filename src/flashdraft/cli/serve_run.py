@@ -19,7 +19,7 @@ from flashdraft.server.config import ServerConfig
 from flashdraft.server.hosts import ANY, LOOPBACK, is_loopback
 from flashdraft.server.logs import configure_logs
 from flashdraft.server.peer_flags import Speculation, from_sglang, from_vllm, merged, refuse_foreign
-from flashdraft.server.run import listen_on, run_server
+from flashdraft.server.run import run_server
 from flashdraft.server.service import Service
 
 _AS_GIVEN = (
@@ -49,8 +49,11 @@ _LIMITS = (
 )
 
 
-def run_serve(options: ServeOptions) -> None:
-    """Serve, or print the resolved configuration. Raises UsageError for options that do not go together."""
+def run_serve(options: ServeOptions, listening: socket | None) -> None:
+    """Serve on ``listening``, or, for None, print the resolved configuration.
+
+    Raises UsageError for options that do not go together.
+    """
     speculation = _speculation(options)
     config = ServerConfig(
         model_names=tuple(options.served_model_name or [options.model_name]),
@@ -68,12 +71,11 @@ def run_serve(options: ServeOptions) -> None:
         log_requests=options.log_requests,
     )
     engine_config = _engine_config(options)
-    if options.dry_run:
+    if listening is None:
         document = _document(options, config, speculation)
         typer.echo(document + _memory(options, engine_config, speculation), nl=False)
     else:
-        with listen_on(options.host, options.port) as listening:  # before what takes long
-            _serve(options, config, engine_config, speculation, listening)
+        _serve(options, config, engine_config, speculation, listening)
 
 
 def _speculation(options: ServeOptions) -> Speculation:
