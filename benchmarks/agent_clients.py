@@ -8,8 +8,8 @@
 
 The libraries ask the embedded pair, under a template of Qwen3.5's shape with tools and thoughts. The agents' prompts
 are longer than its context, and it could not use their tools: they ask a server whose model's answers are a script, a
-call of a tool that they brought and, once its result is in the conversation, the word done. Commands that are not
-given are left out.
+call of a tool that they brought and, once its result is in the conversation, the last word. The Agents SDK asks both.
+Commands that are not given are left out.
 """
 
 import argparse
@@ -48,6 +48,7 @@ CALLS = {
     "Bash": ("command", "echo heard"),
     "exec_command": ("cmd", "echo heard"),
     "bash": ("command", "echo heard"),
+    "weather": ("city", "Rome"),  # of client_cases.py
 }
 PAGE = """<body>waiting<script>
 const body = {model: "embedded", max_tokens: 8, messages: [{role: "user", content: "hi"}]};
@@ -90,7 +91,7 @@ class Script(ScriptedEngine):
         found = [name for name in CALLS if f'"name": "{name}"' in asked]
         said = "I have nothing to do."
         if "<|im_start|>tool\n" in asked:
-            said = "The tool has answered: done."
+            said = '{"name": "Rome"}' if "weather" in found else "The tool has answered: done."
         elif found:
             key, value = CALLS[found[0]]
             told = f"<function={found[0]}>\n<parameter={key}>\n{value}\n</parameter>\n</function>"
@@ -126,12 +127,14 @@ def version(command: list[str]) -> str:
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "unknown"
 
 
-def python_rows(python: str, url: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """The clients that are libraries."""
+def python_rows(python: str, url: str, folder: Path, scripted: str = "") -> Iterator[dict[str, Any]]:
+    """The clients that are libraries; ``scripted``: this one alone, of a server whose model's answers are a script."""
     listed = subprocess.run([python, str(CASES)], capture_output=True, text=True, check=True).stdout
     env = {"OPENAI_API_KEY": "x", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     for number, (client, told, what) in enumerate(json.loads(listed)):
-        row = {"client": client, "version": told, "what": what}
+        if scripted not in ("", client):
+            continue
+        row = {"client": client, "version": told, "what": f"{what}; scripted" if scripted else what}
         yield row | run([python, str(CASES), str(number), url], folder, env)
 
 
@@ -236,6 +239,8 @@ def main() -> None:
         target, _ = save_tiny_pair(folder / "pair", tokenizer=load_tokenizer(), max_len=MAX_LEN)
         llm = with_template(LLM(target, NgramDrafter(), dtype="float32"), TOOLS_TEMPLATE)
         with serving(llm, Script(llm, "", 16), model_names=("embedded",)) as running:
+            for row in python_rows(args.python, running.url, folder, "openai-agents") if args.python else ():
+                add(row)
             for row in agent_rows(args.npm.resolve(), running.url, folder) if args.npm else ():
                 add(row)
             if args.aider:

@@ -155,11 +155,11 @@ def langchain_anthropic(url: str) -> Any:
     return model.bind_tools([_langchain(url)[1]], tool_choice="any").invoke("Rome?").tool_calls
 
 
-def _litellm(url: str, name: str, messages: Any, **more: Any) -> Any:
+def _litellm(url: str, name: str, messages: Any, max_tokens: int = 10, **more: Any) -> Any:
     import litellm
 
     return litellm.completion(
-        model=f"{name}/{MODEL}", api_base=url, api_key="x", messages=messages, max_tokens=10, **more
+        model=f"{name}/{MODEL}", api_base=url, api_key="x", messages=messages, max_tokens=max_tokens, **more
     )
 
 
@@ -178,9 +178,48 @@ def litellm_anthropic(url: str) -> Any:
     return _litellm(url, "anthropic", ASKED).usage.completion_tokens
 
 
-TOOLS: Any = [
-    {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
-]
+CITY: Any = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+TOOLS: Any = [{"name": "weather", "input_schema": CITY}]
+FUNCTION: Any = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+
+
+@case("litellm", "openai/ and hosted_vllm/, a forced tool, whole and streamed")
+def litellm_tools(url: str) -> Any:
+    import litellm
+
+    asked: Any = {"tools": [FUNCTION], "tool_choice": "required", "max_tokens": 60, "extra_body": QUIET}
+    told = []
+    for name in ("openai", "hosted_vllm"):
+        whole = _litellm(f"{url}/v1", name, ASKED, **asked)
+        chunks = list(_litellm(f"{url}/v1", name, ASKED, stream=True, **asked))
+        for one in (whole, litellm.stream_chunk_builder(chunks)):
+            told += [call.function.arguments for call in one.choices[0].message.tool_calls]
+    return told
+
+
+@case("litellm", "anthropic/, a forced tool, streamed")
+def litellm_anthropic_tool(url: str) -> Any:
+    import litellm
+
+    asked: Any = {"tools": [FUNCTION], "tool_choice": "required", "max_tokens": 60, "stream": True}
+    chunks = list(_litellm(url, "anthropic", ASKED, thinking={"type": "disabled"}, **asked))
+    return [
+        call.function.arguments for call in litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
+    ]
+
+
+@case("litellm", "text-completion-openai/, and what a request cost")
+def litellm_text(url: str) -> Any:
+    import litellm
+
+    told = litellm.text_completion(
+        model=f"text-completion-openai/{MODEL}",
+        api_base=f"{url}/v1",
+        api_key="x",
+        prompt="2 + 2 =",
+        max_tokens=4,
+    )
+    return told.choices[0].text, told.usage.completion_tokens
 
 
 @case("anthropic", "a forced tool, streamed")

@@ -179,10 +179,15 @@ def test_a_special_token_is_no_text() -> None:
     [
         ("regex", "(a", "parenthesis is not closed"),
         ("ebnf", 'root ::= "a" b', 'Rule "b" is not defined'),
-        ("json_schema", '{"type": "colour"}', "Invalid type: colour"),
+        ("json_schema", '{"type": "colour"}', "the json_schema has the type 'colour'; expected one of null"),
+        (
+            "json_schema",
+            '{"properties": {"a": {"required": true}}}',
+            "required is True; expected a list of texts",
+        ),
         ("json_schema", "{", "cannot be read"),
         ("json_schema", '{"a":' * 3000 + "1" + "}" * 3000, "json_schema"),
-        ("json_schema", "3", "json_schema"),
+        ("json_schema", "3", "the json_schema holds 3"),
         ("choice", "[]", "at least one"),
         ("choice", '{"a": 1}', "expected a list of texts"),
         ("lark", "body: nothing", "unknown name"),
@@ -219,6 +224,18 @@ def test_what_a_grammar_cannot_do_without() -> None:
     for more in ({"ignore_eos": True}, {"min_tokens": 2}):
         with pytest.raises(UsageError, match="leave one out"):
             ask("choice", **more)
+
+
+@pytest.mark.parametrize("name", ["choice", "json_schema"])
+def test_a_token_that_is_not_allowed_is_an_error_of_its_own_answer(name: str) -> None:
+    state = begin_grammar(CASES[name][0], TOKENIZER, VOCAB, [EOS])
+    assert state is not None
+    wrong = TOKENIZER.encode("\x01")
+    assert state.cut(wrong, [5, 6]) == []
+    with pytest.raises(UsageError, match=f"its token {wrong[0]} is not allowed there"):
+        state.forbid(torch.zeros(1, VOCAB), wrong, [])
+    state.rewind()
+    state.forbid(torch.zeros(1, VOCAB), [], [])
 
 
 def test_a_grammar_that_gets_too_slow_ends_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,17 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 # The shape of Qwen3.5's: tools in front, thoughts opened or closed at the end of the prompt.
-TOOLS_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
-    "Call: <tool_call>\n<function=name>\n<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
-    "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>\n<function={{ call.function.name }}>\n"
-    "{% for key, value in call.function.arguments|items %}<parameter={{ key }}>\n{{ value }}\n</parameter>\n"
-    "{% endfor %}</function>\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
-    "{% else %}<think>\n{% endif %}{% endif %}"
-)
+TOOLS_TEMPLATE = (Path(__file__).parent.parent / "examples" / "tools.jinja").read_text()
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

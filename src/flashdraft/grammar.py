@@ -179,8 +179,10 @@ class GrammarState:
                 matcher.is_terminated()
             ):  # a tree goes on behind an end token, and nothing of that is delivered
                 break
-            taken = matcher.accept_token(token)
-            assert taken, f"token {token} was delivered against the grammar"
+            if not matcher.accept_token(token):  # an error of one answer, not of the engine that all share
+                self._failure = f"its token {token} is not allowed there"
+                return self._stuck(output)
+            self._num_tokens += 1
         self._num_tokens = len(output)
         allowed = self._xgrammar.allocate_token_bitmask(1 + len(draft), self._vocab_size)
         num_walked = self._walk(draft, allowed)
@@ -194,6 +196,12 @@ class GrammarState:
         fitting = list(draft[:num_fit])
         self._walked, self._allowed = (len(output), fitting), allowed[: 1 + num_fit]
         return fitting
+
+    def _stuck(self, output: Sequence[int]) -> list[int]:
+        """Nothing may follow ``output``, and nothing of a draft does."""
+        self._allowed = self._xgrammar.allocate_token_bitmask(1, self._vocab_size)
+        self._walked = (len(output), [])
+        return []
 
     def rewind(self) -> None:
         """Back to the start."""

@@ -23,6 +23,18 @@ _ONE |= {"unevaluatedProperties", "not", "if", "then", "else"}
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 
+_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+_SHAPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum"), ("a list", list)),
+    "required": ("a list of texts", list),
+    **dict.fromkeys(_NAMED, ("an object", dict)),
+    **dict.fromkeys(("pattern", "format", "$ref"), ("a text", str)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), ("a number", int)),
+    **dict.fromkeys(
+        ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), ("a number", (int, float))
+    ),
+}
+
 _REFUSED = ["not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains"]
 _REFUSED += ["propertyNames", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"]
 _JOINING = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}
@@ -35,10 +47,36 @@ def rewritten(schema: Any) -> Schema:
     An object that names its properties, and says nothing of others, has no others: a small model would go on inventing
     some. Where schemas are put together that is left open, for each has properties of its own.
     """
+    check_shapes(schema)
     told = _rewritten(schema)
     if not _joins(told):
         _close(told)
     return told
+
+
+def check_shapes(schema: Any) -> None:
+    """Raise UsageError for what is no schema, for a keyword has a value of the wrong type."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise UsageError(f"the json_schema holds {schema!r:.40}; expected a schema, which is an object")
+    kind = schema.get("type", "object")
+    if wrong := [one for one in (kind if isinstance(kind, list) else [kind]) if one not in _TYPES]:
+        raise UsageError(
+            f"the json_schema has the type {wrong[0]!r:.40}; expected one of {', '.join(_TYPES)}"
+        )
+    for key, value in schema.items():
+        shape, types = _SHAPES.get(key, ("", object))
+        is_right = isinstance(value, types) and not isinstance(value, bool)
+        is_right &= key != "required" or (is_right and all(isinstance(one, str) for one in value))
+        if shape and not is_right:
+            raise UsageError(f"the json_schema's {key} is {value!r:.40}; expected {shape}")
+        inner: list[Any] = [value] if key in _ONE and not isinstance(value, list) else []
+        inner += value if key in _LISTS and isinstance(value, list) else []
+        inner += value.values() if key in _NAMED else []
+        for one in inner:
+            if not (key == "dependencies" and isinstance(one, list)):
+                check_shapes(one)
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:
@@ -79,8 +117,6 @@ def _close(schema: Schema) -> None:
 def _rewritten(schema: Any) -> Schema:
     if isinstance(schema, bool):
         return schema
-    if not isinstance(schema, dict):
-        raise UsageError(f"the json_schema holds {str(schema)[:40]!r}; expected a schema, which is an object")
     told = {key: _inner(key, value) for key, value in schema.items() if key != "x-guidance"}
     for rewrite in (_annotations, _bounds, _unevaluated, _names, _dependencies, _one_of):
         rewrite(told)

@@ -24,6 +24,7 @@ from flashdraft.train.forward import block_hidden, target_features
 from tiny_pair import save_tiny_pair
 from toys import Alone, toy_dflash, toy_dflash2, toy_target
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 MIXED = ("sliding_attention", "sliding_attention", "full_attention")
 
 
@@ -176,7 +177,14 @@ def test_speculators_that_do_not_fit(target, tmp_path, change, pattern):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"is_causal": False}, {"window_from_anchor": True}, {"layer_types": None, "sliding_window": None}],
+    [
+        {},
+        {"is_causal": False},
+        {"window_from_anchor": True},
+        {"layer_types": None, "sliding_window": None},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        {"rope_parameters": YARN},
+    ],
 )
 def test_there_and_back_is_bit_equal(target, tmp_path, changes):
     drafter = mixed(target, **changes)

@@ -1,12 +1,11 @@
 """Scripted answers, token by token and in chunks: thoughts, words and tool calls come apart the same way."""
 
-import json
 import random
 
 import pytest
 
 from call_cases import SCHEMAS, Calls, added_up, cuts
-from flashdraft.server.answer_parts import PartsReader, Thinking, read_whole, thinking_of
+from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole, thinking_of
 from flashdraft.server.call_styles import Tools
 
 TOOLS = Tools(SCHEMAS)
@@ -60,9 +59,20 @@ SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
     ("a <tool_call>\n<function=nobody>\n", "none", "", "a <tool_call>\n<function=nobody>\n", []),
     (f"b <tool_call>{XML}", "none", "", "b <tool_call>", [("get_weather", XML_ARGUMENTS)]),
     (XML[:-20], "none", "", "", [("get_weather", XML_ARGUMENTS)]),
-    (HERMES[:50] + NOW, "none", "", HERMES[:50], [("now", {})]),
-    (HERMES.replace("2}", "2]"), "none", "", HERMES.replace("2}", "2]"), []),
-    (XML.replace("</function>", "oops"), "none", "", XML.replace("</function>", "oops"), []),
+    # What was told of a call stands, though it has no end.
+    (HERMES[:50] + NOW, "none", "", "", []),
+    (f"{HERMES.replace('2}', '2]')} {NOW}", "none", "", "", [("now", {})]),
+    (XML.replace("</function>", "oops"), "none", "", "", [("get_weather", XML_ARGUMENTS)]),
+    (XML.replace("</function>\n", ""), "none", "", "", [("get_weather", XML_ARGUMENTS)]),
+    (
+        XML.replace("</parameter>\n<", "</parameter>\nand\n<"),
+        "none",
+        "",
+        "",
+        [("get_weather", XML_ARGUMENTS)],
+    ),
+    ("use <function=now> so", "none", "", "use <function=now> so", []),
+    ("use <tool_call><function=now> so", "none", "", "use <tool_call><function=now> so", []),
     # What models forget and write otherwise.
     (f"hm\n{XML}", "open", "hm", "", [("get_weather", XML_ARGUMENTS)]),
     (f"hm\n{HERMES}\nso\n</think>\n\nok", "open", "hmso", "ok", [("get_weather", HERMES_ARGUMENTS)]),
@@ -99,7 +109,38 @@ SCRIPTS: list[tuple[str, Thinking, str, str, Calls]] = [
         [("now", {})],
     ),
     (call_of("[1]"), "none", "", call_of("[1]"), []),
+    ('<tool_call>{"function": "now", "arguments": {}}</tool_call>', "none", "", "", [("now", {})]),
+    ('<tool_call>{"function": 3, "name": "now"}</tool_call>', "none", "", "", [("now", {})]),
+    (XML.replace("=city>", '="city" >'), "none", "", "", [("get_weather", XML_ARGUMENTS)]),
+    (XML.replace("=get_weather>", "='get_weather'>"), "none", "", "", [("get_weather", XML_ARGUMENTS)]),
+    (call_of('{"city": "a\n\tb"}'), "none", "", "", [("get_weather", {"city": "a\n\tb"})]),
+    (
+        call_of('{"flags": [True, None, NaN],}'),
+        "none",
+        "",
+        "",
+        [("get_weather", {"flags": [True, None, "NaN"]})],
+    ),
+    (
+        call_of("{'city': 'it\\'s \"x\"', days: 2}"),
+        "none",
+        "",
+        "",
+        [("get_weather", {"city": 'it\'s "x"', "days": 2})],
+    ),
+    (call_of(r'{"city": "\d C:\new"}'), "none", "", "", [("get_weather", {"city": "\\d C:\new"})]),
 ]
+
+
+def streamed(pieces: list[Parts]) -> list[tuple[str, str]]:
+    """The calls that a client has who puts together what it is told, cut ones too."""
+    calls: list[list[str]] = []
+    for one in (news for parts in pieces for news in parts.calls):
+        if one.kind == "name":
+            calls.append([one.text, ""])
+        elif one.kind == "arguments":
+            calls[-1][1] += one.text
+    return [(name, text) for name, text in calls]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
@@ -111,9 +152,12 @@ def test_an_answer_comes_apart_the_same_however_it_is_cut(
         reader = PartsReader(thinking, TOOLS)
         assert list(added_up([*map(reader.push, pieces), reader.flush()])) == expected
         assert reader.num_whole_calls == len(expected[2])
-    parts, calls, _ = read_whole(text, thinking, TOOLS)
-    whole = [parts.reasoning, parts.content, [(call.name, json.loads(call.arguments)) for call in calls]]
-    assert whole == expected
+    parts, calls, num_whole = read_whole(text, thinking, TOOLS)
+    assert [parts.reasoning, parts.content, num_whole] == [*expected[:2], len(expected[2])]
+    reader = PartsReader(thinking, TOOLS)
+    assert [(call.name, call.arguments) for call in calls] == streamed(
+        [*map(reader.push, text), reader.flush()]
+    )
 
 
 def test_without_tools_a_call_is_text_and_nothing_is_held_back() -> None:

@@ -59,6 +59,17 @@ CASES: list[tuple[Any, str, Any]] = [
     (True, '{"a": 1}', {"a": 1}),
     ({}, "NaN", "NaN"),
     ({"type": "number"}, "9" * 5000, "9" * 5000),
+    ({"type": "number"}, "1e400", "1e400"),
+    ({"type": "array"}, "[1e999, 1]", ["1e999", 1]),
+    ({"type": "array"}, '["a\nb"]', ["a\nb"]),
+    ({"type": "object"}, '"{\\"a\\": 1}"', {"a": 1}),
+    ({"enum": ["none", "some", None]}, "none", "none"),
+    ({"enum": ["none", None]}, "None", None),
+    ({"type": ["string", "null"]}, "NULL", "NULL"),
+    (WHOLE, "007", 7),
+    (WHOLE, "+5", 5),
+    ({"type": "number"}, ".5", 0.5),
+    ({"type": ["string", "integer"]}, "007", "007"),
 ]
 
 
@@ -87,6 +98,33 @@ def test_what_jsonschema_calls_valid_is_kept() -> None:
             continue
         if isinstance(schema, dict) and "nullable" not in schema and "$ref" not in schema:
             jsonschema.validate(expected, schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": 5},
+        {"type": "any"},
+        {"allOf": 5},
+        {"anyOf": 3},
+        {"oneOf": "x"},
+        {"enum": 3},
+        {"$ref": 5},
+        {"items": 3},
+        {"properties": [1]},
+        {"anyOf": ["x", 1]},
+        {"maxLength": "1"},
+    ],
+)
+def test_what_is_no_schema_allows_anything(schema: Any) -> None:
+    types = ArgumentTypes({"type": "object", "properties": {"x": schema}})
+    for text, value in (("x", "x"), ("[1]", [1]), ('{"a": 1}', {"a": 1})):
+        assert json.loads(types.typed(text, types.named("x"))) == value
+    assert ArgumentTypes({"properties": [1], "required": True, "allOf": 3}).named("x") is True
+
+
+def test_half_a_surrogate_pair_can_be_sent() -> None:
+    assert ArgumentTypes({}).typed('["\\ud800é"]', {}).encode() == '["\\ud800é"]'.encode()
 
 
 V_TEXT, V_NULL = {"properties": {"v": TEXT}}, {"properties": {"v": NOTHING}}

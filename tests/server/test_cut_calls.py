@@ -79,8 +79,11 @@ def test_what_is_answered_is_taken_back(llm: LLM, text: str) -> None:
         ('{"why": "a"}}', None),
         ("[1", None),
         ("ls", None),
-        ('{"why": NaN', None),
-        ("{'why': 1}", None),
+        ('{"why": NaN', {}),
+        ('{"why": NaN}', {"why": "NaN"}),
+        ("{'why': 1}", {"why": 1}),
+        ('{"why": "a\nb"}', {"why": "a\nb"}),
+        ('{"why" 1}', None),
     ],
 )
 def test_arguments_that_end_early_are_read_as_far_as_they_go(

@@ -164,6 +164,21 @@ def test_a_stop_sequence_is_told(running: Running) -> None:
     assert (told["stop_reason"], told["stop_sequence"]) == ("stop_sequence", stop)
 
 
+def used(**block: Any) -> list[Any]:
+    call: Any = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+    return [{"role": "assistant", "content": [call | block]}]
+
+
+def test_more_and_longer_tools_than_openais_are_taken(llm: LLM) -> None:
+    tools = [{"name": f"mcp__{'a' * 110}_{i}", "input_schema": {"type": "object"}} for i in range(3)]
+    body: Any = {"messages": HI, "max_tokens": 2}
+    with serving(with_template(llm, TOOLS_TEMPLATE)) as running:
+        assert running.post(PATH, **body, tools=tools).status_code == 200
+        many = [{"name": f"t{i}", "input_schema": {}} for i in range(130)]
+        told = running.post(f"{PATH}/count_tokens", messages=HI, tools=many)
+        assert told.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "part"),
     [
@@ -175,6 +190,18 @@ def test_a_stop_sequence_is_told(running: Running) -> None:
         ({"messages": HI, "max_tokens": 5, "mcp_servers": [{"name": "a"}]}, "mcp_servers"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5}, "'image'"),
         ({"messages": HI, "max_tokens": 5, "tools": [TOOL]}, "tools"),
+        ({"messages": [{"role": "user", "content": []}], "max_tokens": 5}, "messages[0]: content is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}], "max_tokens": 5},
+            "messages[0].content[0].text",
+        ),
+        ({"messages": [*HI, *used(name=None), *HI], "max_tokens": 5}, "messages[1].content[0].name is None"),
+        ({"messages": [*HI, *used(input=[1]), *HI], "max_tokens": 5}, "messages[1].content[0].input is [1]"),
+        ({"messages": HI, "max_tokens": 5, "tools": [TOOL | {"name": "a b"}]}, "tools[0].name"),
+        (
+            {"messages": HI, "max_tokens": 5, "system": [{"type": "text", "text": None}]},
+            "system[0].text is None",
+        ),
     ],
 )
 def test_an_error_has_anthropics_shape(running: Running, body: dict[str, Any], part: str) -> None:

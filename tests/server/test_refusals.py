@@ -98,6 +98,17 @@ def test_a_parameter_that_the_engine_lacks_is_refused_unless_it_asks_for_nothing
             "prompt: Input should be a valid string; or Input should be a valid list",
         ),
         (CHAT, HI | {"tool_choice": "must"}, "tool_choice: Input should be 'none', 'auto' or 'required'"),
+        (
+            CHAT,
+            HI | {"tool_choice": {"type": "function", "name": "f"}},
+            "tool_choice.function: Field required",
+        ),
+        (CHAT, HI | {"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools: Field required"),
+        (
+            CHAT,
+            HI | {"tools": [{"type": "custom", "custom": {}}]},
+            "tools.0.type: Input should be 'function'",
+        ),
         (CHAT, HI | {"guided_json": 3}, "guided_json: Input should be a valid dictionary"),
         (
             CHAT,
@@ -119,7 +130,8 @@ def test_an_error_of_alternatives_names_the_field(
     [
         ({"guided_regex": "(a"}, "the regex cannot be used: Regex parsing error"),
         ({"guided_grammar": "root ::= b"}, 'Rule "b" is not defined'),
-        ({"guided_json": {"type": "colour"}}, "Invalid type: colour"),
+        ({"guided_json": {"type": "colour"}}, "the json_schema has the type 'colour'"),
+        ({"guided_json": {"required": True}}, "required is True; expected a list of texts"),
         ({"guided_choice": []}, "at least one element"),
         ({"guided_regex": "a" * 70_000}, "70000 bytes; expected at most 65536"),
         ({"guided_regex": "a", "ignore_eos": True}, "leave one out"),

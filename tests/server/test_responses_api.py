@@ -46,7 +46,7 @@ def test_streamed_events_add_up(client: openai.OpenAI) -> None:
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"n": 2}, "n"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "messages[0].content[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
     ],
 )
 def test_what_it_cannot_is_refused(running: Running, more: dict[str, Any], param: str) -> None:

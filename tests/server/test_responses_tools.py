@@ -125,8 +125,27 @@ def test_functions_of_a_namespace_are_called_by_both_names(llm: LLM) -> None:
         ({"truncation": "auto"}, "truncation is not supported"),
         (
             {"input": [{"type": "function_call", "name": "f", "arguments": "[", "call_id": "1"}]},
-            "no JSON object",
+            "input[0].tool_calls[0].function.arguments is no JSON object",
         ),
+        ({"input": [*TURNS, {"role": "robot", "content": "x"}]}, "input[5].role: Input should be 'system'"),
+        ({"input": [{"type": "function_call", "call_id": "1", "arguments": "{}"}]}, "input[0].name is None"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "1", "output": {}}]},
+            "input[0].output is {}",
+        ),
+        (
+            {"input": [{"type": "reasoning", "content": ["x"]}]},
+            "input[0].content is ['x']; expected a list of obj",
+        ),
+        ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].text is None; expected a text"),
+        (
+            {"input": [*TURNS, {"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[5].content[0] is",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools[0].name is None; expected a text"),
+        ({"tools": [TOOL | {"name": "a b"}]}, "tools[0].name: String should match"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": 5}}, "tool_choice.tools is 5"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.name is None"),
     ],
 )
 def test_what_cannot_be_is_told_by_name(llm: LLM, more: dict[str, Any], part: str) -> None:

@@ -230,6 +230,23 @@ def test_a_choice_that_cannot_be_is_refused(qwen: Running, more: dict[str, Any],
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+def test_of_templates_by_name_the_one_for_tools_is_taken(llm: LLM) -> None:
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    named: Any = {"default": plain, "tool_use": TEMPLATE}
+    asked: Any = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with serving(with_template(llm, named)) as running:
+        told = running.post("/v1/chat/completions", **asked).json()
+        assert told["usage"]["prompt_tokens"] == len("hello")
+        assert "reasoning_content" not in told["choices"][0]["message"]
+        told = running.post("/v1/chat/completions", **asked, tools=tools).json()
+        assert told["choices"][0]["message"]["reasoning_content"]
+        quiet = {"chat_template_kwargs": {"enable_thinking": False}}
+        assert running.post("/v1/chat/completions", **asked, **quiet, tools=tools).status_code == 200
+        assert running.post("/v1/messages", **asked).status_code == 200
+        assert running.get("/v1/models").json()["data"][0]["thinking"] is False
+
+
 def test_tools_for_a_template_that_has_none_are_refused(running: Running) -> None:
     response = running.post("/v1/chat/completions", messages=MESSAGES, tools=[WEATHER])
     assert response.status_code == 400

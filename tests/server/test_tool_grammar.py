@@ -32,6 +32,11 @@ ARGUMENTS: list[Any] = [
     {"$ref": "#/$defs/point"},
     {"anyOf": [{"$ref": "#/$defs/point"}, {"enum": ["off", None]}]},
     {"type": "string", "pattern": "b"},
+    {"$ref": "#/properties/more"},
+    {
+        "type": "object",
+        "properties": {"p": {"$ref": "#/$defs/point"}, "q": {"$ref": "#/$defs/point/properties/x"}},
+    },
 ]
 
 
@@ -55,6 +60,21 @@ def said(rules: CallRules, seed: int) -> str | None:
         if output[-1] == EOS:
             return str(TOKENIZER.decode(output[:-1]))
     return None
+
+
+@pytest.mark.parametrize("style", ["xml", "json", "llama", "mistral", "mistral-args", "pythonic"])
+@pytest.mark.parametrize("is_single", [True, False])
+def test_no_special_token_is_free_text(style: CallStyle, is_single: bool) -> None:
+    """llguidance would let it through where a text is only forbidden to hold something, and not take it."""
+    rules = CallRules({"f": tool(ZIP)}, style, must_call=False, is_single=is_single)
+    state = begin_grammar(Grammar("lark", calls_lark(rules)), TOKENIZER, VOCAB, [EOS])
+    assert state is not None
+    special = [token for token in TOKENIZER.all_special_ids if token != EOS]
+    for text in ("", "a", "a <b [c {d"):
+        logits = torch.zeros(1, VOCAB)
+        state.forbid(logits, TOKENIZER.encode(text), [])
+        assert logits[0, special].isneginf().all()
+        assert not logits[0, TOKENIZER.encode("x")].isneginf().any()
 
 
 @pytest.mark.parametrize("style", ["xml", "json", "llama", "mistral-args"])
@@ -124,7 +144,12 @@ def test_free_answers_hold_only_right_calls() -> None:
         ({"type": "array"}, "no object"),
         (tool({"not": {}}), "demands not"),
         (tool(False) | {"properties": {"first": {"enum": []}}}, "allows no value"),
-        (tool({"$ref": "#/properties/more"}), "expected a schema in $defs"),
+        (tool({"$ref": "#/properties/none"}), "expected a place in the same schema"),
+        (tool({"type": "any"}), "the type 'any'"),
+        (tool({"type": "string", "required": True}), "required is True; expected a list of texts"),
+        (tool({"type": "string", "minLength": "1"}), "minLength is '1'; expected a number"),
+        (tool(None), "holds None"),
+        ({"type": "object", "properties": [1]}, "properties is [1]; expected an object"),
         ({"type": "object", "properties": {"a>b": {}}}, "'a>b'"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "requires 'a'"),
     ],

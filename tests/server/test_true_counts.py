@@ -1,15 +1,17 @@
 """Counts and fields that other programs rely on: usage, speculation, offsets, histories as clients send them."""
 
 import json
+from copy import copy
 from typing import Any
 
 import openai
 import pytest
+from tokenizers import processors
 
 from flashdraft.llm import LLM
 from scripted_server import saying, with_template
 from server_case import MODEL, Running, serving
-from tiny_pair import TOOLS_TEMPLATE
+from tiny_pair import TOOLS_TEMPLATE, byte_tokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI: Any = [{"role": "user", "content": "hello"}]
@@ -80,6 +82,21 @@ def test_offsets_are_places_in_the_text(running: Running) -> None:
     assert all(len(best) >= 2 for best in logprobs["top_logprobs"][1:])
     told = running.post(TEXT, **body, return_tokens_as_token_ids=True).json()["choices"][0]["logprobs"]
     assert told["tokens"][0] == "token_id:64"
+
+
+def test_a_token_that_the_tokenizer_puts_in_front_is_no_part_of_the_text(llm: LLM) -> None:
+    other = copy(llm)
+    other.tokenizer = byte_tokenizer()
+    first = other.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    other.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", first)]
+    )
+    with serving(other) as running:
+        body = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+        for prompt, offsets in (("hi", [0, 0, 1, 2]), ("<|im_start|>hi", [0, 12, 12, 13, 14])):
+            choice = running.post(TEXT, prompt=prompt, **body).json()["choices"][0]
+            assert choice["text"].startswith(prompt)
+            assert choice["logprobs"]["text_offset"] == offsets
 
 
 def test_a_prompt_can_be_scored_alone(running: Running) -> None:

@@ -53,6 +53,17 @@ def test_a_field_that_nobody_knows_is_answered_and_logged(
         ("/v1/messages", {"stop_sequence": ["a"]}, "stop_sequence", "stop_sequences"),
         ("/generate", {"sampling_params": {"max_new_token": 1}}, "sampling_params.", "max_new_tokens"),
         ("/tokenize", {"add_special_token": True}, "add_special_token", "add_special_tokens"),
+        # As another way of asking calls it.
+        ("/v1/chat/completions", {"max_tokens": None, "max_output_tokens": 1}, "max_output_", "max_tokens"),
+        ("/v1/chat/completions", {"system": "a"}, "system", "messages[0]"),
+        ("/v1/chat/completions", {"stop_sequences": ["a"]}, "stop_sequences", "stop"),
+        ("/v1/responses", {"max_output_tokens": None, "max_tokens": 5}, "max_tokens", "max_output_tokens"),
+        ("/v1/responses", {"reasoning_effort": "low"}, "reasoning_effort", "reasoning.effort"),
+        ("/v1/messages", {"stop": ["a"]}, "stop", "stop_sequences"),
+        ("/v1/messages", {"response_format": {"type": "json_object"}}, "response_format", "output_config.format"),
+        ("/generate", {"sampling_params": {}, "max_new_tokens": 1}, "max_new_", "sampling_params.max_new_tokens"),
+        ("/generate", {"sampling_params": {"max_tokens": 1}}, "sampling_params.max_tokens", "max_new_tokens"),
+        ("/tokenize", {"reasoning_effort": "none"}, "reasoning_effort", "chat_template_kwargs"),
     ],
 )  # fmt: skip
 def test_a_misspelt_field_is_refused_with_the_right_one(
@@ -68,6 +79,8 @@ def test_a_misspelt_field_is_refused_with_the_right_one(
 def test_near_names_of_other_programs_are_no_slips(running: Running) -> None:
     others = {"repetition_penalty_range": 9, "top_a": 0.1, "temperature_last": True, "min_k": 1, "n_probs": 0}
     assert running.post("/v1/chat/completions", **CHAT, **others).status_code == 200
+    twice = {"max_new_tokens": 1, "stop": "a", "stop_sequences": ["a"]}
+    assert running.post("/v1/chat/completions", **CHAT, **twice).status_code == 200
 
 
 def test_what_an_earlier_turn_cannot_bring_is_refused_by_name(running: Running) -> None:

@@ -1,15 +1,16 @@
 """What a client is told when something is wrong: OpenAI's error shape, and 400 for every invalid request."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flashdraft.errors import EngineError, FlashdraftError, OverloadedError
 
 Json = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -71,17 +72,37 @@ def as_api_error(error: Exception) -> ApiError:
 _ALTERNATIVE = re.compile(r"constrained-\w+|str|int|float|bool|[\w-]+\[.*|nullable|[A-Z]\w*")
 
 
-def _invalid(error: ValidationError) -> tuple[str, str]:
+def validated(kind: type[M], value: Any, place: str) -> M:
+    """``value``, at ``place`` of a request, as ``kind``. Raises ApiError 400 that names the field there."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise ApiError(400, *_invalid(error, place)) from None
+
+
+def _invalid(error: ValidationError, place: str = "") -> tuple[str, str]:
     """What is wrong with the first wrong field, and its name. Of alternatives those count that came closest."""
     errors = error.errors(include_url=False, include_context=False)
     here = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    # An alternative of another type altogether is not what was meant.
+    # An alternative that another "type" is for is not what was meant, nor one of another type altogether.
+    tags = [one["loc"][:-1] for one in here if one["type"] == "literal_error" and one["loc"][-1] == "type"]
+    meant = [one for one in here if not any(one["loc"][: len(tag)] == tag for tag in tags)]
+    here = meant or [one for one in here if one["loc"][:-1] in tags and one["loc"][-1] == "type"] or here
     near = [one for one in here if not one["type"].endswith(("_type", "_parsing", "literal_error"))] or here
     deepest = max(len(_place(one["loc"])) for one in near)
     near = [one for one in near if len(_place(one["loc"])) == deepest]
-    where = ".".join(_place(near[0]["loc"])) or "body"
-    said = list(dict.fromkeys(one["msg"] for one in near if _place(one["loc"]) == _place(near[0]["loc"])))
+    where = ".".join([*([place] if place else []), *_place(near[0]["loc"])]) or "body"
+    said = list(
+        dict.fromkeys(_told(one["msg"]) for one in near if _place(one["loc"]) == _place(near[0]["loc"]))
+    )
     return f"{where}: {'; or '.join(said[:4])}", where
+
+
+def _told(message: str) -> str:
+    """What pydantic says, in a client's words."""
+    return re.sub(
+        r"a valid dictionary or instance of \w+", "an object", message.removeprefix("Value error, ")
+    )
 
 
 def _place(loc: tuple[int | str, ...]) -> list[str]:

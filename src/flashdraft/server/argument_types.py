@@ -5,15 +5,21 @@
 
 import ast
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 _NAMES = ("null", "boolean", "integer", "number", "object", "array", "string")  # the first that fits is meant
 ANY = frozenset(_NAMES)
 _MAX_DEPTH = 48  # of schemas within and behind one another
 _MAX_STEPS = 2000  # of comparing one value with its schema
 _MAX_LITERAL = 20_000  # characters that are read as Python
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_MAX_NUMBER = 300  # digits: no larger number is a float
+_WORDS = {"True": True, "False": False, "None": None}
+_LIKE_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOTHING = object()
 
 
@@ -43,11 +49,14 @@ class ArgumentTypes:
             ways = list(_mapping(schema, "patternProperties").values())
             own = {"anyOf": ways} if ways else None
         inner = [self.resolved(schema["$ref"])] if "$ref" in schema else []
-        inner += schema["allOf"] if isinstance(schema.get("allOf"), list) else []
+        inner += _schemas(schema, "allOf")
         found = [own, *(self._declared(one, name, depth + 1) for one in inner)]
         for key in ("anyOf", "oneOf"):
-            ways = schema[key] if isinstance(schema.get(key), list) else []
-            told = [one for way in ways if (one := self._declared(way, name, depth + 1)) is not None]
+            told = [
+                one
+                for way in _schemas(schema, key)
+                if (one := self._declared(way, name, depth + 1)) is not None
+            ]
             found.append({"anyOf": told} if told else None)
         found = [one for one in found if one is not None]
         if not found:
@@ -73,7 +82,7 @@ class ArgumentTypes:
         if not isinstance(ref, str) or not ref.startswith("#"):
             return True
         for part in ref.lstrip("#").split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
                 found = found[int(name)]
             elif isinstance(found, Mapping) and name in found:
@@ -96,9 +105,9 @@ class ArgumentTypes:
             if "$ref" in schema:
                 found &= self.kinds(self.resolved(schema["$ref"]))
             for key in ("anyOf", "oneOf"):
-                if isinstance(schema.get(key), list):
-                    found &= frozenset[str]().union(*map(self.kinds, schema[key]))
-            for one in schema.get("allOf") or ():
+                if ways := _schemas(schema, key):
+                    found &= frozenset[str]().union(*map(self.kinds, ways))
+            for one in _schemas(schema, "allOf"):
                 found &= self.kinds(one)
             self._depth -= 1
             self._kinds[id(schema)] = found
@@ -117,10 +126,10 @@ class ArgumentTypes:
         self._num_steps = 0
         for one in candidates:
             if self._fits(one, schema):
-                return _dumps(one)
+                return dumps(one)
         if candidates:
-            return _dumps(candidates[0])
-        return _dumps(text if value is _NOTHING else value)
+            return dumps(candidates[0])
+        return dumps(text if value is _NOTHING else value)
 
     def _fits(self, value: Any, schema: Any, depth: int = 0) -> bool:
         """Whether ``value`` is one that ``schema`` has: by types, values, bounds, lengths, alone and put together.
@@ -136,15 +145,16 @@ class ArgumentTypes:
         if values is not None and not any(_same(value, one) for one in values):
             return False
         inner = [self.resolved(schema["$ref"])] if "$ref" in schema else []
-        inner += schema.get("allOf") or []
+        inner += _schemas(schema, "allOf")
         if not all(self._fits(value, one, depth + 1) for one in inner):
             return False
         for key in ("anyOf", "oneOf"):
-            if key in schema and not any(self._fits(value, one, depth + 1) for one in schema[key]):
+            ways = _schemas(schema, key)
+            if ways and not any(self._fits(value, one, depth + 1) for one in ways):
                 return False
         if isinstance(value, dict):
-            named = schema.get("properties") or {}
-            is_whole = all(name in value for name in schema.get("required") or ())
+            named, required = _mapping(schema, "properties"), schema.get("required")
+            is_whole = all(name in value for name in required) if isinstance(required, list) else True
             return is_whole and all(self._fits(one, named.get(key), depth + 1) for key, one in value.items())
         if isinstance(value, list):
             return all(self._fits(one, schema.get("items"), depth + 1) for one in value)
@@ -155,7 +165,8 @@ def _own_kinds(schema: Mapping[str, Any]) -> frozenset[str]:
     """By what the schema says itself; where it names no type, by the keywords that are for one alone."""
     found = ANY
     if (named := schema.get("type")) is not None:
-        found = frozenset([named] if isinstance(named, str) else map(str, named)) & ANY
+        names = named if isinstance(named, list) else [named]
+        found = frozenset(one for one in names if isinstance(one, str)) & ANY or ANY
         found |= {"integer"} if "number" in found else set()
         found |= {"null"} if schema.get("nullable") is True else set()
     elif "properties" in schema or "additionalProperties" in schema:
@@ -184,19 +195,30 @@ def _readings(value: Any, text: str) -> Iterator[Any]:
         yield value
     yield text
     yield text.strip()
-    if isinstance(value, str):  # a text in quotes
+    if isinstance(value, str):  # a text in quotes, or a value in them
         yield value
+        if (inner := read_literal(value)) is not _NOTHING:
+            yield inner
+    yield from _alike(text.strip())
+
+
+def _alike(text: str) -> Iterator[Any]:
+    """What a program would read it as, though it is neither JSON nor Python: TRUE, 007, +5, .5."""
+    if text.lower() in _LIKE_WORDS:
+        yield _LIKE_WORDS[text.lower()]
+    elif len(text) < _MAX_NUMBER and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", text):
+        yield int(text) if text.lstrip("+-").isdecimal() else float(text)
 
 
 def read_literal(text: str) -> Any:
     """What ``text`` says as JSON, or else as Python; a mark of its own where it is neither."""
     text = text.strip()
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return loads(text)
     except (ValueError, RecursionError):
         pass
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
+    if text in _WORDS:
+        return _WORDS[text]
     if text[:1] not in "[{(" or len(text) > _MAX_LITERAL:
         return _NOTHING
     try:
@@ -206,9 +228,30 @@ def read_literal(text: str) -> Any:
         return _NOTHING
 
 
+def loads(text: str) -> Any:
+    """JSON in which texts may have line breaks; a number too large for a float stays a text. Raises ValueError."""
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite, strict=False)
+
+
+def dumps(value: Any) -> str:
+    """JSON that can be sent: half a surrogate pair is written as its escape."""
+    told = json.dumps(value, ensure_ascii=False)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", told)
+
+
+def _finite(text: str) -> float | str:
+    return float(text) if math.isfinite(float(text)) else text
+
+
 def _mapping(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = schema.get(key)
     return found if isinstance(found, Mapping) else {}
+
+
+def _schemas(schema: Mapping[str, Any], key: str) -> list[Any]:
+    """The schemas of ``allOf``, ``anyOf`` or ``oneOf``; none where they are no list: a schema is not checked here."""
+    found = schema.get(key)
+    return found if isinstance(found, list) else []
 
 
 def _refuse(name: str) -> None:
@@ -240,7 +283,3 @@ def _kinds_of(value: Any) -> tuple[str, ...]:
         if isinstance(value, kind):
             return (name,)
     raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

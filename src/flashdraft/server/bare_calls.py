@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from flashdraft.server.call_styles import ARGS, TOOL_CALLS, Tools
+from flashdraft.server.loose_json import LooseJson
 from flashdraft.server.tool_calls import Brackets, BrokenCallError, CallReader
 
 _KEYS = tuple(f'{{"{key}"' for key in ("name", "type", "function", "arguments", "parameters", "id"))
@@ -31,7 +32,7 @@ class BareCallReader(CallReader):
         is_over = self._read == self._between or (self._read == self._json_end and self._finished())
         if is_over or (is_cut and not self.opener and not self._is_named):
             self._held = ""
-        elif self._is_named and is_cut:
+        elif self._is_named:
             self._held = ""
             self._tell("cut")
         else:
@@ -41,7 +42,7 @@ class BareCallReader(CallReader):
         """The call is over; more may follow."""
         self._tell("end")
         self.index, self.opener, self._raw = self.index + 1, "", self._held
-        self._is_named, self._is_object, self._arguments = False, False, ""
+        self._name, self._is_named, self._is_object = "", False, False
         self._read = self._between
         return True
 
@@ -67,7 +68,8 @@ class BareCallReader(CallReader):
         # What is other JSON than a call may be long: it is let go at once.
         begun = re.sub(r"\s", "", self._held[:64])
         if any(begun.startswith(key) for key in _KEYS):
-            self._is_object, self._brackets, self._around = True, Brackets(), Brackets(depth=1)
+            self._is_object, self._around = True, Brackets(depth=1)
+            self._object, self._told, self._num_looked_at = LooseJson(), "", 0
             self._read = self._json_head
             return True
         if any(key.startswith(begun) for key in _KEYS):
@@ -86,7 +88,8 @@ class BareCallReader(CallReader):
             self._held = head + self._held
             return False
         self._begin(_CALL_ID.sub("", head).strip())
-        self._held, self._brackets = self._held.removeprefix(ARGS), Brackets()
+        self._tell_name()
+        self._held, self._object = self._held.removeprefix(ARGS), LooseJson()
         self._read = self._json_arguments
         return True
 
@@ -97,6 +100,11 @@ class BareCallReader(CallReader):
                 return False
             self._held = self._held[end:]
         return self._finished()
+
+    def _left_over(self) -> bool:
+        """Without end tags nobody knows how far the call goes."""
+        self.is_done = True
+        return False
 
     def _xml_end(self) -> bool:
         """Behind a call whose fields stood in another order."""
@@ -116,6 +124,7 @@ class BareCallReader(CallReader):
             return False
         arguments = _python_arguments(self._held[head.start(1) : end])
         self._begin(head[1])
+        self._tell_name()
         self._tell("arguments", arguments)
         self._held = self._held[end:]
         return self._finished()

@@ -34,6 +34,14 @@ class Tools:
         return (BEGIN, FUNCTION) if self.style in ("xml", "json") else (TOOL_CALLS,)
 
 
+def template_of(tokenizer: Any, with_tools: bool = False) -> str:
+    """The chat template; "": there is none. Of several by name transformers takes "tool_use" for chats with tools."""
+    found = tokenizer.chat_template
+    if isinstance(found, Mapping):
+        found = (found.get("tool_use") if with_tools else None) or found.get("default")
+    return found or ""
+
+
 def call_style(template: str | None) -> CallStyle | None:
     """The form of the calls that a chat template shows; None: it shows no tools, or calls in another form."""
     if not template or "tools" not in template:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.answer_parts import Thinking, thinking_of
 from flashdraft.server.api_errors import ApiError
+from flashdraft.server.call_styles import template_of
 from flashdraft.server.handlers import answer_len
 from flashdraft.server.prompts import encode_chat, prompt_end, with_effort
 from flashdraft.server.protocol import ChatRequest, OpenAIRequest
@@ -27,7 +28,11 @@ async def encode_prompt(service: Service, asked: ChatRequest, choice: ToolChoice
     ids = await encode_chat(
         service,
         asked.messages,
-        with_effort(service.tokenizer, asked.chat_template_kwargs, asked.reasoning_effort),
+        with_effort(
+            template_of(service.tokenizer, bool(choice.shown)),
+            asked.chat_template_kwargs,
+            asked.reasoning_effort,
+        ),
         choice.shown,
         add_special_tokens=bool(asked.add_special_tokens),
     )
@@ -47,7 +52,7 @@ async def prepare_chat(
     choice = tool_choice_of(asked, tokenizer)
     service.admit(asked.n or 1)
     prompt = await encode_prompt(service, asked, choice)
-    thinking = thinking_of(tokenizer.chat_template, prompt_end(tokenizer, prompt))
+    thinking = thinking_of(template_of(tokenizer, bool(choice.shown)), prompt_end(tokenizer, prompt))
     params = asked.params(service.defaults, answer_len(service, len(prompt), max_tokens, param))
     said = tuple(message.model_dump(exclude_none=True) for message in asked.messages)
     wishes = [

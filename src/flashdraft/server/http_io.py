@@ -44,15 +44,18 @@ def _decoded(body: bytes, request: Request) -> bytes:
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(415, f"the body's Content-Encoding is {encoding!r}; expected gzip, deflate or none")
     most = request.app.state.service.config.max_body_bytes
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two it is
-    try:
-        text = inflate.decompress(body, most + 1)
-    except zlib.error as error:
-        raise ApiError(400, f"the body is not {encoding}: {error}") from None
-    if len(text) > most:
-        raise ApiError(413, f"the body is larger than {most} bytes: shorten the request")
-    if not inflate.eof:
-        raise ApiError(400, f"the body is not {encoding}: its end is missing")
+    text, is_whole = b"", False
+    while body or not is_whole:  # gzip files that stand one behind the other are one
+        inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two it is
+        try:
+            text += inflate.decompress(body, most + 1 - len(text))
+        except zlib.error as error:
+            raise ApiError(400, f"the body is not {encoding}: {error}") from None
+        if len(text) > most:
+            raise ApiError(413, f"the body is larger than {most} bytes: shorten the request")
+        if not inflate.eof:
+            raise ApiError(400, f"the body is not {encoding}: its end is missing")
+        body, is_whole = inflate.unused_data, True
     return text
 
 

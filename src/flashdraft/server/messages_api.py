@@ -1,18 +1,18 @@
 """``/v1/messages`` and its ``count_tokens``: Anthropic's way of asking, turned into a chat."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flashdraft.server.api_errors import ApiError, Json
+from flashdraft.server.api_errors import ApiError, Json, validated
+from flashdraft.server.call_styles import template_of
 from flashdraft.server.chat import encode_prompt, prepare_chat
-from flashdraft.server.fields import MAX_STOPS, BlockSizeField, Count, Fields, StopText
+from flashdraft.server.fields import MAX_STOPS, BlockSizeField, Count, Fields, StopText, names_elsewhere
 from flashdraft.server.handlers import check_model, read_request, respond, service_of
 from flashdraft.server.messages_form import MessageForm
-from flashdraft.server.protocol import ChatRequest
+from flashdraft.server.protocol import ChatRequest, Function, Message, Tool
 from flashdraft.server.tool_choice import tool_choice_of
 
 Block = dict[str, Any]
@@ -85,6 +85,14 @@ class CountTokensRequest(Fields):
 class MessagesRequest(CountTokensRequest):
     """``POST /v1/messages``."""
 
+    renamed = names_elsewhere(
+        "max_tokens",
+        "stop_sequences",
+        response_format="output_config.format",
+        reasoning_effort="output_config.effort",
+        instructions="system",
+    )
+
     max_tokens: Count
     stop_sequences: Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
@@ -124,11 +132,12 @@ def _as_chat(asked: CountTokensRequest, tokenizer: Any) -> ChatRequest:
         raise ApiError(
             400, f"{where} begins the answer, which is not supported: end with the user's turn", where
         )
-    turns: list[Json] = []
+    turns: list[Message] = []
     if asked.system:
-        turns.append({"role": "system", "content": _text(asked.system, "system")})
+        turns.append(Message(role="system", content=_text(asked.system, "system")))
     for i, turn in enumerate(asked.messages):
-        turns += _turns(turn, f"messages[{i}]")
+        where = f"messages[{i}]"
+        turns += [validated(Message, one, where).placed(where) for one in _turns(turn, where)]
     values: Json = {"model": asked.model, "messages": turns, "tools": _tools(asked.tools)}
     values |= _choice(asked.tool_choice)
     if isinstance(asked, MessagesRequest):
@@ -138,7 +147,7 @@ def _as_chat(asked: CountTokensRequest, tokenizer: Any) -> ChatRequest:
     if config.format:
         schema = {"name": "answer", "schema": config.format.schema_}
         values["response_format"] = {"type": "json_schema", "json_schema": schema}
-    template = tokenizer.chat_template or ""
+    template = template_of(tokenizer, bool(asked.tools))
     if config.effort and "reasoning_effort" in template:
         values["reasoning_effort"] = config.effort
     if asked.thinking and "enable_thinking" in template:
@@ -146,7 +155,7 @@ def _as_chat(asked: CountTokensRequest, tokenizer: Any) -> ChatRequest:
     return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
 
 
-def _tools(tools: list[MessageTool] | None) -> list[Json] | None:
+def _tools(tools: list[MessageTool] | None) -> list[Tool] | None:
     for i, tool in enumerate(tools or ()):
         if tool.type not in (None, "custom"):
             where = f"tools[{i}]"
@@ -154,17 +163,13 @@ def _tools(tools: list[MessageTool] | None) -> list[Json] | None:
                 400, f"{where} is {tool.type!r}, which runs at Anthropic's; expected your own", where
             )
     return [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": tool.input_schema,
-                "strict": tool.strict,
-            },
-        }
-        for tool in tools or ()
+        Tool(type="function", function=_function(tool, f"tools[{i}]")) for i, tool in enumerate(tools or ())
     ] or None
+
+
+def _function(tool: MessageTool, where: str) -> Function:
+    told: Json = {"name": tool.name, "description": tool.description, "strict": tool.strict}
+    return validated(Function, told | {"parameters": tool.input_schema}, where)
 
 
 def _choice(choice: MessageToolChoice | None) -> Json:
@@ -185,16 +190,20 @@ def _turns(turn: MessageTurn, where: str) -> list[Json]:
     for i, block in enumerate(turn.content):
         kind, at = block.get("type"), f"{where}.content[{i}]"
         if kind == "text":
-            told["content"] = [*told.get("content", []), {"type": "text", "text": block.get("text")}]
+            told["content"] = [*told.get("content", []), {"type": "text", "text": _said(block, "text", at)}]
         elif kind == "thinking" and turn.role == "assistant":
-            told["reasoning_content"] = told.get("reasoning_content", "") + str(block.get("thinking", ""))
+            told["reasoning_content"] = told.get("reasoning_content", "") + _said(block, "thinking", at)
         elif kind == "tool_use" and turn.role == "assistant":
-            function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
-            call = {"id": block.get("id"), "type": "function", "function": function}
+            name, arguments = _said(block, "name", at), block.get("input") or {}
+            if not isinstance(arguments, dict):
+                raise ApiError(400, f"{at}.input is {arguments!r:.40}; expected an object", f"{at}.input")
+            function = {"name": name, "arguments": arguments}
+            call = {"id": _said(block, "id", at), "type": "function", "function": function}
             told["tool_calls"] = [*told.get("tool_calls", []), call]
         elif kind == "tool_result" and turn.role == "user":
             text = _text(block.get("content") or "", f"{at}.content")
-            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
+            call_id = _said(block, "tool_use_id", at)
+            results.append({"role": "tool", "tool_call_id": call_id, "content": text})
         else:
             raise ApiError(
                 400, f"{at} is {kind!r} of {turn.role}; this model takes text and its tools' calls", at
@@ -202,11 +211,20 @@ def _turns(turn: MessageTurn, where: str) -> list[Json]:
     return results + ([told] if len(told) > 1 or not results else [])
 
 
-def _text(content: str | list[Block], where: str) -> str:
+def _said(block: Block, name: str, where: str) -> str:
+    text = block.get(name)
+    if not isinstance(text, str):
+        raise ApiError(400, f"{where}.{name} is {text!r:.40}; expected a text", f"{where}.{name}")
+    return text
+
+
+def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
+    if not isinstance(content, list):
+        raise ApiError(400, f"{where} is {content!r:.40}; expected a text or text blocks", where)
     for i, block in enumerate(content):
         if not isinstance(block, dict) or block.get("type") != "text":
             kind = block.get("type") if isinstance(block, dict) else type(block).__name__
             raise ApiError(400, f"{where}[{i}] is {kind!r}; this model takes text only", f"{where}[{i}]")
-    return "\n".join(str(block.get("text", "")) for block in content)
+    return "\n".join(_said(block, "text", f"{where}[{i}]") for i, block in enumerate(content))

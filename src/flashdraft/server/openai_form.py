@@ -253,8 +253,22 @@ class TextForm(Form):
     def _scored(self, echo: Echo, answer: Answer) -> Entries:
         detokenizer = Detokenizer(self.tokenizer, skip_special_tokens=False)
         texts = [detokenizer.push(token) for token in echo.token_ids]
+        if echo.text is not None:
+            texts = _within(echo.text, texts)
         scores: list[TokenLogprobs | int] = [echo.token_ids[0], *answer.prompt_logprobs]
         return list(zip(scores, texts, strict=True))
+
+
+def _within(text: str, pieces: Sequence[str]) -> list[str]:
+    """What each token stands for in ``text``: those that the tokenizer put around it, and a space that it put in front
+    of the first word, stand for nothing.
+    """
+    told, at = list[str](), 0
+    for piece in pieces:
+        inner = piece if text.startswith(piece, at) else piece.removeprefix(" ")
+        told.append(inner if text.startswith(inner, at) else "")
+        at += len(told[-1])
+    return told
 
 
 def _origins(pieces: Sequence[TokenPiece]) -> dict[str, Any]:

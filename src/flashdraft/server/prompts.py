@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError
-from flashdraft.server.call_styles import call_style
+from flashdraft.server.call_styles import call_style, template_of
 from flashdraft.server.protocol import Message, Tool, ToolCall
 from flashdraft.server.service import Service
 from flashdraft.server.tool_calls import read_arguments
@@ -52,7 +52,8 @@ async def encode_chat(
     which all requests share.
     """
     tokenizer = service.tokenizer
-    if not tokenizer.chat_template:
+    template = template_of(tokenizer, bool(tools))
+    if not template:
         raise ApiError(
             400, "the model has no chat template; use /v1/completions with a plain prompt", "messages"
         )
@@ -63,16 +64,15 @@ async def encode_chat(
         raise ApiError(400, text, "messages", "context_length_exceeded")
     num_chars = sum(map(_num_chars, messages))
     _check_len(service, num_chars, "messages")
-    kwargs = _template_kwargs(tokenizer, template_kwargs or {}, bool(tools))
+    kwargs = _template_kwargs(tokenizer, template_kwargs or {}, template)
     if tools:
         kwargs["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
         num_chars += len(str(kwargs["tools"]))
         _check_len(service, num_chars, "tools")
-    is_mistral = (call_style(tokenizer.chat_template) or "").startswith("mistral")
-    turns = [_turn(message, f"messages[{i}]", is_mistral) for i, message in enumerate(messages)]
-    if call_style(tokenizer.chat_template) is None and any(
-        t["role"] == "tool" or "tool_calls" in t for t in turns
-    ):
+    style = call_style(template)
+    is_mistral = (style or "").startswith("mistral")
+    turns = [_turn(message, message.place(i), is_mistral) for i, message in enumerate(messages)]
+    if style is None and any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
         raise ApiError(400, "the model's chat template knows no tool calls: leave them out", "messages")
 
     def encode() -> list[int]:
@@ -90,7 +90,7 @@ async def encode_chat(
         raise ApiError(400, f"the chat template refuses the conversation: {error}", "messages") from None
 
 
-def with_effort(tokenizer: Any, kwargs: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
+def with_effort(template: str, kwargs: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
     """``kwargs`` of the template, and ``reasoning_effort`` in the template's own words.
 
     Raises ApiError 400 where these have none for it.
@@ -98,7 +98,6 @@ def with_effort(tokenizer: Any, kwargs: dict[str, Any] | None, effort: str | Non
     told = dict(kwargs or {})
     if effort is None:
         return told
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     taken = _variables(template)
     if "reasoning_effort" in taken:
         told.setdefault("reasoning_effort", effort)
@@ -133,9 +132,8 @@ def _check_len(service: Service, num_chars: int, param: str) -> None:
         )
 
 
-def _template_kwargs(tokenizer: Any, said: Mapping[str, Any], with_tools: bool) -> dict[str, Any]:
+def _template_kwargs(tokenizer: Any, said: Mapping[str, Any], template: str) -> dict[str, Any]:
     """``said``, of which the template must use every name; false asks for nothing where it does not."""
-    template = tokenizer.get_chat_template(tools=[{}] if with_tools else None)
     taken = _variables(template) - _RESERVED - set(tokenizer.special_tokens_map)
     for name, value in said.items():
         if name not in taken and not (value is False and name not in _RESERVED):

@@ -11,6 +11,7 @@ from flashdraft.server.fields import (
     MAX_BIASES,
     MAX_INT,
     MAX_STOPS,
+    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     BlockSizeField,
     Count,
@@ -19,6 +20,7 @@ from flashdraft.server.fields import (
     StopText,
     Texts,
     TokenIds,
+    names_elsewhere,
 )
 from flashdraft.server.structured import GrammarFields
 
@@ -140,6 +142,16 @@ class Message(Fields):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None  # of who speaks, for templates that show it
+    _place: str = ""  # in a request of another form than a chat's
+
+    def placed(self, place: str) -> Self:
+        """The same, which errors call by its ``place``."""
+        self._place = place
+        return self
+
+    def place(self, index: int) -> str:
+        """What errors call message number ``index``."""
+        return self._place or f"messages[{index}]"
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -156,7 +168,7 @@ class Function(Fields):
     """A tool that the model may call; ``parameters`` is the JSON schema of its arguments."""
 
     tolerated = _OF_TOOLS
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]  # Anthropic's; OpenAI has 64
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -199,6 +211,8 @@ class AllowedTools(Fields):
 class ChatRequest(OpenAIRequest):
     """``POST /v1/chat/completions``."""
 
+    renamed = names_elsewhere("max_tokens", "stop", system="messages[0]", instructions="messages[0]")
+
     messages: Annotated[list[Message], Field(min_length=1), Field(fail_fast=True)]
     max_completion_tokens: Count | None = None
     add_special_tokens: bool | None = None  # vLLM's; None: false, for the template has them
@@ -206,7 +220,7 @@ class ChatRequest(OpenAIRequest):
     reasoning_effort: Effort | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | AllowedTools | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
@@ -230,6 +244,8 @@ class ChatRequest(OpenAIRequest):
 class CompletionRequest(OpenAIRequest):
     """``POST /v1/completions``."""
 
+    renamed = names_elsewhere("max_tokens", "stop", messages="/v1/chat/completions")
+
     prompt: str | TokenIds | Texts | ManyTokenIds
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None  # 0: with echo, to score the prompt
@@ -250,6 +266,8 @@ class CompletionRequest(OpenAIRequest):
 
 class TokenizeRequest(Fields):
     """``POST /tokenize``: a prompt, or a conversation through the chat template."""
+
+    renamed = {"reasoning_effort": "chat_template_kwargs"}  # noqa: RUF012 - see Fields
 
     model: str | None = None
     prompt: str | None = None

@@ -7,12 +7,12 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from flashdraft.server.api_errors import ApiError, Json
+from flashdraft.server.api_errors import ApiError, Json, validated
 from flashdraft.server.chat import prepare_chat
-from flashdraft.server.fields import BlockSizeField, Count, Fields
+from flashdraft.server.fields import BlockSizeField, Count, Fields, names_elsewhere
 from flashdraft.server.handlers import check_model, read_request, respond, service_of
 from flashdraft.server.logs import log_event
-from flashdraft.server.protocol import ChatRequest, Effort, SamplingFields
+from flashdraft.server.protocol import ChatRequest, Effort, Function, Message, SamplingFields, Tool
 from flashdraft.server.responses_form import ResponseForm
 from flashdraft.server.structured import JsonSchema, ResponseFormat
 
@@ -44,6 +44,14 @@ _ITEM = {"type": "object", "description": "a message, function_call, function_ca
 
 class ResponsesRequest(SamplingFields):
     """``POST /v1/responses``; nothing is stored, so each request carries its whole conversation."""
+
+    renamed = names_elsewhere(
+        "max_output_tokens",
+        "stop",
+        reasoning_effort="reasoning.effort",
+        messages="input",
+        system="instructions",
+    )
 
     model: str | None = None
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
@@ -104,12 +112,12 @@ def _as_chat(asked: ResponsesRequest) -> ChatRequest:
     return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
 
 
-def _tools(tools: list[Json]) -> list[Json]:
+def _tools(tools: list[Json]) -> list[Tool]:
     """Functions, those of a namespace under both names.
 
     What searches the web is an offer to the model that agents make beside their own tools; it is left out then.
     """
-    told, left_out = list[Json](), list[str]()
+    told, left_out = list[Tool](), list[str]()
     for i, tool in enumerate(tools):
         kind, where = tool.get("type"), f"tools[{i}]"
         if kind == "namespace" and isinstance(tool.get("tools"), list):
@@ -124,13 +132,13 @@ def _tools(tools: list[Json]) -> list[Json]:
     return told
 
 
-def _tool(tool: Json, where: str, namespace: Any = None) -> Json:
+def _tool(tool: Json, where: str, namespace: Any = None) -> Tool:
     if tool.get("type") != "function":
         raise ApiError(
             400, f"{where} is of type {tool.get('type')!r}; this server knows functions only", where
         )
-    function = {name: value for name, value in tool.items() if name != "type"}
-    return {"type": "function", "function": function | {"name": full_name(namespace, tool.get("name"))}}
+    named = tool | {"name": full_name(namespace, _text(tool, "name", where))}
+    return Tool(type="function", function=validated(Function, named, where))
 
 
 def full_name(namespace: Any, name: Any) -> Any:
@@ -141,55 +149,74 @@ def full_name(namespace: Any, name: Any) -> Any:
 def _choice(choice: str | Json | None) -> Any:
     if not isinstance(choice, dict):
         return choice
-    named = [
-        {"type": "function", "function": {"name": one.get("name")}} for one in choice.get("tools", [choice])
-    ]
-    if choice.get("type") == "allowed_tools":
-        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
-    if choice.get("type") != "function":
-        raise ApiError(
-            400, f"tool_choice is of type {choice.get('type')!r}; expected a function", "tool_choice"
-        )
-    return named[0]
+    kind = choice.get("type")
+    if kind not in ("function", "allowed_tools"):
+        raise ApiError(400, f"tool_choice is of type {kind!r}; expected a function", "tool_choice")
+    where = "tool_choice" if kind == "function" else "tool_choice.tools"
+    tools = _objects(choice, "tools", "tool_choice") if kind == "allowed_tools" else [choice]
+    named = [{"type": "function", "function": {"name": _text(one, "name", where)}} for one in tools]
+    if kind == "function":
+        return named[0]
+    return {"type": kind, "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
 
 
-def _messages(asked: ResponsesRequest) -> list[Json]:
+def _messages(asked: ResponsesRequest) -> list[Message]:
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
-    turns: list[Json] = []
+    turns: list[tuple[Json, str]] = []
     if asked.instructions:
-        turns.append({"role": "system", "content": asked.instructions})
+        turns.append(({"role": "system", "content": asked.instructions}, "instructions"))
     for i, item in enumerate(items):
-        _add_item(turns, item, f"input[{i}]")
-    return turns
+        where = f"input[{i}]"
+        turn = _turn(item, where)
+        if turn["role"] != "assistant" or not (turns and _join(turns[-1][0], turn)):
+            turns.append((turn, where))
+    return [validated(Message, turn, where).placed(where) for turn, where in turns]
 
 
-def _add_item(turns: list[Json], item: Json, where: str) -> None:
-    """Add one item; thoughts, words and calls of one answer become one assistant turn."""
-    kind = item.get("type", "message")
+def _turn(item: Json, where: str) -> Json:
+    """One item as a turn of a chat. Raises ApiError 400 for what it lacks and for one that no text model can have."""
+    kind = item.get("type") or "message"
     if kind == "message":
-        turn = {name: value for name, value in item.items() if name in ("role", "content")}
-        _join(turns, turn) if turn.get("role") == "assistant" else turns.append(turn)
-    elif kind == "reasoning":
-        parts = item.get("content") or item.get("summary") or []
-        _join(turns, {"reasoning_content": "".join(str(part.get("text", "")) for part in parts)})
-    elif kind == "function_call":
-        function = {
-            "name": full_name(item.get("namespace"), item.get("name")),
-            "arguments": item.get("arguments"),
-        }
-        _join(turns, {"tool_calls": [{"id": item.get("call_id"), "type": "function", "function": function}]})
-    elif kind == "function_call_output":
-        turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
-    else:
-        expected = "message, function_call, function_call_output or reasoning"
-        raise ApiError(400, f"{where} is of type {kind!r}; expected {expected}", where)
+        return {"role": item.get("role"), "content": item.get("content")}
+    if kind == "reasoning":
+        parts = _objects(item, "content", where) or _objects(item, "summary", where)
+        thoughts = "".join(_text(part, "text", where) for part in parts)
+        return {"role": "assistant", "reasoning_content": thoughts}
+    if kind == "function_call":
+        name = full_name(item.get("namespace"), _text(item, "name", where))
+        call = {"name": name, "arguments": item.get("arguments")}
+        calls = [{"id": _text(item, "call_id", where), "type": "function", "function": call}]
+        return {"role": "assistant", "tool_calls": calls}
+    if kind == "function_call_output":
+        call_id = _text(item, "call_id", where)
+        if not isinstance(output := item.get("output"), str | list):
+            expected = "a text or text parts"
+            raise ApiError(400, f"{where}.output is {output!r:.40}; expected {expected}", f"{where}.output")
+        return {"role": "tool", "tool_call_id": call_id, "content": output}
+    expected = "message, function_call, function_call_output or reasoning"
+    raise ApiError(400, f"{where} is of type {kind!r}; expected {expected}", where)
 
 
-def _join(turns: list[Json], part: Json) -> None:
-    last = turns[-1] if turns else {}
-    is_next = last.get("role") == "assistant" and not (set(part) & set(last) - {"role", "tool_calls"})
+def _text(item: Json, name: str, where: str) -> str:
+    said = item.get(name)
+    if not isinstance(said, str):
+        raise ApiError(400, f"{where}.{name} is {said!r:.40}; expected a text", f"{where}.{name}")
+    return said
+
+
+def _objects(item: Json, name: str, where: str) -> list[Json]:
+    said = item.get(name) or []
+    if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
+        raise ApiError(400, f"{where}.{name} is {said!r:.40}; expected a list of objects", f"{where}.{name}")
+    return said
+
+
+def _join(last: Json, part: Json) -> bool:
+    """Make thoughts, words and calls of one answer one assistant turn; False: ``part`` begins another."""
+    new = set(part) - {"role"}
+    is_next = last.get("role") == "assistant" and not (new & set(last) - {"tool_calls"})
     if not is_next or ("tool_calls" in last and "tool_calls" not in part):
-        turns.append({"role": "assistant"} | part)
-        return
+        return False
     calls: Sequence[Json] = [*last.get("tool_calls", []), *part.get("tool_calls", [])]
     last |= part | ({"tool_calls": calls} if calls else {})
+    return True

@@ -10,7 +10,15 @@ from starlette.responses import JSONResponse, Response
 
 from flashdraft.server.accounts import meta_info
 from flashdraft.server.api_errors import ApiError, Json
-from flashdraft.server.fields import BlockSizeField, Count, Fields, ManyTokenIds, Texts, TokenIds
+from flashdraft.server.fields import (
+    BlockSizeField,
+    Count,
+    Fields,
+    ManyTokenIds,
+    Texts,
+    TokenIds,
+    names_elsewhere,
+)
 from flashdraft.server.handlers import answer_len, read_request, respond, service_of
 from flashdraft.server.http_io import DONE, event
 from flashdraft.server.prompts import encode_text
@@ -24,6 +32,7 @@ _DEFAULT_LEN = 128  # SGLang's
 class SGLangSampling(SamplingFields):
     """SGLang's ``sampling_params``."""
 
+    renamed = names_elsewhere("max_new_tokens", "stop")
     tolerated = known_fields()  # those that ask for something are refused before
 
     max_new_tokens: Count | None = None
@@ -31,6 +40,8 @@ class SGLangSampling(SamplingFields):
 
 class GenerateRequest(Fields):
     """``POST /generate``: a text, token ids, or a list of either."""
+
+    renamed = names_elsewhere("sampling_params.max_new_tokens", "sampling_params.stop", prompt="text")
 
     text: str | Texts | None = None
     input_ids: TokenIds | ManyTokenIds | None = None

@@ -9,6 +9,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError, Json
+from flashdraft.server.call_styles import template_of
 from flashdraft.server.handlers import check_model, read_request, service_of
 from flashdraft.server.prompts import encode_chat, encode_text
 from flashdraft.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -39,7 +40,7 @@ async def models(request: Request) -> Response:
             "owned_by": "flashdraft",
             "max_model_len": service.context_len,
             "block_size": service.block_size,
-            "thinking": END_THINK in (service.tokenizer.chat_template or ""),
+            "thinking": END_THINK in template_of(service.tokenizer),
         }
         for name in service.config.model_names
     ]

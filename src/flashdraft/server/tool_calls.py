@@ -9,7 +9,7 @@ Paris
 </tool_call>
 """
 
-import json
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,15 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
-from flashdraft.server.argument_types import ArgumentTypes, read_literal
+from flashdraft.server.argument_types import ArgumentTypes, dumps, loads, read_literal
 from flashdraft.server.call_styles import BEGIN, FUNCTION, Tools
+from flashdraft.server.loose_json import LooseJson
 
 END, END_FUNCTION, END_PARAMETER = "</tool_call>", "</function>", "</parameter>"
 _JSON_HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
+_AROUND = " \t\r\n\"'"  # a name that is written like an attribute's value
 Kind = Literal["name", "arguments", "end", "cut", "broken"]
 
 
@@ -31,7 +33,8 @@ Kind = Literal["name", "arguments", "end", "cut", "broken"]
 class CallNews:
     """What is new of the call number ``index``: its name, more of its arguments' JSON, or its end.
 
-    "cut": the answer ended within it, and what was told of it stands. "broken": it was no call after all.
+    "cut": it has no end, for the answer ended within it or what came is no argument; what was told of it stands.
+    "broken": it was no call after all, and nothing was told.
     """
 
     index: int
@@ -64,7 +67,9 @@ class CallReader:
         self._schema: Any = True  # of the argument that is read now
         self._missing: list[str] = []  # declared arguments that have not come yet
         self._num_values, self._is_text, self._is_named = 0, False, False
-        self._arguments, self._brackets = "", Brackets()
+        self._num_looked_at = 0  # characters of _held that the object has
+        self._object = LooseJson()  # the arguments, or the whole call
+        self._name, self._told = "", ""  # of the call, of the object
 
     def push(self, text: str) -> tuple[list[CallNews], str]:
         """Take more text; the news, and what is left of the text when the call is over."""
@@ -74,7 +79,11 @@ class CallReader:
             while not self.is_done and self._read():
                 pass
         except BrokenCallError:
-            return self._give_up()
+            if not self._is_named:
+                return self._give_up()
+            self._tell("cut")  # what a stream has told it cannot take back
+            self._held, self._read = self._object.rest, self._left_over
+            self._read()
         rest = self._held if self.is_done else ""
         return self._taken(), rest
 
@@ -88,15 +97,19 @@ class CallReader:
         return self._taken(), self._held
 
     def _end_of_answer(self, is_cut: bool) -> None:
-        if self._read in (self._xml_end, self._json_end):
+        if self._read == self._left_over:
+            self._held = ""
+        elif self._read in (self._xml_end, self._json_end):
             self._held = ""
             self._tell("end")
-        elif not self._is_named or (self._read == self._json_arguments and not is_cut):
+        elif not self._name:
             raise BrokenCallError
-        elif is_cut:
+        elif is_cut or self._read == self._json_arguments:
+            self._tell_name()
             self._held = ""
             self._tell("cut")
         else:
+            self._tell_name()
             if self._read == self._value:
                 self._end_value(self._held.removesuffix(f"\n{END_FUNCTION}"), "")
             self._held = ""
@@ -116,12 +129,17 @@ class CallReader:
         self._news.append(CallNews(self.index, kind, text))
 
     def _begin(self, name: str) -> None:
+        """Of this name; it is told once nothing can be wrong any more."""
         if name not in self.tools.schemas:
             raise BrokenCallError
-        self._types, self._is_named = ArgumentTypes(self.tools.schemas[name]), True
+        self._types, self._name = ArgumentTypes(self.tools.schemas[name]), name
         declared = self._types.object_schema().get("properties")
         self._missing = list(declared) if isinstance(declared, Mapping) else []
-        self._tell("name", name)
+
+    def _tell_name(self) -> None:
+        if not self._is_named:
+            self._is_named = True
+            self._tell("name", self._name)
 
     def _finish(self, rest: str) -> bool:
         self._tell("end")
@@ -145,7 +163,7 @@ class CallReader:
         if form == "{":
             self._read = self._json_head
         elif form and (end := self._held.find(">")) > 0:
-            self._begin(self._held[len(form) : end].strip())
+            self._begin(self._held[len(form) : end].strip(_AROUND))
             self._held = self._held[end + 1 :]
             self._read = self._parameter
         else:
@@ -153,26 +171,41 @@ class CallReader:
         return True
 
     def _parameter(self) -> bool:
-        found = self._next_is("<parameter=", END_FUNCTION)
-        if found == END_FUNCTION:
+        found = self._next_parameter()
+        if found in (END_FUNCTION, END):
+            self._tell_name()
             self._tell("arguments", "}" if self._num_values else "{}")
-            self._held = self._held[len(found) :]
+            self._held = self._held.removeprefix(END_FUNCTION)
             self._read = self._xml_end
             return True
         end = self._held.find(">")
         # The value begins after one line break, which must be there to be left out.
         if not found or end < 0 or end + 1 == len(self._held):
             return False
+        self._tell_name()
         key = self._held[len(found) : end]
+        key = key if key in self._missing else key.strip(_AROUND)
         self._held = self._held[end + 1 :].removeprefix("\n")
         self._schema = self._types.named(key)
         self._is_text = self._types.is_free_text(self._schema)
         self._missing = [name for name in self._missing if name != key]
         lead = ", " if self._num_values else "{"
         self._num_values += 1
-        self._tell("arguments", f"{lead}{_dumps(key)}: " + '"' * self._is_text)
+        self._tell("arguments", f"{lead}{dumps(key)}: " + '"' * self._is_text)
         self._read = self._value
         return True
+
+    def _next_parameter(self) -> str | None:
+        """What comes next. Whatever stands between two arguments is passed over: the call has begun."""
+        markers = ("<parameter=", END_FUNCTION, END)
+        if not self._is_named:
+            return self._next_is(*markers)
+        at, found = min(
+            ((at, one) for one in markers if (at := self._held.find(one)) >= 0), default=(-1, None)
+        )
+        keep = max(start_len(self._held, one) for one in markers)
+        self._held = self._held[at:] if found else self._held[len(self._held) - keep :]
+        return found
 
     def _value(self) -> bool:
         # Where the end tag is forgotten, a value ends before the next argument, or with the call.
@@ -192,11 +225,11 @@ class CallReader:
             keep = max(start_len(self._held, marker) for marker in (*markers, f"\n{END_PARAMETER}"))
             ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
             if ready:
-                self._tell("arguments", _dumps(ready)[1:-1])
+                self._tell("arguments", dumps(ready)[1:-1])
         return False
 
     def _end_value(self, value: str, rest: str) -> None:
-        told = _dumps(value)[1:] if self._is_text else self._types.typed(value, self._schema)
+        told = dumps(value)[1:] if self._is_text else self._types.typed(value, self._schema)
         self._tell("arguments", told)
         self._held, self._read = rest, self._parameter
 
@@ -210,42 +243,50 @@ class CallReader:
     def _json_head(self) -> bool:
         if head := _JSON_HEAD.match(self._held):
             self._begin(_loads(head[1]))
-            self._held, self._brackets = self._held[head.end() :], Brackets()
+            self._tell_name()
+            self._held, self._object = self._held[head.end() :], LooseJson()
             self._read = self._json_arguments
             return True
-        if not (end := self._brackets.end(self._held)):
+        self._told += self._object.push(self._held[self._num_looked_at :])
+        self._num_looked_at = len(self._held)
+        if self._object.is_broken:
+            raise BrokenCallError
+        if not self._object.is_done:
             return False
-        self._json_whole(read_literal(self._held[:end]))
-        self._held = self._held[end:]
+        self._json_whole(_loads(self._told))
+        self._held = self._object.rest
         self._read = self._xml_end
         return True
 
     def _json_whole(self, call: Any) -> None:
         """A call whose fields stand in another order, or in another form."""
-        call = call.get("function", call) if isinstance(call, dict) else {}
+        function = call.get("function")
+        call = function if isinstance(function, dict) else {"name": function} | call
         arguments: Any = next((call[key] for key in ("arguments", "parameters") if key in call), {})
         if isinstance(arguments, str):
             arguments = read_literal(arguments or "{}")
         if not isinstance(arguments, dict | None) or not isinstance(call.get("name"), str):
             raise BrokenCallError
         self._begin(call["name"])
-        self._tell("arguments", _dumps(arguments or {}))
+        self._tell_name()
+        self._tell("arguments", dumps(arguments or {}))
 
     def _json_arguments(self) -> bool:
-        if end := self._brackets.end(self._held):
-            self._pass_on(end)
-            _loads(self._arguments)
-            self._read = self._json_end
-            return True
-        self._pass_on(len(self._held))
-        return False
+        told, self._held = self._object.push(self._held), ""
+        if told:
+            self._tell("arguments", told)
+        if self._object.is_broken:
+            raise BrokenCallError
+        self._held = self._object.rest if self._object.is_done else ""
+        self._read = self._json_end if self._object.is_done else self._json_arguments
+        return self._object.is_done
 
-    def _pass_on(self, num_chars: int) -> None:
-        text, self._held = self._held[:num_chars], self._held[num_chars:]
-        self._arguments += text
-        self._brackets.skip(num_chars)
-        if text:
-            self._tell("arguments", text)
+    def _left_over(self) -> bool:
+        """The rest of a call whose arguments were none is passed over."""
+        _, end, rest = self._held.partition(END)
+        self._held = rest if end else self._held[len(self._held) - start_len(self._held, END) :]
+        self.is_done = bool(end)
+        return False
 
     def _json_end(self) -> bool:
         try:
@@ -297,26 +338,20 @@ def read_arguments(text: str) -> dict[str, Any] | None:
     What is whole stays, and of a text what there is; no text is no arguments. None: this is no JSON object, nor the
     beginning of one.
     """
-    text = text.strip() or "{}"
-    try:
-        value = from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        if "EOF while parsing" not in str(error):
-            return None
-        value = from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
-    return value if isinstance(value, dict) else None
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    reader = LooseJson()
+    told = reader.push(text.strip() or "{}")
+    if reader.is_broken or (reader.rest.strip() and reader.is_done):
+        return None
+    is_partial: Any = False if reader.is_done else "trailing-strings"
+    for end in (reader.held, ""):
+        with contextlib.suppress(ValueError):
+            value: dict[str, Any] = from_json(told + end, allow_inf_nan=False, allow_partial=is_partial)
+            return value
+    return None
 
 
 def _loads(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return loads(text)
     except (ValueError, RecursionError):
         raise BrokenCallError from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)

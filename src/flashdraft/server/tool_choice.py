@@ -9,7 +9,7 @@ from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar, json_rule
 from flashdraft.server.answer_parts import tools_of
 from flashdraft.server.api_errors import ApiError
-from flashdraft.server.call_styles import CallStyle, Tools, call_style
+from flashdraft.server.call_styles import CallStyle, Tools, call_style, template_of
 from flashdraft.server.protocol import AllowedTools, ChatRequest, Tool
 from flashdraft.server.tool_grammar import CallRules, calls_lark
 
@@ -36,7 +36,7 @@ def tool_choice_of(asked: ChatRequest, tokenizer: Any) -> ToolChoice:
         return ToolChoice()
     if choice == "none":
         return ToolChoice()
-    style = call_style(tokenizer.chat_template)
+    style = call_style(template_of(tokenizer, with_tools=True))
     if style is None:
         text = "the model's chat template has no tools, or calls in a form that is not known; leave them out"
         raise ApiError(400, text, "tools")

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flashdraft.errors import UsageError
 from flashdraft.grammar import json_rule
+from flashdraft.json_schema import check_shapes
 from flashdraft.server.argument_types import ArgumentTypes, values_of
 from flashdraft.server.call_styles import BEGIN, TOOL_CALLS, CallStyle
 from flashdraft.server.tool_calls import END
@@ -49,7 +50,7 @@ class _Frame:
         """Free text in which calls may stand, as Lark rules with ``body``."""
         mark, group = _exactly(self.mark), self.group(is_single or not self.last)
         body = f"(chunk {group} | tail)" if is_single else f"(chunk {group})* tail"
-        tail = f"tail: TAIL\nTAIL: ~/(?s:.*){mark}(?s:.*)/\n"
+        tail = f"tail: TAIL\nTAIL: {_without(mark)}\n"
         return f"body: {body}\nchunk[lazy]: /(?s:.*){mark}/\n{tail}"
 
 
@@ -103,6 +104,11 @@ def calls_lark(rules: CallRules) -> str:
     return head + f"call: {calls}\n" + "".join(f"{rule}\n" for rule in writer.rules)
 
 
+def _without(pattern: str) -> str:
+    """Any text in which ``pattern`` is not found; what is not that may be no text at all, such as a special token."""
+    return f"/(?s:.*)/ & ~/(?s:.*)({pattern})(?s:.*)/"
+
+
 def _free_python(calls: Mapping[str, str], is_single: bool) -> str:
     """Free text in which lists of calls in Python may stand: a list begins with [ and the name of a tool.
 
@@ -110,7 +116,7 @@ def _free_python(calls: Mapping[str, str], is_single: bool) -> str:
     """
     found = [rf"\[{_exactly(name)}\(" for name in calls]
     rules = [
-        f"tail: TAIL\nTAIL: ~/(?s:.*)({'|'.join(found)})(?s:.*)/",
+        f"tail: TAIL\nTAIL: {_without('|'.join(found))}",
         f'more: {_FRAMES["pythonic"].more(is_single)} "]"',
     ]
     uses = []
@@ -168,12 +174,11 @@ class _Writer:
         """``a=1, b="x"``: in their order, parted by commas, whichever of them are there."""
         types = ArgumentTypes(schema)
         _, named, required, _ = _arguments(types)
-        defs = {key: types.root[key] for key in ("$defs", "definitions") if key in types.root}
         first, rest = [] if required else [""], ""
         for name, one in reversed([pair for pair in named.items() if pair[1] is not False]):
             if not name.isidentifier():
                 raise UsageError(f"its argument {name!r} is no name in Python")
-            told = f'"{name}=" {_rule(dict(one) | defs if isinstance(one, Mapping) else one)}'
+            told = f'"{name}=" {_rule(one, types)}'
             first.insert(0, f"{told} {rest}")
             if name in required:
                 first = first[:1]
@@ -206,9 +211,8 @@ class _Writer:
             told = dict(schema) if isinstance(schema, Mapping) else {}
             if "string" in found:
                 told = {"allOf": [told], "type": others} if told else {"type": others}
-            defs = {key: types.root[key] for key in ("$defs", "definitions") if key in types.root}
             name = f"value_{len(self.rules)}"
-            self.rules.append(f'{name}: {_rule(told | defs)} "\\n</parameter>"')
+            self.rules.append(f'{name}: {_rule(told, types)} "\\n</parameter>"')
             choices.append(name)
         if not choices:
             raise UsageError("one of its arguments allows no value at all")
@@ -220,6 +224,7 @@ def _arguments(types: ArgumentTypes) -> tuple[Mapping[str, Any], dict[str, Any],
 
     Raises UsageError for what cannot be demanded of arguments that stand one by one.
     """
+    check_shapes(types.root)
     schema = types.object_schema()
     if beyond := set(schema) - _KNOWN - _NOTES:
         name = min(beyond)
@@ -233,23 +238,30 @@ def _arguments(types: ArgumentTypes) -> tuple[Mapping[str, Any], dict[str, Any],
     return schema, named | {name: others for name in required if name not in named}, required, others
 
 
-def _rule(schema: Any) -> str:
-    if far := next(_far_references(schema), None):
-        raise UsageError(f"it refers to {far!r}; expected a schema in $defs")
-    return json_rule(schema)
+def _rule(schema: Any, types: ArgumentTypes) -> str:
+    """A part of a tool's schema by itself: what it refers to goes along, in ``$defs``."""
+    defs: dict[str, Any] = {}
+    names: dict[str, str] = {}
 
+    def moved(one: Any) -> Any:
+        if isinstance(one, list):
+            return [moved(inner) for inner in one]
+        if not isinstance(one, Mapping):
+            return one
+        ref = one.get("$ref")
+        if not isinstance(ref, str):
+            return {key: moved(value) for key, value in one.items()}
+        if ref not in names:
+            if (found := types.resolved(ref)) is True:
+                raise UsageError(f"it refers to {ref!r}; expected a place in the same schema")
+            names[ref] = f"ref{len(names)}"
+            defs[names[ref]] = moved(found)
+        return {key: moved(value) for key, value in one.items()} | {"$ref": f"#/$defs/{names[ref]}"}
 
-def _far_references(schema: Any) -> Iterator[str]:
-    """References that point elsewhere than into ``$defs``, which one argument alone does not carry along."""
-    if isinstance(schema, Mapping):
-        ref = schema.get("$ref")
-        if isinstance(ref, str) and not ref.startswith(("#/$defs/", "#/definitions/")):
-            yield ref
-        for one in schema.values():
-            yield from _far_references(one)
-    elif isinstance(schema, list):
-        for one in schema:
-            yield from _far_references(one)
+    if not isinstance(schema, Mapping):
+        return json_rule(schema)
+    told = moved({key: one for key, one in schema.items() if key not in ("$defs", "definitions")})
+    return json_rule(told | {"$defs": defs} if defs else told)
 
 
 class _Texts:

@@ -25,12 +25,23 @@ def heed_unknown_fields(body: Json, asked: Fields) -> None:
         if name in kind.refused:
             raise ApiError(400, f"{where} is not supported by this server; leave it out", where)
         short = name[:_MAX_CHARS]
-        if meant := get_close_matches(short, _known_to(kind, where), 1, _ALIKE):
+        renamed = kind.renamed.get(name, "")
+        # Some clients say a thing by several names, the right one among them.
+        is_lost = name in kind.renamed and not _is_said(body, where.removesuffix(name) + renamed)
+        if meant := [renamed] if is_lost else get_close_matches(short, _known_to(kind, where), 1, _ALIKE):
             raise ApiError(400, f"{where} is no field of this request; did you mean {meant[0]!r}?", where)
         if len(told) < _MAX_TOLD:
             told.setdefault(short)
     if told:
         log_event("unknown fields", names=",".join(told))
+
+
+def _is_said(body: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(body, dict) or body.get(name) is None:
+            return False
+        body = body[name]
+    return True
 
 
 def _unknown(body: Any, asked: Any, where: str) -> Iterator[tuple[str, str, type[Fields]]]:
