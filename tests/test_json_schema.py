@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import jsonschema
+import pytest
 import torch
 
 from flashdraft.errors import UsageError
@@ -161,6 +162,41 @@ def test_what_the_grammar_lets_through_is_valid() -> None:
     assert wrong == []
     assert num_followed > NUM_SCHEMAS / 5
     assert num_accepted > num_followed
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        '^[^"]*$',
+        '^[^"x]+$',
+        r"^[^\\]*$",
+        r'^[^"\n]*$',
+        "^[^'\"]{1,5}$",
+        '^([^"]|x)+$',
+        r"^[^\x22]*$",
+        r'^\[[^"]*\]$',
+        r"^[\w\s]+$",
+    ],
+)
+def test_a_class_without_the_quote_or_the_backslash_has_none(pattern: str) -> None:
+    texts = ["ab", 'a"b', "a\\b", "a\nb", "a\tb", "[a]", '["]', "[\\]", "é", "a\x01b"]
+    as_name = {"type": "object", "patternProperties": {pattern: {}}, "additionalProperties": False}
+    num_accepted = 0
+    for text in texts:
+        for schema, said in (
+            ({"type": "string", "pattern": pattern}, json.dumps(text)),
+            (as_name, json.dumps({text: 1})),
+        ):
+            if accepts(schema, said):
+                assert is_valid(schema, said), (schema, said)
+                num_accepted += 1
+    assert num_accepted >= 2
+
+
+def test_a_range_of_control_characters_is_refused() -> None:
+    for pattern in (r"[\x00-!#-~]", r"[a\u0001-b]"):
+        with pytest.raises(UsageError, match="of control characters"):
+            begin(json.dumps({"type": "string", "pattern": pattern}))
 
 
 def test_a_dead_end_is_told_and_leaves_the_state_where_it_stood() -> None:

@@ -24,20 +24,22 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+_NUMBERS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
+_NUMBERS += ("exclusiveMinimum", "exclusiveMaximum", "minProperties", "maxProperties", "multipleOf")
 _SHAPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
     **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum"), ("a list", list)),
     "required": ("a list of texts", list),
     **dict.fromkeys(_NAMED, ("an object", dict)),
     **dict.fromkeys(("pattern", "format", "$ref"), ("a text", str)),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), ("a number", int)),
-    **dict.fromkeys(
-        ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), ("a number", (int, float))
-    ),
+    **dict.fromkeys(_NUMBERS, ("a number", (int, float))),
 }
 
 _REFUSED = ["not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains"]
 _REFUSED += ["propertyNames", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"]
 _JOINING = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}
+_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)  # and what is escaped outside of one
+_ESCAPED_IN_JSON = re.compile(r'"|\\\\|\\x22|\\x5c|\\u0022|\\u005c', re.IGNORECASE)
+_CONTROL_RANGE = re.compile(r"\\(x|u00)[01][0-9a-f]-|\\0-", re.IGNORECASE)
 _LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
 
 
@@ -123,9 +125,33 @@ def _rewritten(schema: Any) -> Schema:
     for key in (*_REFUSED, *(["minProperties"] if _may_repeat(told) else [])):
         if key in told:
             raise UsageError(f"the json_schema demands {key}, which cannot be followed: leave it out")
-    if looks_around(str(told.get("pattern", ""))) or any(map(looks_around, _names_of(told))):
+    if any(map(looks_around, (told.get("pattern", ""), *_names_of(told)))):
         raise UsageError("the json_schema demands looking ahead or behind, which cannot be followed")
+    if "pattern" in told:
+        told["pattern"] = _within_json(told["pattern"])
+    if names := _names_of(told):
+        told["patternProperties"] = {_within_json(name): told["patternProperties"][name] for name in names}
     return told
+
+
+def _within_json(pattern: str) -> str:
+    r"""``pattern`` without control characters in classes that leave out the quote or the backslash, such as ``[^"]``.
+
+    llguidance 1.9.1 lets ``\"`` and ``\\`` through where such a class has all control characters. Raises UsageError for
+    a class that says them itself.
+    """
+
+    def narrowed(found: re.Match[str]) -> str:
+        text = found[0]
+        if text.startswith("[^") and _ESCAPED_IN_JSON.search(text):
+            return rf"[^\x00-\x1f{text[2:]}"
+        if text.startswith("[") and _CONTROL_RANGE.search(text):
+            raise UsageError(
+                f"the json_schema's pattern has the range {text!r:.40} of control characters, which cannot be followed"
+            )
+        return text
+
+    return _CLASS.sub(narrowed, pattern)
 
 
 def looks_around(pattern: str) -> bool:

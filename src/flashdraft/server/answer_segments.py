@@ -11,12 +11,16 @@ from flashdraft.server.service import Answer
 
 @dataclass
 class Segment:
-    """``text``: thoughts, words, or the JSON of a call's arguments, as far as it came. ``name``: of the called tool."""
+    """``text``: thoughts, words, or the JSON of a call's arguments, as far as it came. ``name``: of the called tool.
+
+    ``is_cut``: the answer's length ended it, or it is a call without an end.
+    """
 
     kind: Literal["thoughts", "words", "call"]
     index: int
     text: str = ""
     name: str = ""
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class SegmentReader:
         yield from self._told(self._reader.flush(is_cut))
         if not any(one.kind != "thoughts" for one in self.segments):
             yield from self._go_to("words")
-        yield from self._close()
+        yield from self._close(is_cut)
         self._num_whole_calls = self._reader.num_whole_calls
 
     def _told(self, parts: Parts) -> Iterator[SegmentNews]:
@@ -74,7 +78,7 @@ class SegmentReader:
             elif one.kind == "arguments":
                 yield from self._add("call", one.text)
             else:
-                yield from self._close()
+                yield from self._close(is_cut=one.kind == "cut")
 
     def _add(self, kind: Literal["thoughts", "words", "call"], text: str) -> Iterator[SegmentNews]:
         if self._open is None or self._open.kind != kind:
@@ -89,8 +93,9 @@ class SegmentReader:
         self.segments.append(self._open)
         yield SegmentNews("begin", self._open)
 
-    def _close(self) -> Iterator[SegmentNews]:
+    def _close(self, is_cut: bool = False) -> Iterator[SegmentNews]:
         if self._open is not None:
+            self._open.is_cut = is_cut
             yield SegmentNews("end", self._open)
             self._open = None
 

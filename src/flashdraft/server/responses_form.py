@@ -41,7 +41,7 @@ class ResponseForm:
         items: list[Json] = []
         if answer.finish_reason:
             segments = read_segments(answer, self.thinking, self.tools).segments
-            items = [self.item(submission, one, status) for one in segments]
+            items = [self.item(submission, one, _status(one)) for one in segments]
         return {
             "id": f"resp_{submission.id}",
             "object": "response",
@@ -116,7 +116,7 @@ class ResponseForm:
             else:
                 yield tell(f"response.{kind}.done", **within, text=one.text, **extra)
                 yield tell("response.content_part.done", **within, part=_part(one))
-            done = self.item(submission, one, "completed")
+            done = self.item(submission, one, _status(one))
             yield tell("response.output_item.done", output_index=one.index, item=done)
 
 
@@ -129,6 +129,11 @@ class _Teller:
     def __call__(self, kind: str, **data: Any) -> str:
         self.number += 1
         return event({"type": kind, "sequence_number": self.number} | data, kind)
+
+
+def _status(one: Segment) -> str:
+    """Of an item that is over."""
+    return "incomplete" if one.is_cut else "completed"
 
 
 def _part(one: Segment) -> Json:
