@@ -24,8 +24,8 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_NUMBERS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
-_NUMBERS += ("exclusiveMinimum", "exclusiveMaximum", "minProperties", "maxProperties", "multipleOf")
+_NUMBERS = ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"]
+_NUMBERS += ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
 _SHAPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
     **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum"), ("a list", list)),
     "required": ("a list of texts", list),

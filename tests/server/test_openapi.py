@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from pydantic import ValidationError
 
-from flashdraft.server.openapi import OPERATIONS, Operation
+from flashdraft.server.openapi import OPERATIONS, Operation, error_of
 from server_case import MODEL, Running
 
 
@@ -48,3 +48,13 @@ def test_an_example_gets_what_is_promised(running: Running, one: Operation) -> N
     one.answer.model_validate(response.json())
     with pytest.raises(ValidationError):
         one.answer.model_validate(response.json() | {"id": 3, "count": "x", "prompt": 3, "text": 3})
+
+
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.request], ids=lambda one: one.path)
+def test_an_error_has_the_shape_that_is_promised(running: Running, one: Operation) -> None:
+    response = httpx2.post(running.url + one.path, content=b"x")
+    assert response.status_code == 400
+    error_of(one).model_validate(response.json())
+    document = running.get("/openapi.json").json()["paths"][one.path]["post"]["responses"]["default"]
+    promised = document["content"]["application/json"]["schema"]["$ref"]
+    assert promised == f"#/components/schemas/{error_of(one).__name__}"

@@ -28,6 +28,20 @@ class Error(Told):
     error: ErrorDetail
 
 
+class MessageErrorDetail(Told):
+    """Anthropic's words for it."""
+
+    type: str
+    message: str
+
+
+class MessageError(Told):
+    """Everything but a success, as Anthropic tells it."""
+
+    type: Literal["error"]
+    error: MessageErrorDetail
+
+
 class CompletionDetails(Told):
     """What drafting was worth, and how many tokens were thoughts."""
 

@@ -12,6 +12,8 @@ from flashdraft.errors import EngineError, FlashdraftError, OverloadedError
 Json = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
+MESSAGES_PATH = "/v1/messages"  # whose clients read Anthropic's errors
+
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 _MESSAGES_TYPES = _TYPES | {403: "permission_error", 413: "request_too_large", 503: "overloaded_error"}
@@ -43,7 +45,7 @@ class ApiError(Exception):
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        body = self.messages_body() if path.startswith("/v1/messages") else self.body()
+        body = self.messages_body() if path.startswith(MESSAGES_PATH) else self.body()
         return JSONResponse(body, self.status, headers)
 
     def messages_body(self) -> Json:

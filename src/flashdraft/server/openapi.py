@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from flashdraft import __version__
 from flashdraft.server import answers
-from flashdraft.server.api_errors import Json
+from flashdraft.server.api_errors import MESSAGES_PATH, Json
 from flashdraft.server.handlers import service_of
 from flashdraft.server.http_io import Handler, ends_with_client
 from flashdraft.server.messages_api import CountTokensRequest, MessagesRequest, count_tokens, messages
@@ -71,8 +71,9 @@ async def openapi(request: Request) -> Response:
 
 def document(model_names: tuple[str, ...]) -> Json:
     """The whole document; ``model_names`` are those that a request may name."""
-    types: dict[tuple[type[BaseModel], Any], None] = {(answers.Error, "serialization"): None}
+    types: dict[tuple[type[BaseModel], Any], None] = {}
     for one in OPERATIONS:
+        types[error_of(one), "serialization"] = None
         if one.request:
             types[one.request, "validation"] = None
         if not isinstance(one.answer, str):
@@ -106,7 +107,7 @@ def _operation(one: Operation, refs: Any) -> Json:
     answer = _answer(one, refs)
     error = {
         "description": "What is wrong",
-        "content": _content(JSON_TYPE, refs[answers.Error, "serialization"]),
+        "content": _content(JSON_TYPE, refs[error_of(one), "serialization"]),
     }
     told: Json = {
         "summary": one.summary,
@@ -126,6 +127,11 @@ def _operation(one: Operation, refs: Any) -> Json:
         schema = {"type": "string", "minLength": 1}
         told["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": schema}]
     return told
+
+
+def error_of(one: Operation) -> type[BaseModel]:
+    """What an operation answers that is no success."""
+    return answers.MessageError if one.path.startswith(MESSAGES_PATH) else answers.Error
 
 
 def _answer(one: Operation, refs: Any) -> Json:
