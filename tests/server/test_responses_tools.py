@@ -110,9 +110,16 @@ def test_functions_of_a_namespace_are_called_by_both_names(llm: LLM) -> None:
         assert again.usage.input_tokens > 0
 
 
-@pytest.mark.parametrize(("size", "kinds"), [(3, ["reasoning"]), (12, ["reasoning", "message"]), (60, None)])
+@pytest.mark.parametrize(
+    ("size", "kinds", "num_whole"),
+    [
+        (1, ["reasoning", "message"], 0),
+        (15, ["reasoning", "message"], 1),
+        (60, ["reasoning", "message", "function_call"], 2),
+    ],
+)
 def test_an_item_that_the_length_cut_is_incomplete_and_those_before_it_are_not(
-    llm: LLM, size: int, kinds: list[str] | None
+    llm: LLM, size: int, kinds: list[str], num_whole: int
 ) -> None:
     other = with_template(llm, TOOLS_TEMPLATE)
     engine = ScriptedEngine(other, f"hm</think>I look.\n{CALL}", 4, "length")
@@ -120,10 +127,9 @@ def test_an_item_that_the_length_cut_is_incomplete_and_those_before_it_are_not(
     with serving(other, engine) as running, running.openai() as client:
         whole = client.responses.create(**CODEX)
         assert whole.status == "incomplete"
-        assert [one.type for one in whole.output] == (kinds or ["reasoning", "message", "function_call"])
-        assert [one.status for one in whole.output] == ["completed"] * (len(whole.output) - 1) + [
-            "incomplete"
-        ]
+        assert [one.type for one in whole.output] == kinds
+        statuses = ["completed"] * num_whole + ["incomplete"] * (len(kinds) - num_whole)
+        assert [one.status for one in whole.output] == statuses
         told = list(client.responses.create(**CODEX, stream=True))
         done = [one.item for one in told if one.type == "response.output_item.done"]
         assert [item.to_dict() for item in done] == [item.to_dict() for item in told[-1].response.output]

@@ -63,6 +63,7 @@ class SegmentReader:
         """The answer is over; ``is_cut``: by its length."""
         yield from self._told(self._reader.flush(is_cut))
         if not any(one.kind != "thoughts" for one in self.segments):
+            yield from self._close(is_cut)
             yield from self._go_to("words")
         yield from self._close(is_cut)
         self._num_whole_calls = self._reader.num_whole_calls
