@@ -64,6 +64,15 @@ def test_measured_steps_are_foretold(file: str, weighting: str) -> None:
         assert told.blocks_per_s == pytest.approx(step["blocks_per_s"], rel=0.25)
 
 
+def test_the_rehearsal_of_the_27b_is_foretold() -> None:
+    """Random weights of its shape on one H200; its speed is what the share of wide drafters is taken from."""
+    measured = json.loads((REPO / "benchmarks" / "results" / "h200" / "rehearsal_27b.json").read_text())
+    recipe = runpy.run_path(str(REPO / "benchmarks" / "rehearse_27b.py"))["RECIPE"]
+    told = forecast(PairSizes(*pair_configs("qwen3.5-27b")), recipe, GPUS["H200"], 1, 0, False)
+    assert told.memory_bytes == pytest.approx(measured["training"]["peak_bytes"], rel=0.05)
+    assert told.step_s == pytest.approx(measured["training"]["step_s"], rel=0.15)
+
+
 def test_experts_that_a_token_does_not_meet_cost_memory_and_no_time() -> None:
     config = Qwen3MoeConfig(
         vocab_size=512, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,

@@ -58,8 +58,8 @@ class DryRun:
                 f"answers: {num_answers:,}, at most {hours:.1f} hours with {data.answer_rows:,} at a time"
             )
         typer.echo(
-            "Speeds are the data sheet's times shares: 25 % of the peak for narrow drafters (measured), 40 % for wide"
-            " ones (assumed); benchmarks/rehearse_27b.py compares them with a GPU."
+            "Speeds are the data sheet's times shares: 25 % of the peak for narrow drafters, 58 % for wide ones, both"
+            " measured on an H200; benchmarks/rehearse_27b.py compares them with a GPU."
         )
 
     def _data(self, target: str, config: TrainConfig, data: TrainData) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 Parameters are counted on the meta device; nothing is loaded. The layout is that of ranks.py: each host's GPUs share the
 target's layers, the drafter is whole in each GPU, its float32 weights and momentum lie with one GPU for each matrix.
-Rates are the data sheet's times a share: for narrow networks what runs of the embedded target reached on an H200, else
-assumed.
+Rates are the data sheet's times a share: for narrow networks what runs of the embedded target reached on an H200, for
+wide ones what five steps of a 27B's recipe did there (benchmarks/results/h200/rehearsal_27b.json).
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from flashdraft.train.ranks import Ranks
 GB = 10**9
 BF16, FLOAT32 = 2, 4
 WIDE = 2048  # from this width on matrix products are large enough for WIDE_SHARE
-# Of the peak: recipes/smollm2-135m/train_speed_*.json (24 to 27 % with all of a step counted); 40 % is assumed.
-NARROW_SHARE, WIDE_SHARE = 0.25, 0.4
+# Of the peak, all of a step counted: recipes/smollm2-135m/train_speed_*.json (24 to 27 %), rehearsal_27b.json.
+NARROW_SHARE, WIDE_SHARE = 0.25, 0.58
 LINK_SHARE, NETWORK = 0.7, 50e9 * 0.7  # assumed; bytes a second between hosts, one way (400 Gbit/s)
 CONTEXT_BYTES = 2e9  # of CUDA and what its allocator cannot use
 LOSS_ROWS = 8192  # the head keeps no more rows of logits
@@ -74,6 +74,7 @@ class PairSizes:
         self.whole = _count(target) - self.layers
         self.head = target.head_weight().numel()
         self.draft = _count(self.drafter)
+        self.of_optimizer = sum(_muon_operations(p.shape) for p in self.drafter.parameters() if p.dim() == 2)
         self.active_layers = self.layers - _idle_experts(self.target_config, self.layers)
 
     def largest_share(self, num_gpus: int) -> int:
@@ -87,6 +88,12 @@ class PairSizes:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _muon_operations(shape: torch.Size) -> int:
+    """Of the five steps that make a gradient orthogonal: X X^T, its square, and their sum times X."""
+    short, long = sorted(shape)
+    return 5 * (4 * short * short * long + 2 * short**3)
 
 
 def _idle_experts(config: Any, num_layers_parameters: int) -> int:
@@ -110,6 +117,9 @@ def activations(pair: PairSizes, plan: Plan) -> dict[str, float]:
     of_slots = slots * (layers * hidden + kept if plan.recompute else layers * kept)
     context = tokens * layers * 2 * config.num_key_value_heads * config.head_dim
     loss_rows = plan.rows * plan.blocks_per_row * plan.slots_per_block
+    logits = 2 * min(loss_rows, LOSS_ROWS)
+    if plan.looks_at_all:
+        logits = max(logits, min(slots, LOSS_ROWS))
     widest = (
         getattr(pair.target_config, "intermediate_size", None) or pair.target_config.moe_intermediate_size
     )
@@ -117,7 +127,7 @@ def activations(pair: PairSizes, plan: Plan) -> dict[str, float]:
         "features": BF16 * tokens * len(config.target_layer_ids) * hidden,
         "target's widest layer": BF16 * tokens * (2 * hidden + 3 * widest),
         "drafter's activations": BF16 * (of_slots + context),
-        "logits and their gradient": 2 * BF16 * min(loss_rows, LOSS_ROWS) * config.vocab_size,
+        "logits and their gradient": BF16 * logits * config.vocab_size,
     }
 
 
@@ -129,7 +139,8 @@ def memory(pair: PairSizes, plan: Plan) -> dict[str, float]:
         "embedding, head, norms, whole": BF16 * pair.whole,
         "two gathered layers": gathered,
         "drafter and its gradient": 2 * BF16 * pair.draft,
-        "gradient in float32": FLOAT32 * pair.draft,
+        # This step's, and what this GPU's optimizer keeps of the last one until the next.
+        "gradients in float32": FLOAT32 * (pair.draft + pair.largest_share(plan.num_gpus)),
         "float32 weights and momentum, this GPU's": 2 * FLOAT32 * pair.largest_share(plan.num_gpus),
         **activations(pair, plan),
     }
@@ -147,7 +158,7 @@ def traffic(pair: PairSizes, plan: Plan) -> dict[str, float]:
 
 
 def operations(pair: PairSizes, plan: Plan) -> float:
-    """Of a step on one GPU: matrix products without attention scores."""
+    """Of a step on one GPU: matrix products without attention scores, Muon's among them."""
     tokens, slots = plan.rows * plan.seq_len, plan.rows * plan.blocks_per_row * pair.config.block_size
     loss_rows = plan.rows * plan.blocks_per_row * plan.slots_per_block
     again = 8 if plan.recompute else 6
@@ -156,7 +167,7 @@ def operations(pair: PairSizes, plan: Plan) -> float:
         of_forward += 2 * pair.head * slots
         if plan.accumulate > 1:
             of_forward += 2 * pair.active_layers * tokens + 2 * pair.draft * slots
-    return plan.accumulate * of_forward
+    return plan.accumulate * of_forward + pair.of_optimizer / plan.num_gpus
 
 
 def seconds(pair: PairSizes, plan: Plan, gpu: Gpu, share: float | None = None) -> dict[str, float]:
