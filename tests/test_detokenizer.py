@@ -86,3 +86,16 @@ def test_broken_bytes_do_not_hold_the_rest_back() -> None:
     stream = Detokenizer(tokenizer)
     broken = tokenizer.encode("🎉")[1:2] + tokenizer.encode("a")
     assert [stream.push(token) for token in broken] == ["", "\ufffda"]
+
+
+@pytest.mark.parametrize("before", ["\n", "數", "\n數\n"])
+@pytest.mark.parametrize("after", ["", " a"])
+def test_what_was_whole_stays_before_a_broken_character(before: str, after: str) -> None:
+    tokenizer = TOKENIZERS["sentencepiece"]
+    whole = tokenizer.encode("a" + before, add_special_tokens=False)
+    then = tokenizer.encode(after, add_special_tokens=False)
+    stream = Detokenizer(tokenizer)
+    token_ids = [*whole, tokenizer.convert_tokens_to_ids("<0xE6>"), *then]
+    text = "".join(stream.push(token) for token in token_ids) + stream.flush()
+    assert text == f"a{before}\ufffd{after}"
+    assert tokenizer.decode(token_ids, skip_special_tokens=True) != text  # the tokenizer breaks the whole run

@@ -1,4 +1,8 @@
-"""Text that comes token by token: whole characters only, in sum what decoding all at once gives."""
+"""Text that comes token by token: whole characters only, in sum what decoding all at once gives.
+
+Not so where byte tokens end within a character: tokenizers then decodes the whole run of them as broken, a newline or
+a character before it too (``findings/tokenizers-byte-fallback-newline.sh``); here what was whole stays.
+"""
 
 from typing import Protocol
 
@@ -44,8 +48,10 @@ class Detokenizer:
         return piece
 
     def _piece(self) -> str:
-        before = self._decode(self._emitted)
-        return self._decode(self._emitted + self._waiting)[len(before) :]
+        before, together = self._decode(self._emitted), self._decode(self._emitted + self._waiting)
+        if not together.startswith(before):  # a broken run of byte tokens: each byte became U+FFFD
+            return self._decode(self._waiting)
+        return together[len(before) :]
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=self._skips)
