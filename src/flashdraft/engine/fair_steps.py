@@ -1,8 +1,9 @@
 """Whose blocks a step serves, where several clients ask and each block makes the step longer for all.
 
 Max-min fairness in rows of a step: beyond the tokens that cost little, no client has more rows than the one that asks
-for the fewest. So whoever asks for one answer has it in about twice the time that it takes alone, whatever a second
-client asks for. A client's own answers take turns, those that have said least first. One client alone has all rows.
+for the fewest, and prompts come in short chunks while anybody decodes. So whoever asks for one answer has it in about
+twice the time that it takes alone, whatever a second client asks for. A client's own answers take turns, those that
+have said least first. One client alone has all of a step.
 """
 
 from collections import Counter
@@ -24,6 +25,11 @@ class FairSteps:
             str | None, tuple[int, int]
         ] = {}  # by client: its last step, and its requests then
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several clients ask."""
+        return len(self._lately) > 1
+
     def pick(self, decoding: Sequence[Request], others: Iterable[Request]) -> list[Request]:
         """Those of ``decoding`` whose blocks run now, in their order; ``others`` do not decode yet."""
         self._num_steps += 1
@@ -31,7 +37,7 @@ class FairSteps:
         self._lately |= {client: (self._num_steps, num) for client, num in counts.items()}
         oldest = self._num_steps - _LATELY
         self._lately = {client: seen for client, seen in self._lately.items() if seen[0] > oldest}
-        if len(self._lately) < 2:
+        if not self.is_shared:
             return list(decoding)
         fewest = min(num for _, num in self._lately.values())
         served: Counter[str | None] = Counter()

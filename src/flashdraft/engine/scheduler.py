@@ -31,7 +31,7 @@ class EngineConfig:
     max_step_tokens: int = 512  # tokens of one step's blocks; prefill gets what they leave, or a quarter
     # Prompts' tokens in a step in which nobody decodes; None: 8,192 on a GPU, elsewhere max_step_tokens.
     max_prompt_tokens: int | None = None
-    # A step's tokens that any client may fill; of more nobody has more rows than who has the fewest (fair_steps.py).
+    # Tokens of a step that any client may fill; beyond, nobody has more rows than who has the fewest (fair_steps.py).
     # None: all of them on a GPU, where a step of many costs little more than one of few, elsewhere 16.
     free_step_tokens: int | None = None
     page_size: int = 16  # tokens
@@ -148,6 +148,8 @@ class Scheduler:
         # A quarter is for prefill even where blocks would take all: nobody waits for the others' last token.
         budget = max(most - used, most // 4, 1)
         budget = min(budget, self.most_prompt_tokens or budget)
+        if step.blocks and self.fair.is_shared:
+            budget = min(budget, 2 * self.fair.free_tokens)
         budget -= self._schedule_chunks(step, budget)
         if not step.left:
             budget = self._admit(step, budget)
