@@ -74,12 +74,12 @@ def test_one_client_alone_has_all_rows() -> None:
     assert shared.step() == {"one": 1, "many": MANY}
 
 
-@pytest.mark.parametrize(("client", "num_tokens"), [("many", 8), ("one", 29)])
+@pytest.mark.parametrize(("client", "num_tokens"), [("many", 32), ("one", 59)])
 def test_a_long_prompt_comes_in_short_chunks_while_another_client_decodes(
     client: str, num_tokens: int
 ) -> None:
     target = toy_target(vocab_size=VOCAB)
-    engine = Engine(target, None, EngineConfig(page_size=4, max_step_tokens=30, free_step_tokens=4))
+    engine = Engine(target, None, EngineConfig(page_size=4, max_step_tokens=60, free_step_tokens=1))
     engine.add_request("short", [1, 2, 3], params(40), 1, client="one")
     engine.step()
     engine.add_request("long", [idx % VOCAB for idx in range(100)], params(2), 1, client=client)

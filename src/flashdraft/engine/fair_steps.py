@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from flashdraft.engine.request import Request
 
 _TURN_TOKENS = 16  # that an answer grows by before another of its client has the turn
+_PROMPT_TOKENS = 32  # of a step in which anybody decodes
 _LATELY = 16  # steps for which a client that has left is counted: it may come back at once
 
 
@@ -29,6 +30,11 @@ class FairSteps:
     def is_shared(self) -> bool:
         """Whether several clients ask."""
         return len(self._lately) > 1
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of prompts in a step, where several clients ask and anybody decodes."""
+        return max(_PROMPT_TOKENS, 2 * self.free_tokens)
 
     def pick(self, decoding: Sequence[Request], others: Iterable[Request]) -> list[Request]:
         """Those of ``decoding`` whose blocks run now, in their order; ``others`` do not decode yet."""

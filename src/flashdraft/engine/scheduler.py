@@ -19,7 +19,6 @@ from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
 _FEWEST_PROMPT_TOKENS = 64  # of a step: with less memory than they take nothing runs
-_FREE_STEP_TOKENS = 16  # on a CPU: a step of so many takes about what two of one take
 PROMPT_TOKENS = 8192  # of a step on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
 
 
@@ -32,7 +31,7 @@ class EngineConfig:
     # Prompts' tokens in a step in which nobody decodes; None: 8,192 on a GPU, elsewhere max_step_tokens.
     max_prompt_tokens: int | None = None
     # Tokens of a step that any client may fill; beyond, nobody has more rows than who has the fewest (fair_steps.py).
-    # None: all of them on a GPU, where a step of many costs little more than one of few, elsewhere 16.
+    # None: all of them on a GPU, where a step of many costs little more than one of few, elsewhere 1.
     free_step_tokens: int | None = None
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
@@ -74,7 +73,7 @@ class EngineConfig:
 
     def on(self, device_type: str) -> "EngineConfig":
         """With the defaults for devices of that type."""
-        free = self.max_step_tokens if device_type == "cuda" else _FREE_STEP_TOKENS
+        free = self.max_step_tokens if device_type == "cuda" else 1
         prompts = self.prompt_tokens(device_type)
         return replace(self, max_prompt_tokens=prompts, free_step_tokens=self.free_step_tokens or free)
 
@@ -149,7 +148,7 @@ class Scheduler:
         budget = max(most - used, most // 4, 1)
         budget = min(budget, self.most_prompt_tokens or budget)
         if step.blocks and self.fair.is_shared:
-            budget = min(budget, 2 * self.fair.free_tokens)
+            budget = min(budget, self.fair.prompt_tokens)
         budget -= self._schedule_chunks(step, budget)
         if not step.left:
             budget = self._admit(step, budget)
