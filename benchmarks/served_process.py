@@ -1,6 +1,7 @@
 """``flashdraft serve`` as a process of its own, for the scripts that measure it from outside."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,11 @@ class ServerProcess:
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found
         return int(found[1]) / 1000
+
+    def cpu_s(self) -> float:
+        """Processor seconds that its threads have used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def busy(self) -> list[str]:
         """The lines of /metrics that speak of requests or pages in use."""

@@ -5,7 +5,9 @@
 Two processes on one machine, the engine in this one and a server, take turns: one request at a time, then 32 at once,
 each round with prompts of its own: at most 4 rounds. Both decode greedily with blocks of one fixed length, to the same
 number of tokens. Answers over HTTP are streamed, a chunk each step, and read as they come by the lightest client there
-is, bare sockets in one thread: it takes its time from the same cores, and is no part of the server.
+is, bare sockets in one thread: it takes its time from the same cores, and is no part of the server. Beside the rates
+stands what each process used of the processors, which other work on the machine changes less (with OMP_NUM_THREADS=1:
+threads that wait for one another spin).
 """
 
 import argparse
@@ -14,7 +16,7 @@ import selectors
 import socket
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from served_process import start_server
@@ -83,27 +85,33 @@ def main() -> None:
         for round_number in range(args.rounds + 1):  # the first warms up
             for concurrency, count in ((1, 8), (32, 32)):
                 chats = [[{"role": "user", "content": next(prompts)}] for _ in range(count)]
-                row = {"concurrency": concurrency, "offline": 0.0, "http": 0.0}
+                row: dict[str, float] = {"concurrency": concurrency}
                 ways = ["offline", "http"] if round_number % 2 else ["http", "offline"]
                 for way in ways:
+                    cpu_s = process_time if way == "offline" else server.cpu_s
+                    before = cpu_s()
                     if way == "offline":
                         row[way] = offline(llm, chats, concurrency, args.tokens)
                     else:
                         row[way] = served(server.url, chats, concurrency, body)
+                    row[f"{way}_cpu_s"] = round(cpu_s() - before, 2)
                 print(json.dumps(row), flush=True)
                 if round_number:
                     rows.append(row)
-    ratios = {
-        str(c): [round(row["http"] / row["offline"], 4) for row in rows if row["concurrency"] == c]
-        for c in (1, 32)
-    }
+    ratios: dict[str, list[float]] = {"1": [], "32": []}
+    cpu_ratios: dict[str, list[float]] = {"1": [], "32": []}
+    for row in rows:
+        ratios[str(row["concurrency"])].append(round(row["http"] / row["offline"], 4))
+        cpu_ratios[str(row["concurrency"])].append(round(row["offline_cpu_s"] / row["http_cpu_s"], 4))
     figures = {
         "http_over_offline_median": {c: round(median(each), 4) for c, each in ratios.items()},
+        "offline_over_http_cpu_median": {c: round(median(each), 4) for c, each in cpu_ratios.items()},
         "http_over_offline": ratios,
+        "offline_over_http_cpu": cpu_ratios,
         "tokens_per_second": rows,
         "settings": {"tokens": args.tokens, "block_size": args.block_size, "rounds": args.rounds},
     }
-    print(json.dumps(figures["http_over_offline_median"]))
+    print(json.dumps({name: figures[name] for name in figures if name.endswith("median")}))
     if args.out:
         args.out.write_text(json.dumps(figures | {"provenance": collect_provenance()}, indent=1) + "\n")
 
