@@ -176,7 +176,7 @@ def acceptance() -> str:
 
 
 def acceptance_dflash2() -> str:
-    """Acceptance length by task of the shipped drafter, with the length of the one before it on the same prompts."""
+    """Acceptance length by task of the drafter of run g, with the length of the one before it on the same prompts."""
     found = {}
     for file in ("before", "after"):
         for text in (RESULTS / "dflash2" / f"{file}.md").read_text().splitlines():
@@ -188,7 +188,7 @@ def acceptance_dflash2() -> str:
             found[key] for key in (("before", task, "16"), ("after", task, "16"), ("after", task, "8"))
         )
         lines.append([task, *(cells[i] for cells in (before, after, short) for i in (3, 6))])
-    header = ["task", "before, 16", "not looping", "shipped, 16", "not looping", "shipped, 8", "not looping"]
+    header = ["task", "before, 16", "not looping", "run g, 16", "not looping", "run g, 8", "not looping"]
     return markdown(header, lines)
 
 
