@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from flashdraft.ops.causal_conv import causal_conv
-from flashdraft.ops.gated_delta import DeltaInputs, gated_delta_chunked, gated_delta_reference, unit_length
+from flashdraft.ops.gated_delta import (
+    DeltaInputs,
+    gated_delta_chunked,
+    gated_delta_reference,
+    gated_delta_texts,
+    unit_length,
+)
 
 
 def delta_inputs(num_tokens: int, rows: int = 2, seed: int = 0) -> DeltaInputs:
@@ -24,6 +30,14 @@ def test_chunks_equal_steps(num_tokens):
     found, state = gated_delta_chunked(inputs, start)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(state, expected_state, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [30, 150])  # one by one, and by chunks
+def test_texts_begin_with_nothing(num_tokens):
+    given = delta_inputs(num_tokens)
+    expected = gated_delta_reference(given, torch.zeros(2, 3, 10, 14))[0]
+    found = gated_delta_texts(given, torch.float32)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_a_key_is_overwritten():

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -10,7 +9,13 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.weights import apart
-from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, gated_delta_chunked, unit_length
+from flashdraft.ops.gated_delta import (
+    DeltaInputs,
+    decay_logarithm,
+    gated_delta_chunked,
+    takes_fla,
+    unit_length,
+)
 from flashdraft.ops.host_copy import told
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.conv_prefill import conv_prefill
@@ -216,7 +221,7 @@ def _rule(
     beta = b.float().sigmoid().unsqueeze(0)
     if is_true is not None:
         decay, beta = (torch.where(is_true.unsqueeze(-1), x, 0.0) for x in (decay, beta))
-    if mixed.is_cuda and mixed.dtype != torch.float32 and find_spec("fla"):
+    if takes_fla(mixed.dtype, mixed.device):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
         out, after = chunk_gated_delta_rule(

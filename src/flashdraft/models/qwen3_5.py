@@ -22,7 +22,7 @@ from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOut
 from flashdraft.models.llama import split_heads
 from flashdraft.models.mlp import feed_forward
 from flashdraft.ops.attention import FULL_ATTENTION
-from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, unit_length
+from flashdraft.ops.gated_delta import DeltaInputs, decay_logarithm, gated_delta_texts, unit_length
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
 from flashdraft.ops.rope import Rotary, rotate
 
@@ -87,7 +87,9 @@ class GatedDeltaNet(nn.Module):
         state = source if isinstance(source, LayerState) else self.new_state(len(x))
         weight = self.conv1d.weight.squeeze(1)
         mixed = F.silu(state.stage_conv(self.in_proj_qkv(x), weight, positions))
-        out = state.stage_delta(self._inputs(x, mixed, positions)).to(x.dtype)
+        inputs = self._inputs(x, mixed, positions)
+        out = gated_delta_texts(inputs, x.dtype) if state is not source else state.stage_delta(inputs)
+        out = out.to(x.dtype)
         gate = F.silu(self.in_proj_z(x).view(out.shape).float())
         gated = (self.norm(out) * gate).to(x.dtype)
         projected: Tensor = self.out_proj(gated.flatten(2))

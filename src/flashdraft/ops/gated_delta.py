@@ -7,6 +7,7 @@ chunks, which is fast on long texts and agrees up to rounding.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,28 @@ def gated_delta(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
     """The form that suits the length; shapes as in :func:`gated_delta_reference`."""
     form = gated_delta_reference if inputs.v.shape[1] <= CHUNK else gated_delta_chunked
     return form(inputs, state)
+
+
+def takes_fla(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether flash-linear-attention's kernels run for a network of ``dtype``: in 16 bits, on CUDA, where installed."""
+    return device.type == "cuda" and dtype != torch.float32 and find_spec("fla") is not None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def gated_delta_texts(inputs: DeltaInputs, dtype: torch.dtype) -> Tensor:
+    """Outputs [rows, num_tokens, heads, value_dim] of texts from their first token on, for a network of ``dtype``.
+
+    Not compiled: a text's chunks would be unrolled one by one.
+    """
+    if takes_fla(dtype, inputs.v.device):
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        q, k, v = (x.to(dtype) for x in (inputs.q, inputs.k, inputs.v))
+        out: Tensor = chunk_gated_delta_rule(q, k, v, inputs.decay, inputs.beta, scale=1.0)[0]
+        return out
+    rows, _, heads, key_dim = inputs.k.shape
+    state = inputs.v.new_zeros(rows, heads, key_dim, inputs.v.shape[-1])
+    return gated_delta(inputs, state)[0]
 
 
 def decay_logarithm(a: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
