@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from dflash2_data import FeaturesOnDevice, Sizes, answered, fitting, rows_of, save_answers, saved_answers
 from dflash2_prompts import read_prepared
-from torch import Tensor
 
 from flashdraft.checkpoint.load import load_drafter, load_target
 from flashdraft.data.loader import PackedRows
@@ -34,37 +33,6 @@ from flashdraft.train.served import check_served
 from flashdraft.train.trainer import Trainer
 
 RESERVE_S = 25.0  # of --minutes, for the last figures and the weights
-
-
-class Average:
-    """A mean of a drafter's weights over the last ninth of its steps: what a rate that stays finds, without its noise.
-
-    A power function of time (arXiv 2312.02696, section 3.1), its exponent 8.
-    """
-
-    EXPONENT = 8
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.masters, self.parameters = trainer.optimizer.masters, trainer.optimizer.parameters
-        self.values = [master.clone() for master in self.masters]
-        self.step = trainer.progress.step
-
-    def take(self, step: int) -> None:
-        """Take in the weights as they are after ``step`` steps."""
-        share = 1 - (self.step / step) ** (self.EXPONENT + 1)
-        torch._foreach_lerp_(self.values, self.masters, share)
-        self.step = step
-
-    def show(self) -> None:
-        """Let the network compute with the mean."""
-        self._put(self.values)
-
-    def hide(self) -> None:
-        """Let it compute with what is trained."""
-        self._put(self.masters)
-
-    def _put(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_([parameter.data for parameter in self.parameters], values)
 
 
 class Output:
@@ -157,35 +125,25 @@ def train(args: argparse.Namespace) -> None:
     trainer.config = replace(trainer.config, max_minutes=(trainer.progress.elapsed_s + left) / 60)
     facts = {"training_s": round(left, 1), **memory(target.device)}
     out.row(stage="start", resumed=resumed, **facts, provenance=collect_provenance(args.device))
-    run(trainer, out, args)
+    run(trainer, out, args.save_seconds)
     last_figures(trainer, out, deadline)
 
 
-def run(trainer: Trainer, out: Output, args: argparse.Namespace) -> None:
+def run(trainer: Trainer, out: Output, save_seconds: float) -> None:
     """Train to the end of the schedule; rows and weights as it goes, figures at its end."""
     drafter = trainer.drafter
     assert isinstance(drafter, DFlashModel)
-    average = Average(trainer) if args.average else None
     found: dict[str, float] = {}
 
     def hear(line: dict[str, Any]) -> None:
         if "loss" in line:
             out.row(stage="training", **line)
-            if average:
-                average.take(line["step"])
         found.update(line.get("simulated_acceptance_length", {}))
-        if found or time.monotonic() - out.saved_at > args.save_seconds:
-            if average:
-                average.show()
+        if found or time.monotonic() - out.saved_at > save_seconds:
             out.weights(drafter)
-            if average:
-                average.hide()
 
     trainer.train(hear)
     out.row(stage="figures", drafter="new", **figures(trainer, found))
-    if average:
-        average.show()
-        out.row(stage="figures", drafter="mean", **figures(trainer, trainer.evaluate(lambda _: None)))
 
 
 def trainer_of(
@@ -223,7 +181,7 @@ def last_figures(trainer: Trainer, out: Output, deadline: float) -> None:
 
 
 def figures(trainer: Trainer, lengths: dict[str, float]) -> dict[str, Any]:
-    """Simulated acceptance ``lengths`` by kind of prompt, their mean without long contexts, and over all rounds."""
+    """Simulated acceptance ``lengths`` by kind of prompt, their mean, long contexts, seen answers, and all rounds."""
     by_kind = {name: value for name, value in lengths.items() if name not in ("all", "long", "seen")}
     return {
         "block_size": trainer.config.block_size,
@@ -251,7 +209,6 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         blocks_per_row=args.blocks_per_row,
         lr=args.lr,
         warmup=0.03,
-        final_lr=args.final_lr,
         total_blocks=10**9,
         max_minutes=1000.0,
         eval_minutes=1e9,
@@ -273,8 +230,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows-per-step", type=int, default=6)
     parser.add_argument("--blocks-per-row", type=int, default=1024)
     parser.add_argument("--weighting", choices=("dpace", "decay"), default="dpace")
-    parser.add_argument("--dpace-power", type=float, default=0.0)
-    parser.add_argument("--final-lr", type=float, default=0.02, help="share of the rate; 1: it stays")
+    parser.add_argument("--dpace-power", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
@@ -288,10 +244,9 @@ def main() -> None:
     parser.add_argument("--init", default="embedded", help="the drafter to go on from: it, or a folder")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, all in")
     parser.add_argument("--head", choices=("dflash", "dflash2"), default="dflash2")
-    parser.add_argument("--selector-rank", type=int, default=48)
+    parser.add_argument("--selector-rank", type=int, default=128)
     parser.add_argument("--selector-stops", action="store_true")
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--average", action="store_true", help="write the mean of the last steps' weights")
     parser.add_argument("--save-seconds", type=float, default=60.0)
     train(parser.parse_args())
 

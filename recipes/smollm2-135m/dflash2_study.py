@@ -35,6 +35,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "conv, 2e-3": CONV | {"lr": 2e-3},
     "conv, selector 32": {"selector_rank": 32, "lr": 4e-3},
     "conv, selector 64": {"selector_rank": 64, "lr": 4e-3},
+    "conv, selector 128": {"selector_rank": 128, "lr": 4e-3},
+    "conv, selector 64, power 0": {"selector_rank": 64, "lr": 4e-3, "dpace_power": 0.0},
     "conv, previous token 64": {"selector_rank": 64, "lr": 4e-3},
     "conv, selector 64, skip": {"selector_rank": 64, "lr": 4e-3, "selector_missing": "skip"},
     "conv, selector 64, decay": {"selector_rank": 64, "lr": 4e-3, "weighting": "decay"},
