@@ -8,7 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-METHODS = ["plain", "b16@7.93", "b16@5.47", "b8@5.90", "b16", "b8", "auto", "tree", "prefill"]
+from flashdraft.bench.published import published_rows
+
+METHODS = ["plain", "plain@128k", "b16@7.93", "b16@5.47", "b8@5.90", "mtp@7.14"]
+METHODS += ["b16", "b8", "auto", "tree", "b16 sampled", "prefill"]
+FAMILIES = {"ar": "plain", "mtp": "mtp", "dflash": "b"}
 TITLES = {
     "27b": "Qwen3.5-27B's shape with a 6-layer drafter, random weights, acceptance by dice",
     "35b-a3b": "Qwen3.5-35B-A3B's shape, random weights",
@@ -48,6 +52,32 @@ def table(rows, pair):
     return lines
 
 
+def card(rows):
+    """The published card's cells, and what the steps measured here make of its acceptance lengths."""
+    steps = {}
+    for row in rows:
+        name, _, length = row["method"].partition("@")
+        if row["pair"] == "27b" and "step_ms" in row and length != "128k":
+            steps.setdefault((name, row["requests"]), {})[float(length or 1)] = row["step_ms"]
+    cells = {}
+    for one in published_rows():
+        if one.pair != "qwen3.5-27b" or one.tokens_per_s is None:
+            continue
+        name = FAMILIES[one.method] + (str(one.block_size) if one.method == "dflash" else "")
+        if found := steps.get((name, one.concurrency)):
+            nearest = min(found, key=lambda length: abs(length - one.acceptance_length))
+            made = 1e3 * one.concurrency * one.acceptance_length / found[nearest]
+            cells[one.task, one.method, one.block_size, one.concurrency] = one, made
+    lines = ["| task | method | block | requests | accepted | card, B200 | here |"]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    for (task, method, block, requests), (one, made) in cells.items():
+        accepted = f"{one.acceptance_length:.2f}"
+        lines.append(
+            f"| {task} | {method} | {block} | {requests} | {accepted} | {one.tokens_per_s:,.0f} | {made:,.0f} |"
+        )
+    return lines
+
+
 def bits(rows):
     """How many answers of each method are plain decoding's alone."""
     lines = ["| pair | method | requests | same answers |", "| --- | --- | ---: | ---: |"]
@@ -76,6 +106,12 @@ def main():
     for pair, title in TITLES.items():
         if any(row["pair"] == pair for row in ours):
             lines += ["", f"## {title}", "", *table(rows, pair)]
+    lines += [
+        "",
+        "## The card's tables, tokens/s: as published, and steps measured here times its lengths",
+        "",
+    ]
+    lines += card(ours)
     lines += ["", "## The same tokens as plain decoding of one request alone, bfloat16", "", *bits(ours)]
     (folder / "report.md").write_text("\n".join(lines) + "\n")
 
