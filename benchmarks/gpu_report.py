@@ -98,8 +98,9 @@ def main():
     lines = ["# One H200, beside vLLM 0.24", ""]
     lines += [
         f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
-        "vLLM's rows of the 27B were measured on the machine of ours and within the same quarter of an hour",
-        "(`vllm-27b-*.json`); ours of prefill, B8 and B16 at 5.47 on others of its kind, and vLLM's small pair too.",
+        "vLLM's rows of the 35B-A3B were measured on the machine of ours within a quarter of an hour; those of the",
+        "27B (`vllm-27b-*.json`) on another card of its kind that day, where ours in turn took 13.7, 14.8, 15.9 and",
+        "17.4 ms plain and 16.8, 22.4, 34.5 and 64.2 with block 16; vLLM's of the small pair on a third.",
         "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replay`: the step's recordings alone, back to back; the rest of a step is the host's.",
     ]

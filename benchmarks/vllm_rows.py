@@ -15,7 +15,7 @@ NAMES = {"ar": "plain", "b16": "b16", "b8": "b8"}
 
 def rows_of(path):
     """One row a cell."""
-    _, pair, method = path.stem.split("-")
+    pair, _, method = path.stem.removeprefix("vllm-").rpartition("-")
     found = json.loads(path.read_text())
     provenance = {"source": f"vLLM 0.24.0 on one NVIDIA H200 of the same machine as ours, {path.name}"}
     for name, passes in found["cells"].items():
