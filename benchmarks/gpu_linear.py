@@ -3,7 +3,8 @@
 One JSON line a shape, count of tokens and kernel, the fastest tilings first: milliseconds, TB of weights a second, and
 whether every row has the very bits that the kernel for few tokens gives it alone. ``unsplit`` is cuBLAS as
 cuda/products.py calls it; its bits are compared at counts in between, too. ``--weights fp8 int4 awq``: weights that
-stay in codes beside the same as floats, whose products must have the same bits; TB are of the codes.
+stay in codes beside the same as floats, whose products must have the same bits; TB are of the codes. The best of them
+are printed, with how many times as fast as floats they are.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from flashdraft.cuda.products import unsplit_sums
+from flashdraft.cuda.products import tiling_of, unsplit_sums
 from flashdraft.ops.quantized import QuantizedWeight, packed
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
@@ -41,7 +42,7 @@ SHAPES = {  # outputs, inputs
 TOKENS = (1, 16, 32, 64, 128, 256, 512)
 BETWEEN = (17, 33, 40, 65, 72, 100, 120, 200, 300, 400, 1000, 1024, 2048, 3000, 4096)
 FEW = 64  # tokens; with more, weights as floats are cuBLAS's
-MOST = 256  # the same of weights in codes
+IN_CODES_TOKENS = (1, 16, 32, 64)
 TILINGS = [
     Tiling(*one)
     for one in (
@@ -51,24 +52,30 @@ TILINGS = [
 ]  # fmt: skip
 
 
-IN_CODES = [  # making floats of codes takes instructions: many warps on a multiprocessor hide what they wait for
+IN_CODES = [  # outputs: 16 or more a warp; inputs: whole chunks of 128
     Tiling(*one)
     for one in (
-        (32, 128, 4, 2), (32, 128, 4, 4), (64, 128, 2, 4), (64, 128, 3, 4), (64, 128, 8, 4), (128, 128, 2, 4),
-        (128, 128, 3, 4), (128, 128, 6, 4), (128, 128, 3, 8), (128, 128, 6, 8),
+        (64, 256, 3, 4), (64, 256, 4, 4), (64, 256, 6, 4), (64, 512, 2, 4), (64, 512, 3, 4), (64, 128, 4, 4),
+        (64, 128, 8, 4), (128, 128, 4, 4), (128, 128, 6, 8), (128, 256, 3, 8), (128, 256, 4, 8), (128, 256, 3, 4),
+        (128, 512, 2, 8), (32, 256, 3, 2), (32, 256, 4, 2), (32, 512, 2, 2), (32, 512, 3, 2), (64, 256, 3, 2),
+        (64, 512, 2, 2), (16, 512, 2, 1), (16, 512, 3, 1), (32, 256, 4, 1),
     )
 ]  # fmt: skip
+KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
 
 
 def in_codes(floats, kind):
-    """Random codes of a weight's shape: fp8 in groups of 128, int4 without and awq with zero points."""
+    """Random codes of a weight's shape in groups of 128; "awq" has zero points.
+
+    Scales of "fp8_32" are float32, of "awq" float16, of the others bfloat16.
+    """
     (outputs, inputs), device = floats.shape, floats.device
-    scales = torch.rand(inputs // 128, outputs, device=device) * 1e-3 + 1e-4
-    if kind == "fp8":
+    scales = (torch.rand(inputs // 128, outputs, device=device) * 1e-3 + 1e-4).bfloat16()
+    if kind.startswith("fp8"):
         codes = torch.randn(outputs, inputs, device=device).mul_(60).to(torch.float8_e4m3fn)
-        return QuantizedWeight(codes, scales, None, torch.bfloat16)
+        return QuantizedWeight(codes, scales.float() if kind == "fp8_32" else scales, None, torch.bfloat16)
     codes = packed(torch.randint(16, (outputs, inputs), device=device))
-    scales = scales.to(torch.bfloat16 if kind == "int4" else torch.float16)
+    scales = scales.half() if kind == "awq" else scales
     zeros = torch.randint(16, scales.shape, device=device).to(scales.dtype) if kind == "awq" else None
     return QuantizedWeight(codes, scales, zeros, torch.bfloat16)
 
@@ -113,7 +120,8 @@ class Shape:
             self.floats = [one.dequantized() for one in self.weights]
         self.x = torch.randn(max(BETWEEN), inputs, dtype=torch.bfloat16, device="cuda")
         alone = partial(few_tokens_linear, weight=self.floats[0], tiling=TILINGS[0])
-        self.alone = torch.cat([alone(row) for row in self.x[:FEW].split(1)] + [alone(self.x[FEW:])])
+        rows = self.x[:FEW].split(1) if kind == "bf16" else (self.x[:FEW],)
+        self.alone = torch.cat([alone(row) for row in rows] + [alone(self.x[FEW:])])
 
     def line(self, tokens, by, work, weights):
         """Rates of all the weights' products, and whether the first's bits are right."""
@@ -124,6 +132,11 @@ class Shape:
             "tb_s": round(weights[0].nbytes / seconds / 1e12, 3),
             "same_bits": torch.equal(work(x, weights[0]), self.alone[:tokens]),
         }  # fmt: skip
+
+    def as_floats(self, tokens):
+        """The kernel for few tokens with the same weights as floats."""
+        work = partial(few_tokens_linear, tiling=tiling_of(*self.floats[0].shape))
+        return self.line(tokens, "floats", work, self.floats)
 
     def by_libraries(self):
         for by, way in (("cublas", nullcontext), ("unsplit", partial(unsplit_sums, self.x))):
@@ -167,7 +180,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=110)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--weights", nargs="+", choices=("bf16", "fp8", "int4", "awq"), default=["bf16"])
+    parser.add_argument("--weights", nargs="+", choices=KINDS, default=["bf16"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     born = time.time()
@@ -186,11 +199,19 @@ def main():
             if time.time() - born > args.seconds:
                 break
             shape = Shape(name, kind, *SHAPES[name])
-            found = list(shape.by_libraries())
-            if kind != "bf16":
-                found.append(shape.by_dequantizing())
-            for tokens in (tokens for tokens in TOKENS if tokens <= (FEW if kind == "bf16" else MOST)):
-                found += shape.by_tilings(tokens)
+            found = list(shape.by_libraries()) if kind == "bf16" else [shape.by_dequantizing()]
+            for tokens in (
+                (tokens for tokens in TOKENS if tokens <= FEW) if kind == "bf16" else IN_CODES_TOKENS
+            ):
+                lines = shape.by_tilings(tokens)
+                if kind != "bf16":
+                    lines.insert(0, shape.as_floats(tokens))
+                    best = next((one for one in lines[1:] if one["same_bits"]), lines[1])
+                    told = {"of_floats": round(lines[0]["ms"] / best["ms"], 2), "wrong_bits": [
+                        one["by"] for one in lines if not one["same_bits"]
+                    ]}  # fmt: skip
+                    print(json.dumps(best | told), flush=True)
+                found += lines
             for line in found:
                 print(json.dumps(line), file=file, flush=True)
             print(f"{kind} {name}: {time.time() - born:.0f} s", flush=True)

@@ -12,7 +12,7 @@ import torch
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
-from flashdraft.ops.quantized import SYMMETRIC_ZERO, QuantizedLinear, QuantizedWeight, packed
+from flashdraft.ops.quantized import SYMMETRIC_ZERO, QuantizedLinear, QuantizedWeight, arranged, packed
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.ngram import NgramDrafter
@@ -85,7 +85,7 @@ def _in_codes(target):
         else:
             scales = weight.abs().amax(1, keepdim=True) / 448
             codes = (weight / scales).to(torch.float8_e4m3fn)
-            held = QuantizedWeight(codes, scales.T.contiguous(), None, weight.dtype)
+            held = QuantizedWeight(arranged(codes), scales.T.contiguous(), None, weight.dtype)
         target.set_submodule(name, QuantizedLinear(held, module.bias))
     return target
 

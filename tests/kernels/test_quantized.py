@@ -6,7 +6,15 @@ import torch
 pytest.importorskip("triton")
 from flashdraft.cuda.products import product
 from flashdraft.cuda.weights import Product
-from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight, joined, packed, unpacked
+from flashdraft.ops.quantized import (
+    QuantizedLinear,
+    QuantizedWeight,
+    arranged,
+    in_order,
+    joined,
+    packed,
+    unpacked,
+)
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, experts
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
@@ -20,6 +28,7 @@ def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
     scales = (torch.rand(groups, num_outputs, device=DEVICE) + 0.5) * 0.01
     if kind.startswith("fp8"):
         scales = scales[:1].T.contiguous().T if kind == "fp8 by rows" else scales
+        scales = scales.bfloat16() if kind == "fp8 in bfloat16" else scales
         codes = torch.randn(num_outputs, num_inputs, device=DEVICE).mul(40).to(torch.float8_e4m3fn)
         return QuantizedWeight(codes, scales, None, dtype)
     codes = torch.randint(16, (num_outputs, num_inputs), device=DEVICE)
@@ -28,13 +37,34 @@ def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
     return QuantizedWeight(packed(codes), scales, zeros, dtype)
 
 
-KINDS = ("fp8", "fp8 by rows", "int4", "int4 with zeros")
+KINDS = ("fp8", "fp8 in bfloat16", "fp8 by rows", "int4", "int4 with zeros")
 
 
 def test_codes_lie_in_words():
     codes = torch.randint(16, (3, 256))
     assert torch.equal(unpacked(packed(codes)), codes)
     assert packed(codes).shape == (3, 64)
+
+
+def test_a_threads_codes_lie_side_by_side():
+    """Those that PTX's mma.m16n8k16 wants of its first thread, of the first 16 inputs and of the second."""
+    codes = torch.arange(128).expand(2, -1)
+    assert torch.equal(in_order(arranged(codes)), codes)
+    assert arranged(codes)[1, :8].tolist() == [0, 8, 1, 9, 16, 24, 17, 25]
+    words = packed(codes % 16)[0, :2].tolist()  # of inputs 0, 8, 16, 24 and of 1, 9, 17, 25
+    assert [word & 0xFFFF for word in words] == [0x8080, 0x9191]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_float8_as_a_float(dtype):
+    """With a scale of 1, subnormal ones too."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(4, 64)
+    finite = torch.where(codes.float().isfinite(), codes.float(), 0.0)
+    weight = QuantizedWeight(
+        arranged(finite.to(codes.dtype)).to(DEVICE), torch.ones(1, 4, device=DEVICE).bfloat16(), None, dtype
+    )
+    floats = torch.empty(4, 64, dtype=dtype, device=DEVICE)
+    assert torch.equal(dequantize(weight, floats).float().cpu(), finite)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,7 +80,7 @@ def test_the_bits_of_the_product_with_floats(kind):
 
 
 def test_scales_of_rows_need_no_whole_chunks():
-    weight, x = quantized("fp8", 64, 208), torch.randn(3, 208, device=DEVICE).bfloat16()
+    weight, x = quantized("fp8", 64, 192), torch.randn(3, 192, device=DEVICE).bfloat16()
     tiling = Tiling(64, 128, 2, 4)
     assert torch.equal(
         few_tokens_linear(x, weight, tiling), few_tokens_linear(x, weight.dequantized(), tiling)

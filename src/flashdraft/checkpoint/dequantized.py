@@ -1,6 +1,6 @@
 """Quantized weights read as floats, to the bit as the libraries that made them dequantize.
 
-Six layouts of a matrix ``x.weight`` [rows, columns]:
+Seven layouts of a matrix ``x.weight`` [rows, columns]:
 
 scaled   ``x.weight`` FP8 or int8, ``x.weight_scale_inv`` or ``x.weight_scale``, one for blocks, rows or all: the code
          times its scale. Block FP8 is computed in float32 (transformers' ``Fp8Dequantize``), compressed-tensors' in
@@ -13,6 +13,8 @@ gptq     ``x.qweight`` int32 [columns * bits / 32, rows], ``x.qzeros``, ``x.scal
 torchao  ``x._weight_qdata`` FP8 or int8, ``x._weight_scale`` float32, one for rows or blocks, ``x._weight_zero_point``:
          computed in float32, rounded to the config's dtype.
 mxfp4    ``x.weight_packed`` uint8, two E2M1 a byte, ``x.weight_scale`` uint8, exponents of 32 columns each.
+experts_mxfp4  ``x_blocks`` uint8 [experts, rows, columns / 32, 16], ``x_scales`` uint8, for ``x`` [experts, columns, rows]
+         (gpt-oss; transformers' ``convert_moe_packed_tensors``).
 """
 
 from collections.abc import Callable
@@ -183,12 +185,31 @@ class DequantizedWeights:
             )
 
         def read() -> Tensor:
-            stored = self._source.read(packed)
-            codes = torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
-            factors = _exponents(self._source.read(scale)).repeat_interleave(32, dim=-1)
-            return torch.tensor(_E2M1)[codes.long()] * factors
+            return _of_e2m1(self._source.read(packed).unflatten(-1, (-1, 16)), self._source.read(scale))
 
         return f"{name}.weight", (*rows, 2 * half), read, {packed, scale}, None
+
+    def experts_mxfp4(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
+        """gpt-oss: an expert's columns come in blocks of 32."""
+        blocks, scales = f"{name}_blocks", f"{name}_scales"
+        self._expect(blocks, "U8", scales)
+        shape = self._source.shapes[blocks]
+        if len(shape) != 4 or shape[3] != 16 or self._source.shapes[scales] != shape[:3]:
+            raise CheckpointError(
+                f"{self.label}: {blocks} is {list(shape)} with scales {list(self._source.shapes[scales])}; expected"
+                " [experts, rows, columns / 32, 16] and the same less the last: fetch it again"
+            )
+
+        def read() -> Tensor:
+            stored, exponents = self._source.read(blocks), self._source.read(scales)
+            made = torch.empty(
+                shape[0], shape[2] * 32, shape[1], dtype=torch.bfloat16
+            )  # which holds them exactly
+            for expert, one in enumerate(made):
+                one.copy_(_of_e2m1(stored[expert], exponents[expert]).T)
+            return made
+
+        return name, (shape[0], shape[2] * 32, shape[1]), read, {blocks, scales}, None
 
     def awq(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
         """AutoAWQ's words, whose nibbles lie in an order of their own."""
@@ -302,6 +323,7 @@ _LAYOUTS: dict[str, dict[str, Callable[..., "_Made | None"]]] = {
     "scaled": dict.fromkeys((".weight", "_proj"), DequantizedWeights.scaled),
     "packed": {".weight_packed": DequantizedWeights.packed},
     "mxfp4": {".weight_packed": DequantizedWeights.mxfp4},
+    "experts_mxfp4": {"_blocks": DequantizedWeights.experts_mxfp4},
     "awq": {".qweight": DequantizedWeights.awq},
     "gptq": {".qweight": DequantizedWeights.gptq},
     "torchao": {"._weight_qdata": DequantizedWeights.torchao},
@@ -327,6 +349,13 @@ def _exponents(scales: Tensor) -> Tensor:
     if scales.dtype == torch.uint8:
         return (scales.float() - 127.0).exp2()
     return scales.float() if scales.element_size() == 1 else scales
+
+
+def _of_e2m1(stored: Tensor, exponents: Tensor) -> Tensor:
+    """[..., 32 groups] of bytes [..., groups, 16], two codes each, the first in its lowest bits."""
+    codes = torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
+    values = torch.tensor(_E2M1)[codes.int()] * _exponents(exponents).unsqueeze(-1)
+    return values.flatten(-2)
 
 
 def _spread(factors: Tensor, blocks: list[int], shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from flashdraft.checkpoint.weights import WeightSource
 from flashdraft.errors import CheckpointError
 from flashdraft.models.mlp import Experts, ExpertsInCodes
-from flashdraft.ops.quantized import CHUNK, QuantizedLinear, QuantizedWeight, joined, packed
+from flashdraft.ops.quantized import (
+    CHUNK,
+    LARGEST_SCALE,
+    UNIT,
+    QuantizedLinear,
+    QuantizedWeight,
+    arranged,
+    joined,
+    packed,
+)
 
 _SCALES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E8M0": torch.float32}
 
@@ -45,7 +54,7 @@ def kept(
     """
     scale_dtype = _SCALES.get(scale_type)
     num_outputs, num_inputs = math.prod(shape[:-1]), shape[-1]
-    if scale_dtype is None or num_groups < 1 or num_outputs % 8 or num_inputs % (16 * num_groups):
+    if scale_dtype is None or num_groups < 1 or num_inputs % num_groups or num_inputs % UNIT:
         return None
     if is_packed and (scale_dtype == torch.float32 or num_inputs % CHUNK):
         return None
@@ -56,9 +65,22 @@ def kept(
         codes, scales, zeros = parts()
         scales = scales.to(scale_dtype).contiguous()
         zeros = None if zeros is None else zeros.to(scale_dtype).contiguous()
-        return QuantizedWeight(packed(codes) if is_packed else codes.contiguous(), scales, zeros, dtype)
+        if not is_packed and dtype == torch.bfloat16:
+            scales = _smallest(scales)
+        return QuantizedWeight(packed(codes) if is_packed else arranged(codes), scales, zeros, dtype)
 
     return Kept((num_outputs, num_inputs), is_packed, num_groups, scale_dtype, has_zeros, read)
+
+
+def _smallest(scales: Tensor) -> Tensor:
+    """Float8's scales as bfloat16 where they fit: a product with a code is exact in float32, so its bits are the same.
+
+    Kernels need half the instructions for them, and for scales that are not so large that no weight has them.
+    """
+    fit = torch.equal(scales.bfloat16().float(), scales.float()) and bool(
+        (scales.abs() < LARGEST_SCALE).all()
+    )
+    return scales.bfloat16() if fit else scales.float()
 
 
 def stacked(parts: Sequence[Kept]) -> Kept | None:

@@ -64,6 +64,8 @@ def read_quantization(raw: dict[str, Any], folder: Path) -> Quantization | None:
     packing = str(told.get("packing_format", "")).lower()
     if method == "fp8":
         return Quantization("scaled", block=_block(told.get("weight_block_size")))
+    if method == "mxfp4":
+        return Quantization("experts_mxfp4")
     if method == "modelopt" and algorithm in (None, "FP8"):
         return Quantization("scaled")
     if method == "compressed-tensors" and form in (*_COMPRESSED, None) and "W4A8" not in str(form):

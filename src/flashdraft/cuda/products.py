@@ -33,7 +33,7 @@ def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
 
 def _tiling_of_codes(num_outputs: int) -> Tiling:
     """By reasoning, not measured: of many programs, several on a multiprocessor hide each other's waits."""
-    return Tiling(128, 128, 3, 4) if num_outputs > _WIDE else Tiling(64, 128, 8, 4)
+    return Tiling(64, 256, 3 if num_outputs > _WIDE else 4, 4)
 
 
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:

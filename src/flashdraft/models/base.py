@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "gemma4_text": ("flashdraft.models.gemma4", "Gemma4Model"),
     "gemma4_unified": ("flashdraft.models.gemma4", "Gemma4Model"),
     "gemma4_unified_text": ("flashdraft.models.gemma4", "Gemma4Model"),
+    "gpt_oss": ("flashdraft.models.gpt_oss", "GptOssModel"),
     "qwen3_next": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
 }
 

@@ -1,6 +1,7 @@
 """Llama: SmolLM2 and every other checkpoint of model_type llama."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch.nn.functional as F
@@ -91,7 +92,11 @@ class LlamaModel(TargetModel):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = self.rotary_of(config)
-        self.specs = self.specs_of(config)
+
+    @cached_property
+    def specs(self) -> list[AttentionSpec]:  # type: ignore[override]
+        """See :class:`TargetModel`; made when they are first asked for, since they may hold parameters."""
+        return self.specs_of(self.config)
 
     def rotary_of(self, config: Any) -> Any:
         """Rotary positions; models that rotate layer types differently have one for each."""

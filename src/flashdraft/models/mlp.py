@@ -55,11 +55,14 @@ class Experts(nn.Module):
         out = torch.zeros_like(x)
         for expert in chosen.unique().tolist():  # type: ignore[no-untyped-call]
             token, place = torch.where(chosen == expert)
-            gate_up, down = self.matrices(expert)
-            gate, up = F.linear(x[token], gate_up).chunk(2, dim=-1)
-            part = F.linear(self.activation(gate) * up, down)
-            out.index_add_(0, token, part * weights[token, place, None])
+            out.index_add_(0, token, self.of_one(expert, x[token]) * weights[token, place, None])
         return out
+
+    def of_one(self, expert: int, x: Tensor) -> Tensor:
+        """One expert's output [num_tokens, hidden_size] for ``x``."""
+        gate_up, down = self.matrices(expert)
+        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+        return F.linear(self.activation(gate) * up, down)
 
     def matrices(self, expert: int) -> tuple[Tensor, Tensor]:
         """One expert's [2 intermediate_size, hidden_size] and [hidden_size, intermediate_size]."""
@@ -96,7 +99,7 @@ class ExpertsInCodes(Experts):
 
 def has_experts(network: nn.Module) -> bool:
     """Whether layers of it choose experts, which asks the host."""
-    return any(isinstance(module, SparseMLP) for module in network.modules())
+    return any(isinstance(module, Experts) for module in network.modules())
 
 
 class SparseMLP(nn.Module):

@@ -8,20 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = (
-    128  # inputs whose 4-bit codes lie in 32 words of 16 bits; groups of inputs are multiples of it, or all
-)
-_SLICE = CHUNK // 4
+UNIT = 64  # inputs whose 8-bit codes lie in 64 bytes
+CHUNK = 128  # inputs whose 4-bit codes lie in 64 bytes; groups of inputs are multiples of it, or all
 SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
+EXPONENT = 120  # bfloat16's exponents are biased by so much more than float8's
+LARGEST_SCALE = 128.0  # of float8's in bfloat16, which kernels multiply by 2 ** EXPONENT
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A matrix [num_outputs, num_inputs]: ``(code - zero) * scale``, rounded to the scale's type, then to ``dtype``.
 
-    ``codes``: float8_e4m3fn [num_outputs, num_inputs], whose zero is 0; or int16 [num_outputs, num_inputs / 4], each
-    word the 4-bit codes of inputs j, j + 32, j + 64, j + 96 of a chunk, lowest bits first. ``scales``, and ``zeros``
-    of the same type where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each.
+    ``codes``: float8_e4m3fn [num_outputs, num_inputs] in the order of :func:`arranged`, whose zero is 0; or int16
+    [num_outputs, num_inputs / 4], four 4-bit codes a word as :func:`packed` has them. ``scales``, and ``zeros`` of the
+    same type where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each.
     """
 
     codes: Tensor
@@ -60,8 +60,14 @@ class QuantizedWeight:
         return self.to(fn(torch.empty(0, device=self.codes.device)).device)
 
     def is_finite(self) -> bool:
-        """Whether every value is a finite number."""
+        """Whether every value is a finite number, and bfloat16's scales of float8 are below LARGEST_SCALE."""
         if not bool(self.scales.isfinite().all()):
+            return False
+        if (
+            not self.is_packed
+            and self.scales.dtype == torch.bfloat16
+            and bool((self.scales.abs() >= LARGEST_SCALE).any())
+        ):
             return False
         return self.is_packed or not bool(((self.codes.view(torch.uint8) & 127) == 127).any())  # float8's NaN
 
@@ -75,7 +81,7 @@ class QuantizedWeight:
 
     def dequantized(self) -> Tensor:
         """[num_outputs, num_inputs] as ``dtype``, by PyTorch."""
-        values = unpacked(self.codes) if self.is_packed else self.codes
+        values = unpacked(self.codes) if self.is_packed else in_order(self.codes)
         scales, zeros = (_spread(part, self.group) for part in (self.scales, self.zeros))
         assert scales is not None
         values = values.float()
@@ -123,18 +129,40 @@ def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
     return weight.codes.dtype, weight.scales.dtype, weight.scales.shape[0], weight.zeros is None, weight.dtype
 
 
+# A matrix unit's factor of 16 inputs has inputs 2t, 2t + 1, 2t + 8 and 2t + 9 in thread t of four (PTX, mma.m16n8k16).
+# 16 bytes side by side are one thread's, of as many such factors as go in: it loads them at once, and none moves.
+
+
+def arranged(codes: Tensor) -> Tensor:
+    """8-bit codes [num_outputs, num_inputs] in whole units as kernels read them: by thread, factor, place, half."""
+    by_factor = codes.reshape(len(codes), -1, 4, 2, 4, 2)  # unit, factor, half, thread, place
+    return by_factor.permute(0, 1, 4, 2, 5, 3).flatten(1)
+
+
+def in_order(codes: Tensor) -> Tensor:
+    """Codes whose :func:`arranged` is ``codes``."""
+    by_thread = codes.reshape(len(codes), -1, 4, 4, 2, 2)
+    return by_thread.permute(0, 1, 3, 5, 2, 4).flatten(1)
+
+
 def packed(codes: Tensor) -> Tensor:
-    """Words int16 [num_outputs, num_inputs / 4] of 4-bit codes [num_outputs, num_inputs] in whole chunks."""
-    slices = codes.int().view(len(codes), -1, 4, _SLICE)
-    shifts = torch.arange(0, 16, 4, device=codes.device, dtype=torch.int32)
-    return (slices << shifts[:, None]).sum(2, dtype=torch.int32).flatten(1).to(torch.int16)
+    """Words int16 [num_outputs, num_inputs / 4] of 4-bit codes [num_outputs, num_inputs] in whole chunks.
+
+    They lie by thread, pair of factors and place; a word has two factors' halves, the first in its lowest bits.
+    """
+    by_factor = codes.int().reshape(len(codes), -1, 4, 4, 4, 2)  # chunk, pair, factor and half, thread, place
+    words = by_factor.permute(0, 1, 4, 2, 5, 3) << _shifts(codes.device)
+    return words.sum(-1, dtype=torch.int32).flatten(1).to(torch.int16)
 
 
 def unpacked(words: Tensor) -> Tensor:
     """Codes int32 [num_outputs, num_inputs] of ``packed``'s words."""
-    shifts = torch.arange(0, 16, 4, device=words.device, dtype=torch.int32)
-    slices = words.int().reshape(len(words), -1, 1, _SLICE) >> shifts[:, None]
-    return (slices & 15).flatten(1)
+    by_thread = words.int().reshape(len(words), -1, 4, 4, 2, 1) >> _shifts(words.device)
+    return (by_thread & 15).permute(0, 1, 3, 5, 2, 4).flatten(1)
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(0, 16, 4, device=device, dtype=torch.int32)
 
 
 def _spread(part: Tensor | None, group: int) -> Tensor | None:

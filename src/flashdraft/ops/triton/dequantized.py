@@ -3,13 +3,15 @@
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashdraft.ops.quantized import CHUNK, SYMMETRIC_ZERO, QuantizedWeight
+from flashdraft.ops.quantized import CHUNK, EXPONENT, SYMMETRIC_ZERO, UNIT, QuantizedWeight
 
 FLOATS, FP8, INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what weights are kept in
-_INPUTS = tl.constexpr(CHUNK)
+_UNIT = tl.constexpr(UNIT)
+_CHUNK = tl.constexpr(CHUNK)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
+_TO_FLOAT8 = tl.constexpr(2.0**EXPONENT)
+LANES = tl.constexpr(4)  # threads of a warp that hold one row's unit, 16 bytes each
 
 
 def _of_two_words(kind: str, one: str) -> str:
@@ -25,59 +27,112 @@ def _of_two_words(kind: str, one: str) -> str:
 _BF16, _FP16 = (
     tl.constexpr(_of_two_words(*one)) for one in (("bf16x2", "0x43004300"), ("f16x2", "0x64006400"))
 )
+# Bytes 0 and 2 of ``$2``, then 1 and 3: float8's bits at the places of bfloat16's are the value times 2 ** -EXPONENT.
+_FOUR_BYTES = tl.constexpr(
+    "{ .reg .b32 q, t; shl.b32 q, $2, 8; and.b32 t, q, 0x7f007f00; shr.b32 t, t, 4; "
+    "lop3.b32 t, q, 0x80008000, t, 0xea; mul.bf16x2 $0, t, $3; and.b32 t, $2, 0x7f007f00; shr.b32 t, t, 4; "
+    "lop3.b32 t, $2, 0x80008000, t, 0xea; mul.bf16x2 $1, t, $4; }"
+)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def weights_tile(  # type: ignore[no-untyped-def]
-    codes, scales, zeros, first_output, at, group,
-    outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
-    dtype: tl.constexpr,
-):  # fmt: skip
-    """[outputs, inputs] from ``first_output`` and input ``at`` on, as ``dtype``; given are descriptors."""
-    if kind == FLOATS:
-        tile = codes.load([first_output, at])
-    else:
-        loaded = codes.load([first_output, at // 4 if kind == INT4 else at])
-        scale = scales.load([at // group, first_output]).reshape(outputs)
-        zero = scale
-        if has_zeros:
-            zero = zeros.load([at // group, first_output]).reshape(outputs)
-        tile = floats_of(loaded, scale, zero, outputs, inputs, kind, has_zeros, by_ptx, dtype)
-    return tile
+def spread_over_lanes(at):  # type: ignore[no-untyped-def]
+    """What lies at ``at`` [outputs], LANES times: [outputs, LANES], laid out as rows of a unit's bytes are.
+
+    Where the compiler sees that neighbours of ``at`` are neighbours in memory it chooses another layout, and moves the
+    weights through shared memory: their distance is an argument that it does not specialize.
+    """
+    return tl.load(at[None, :] + tl.zeros([LANES, 1], tl.int32)).trans()
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def floats_of(  # type: ignore[no-untyped-def]
-    codes, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr,
-    by_ptx: tl.constexpr, dtype: tl.constexpr,
+    codes, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, kind: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """[outputs, inputs] as ``dtype`` of loaded codes or words; ``scale``, ``zero`` [outputs]."""
+    """[outputs, inputs] as ``dtype`` of loaded bytes or words; ``scale``, ``zero`` [outputs, LANES].
+
+    Rows come as they are loaded (``warps`` 0), or as :func:`row_of` has them.
+    """
     if kind == FP8:
-        tile = (codes.to(tl.float32) * scale.to(tl.float32)[:, None]).to(scale.dtype).to(dtype)
+        tile = _of_bytes(codes, scale, outputs, inputs, warps, by_ptx, dtype)
     else:
-        if not has_zeros:
-            zero = tl.full([outputs], _ZERO, scale.dtype)
-        if by_ptx:
-            if scale.dtype == tl.bfloat16:
-                a, b, c, d = _four_slices(codes, zero + 128.0, scale, outputs, _BF16)
-            else:
-                a, b, c, d = _four_slices(codes, zero + 1024.0, scale, outputs, _FP16)
-        else:
-            a, b, c, d = (
-                _slice(codes, 0, zero, scale), _slice(codes, 4, zero, scale),
-                _slice(codes, 8, zero, scale), _slice(codes, 12, zero, scale),
-            )  # fmt: skip
-        both = tl.join(tl.join(a, c), tl.join(b, d)).permute(0, 2, 3, 1)
-        tile = both.reshape(outputs, inputs).to(dtype)
-    return tile
+        tile = _of_words(codes, scale, zero, outputs, inputs, warps, has_zeros, by_ptx)
+    return tile.to(dtype)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _four_slices(words, zero, scale, outputs: tl.constexpr, ptx: tl.constexpr):  # type: ignore[no-untyped-def]
-    width: tl.constexpr = _INPUTS // 4
-    zero, scale = (
-        tl.broadcast_to(zero[:, None], [outputs, width]), tl.broadcast_to(scale[:, None], [outputs, width])
-    )  # fmt: skip
+def row_of(place, warps: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The loaded row that is row ``place`` of a tile.
+
+    A warp loads 8 rows at once, but a matrix unit's first factor has 16 of a warp side by side.
+    """
+    block = place // (16 * warps) * (16 * warps)
+    return block + place // 8 % 2 * (8 * warps) + place // 16 % warps * 8 + place % 8
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _of_bytes(  # type: ignore[no-untyped-def]
+    codes, scale, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, by_ptx: tl.constexpr,
+    dtype: tl.constexpr,
+):  # fmt: skip
+    units: tl.constexpr = inputs // _UNIT
+    scale = scale.reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 16)
+    codes = codes.reshape(outputs, units, LANES, 16)
+    if by_ptx:
+        raised = scale
+        if scale.dtype == tl.bfloat16:
+            raised = (scale.to(tl.float32) * _TO_FLOAT8).to(tl.bfloat16)
+        else:
+            raised = tl.full([outputs, units, LANES, 16], _TO_FLOAT8, tl.bfloat16)
+        tile = tl.inline_asm_elementwise(
+            _FOUR_BYTES, "=r,=r,r,r,r", [codes.to(tl.int8, bitcast=True), raised], tl.bfloat16, True, 4
+        )
+        if scale.dtype != tl.bfloat16:
+            tile = (tile.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+    else:
+        codes = codes.reshape(outputs, units, LANES, 4, 2, 2).permute(0, 1, 2, 3, 5, 4)
+        codes = codes.reshape(outputs, units, LANES, 16)
+        tile = (codes.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+    high: tl.constexpr = 2 if warps else 1
+    low: tl.constexpr = 8 if warps else 1
+    across: tl.constexpr = warps if warps else 1
+    tile = tile.to(dtype).reshape(outputs // (high * across * low), high, across, low, units, LANES, 4, 2, 2)
+    return tile.permute(0, 2, 1, 3, 4, 6, 7, 5, 8).reshape(outputs, inputs)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _of_words(  # type: ignore[no-untyped-def]
+    words, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, has_zeros: tl.constexpr,
+    by_ptx: tl.constexpr,
+):  # fmt: skip
+    chunks: tl.constexpr = inputs // _CHUNK
+    words = words.reshape(outputs, chunks, LANES, 8)
+    scale = scale.reshape(outputs, 1, LANES, 1).broadcast_to(outputs, chunks, LANES, 8)
+    if has_zeros:
+        zero = zero.reshape(outputs, 1, LANES, 1).broadcast_to(outputs, chunks, LANES, 8)
+    else:
+        zero = tl.full([outputs, chunks, LANES, 8], _ZERO, scale.dtype)
+    if by_ptx:
+        if scale.dtype == tl.bfloat16:
+            a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
+        else:
+            a, b, c, d = _four_slices(words, zero + 1024.0, scale, _FP16)
+    else:
+        a, b, c, d = (
+            _slice(words, 0, zero, scale), _slice(words, 4, zero, scale),
+            _slice(words, 8, zero, scale), _slice(words, 12, zero, scale),
+        )  # fmt: skip
+    tile = tl.join(tl.join(a, c), tl.join(b, d))
+    high: tl.constexpr = 2 if warps else 1
+    low: tl.constexpr = 8 if warps else 1
+    across: tl.constexpr = warps if warps else 1
+    tile = tile.reshape(outputs // (high * across * low), high, across, low, chunks, LANES, 4, 2, 2, 2)
+    return tile.permute(0, 2, 1, 3, 4, 6, 8, 9, 5, 7).reshape(outputs, inputs)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _four_slices(words, zero, scale, ptx: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.inline_asm_elementwise(
         ptx,
         "=r,=r,=r,=r,r,r,r",
@@ -91,21 +146,29 @@ def _four_slices(words, zero, scale, outputs: tl.constexpr, ptx: tl.constexpr): 
 @triton.jit  # type: ignore[untyped-decorator]
 def _slice(words, shift: tl.constexpr, zero, scale):  # type: ignore[no-untyped-def]
     codes = ((words.to(tl.int32) >> shift) & 15).to(tl.float32)
-    return ((codes - zero.to(tl.float32)[:, None]) * scale.to(tl.float32)[:, None]).to(scale.dtype)
+    return ((codes - zero.to(tl.float32)) * scale.to(tl.float32)).to(scale.dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _dequantize_kernel(  # type: ignore[no-untyped-def]
-    codes, scales, zeros, out, num_outputs, num_inputs, group,
+    codes, scales, zeros, out, num_outputs, num_inputs, code_row, scale_row, scale_step, group,
     outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
 ):  # fmt: skip
-    first, at = tl.program_id(0) * outputs, tl.program_id(1) * inputs
-    tile = weights_tile(
-        codes, scales, zeros, first, at, group, outputs, inputs, kind, has_zeros, by_ptx, out.dtype.element_ty
+    width: tl.constexpr = inputs // 4 if kind == INT4 else inputs
+    row, unit = tl.program_id(0) * outputs + tl.arange(0, outputs), tl.program_id(1)
+    at, is_row = (
+        row.to(tl.int64)[:, None] * code_row + unit * width + tl.arange(0, width)[None, :],
+        row < num_outputs,
     )
-    output, column = first + tl.arange(0, outputs), at + tl.arange(0, inputs)
-    there = (output < num_outputs)[:, None] & (column < num_inputs)[None, :]
-    tl.store(out + output[:, None].to(tl.int64) * num_inputs + column[None, :], tile, there)
+    scale_at = unit * inputs // group * scale_row + tl.where(is_row, row, 0) * scale_step
+    scale = spread_over_lanes(scales + scale_at)
+    zero = scale
+    if has_zeros:
+        zero = spread_over_lanes(zeros + scale_at)
+    loaded = tl.load(codes + at, is_row[:, None], 0.0)
+    tile = floats_of(loaded, scale, zero, outputs, inputs, 0, kind, has_zeros, by_ptx, out.dtype.element_ty)
+    column = unit * inputs + tl.arange(0, inputs)
+    tl.store(out + row[:, None].to(tl.int64) * num_inputs + column[None, :], tile, is_row[:, None])
 
 
 def settings(weight: Tensor | QuantizedWeight) -> dict[str, object]:
@@ -118,30 +181,22 @@ def settings(weight: Tensor | QuantizedWeight) -> dict[str, object]:
     }  # fmt: skip
 
 
-def descriptors(weight: Tensor | QuantizedWeight, outputs: int, inputs: int) -> dict[str, object]:
-    """What :func:`weights_tile` is given of ``weight`` for tiles of such a size, by name."""
-    if isinstance(weight, Tensor):
-        codes = TensorDescriptor.from_tensor(weight, [outputs, inputs])
-        return {"codes": codes, "scales": codes, "zeros": codes, "group": 1}
-    assert not weight.is_packed or inputs == CHUNK, "4-bit codes are read by whole chunks"
-    width = inputs // 4 if weight.is_packed else inputs
-    parts = [weight.scales, weight.scales if weight.zeros is None else weight.zeros]
-    # A single group's own stride may be anything.
-    strides = [part.stride() if len(part) > 1 else (part.shape[1], 1) for part in parts]
-    scales, zeros = (
-        TensorDescriptor(part, part.shape, stride, [1, outputs])
-        for part, stride in zip(parts, strides, strict=True)
-    )
-    codes = TensorDescriptor.from_tensor(weight.codes, [outputs, width])
-    return {"codes": codes, "scales": scales, "zeros": zeros, "group": weight.group}
+def parts(weight: QuantizedWeight) -> dict[str, object]:
+    """What kernels are given of ``weight``, by name: tensors, elements from row to row and from scale to scale."""
+    zeros = weight.scales if weight.zeros is None else weight.zeros
+    assert zeros.stride() == weight.scales.stride()
+    return {
+        "codes": weight.codes, "scales": weight.scales, "zeros": zeros, "code_row": weight.codes.stride(0),
+        "scale_row": weight.scales.stride(0), "scale_step": weight.scales.stride(1),
+    }  # fmt: skip
 
 
 def dequantize(weight: QuantizedWeight, out: Tensor) -> Tensor:
     """``weight`` as floats in ``out`` [num_outputs, num_inputs], contiguous, which is given back."""
     num_outputs, num_inputs = weight.shape
-    outputs = 64
-    _dequantize_kernel[(triton.cdiv(num_outputs, outputs), triton.cdiv(num_inputs, CHUNK))](
-        out=out, num_outputs=num_outputs, num_inputs=num_inputs, outputs=outputs, inputs=CHUNK, num_warps=4,
-        **descriptors(weight, outputs, CHUNK), **settings(weight),
+    outputs, inputs = 64, CHUNK if weight.is_packed else UNIT
+    _dequantize_kernel[(triton.cdiv(num_outputs, outputs), num_inputs // inputs)](
+        out=out, num_outputs=num_outputs, num_inputs=num_inputs, group=weight.group, outputs=outputs, inputs=inputs,
+        num_warps=4, **parts(weight), **settings(weight),
     )  # fmt: skip
     return out

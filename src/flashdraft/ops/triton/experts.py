@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
-from flashdraft.ops.triton.dequantized import FLOATS, INT4, floats_of, settings
+from flashdraft.ops.triton.dequantized import FLOATS, INT4, floats_of, settings, spread_over_lanes
 from flashdraft.ops.triton.routing import sorted_pairs
 
 NUM_FEW = 512  # pairs up to which blocks are found without sorting
@@ -82,7 +82,7 @@ def _block(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _weights(  # type: ignore[no-untyped-def]
-    weight, scales, zeros, row, is_row, start, size, num_rows, group,
+    weight, scales, zeros, row, is_row, start, size, num_rows, group, scale_step,
     tile: tl.constexpr, inner: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
     dtype: tl.constexpr,
 ):  # fmt: skip
@@ -93,17 +93,18 @@ def _weights(  # type: ignore[no-untyped-def]
     loaded = tl.load(weight + row[:, None] * (size // a_code) + depth[None, :], seen, 0.0)
     if kind != FLOATS:
         at = (start // group).to(tl.int64) * num_rows + row
-        scale = tl.load(scales + at, is_row, 0.0)
+        at = tl.where(is_row, at, 0) * scale_step
+        scale = spread_over_lanes(scales + at)
         zero = scale
         if has_zeros:
-            zero = tl.load(zeros + at, is_row, 0.0)
-        loaded = floats_of(loaded, scale, zero, tile, inner, kind, has_zeros, by_ptx, dtype)
+            zero = spread_over_lanes(zeros + at)
+        loaded = floats_of(loaded, scale, zero, tile, inner, 0, kind, has_zeros, by_ptx, dtype)
     return loaded
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _up_kernel(  # type: ignore[no-untyped-def]
-    x, weight, scales, zeros, group, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
+    x, weight, scales, zeros, group, scale_step, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
     top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
@@ -121,11 +122,11 @@ def _up_kernel(  # type: ignore[no-untyped-def]
             is_depth = (start + depth < size)[None, :]
             values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
             gate_weight = _weights(
-                weight, scales, zeros, row, is_column, start, size, num_rows, group,
+                weight, scales, zeros, row, is_column, start, size, num_rows, group, scale_step,
                 tile, inner, kind, has_zeros, by_ptx, dtype,
             )  # fmt: skip
             up_weight = _weights(
-                weight, scales, zeros, row + inner_size, is_column, start, size, num_rows, group,
+                weight, scales, zeros, row + inner_size, is_column, start, size, num_rows, group, scale_step,
                 tile, inner, kind, has_zeros, by_ptx, dtype,
             )  # fmt: skip
             gate = tl.dot(values, tl.trans(gate_weight), gate, input_precision="ieee")
@@ -136,9 +137,9 @@ def _up_kernel(  # type: ignore[no-untyped-def]
         tl.store(target, (gate * up).to(dtype), there[:, None] & is_column[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _down_kernel(  # type: ignore[no-untyped-def]
-    activated, weight, scales, zeros, group, parts, chosen, order, blocks, num_pairs, num_experts,
+    activated, weight, scales, zeros, group, scale_step, parts, chosen, order, blocks, num_pairs, num_experts,
     size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
@@ -154,7 +155,7 @@ def _down_kernel(  # type: ignore[no-untyped-def]
             is_depth = (start + depth < inner_size)[None, :]
             values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
             loaded = _weights(
-                weight, scales, zeros, row, is_column, start, inner_size, num_rows, group,
+                weight, scales, zeros, row, is_column, start, inner_size, num_rows, group, scale_step,
                 tile, inner, kind, has_zeros, by_ptx, parts.dtype.element_ty,
             )  # fmt: skip
             total = tl.dot(values, tl.trans(loaded), total, input_precision="ieee")
@@ -234,7 +235,7 @@ def _codes(weight: Tensor | QuantizedWeight) -> Tensor:
 
 def _given(weight: Tensor | QuantizedWeight, tiles: _Tiles) -> dict[str, object]:
     """What kernels are given of ``weight``, by name; 4-bit codes are read by whole chunks."""
-    found = {"weight": _codes(weight), "inner": tiles.inner, **settings(weight)}
+    found = {"weight": _codes(weight), "inner": tiles.inner, "scale_step": 1, **settings(weight)}
     if isinstance(weight, Tensor):
         return found | {"scales": weight, "zeros": weight, "group": 1}
     zeros = weight.scales if weight.zeros is None else weight.zeros

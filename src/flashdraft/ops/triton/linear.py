@@ -11,10 +11,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashdraft.ops.quantized import QuantizedWeight
-from flashdraft.ops.triton.dequantized import descriptors, settings, weights_tile
+from flashdraft.ops.quantized import CHUNK, QuantizedWeight
+from flashdraft.ops.triton.dequantized import FP8, floats_of, parts, row_of, settings, spread_over_lanes
 
+_CHUNK = tl.constexpr(CHUNK)
 _SHARED_BYTES = 208 * 1024
 _MOST_TOKENS = 64  # of a tile
 
@@ -31,10 +33,9 @@ class Tiling:
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
-    x, codes, scales, zeros, group, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    x, weights, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
     tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr,
     has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
 ):  # fmt: skip
     # Tokens vary fastest: programs that read the same weights run side by side, and all but one find them in the L2.
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
@@ -48,25 +49,76 @@ def _linear(  # type: ignore[no-untyped-def]
             rows = tl.load(x_at + at, is_token[None, :], 0.0)
         else:
             rows = tl.load(x_at + at, is_token[None, :] & (at + column < num_inputs)[:, None], 0.0)
-        weights = weights_tile(
-            codes,
-            scales,
-            zeros,
-            first,
-            at,
-            group,
-            outputs,
-            inputs,
-            kind,
-            has_zeros,
-            by_ptx,
-            out.dtype.element_ty,
-        )
-        summed = tl.dot(weights, rows, summed, input_precision=precision)
+        summed = tl.dot(weights.load([first, at]), rows, summed, input_precision=precision)
     if has_bias:
         summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
     out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
     tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scales(  # type: ignore[no-untyped-def]
+    scales, at, num_inputs, scale_row, group: tl.constexpr, chunks: tl.constexpr
+):
+    """Those of ``chunks`` chunks from input ``at`` on, the last group's past the end."""
+    found = ()
+    for chunk in tl.static_range(chunks):
+        which = tl.minimum(at + chunk * _CHUNK, num_inputs - 1) // group
+        found = found + (spread_over_lanes(scales + which * scale_row),)  # noqa: RUF005
+    return found
+
+
+@triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
+def _linear_of_codes(  # type: ignore[no-untyped-def]
+    x, codes, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    code_row, scale_row, scale_step,
+    tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
+):  # fmt: skip
+    # Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
+    unit: tl.constexpr = 64 if kind == FP8 else _CHUNK
+    width: tl.constexpr = 64 if kind == FP8 else _CHUNK // 4
+    dtype: tl.constexpr = out.dtype.element_ty
+    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
+    first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
+    row, is_token = tl.minimum(first + place, num_outputs - 1), token < num_tokens
+    x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
+    codes_at = codes + row.to(tl.int64)[:, None] * code_row + tl.arange(0, width)[None, :]
+    scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
+    # Scales are too small for loads behind the arithmetic, so they are loaded for the next round.
+    scale = _scales(scales_at, 0, num_inputs, scale_row, group, chunks)
+    zero = scale
+    if has_zeros:
+        zero = _scales(zeros_at, 0, num_inputs, scale_row, group, chunks)
+    summed = tl.zeros([outputs, tokens], tl.float32)
+    for at in range(0, num_inputs, chunks * _CHUNK):
+        next_at = at + chunks * _CHUNK
+        next_scale = _scales(scales_at, next_at, num_inputs, scale_row, group, chunks)
+        next_zero = next_scale
+        if has_zeros:
+            next_zero = _scales(zeros_at, next_at, num_inputs, scale_row, group, chunks)
+        for part in tl.static_range(chunks * _CHUNK // unit):
+            start = at + part * unit
+            if even:
+                rows = tl.load(x_at + start, is_token[None, :], 0.0)
+                loaded = tl.load(codes_at + start // (unit // width))
+            else:
+                rows = tl.load(x_at + start, is_token[None, :] & (start + column < num_inputs)[:, None], 0.0)
+                is_input = place * 0 + start < num_inputs
+                loaded = tl.load(codes_at + start // (unit // width), is_input[:, None], 0.0)
+            weights = floats_of(
+                loaded, scale[part * unit // _CHUNK], zero[part * unit // _CHUNK],
+                outputs, unit, warps, kind, has_zeros, by_ptx, dtype,
+            )  # fmt: skip
+            summed = tl.dot(weights, rows, summed, input_precision=precision)
+        scale, zero = next_scale, next_zero
+    output = first + row_of(place, warps)
+    is_output = output < num_outputs
+    if has_bias:
+        summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
+    out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
+    tl.store(out_at, summed.to(dtype), is_token[None, :] & is_output[:, None])
 
 
 def few_tokens_linear(
@@ -78,7 +130,8 @@ def few_tokens_linear(
 ) -> Tensor:
     """``x`` [num_tokens, num_inputs] times ``weight`` [num_outputs, num_inputs] transposed, [num_tokens, num_outputs].
 
-    ``out``: where it goes, rows apart as they like. Sums are float32, rounded once.
+    ``out``: where it goes, rows apart as they like. Sums are float32, rounded once. A weight in codes is cut into at
+    least 16 outputs a warp, and whole chunks of inputs.
     """
     num_tokens, num_inputs = x.shape
     num_outputs = weight.shape[0]
@@ -88,12 +141,22 @@ def few_tokens_linear(
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
     a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
     size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
-    stages = max(min(tiling.stages, _SHARED_BYTES // size), 2)
-    _linear[(triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))](
-        x, **descriptors(weight, tiling.outputs, tiling.inputs), bias=out if bias is None else bias, out=out,
-        num_tokens=num_tokens, num_outputs=num_outputs, num_inputs=num_inputs, x_token=x.stride(0),
-        out_token=out.stride(0), tokens=tokens, outputs=tiling.outputs, inputs=tiling.inputs, has_bias=bias is not None,
-        precision="ieee" if x.dtype == torch.float32 else "tf32", even=num_inputs % tiling.inputs == 0,
-        num_warps=tiling.warps, num_stages=stages, **settings(weight),
-    )  # fmt: skip
+    common = {
+        "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
+        "num_inputs": num_inputs, "x_token": x.stride(0), "out_token": out.stride(0), "tokens": tokens,
+        "outputs": tiling.outputs, "has_bias": bias is not None,
+        "precision": "ieee" if x.dtype == torch.float32 else "tf32", "even": num_inputs % tiling.inputs == 0,
+        "num_warps": tiling.warps, "num_stages": max(min(tiling.stages, _SHARED_BYTES // size), 2),
+    }  # fmt: skip
+    grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
+    if isinstance(weight, Tensor):
+        tiles = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
+        _linear[grid](x, tiles, inputs=tiling.inputs, **common)
+    else:
+        assert tiling.outputs % (16 * tiling.warps) == 0
+        assert tiling.inputs % CHUNK == 0
+        _linear_of_codes[grid](
+            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, group=weight.group, **common, **parts(weight),
+            **settings(weight),
+        )  # fmt: skip
     return out

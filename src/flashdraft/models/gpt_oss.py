@@ -1,0 +1,102 @@
+"""gpt-oss: sliding and full layers in turn, a sink beside each head's scores, experts with biases and clamped SwiGLU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashdraft.models.base import LayerSource
+from flashdraft.models.gemma3 import SLIDING
+from flashdraft.models.llama import LlamaAttention, LlamaModel
+from flashdraft.models.mlp import Experts
+from flashdraft.ops.attention import AttentionSpec
+from flashdraft.ops.norm import RMSNorm
+
+
+class GptOssAttention(LlamaAttention):
+    """Grouped-query attention with RoPE; ``sinks`` [heads] are scores of what gives nothing."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
+
+
+class GptOssExperts(Experts):
+    """Experts as their checkpoints have them: inputs first, gates and ups in turn, biases.
+
+    ``gate_up_proj`` [num_experts, hidden_size, 2 intermediate_size], ``down_proj`` [num_experts, intermediate_size,
+    hidden_size], ``gate_up_proj_bias`` and ``down_proj_bias`` [num_experts, outputs].
+    """
+
+    def __init__(self, config: Any) -> None:
+        nn.Module.__init__(self)
+        self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
+        count, size, width = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(count, size, 2 * width))
+        self.gate_up_proj_bias = nn.Parameter(torch.empty(count, 2 * width))
+        self.down_proj = nn.Parameter(torch.empty(count, width, size))
+        self.down_proj_bias = nn.Parameter(torch.empty(count, size))
+
+    def of_one(self, expert: int, x: Tensor) -> Tensor:
+        """``down((up + 1) * gate * sigmoid(alpha * gate))``; gates are at most ``limit``, ups within it (gpt-oss)."""
+        gate_up = x @ self.gate_up_proj[expert] + self.gate_up_proj_bias[expert]
+        gate = gate_up[..., ::2].clamp(max=self.limit)
+        up = gate_up[..., 1::2].clamp(-self.limit, self.limit)
+        mixed = (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
+        return mixed @ self.down_proj[expert] + self.down_proj_bias[expert]
+
+
+class GptOssMLP(nn.Module):
+    """A few experts for each token, weighted by the softmax of their scores alone."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.router = nn.Linear(config.hidden_size, config.num_local_experts)
+        self.experts = GptOssExperts(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_size] -> [..., hidden_size]."""
+        rows = x.reshape(-1, x.shape[-1])
+        scores, chosen = self.router(rows).topk(self.top_k, dim=-1)
+        out: Tensor = self.experts(rows, chosen, scores.softmax(-1))
+        return out.view(x.shape)
+
+
+class GptOssLayer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self_attn = GptOssAttention(config)
+        self.mlp = GptOssMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], source: LayerSource) -> Tensor:
+        """[batch, num_tokens, hidden_size] -> the same."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, source)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class GptOssDecoder(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: Any, _attention_class: Any) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(GptOssLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class GptOssModel(LlamaModel):
+    """A gpt-oss target, of 20B or 120B."""
+
+    decoder_class = GptOssDecoder
+
+    def specs_of(self, config: Any) -> list[AttentionSpec]:
+        """Sliding layers have a window; all have their sinks."""
+        windows = [config.sliding_window if kind == SLIDING else None for kind in config.layer_types]
+        sinks = [layer.self_attn.sinks for layer in self.model.layers]
+        return [AttentionSpec(window, sinks=one) for window, one in zip(windows, sinks, strict=True)]
