@@ -52,13 +52,11 @@ TILINGS = [
 ]  # fmt: skip
 
 
-IN_CODES = [  # outputs: 16 or more a warp; inputs: whole chunks of 128
+IN_CODES = [  # outputs: 16 a warp at least, and 64 for Hopper's own instruction; inputs: whole chunks of 128
     Tiling(*one)
     for one in (
         (64, 256, 3, 4), (64, 256, 4, 4), (64, 256, 6, 4), (64, 512, 2, 4), (64, 512, 3, 4), (64, 128, 4, 4),
-        (64, 128, 8, 4), (128, 128, 4, 4), (128, 128, 6, 8), (128, 256, 3, 8), (128, 256, 4, 8), (128, 256, 3, 4),
-        (128, 512, 2, 8), (32, 256, 3, 2), (32, 256, 4, 2), (32, 512, 2, 2), (32, 512, 3, 2), (64, 256, 3, 2),
-        (64, 512, 2, 2), (16, 512, 2, 1), (16, 512, 3, 1), (32, 256, 4, 1),
+        (64, 128, 6, 4), (128, 256, 3, 8), (128, 128, 4, 8),
     )
 ]  # fmt: skip
 KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
@@ -67,17 +65,19 @@ KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
 def in_codes(floats, kind):
     """Random codes of a weight's shape in groups of 128; "awq" has zero points.
 
-    Scales of "fp8_32" are float32, of "awq" float16, of the others bfloat16.
+    Scales of "fp8_32" count as float32, of "awq" as float16, of the others as bfloat16.
     """
     (outputs, inputs), device = floats.shape, floats.device
-    scales = (torch.rand(inputs // 128, outputs, device=device) * 1e-3 + 1e-4).bfloat16()
+    scales = (torch.rand(inputs // 128, outputs, device=device) * 1e-3 + 1e-4).bfloat16().float()
     if kind.startswith("fp8"):
         codes = torch.randn(outputs, inputs, device=device).mul_(60).to(torch.float8_e4m3fn)
-        return QuantizedWeight(codes, scales.float() if kind == "fp8_32" else scales, None, torch.bfloat16)
+        counted = torch.float32 if kind == "fp8_32" else torch.bfloat16
+        return QuantizedWeight(codes, scales, None, torch.bfloat16, counted)
     codes = packed(torch.randint(16, (outputs, inputs), device=device))
-    scales = scales.half() if kind == "awq" else scales
-    zeros = torch.randint(16, scales.shape, device=device).to(scales.dtype) if kind == "awq" else None
-    return QuantizedWeight(codes, scales, zeros, torch.bfloat16)
+    if kind == "int4":
+        return QuantizedWeight(codes, scales, None, torch.bfloat16, torch.bfloat16)
+    zeros = torch.randint(16, scales.shape, device=device).float()
+    return QuantizedWeight(codes, scales.half().float(), zeros, torch.bfloat16, torch.float16)
 
 
 def compile_some(jobs):

@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 from flashdraft.grammar import Grammar, begin_grammar
-from flashdraft.server.answer_parts import Parts
+from flashdraft.server.tool_calls import Parts
 from flashdraft.server.tool_grammar import CallRules, calls_lark
 from tiny_pair import byte_tokenizer
 

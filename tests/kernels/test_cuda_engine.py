@@ -81,11 +81,13 @@ def _in_codes(target):
             groups = weight.unflatten(1, (-1, 128))
             scales = (groups.abs().amax(2) / 7).bfloat16()
             codes = (groups / scales[:, :, None].float()).round().int() + SYMMETRIC_ZERO
-            held = QuantizedWeight(packed(codes.flatten(1)), scales.T.contiguous(), None, weight.dtype)
+            codes = packed(codes.flatten(1))
+            scales, counted = scales.float(), torch.bfloat16
         else:
             scales = weight.abs().amax(1, keepdim=True) / 448
             codes = (weight / scales).to(torch.float8_e4m3fn)
-            held = QuantizedWeight(arranged(codes), scales.T.contiguous(), None, weight.dtype)
+            codes, counted = arranged(codes), torch.float32
+        held = QuantizedWeight(codes, scales.T.contiguous(), None, weight.dtype, counted)
         target.set_submodule(name, QuantizedLinear(held, module.bias))
     return target
 

@@ -28,13 +28,13 @@ def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
     scales = (torch.rand(groups, num_outputs, device=DEVICE) + 0.5) * 0.01
     if kind.startswith("fp8"):
         scales = scales[:1].T.contiguous().T if kind == "fp8 by rows" else scales
-        scales = scales.bfloat16() if kind == "fp8 in bfloat16" else scales
+        counted = torch.bfloat16 if kind == "fp8 in bfloat16" else torch.float32
         codes = torch.randn(num_outputs, num_inputs, device=DEVICE).mul(40).to(torch.float8_e4m3fn)
-        return QuantizedWeight(codes, scales, None, dtype)
+        return QuantizedWeight(codes, scales.to(counted).float(), None, dtype, counted)
     codes = torch.randint(16, (num_outputs, num_inputs), device=DEVICE)
-    zeros = torch.randint(16, scales.shape, device=DEVICE).half() if kind == "int4 with zeros" else None
-    scales = scales.to(torch.float16 if zeros is not None else dtype)
-    return QuantizedWeight(packed(codes), scales, zeros, dtype)
+    zeros = torch.randint(16, scales.shape, device=DEVICE).float() if kind == "int4 with zeros" else None
+    counted = torch.float16 if zeros is not None else dtype
+    return QuantizedWeight(packed(codes), scales.to(counted).float(), zeros, dtype, counted)
 
 
 KINDS = ("fp8", "fp8 in bfloat16", "fp8 by rows", "int4", "int4 with zeros")
@@ -60,9 +60,8 @@ def test_every_float8_as_a_float(dtype):
     """With a scale of 1, subnormal ones too."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(4, 64)
     finite = torch.where(codes.float().isfinite(), codes.float(), 0.0)
-    weight = QuantizedWeight(
-        arranged(finite.to(codes.dtype)).to(DEVICE), torch.ones(1, 4, device=DEVICE).bfloat16(), None, dtype
-    )
+    codes, scales = arranged(finite.to(codes.dtype)).to(DEVICE), torch.ones(1, 4, device=DEVICE)
+    weight = QuantizedWeight(codes, scales, None, dtype, torch.bfloat16)
     floats = torch.empty(4, 64, dtype=dtype, device=DEVICE)
     assert torch.equal(dequantize(weight, floats).float().cpu(), finite)
 

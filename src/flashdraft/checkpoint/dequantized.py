@@ -13,8 +13,8 @@ gptq     ``x.qweight`` int32 [columns * bits / 32, rows], ``x.qzeros``, ``x.scal
 torchao  ``x._weight_qdata`` FP8 or int8, ``x._weight_scale`` float32, one for rows or blocks, ``x._weight_zero_point``:
          computed in float32, rounded to the config's dtype.
 mxfp4    ``x.weight_packed`` uint8, two E2M1 a byte, ``x.weight_scale`` uint8, exponents of 32 columns each.
-experts_mxfp4  ``x_blocks`` uint8 [experts, rows, columns / 32, 16], ``x_scales`` uint8, for ``x`` [experts, columns, rows]
-         (gpt-oss; transformers' ``convert_moe_packed_tensors``).
+experts_mxfp4  ``x_blocks`` uint8 [experts, rows, columns / 32, 16] and ``x_scales`` of experts ``x`` [experts, columns,
+         rows] (gpt-oss; transformers' ``convert_moe_packed_tensors``).
 """
 
 from collections.abc import Callable
@@ -130,8 +130,8 @@ class DequantizedWeights:
 
         stays = None
         if zero is None and self._source.dtypes[whole] == "F8_E4M3":
-            scale_type = "F32" if in_float32 else self._source.dtypes[scale]
-            stays = kept(shape, False, sizes[-1], scale_type, False, parts)
+            stored = self._source.dtypes[scale]
+            stays = kept(shape, False, sizes[-1], "F32" if in_float32 else stored, stored, False, parts)
         return whole, shape, read, {whole, scale} | ({zero} if zero else set()), stays
 
     def packed(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
@@ -170,7 +170,7 @@ class DequantizedWeights:
 
         stays = None
         if bits == 4 and is_sorted:
-            stays = kept((rows, columns), True, groups, self._source.dtypes[scale], has_zeros, parts)
+            stays = kept((rows, columns), True, groups, *[self._source.dtypes[scale]] * 2, has_zeros, parts)
         return f"{name}.weight", (rows, columns), read, {words, scale, told, zero, order}, stays
 
     def mxfp4(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
@@ -185,7 +185,7 @@ class DequantizedWeights:
             )
 
         def read() -> Tensor:
-            return _of_e2m1(self._source.read(packed).unflatten(-1, (-1, 16)), self._source.read(scale))
+            return _of_e2m1(self._source.read(packed).view(*rows, -1, 16), self._source.read(scale))
 
         return f"{name}.weight", (*rows, 2 * half), read, {packed, scale}, None
 
@@ -233,7 +233,7 @@ class DequantizedWeights:
             codes, offsets = (_in_order(_unpack(self._source.read(one), 4)) for one in (words, zeros))
             return codes.T, self._source.read(scales), offsets
 
-        stays = kept((rows, columns), True, groups, self._source.dtypes[scales], True, parts)
+        stays = kept((rows, columns), True, groups, *[self._source.dtypes[scales]] * 2, True, parts)
         return f"{name}.weight", (rows, columns), read, {words, zeros, scales}, stays
 
     def gptq(self, name: str, _ending: str, how: Quantization) -> "_Made | None":
@@ -266,7 +266,7 @@ class DequantizedWeights:
 
         stays, group = None, columns // groups
         if bits == 4 and columns % groups == 0 and (not is_ordered or self._is_in_turn(order, group)):
-            stays = kept((rows, columns), True, groups, self._source.dtypes[scales], True, parts)
+            stays = kept((rows, columns), True, groups, *[self._source.dtypes[scales]] * 2, True, parts)
         return f"{name}.weight", (rows, columns), read, {words, zeros, scales, order}, stays
 
     def _is_in_turn(self, order: str, group: int) -> bool:

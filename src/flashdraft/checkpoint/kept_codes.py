@@ -12,7 +12,6 @@ from flashdraft.errors import CheckpointError
 from flashdraft.models.mlp import Experts, ExpertsInCodes
 from flashdraft.ops.quantized import (
     CHUNK,
-    LARGEST_SCALE,
     UNIT,
     QuantizedLinear,
     QuantizedWeight,
@@ -31,30 +30,47 @@ class Kept:
     shape: tuple[int, int]
     is_packed: bool
     num_groups: int
-    scale_dtype: torch.dtype
+    scale_dtype: torch.dtype  # in which codes and scales are multiplied
+    stored_dtype: torch.dtype  # of the file's scales
     has_zeros: bool
     read: Callable[[torch.dtype], QuantizedWeight]
+
+    def held_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What scales count as in a weight of ``dtype``.
+
+        The product of a float8 and a bfloat16 is exact in float32, so that a bfloat16 weight has the same bits with
+        either. Kernels need half the instructions for bfloat16.
+        """
+        is_exact = not self.is_packed and self.stored_dtype == dtype == torch.bfloat16
+        return torch.bfloat16 if is_exact else self.scale_dtype
 
     def outline(self, dtype: torch.dtype) -> QuantizedWeight:
         """The same without values, on the meta device."""
         num_outputs, num_inputs = self.shape
         width, kind = (num_inputs // 4, torch.int16) if self.is_packed else (num_inputs, torch.float8_e4m3fn)
         codes = torch.empty(num_outputs, width, dtype=kind, device="meta")
-        scales = torch.empty(self.num_groups, num_outputs, dtype=self.scale_dtype, device="meta")
-        return QuantizedWeight(codes, scales, torch.empty_like(scales) if self.has_zeros else None, dtype)
+        scales = torch.empty(self.num_groups, num_outputs, device="meta")
+        zeros = torch.empty_like(scales) if self.has_zeros else None
+        return QuantizedWeight(codes, scales, zeros, dtype, self.held_dtype(dtype))
 
 
 def kept(
-    shape: tuple[int, ...], is_packed: bool, num_groups: int, scale_type: str, has_zeros: bool,
+    shape: tuple[int, ...], is_packed: bool, num_groups: int, scale_type: str, stored_type: str, has_zeros: bool,
     parts: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
 ) -> Kept | None:  # fmt: skip
     """What ``parts`` brings: codes [num_outputs, num_inputs], scales and zeros [num_groups, num_outputs].
 
     ``shape`` [..., num_inputs]: outputs may be several matrices'. None where kernels know no such groups, sizes, types.
     """
-    scale_dtype = _SCALES.get(scale_type)
+    scale_dtype, stored_dtype = _SCALES.get(scale_type), _SCALES.get(stored_type)
     num_outputs, num_inputs = math.prod(shape[:-1]), shape[-1]
-    if scale_dtype is None or num_groups < 1 or num_inputs % num_groups or num_inputs % UNIT:
+    if (
+        scale_dtype is None
+        or stored_dtype is None
+        or num_groups < 1
+        or num_inputs % num_groups
+        or num_inputs % UNIT
+    ):
         return None
     if is_packed and (scale_dtype == torch.float32 or num_inputs % CHUNK):
         return None
@@ -63,33 +79,20 @@ def kept(
 
     def read(dtype: torch.dtype) -> QuantizedWeight:
         codes, scales, zeros = parts()
-        scales = scales.to(scale_dtype).contiguous()
-        zeros = None if zeros is None else zeros.to(scale_dtype).contiguous()
-        if not is_packed and dtype == torch.bfloat16:
-            scales = _smallest(scales)
-        return QuantizedWeight(packed(codes) if is_packed else arranged(codes), scales, zeros, dtype)
+        scales = scales.to(scale_dtype).float().contiguous()
+        zeros = None if zeros is None else zeros.float().contiguous()
+        codes = packed(codes) if is_packed else arranged(codes)
+        return QuantizedWeight(codes, scales, zeros, dtype, made.held_dtype(dtype))
 
-    return Kept((num_outputs, num_inputs), is_packed, num_groups, scale_dtype, has_zeros, read)
-
-
-def _smallest(scales: Tensor) -> Tensor:
-    """Float8's scales as bfloat16 where they fit: a product with a code is exact in float32, so its bits are the same.
-
-    Kernels need half the instructions for them, and for scales that are not so large that no weight has them.
-    """
-    fit = torch.equal(scales.bfloat16().float(), scales.float()) and bool(
-        (scales.abs() < LARGEST_SCALE).all()
-    )
-    return scales.bfloat16() if fit else scales.float()
+    made = Kept((num_outputs, num_inputs), is_packed, num_groups, scale_dtype, stored_dtype, has_zeros, read)
+    return made
 
 
 def stacked(parts: Sequence[Kept]) -> Kept | None:
     """The outputs of ``parts`` one after the other, or None where they are kept in different ways."""
     first = parts[0]
-    if (
-        len({(one.shape[1], one.is_packed, one.num_groups, one.scale_dtype, one.has_zeros) for one in parts})
-        > 1
-    ):
+    kinds = {(one.shape[1], one.is_packed, one.num_groups, one.scale_dtype, one.has_zeros) for one in parts}
+    if len(kinds) > 1 or len({one.stored_dtype for one in parts}) > 1:
         return None
 
     def read(dtype: torch.dtype) -> QuantizedWeight:
@@ -116,7 +119,7 @@ def hold_codes(
         weight = found[name].read(dtype).to(device)
         if not weight.is_finite():
             raise CheckpointError(
-                f"{source.label}: codes or scales of {name} are no finite numbers: fetch it again"
+                f"{source.label}: codes or scales of {name} are no finite numbers, or too large: fetch it again"
             )
         return weight
 

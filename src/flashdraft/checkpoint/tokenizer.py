@@ -26,17 +26,21 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # transformers' word -> GGUF's
 
 
-# Special tokens that begin and part Mistral's tool calls: a decoded answer would have neither.
+# Special tokens that begin and part Mistral's tool calls, and harmony's messages: a decoded answer would have neither.
 _CALL_MARKS = frozenset({"[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"})
+_CHANNEL = "<|channel|>"
+_HARMONY_MARKS = frozenset({_CHANNEL, "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"})
 
 
 def with_call_marks(tokenizer: Any) -> Any:
-    """``tokenizer``, whose decoded texts show where tool calls begin, also where special tokens are left out."""
-    found = [one for one in tokenizer.added_tokens_decoder.values() if one.content in _CALL_MARKS]
+    """``tokenizer``, whose decoded texts show where calls and messages begin, though special tokens are left out."""
+    added = tokenizer.added_tokens_decoder.values()
+    marks = _CALL_MARKS | (_HARMONY_MARKS if any(one.content == _CHANNEL for one in added) else set())
+    found = [one for one in added if one.content in marks]
     if any(one.special for one in found):
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for one in state["added_tokens"]:
-            one["special"] = one["special"] and one["content"] not in _CALL_MARKS
+            one["special"] = one["special"] and one["content"] not in marks
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""gpt-oss: sliding and full layers in turn, a sink beside each head's scores, experts with biases and clamped SwiGLU."""
+"""gpt-oss: sliding and full layers in turn, a sink a head, experts with biases and a clamped SwiGLU."""
 
 from typing import Any
 
@@ -43,7 +43,8 @@ class GptOssExperts(Experts):
         gate = gate_up[..., ::2].clamp(max=self.limit)
         up = gate_up[..., 1::2].clamp(-self.limit, self.limit)
         mixed = (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
-        return mixed @ self.down_proj[expert] + self.down_proj_bias[expert]
+        out: Tensor = mixed @ self.down_proj[expert] + self.down_proj_bias[expert]
+        return out
 
 
 class GptOssMLP(nn.Module):

@@ -1,7 +1,7 @@
 """Weights that stay in codes of 8 or 4 bits, with scales for groups of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -17,17 +17,19 @@ LARGEST_SCALE = 128.0  # of float8's in bfloat16, which kernels multiply by 2 **
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A matrix [num_outputs, num_inputs]: ``(code - zero) * scale``, rounded to the scale's type, then to ``dtype``.
+    """A matrix [num_outputs, num_inputs]: ``(code - zero) * scale``, rounded to ``scale_dtype``, then to ``dtype``.
 
     ``codes``: float8_e4m3fn [num_outputs, num_inputs] in the order of :func:`arranged`, whose zero is 0; or int16
-    [num_outputs, num_inputs / 4], four 4-bit codes a word as :func:`packed` has them. ``scales``, and ``zeros`` of the
-    same type where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each.
+    [num_outputs, num_inputs / 4], four 4-bit codes a word as :func:`packed` has them. ``scales``, and ``zeros``
+    where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each, float32 that
+    ``scale_dtype`` holds exactly: loads of four bytes come behind the arithmetic, those of two do not.
     """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
     dtype: torch.dtype
+    scale_dtype: torch.dtype
 
     @property
     def is_packed(self) -> bool:
@@ -53,7 +55,8 @@ class QuantizedWeight:
     def to(self, device: torch.device) -> "QuantizedWeight":
         """On ``device``."""
         zeros = None if self.zeros is None else self.zeros.to(device)
-        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zeros, self.dtype)
+        codes, scales = self.codes.to(device), self.scales.to(device)
+        return replace(self, codes=codes, scales=scales, zeros=zeros)
 
     def followed(self, fn: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
         """On the device that ``fn`` brings tensors to, as nn.Module._apply calls it; types stay."""
@@ -65,7 +68,7 @@ class QuantizedWeight:
             return False
         if (
             not self.is_packed
-            and self.scales.dtype == torch.bfloat16
+            and self.scale_dtype == torch.bfloat16
             and bool((self.scales.abs() >= LARGEST_SCALE).any())
         ):
             return False
@@ -77,7 +80,7 @@ class QuantizedWeight:
     def __getitem__(self, rows: slice) -> "QuantizedWeight":
         """Some of the outputs, as views."""
         zeros = None if self.zeros is None else self.zeros[:, rows]
-        return QuantizedWeight(self.codes[rows], self.scales[:, rows], zeros, self.dtype)
+        return replace(self, codes=self.codes[rows], scales=self.scales[:, rows], zeros=zeros)
 
     def dequantized(self) -> Tensor:
         """[num_outputs, num_inputs] as ``dtype``, by PyTorch."""
@@ -86,8 +89,8 @@ class QuantizedWeight:
         assert scales is not None
         values = values.float()
         if self.is_packed:
-            values = values - (SYMMETRIC_ZERO if zeros is None else zeros.float())
-        return (values * scales.float()).to(scales.dtype).to(self.dtype)
+            values = values - (SYMMETRIC_ZERO if zeros is None else zeros)
+        return (values * scales).to(self.scale_dtype).to(self.dtype)
 
 
 class QuantizedLinear(nn.Module):
@@ -116,17 +119,17 @@ def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     if len(parts) == 1:
         return parts[0]
     zeros = [part.zeros for part in parts if part.zeros is not None]
-    return QuantizedWeight(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts], dim=1),
-        torch.cat(zeros, dim=1) if zeros else None,
-        parts[0].dtype,
+    return replace(
+        parts[0],
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts], dim=1),
+        zeros=torch.cat(zeros, dim=1) if zeros else None,
     )
 
 
 def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
     """Weights of the same kind and number of inputs can be joined."""
-    return weight.codes.dtype, weight.scales.dtype, weight.scales.shape[0], weight.zeros is None, weight.dtype
+    return weight.codes.dtype, weight.scale_dtype, weight.scales.shape[0], weight.zeros is None, weight.dtype
 
 
 # A matrix unit's factor of 16 inputs has inputs 2t, 2t + 1, 2t + 8 and 2t + 9 in thread t of four (PTX, mma.m16n8k16).

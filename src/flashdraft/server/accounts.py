@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flashdraft.server.answer_parts import PartsReader, Thinking
+from flashdraft.server.answer_parts import Thinking, reader_of
 from flashdraft.server.api_errors import Json
 from flashdraft.server.call_styles import Tools
 from flashdraft.server.service import Answer, Submission
@@ -35,7 +35,7 @@ def num_thought(answer: Answer, thinking: Thinking, tools: Tools | None) -> int:
     """How many of an answer's tokens are thoughts, the marks around them included."""
     if thinking == "none":
         return 0
-    reader, num_tokens, num_thoughts = PartsReader(thinking, tools), 0, 0
+    reader, num_tokens, num_thoughts = reader_of(thinking, tools), 0, 0
     for piece in answer.pieces:
         num_tokens += piece.token_id is not None
         before = reader.is_thinking

@@ -1,33 +1,28 @@
 """An answer's text taken apart as it comes: what was thought, what is said, which tools are called."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from flashdraft.server.bare_calls import BareCallReader
-from flashdraft.server.call_styles import CallStyle, Tools
-from flashdraft.server.tool_calls import CallNews, CallReader, start_len
+from flashdraft.server.call_styles import CHANNEL, CallStyle, Tools
+from flashdraft.server.harmony import START, HarmonyReader
+from flashdraft.server.tool_calls import CallNews, CallReader, Parts, start_len
 
 THINK, END_THINK = "<think>", "</think>"
-Thinking = Literal["open", "possible", "none"]
+Thinking = Literal["open", "possible", "none", "harmony"]
 
 
 def thinking_of(chat_template: str | None, prompt_end: str) -> Thinking:
     """Whether an answer begins with thoughts, by the template and the end of the prompt that it made.
 
-    "open": the prompt ends within ``<think>``; "possible": the answer may open it itself.
+    "open": the prompt ends within ``<think>``; "possible": the answer may open it itself; "harmony": its messages say
+    themselves what they are.
     """
+    if chat_template and CHANNEL in chat_template and prompt_end.endswith(START):
+        return "harmony"
     if not chat_template or END_THINK not in chat_template or prompt_end.rstrip().endswith(END_THINK):
         return "none"
     return "open" if prompt_end.rstrip().endswith(THINK) else "possible"
-
-
-@dataclass
-class Parts:
-    """New or whole: thoughts, words and calls."""
-
-    reasoning: str = ""
-    content: str = ""
-    calls: list[CallNews] = field(default_factory=list)
 
 
 @dataclass
@@ -46,7 +41,7 @@ class PartsReader:
     """
 
     def __init__(self, thinking: Thinking, tools: Tools | None = None) -> None:
-        self._state = {"open": "think", "possible": "start", "none": "content"}[thinking]
+        self._state = {"open": "think", "possible": "start"}.get(thinking, "content")
         self._tools = tools
         self._held = ""
         self._gap = ""  # white space before the call that is read now
@@ -187,11 +182,19 @@ class PartsReader:
         return ready
 
 
+Reader = PartsReader | HarmonyReader
+
+
+def reader_of(thinking: Thinking, tools: Tools | None) -> Reader:
+    """What reads an answer."""
+    return HarmonyReader(tools) if thinking == "harmony" else PartsReader(thinking, tools)
+
+
 def read_whole(
     text: str, thinking: Thinking, tools: Tools | None, is_cut: bool = False
 ) -> tuple[Parts, list[Call], int]:
     """A finished answer: its parts, its calls, and how many of these are whole (all but one cut by the length)."""
-    reader = PartsReader(thinking, tools)
+    reader = reader_of(thinking, tools)
     parts, rest = reader.push(text), reader.flush(is_cut)
     calls: dict[int, Call] = {}
     for one in [*parts.calls, *rest.calls]:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from flashdraft.server.answer_parts import Parts, PartsReader, Thinking
+from flashdraft.server.answer_parts import Thinking, reader_of
 from flashdraft.server.call_styles import Tools
 from flashdraft.server.service import Answer
+from flashdraft.server.tool_calls import Parts
 
 
 @dataclass
@@ -39,7 +40,7 @@ class SegmentReader:
     """
 
     def __init__(self, thinking: Thinking, tools: Tools | None) -> None:
-        self._reader = PartsReader(thinking, tools)
+        self._reader = reader_of(thinking, tools)
         self._has_thoughts = thinking != "none"
         self.segments: list[Segment] = []
         self._open: Segment | None = None

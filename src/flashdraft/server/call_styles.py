@@ -6,6 +6,7 @@ llama         {"name": "f", "parameters": {"a": 1}}                             
 pythonic      [f(a=1), g()]                                                              Llama 3.2, 4, LFM2
 mistral       [TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]                         Mistral to 2024
 mistral-args  [TOOL_CALLS]f[ARGS]{"a": 1}                                                Mistral from 2025
+harmony       <|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}  gpt-oss
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 BEGIN, FUNCTION, TOOL_CALLS, ARGS = "<tool_call>", "<function=", "[TOOL_CALLS]", "[ARGS]"
+CHANNEL, TO_FUNCTION = "<|channel|>", "to=functions."
 PYTHON_MARKS = ("<|python_start|>", "<|tool_call_start|>")
-CallStyle = Literal["xml", "json", "llama", "pythonic", "mistral", "mistral-args"]
+CallStyle = Literal["xml", "json", "llama", "pythonic", "mistral", "mistral-args", "harmony"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def call_style(template: str | None) -> CallStyle | None:
     """The form of the calls that a chat template shows; None: it shows no tools, or calls in another form."""
     if not template or "tools" not in template:
         return None
+    if CHANNEL in template:
+        return "harmony"
     if BEGIN in template:
         return "xml" if FUNCTION in template else "json"
     if TOOL_CALLS in template:

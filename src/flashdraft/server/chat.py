@@ -69,4 +69,7 @@ def _chat_params(
     if params.grammar and choice.grammar and not asked.wants_json:
         raise ApiError(400, "a grammar and tool_choice both say what the answer is", "tool_choice")
     grammar = choice.grammar or params.grammar
-    return behind_thoughts(replace(params, grammar=grammar, logprobs=asked.num_logprobs), thinking)
+    params = replace(params, grammar=grammar, logprobs=asked.num_logprobs)
+    if thinking == "harmony" and choice.grammar:  # which says itself what comes before a call
+        return params
+    return behind_thoughts(params, thinking)

@@ -10,7 +10,7 @@ from uuid import uuid4
 from flashdraft.detokenizer import Detokenizer
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.server.accounts import meta_info, sglang_speculation, speculation, usage
-from flashdraft.server.answer_parts import Parts, PartsReader, Thinking, read_whole
+from flashdraft.server.answer_parts import Reader, Thinking, read_whole, reader_of
 from flashdraft.server.answer_text import TokenPiece
 from flashdraft.server.api_errors import Json
 from flashdraft.server.call_styles import Tools
@@ -18,7 +18,7 @@ from flashdraft.server.http_io import DONE, event
 from flashdraft.server.logprobs import chat_logprobs, completion_logprobs
 from flashdraft.server.protocol import OpenAIRequest, StreamOptions
 from flashdraft.server.service import Answer, Delta, Service, Submission
-from flashdraft.server.tool_calls import CallNews
+from flashdraft.server.tool_calls import CallNews, Parts
 
 Entries = list[tuple[TokenLogprobs | int, str]]  # tokens with their pieces of the text
 
@@ -124,7 +124,7 @@ class ChatForm(Form):
     ) -> None:
         super().__init__(service, asked)
         self.thinking, self.tools, self.logprobs = thinking, tools, logprobs
-        self._readers: dict[int, PartsReader] = {}
+        self._readers: dict[int, Reader] = {}
 
     def usage(self, submission: Submission) -> Json:
         """See :class:`Form`."""
@@ -157,7 +157,7 @@ class ChatForm(Form):
 
     def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:  # noqa: ARG002
         """See :class:`Form`."""
-        reader = self._readers.setdefault(delta.index, PartsReader(self.thinking, self.tools))
+        reader = self._readers.setdefault(delta.index, reader_of(self.thinking, self.tools))
         parts = reader.push(delta.text)
         if delta.finish_reason:
             rest = reader.flush(delta.finish_reason == "length")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flashdraft.server.answer_parts import END_THINK
 from flashdraft.server.api_errors import ApiError
-from flashdraft.server.call_styles import call_style, template_of
+from flashdraft.server.call_styles import CallStyle, call_style, template_of
 from flashdraft.server.protocol import Message, Tool, ToolCall
 from flashdraft.server.service import Service
 from flashdraft.server.tool_calls import read_arguments
@@ -70,8 +70,7 @@ async def encode_chat(
         num_chars += len(str(kwargs["tools"]))
         _check_len(service, num_chars, "tools")
     style = call_style(template)
-    is_mistral = (style or "").startswith("mistral")
-    turns = [_turn(message, message.place(i), is_mistral) for i, message in enumerate(messages)]
+    turns = [_turn(message, message.place(i), style) for i, message in enumerate(messages)]
     if style is None and any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
         raise ApiError(400, "the model's chat template knows no tool calls: leave them out", "messages")
 
@@ -166,9 +165,9 @@ def prompt_end(tokenizer: Any, token_ids: Sequence[int]) -> str:
     return text
 
 
-def _turn(message: Message, where: str, is_mistral: bool) -> dict[str, Any]:
+def _turn(message: Message, where: str, style: CallStyle | None) -> dict[str, Any]:
     """A message as templates expect it: the arguments of calls as mappings, and their ids as Mistral's want them."""
-    call_id = _short_id if is_mistral else str
+    call_id = _short_id if style in ("mistral", "mistral-args") else str
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     turn["content"] = _content(message, where)
     name = "reasoning_content" if message.reasoning_content is not None else "reasoning"
@@ -188,7 +187,19 @@ def _turn(message: Message, where: str, is_mistral: bool) -> dict[str, Any]:
             }
             for i, call in enumerate(message.tool_calls)
         ]
-    return turn
+    return _in_harmony(turn, where) if style == "harmony" else turn
+
+
+def _in_harmony(turn: dict[str, Any], where: str) -> dict[str, Any]:
+    """As gpt-oss' template wants it: thoughts by another name, to which words before a call belong, and one call."""
+    thoughts = turn.pop("reasoning_content", "")
+    if turn.get("tool_calls"):
+        if len(turn["tool_calls"]) > 1:
+            found = f"{where}.tool_calls has {len(turn['tool_calls'])} calls"
+            mend = "the model's chat template takes one a message: part them, each before its answer"
+            raise ApiError(400, f"{found}; {mend}", f"{where}.tool_calls")
+        thoughts, turn["content"] = "\n\n".join(one for one in (thoughts, turn["content"]) if one), ""
+    return turn | ({"thinking": thoughts} if thoughts else {})
 
 
 def _short_id(text: str) -> str:

@@ -13,6 +13,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.answer_parts import END_THINK, THINK, Thinking
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.fields import Fields
+from flashdraft.server.harmony import FINAL
 
 
 class JsonSchema(Fields):
@@ -103,7 +104,8 @@ def behind_thoughts(params: SamplingParams, thinking: Thinking) -> SamplingParam
     if params.grammar is None or thinking == "none":
         return params
     opened_by = THINK if thinking == "possible" else None
-    return replace(params, grammar=replace(params.grammar, after=END_THINK, opened_by=opened_by))
+    after = FINAL if thinking == "harmony" else END_THINK
+    return replace(params, grammar=replace(params.grammar, after=after, opened_by=opened_by))
 
 
 def _of_schema(schema: dict[str, Any] | bool | str) -> Grammar:

@@ -12,7 +12,7 @@ Paris
 import contextlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic_core import from_json
@@ -40,6 +40,15 @@ class CallNews:
     index: int
     kind: Kind
     text: str = ""
+
+
+@dataclass
+class Parts:
+    """Of an answer, new or whole: thoughts, words and calls."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallNews] = field(default_factory=list)
 
 
 class BrokenCallError(Exception):

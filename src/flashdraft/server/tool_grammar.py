@@ -10,7 +10,8 @@ from flashdraft.errors import UsageError
 from flashdraft.grammar import json_rule
 from flashdraft.json_schema import check_shapes
 from flashdraft.server.argument_types import ArgumentTypes, values_of
-from flashdraft.server.call_styles import BEGIN, TOOL_CALLS, CallStyle
+from flashdraft.server.call_styles import BEGIN, CHANNEL, TO_FUNCTION, TOOL_CALLS, CallStyle
+from flashdraft.server.harmony import FINAL
 from flashdraft.server.tool_calls import END
 
 _MAX_TEXTS = 256
@@ -60,6 +61,7 @@ _JSON_AROUND: dict[CallStyle, tuple[str, str]] = {
     "llama": ('"NAME", "parameters": ', "}"),
     "mistral": ('{"name": "NAME", "arguments": ', "}"),
     "mistral-args": ("NAME[ARGS]", ""),
+    "harmony": ("NAME <|constrain|>json<|message|>", ""),
 }
 _LLAMA_MARK = '{"name": '
 _FRAMES: dict[CallStyle, _Frame] = {
@@ -69,6 +71,7 @@ _FRAMES: dict[CallStyle, _Frame] = {
     "mistral": _Frame(TOOL_CALLS, ", ", "[", "]"),
     "mistral-args": _Frame(TOOL_CALLS, TOOL_CALLS),
     "pythonic": _Frame("[", ", ", "", "]"),
+    "harmony": _Frame(f"{CHANNEL}commentary {TO_FUNCTION}", ""),
 }
 
 
@@ -92,7 +95,10 @@ def calls_lark(rules: CallRules) -> str:
     names = [writer.call(name, schema) for name, schema in rules.tools.items()]
     calls = " | ".join(names)
     frame = _FRAMES[rules.style]
-    if rules.must_call or rules.answer is not None:
+    if rules.style == "harmony":
+        head = _harmony(frame, rules)
+        writer.rules += [f"answer: {rules.answer}"] if rules.answer is not None else []
+    elif rules.must_call or rules.answer is not None:
         body = f"{json.dumps(frame.mark)} {frame.group(rules.is_single)}"
         if rules.answer is not None and not rules.must_call:
             body, writer.rules = f"{body} | answer", [*writer.rules, f"answer: {rules.answer}"]
@@ -107,6 +113,16 @@ def calls_lark(rules: CallRules) -> str:
 def _without(pattern: str) -> str:
     """Any text in which ``pattern`` is not found; what is not that may be no text at all, such as a special token."""
     return f"/(?s:.*)/ & ~/(?s:.*)({pattern})(?s:.*)/"
+
+
+def _harmony(frame: _Frame, rules: CallRules) -> str:
+    """One call, which ends the answer, behind messages of any kind; the whole answer, its thoughts included."""
+    chunk = f"chunk[lazy]: /(?s:.*){_exactly(frame.mark)}/\n"
+    if rules.must_call:
+        return f"body: chunk call\n{chunk}"
+    if rules.answer is not None:
+        return f"body: chunk call | said answer\n{chunk}said[lazy]: /(?s:.*){_exactly(FINAL)}/\n"
+    return frame.free(is_single=True)
 
 
 def _free_python(calls: Mapping[str, str], is_single: bool) -> str:

@@ -1,5 +1,6 @@
 """Tiles of quantized weights as floats, in registers, to the bit as ops/quantized.py defines them."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,6 +12,7 @@ _UNIT = tl.constexpr(UNIT)
 _CHUNK = tl.constexpr(CHUNK)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
 _TO_FLOAT8 = tl.constexpr(2.0**EXPONENT)
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 LANES = tl.constexpr(4)  # threads of a warp that hold one row's unit, 16 bytes each
 
 
@@ -31,11 +33,11 @@ _BF16, _FP16 = (
 _FOUR_BYTES = tl.constexpr(
     "{ .reg .b32 q, t; shl.b32 q, $2, 8; and.b32 t, q, 0x7f007f00; shr.b32 t, t, 4; "
     "lop3.b32 t, q, 0x80008000, t, 0xea; mul.bf16x2 $0, t, $3; and.b32 t, $2, 0x7f007f00; shr.b32 t, t, 4; "
-    "lop3.b32 t, $2, 0x80008000, t, 0xea; mul.bf16x2 $1, t, $4; }"
+    "lop3.b32 t, $2, 0x80008000, t, 0xea; mul.bf16x2 $1, t, $3; }"
 )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def spread_over_lanes(at):  # type: ignore[no-untyped-def]
     """What lies at ``at`` [outputs], LANES times: [outputs, LANES], laid out as rows of a unit's bytes are.
 
@@ -47,18 +49,47 @@ def spread_over_lanes(at):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def floats_of(  # type: ignore[no-untyped-def]
-    codes, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, kind: tl.constexpr,
-    has_zeros: tl.constexpr, by_ptx: tl.constexpr, dtype: tl.constexpr,
+    words, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, kind: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """[outputs, inputs] as ``dtype`` of loaded bytes or words; ``scale``, ``zero`` [outputs, LANES].
+    """[outputs, inputs] as ``dtype`` of loaded words of 16 bits; ``scale``, ``zero`` [outputs, LANES], float32.
 
     Rows come as they are loaded (``warps`` 0), or as :func:`row_of` has them.
     """
+    units: tl.constexpr = inputs // _UNIT if kind == FP8 else inputs // _CHUNK
+    words = words.reshape(outputs, units, LANES, 8)
+    scale = scale.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
+    high: tl.constexpr = 2 if warps else 1
+    low: tl.constexpr = 8 if warps else 1
+    across: tl.constexpr = warps if warps else 1
+    rows: tl.constexpr = outputs // (high * across * low)
     if kind == FP8:
-        tile = _of_bytes(codes, scale, outputs, inputs, warps, by_ptx, dtype)
+        if by_ptx:
+            first, second = _two_bytes_by_ptx(words, scale)
+        else:
+            first, second = _byte(words, 0, scale), _byte(words, 8, scale)
+        tile = tl.join(first, second).to(dtype).reshape(rows, high, across, low, units, LANES, 4, 2, 2)
+        tile = tile.permute(0, 2, 1, 3, 4, 6, 8, 5, 7)
     else:
-        tile = _of_words(codes, scale, zero, outputs, inputs, warps, has_zeros, by_ptx)
-    return tile.to(dtype)
+        if has_zeros:
+            zero = zero.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
+        else:
+            zero = tl.full([outputs, units, LANES, 8], _ZERO, scale_type)
+        if by_ptx:
+            if scale_type == tl.bfloat16:
+                a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
+            else:
+                a, b, c, d = _four_slices(words, zero + 1024.0, scale, _FP16)
+        else:
+            a, b, c, d = (
+                _slice(words, 0, zero, scale), _slice(words, 4, zero, scale),
+                _slice(words, 8, zero, scale), _slice(words, 12, zero, scale),
+            )  # fmt: skip
+        tile = tl.join(tl.join(a, c), tl.join(b, d)).to(dtype)
+        tile = tile.reshape(rows, high, across, low, units, LANES, 4, 2, 2, 2).permute(
+            0, 2, 1, 3, 4, 6, 8, 9, 5, 7
+        )
+    return tile.reshape(outputs, inputs)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -72,63 +103,23 @@ def row_of(place, warps: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _of_bytes(  # type: ignore[no-untyped-def]
-    codes, scale, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, by_ptx: tl.constexpr,
-    dtype: tl.constexpr,
-):  # fmt: skip
-    units: tl.constexpr = inputs // _UNIT
-    scale = scale.reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 16)
-    codes = codes.reshape(outputs, units, LANES, 16)
-    if by_ptx:
-        raised = scale
-        if scale.dtype == tl.bfloat16:
-            raised = (scale.to(tl.float32) * _TO_FLOAT8).to(tl.bfloat16)
-        else:
-            raised = tl.full([outputs, units, LANES, 16], _TO_FLOAT8, tl.bfloat16)
-        tile = tl.inline_asm_elementwise(
-            _FOUR_BYTES, "=r,=r,r,r,r", [codes.to(tl.int8, bitcast=True), raised], tl.bfloat16, True, 4
-        )
-        if scale.dtype != tl.bfloat16:
-            tile = (tile.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
-    else:
-        codes = codes.reshape(outputs, units, LANES, 4, 2, 2).permute(0, 1, 2, 3, 5, 4)
-        codes = codes.reshape(outputs, units, LANES, 16)
-        tile = (codes.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
-    high: tl.constexpr = 2 if warps else 1
-    low: tl.constexpr = 8 if warps else 1
-    across: tl.constexpr = warps if warps else 1
-    tile = tile.to(dtype).reshape(outputs // (high * across * low), high, across, low, units, LANES, 4, 2, 2)
-    return tile.permute(0, 2, 1, 3, 4, 6, 7, 5, 8).reshape(outputs, inputs)
+def _two_bytes_by_ptx(words, scale):  # type: ignore[no-untyped-def]
+    factor = tl.full(scale.shape, _TO_FLOAT8, tl.bfloat16)
+    if scale.dtype == tl.bfloat16:
+        factor = (scale.to(tl.float32) * _TO_FLOAT8).to(tl.bfloat16)
+    first, second = tl.inline_asm_elementwise(
+        _FOUR_BYTES, "=r,=r,r,r", [words, factor], (tl.bfloat16, tl.bfloat16), True, 2
+    )
+    if scale.dtype != tl.bfloat16:
+        first = (first.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+        second = (second.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+    return first, second
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _of_words(  # type: ignore[no-untyped-def]
-    words, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, has_zeros: tl.constexpr,
-    by_ptx: tl.constexpr,
-):  # fmt: skip
-    chunks: tl.constexpr = inputs // _CHUNK
-    words = words.reshape(outputs, chunks, LANES, 8)
-    scale = scale.reshape(outputs, 1, LANES, 1).broadcast_to(outputs, chunks, LANES, 8)
-    if has_zeros:
-        zero = zero.reshape(outputs, 1, LANES, 1).broadcast_to(outputs, chunks, LANES, 8)
-    else:
-        zero = tl.full([outputs, chunks, LANES, 8], _ZERO, scale.dtype)
-    if by_ptx:
-        if scale.dtype == tl.bfloat16:
-            a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
-        else:
-            a, b, c, d = _four_slices(words, zero + 1024.0, scale, _FP16)
-    else:
-        a, b, c, d = (
-            _slice(words, 0, zero, scale), _slice(words, 4, zero, scale),
-            _slice(words, 8, zero, scale), _slice(words, 12, zero, scale),
-        )  # fmt: skip
-    tile = tl.join(tl.join(a, c), tl.join(b, d))
-    high: tl.constexpr = 2 if warps else 1
-    low: tl.constexpr = 8 if warps else 1
-    across: tl.constexpr = warps if warps else 1
-    tile = tile.reshape(outputs // (high * across * low), high, across, low, chunks, LANES, 4, 2, 2, 2)
-    return tile.permute(0, 2, 1, 3, 4, 6, 8, 9, 5, 7).reshape(outputs, inputs)
+def _byte(words, shift: tl.constexpr, scale):  # type: ignore[no-untyped-def]
+    codes = ((words.to(tl.int32) >> shift) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    return (codes.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -151,13 +142,13 @@ def _slice(words, shift: tl.constexpr, zero, scale):  # type: ignore[no-untyped-
 
 @triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _dequantize_kernel(  # type: ignore[no-untyped-def]
-    codes, scales, zeros, out, num_outputs, num_inputs, code_row, scale_row, scale_step, group,
+    words, scales, zeros, out, num_outputs, num_inputs, word_row, scale_row, scale_step, group,
     outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
+    scale_type: tl.constexpr,
 ):  # fmt: skip
-    width: tl.constexpr = inputs // 4 if kind == INT4 else inputs
     row, unit = tl.program_id(0) * outputs + tl.arange(0, outputs), tl.program_id(1)
     at, is_row = (
-        row.to(tl.int64)[:, None] * code_row + unit * width + tl.arange(0, width)[None, :],
+        row.to(tl.int64)[:, None] * word_row + unit * 32 + tl.arange(0, 32)[None, :],
         row < num_outputs,
     )
     scale_at = unit * inputs // group * scale_row + tl.where(is_row, row, 0) * scale_step
@@ -165,8 +156,10 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
     zero = scale
     if has_zeros:
         zero = spread_over_lanes(zeros + scale_at)
-    loaded = tl.load(codes + at, is_row[:, None], 0.0)
-    tile = floats_of(loaded, scale, zero, outputs, inputs, 0, kind, has_zeros, by_ptx, out.dtype.element_ty)
+    loaded = tl.load(words + at, is_row[:, None], 0)
+    tile = floats_of(
+        loaded, scale, zero, outputs, inputs, 0, kind, has_zeros, by_ptx, scale_type, out.dtype.element_ty
+    )
     column = unit * inputs + tl.arange(0, inputs)
     tl.store(out + row[:, None].to(tl.int64) * num_inputs + column[None, :], tile, is_row[:, None])
 
@@ -174,19 +167,27 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
 def settings(weight: Tensor | QuantizedWeight) -> dict[str, object]:
     """What :func:`floats_of` is compiled for, by name."""
     if isinstance(weight, Tensor):
-        return {"kind": FLOATS.value, "has_zeros": False, "by_ptx": False}
+        return {"kind": FLOATS.value, "has_zeros": False, "by_ptx": False, "scale_type": tl.float32}
     return {
         "kind": INT4.value if weight.is_packed else FP8.value, "has_zeros": weight.zeros is not None,
-        "by_ptx": weight.codes.is_cuda,
+        "by_ptx": weight.codes.is_cuda, "scale_type": _TYPES[weight.scale_dtype],
     }  # fmt: skip
+
+
+def words_of(weight: QuantizedWeight) -> Tensor:
+    """Its codes as words of 16 bits, int16 [num_outputs, 32 for each unit or chunk].
+
+    Matrix units of before Hopper, which experts use, get their inputs in another order where 8 bits are loaded.
+    """
+    return weight.codes if weight.is_packed else weight.codes.view(torch.int16)
 
 
 def parts(weight: QuantizedWeight) -> dict[str, object]:
     """What kernels are given of ``weight``, by name: tensors, elements from row to row and from scale to scale."""
-    zeros = weight.scales if weight.zeros is None else weight.zeros
+    zeros, words = weight.scales if weight.zeros is None else weight.zeros, words_of(weight)
     assert zeros.stride() == weight.scales.stride()
     return {
-        "codes": weight.codes, "scales": weight.scales, "zeros": zeros, "code_row": weight.codes.stride(0),
+        "words": words, "scales": weight.scales, "zeros": zeros, "word_row": words.stride(0),
         "scale_row": weight.scales.stride(0), "scale_step": weight.scales.stride(1),
     }  # fmt: skip
 

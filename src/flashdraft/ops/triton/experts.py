@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
-from flashdraft.ops.triton.dequantized import FLOATS, INT4, floats_of, settings, spread_over_lanes
+from flashdraft.ops.triton.dequantized import FLOATS, FP8, floats_of, settings, spread_over_lanes, words_of
 from flashdraft.ops.triton.routing import sorted_pairs
 
 NUM_FEW = 512  # pairs up to which blocks are found without sorting
@@ -84,10 +84,10 @@ def _block(  # type: ignore[no-untyped-def]
 def _weights(  # type: ignore[no-untyped-def]
     weight, scales, zeros, row, is_row, start, size, num_rows, group, scale_step,
     tile: tl.constexpr, inner: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
-    dtype: tl.constexpr,
+    scale_type: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """[tile, inner] of rows ``row`` from element ``start`` of their ``size`` on, as ``dtype``."""
-    a_code: tl.constexpr = 4 if kind == INT4 else 1
+    a_code: tl.constexpr = 1 if kind == FLOATS else 2 if kind == FP8 else 4  # inputs a word
     depth = start // a_code + tl.arange(0, inner // a_code)
     seen = is_row[:, None] & (depth < size // a_code)[None, :]
     loaded = tl.load(weight + row[:, None] * (size // a_code) + depth[None, :], seen, 0.0)
@@ -98,7 +98,7 @@ def _weights(  # type: ignore[no-untyped-def]
         zero = scale
         if has_zeros:
             zero = spread_over_lanes(zeros + at)
-        loaded = floats_of(loaded, scale, zero, tile, inner, 0, kind, has_zeros, by_ptx, dtype)
+        loaded = floats_of(loaded, scale, zero, tile, inner, 0, kind, has_zeros, by_ptx, scale_type, dtype)
     return loaded
 
 
@@ -107,7 +107,7 @@ def _up_kernel(  # type: ignore[no-untyped-def]
     x, weight, scales, zeros, group, scale_step, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
     top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     """``silu(gate) * up`` of a block's pairs, some columns of ``inner_size`` (an expert's intermediate size)."""
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
@@ -123,11 +123,11 @@ def _up_kernel(  # type: ignore[no-untyped-def]
             values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
             gate_weight = _weights(
                 weight, scales, zeros, row, is_column, start, size, num_rows, group, scale_step,
-                tile, inner, kind, has_zeros, by_ptx, dtype,
+                tile, inner, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
             up_weight = _weights(
                 weight, scales, zeros, row + inner_size, is_column, start, size, num_rows, group, scale_step,
-                tile, inner, kind, has_zeros, by_ptx, dtype,
+                tile, inner, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
             gate = tl.dot(values, tl.trans(gate_weight), gate, input_precision="ieee")
             up = tl.dot(values, tl.trans(up_weight), up, input_precision="ieee")
@@ -142,7 +142,7 @@ def _down_kernel(  # type: ignore[no-untyped-def]
     activated, weight, scales, zeros, group, scale_step, parts, chosen, order, blocks, num_pairs, num_experts,
     size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
     if works:
@@ -156,7 +156,7 @@ def _down_kernel(  # type: ignore[no-untyped-def]
             values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
             loaded = _weights(
                 weight, scales, zeros, row, is_column, start, inner_size, num_rows, group, scale_step,
-                tile, inner, kind, has_zeros, by_ptx, parts.dtype.element_ty,
+                tile, inner, kind, has_zeros, by_ptx, scale_type, parts.dtype.element_ty,
             )  # fmt: skip
             total = tl.dot(values, tl.trans(loaded), total, input_precision="ieee")
         target = parts + pairs[:, None] * size + column[None, :]
@@ -235,14 +235,15 @@ def _codes(weight: Tensor | QuantizedWeight) -> Tensor:
 
 def _given(weight: Tensor | QuantizedWeight, tiles: _Tiles) -> dict[str, object]:
     """What kernels are given of ``weight``, by name; 4-bit codes are read by whole chunks."""
-    found = {"weight": _codes(weight), "inner": tiles.inner, "scale_step": 1, **settings(weight)}
+    found = {"inner": tiles.inner, "scale_step": 1, **settings(weight)}
     if isinstance(weight, Tensor):
-        return found | {"scales": weight, "zeros": weight, "group": 1}
+        return found | {"weight": weight, "scales": weight, "zeros": weight, "group": 1}
     zeros = weight.scales if weight.zeros is None else weight.zeros
     assert weight.scales.is_contiguous()
     assert zeros.is_contiguous()
     inner = CHUNK if weight.is_packed else tiles.inner
-    return found | {"scales": weight.scales, "zeros": zeros, "group": weight.group, "inner": inner}
+    found |= {"weight": words_of(weight), "inner": inner}
+    return found | {"scales": weight.scales, "zeros": zeros, "group": weight.group}
 
 
 def _summed(parts: Tensor, weights: Tensor, shared: Tensor | None, shared_gate: Tensor | None) -> Tensor:

@@ -56,63 +56,49 @@ def _linear(  # type: ignore[no-untyped-def]
     tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _scales(  # type: ignore[no-untyped-def]
-    scales, at, num_inputs, scale_row, group: tl.constexpr, chunks: tl.constexpr
-):
-    """Those of ``chunks`` chunks from input ``at`` on, the last group's past the end."""
-    found = ()
-    for chunk in tl.static_range(chunks):
-        which = tl.minimum(at + chunk * _CHUNK, num_inputs - 1) // group
-        found = found + (spread_over_lanes(scales + which * scale_row),)  # noqa: RUF005
-    return found
-
-
 @triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
 def _linear_of_codes(  # type: ignore[no-untyped-def]
-    x, codes, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
-    code_row, scale_row, scale_step,
+    x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    word_row, scale_row, scale_step,
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
     has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     # Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
     unit: tl.constexpr = 64 if kind == FP8 else _CHUNK
-    width: tl.constexpr = 64 if kind == FP8 else _CHUNK // 4
     dtype: tl.constexpr = out.dtype.element_ty
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
     first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
     row, is_token = tl.minimum(first + place, num_outputs - 1), token < num_tokens
     x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
-    codes_at = codes + row.to(tl.int64)[:, None] * code_row + tl.arange(0, width)[None, :]
+    words_at = words + row.to(tl.int64)[:, None] * word_row + tl.arange(0, 32)[None, :]
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
-    # Scales are too small for loads behind the arithmetic, so they are loaded for the next round.
-    scale = _scales(scales_at, 0, num_inputs, scale_row, group, chunks)
+    scale = spread_over_lanes(scales_at)
     zero = scale
     if has_zeros:
-        zero = _scales(zeros_at, 0, num_inputs, scale_row, group, chunks)
+        zero = spread_over_lanes(zeros_at)
     summed = tl.zeros([outputs, tokens], tl.float32)
     for at in range(0, num_inputs, chunks * _CHUNK):
-        next_at = at + chunks * _CHUNK
-        next_scale = _scales(scales_at, next_at, num_inputs, scale_row, group, chunks)
-        next_zero = next_scale
-        if has_zeros:
-            next_zero = _scales(zeros_at, next_at, num_inputs, scale_row, group, chunks)
         for part in tl.static_range(chunks * _CHUNK // unit):
             start = at + part * unit
+            if group > 0 and part * unit % _CHUNK == 0:
+                which = start // group
+                if not even:
+                    which = tl.minimum(which, (num_inputs - 1) // group)
+                scale = spread_over_lanes(scales_at + which * scale_row)
+                if has_zeros:
+                    zero = spread_over_lanes(zeros_at + which * scale_row)
             if even:
                 rows = tl.load(x_at + start, is_token[None, :], 0.0)
-                loaded = tl.load(codes_at + start // (unit // width))
+                loaded = tl.load(words_at + start // unit * 32)
             else:
                 rows = tl.load(x_at + start, is_token[None, :] & (start + column < num_inputs)[:, None], 0.0)
                 is_input = place * 0 + start < num_inputs
-                loaded = tl.load(codes_at + start // (unit // width), is_input[:, None], 0.0)
+                loaded = tl.load(words_at + start // unit * 32, is_input[:, None], 0)
             weights = floats_of(
-                loaded, scale[part * unit // _CHUNK], zero[part * unit // _CHUNK],
-                outputs, unit, warps, kind, has_zeros, by_ptx, dtype,
-            )  # fmt: skip
+                loaded, scale, zero, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
+            )
             summed = tl.dot(weights, rows, summed, input_precision=precision)
-        scale, zero = next_scale, next_zero
     output = first + row_of(place, warps)
     is_output = output < num_outputs
     if has_bias:
@@ -156,7 +142,8 @@ def few_tokens_linear(
         assert tiling.outputs % (16 * tiling.warps) == 0
         assert tiling.inputs % CHUNK == 0
         _linear_of_codes[grid](
-            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, group=weight.group, **common, **parts(weight),
+            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps,
+            group=weight.group if len(weight.scales) > 1 else 0, **common, **parts(weight),
             **settings(weight),
         )  # fmt: skip
     return out
