@@ -12,7 +12,7 @@ import torch
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
-from flashdraft.ops.quantized import SYMMETRIC_ZERO, QuantizedLinear, QuantizedWeight, arranged, packed
+from flashdraft.ops.quantized import SYMMETRIC_ZERO, UNIT, QuantizedLinear, QuantizedWeight, arranged, packed
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.ngram import NgramDrafter
@@ -77,6 +77,8 @@ def _in_codes(target):
         if type(module) is not torch.nn.Linear or ".layers." not in name or name.endswith(("_a", "_b")):
             continue
         weight = module.weight.detach()
+        if weight.shape[1] % UNIT:
+            continue
         if ".linear_attn.in" in name:
             groups = weight.unflatten(1, (-1, 128))
             scales = (groups.abs().amax(2) / 7).bfloat16()

@@ -72,7 +72,7 @@ class HarmonyReader:
                 return False
             self._begin("words", parts)
             return True
-        self._held, self._header = rest, header + mark
+        self._held, self._header = rest, header.removeprefix(START) + mark
         channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
         if recipient and self._tools is not None and recipient[1] in self._tools.schemas:
             self._kind, self._arguments = "call", LooseJson()

@@ -65,7 +65,8 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     # Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
-    unit: tl.constexpr = 64 if kind == FP8 else _CHUNK
+    units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
+    unit: tl.constexpr = _CHUNK // units
     dtype: tl.constexpr = out.dtype.element_ty
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
     first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
@@ -79,9 +80,9 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
         zero = spread_over_lanes(zeros_at)
     summed = tl.zeros([outputs, tokens], tl.float32)
     for at in range(0, num_inputs, chunks * _CHUNK):
-        for part in tl.static_range(chunks * _CHUNK // unit):
+        for part in tl.static_range(chunks * units):
             start = at + part * unit
-            if group > 0 and part * unit % _CHUNK == 0:
+            if group > 0 and part % units == 0:
                 which = start // group
                 if not even:
                     which = tl.minimum(which, (num_inputs - 1) // group)
