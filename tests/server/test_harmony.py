@@ -72,7 +72,8 @@ def test_cut_by_the_length() -> None:
     tools = Tools(SCHEMAS, "harmony")
     parts, calls, num_whole = read_whole(HM + CALL[:-5], "harmony", tools, is_cut=True)
     assert (parts.content, [call.name for call in calls], num_whole) == ("", ["get_weather"], 0)
-    assert calls[0].arguments == ARGUMENTS[:-5]
+    assert calls[0].arguments
+    assert ARGUMENTS.startswith(calls[0].arguments)
     parts, calls, _ = read_whole(HM[:-8], "harmony", tools, is_cut=True)
     assert (parts.reasoning, parts.content, calls) == ("hm, <b>so</b>\n", "", [])
 

@@ -131,7 +131,7 @@ class DequantizedWeights:
         stays = None
         if zero is None and self._source.dtypes[whole] == "F8_E4M3":
             stored = self._source.dtypes[scale]
-            stays = kept(shape, False, sizes[-1], "F32" if in_float32 else stored, stored, False, parts)
+            stays = kept(shape, False, sizes[-1], "F32" if in_float32 else stored, False, parts, stored)
         return whole, shape, read, {whole, scale} | ({zero} if zero else set()), stays
 
     def packed(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
@@ -170,7 +170,7 @@ class DequantizedWeights:
 
         stays = None
         if bits == 4 and is_sorted:
-            stays = kept((rows, columns), True, groups, *[self._source.dtypes[scale]] * 2, has_zeros, parts)
+            stays = kept((rows, columns), True, groups, self._source.dtypes[scale], has_zeros, parts)
         return f"{name}.weight", (rows, columns), read, {words, scale, told, zero, order}, stays
 
     def mxfp4(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
@@ -233,7 +233,7 @@ class DequantizedWeights:
             codes, offsets = (_in_order(_unpack(self._source.read(one), 4)) for one in (words, zeros))
             return codes.T, self._source.read(scales), offsets
 
-        stays = kept((rows, columns), True, groups, *[self._source.dtypes[scales]] * 2, True, parts)
+        stays = kept((rows, columns), True, groups, self._source.dtypes[scales], True, parts)
         return f"{name}.weight", (rows, columns), read, {words, zeros, scales}, stays
 
     def gptq(self, name: str, _ending: str, how: Quantization) -> "_Made | None":
@@ -266,7 +266,7 @@ class DequantizedWeights:
 
         stays, group = None, columns // groups
         if bits == 4 and columns % groups == 0 and (not is_ordered or self._is_in_turn(order, group)):
-            stays = kept((rows, columns), True, groups, *[self._source.dtypes[scales]] * 2, True, parts)
+            stays = kept((rows, columns), True, groups, self._source.dtypes[scales], True, parts)
         return f"{name}.weight", (rows, columns), read, {words, zeros, scales, order}, stays
 
     def _is_in_turn(self, order: str, group: int) -> bool:

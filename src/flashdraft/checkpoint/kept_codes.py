@@ -55,14 +55,15 @@ class Kept:
 
 
 def kept(
-    shape: tuple[int, ...], is_packed: bool, num_groups: int, scale_type: str, stored_type: str, has_zeros: bool,
-    parts: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
+    shape: tuple[int, ...], is_packed: bool, num_groups: int, scale_type: str, has_zeros: bool,
+    parts: Callable[[], tuple[Tensor, Tensor, Tensor | None]], stored_type: str | None = None,
 ) -> Kept | None:  # fmt: skip
     """What ``parts`` brings: codes [num_outputs, num_inputs], scales and zeros [num_groups, num_outputs].
 
+    ``scale_type``: in which they are multiplied; ``stored_type``: of the file's scales where that is another.
     ``shape`` [..., num_inputs]: outputs may be several matrices'. None where kernels know no such groups, sizes, types.
     """
-    scale_dtype, stored_dtype = _SCALES.get(scale_type), _SCALES.get(stored_type)
+    scale_dtype, stored_dtype = _SCALES.get(scale_type), _SCALES.get(stored_type or scale_type)
     num_outputs, num_inputs = math.prod(shape[:-1]), shape[-1]
     if (
         scale_dtype is None

@@ -30,7 +30,7 @@ class HarmonyReader:
 
     def __init__(self, tools: Tools | None) -> None:
         self._tools = tools
-        self._held, self._header = "", ""
+        self._held = ""
         self._kind = "header"  # or "thoughts", "words", "call": what the text that comes next is
         self._has_thoughts = self._has_words = False
         self._arguments, self._num_calls = LooseJson(), 0
@@ -72,7 +72,7 @@ class HarmonyReader:
                 return False
             self._begin("words", parts)
             return True
-        self._held, self._header = rest, header.removeprefix(START) + mark
+        self._held = rest
         channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
         if recipient and self._tools is not None and recipient[1] in self._tools.schemas:
             self._kind, self._arguments = "call", LooseJson()
@@ -82,7 +82,7 @@ class HarmonyReader:
         else:
             self._begin("words", parts)
             if recipient:
-                self._say(self._header, parts)
+                self._say(header.removeprefix(START) + mark, parts)
         self.has_begun = True
         return True
 
@@ -115,7 +115,9 @@ class HarmonyReader:
             parts.reasoning += text
         elif self._kind == "words":
             parts.content += text
-        elif told := "" if self._arguments.is_done or self._arguments.is_broken else self._arguments.push(text):
+        elif (
+            told := "" if self._arguments.is_done or self._arguments.is_broken else self._arguments.push(text)
+        ):
             parts.calls.append(CallNews(self._num_calls, "arguments", told))
 
     def _end(self, parts: Parts) -> None:

@@ -102,7 +102,7 @@ def row_of(place, warps: tl.constexpr):  # type: ignore[no-untyped-def]
     return block + place // 8 % 2 * (8 * warps) + place // 16 % warps * 8 + place % 8
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _two_bytes_by_ptx(words, scale):  # type: ignore[no-untyped-def]
     factor = tl.full(scale.shape, _TO_FLOAT8, tl.bfloat16)
     if scale.dtype == tl.bfloat16:
