@@ -96,7 +96,8 @@ class Script(ScriptedEngine):
             key, value = CALLS[found[0]]
             told = f"<function={found[0]}>\n<parameter={key}>\n{value}\n</parameter>\n</function>"
             said = f"<tool_call>\n{told}\n</tool_call>"
-        self.token_ids = self.tokenizer.encode(f"I think.\n</think>\n\n{said}")
+        thought = "I think.\n</think>\n\n" if asked.rstrip().endswith("<think>") else ""
+        self.token_ids = self.tokenizer.encode(thought + said)
         async for step in super().generate(token_ids, *more, **settings):
             yield step
 

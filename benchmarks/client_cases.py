@@ -53,7 +53,8 @@ def openai_parse(url: str) -> Any:
         n: int = pydantic.Field(ge=0, le=9)
 
     asked = _openai(url).chat.completions
-    told = asked.parse(model=MODEL, messages=ASKED, response_format=Sum, max_tokens=40, extra_body=QUIET)
+    settings: Any = {"max_tokens": 120, "temperature": 0, "extra_body": QUIET}
+    told = asked.parse(model=MODEL, messages=ASKED, response_format=Sum, **settings)
     return told.choices[0].message.parsed.n
 
 
@@ -202,7 +203,8 @@ def litellm_anthropic_tool(url: str) -> Any:
     import litellm
 
     asked: Any = {"tools": [FUNCTION], "tool_choice": "required", "max_tokens": 60, "stream": True}
-    chunks = list(_litellm(url, "anthropic", ASKED, thinking={"type": "disabled"}, **asked))
+    asked |= {"thinking": {"type": "disabled"}, "allowed_openai_params": ["thinking"]}
+    chunks = list(_litellm(url, "anthropic", ASKED, **asked))
     return [
         call.function.arguments for call in litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
     ]

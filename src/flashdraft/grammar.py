@@ -287,7 +287,8 @@ class GrammarCompiler:
         try:
             return LarkMatcher(self._lark_tokenizer, grammar.lark(), self._ends)
         except UsageError as error:
-            raise UsageError(f"the {grammar.kind} cannot be used: {error}") from None
+            what = "grammar of the tools" if grammar.kind == "lark" else grammar.kind
+            raise UsageError(f"the {what} cannot be used: {error}") from None
 
     def _tag(self, grammar: Grammar) -> "CompiledGrammar":
         tag = {"type": "structural_tag", "format": grammar.format()}

@@ -164,6 +164,9 @@ def test_a_stop_sequence_is_told(running: Running) -> None:
     assert (told["stop_reason"], told["stop_sequence"]) == ("stop_sequence", stop)
 
 
+NOT = {"type": "json_schema", "schema": {"not": {}}}
+
+
 def used(**block: Any) -> list[Any]:
     call: Any = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
     return [{"role": "assistant", "content": [call | block]}]
@@ -190,6 +193,10 @@ def test_more_and_longer_tools_than_openais_are_taken(llm: LLM) -> None:
         ({"messages": HI, "max_tokens": 5, "mcp_servers": [{"name": "a"}]}, "mcp_servers"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5}, "'image'"),
         ({"messages": HI, "max_tokens": 5, "tools": [TOOL]}, "tools"),
+        (
+            {"messages": HI, "max_tokens": 5, "output_config": {"format": NOT}},
+            "output_config.format: the json_schema",
+        ),
         ({"messages": [{"role": "user", "content": []}], "max_tokens": 5}, "messages[0]: content is missing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}], "max_tokens": 5},

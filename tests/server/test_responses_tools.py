@@ -171,6 +171,10 @@ def test_an_item_that_the_length_cut_is_incomplete_and_those_before_it_are_not(
         ({"tools": [TOOL | {"name": "a b"}]}, "tools[0].name: String should match"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": 5}}, "tool_choice.tools is 5"),
         ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.name is None"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"not": {}}}}},
+            "text.format: the json_",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_by_name(llm: LLM, more: dict[str, Any], part: str) -> None:

@@ -1,6 +1,8 @@
 """What a client is told when something is wrong: OpenAI's error shape, and 400 for every invalid request."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -53,6 +55,18 @@ class ApiError(Exception):
         usual = "api_error" if self.status >= 500 else "invalid_request_error"
         error = {"type": _MESSAGES_TYPES.get(self.status, usual), "message": self.body()["error"]["message"]}
         return {"type": "error", "error": error}
+
+
+@contextmanager
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors of fields that the client knows by other names: a chat's name -> the client's."""
+    try:
+        yield
+    except ApiError as error:
+        if (name := names.get(error.param or "")) is None:
+            raise
+        said = str(error).replace(error.param or "", name, 1)
+        raise ApiError(error.status, said, name, error.code, error.retry_after_s) from None
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -6,7 +6,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flashdraft.server.api_errors import ApiError, Json, validated
+from flashdraft.server.api_errors import ApiError, Json, told_as, validated
 from flashdraft.server.call_styles import template_of
 from flashdraft.server.chat import encode_prompt, prepare_chat
 from flashdraft.server.fields import MAX_STOPS, BlockSizeField, Count, Fields, StopText, names_elsewhere
@@ -108,7 +108,8 @@ async def messages(request: Request) -> Response:
     service = service_of(request)
     check_model(service, asked.model)
     chat = _as_chat(asked, service.tokenizer)
-    prepared = await prepare_chat(service, chat, asked.max_tokens)
+    with told_as({"response_format": "output_config.format", "reasoning_effort": "output_config.effort"}):
+        prepared = await prepare_chat(service, chat, asked.max_tokens)
     submission = await service.submit(prepared.wishes)
     model = asked.model or service.config.model_names[0]
     form = MessageForm(model, prepared.thinking, prepared.choice.callable)

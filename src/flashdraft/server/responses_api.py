@@ -7,7 +7,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from flashdraft.server.api_errors import ApiError, Json, validated
+from flashdraft.server.api_errors import ApiError, Json, told_as, validated
 from flashdraft.server.chat import prepare_chat
 from flashdraft.server.fields import BlockSizeField, Count, Fields, names_elsewhere
 from flashdraft.server.handlers import check_model, read_request, respond, service_of
@@ -79,7 +79,8 @@ async def responses(request: Request) -> Response:
     service = service_of(request)
     check_model(service, asked.model)
     chat = _as_chat(asked)
-    prepared = await prepare_chat(service, chat, asked.max_output_tokens, "max_output_tokens")
+    with told_as({"response_format": "text.format", "reasoning_effort": "reasoning.effort"}):
+        prepared = await prepare_chat(service, chat, asked.max_output_tokens, "max_output_tokens")
     submission = await service.submit(prepared.wishes)
     names = ("instructions", "max_output_tokens", "metadata", "tool_choice", "parallel_tool_calls", "tools")
     told: Json = {name: getattr(asked, name) for name in names}
