@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GptOssConfig
 
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
+from flashdraft.models.base import build_target
 from flashdraft.ops.quantized import SYMMETRIC_ZERO, UNIT, QuantizedLinear, QuantizedWeight, arranged, packed
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -230,6 +232,17 @@ def test_seconds_of_prompts_are_none_of_rounds():
     at = [idx for idx, (*_, is_none) in enumerate(learned) if is_none]
     assert len(at) == 2
     assert at[1] == at[0] + 1
+
+
+def test_what_it_does_not_run_is_named():
+    """gpt-oss has sinks, which the attention over pages does not know."""
+    from flashdraft.cuda.target import why_not
+
+    with torch.device("meta"):
+        target = build_target(
+            GptOssConfig(num_hidden_layers=1, hidden_size=64, vocab_size=97, num_local_experts=2)
+        )
+    assert why_not(target) == "it does not know layers as GptOssLayer"
 
 
 @pytest.mark.skipif(not ON_GPU, reason="the interpreter is too slow for it")

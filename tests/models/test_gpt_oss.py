@@ -1,6 +1,7 @@
 """gpt-oss in the layout of gpt-oss-20b against transformers: its floats, and its experts as MXFP4."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from against_transformers import (
     check_rollback,
     save_and_load,
 )
+from flashdraft.backends.graphs import why_unrecordable
+from flashdraft.backends.registry import choose_backend
 from flashdraft.checkpoint.load import load_target
-from flashdraft.errors import CheckpointError
+from flashdraft.errors import CheckpointError, UsageError
 
 SHAPE = {
     "vocab_size": 97,
@@ -99,3 +102,21 @@ def test_blocks_that_do_not_fit(tmp_path):
         CheckpointError, match=r"down_proj_blocks is \[4, 64, 1, 16\] with scales \[4, 63, 1\]"
     ):
         load_target(tmp_path, "float32")
+
+
+def test_backends_that_cannot_run_it_say_so(tmp_path):
+    _, ours = made(tmp_path)
+    assert why_unrecordable(ours) == "its experts are chosen on the host"
+    with pytest.raises(UsageError, match=r"cannot run this target: it needs .* layers it knows"):
+        choose_backend("native", ours.bfloat16())
+    assert choose_backend("auto", ours).__name__ == "EagerBackend"
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "gemma4"])
+def test_a_target_is_one_file_and_one_table_row(kind):
+    """Nothing else of the package knows of it; see docs for a target of one's own."""
+    package = Path(__file__).parents[2] / "src" / "flashdraft"
+    files = {file.relative_to(package).as_posix(): file.read_text() for file in package.rglob("*.py")}
+    assert f"models/{kind}.py" in files
+    knowing = {path for path, text in files.items() if kind in text} - {f"models/{kind}.py"}
+    assert knowing == {"models/base.py"}

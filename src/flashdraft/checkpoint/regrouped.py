@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flashdraft.checkpoint.kept_codes import Kept, stacked
 from flashdraft.checkpoint.weights import WeightSource
+from flashdraft.models.base import target_class
 
 _LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.)")
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
@@ -25,7 +26,7 @@ class RegroupedWeights:
         self._kept: Mapping[str, Kept] = getattr(source, "kept", {})
         self.kept: dict[str, Kept] = {}  # what can stay in codes
         self.shapes = dict(source.shapes)
-        if config.model_type in ("gemma3", "gemma4", "gemma4_unified"):
+        if target_class(config.model_type).is_named_alone:
             self._name_language_model()
         self._stack_experts()
         if config.model_type == "qwen3_next":
@@ -39,7 +40,7 @@ class RegroupedWeights:
         return self._made[name]() if name in self._made else self._source.read(name)
 
     def _name_language_model(self) -> None:
-        """Gemma's language model beside its vision tower, named as Gemma without one names it.
+        """A language model beside its vision tower, named as without one.
 
         Published files say ``language_model.model.x``, those that transformers 5 saves ``model.language_model.x``.
         """

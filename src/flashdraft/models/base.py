@@ -131,6 +131,7 @@ class TargetModel(nn.Module):
     config: Any  # the transformers config of its language model
     specs: Sequence[AttentionSpec]  # of each layer
     skipped_tensors: tuple[str, ...] = ()  # parts of a checkpoint that it knowingly leaves out, by prefix
+    is_named_alone = False  # beside a vision tower its parameters are named as without one
 
     @abstractmethod
     def forward(
@@ -194,19 +195,25 @@ class TargetModel(nn.Module):
         return self.head_weight().dtype
 
 
+def target_class(model_type: str) -> type[TargetModel]:
+    """The class of targets of ``model_type``. Raises CheckpointError for one that is not supported."""
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported as a target; expected one of: {known}"
+        )
+    module, name = ARCHITECTURES[model_type]
+    found: type[TargetModel] = getattr(import_module(module), name)
+    return found
+
+
 def build_target(config: Any) -> TargetModel:
     """The network that ``config`` describes, with parameters named as in its transformers checkpoint.
 
     Raises CheckpointError for a model_type that is not supported.
     """
-    if config.model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise CheckpointError(
-            f"model_type {config.model_type!r} is not supported as a target; expected one of: {known}"
-        )
-    module, name = ARCHITECTURES[config.model_type]
-    model = getattr(import_module(module), name)(config)
-    assert isinstance(model, TargetModel)
+    network: Any = target_class(config.model_type)
+    model: TargetModel = network(config)
     return model
 
 

@@ -73,6 +73,7 @@ class Gemma3Model(LlamaModel):
 
     attention_class = Gemma3Attention
     decoder_class: Any = Gemma3Decoder
+    is_named_alone = True
     supported: Mapping[
         str, tuple[Any, ...]
     ] = {  # of the fields that change the network, the values that are known
