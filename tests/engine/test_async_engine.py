@@ -171,13 +171,14 @@ def test_a_request_that_nobody_reads_stands_still_until_somebody_does(
 ) -> None:
     """And what it has said it does not say again."""
     monkeypatch.setattr(async_engine, "_LATE_S", 0.0)
+    monkeypatch.setattr(async_engine, "_MOST_UNREAD", 4)
     params = replace(LONG, max_tokens=400)
     short = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
 
     async def work(door: AsyncEngine) -> None:
         unread = door.generate([1, 2], params, block_size=1)
         tokens = list((await anext(unread)).token_ids)
-        while door.engine.scheduler.running:
+        while not door.engine.scheduler.paused:
             await asyncio.sleep(0.01)
         (held,) = door.engine.scheduler.paused
         assert held.num_said < params.max_tokens
@@ -189,7 +190,7 @@ def test_a_request_that_nobody_reads_stands_still_until_somebody_does(
         assert tokens == generate(TARGET, None, [1, 2], params).token_ids
         left = door.generate([1, 3], params, block_size=1)
         await anext(left)
-        while door.engine.scheduler.running:
+        while not door.engine.scheduler.paused:
             await asyncio.sleep(0.01)
         await left.aclose()
         while door.engine.requests:
