@@ -19,7 +19,6 @@ from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
-_FEW_FOR_CODES = 256  # tokens; with more, floats in memory cost less than made anew for each tile of tokens
 
 
 def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
@@ -32,7 +31,7 @@ def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
 
 
 def _tiling_of_codes(num_outputs: int) -> Tiling:
-    """By reasoning, not measured: of many programs, several on a multiprocessor hide each other's waits."""
+    """The fastest measured on an H200, or as good: benchmarks/results/h200/linear-codes.jsonl."""
     return Tiling(64, 256, 3 if num_outputs > _WIDE else 4, 4)
 
 
@@ -53,7 +52,8 @@ def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
 def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None) -> Tensor:
     num_outputs, num_inputs = weight.shape
     if isinstance(weight, QuantizedWeight):
-        if len(x) <= _FEW_FOR_CODES:
+        # With more tokens floats in memory cost less than made anew for each tile of tokens.
+        if len(x) <= (128 if num_outputs > _WIDE else 64):
             return few_tokens_linear(x, weight, _tiling_of_codes(num_outputs), bias, out)
         weight = dequantize(weight, x.new_empty(num_outputs, num_inputs))
     few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
