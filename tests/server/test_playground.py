@@ -282,6 +282,32 @@ def test_a_server_that_is_gone_is_told_and_nothing_is_lost(page: Page) -> None:
 
 
 @in_chromium
+def test_a_key_is_asked_for_and_the_question_kept(llm: LLM) -> None:
+    with serving(llm, api_keys=("secret",)) as locked, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        page = browser.new_page()
+        page.goto(locked.url)
+        page.fill("#max-tokens", "20")
+        for key in ("", "wrong"):
+            page.fill("#key", key)
+            page.fill("#prompt", PROMPT)
+            page.keyboard.press("Enter")
+            alert = page.get_by_role("alert")
+            expect(alert).to_have_text("This server asks for an API key: put it under Settings.")
+            expect(alert).to_be_in_viewport()
+            assert page.input_value("#prompt") == PROMPT
+            expect(page.locator("#key")).to_be_focused()
+            assert page.locator("#chat .turn").count() == 0
+        page.fill("#key", "secret")
+        page.focus("#prompt")
+        page.keyboard.press("Enter")
+        expect(page.locator("#send")).to_be_enabled(timeout=20_000)
+        expect(page.locator("#chat article .text")).not_to_be_empty()
+        assert "secret" not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+        browser.close()
+
+
+@in_chromium
 def test_an_answer_is_saved_as_an_image(page: Page) -> None:
     answer_with(page, MARKDOWN)
     ask(page, "hello")

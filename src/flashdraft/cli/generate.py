@@ -33,7 +33,7 @@ from flashdraft.cli.options import (
 from flashdraft.errors import UsageError
 
 if TYPE_CHECKING:
-    from flashdraft.llm import RequestOutput
+    from flashdraft.llm import CompletionOutput, RequestOutput
 
 
 def generate(
@@ -86,16 +86,21 @@ def generate(
     if explain:
         typer.echo(f"\n{llm.explain(output.metrics)}", err=True)
     if as_json:
-        settings: dict[str, Any] = {
-            "model": model,
-            "draft": draft,
-            "dtype": dtype,
-            "quantization": quantization,
-        }
+        settings: dict[str, Any] = {"model": model, "draft": draft, "dtype": dtype}
+        settings |= {"quantization": quantization}
         settings |= {"block_size": llm.block_size, "draft_tree": llm.draft_tree}
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))
-    else:
-        print()
+        return
+    print()
+    _tell_cut(output.outputs[0], max_tokens)
+
+
+def _tell_cut(answer: "CompletionOutput", max_tokens: int) -> None:
+    """Say on stderr that a limit has cut the answer, and which."""
+    num_tokens = len(answer.token_ids)
+    why = f"--max-tokens {max_tokens}" if num_tokens == max_tokens else "the end of the model's context"
+    if answer.finish_reason == "length":
+        typer.echo(f"flashdraft: cut after {num_tokens} tokens, by {why}", err=True)
 
 
 def check_chat_options(no_chat: bool, system: str | None, thinking: bool | None) -> None:

@@ -125,14 +125,15 @@ async function send(prompt, at = editing ?? undefined) {
   stopEditing();
   $("prompt").value = ""; $("send").disabled = true; $("stop").hidden = false; setControls(false); say("");
   const turns = [{ role: "user", content: prompt }], size = block() === 1 ? 2 : block();
+  let next = $("prompt");
   try { await (isRace ? race(prompt, size, (one, seed) => wish(turns, one, { seed }), key(), control.signal) : chat(prompt, at)); }
   catch (error) {
     if (isRace) tell("", "Stopped.");
-    if (error.status === 401) { $("key-label").hidden = false; setControls(true); $("key").focus(); }
+    if (error.status === 401) { $("key-label").hidden = false; setControls(true); next = $("key"); }
     if (error.name !== "AbortError") { say(error.status === 401 ? "This server asks for an API key: put it under Settings." : error.message); $("prompt").value ||= prompt; }
   }
   control = null; $("send").disabled = false; $("stop").hidden = true;
-  if ($("key-label").hidden || key()) $("prompt").focus();
+  next.focus();
 }
 
 /** One line right above the prompt. */
