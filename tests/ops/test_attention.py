@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as capped
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as with_sinks
 
@@ -49,6 +50,18 @@ def test_scale_sinks_and_softcap_equal_transformers(scale) -> None:
         low = attention(q, k, v, mask, AttentionSpec(scale=scale, softcap=0.5))
         torch.testing.assert_close(low, theirs(capped, q, k, v, causal, softcap=0.5, **scaling))
         assert (low - plain).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_knows_sinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of training on CUDA, which is compiled there."""
+    monkeypatch.setattr("flashdraft.ops.attention._compiled_flex", lambda: flex_attention)
+    q, k, v = inputs()
+    mask = create_block_mask(lambda _row, _head, query, key: query >= key, None, None, LEN, LEN, device="cpu")
+    sinks = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    causal = torch.ones(1, LEN, LEN, dtype=torch.bool).tril()
+    found = attention(q, k, v, mask, AttentionSpec(sinks=sinks))
+    torch.testing.assert_close(found, theirs(with_sinks, q, k, v, causal, sinks=sinks))
 
 
 def test_served_forms_of_a_mask_know_sinks() -> None:

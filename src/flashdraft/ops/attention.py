@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 # cuDNN's attention plans every new shape for longer than it then takes, and a cache is longer at every step.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -95,13 +95,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, spec: AttentionSpec =
     CAUSAL, LastKeys, Parts (training on CPUs), or None (all see all); it has the spec's window in it. Returns
     [batch, heads, num_tokens, head_dim].
     """
-    if spec.softcap is not None or spec.sinks is not None:
+    if spec.softcap is not None or (spec.sinks is not None and not isinstance(mask, BlockMask)):
         return attention_reference(q, k, v, dense_mask(mask, q.shape[2], k.shape[2]), spec)
     if isinstance(mask, BlockMask):
         # Within a compiled layer it is part of that graph; alone it has to be compiled to be fast.
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-        out: Tensor = flex(q, k, v, block_mask=mask, scale=spec.scale, enable_gqa=True)
-        return out
+        out: Tensor
+        if spec.sinks is None:
+            out = flex(q, k, v, block_mask=mask, scale=spec.scale, enable_gqa=True)
+            return out
+        # A sink takes its share of the softmax: exp(lse) / (exp(lse) + exp(sink)) of the weight is left.
+        more = AuxRequest(lse=True)
+        out, found = flex(q, k, v, block_mask=mask, scale=spec.scale, enable_gqa=True, return_aux=more)
+        left: Tensor = (found.lse - spec.sinks.float().view(-1, 1)).sigmoid()
+        return out * left.unsqueeze(-1).to(out.dtype)
     if isinstance(mask, Causal):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
     if isinstance(mask, Parts):
@@ -124,9 +131,7 @@ def dense_mask(mask: Mask, num_tokens: int, kv_len: int) -> Tensor | None:
         return torch.ones(1, num_tokens, kv_len, dtype=torch.bool).tril()
     if isinstance(mask, LastKeys):
         return mask.dense()
-    assert mask is None or isinstance(mask, Tensor), (
-        f"{type(mask).__name__} is for training without sinks and caps"
-    )
+    assert mask is None or isinstance(mask, Tensor), f"{type(mask).__name__} is for training without caps"
     return mask
 
 
