@@ -22,7 +22,7 @@ from flashdraft.native.accelerate import accelerate, accelerate_drafter
 from flashdraft.native.decoder import DrafterDecoder
 from flashdraft.native.drafter import NativeDrafter
 from flashdraft.native.library import library
-from flashdraft.native.packing import Kind
+from flashdraft.native.packing import Kind, PackedWeights
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.candidates import candidates_of
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -160,6 +160,16 @@ def test_the_argmax_is_the_first_largest() -> None:
     tokens, log_probs = target.native.likeliest(torch.zeros(2, 96).bfloat16(), 3)
     assert tokens.tolist() == [[0, 1, 2]] * 2
     assert torch.allclose(log_probs, torch.tensor(-log(97)))
+
+
+@pytest.mark.parametrize("num_rows", [1, 7])
+def test_the_largest_products_do_not_overflow(num_rows: int) -> None:
+    lib = library()
+    assert lib
+    packed = PackedWeights([(torch.full((32, 1536), -3.0), Kind(lib.bf16_kind()))])
+    rows, out = torch.full((num_rows, 1536), 5.0).bfloat16(), torch.empty(num_rows, 32)
+    lib.linear(packed.linears[0], rows.data_ptr(), num_rows, out.data_ptr(), 1)
+    assert torch.allclose(out, torch.tensor(-3.0 * 5.0 * 1536), rtol=1e-5)
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

@@ -15,3 +15,17 @@ def test_weights_of_a_gguf_are_kept_as_they_are() -> None:
     stored = torch.cat([half.view(2, 4, 16, 4) for half in (low, high)], dim=1)  # [block, k / 4, lane, 4]
     assert torch.equal(stored.permute(2, 0, 1, 3).reshape(16, 2, 32).long(), q)
     assert torch.equal(blocks[:, 256:288].contiguous().view(torch.half).float(), scale[..., 0].T)
+
+
+def test_numbers_of_16_bits_are_within_half_a_step_of_the_weights() -> None:
+    weight = torch.randn(20, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    weight[3] = 0
+    tiles = pack(weight, Kind.INT16)
+    assert tiles.shape == (2, 64 + 64 * 32)
+    scale = tiles[:, :64].contiguous().view(torch.float32).flatten()  # of a row each, lane by lane
+    pairs = tiles[:, 64:].contiguous().view(torch.int16).view(2, 32, 16, 2)
+    q = pairs.transpose(1, 2).reshape(32, 64)
+    assert torch.equal(q.abs().amax(1)[:20], torch.tensor([8191] * 3 + [0] + [8191] * 16).short())
+    assert not q[20:].any()
+    steps = (q * scale.unsqueeze(1))[:20] - weight.float()
+    assert (steps.abs() <= 0.501 * scale[:20].unsqueeze(1)).all()

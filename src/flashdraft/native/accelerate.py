@@ -33,7 +33,8 @@ def accelerate(target: TargetModel, quantization: str | None = None) -> TargetMo
     if lib is None:
         return target
     assert isinstance(target, LlamaModel)
-    kind, head_kind = QUANTIZATIONS[quantization] if quantization else (Kind.BF16, Kind.BF16)
+    own = Kind(lib.bf16_kind())
+    kind, head_kind = QUANTIZATIONS[quantization] if quantization else (own, own)
     head = target.head_weight(), head_kind
     native = TargetDecoder(lib, target.model, target.rotary, target.config.head_dim, kind, head)
     return NativeTarget(target.bfloat16(), native)

@@ -4,7 +4,9 @@
 //   BF16: [k / 2][16][2] bfloat16.
 //   INT8: blocks of 32 along k: [8][16][4] uint8, then 16 scales and 16 minimums (float16); w = scale * q + minimum.
 //   INT4: the same, [4][16][4] bytes: the low halves are k 0..15 of the block, the high halves 16..31.
-// Activations: Operand for BF16; else Quantized with a scale a block, and scale * sum(q) for the minimums.
+//   INT16: 16 scales (float32), then [k / 2][16][2] int16 of at most INT16_WEIGHT; w = scale * q. Only with INT16_ROWS.
+// Activations: Operand for BF16; else integers with a scale a block, int16 of at most INT16_ACTIVATION for INT16 and
+// Quantized otherwise, then with scale * sum(q) for the minimums.
 #pragma once
 
 #ifdef __AMX_BF16__
@@ -15,8 +17,10 @@
 
 #include "vectors.h"
 
-enum Kind : int32_t { BF16 = 0, INT8 = 1, INT4 = 2 };
+enum Kind : int32_t { BF16 = 0, INT8 = 1, INT4 = 2, INT16 = 3 };
 constexpr int BLOCK = 32;
+// BLOCK products of one with the other add up to less than 2^30.
+constexpr int INT16_WEIGHT = (1 << 13) - 1, INT16_ACTIVATION = (1 << 12) - 1;
 constexpr int UNIT_ROWS = 16;  // that a matrix unit multiplies at once
 
 // Whether this CPU has matrix units for bfloat16 and Linux lets this process use them.
@@ -45,15 +49,17 @@ struct Linear {
     int64_t num_tiles() const { return (n + LANES - 1) / LANES; }
     int64_t tile_bytes() const {
         if (kind == BF16) return k * LANES * 2;
+        if (kind == INT16) return LANES * 4 + k * LANES * 2;
         return k / BLOCK * (kind == INT8 ? 512 + 64 : 256 + 64);
     }
 };
 
 struct Activations {
     int64_t k;
-    bool is_bf16;
+    int32_t kind;          // of the weights
     Operand* operands;     // [rows, k]; for matrix units [rows / UNIT_ROWS][k / BLOCK][UNIT_ROWS][BLOCK]
     Quantized* quantized;  // [rows, k]
+    int16_t* halves;       // [rows, k]
     float *scale, *sum;    // [rows, k / BLOCK]
 
     // Where 32 values of a row from `column` on lie in operands.
@@ -65,16 +71,25 @@ struct Activations {
 
 // 32 values, columns `column` and on of a row, into the form that the weights want.
 INLINE void prepare(const Activations& to, int64_t row, int64_t column, const Floats& first, const Floats& second) {
-    if (to.is_bf16) {
+    if (to.kind == BF16) {
         Operand* block = to.block(row, column);
         put(block, first);
         put(block + LANES, second);
         return;
     }
     const int64_t at = row * to.k + column, block = at / BLOCK;
-    const float largest = max_of(max(abs(first), abs(second))), scale = largest / 127;
-    const Floats inverse = all(largest > 0 ? 127 / largest : 0);
+    const float most = to.kind == INT16 ? INT16_ACTIVATION : 127;
+    const float largest = max_of(max(abs(first), abs(second))), scale = largest / most;
+    const Floats inverse = all(largest > 0 ? most / largest : 0);
     const Ints a = nearest(first * inverse), b = nearest(second * inverse);
+#ifdef INT16_ROWS
+    if (to.kind == INT16) {
+        put_int16(to.halves + at, a);
+        put_int16(to.halves + at + LANES, b);
+        to.scale[block] = scale;
+        return;
+    }
+#endif
     put_quantized(to.quantized + at, a);
     put_quantized(to.quantized + at + LANES, b);
     to.scale[block] = scale;
@@ -107,10 +122,6 @@ struct Ahead {
 
     void fetch(int64_t line) const { prefetch(base + 64 * int64_t(lines[line])); }
 };
-
-// A kernel: `ROWS` rows from `row` on, times one tile or two, into out[ROWS][tiles][LANES].
-using Kernel = void (*)(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, const Activations& a, int64_t row,
-                        float* out);
 
 // A kernel: some rows from `row` on, times one tile or two, into out[rows][tiles][LANES].
 using Kernel = void (*)(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, const Activations& a, int64_t row,

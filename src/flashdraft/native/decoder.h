@@ -91,6 +91,7 @@ class Forward {
         kernels = room(s.kernels, d.num_taps ? rows * d.num_kernels : 0);
         operands = room(s.operands, (rows + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS * widest);
         quantized = room(s.quantized, rows * widest);
+        halves = room(s.halves, rows * widest);
         scale = room(s.scale, rows * widest / BLOCK);
         sum = room(s.sum, rows * widest / BLOCK);
         if (int(s.attention.size()) < threads) s.attention.resize(threads);
@@ -224,7 +225,7 @@ class Forward {
         return b.slots[sequence * b.width] + b.count(sequence);
     }
 
-    Activations activations(const Linear& w) const { return {w.k, w.kind == BF16, operands, quantized, scale, sum}; }
+    Activations activations(const Linear& w) const { return {w.k, w.kind, operands, quantized, halves, scale, sum}; }
 
     Activations normed(const Linear& w, const float* norm) {
         Activations a = activations(w);
@@ -365,6 +366,7 @@ class Forward {
         std::vector<float> x, wide, attended, mixed, kernels, scale, sum;
         std::vector<Operand> queries, operands;
         std::vector<Quantized> quantized;
+        std::vector<int16_t> halves;
         std::vector<Attention> attention;
         std::vector<int64_t> tokens, firsts;  // of each row its token; of each sequence its first row, and the end
         std::vector<int64_t> places;          // of each sequence's slots in pages
@@ -373,4 +375,5 @@ class Forward {
     float *wide = nullptr, *attended = nullptr, *mixed = nullptr, *kernels = nullptr, *scale = nullptr, *sum = nullptr;
     Operand *queries = nullptr, *operands = nullptr;
     Quantized* quantized = nullptr;
+    int16_t* halves = nullptr;
 };

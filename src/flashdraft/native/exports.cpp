@@ -49,6 +49,15 @@ extern "C" {
 // Whether products of bfloat16 run on matrix units here.
 bool matrix_units() { return has_matrix_units(); }
 
+// How weights of bfloat16 are to be packed here: where this CPU multiplies numbers of 16 bits faster, as those.
+int32_t bf16_kind() {
+#ifdef INT16_ROWS
+    return INT16;
+#else
+    return BF16;
+#endif
+}
+
 // The whole stack: embeddings `input` to normed `hidden`, both [rows][hidden_size] bfloat16; the outputs of
 // `feature_layers`, -1 for the final norm's, side by side to `features`. `token_ids`: null, or which row of `input` a
 // token's embedding is.

@@ -80,6 +80,43 @@ void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activati
     unrolled<ROWS>([&](auto r) INLINED { put(out + r * LANES, acc[r]); });
 }
 
+#ifdef INT16_ROWS
+template <int ROWS, bool LINES>
+void int16_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activations& a, int64_t row, float* out) {
+    Floats acc[ROWS];
+    unrolled<ROWS>([&](auto r) INLINED { acc[r] = zeros(); });
+    const Floats weight_scale = load((const float*)tile);
+    tile += LANES * sizeof(float);
+    const int64_t num_blocks = a.k / BLOCK;
+    const int16_t* x = a.halves + row * a.k;
+    const float* scale = a.scale + row * num_blocks;
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        Ints sums[ROWS];
+        unrolled<ROWS>([&](auto r) INLINED { sums[r] = Ints{}; });
+        unrolled<BLOCK / 2>([&](auto j) INLINED {
+            if constexpr (LINES) {
+                ahead.fetch(b * BLOCK / 2 + j);
+            } else {
+                prefetch(tile + j * 64 + ahead.tiles);
+            }
+            const Ints weights = raw_bytes(tile + j * 64);
+            unrolled<ROWS>([&](auto r) INLINED {
+                sums[r] = dot_pair(sums[r], weights, x + r * a.k + b * BLOCK + 2 * j);
+            });
+        });
+        tile += BLOCK * LANES * sizeof(int16_t);
+        unrolled<ROWS>([&](auto r) INLINED { acc[r] = fma(to_floats(sums[r]), all(scale[r * num_blocks + b]), acc[r]); });
+    }
+    unrolled<ROWS>([&](auto r) INLINED { put(out + r * LANES, acc[r] * weight_scale); });
+}
+
+template <bool LINES, size_t... ROWS>
+Kernel int16_kernel_of(int64_t rows, std::index_sequence<ROWS...>) {
+    static constexpr std::array kernels{int16_kernel<ROWS + 1, LINES>...};
+    return kernels[rows - 1];
+}
+#endif
+
 template <bool LINES, size_t... ROWS>
 Kernel bf16_kernel_of(int64_t rows, int tiles, std::index_sequence<ROWS...>) {
     static constexpr std::array one{bf16_kernel<ROWS + 1, 1, LINES>...};
@@ -96,6 +133,9 @@ Kernel int_kernel_of(int32_t kind, int64_t rows, std::index_sequence<ROWS...>) {
 template <bool LINES>
 Kernel choose_kernel(int32_t kind, int64_t rows, int tiles) {
     if (on_units(kind)) return unit_kernel_of<LINES>(rows, tiles);
+#ifdef INT16_ROWS
+    if (kind == INT16) return int16_kernel_of<LINES>(rows, std::make_index_sequence<INT16_ROWS>());
+#endif
     // Lines are fetched in passes of many rows alone.
     constexpr int most = LINES ? MAX_ROWS : MAX_BF16_ROWS;
     if (kind == BF16) return bf16_kernel_of<LINES>(rows, tiles, std::make_index_sequence<most>());
@@ -106,6 +146,9 @@ Kernel choose_kernel(int32_t kind, int64_t rows, int tiles) {
 inline int64_t num_passes(int32_t kind, int64_t rows) {
     int64_t most = kind == BF16 && rows <= MAX_BF16_ROWS ? MAX_BF16_ROWS : MAX_ROWS;
     if (on_units(kind)) most = MAX_UNIT_ROWS;
+#ifdef INT16_ROWS
+    if (kind == INT16) most = INT16_ROWS;
+#endif
     return (rows + most - 1) / most;
 }
 

@@ -10,6 +10,7 @@ from flashdraft import large_pages
 from flashdraft.native.library import LinearStruct
 
 _LANES, _BLOCK = 16, 32
+_INT16_WEIGHT = 8191  # INT16_WEIGHT of activations.h
 _ROWS_AT_A_TIME = 4096
 
 
@@ -19,6 +20,7 @@ class Kind(IntEnum):
     BF16 = 0
     INT8 = 1  # blocks of 32 along the input: w = scale * q, scale the largest / 127 (as GGUF's Q8_0)
     INT4 = 2  # blocks of 32: w = scale * q + minimum, from least to greatest (as GGUF's Q4_1)
+    INT16 = 3  # rows: w = scale * q, scale the largest / 8191: within 0.00007 of it of the bfloat16
 
 
 def pack(weight: Tensor, kind: Kind) -> Tensor:
@@ -26,13 +28,21 @@ def pack(weight: Tensor, kind: Kind) -> Tensor:
     padding = -len(weight) % _LANES
     if padding:
         weight = torch.cat((weight, weight.new_zeros(padding, weight.shape[1])))
-    make = {Kind.BF16: _bf16, Kind.INT8: _int8, Kind.INT4: _int4}[kind]
+    make = {Kind.BF16: _bf16, Kind.INT8: _int8, Kind.INT4: _int4, Kind.INT16: _int16}[kind]
     return torch.cat([make(rows) for rows in torch.split(weight, _ROWS_AT_A_TIME)])
 
 
 def _bf16(weight: Tensor) -> Tensor:
     pairs = weight.bfloat16().view(-1, _LANES, weight.shape[1] // 2, 2).transpose(1, 2)
     return pairs.reshape(len(pairs), -1).view(torch.uint8)
+
+
+def _int16(weight: Tensor) -> Tensor:
+    weight = weight.bfloat16().float()
+    scale = weight.abs().amax(-1, keepdim=True) / _INT16_WEIGHT
+    q = (weight / _divisor(scale)).round().to(torch.int16)
+    pairs = q.view(-1, _LANES, weight.shape[1] // 2, 2).transpose(1, 2).flatten(1).contiguous()
+    return torch.cat((scale.view(-1, _LANES).view(torch.uint8), pairs.view(torch.uint8)), dim=1)
 
 
 def _int8(weight: Tensor) -> Tensor:
