@@ -4,12 +4,13 @@
 
 For every prompt: DFlash in one stream, plain decoding in a batch, and transformers' own ``generate`` on the same
 weights; then the training code's walk over the answer, round by round, beside the rounds that were served. Results
-are written after every task, and a task that is in the file is not run again.
+are written after every few prompts, and a prompt that is in the file is not run again.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from flashdraft.batch import ForwardBatch
-from flashdraft.bench.tasks import TASKS, load_task
+from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
 from flashdraft.checkpoint.load import eos_token_ids, load_drafter, load_target, load_tokenizer
 from flashdraft.data.answerer import AnswerRequest
 from flashdraft.data.engine_answers import EngineAnswers, rollout_config
@@ -26,12 +27,14 @@ from flashdraft.data.on_policy import Document
 from flashdraft.engine.engine import Engine
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.simulate import simulate
 
 NUM_WALKED = 4  # prompts of a task
+AT_ONCE = 4  # prompts that plain decoding and transformers answer in one batch
 
 
 def plain_answers(
@@ -95,10 +98,11 @@ def rounds_agree(
     return {"same": same, "rounds": max(len(walk.num_accepted), len(served))}
 
 
-def run_task(
-    task: str, limit: int, max_tokens: int, target: TargetModel, network: Any, tokenizer: Any
-) -> list[Any]:
-    prompts = load_task(task, limit)
+def compare_prompts(
+    task: str, prompts: Sequence[BenchPrompt], num_walked: int, max_tokens: int, target: TargetModel,
+    network: DFlashModel, tokenizer: Any,
+) -> list[Any]:  # fmt: skip
+    """A row for each of ``prompts``; the first ``num_walked`` are walked, which costs as much as serving."""
     ids = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": p.turns[0]}], add_generation_prompt=True, return_dict=False
@@ -129,9 +133,8 @@ def run_task(
                 "acceptance_length": output.metrics.acceptance_length,
                 "plain": compare(target, prompt_ids, output.token_ids, plain_ids),
                 "transformers": compare(target, prompt_ids, output.token_ids, their_ids),
-                # The walk costs as much as serving: the first few of each task are walked.
                 "walk": rounds_agree(target, network, prompt_ids, output.token_ids, served[1:])
-                if len(rows) < NUM_WALKED
+                if len(rows) < num_walked
                 else {"same": 0, "rounds": 0},
             }
         )
@@ -148,11 +151,21 @@ def main() -> None:
     network = load_drafter(target=target, dtype="float32")
     tokenizer = load_tokenizer()
     result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
-    for task in TASKS:
-        if any(row["task"] == task for row in result["rows"]):
+    done = {row["id"] for row in result["rows"]}
+    every = [
+        (task, load_task(task, args.limit)[first : first + AT_ONCE])
+        for task in TASKS
+        for first in range(0, args.limit, AT_ONCE)
+    ]
+    for task, some in every:
+        prompts = [prompt for prompt in some if prompt.id not in done]
+        if not prompts:
             continue
         started = time.perf_counter()
-        result["rows"] += run_task(task, args.limit, args.max_tokens, target, network, tokenizer)
+        walked = sum(row["task"] == task and row["walk"]["rounds"] > 0 for row in result["rows"])
+        result["rows"] += compare_prompts(
+            task, prompts, NUM_WALKED - walked, args.max_tokens, target, network, tokenizer
+        )
         rows = result["rows"]
         result["summary"] = {
             "prompts": len(rows),
@@ -163,7 +176,8 @@ def main() -> None:
         }
         result["provenance"] = collect_provenance()
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-        print(task, round(time.perf_counter() - started), "s", json.dumps(result["summary"]), flush=True)
+        took_s = round(time.perf_counter() - started)
+        print(f"{task} to {some[-1].id}: {took_s} s {json.dumps(result['summary'])}", flush=True)
 
 
 if __name__ == "__main__":
