@@ -10,7 +10,7 @@ from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids
-from flashdraft.models.mtp import MTPConfig, MTPModel
+from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.spec_decode.drafter import DraftShape, OneRequest
 from flashdraft.spec_decode.per_request import PerRequestDrafter
 from flashdraft.spec_decode.tree import DraftTree
@@ -138,8 +138,10 @@ def toy_dflash2(target: TargetModel, seed: int = 1, std: float = 0.2, **changes:
     return toy_dflash(target, seed, std, **{**DFLASH2, **changes})
 
 
-def toy_mtp(target: TargetModel, seed: int = 1, std: float = 0.2, block_size: int = 8) -> MTPModel:
+def toy_mtp(target: TargetModel, seed: int = 1, std: float = 0.2, block_size: int = 8) -> DrafterNetwork:
     """A float32 MTP head with random weights for ``target``."""
+    from flashdraft.models.mtp import MTPConfig, MTPModel
+
     model = MTPModel(MTPConfig(target.config, block_size))
     model.init_weights(torch.Generator().manual_seed(seed), std=std)
     return model.eval()

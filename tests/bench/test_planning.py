@@ -19,13 +19,13 @@ from flashdraft.bench.roofline import (
     Efficiency,
     NetworkShape,
     RooflineCosts,
+    dflash_shape,
     drafter_shape,
-    mtp_shape,
     target_shape,
 )
 from flashdraft.errors import UsageError
 from flashdraft.gpus import GPUS, Gpu, read_gpu
-from flashdraft.models.mtp import MTPConfig
+from flashdraft.models.drafter_network import part_of
 from tiny_pair import save_tiny_pair
 
 
@@ -91,7 +91,7 @@ def test_shapes_are_those_of_the_models() -> None:
     # 8.19 B parameters less the embedding's 0.62 B; two bytes each; 36 layers of 2 x 8 x 128 values.
     assert target.weight_bytes == pytest.approx(2 * (8.19e9 - 0.62e9), rel=0.005)
     assert (target.num_layers, target.kv_bytes_per_token, target.state_bytes) == (36, 36 * 2 * 8 * 128 * 2, 0)
-    drafter = drafter_shape(draft, config)
+    drafter = dflash_shape(draft, config)
     assert drafter.weight_bytes - 2 * 151936 * 4096 == pytest.approx(
         2.1e9, rel=0.05
     )  # the published file's size
@@ -101,7 +101,8 @@ def test_shapes_are_those_of_the_models() -> None:
     assert hybrid.kv_bytes_per_token == 16 * 2 * 4 * 256 * 2
     assert hybrid.state_bytes == 2 * 4 * 48 * 48 * 128 * 128  # read and written
     # One layer of full attention, what joins its two inputs, and the head.
-    head = mtp_shape(MTPConfig(pair_configs("qwen3.5-27b")[0], 16))
+    big = pair_configs("qwen3.5-27b")[0]
+    head = drafter_shape(part_of("mtp", "checkpoint").outline_for(big), big)
     width, queries = 5120, 24 * 256
     layer = 3 * width * 17408 + width * (2 * queries + 2 * 4 * 256) + queries * width
     assert head.weight_bytes == pytest.approx(2 * (layer + 2 * width * width + 248320 * width), rel=1e-3)
@@ -111,7 +112,7 @@ def test_shapes_are_those_of_the_models() -> None:
 
 def test_the_bare_roofline_is_bytes_over_bandwidth_and_operations_over_the_peak() -> None:
     config, draft = pair_configs("qwen3-8b")
-    costs = RooflineCosts(GPUS["H100"], target_shape(config), drafter_shape(draft, config), 100)
+    costs = RooflineCosts(GPUS["H100"], target_shape(config), dflash_shape(draft, config), 100)
     weights = costs.target.weight_bytes
     assert costs.verify_s(2, 8) == pytest.approx(
         (weights + 2 * 100 * costs.target.kv_bytes_per_token) / 3.35e12 + 16 * weights / 989e12

@@ -12,7 +12,7 @@ from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.mtp import MTPDrafter
+from flashdraft.spec_decode.networks import trained_drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 from toys import toy_dflash, toy_hybrid, toy_mtp
 
@@ -20,7 +20,7 @@ from toys import toy_dflash, toy_hybrid, toy_mtp
 def drafter_for(kind: str, target: TargetModel) -> Drafter | None:
     kinds = {
         "dflash": lambda: DFlashDrafter(toy_dflash(target), target),
-        "mtp": lambda: MTPDrafter(toy_mtp(target), target),
+        "mtp": lambda: trained_drafter(toy_mtp(target), target),
         "ngram": lambda: NgramDrafter(8),
         "none": lambda: None,
     }

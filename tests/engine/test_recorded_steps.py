@@ -24,7 +24,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.candidates import Candidates
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.mtp import MTPDrafter
+from flashdraft.spec_decode.networks import trained_drafter
 from toys import toy_dflash, toy_dflash2, toy_hybrid, toy_mtp, toy_target
 
 VOCAB = 11  # random drafts are right now and then
@@ -85,7 +85,7 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
         network.config = network.config.with_window(24)
     drafter: Drafter = DFlashDrafter(network, target)
     if kind == "mtp":
-        drafter = MTPDrafter(toy_mtp(target), target)
+        drafter = trained_drafter(toy_mtp(target), target)
     config = EngineConfig(max_running=6, max_step_tokens=96, page_size=4, num_pages=120)
     # Costs that are given: what "auto" drafts, and so what is accepted, does not hang on the machine's mood.
     costs = StepCosts(Curve([1, 512], [1.0, 1.5]), Curve([1, 512], [0.05, 0.05]))
@@ -180,7 +180,7 @@ def test_a_recorded_draft_is_the_one_of_a_request_alone(kind: str) -> None:
         network.config = network.config.with_window(8)
     drafter: Drafter = DFlashDrafter(network, target)
     if kind == "mtp":
-        drafter = MTPDrafter(toy_mtp(target), target)
+        drafter = trained_drafter(toy_mtp(target), target)
     engine = Engine(target, drafter, EngineConfig(page_size=4, max_running=5))
     prompts = [[i, *(k % VOCAB for k in range(3 * i)), 5] for i in range(1, 6)]
     params = SamplingParams(temperature=0.0, max_tokens=30)

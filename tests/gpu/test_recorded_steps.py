@@ -13,7 +13,7 @@ from flashdraft.ops.recorded import Recorded
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.mtp import MTPDrafter
+from flashdraft.spec_decode.networks import trained_drafter
 from toys import toy_dflash, toy_mtp, toy_target
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -30,7 +30,7 @@ def test_replayed_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
         "none": None,
         "dflash": DFlashDrafter(toy_dflash(target).cuda(), target),
         "window": DFlashDrafter(windowed, target),
-        "mtp": MTPDrafter(toy_mtp(target).cuda(), target),
+        "mtp": trained_drafter(toy_mtp(target).cuda(), target),
     }
     drafter = drafters["dflash" if kind == "trees" else kind]
     engine = Engine(target, drafter, EngineConfig(max_running=6, page_size=4, num_pages=200))

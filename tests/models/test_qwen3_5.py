@@ -19,7 +19,7 @@ from flashdraft.checkpoint.load import eos_token_ids
 from flashdraft.generate import generate
 from flashdraft.llm import LLM
 from flashdraft.models.base import OwnTokens, build_target
-from flashdraft.models.mtp import MTPConfig, MTPModel
+from flashdraft.models.drafter_network import part_of
 from flashdraft.ops.block_mask import DocumentMask
 from flashdraft.sampling_params import SamplingParams
 from toys import QWEN3_5_27B
@@ -149,7 +149,7 @@ def test_the_27b_has_the_published_names():
     assert "model.language_model.layers.63.self_attn.q_proj.weight" in expected
     # transformers leaves the multi-token-prediction head out; as published it is one attention layer more.
     with torch.device("meta"):
-        head = MTPModel(MTPConfig(config.get_text_config(), 16))
+        head = part_of("mtp", "checkpoint").outline_for(config.get_text_config())
     layer = "model.language_model.layers.63."
     of_layer = {
         name.replace(layer, "layers.0."): shape for name, shape in expected.items() if name.startswith(layer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, floor
 from statistics import median
-from typing import Literal
+from typing import Literal, cast
 
 from flashdraft.bench.cost_model import AcceptanceProfile, Job
 from flashdraft.bench.efficiency import Cell, Fit, calibrate, fit_efficiency, steady_tokens_per_s
@@ -28,13 +28,13 @@ from flashdraft.bench.roofline import (
     Method,
     NetworkShape,
     RooflineCosts,
+    dflash_shape,
     drafter_shape,
-    mtp_shape,
     target_shape,
 )
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.gpus import GPUS, Gpu
-from flashdraft.models.mtp import MTPConfig, MTPModel
+from flashdraft.models.drafter_network import part_of
 
 Engine = Literal["servers", "flashdraft"]
 
@@ -54,9 +54,9 @@ class PairShapes:
 def published_pair(name: str) -> PairShapes:
     """Shapes of a published pair. Raises UsageError for an unknown one."""
     target, draft = pair_configs(name)
-    drafters: dict[Method, NetworkShape] = {"dflash": drafter_shape(draft, target)}
+    drafters: dict[Method, NetworkShape] = {"dflash": dflash_shape(draft, target)}
     if target.model_type == "qwen3_5_text":  # the one that is published with an MTP head
-        drafters["mtp"] = mtp_shape(MTPConfig(target, 16))
+        drafters["mtp"] = drafter_shape(part_of("mtp", "checkpoint").outline_for(target), target)
     return PairShapes(name, target_shape(target), drafters)
 
 
@@ -208,15 +208,11 @@ def pair_of(model: str, draft: str | None) -> PairShapes:
         return PairShapes(
             "",
             target_shape(target.config),
-            {"dflash": drafter_shape(usual_drafter(target.config), target.config)},
+            {"dflash": dflash_shape(usual_drafter(target.config), target.config)},
         )
     network = outline_own_mtp(model, target) if draft == OWN_MTP else outline_drafter(draft, target)
-    drafters: dict[Method, NetworkShape] = {}
-    if isinstance(network, MTPModel):
-        drafters["mtp"] = mtp_shape(network.config)
-    else:
-        drafters["dflash"] = drafter_shape(network.config, target.config)
-    return PairShapes("", target_shape(target.config), drafters)
+    shape = drafter_shape(network, target.config)
+    return PairShapes("", target_shape(target.config), {cast("Method", network.method): shape})
 
 
 def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> str:

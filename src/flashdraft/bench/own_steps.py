@@ -13,7 +13,7 @@ from importlib.resources import files
 from flashdraft.bench.cost_model import Job
 from flashdraft.bench.efficiency import Cell, Fit, fit_efficiency
 from flashdraft.bench.published import pair_configs, usual_drafter
-from flashdraft.bench.roofline import IDEAL, NetworkShape, RooflineCosts, drafter_shape, target_shape
+from flashdraft.bench.roofline import IDEAL, NetworkShape, RooflineCosts, dflash_shape, target_shape
 from flashdraft.gpus import GPUS
 
 OWN_GPU = "H200"
@@ -55,7 +55,7 @@ def _shapes(pair: str) -> tuple[NetworkShape, NetworkShape]:
         )  # fmt: skip
     else:
         target, draft = pair_configs(pair)
-    return target_shape(target), drafter_shape(draft, target)
+    return target_shape(target), dflash_shape(draft, target)
 
 
 def _cell(step: OwnStep) -> Cell:

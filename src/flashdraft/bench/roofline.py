@@ -17,7 +17,7 @@ from flashdraft.gpus import Gpu
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig
-from flashdraft.models.mtp import MTPConfig, MTPModel
+from flashdraft.models.drafter_network import DrafterNetwork
 
 _BYTES = 2  # of a weight and of a cached value in bfloat16
 _STATE_BYTES = 4  # states of gated delta layers are float32
@@ -66,29 +66,21 @@ def target_shape(config: Any) -> NetworkShape:
     )
 
 
-def drafter_shape(config: DFlashConfig, target_config: Any) -> NetworkShape:
-    """Of a DFlash drafter with what it drafts through: a head of its own, or rows of the target's."""
-    with torch.device("meta"):
-        model = DFlashModel(config)
+def drafter_shape(network: DrafterNetwork, target_config: Any) -> NetworkShape:
+    """Of one forward of a drafter with what it drafts through: a head of its own, or rows of the target's."""
     text = getattr(target_config, "text_config", None) or target_config
-    num_weights = sum(parameter.numel() for parameter in model.parameters())
-    if model.lm_head is None:
-        num_weights += (config.draft_vocab_size or text.vocab_size) * text.hidden_size
-    kv_bytes = 2 * _BYTES * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
-    return NetworkShape(
-        config.num_hidden_layers, config.hidden_size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0
-    )
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    if getattr(network, "lm_head", None) is None:
+        num_weights += (network.draft_vocab_size or text.vocab_size) * text.hidden_size
+    shapes, size = network.kv_shapes(), network.config.hidden_size
+    kv_bytes = _BYTES * sum(shape.size for shape in shapes)
+    return NetworkShape(len(shapes), size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0)
 
 
-def mtp_shape(config: MTPConfig) -> NetworkShape:
-    """Of one forward of an MTP head, which drafts one token a request through the target's head."""
-    layer = config.layer
+def dflash_shape(config: DFlashConfig, target_config: Any) -> NetworkShape:
+    """:func:`drafter_shape` of the DFlash drafter that ``config`` describes."""
     with torch.device("meta"):
-        num_weights = sum(parameter.numel() for parameter in MTPModel(config).parameters())
-    num_weights += layer.vocab_size * layer.hidden_size
-    head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-    kv_bytes = 2 * _BYTES * layer.num_key_value_heads * head_dim
-    return NetworkShape(1, layer.hidden_size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0)
+        return drafter_shape(DFlashModel(config), target_config)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from flashdraft.checkpoint.hf_config import (
 )
 from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.kept_codes import hold_codes
-from flashdraft.checkpoint.mtp import holds_mtp_head, read_mtp_config, read_mtp_head, save_mtp_head
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.save import read_notes
 from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
@@ -39,7 +38,7 @@ from flashdraft.checkpoint.zlab import read_drafter, read_drafter_config, save_d
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.models.base import TargetModel, build_target
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
+from flashdraft.models.drafter_network import KINDS, DrafterNetwork, part_of
 
 _GGUF_FORMATS: dict[str, tuple[Callable[[GGUFFile], Any], Callable[[GGUFFile, Any], WeightSource]]] = {
     "llama": (read_gguf_config, GGUFWeights),
@@ -127,22 +126,25 @@ def floats_fit(path_or_name: str | Path, dtype: str | torch.dtype, free_bytes: i
 
 def outline_drafter(
     path_or_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
-) -> DFlashModel | MTPModel:
+) -> DrafterNetwork:
     """A drafter as :func:`load_drafter` builds it, without weights: shapes on the meta device."""
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name, weights=False)
     with damage_is_told(str(folder)), torch.device("meta"):
-        if holds_mtp_head(folder):
-            return MTPModel(read_mtp_config(folder, target.config)).to(check_dtype(dtype))
+        if kind := _kind_in(folder):
+            network: DrafterNetwork = kind.outline(folder, target.config).to(check_dtype(dtype))
+            return network
         return DFlashModel(read_drafter_config(folder, target.config)).to(check_dtype(dtype))
 
 
 def outline_own_mtp(
     target_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
-) -> MTPModel:
+) -> DrafterNetwork:
     """The head of :func:`load_own_mtp`, without weights: shapes on the meta device."""
     place = embedded_mtp() if target_name == EMBEDDED else locate(target_name, weights=False)
-    with damage_is_told(str(place)), torch.device("meta"):
-        return MTPModel(read_mtp_config(place, target.config)).to(check_dtype(dtype))
+    with damage_is_told(str(place)):
+        network: DrafterNetwork = part_of(OWN_MTP, "checkpoint").outline(place, target.config)
+    network.to(check_dtype(dtype))
+    return network
 
 
 def check_pair(target: str | Path, draft: str | Path, block_size: int = 1) -> None:
@@ -186,7 +188,7 @@ def load_drafter(
     target: TargetModel | None = None,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
-) -> DFlashModel | MTPModel:
+) -> DrafterNetwork:
     """A drafter network ("embedded", a folder, a GGUF file or a hub name), ready to run or train.
 
     The folder is in z-lab's or speculators' format, or holds an MTP head; a GGUF file is read with its target.
@@ -201,9 +203,11 @@ def load_drafter(
     folder = embedded_drafter() if path_or_name == EMBEDDED else locate(path_or_name)
     target_config = None if target is None else target.config
     with damage_is_told(str(folder)):
-        is_head = holds_mtp_head(folder)
-    if is_head:
-        return read_mtp_head(folder, target_config, wanted, where).eval()
+        kind = _kind_in(folder)
+    if kind:
+        network: DrafterNetwork = kind.read(folder, target_config, wanted, where)
+        network.eval()
+        return network
     rows = None if target is None else rows_by_name(*_own_tensors(target))
     return read_drafter(folder, target_config, wanted, where, rows).eval()
 
@@ -213,7 +217,7 @@ def load_own_mtp(
     target: TargetModel,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
-) -> MTPModel:
+) -> DrafterNetwork:
     """The MTP head of the target that ``target_name`` names: among its weights, as Qwen3.5 has one, or embedded.
 
     Raises CheckpointError when there is none or it contradicts itself, UsageError for a dtype or device that is not
@@ -226,11 +230,13 @@ def load_own_mtp(
             f"{place} is a GGUF file, and no MTP head is read from those; give a trained head's folder, or another"
             " drafter"
         )
-    return read_mtp_head(place, target.config, wanted, where).eval()
+    network: DrafterNetwork = part_of(OWN_MTP, "checkpoint").read(place, target.config, wanted, where)
+    network.eval()
+    return network
 
 
 def save_drafter(
-    drafter: DFlashModel | MTPModel,
+    drafter: DrafterNetwork,
     folder: str | Path,
     dtype: torch.dtype | None = None,
     notes: Mapping[str, Any] = MappingProxyType({}),
@@ -239,10 +245,16 @@ def save_drafter(
 
     ``notes``: what its config.json tells of the training, for :func:`training_notes`.
     """
-    if isinstance(drafter, MTPModel):
-        save_mtp_head(drafter, Path(folder), dtype, notes)
-    else:
+    if isinstance(drafter, DFlashModel):
         save_dflash(drafter, folder, dtype, notes)
+    else:
+        part_of(drafter.method, "checkpoint").save(drafter, Path(folder), dtype, notes)
+
+
+def _kind_in(folder: Path) -> Any:
+    """The ``checkpoint`` module of the kind of drafter that ``folder`` holds; None: DFlash, or no drafter."""
+    parts = (part_of(method, "checkpoint") for method in KINDS)
+    return next((part for part in parts if part.holds(folder)), None)
 
 
 def training_notes(path_or_name: str | Path) -> dict[str, Any]:

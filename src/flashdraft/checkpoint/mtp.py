@@ -27,7 +27,7 @@ _PREFIX = "mtp."
 _LARGEST_BLOCK = 16  # of a published head, whose config names none: it drafts on and on, worse and worse
 
 
-def holds_mtp_head(folder: Path) -> bool:
+def holds(folder: Path) -> bool:
     """Whether ``folder``'s config.json is that of an MTP head; a GGUF file is none.
 
     Raises CheckpointError when there is none.
@@ -37,7 +37,7 @@ def holds_mtp_head(folder: Path) -> bool:
     ]
 
 
-def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> MTPModel:
+def read(folder: Path, target_config: Any, dtype: torch.dtype, device: torch.device) -> MTPModel:
     """The MTP head in ``folder``, its own or a target's, checked against the target's config unless that is None.
 
     Raises CheckpointError for a folder without a head and for a head that contradicts itself,
@@ -50,15 +50,15 @@ def read_mtp_head(folder: Path, target_config: Any, dtype: torch.dtype, device: 
         raise CheckpointError(
             f"{folder} holds no MTP head (no {_PREFIX}* tensors); give a trained head's folder, or another drafter"
         )
-    config = read_mtp_config(folder, target_config)
+    config = read_config(folder, target_config)
     with torch.device("meta"):
         model = MTPModel(config)
     fill(model, RegroupedWeights(source, layer), dtype, device)
     return model
 
 
-def read_mtp_config(folder: Path, target_config: Any) -> MTPConfig:
-    """The config of the head in ``folder``, no weights; checked and raising as :func:`read_mtp_head`."""
+def read_config(folder: Path, target_config: Any) -> MTPConfig:
+    """The config of the head in ``folder``, no weights; checked and raising as :func:`read`."""
     file = folder / "config.json"
     check_folder(folder)
     check_sizes(read_object(file), str(file))
@@ -75,7 +75,19 @@ def read_mtp_config(folder: Path, target_config: Any) -> MTPConfig:
     return config
 
 
-def save_mtp_head(
+def outline(folder: Path, target_config: Any) -> MTPModel:
+    """The head as :func:`read` builds it, without weights."""
+    with torch.device("meta"):
+        return MTPModel(read_config(folder, target_config))
+
+
+def outline_for(target_config: Any) -> MTPModel:
+    """The head that a target of ``target_config`` is published with, without weights."""
+    with torch.device("meta"):
+        return MTPModel(MTPConfig(target_config, _LARGEST_BLOCK))
+
+
+def save(
     head: MTPModel,
     folder: Path,
     dtype: torch.dtype | None = None,

@@ -24,7 +24,7 @@ from flashdraft.checkpoint.weights import WeightSource, fill
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFLASH, DFLASH2, DFlashConfig
-from flashdraft.models.mtp import MTPConfig
+from flashdraft.models.drafter_network import DrafterConfig
 
 _PADDING, _PADDED_SHARE = (
     1024,
@@ -100,7 +100,7 @@ def save_dflash(
     write_folder(Path(folder), drafter.config.to_dict(), drafter.state_dict(), dtype, notes)
 
 
-def check_fits_target(config: DFlashConfig | MTPConfig, target_config: Any, label: str) -> None:
+def check_fits_target(config: DrafterConfig, target_config: Any, label: str) -> None:
     """Raise IncompatibleDrafterError, naming all that differs, for a drafter made for another target."""
     pairs = (
         ("hidden_size", config.hidden_size, target_config.hidden_size),

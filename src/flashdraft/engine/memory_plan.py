@@ -16,8 +16,7 @@ from flashdraft.cache.paged_step import grouped
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
-from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
+from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 
 _GB = 10**9
@@ -121,7 +120,7 @@ def plan_memory(
     Raises CheckpointError for configs that are not there or do not go together.
     """
     model = outline_target(target, dtype, keep_codes)
-    drafter: DFlashModel | MTPModel | None = None
+    drafter: DrafterNetwork | None = None
     if draft == OWN_MTP:
         drafter = outline_own_mtp(target, model, dtype)
     elif draft is not None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import Qwen3Config
 
 from flashdraft.cache.dense_source import BlockContext
-from flashdraft.cache.kv_cache import KVCache, KVShape
+from flashdraft.cache.kv_cache import KVShape
 from flashdraft.models.base import LayerSource
 from flashdraft.models.dflash2 import BlockConv, CandidateSelector
 from flashdraft.models.dflash_config import DFlashConfig
+from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.models.llama import LlamaLayer
 from flashdraft.models.qwen3 import Qwen3Attention
 from flashdraft.ops.norm import RMSNorm
@@ -48,8 +49,10 @@ class DFlashLayer(LlamaLayer):
         return out
 
 
-class DFlashModel(nn.Module):
+class DFlashModel(DrafterNetwork):
     """The drafter network. Its parameters carry z-lab's tensor names."""
+
+    method = "dflash"
 
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
@@ -59,7 +62,6 @@ class DFlashModel(nn.Module):
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.candidate_selector: CandidateSelector | None = None
         if config.selector_rank:
             sizes = config.hidden_size, config.vocab_size, config.selector_rank
             self.candidate_selector = CandidateSelector(*sizes, config.selector_projects_head)
@@ -131,6 +133,12 @@ class DFlashModel(nn.Module):
         scale = self.config.input_embedding_scale
         return block if scale == 1 else block * scale
 
+    @property
+    def draft_vocab_size(self) -> int | None:
+        """See :class:`DrafterNetwork`."""
+        size: int | None = self.config.draft_vocab_size
+        return size
+
     def scaled(self, logits: Tensor) -> Tensor:
         """What the head's outputs mean: multiplied and capped, as the config says."""
         if not self.config.scales_logits:
@@ -164,10 +172,6 @@ class DFlashModel(nn.Module):
         return [
             KVShape(self.config.num_key_value_heads, self.config.head_dim)
         ] * self.config.num_hidden_layers
-
-    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
-        """An empty cache for the context (and the staged block) of ``batch_size`` requests."""
-        return KVCache(self.kv_shapes(), batch_size, max_len, self.fc.weight.dtype, self.fc.weight.device)
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms; DFlash 2's parts change nothing.

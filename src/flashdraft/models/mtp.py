@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flashdraft.cache.kv_cache import KVCache, KVShape
+from flashdraft.cache.kv_cache import KVShape
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import FINAL_HIDDEN, LayerSource
+from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.models.llama import LlamaAttention, LlamaLayer
 from flashdraft.models.qwen3 import Qwen3Attention
 from flashdraft.models.qwen3_5 import Qwen3_5Layer
@@ -71,8 +72,11 @@ class MTPConfig:
         return {**self.layer.to_dict(), **named, "block_size": self.block_size}
 
 
-class MTPModel(nn.Module):
+class MTPModel(DrafterNetwork):
     """The head. Its parameters carry Qwen3.5's tensor names, less their ``mtp.``."""
+
+    method = "mtp"
+    is_chained = True
 
     def __init__(self, config: MTPConfig) -> None:
         super().__init__()
@@ -116,10 +120,6 @@ class MTPModel(nn.Module):
     def kv_shapes(self) -> list[KVShape]:
         """What its layer keeps of a token."""
         return [KVShape(self.config.layer.num_key_value_heads, self.config.layer.head_dim)]
-
-    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
-        """An empty cache for ``batch_size`` requests of ``max_len`` tokens, drafts included."""
-        return KVCache(self.kv_shapes(), batch_size, max_len, self.fc.weight.dtype, self.fc.weight.device)
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         """Random matrices, normal(0, ``std``); norms stay as they are made, without effect."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
+from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.native.drafter import NativeDrafter
 from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
@@ -145,25 +145,21 @@ def candidates_of(
     return Candidates(token_ids, log_probs, selector(hidden, before, token_ids, target.head_weight()))
 
 
-def likeliest_token(model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor) -> Tensor:
+def likeliest_token(model: DrafterNetwork, target: TargetModel, hidden: Tensor) -> Tensor:
     """The first of :func:`likeliest_tokens` [...], without probabilities: fewer passes over a large vocabulary."""
-    if isinstance(model, MTPModel):
-        return target.argmax(hidden)
-    if model.config.draft_vocab_size is None:
+    if model.draft_vocab_size is None:
         return target.argmax(hidden)
     return model.head_tokens(F.linear(hidden, model.head_rows(target.head_weight())).argmax(-1))
 
 
 def likeliest_tokens(
-    model: DFlashModel | MTPModel, target: TargetModel, hidden: Tensor, count: int
+    model: DrafterNetwork, target: TargetModel, hidden: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """The ``count`` likeliest tokens [..., count] of the drafter's final hidden states, of those that it drafts among.
 
     With each its log-probability [..., count], float32, among them; best first.
     """
-    if isinstance(model, MTPModel):
-        return likeliest(target.logits(hidden), count)
-    if model.config.draft_vocab_size is None:
+    if model.draft_vocab_size is None:
         logits = target.logits(hidden)
     else:
         logits = F.linear(hidden, model.head_rows(target.head_weight())).float()

@@ -65,6 +65,11 @@ class MTPDrafter(Drafter):
         return torch.cat(drafted, dim=1), torch.cat(log_probs, dim=1)
 
 
+def open_drafter(network: MTPModel, target: TargetModel) -> MTPDrafter:
+    """See :class:`flashdraft.models.drafter_network.Kind`."""
+    return MTPDrafter(network, target)
+
+
 def _seen(positions: Tensor, group: RowGroup) -> list[Mask]:
     """What the tokens at ``positions`` [rows, 1] see: all up to themselves but a text's first, which has no entry."""
     mask = CachedMask(group.at(positions), group.kv_len).dense()

@@ -3,19 +3,19 @@
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
+from flashdraft.models.drafter_network import DrafterNetwork, part_of
 from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.mtp import MTPDrafter
+from flashdraft.spec_decode.drafter import Drafter
 
 
 def drafter_of(
-    network: DFlashModel | MTPModel,
+    network: DrafterNetwork,
     target: TargetModel,
     quantization: str | None = None,
     window_size: int | None = None,
     among_all: bool = False,
-) -> DFlashDrafter | MTPDrafter:
+) -> Drafter:
     """The drafter of ``network``, which is frozen from now on, for ``target``.
 
     ``quantization`` as in native/accelerate.py: of a drafter it can cost acceptance and nothing else.
@@ -25,14 +25,22 @@ def drafter_of(
     if window_size is not None:
         if not isinstance(network, DFlashModel):
             raise UsageError(
-                "draft_window_size is for a DFlash drafter, and this is an MTP head: leave it out"
+                f"draft_window_size is for a DFlash drafter, and this is one of method {network.method}: leave it out"
             )
         network.config = network.config.with_window(window_size)
-    if isinstance(network, MTPModel):
-        return MTPDrafter(network, target)
+    if not isinstance(network, DFlashModel):
+        return trained_drafter(network, target)
     if among_all:
         network.config = network.config.among_all()
     if network.candidate_selector:
         network.candidate_selector.freeze(target.head_weight())
     native = accelerate_drafter(network, network.head_rows(target.head_weight()), quantization)
     return DFlashDrafter(network, target, native)
+
+
+def trained_drafter(network: DrafterNetwork, target: TargetModel) -> Drafter:
+    """The drafter of a network that goes on training: as it is, and not frozen."""
+    if isinstance(network, DFlashModel):
+        return DFlashDrafter(network, target)
+    drafter: Drafter = part_of(network.method, "spec_decode").open_drafter(network, target)
+    return drafter

@@ -1,7 +1,6 @@
 """The drafter's forward on packed rows: what serving does block by block, for many blocks at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,12 +11,12 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import OwnTokens, TargetModel
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
+from flashdraft.models.drafter_network import DrafterNetwork, part_of
 from flashdraft.ops.attention import Mask, attention
-from flashdraft.ops.block_mask import BlockContextMask, ChainMask, DocumentMask, fast_mask
+from flashdraft.ops.block_mask import BlockContextMask, DocumentMask, fast_mask
 from flashdraft.train.anchors import Blocks
 
-Network = DFlashModel | MTPModel
+Network = DrafterNetwork
 LayerEntries = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
 
@@ -61,46 +60,16 @@ def recompute_layers(drafter: Network) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-class ChainKV:
-    """Keys and values of the row's tokens, and behind them the chains' own, a token a step."""
-
-    def __init__(self, k: Tensor, v: Tensor, mask: ChainMask) -> None:
-        # All steps have one shape, so that one compiled graph serves them all.
-        room = (0, 0, 0, mask.num_steps * mask.stride)
-        self.k, self.v = torch.nn.functional.pad(k, room), torch.nn.functional.pad(v, room)
-        slots = torch.arange(mask.anchors.shape[1], device=k.device)
-        self.slots = mask.seq_len + slots  # of the next step's entries
-        self.stride = mask.stride
-
-    def stage(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one step's entries into their slots; all that has been and room for what will be."""
-        self.k, self.v = self.k.index_copy(2, self.slots, k), self.v.index_copy(2, self.slots, v)
-        self.slots = self.slots + self.stride
-        return self.k, self.v
-
-
-@dataclass(frozen=True)
-class ChainStep:
-    """One step's source: it stages in ``entries`` and sees ``mask`` of them."""
-
-    entries: ChainKV
-    mask: Mask
-
-    def attend(self, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
-        """See :class:`flashdraft.models.base.LayerSource`."""
-        assert k is not None, "a drafter's layers share nothing"
-        assert v is not None
-        return attention(q, *self.entries.stage(k, v), self.mask)
-
-
 def context_entries(
     target: TargetModel, drafter: Network, rows: PackedRows, features: Tensor
 ) -> LayerEntries:
     """What a row's tokens are to the blocks behind them: keys and values of every layer of the drafter."""
-    if isinstance(drafter, MTPModel):
-        before = features.roll(1, dims=1)  # nobody sees what a document's first token gets by it
-        return drafter.context(target.embed(rows.token_ids), before, _positions(rows))
-    return drafter.context(features, _positions(rows))
+    if isinstance(drafter, DFlashModel):
+        return drafter.context(features, _positions(rows))
+    entries: LayerEntries = part_of(drafter.method, "train").context_entries(
+        target, drafter, rows.token_ids, features, _positions(rows)
+    )
+    return entries
 
 
 def block_hidden(
@@ -118,40 +87,12 @@ def block_hidden(
     """
     if context is None:
         context = context_entries(target, drafter, rows, features)
-    if isinstance(drafter, MTPModel):
-        return mtp_hidden(target, drafter, rows, features, blocks, context)
-    return dflash_hidden(target, drafter, rows, blocks, context)
-
-
-def mtp_hidden(
-    target: TargetModel,
-    drafter: MTPModel,
-    rows: PackedRows,
-    features: Tensor,
-    blocks: Blocks,
-    context: LayerEntries,
-) -> Tensor:
-    """:func:`block_hidden` of an MTP head: each step on its own last output, the tokens teacher-forced.
-
-    As served: context entries come from the target's hidden states, a chain's own from the head's.
-    """
-    block_size = blocks.labels.shape[-1]
-    [(k, v)] = context
-    masks = [
-        ChainMask(blocks.anchors, blocks.doc_start, rows.token_ids.shape[1], block_size - 1, step)
-        for step in range(block_size - 1)
-    ]
-    entries = ChainKV(k, v, masks[0])
-    embeddings = target.embed(blocks.labels[:, :, :-1])
-    at = blocks.anchors.unsqueeze(-1).expand(-1, -1, features.shape[-1])
-    hidden = features.roll(1, dims=1).gather(1, at)  # [num_rows, num_blocks, hidden_size]
-    slots = [torch.zeros_like(hidden)]
-    for step, mask in enumerate(masks):
-        positions = blocks.anchors - blocks.doc_start + step
-        source = ChainStep(entries, fast_mask(mask, target.device))
-        hidden = drafter(embeddings[:, :, step], hidden, positions, source)
-        slots.append(hidden)
-    return torch.stack(slots, dim=2)
+    if isinstance(drafter, DFlashModel):
+        return dflash_hidden(target, drafter, rows, blocks, context)
+    hidden: Tensor = part_of(drafter.method, "train").block_hidden(
+        target, drafter, rows, features, blocks, context
+    )
+    return hidden
 
 
 def dflash_hidden(

@@ -1,6 +1,5 @@
 """One run from prompts to a drafter: answers, packing, training, and the checkpoint that serving loads."""
 
-import copy
 import hashlib
 import json
 import zlib
@@ -31,7 +30,7 @@ from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig, build_target_layer_ids, one_dimensional
-from flashdraft.models.mtp import MTPConfig, MTPModel
+from flashdraft.models.drafter_network import part_of
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
@@ -157,7 +156,9 @@ def train_drafter(
 
 def check_shape(target_name: str, config: TrainConfig) -> None:
     """Raise UsageError for a new drafter that cannot be made for the target, from its config and tokenizer alone."""
-    _shape(outline_target(target_name), load_tokenizer(target_name), config)
+    target, tokenizer = outline_target(target_name), load_tokenizer(target_name)
+    with torch.device("meta"):
+        _network(target, tokenizer, config)
 
 
 def _check_ranks(config: TrainConfig, features: str, ranks: Ranks) -> None:
@@ -179,7 +180,7 @@ def _first_drafter(
     drafter = load_trainable(init, target, dtype, device)
     if config.head == "dflash2" and isinstance(drafter, DFlashModel):
         drafter = with_dflash2(drafter, config)
-    if isinstance(drafter, MTPModel) != (config.method == "mtp"):
+    if drafter.method != config.method:
         raise UsageError(f"{init} is no drafter of method {config.method}; give another --init or --method")
     return drafter
 
@@ -273,24 +274,16 @@ def is_held_back(document: Document) -> bool:
 
 def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:
     """A drafter with random weights in the shape of the target's own layers."""
-    shape = _shape(target, tokenizer, config)
-    drafter: Network = MTPModel(shape) if isinstance(shape, MTPConfig) else DFlashModel(shape)
+    drafter = _network(target, tokenizer, config)
     drafter.init_weights(torch.Generator().manual_seed(config.seed))
     return drafter
 
 
-def _shape(target: TargetModel, tokenizer: Any, config: TrainConfig) -> DFlashConfig | MTPConfig:
-    if config.method != "mtp":
-        return dflash_shape(target, tokenizer, config)
-    layer = copy.deepcopy(target.config)
-    if config.intermediate_size is not None:
-        if not hasattr(layer, "intermediate_size"):
-            raise UsageError(
-                f"the head's layer is one of the target's, of experts {layer.moe_intermediate_size} wide: leave"
-                " --intermediate-size out"
-            )
-        layer.intermediate_size = config.intermediate_size
-    return MTPConfig(layer, config.block_size)
+def _network(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:
+    if config.method == "dflash":
+        return DFlashModel(dflash_shape(target, tokenizer, config))
+    drafter: Network = part_of(config.method, "train").new_network(target, config)
+    return drafter
 
 
 def _dense_width(config: Any) -> int:

@@ -11,10 +11,8 @@ from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
-from flashdraft.models.mtp import MTPModel
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.mtp import MTPDrafter
+from flashdraft.spec_decode.networks import trained_drafter
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import Network
 from flashdraft.train.simulate import Walk, answers_of, simulate
@@ -76,8 +74,7 @@ def check_served(
 def _serve(
     target: TargetModel, drafter: Network, rows: PackedRows, config: TrainConfig, count: int
 ) -> ServedCheck:
-    # Not by networks.drafter_of: the network goes on training and is not to be frozen.
-    serving = MTPDrafter(drafter, target) if isinstance(drafter, MTPModel) else DFlashDrafter(drafter, target)
+    serving = trained_drafter(drafter, target)
     check, documents = ServedCheck(), []
     for prompt, answer in _first(rows, count):
         answer = answer[:MAX_ANSWER_LEN]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
-from flashdraft.models.mtp import MTPModel
+from flashdraft.models.dflash import DFlashModel
 from flashdraft.spec_decode.candidates import candidates_of, likeliest_token
 from flashdraft.train.anchors import Blocks, blocks_at
 from flashdraft.train.forward import Network, block_hidden, context_entries, target_features
@@ -70,10 +70,10 @@ def accepted_at_anchors(
 def _num_accepted(target: TargetModel, drafter: Network, hidden: Tensor, blocks: Blocks, row: int) -> Tensor:
     """Draft tokens that each block of a row gets accepted, int64 [num_blocks]; ``hidden`` is the row's."""
     labels, hidden = blocks.labels[row], hidden[:, 1:].contiguous()
-    if isinstance(drafter, MTPModel) or not drafter.config.selector_rank:
-        drafted = likeliest_token(drafter, target, hidden)
-    else:
+    if isinstance(drafter, DFlashModel) and drafter.candidate_selector:
         drafted = candidates_of(drafter, target, hidden, labels[:, 0], 1).walk().token_ids.squeeze(-1)
+    else:
+        drafted = likeliest_token(drafter, target, hidden)
     agrees = (drafted == labels[:, 1:]) & blocks.has_label[row, :, 1:]
     return agrees.long().cumprod(-1).sum(-1)
 

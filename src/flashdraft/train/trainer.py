@@ -13,7 +13,6 @@ from flashdraft.data.loader import PackedRows
 from flashdraft.errors import DataError
 from flashdraft.models.base import TargetModel, compile_layers
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.models.mtp import MTPModel
 from flashdraft.train.anchors import Blocks, draw_blocks, sample_slots
 from flashdraft.train.checkpoint import load_state, save_state
 from flashdraft.train.config import TrainConfig
@@ -82,7 +81,7 @@ class Trainer:
             recompute_layers(drafter)
         if device.type == "cuda":
             compile_layers(target, drafter)
-            if isinstance(drafter, MTPModel):
+            if drafter.is_chained:
                 drafter.compile(dynamic=False)  # one layer, and what joins its inputs
         if ranks.count > 1 and config.shard_target:
             ranks.shard_layers(target)
@@ -158,14 +157,14 @@ class Trainer:
     def evaluate(self, on_report: Any) -> dict[str, float]:
         """Simulated acceptance length on the validation documents, by kind of text and over all of them.
 
-        Some of them are served as well. Of an MTP head also at 7 and at 15 drafts, whatever it is trained for. Without
-        such documents there is nothing to tell.
+        Some of them are served as well. Of one that drafts token by token also at 7 and at 15 drafts, whatever it is
+        trained for. Without such documents there is nothing to tell.
         """
         if not self.validation:
             return {}
         lengths = self._simulated_lengths(self.config.block_size)
         values: dict[str, Any] = {"simulated_acceptance_length": lengths}
-        if isinstance(self.drafter, MTPModel):
+        if self.drafter.is_chained:
             at = {size: self._simulated_lengths(size) for size in {8, 16} - {self.config.block_size}}
             at[self.config.block_size] = lengths
             values["at_drafts"] = {str(size - 1): at[size]["all"] for size in sorted(at)}

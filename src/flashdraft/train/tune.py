@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
@@ -31,7 +31,6 @@ from flashdraft.data.request_log import read_requests
 from flashdraft.errors import DataError, UsageError
 from flashdraft.intervals import ratio_interval
 from flashdraft.models.base import TargetModel
-from flashdraft.models.mtp import MTPModel
 from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
@@ -237,7 +236,7 @@ def _train(
     """Train for ``seconds``, features kept on disk where that is cheaper; blocks trained on."""
     started = time.perf_counter()
     wanted = TrainConfig(
-        method="mtp" if isinstance(drafter, MTPModel) else "dflash",
+        method=cast("Literal['dflash', 'mtp']", drafter.method),
         block_size=drafter.config.block_size,
         seq_len=config.max_len,
         rows_per_step=1,
