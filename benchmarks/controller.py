@@ -35,6 +35,9 @@ def main() -> None:
     )
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--mixed", action="store_true", help="the tasks' prompts in turns, as one task")
+    parser.add_argument(
+        "--draft", default="embedded", help="another drafter of the embedded target: mtp, a folder"
+    )
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[16, 8])
     parser.add_argument("--explain", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -45,7 +48,7 @@ def main() -> None:
     config = BenchConfig(
         concurrency=args.concurrency, limit=args.limit, max_tokens=args.max_tokens, mixed=args.mixed
     )
-    llm = LLM()
+    llm = LLM(draft=args.draft)
     assert llm.drafter is not None
     methods = choose_methods(["dflash", "auto"], args.block_sizes, {"dflash": llm.drafter})
     bench = OfflineBench(llm, methods, config.params, config.concurrencies)

@@ -27,7 +27,7 @@ def test_auto_takes_the_first_that_can() -> None:
         ("native", "native cannot run this target: it needs bfloat16 or quantized weights"),
         (
             "flashinfer",
-            "attention backend is 'flashinfer'; expected auto or one of: cuda, graphs, native, eager",
+            f"attention backend is 'flashinfer'; expected auto or one of: {', '.join(BACKENDS)}",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from command_line import Run
+from flashdraft.backends.registry import BACKENDS
 from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.cli.serve_run import allowed_hosts
 from flashdraft.server.hosts import LOOPBACK
@@ -58,7 +59,7 @@ def test_flags_of_vllm_and_sglang_mean_ours(run: Run, argv: tuple[str, ...]) -> 
         (("--tp-size", "2"), "--tp-size"),
         (
             ("--attention-backend", "fa3"),
-            "attention backend is 'fa3'; expected auto or one of: cuda, graphs, native, eager",
+            f"attention backend is 'fa3'; expected auto or one of: {', '.join(BACKENDS)}",
         ),
         (("--speculative-draft-attention-backend", "fa3"), "--speculative-draft-attention-backend"),
         (("--trust-remote-code",), "--trust-remote-code"),

@@ -1,11 +1,13 @@
 """Which backends there are, the fastest first. A new one is a line here."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from flashdraft.backends.base import Backend
 from flashdraft.errors import UsageError
-from flashdraft.models.base import TargetModel
-from flashdraft.ops.triton import runs_on
+
+if TYPE_CHECKING:  # the command line's help has the names, and does not wait for PyTorch
+    from flashdraft.backends.base import Backend
+    from flashdraft.models.base import TargetModel
 
 AUTO_BACKEND = "auto"
 # Name -> where its class is: a backend's own libraries are imported with it.
@@ -17,7 +19,7 @@ BACKENDS = {
 }
 
 
-def choose_backend(name: str, target: TargetModel) -> type[Backend]:
+def choose_backend(name: str, target: "TargetModel") -> "type[Backend]":
     """The backend called ``name``, or with "auto" the first that can run ``target``.
 
     Raises UsageError for one that is unknown or cannot.
@@ -43,8 +45,10 @@ def check_backend(name: str) -> None:
         )
 
 
-def _why_not(name: str, target: TargetModel) -> type[Backend] | str:
+def _why_not(name: str, target: "TargetModel") -> "type[Backend] | str":
     """The class, or why it cannot run ``target``."""
+    from flashdraft.ops.triton import runs_on
+
     if name == "cuda" and not runs_on(target.device):
         return f"no kernels run on {target.device}"  # Triton need not be there
     module, class_name = BACKENDS[name]

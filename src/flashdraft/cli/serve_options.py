@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flashdraft.backends.registry import AUTO_BACKEND, BACKENDS
 from flashdraft.cli.options import (
     BlockSizeOption,
     DeviceOption,
@@ -99,9 +100,10 @@ class ServeOptions:
     attention_backend: Annotated[
         str,
         _engine(
-            "--attention-backend", help="How the target's steps run: auto, cuda, graphs, native or eager."
+            "--attention-backend",
+            help=f"How the target's steps run: {AUTO_BACKEND}, or {', '.join(BACKENDS)}.",
         ),
-    ] = "auto"
+    ] = AUTO_BACKEND
     keep_codes: Annotated[
         bool | None,
         _engine(
