@@ -69,18 +69,10 @@ def main() -> None:
             label: tokens[concurrency, task, label] / seconds[concurrency, task, label] for label in labels
         }
         fixed = max(rate for label, rate in rates.items() if label != labels[-1])
-        rows.append(
-            {
-                "concurrency": concurrency,
-                "task": task,
-                "rates": rates,
-                "auto_to_best": rates[labels[-1]] / fixed,
-            }
-        )
+        ratio = rates[labels[-1]] / fixed
+        rows.append({"concurrency": concurrency, "task": task, "rates": rates, "auto_to_best": ratio})
         told = "".join(f"{label} {rate:7.1f}  " for label, rate in rates.items())
-        print(
-            f"{concurrency:3} {task:10} {told} auto / best fixed {rows[-1]['auto_to_best']:.3f}", flush=True
-        )
+        print(f"{concurrency:3} {task:10} {told} auto / best fixed {ratio:.3f}", flush=True)
     if args.explain:
         print(bench.explain(measurements))
     if args.out:

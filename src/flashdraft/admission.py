@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from flashdraft.cache.model_cache import ModelCache
+from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
@@ -35,7 +35,7 @@ def check_tree(target: TargetModel, drafter: Drafter | None, draft_tree: int | N
             f"{found}, but {'there is no drafter' if drafter is None else 'this drafter drafts one token a place'};"
             " expected a DFlash drafter, whose one forward gives all places of a block their likeliest tokens"
         )
-    if isinstance(target.new_cache(1, 1), ModelCache):
+    if isinstance(target.new_cache(1, 1), HybridCache):
         raise UsageError(
             f"{found}, but targets of model_type {target.config.model_type} keep states, which follow one path of"
             " tokens and not the branches of a tree; leave draft_tree out: blocks are verified as chains"

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.hybrid_rows import HybridRows
-from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import Rounds
@@ -111,7 +111,7 @@ def paged_storage(target: TargetModel, room: Room, by_layer: bool) -> tuple[Page
     ``by_layer``: see PagedKVCache.
     """
     shown = target.new_cache(room.num_slots, 1)
-    states = shown.states if isinstance(shown, ModelCache) else {}
+    states = shown.states if isinstance(shown, HybridCache) else {}
     cache = PagedKVCache(
         target.kv_shapes(),
         room.num_pages,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flashdraft.admission import MAX_TREE
+from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.kv_cache import KVShape
-from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.paged_step import grouped
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.engine.scheduler import EngineConfig
@@ -168,7 +168,7 @@ def _kv_bytes(shapes: Sequence[KVShape], like: Tensor) -> int:
 
 def _cache_bytes(model: TargetModel) -> tuple[int, int]:
     cache = model.new_cache(1, 1)
-    states = cache.states.values() if isinstance(cache, ModelCache) else ()
+    states = cache.states.values() if isinstance(cache, HybridCache) else ()
     return _kv_bytes(model.kv_shapes(), model.head_weight()), sum(
         state.recurrent.nbytes + state.conv.nbytes for state in states
     )
@@ -177,7 +177,7 @@ def _cache_bytes(model: TargetModel) -> tuple[int, int]:
 def _staged_bytes(model: TargetModel, block_size: int) -> int:
     """The rule's inputs in float32 and the convolution's, of each layer, and the states behind the block."""
     cache, config = model.new_cache(1, 1), model.config
-    if not isinstance(cache, ModelCache):
+    if not isinstance(cache, HybridCache):
         return 0
     heads = config.linear_num_value_heads
     per_token = 4 * heads * (2 * config.linear_key_head_dim + config.linear_value_head_dim + 2)

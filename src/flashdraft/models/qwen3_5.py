@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.kv_cache import KVShape
-from flashdraft.cache.model_cache import ModelCache
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.base import KVSource, LayerSource, TargetModel, TargetOutput
 from flashdraft.models.llama import split_heads
@@ -196,14 +196,14 @@ class Qwen3_5Model(TargetModel):  # noqa: N801
         """See :meth:`TargetModel.head_weight`."""
         return self.decoder.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def new_cache(self, batch_size: int, max_len: int) -> ModelCache:
+    def new_cache(self, batch_size: int, max_len: int) -> HybridCache:
         """See :meth:`TargetModel.new_cache`."""
         states = {
             layer_idx: layer.linear_attn.new_state(batch_size)
             for layer_idx, layer in enumerate(self.decoder.layers)
             if isinstance(layer, Qwen3_5Layer) and layer.is_linear
         }
-        return ModelCache(states, self.kv_shapes(), batch_size, max_len, self.dtype, self.device)
+        return HybridCache(states, self.kv_shapes(), batch_size, max_len, self.dtype, self.device)
 
     def kv_shapes(self) -> list[KVShape]:
         """See :meth:`TargetModel.kv_shapes`."""

@@ -11,7 +11,7 @@ from flashdraft.cache.state_cache import LayerState
 from flashdraft.ops.attention import AttentionSpec
 
 
-class ModelCache(KVCache):
+class HybridCache(KVCache):
     """A KVCache for the attention layers with the other layers' states beside it, committed as one.
 
     ``states`` maps a layer's index to its state; the other layers, in order, have keys and values.
