@@ -5,7 +5,8 @@ import torch
 
 from flashdraft.errors import UsageError
 from flashdraft.generate import generate
-from flashdraft.sampler import SharedNoise, gumbel_noise, log_probs, sample
+from flashdraft.ops.noise import gumbel_noise
+from flashdraft.sampler import SharedNoise, log_probs, sample
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target

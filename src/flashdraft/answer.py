@@ -80,9 +80,14 @@ class Answer:
         return DraftSampling(chooser.noise, chooser.params.temperature, num_tokens)
 
     @property
+    def needs_host(self) -> bool:
+        """Whether the next tokens are chosen or told with more than their logits, temperature and cuts."""
+        return self.chooser.adjusts or self.output.logprobs is not None or self.scores_prompt
+
+    @property
     def reads_logits(self) -> bool:
         """Whether more than their argmax is wanted of the next logits."""
-        return not self.chooser.is_argmax or self.output.logprobs is not None or self.scores_prompt
+        return self.needs_host or not self.chooser.is_argmax
 
     def score_prompt(self, logits: Tensor, start: int) -> None:
         """Take the logits [num_tokens, vocab_size] of the prompt tokens from number ``start`` on."""

@@ -15,21 +15,13 @@ from torch import Tensor
 
 from flashdraft.errors import UsageError
 from flashdraft.grammar import GrammarState
+from flashdraft.ops.host_copy import told
+from flashdraft.ops.noise import gumbel_noise
+from flashdraft.ops.sampling_rule import SamplingRule
+from flashdraft.ops.triton import runs_on
 from flashdraft.sampling_params import SamplingParams
 
-_MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads neighbouring positions over the seed space
-_SEED_BITS = (1 << 63) - 1
 _HEAD = 512  # tokens of a row among which its nucleus ends, nearly always
-
-
-def gumbel_noise(seed: int, positions: list[int], vocab_size: int, device: torch.device) -> Tensor:
-    """Gumbel(0, 1) noise, float32 [len(positions), vocab_size]; row i is a function of (seed, positions[i])."""
-    generator = torch.Generator(device=device)
-    noise = torch.empty(len(positions), vocab_size, dtype=torch.float32, device=device)
-    for row, position in zip(noise, positions, strict=True):
-        generator.manual_seed((seed * _MIX + position * 0xBF58476D1CE4E5B9) & _SEED_BITS)
-        row.exponential_(generator=generator)
-    return -noise.log()
 
 
 class SharedNoise:
@@ -44,7 +36,7 @@ class SharedNoise:
         self._kept: dict[int, Tensor] = {}
 
     def at(self, positions: list[int], vocab_size: int, device: torch.device) -> Tensor:
-        """:func:`gumbel_noise` of ``positions``, which rise."""
+        """:func:`~flashdraft.ops.noise.gumbel_noise` of ``positions``, which rise."""
         kept = {position: row for position, row in self._kept.items() if position >= positions[0]}
         new = [position for position in positions if position not in kept]
         if new:
@@ -56,7 +48,8 @@ class SharedNoise:
 def log_probs(logits: Tensor, params: SamplingParams) -> Tensor:
     """Log-probabilities that ``params`` asks for, float32 [..., vocab_size]; -inf where a token is cut.
 
-    Order as in vLLM: temperature, min_p, top_k, top_p. Not for greedy params.
+    Order as in vLLM: temperature, min_p, top_k, top_p; tokens as likely as the last that is kept stay. Not for greedy
+    params.
     """
     logits = logits / params.temperature
     if params.min_p > 0:
@@ -98,8 +91,22 @@ def sample(logits: Tensor, params: SamplingParams, noise: SharedNoise, first_pos
     """
     if params.is_greedy:
         return logits.argmax(-1)
+    if runs_on(logits.device):
+        return _sampled_by_kernel(logits, rule_of(params, noise), first_position)
     positions = list(range(first_position, first_position + logits.shape[0]))
     return (log_probs(logits, params) + noise.at(positions, logits.shape[-1], logits.device)).argmax(-1)
+
+
+def rule_of(params: SamplingParams, noise: SharedNoise) -> SamplingRule:
+    """What a kernel is told of params that are not greedy."""
+    return SamplingRule(params.temperature, noise.seed, params.top_p, params.top_k, params.min_p)
+
+
+def _sampled_by_kernel(logits: Tensor, rule: SamplingRule, first_position: int) -> Tensor:
+    from flashdraft.ops.triton.sampling import sampled_tokens
+
+    positions = told(range(first_position, first_position + len(logits)), logits.device)
+    return sampled_tokens(logits, told([rule.told], logits.device).int(), positions)
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ class TokenChooser:
         assert (grammar is None) == (params.grammar is None), "a grammar and its state belong together"
         self.params, self.grammar = params, grammar
         self.noise = SharedNoise(randbits(62) if params.seed is None else params.seed)
+        # How a kernel samples where nothing is adjusted; None: the likeliest tokens are taken.
+        self.rule = None if params.is_greedy else rule_of(params, self.noise)
         self.prompt = prompt
         self.banned_early = sorted(banned_early) if params.min_tokens else []
         self._counts = params.presence_penalty != 0 or params.frequency_penalty != 0

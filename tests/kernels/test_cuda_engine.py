@@ -173,6 +173,48 @@ def test_the_host_is_one_step_behind():
         assert made == (expected[idx][: len(made)] if idx in aborted else expected[idx])
 
 
+@pytest.mark.parametrize("make", [_llama, _hybrid])
+def test_sampled_rows_beside_greedy_ones(make):
+    """In rounds, of blocks and plain; each seed's text is the loop's. A penalty takes a step out of the rounds."""
+    target = make()
+    drafter, whole = _drafter(target), {"max_tokens": MAX_TOKENS, "ignore_eos": True}
+    every = [
+        SamplingParams(temperature=0.6, top_p=0.95, seed=5, **whole),
+        SamplingParams(temperature=0.0, **whole),
+        SamplingParams(temperature=1.4, top_k=9, min_p=0.01, seed=6, **whole),
+        SamplingParams(temperature=1.0, seed=7, presence_penalty=0.5, **{**whole, "max_tokens": 2}),
+    ]
+    prompts = _prompts(len(every), target.config.vocab_size, 6, seed=8)
+    expected = [generate(target, None, *one).token_ids for one in zip(prompts, every, strict=True)]
+    engine = Engine(target, drafter, EngineConfig(max_running=4, page_size=4, num_pages=96), (), None, 4)
+    found, num_rounds, num_steps = {}, 0, 0
+    for idx, one in enumerate(zip(prompts, every, strict=True)):
+        engine.add_request(str(idx), *one, block_size=1 if idx == 2 else 4)
+    while engine.has_unfinished:
+        for output in engine.step():
+            found.setdefault(int(output.request_id), []).extend(output.token_ids)
+        num_rounds += engine.overlap.in_flight is not None
+        num_steps += 1
+    assert num_rounds
+    assert num_rounds < num_steps - 1, "the penalty has to run in steps"
+    assert [found[idx] for idx in range(len(every))] == expected
+
+
+def test_a_round_whose_logits_are_no_numbers_ends_the_answer():
+    """Sampled, as in separate steps: the request is told of it, and nothing of it is delivered."""
+    target = _llama()
+    engine = Engine(target, None, EngineConfig(max_running=1, page_size=4, num_pages=8), (), None, 1)
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=MAX_TOKENS, ignore_eos=True)
+    engine.add_request("one", [5, 6, 7], params)
+    while not engine.overlap.in_flight:
+        engine.step()
+    request = engine.requests["one"]
+    target.model.norm.weight.data.fill_(float("nan"))
+    outputs = list(engine.run())
+    assert outputs[-1].finish_reason == "abort"
+    assert "no number" in request.error
+
+
 def test_an_ngram_drafter_hears_what_plain_rounds_brought():
     """Its requests decode plainly in rounds, and draft later where the controller says so."""
     target = _llama()

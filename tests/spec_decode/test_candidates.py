@@ -8,7 +8,7 @@ import torch
 from flashdraft.generate import generate
 from flashdraft.sampler import SharedNoise, sample
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.candidates import Candidates
+from flashdraft.spec_decode.candidates import Candidates, noise_of
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree
@@ -106,7 +106,8 @@ def test_drafts_that_share_the_targets_noise_are_kept_as_often_as_they_can_be() 
     num_kept = 0
     for seed in range(num_samples):
         noise = SharedNoise(seed)
-        sampled = Candidates(ids, scores).as_sampled([DraftSampling(noise, temperature, 9)], vocab_size)
+        made = noise_of(ids, [DraftSampling(noise, temperature, 9)], vocab_size)
+        sampled = Candidates(ids, scores).as_sampled(*made)
         [draft] = sampled.chains([1])
         token = int(sample(logits, params, noise, 9))
         num_kept += draft.token_ids == [token]
@@ -129,7 +130,7 @@ def test_rows_that_are_not_sampled_stay_as_they_are() -> None:
     plain = Candidates(candidates.token_ids, candidates.log_probs)
     samplings = [DraftSampling(SharedNoise(3), 0.7, 5), None]
     for some in (candidates, plain):
-        mixed = some.as_sampled(samplings, 20)
+        mixed = some.as_sampled(*noise_of(some.token_ids, samplings, 20))
         assert mixed.chains([SLOTS] * 2)[1] == some.chains([SLOTS] * 2)[1]
         assert mixed.trees([SLOTS] * 2, [6, 6], COUNT)[1] == some.trees([SLOTS] * 2, [6, 6], COUNT)[1]
         assert mixed.walk().token_ids[0].tolist() != some.walk().token_ids[0].tolist()

@@ -100,6 +100,14 @@ class Backend(ABC):
     def begin(self, rows: PagedRows, slot: int, source: int | None) -> None:
         """A sequence starts with the state in ``slot``: a copy of the one in ``source``, or none."""
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits, float32 [num_tokens, vocab_size], of final hidden states [num_tokens, hidden_size]."""
+        return self.target.logits(hidden)
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]."""
+        return self.target.argmax(hidden)
+
     def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:  # noqa: ARG002
         """Rounds that the host does not wait for, or None where there are none. ``drafter``: None: of plain steps."""
         return None

@@ -53,6 +53,14 @@ class CudaBackend(Backend):
         if self.states:
             self.states.begin(slot, source)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See :class:`Backend`; a token's bits are those it has in a round."""
+        return self._layers.logits(hidden).float()
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """See :class:`Backend`."""
+        return self._layers.logits(hidden).argmax(-1)
+
     def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:
         """See :class:`Backend`."""
         rows = self._layers.new_rows(self.cache, self.states)

@@ -13,7 +13,8 @@ from torch import Tensor
 from flashdraft.batch import ForwardBatch
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
-from flashdraft.sampler import gumbel_noise, log_probs
+from flashdraft.ops.noise import gumbel_noise
+from flashdraft.sampler import log_probs
 from flashdraft.sampling_params import SamplingParams
 
 # The largest gap of scores that rounding explains, by the type of weights and activations. In the short

@@ -7,11 +7,12 @@ from typing import Protocol
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.ops.sampling_rule import SamplingRule
 
 
 @dataclass(frozen=True)
 class RoundRow:
-    """A request's row in a round: a chain of ``block - 1`` drafts behind its anchor, drafted and verified greedily."""
+    """A request's row in a round: a chain of ``block - 1`` drafts behind its anchor, drafted and verified."""
 
     cache_row: CacheRow  # ``start``: the tokens that are committed for certain; no snapshots
     source: (
@@ -22,6 +23,7 @@ class RoundRow:
     block: int  # tokens, anchor included
     length: int  # of these, that are verified at most
     max_len: int  # tokens of prompt and answer, where it ends
+    sampling: SamplingRule | None = None  # None: the likeliest tokens are taken
     accepted: int | None = None  # drafts accepted, whatever the target says; None: as it says
 
 
@@ -30,7 +32,7 @@ class RoundEnd:
     """How a round ended for one row."""
 
     num_accepted: int
-    token: int  # behind the accepted ones: the next anchor
+    token: int  # behind the accepted ones: the next anchor; -1: the logits are no numbers
     draft_ids: list[int]
     log_probs: list[float]  # the drafter's own, of these
 

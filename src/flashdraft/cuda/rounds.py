@@ -15,14 +15,16 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.rounds import Round, RoundEnd, RoundRow
-from flashdraft.cuda.build import RoundDrafter
+from flashdraft.cuda.build import RoundDrafter, RowRules
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
+from flashdraft.ops import sampling_rule
 from flashdraft.ops.host_copy import HostCopy, pinned
 from flashdraft.ops.recorded import Recorded
 
 # What the host tells of a row, in this order; its pages follow.
-SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _NUM_COLUMNS = range(9)
+SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _RULE = range(9)
+_NUM_COLUMNS = _RULE + sampling_rule.NUM_COLUMNS
 
 
 class DeviceRounds:
@@ -58,15 +60,16 @@ class DeviceRounds:
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
+        samples = any(row.sampling for row in rows)
         numbers = pinned(torch.from_numpy(np.hstack((told, pages))), self._starts.device)
         if self.rows.states:
             self.rows.states.stage(len(pages), width)
         observes = width > 1
 
         def work(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-            return self._round(numbers, width, num_keys)
+            return self._round(numbers, width, num_keys, samples)
 
-        ends, features = self._recorded((*numbers.shape, width, num_keys), work, [numbers])
+        ends, features = self._recorded((*numbers.shape, width, num_keys, samples), work, [numbers])
         self.rows.settled()
         if features is not None:  # they wait for a draft, and the next replay overwrites them
             features = None if observes else features.clone()
@@ -76,9 +79,12 @@ class DeviceRounds:
         slot = self.rows.states.slot_of(row.cache_row) if self.rows.states else 0
         accepted = -1 if row.accepted is None else row.accepted
         where = [row.source, row.cache_row.start, row.anchor]
-        return [*where, row.block, row.length, row.max_len, slot, accepted]
+        rule = row.sampling.told if row.sampling else sampling_rule.GREEDY
+        return [*where, row.block, row.length, row.max_len, slot, accepted, *rule]
 
-    def _round(self, numbers: Tensor, width: int, num_keys: int) -> tuple[Tensor, Tensor | None]:
+    def _round(
+        self, numbers: Tensor, width: int, num_keys: int, samples: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Int32 [rows, 2 * width]: tokens committed, the next anchor, drafts, bits of their log-probabilities."""
         told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()  # kernels want each in one piece
         source, pages, slots = told[SOURCE], numbers[:, _NUM_COLUMNS:], told[_SLOT]
@@ -86,16 +92,20 @@ class DeviceRounds:
         starts = torch.where(is_new, told[_START], self._starts[before])
         anchors = torch.where(is_new, told[_ANCHOR], self._anchors[before])
         lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1)
+        rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if samples else None
         own = pages  # the drafter's: it has spare ones, of which padding takes the last, of its own number
         if self.drafter is not None and width > 1:
             own = pages.clamp(max=self.drafter.network.rows.scratch_page)
         ends = (starts + told[_BLOCK]).int()
         blocks = RowTables(starts.int(), ends, slots, anchors.unsqueeze(1), own)
-        tokens, log_probs = self._draft(blocks, width, num_keys)
+        tokens, log_probs = self._draft(blocks, width, num_keys, rules)
         tables = replace(blocks, token_ids=tokens, pages=pages)
-        _, features, argmax = self.target.forward(self.rows, tables, num_keys, self.feature_layers, True)
-        assert argmax is not None
-        wanted = argmax.view(-1, width)
+        hidden, features, _ = self.target.forward(self.rows, tables, num_keys, self.feature_layers, False)
+        logits = self.target.logits(hidden.flatten(0, 1))
+        chosen = (
+            rules.choose(logits, torch.arange(width, device=starts.device)) if rules else logits.argmax(-1)
+        )
+        wanted = chosen.view(-1, width)
         same = (tokens[:, 1:] == wanted[:, :-1]).long().cumprod(1).sum(1)
         given = told[_ACCEPTED]
         accepted = torch.minimum(torch.where(given < 0, same, given), (lengths - 1).clamp(min=0))
@@ -106,11 +116,13 @@ class DeviceRounds:
         if width > 1 and features is not None:
             self._observe(replace(blocks, token_ids=tokens), counts, features)
         self._starts[: len(starts)] = starts + counts
-        self._anchors[: len(anchors)] = following
+        self._anchors[: len(anchors)] = following.clamp(min=0)  # a row whose logits are no numbers ends
         ended = [counts.int().unsqueeze(1), following.int().unsqueeze(1), tokens[:, 1:].int()]
         return torch.cat([*ended, log_probs.view(torch.int32)], 1), features
 
-    def _draft(self, blocks: RowTables, width: int, num_keys: int) -> tuple[Tensor, Tensor]:
+    def _draft(
+        self, blocks: RowTables, width: int, num_keys: int, rules: RowRules | None
+    ) -> tuple[Tensor, Tensor]:
         """Blocks [rows, width] behind the anchors in ``blocks``; of their drafts the log-probabilities, in float32."""
         anchors = blocks.token_ids
         if width == 1:
@@ -120,7 +132,7 @@ class DeviceRounds:
         unknown = anchors.new_full((len(anchors), width - 1), network.model.config.mask_token_id)
         asked = replace(blocks, token_ids=torch.cat((anchors, unknown), 1))
         hidden = network.hidden(asked, num_keys, self.target.model.embed)
-        token_ids, log_probs = self.drafter.best(hidden[:, 1:], anchors.squeeze(1))
+        token_ids, log_probs = self.drafter.best(hidden[:, 1:], anchors.squeeze(1), rules)
         return torch.cat((anchors, token_ids), 1), log_probs
 
     def _observe(self, tables: RowTables, counts: Tensor, features: Tensor) -> None:

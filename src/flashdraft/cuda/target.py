@@ -123,9 +123,9 @@ class CudaTarget:
             for own, part in zip(torch.split(hidden, counts), parts, strict=True)
         ]
 
-    def argmax(self, hidden: Tensor) -> Tensor:
-        """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]."""
-        return product(hidden, Product((self.model.head_weight(),))).argmax(-1)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [num_tokens, vocab_size] of final hidden states [num_tokens, hidden_size], in the weights' type."""
+        return product(hidden, Product((self.model.head_weight(),)))
 
     def forward(
         self,
@@ -154,7 +154,7 @@ class CudaTarget:
             rows.states.after_step(tables.state_slots, (len(places), tables.width))
         joined = TargetOutput.of(hidden, features, feature_layers).features
         shape = places.shape
-        argmax = self.argmax(hidden) if with_head else None
+        argmax = self.logits(hidden).argmax(-1) if with_head else None
         return (
             apart(hidden, 0, shape),
             None if joined is None else apart(joined, 0, shape),

@@ -75,6 +75,17 @@ class BlockControl:
         for request in joined if self._last == last else automatic:
             self._set(request, plan, controller.costs.is_recorded, self._last[1])
 
+<<<<<<< HEAD
+=======
+    def _candidate(self, request: Request) -> Candidate:
+        assert request.acceptance is not None
+        # Of what needs no host the price is a round's.
+        is_priced = self.runner.drafts_in_rounds and not request.answer.needs_host
+        is_free = is_priced or request.answer.chooser.is_argmax
+        request.acceptance.choose_s = 0.0 if is_free else self._choose_s
+        return Candidate(request.acceptance, request.most_tokens)
+
+>>>>>>> b044570 (Sampled requests run in rounds on a GPU: one kernel takes tokens of their logits with the noise of seed and position)
     def _set(self, request: Request, plan: Plan, is_recorded: bool, are_few: bool) -> None:
         assert request.acceptance is not None
         request.block_size = request.num_verified = plan.length(request.acceptance)

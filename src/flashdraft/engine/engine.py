@@ -240,6 +240,8 @@ class Engine:
         self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_alone else 0.0)
         for request, _, draft, num_accepted, token in ended:
             new = [*draft.token_ids[:num_accepted], token]
+            if token < 0:
+                request.error = "there is no token to choose: a logit is no number"
             outputs.append(self._deliver(request, new, len(draft), num_accepted, _NOT_READ))
         self._settle([one.request for one in ended])
         return outputs

@@ -152,10 +152,10 @@ class ModelRunner:
         ]
         logits, features, argmax = None, step.output.features, step.argmax
         if reads_logits:
-            logits = self.target.logits(step.hidden_at(slots))
+            logits = self.backend.logits(step.hidden_at(slots))
             argmax = logits.argmax(-1)
         elif argmax is None:
-            argmax = self.target.argmax(step.hidden_at(slots))
+            argmax = self.backend.argmax(step.hidden_at(slots))
         kept = [None] * len(requests) if features is None else features.unbind()
         chosen = slots if argmax is step.argmax else range(len(slots))
         own = [kept[place[i]] for i in range(len(requests))]

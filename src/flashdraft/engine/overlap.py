@@ -17,6 +17,7 @@ from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.request import Request
 from flashdraft.engine.step_timing import doubling
+from flashdraft.ops.sampling_rule import SamplingRule
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -88,10 +89,11 @@ class Overlap:
             return
         known = [block for block in blocks if block == 1 or rounds.can_draft]
         longest = {min(context // cache.page_size, cache.num_pages) for context in _CONTEXTS}
-        for num_pages, block, count in product(sorted(longest), known, doubling(num_rows)):
+        rules = None, SamplingRule(1.0, 0)
+        for num_pages, block, count, rule in product(sorted(longest), known, doubling(num_rows), rules):
             pages, start = range(num_pages), num_pages * cache.page_size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
-            rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1) for row in where]
+            rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1, rule) for row in where]
             for _ in range(2):  # the first chooses kernels
                 rounds.launch(rows).ends()
 
@@ -99,7 +101,7 @@ class Overlap:
         """Whether a step of ``requests`` runs as a round: nothing is asked of the host between draft and choice."""
         rounds = self.runner.rounds
         return rounds is not None and all(
-            not (request.tree_size or request.answer.reads_logits or request.snapshots)
+            not (request.tree_size or request.answer.needs_host or request.snapshots)
             and (rounds.can_draft or request.block_size == 1)
             for request in requests
         )
@@ -137,6 +139,7 @@ class Overlap:
                     block=block,
                     length=length,
                     max_len=request.max_len,
+                    sampling=request.answer.chooser.rule,
                     accepted=self.simulated.draw(length - 1) if self.simulated else None,
                 )
             )

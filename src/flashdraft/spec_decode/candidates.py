@@ -17,6 +17,9 @@ from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.native.drafter import NativeDrafter
+from flashdraft.ops.host_copy import told
+from flashdraft.ops.sampling_rule import GREEDY, SamplingRule
+from flashdraft.ops.triton import runs_on
 from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
 
@@ -54,26 +57,17 @@ class Candidates:
         chosen = torch.stack(places, 1)
         return Candidates(self.token_ids.gather(2, chosen), torch.stack(log_probs, 1))
 
-    def as_sampled(self, samplings: Sequence[DraftSampling | None], vocab_size: int) -> "Candidates":
-        """Best first as the target will sample: by their scores at its temperature and the noise of their positions.
+    def as_sampled(self, noise: Tensor, temperatures: Tensor) -> "Candidates":
+        """Best first as the target will sample: by their scores at ``temperatures`` [rows] and with ``noise``.
 
-        ``samplings``: of each row; None: as they are. The log-probabilities are those of a softmax over all that.
+        ``noise`` float32 [rows, slots, count]: the target's own, of these tokens in their places. Rows of temperature
+        0 stay as they are. The log-probabilities are those of a softmax over all that.
         """
-        (num_rows, slots, count), device = self.token_ids.shape, self.token_ids.device
-        noise, temperatures = (
-            torch.zeros(num_rows, slots, count, device=device),
-            torch.ones(num_rows, device=device),
-        )
-        for row, sampling in enumerate(samplings):
-            if sampling is not None:
-                positions = list(range(sampling.first_position, sampling.first_position + slots))
-                every = sampling.noise.at(positions, vocab_size, device)
-                noise[row], temperatures[row] = every.gather(1, self.token_ids[row]), sampling.temperature
-        temperatures = temperatures.view(-1, 1, 1)
-        scores = self.log_probs / temperatures + noise
+        asked = (temperatures > 0).view(-1, 1, 1)
+        scale = torch.where(asked, temperatures.view(-1, 1, 1), 1.0)
+        scores = torch.where(asked, self.log_probs / scale + noise, self.log_probs)
         if self.pairs is not None:
-            return Candidates(self.token_ids, scores, self.pairs / temperatures.unsqueeze(-1))
-        asked = torch.tensor([sampling is not None for sampling in samplings], device=device).view(-1, 1, 1)
+            return Candidates(self.token_ids, scores, self.pairs / scale.unsqueeze(-1))
         order = scores.argsort(-1, descending=True)
         log_probs = torch.where(asked, scores.log_softmax(-1), scores).gather(-1, order)
         return Candidates(self.token_ids.gather(-1, order), log_probs)
@@ -119,6 +113,29 @@ class Candidates:
         """Log-probabilities [rows, slots, count, count] among a slot's candidates behind each one before it."""
         assert self.pairs is not None
         return (self.log_probs.unsqueeze(2) + self.pairs).log_softmax(-1)
+
+
+def noise_of(
+    token_ids: Tensor, samplings: Sequence[DraftSampling | None], vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """The target's noise of ``token_ids`` [rows, slots, count], and the temperatures [rows] of ``samplings``.
+
+    Rows that are not sampled have temperature 0.
+    """
+    (_, slots, _), device = token_ids.shape, token_ids.device
+    temperatures = torch.tensor([one.temperature if one else 0.0 for one in samplings], device=device)
+    if runs_on(device):
+        from flashdraft.ops.triton import sampling
+
+        rules = [SamplingRule(one.temperature, one.noise.seed).told if one else GREEDY for one in samplings]
+        firsts = told([one.first_position if one else 0 for one in samplings], device)
+        return sampling.noise_of(token_ids, told(rules, device).int(), firsts), temperatures
+    noise = torch.zeros(token_ids.shape, device=device)
+    for row, one in enumerate(samplings):
+        if one is not None:
+            positions = list(range(one.first_position, one.first_position + slots))
+            noise[row] = one.noise.at(positions, vocab_size, device).gather(1, token_ids[row])
+    return noise, temperatures
 
 
 def candidates_of(

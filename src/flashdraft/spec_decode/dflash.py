@@ -10,11 +10,11 @@ from torch import Tensor
 from flashdraft.cache.dense_source import BlockContext
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, row_positions, slots_of
 from flashdraft.cache.paged_rows import PagedRows, RecordedRows
-from flashdraft.cuda.build import RoundDrafter, cuda_drafter
+from flashdraft.cuda.build import RoundDrafter, RowRules, cuda_drafter
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.native.drafter import NativeDrafter
-from flashdraft.spec_decode.candidates import NUM_SAMPLED, Candidates, candidates_of
+from flashdraft.spec_decode.candidates import NUM_SAMPLED, Candidates, candidates_of, noise_of
 from flashdraft.spec_decode.drafter import Drafter, Drafts, DraftShape
 from flashdraft.spec_decode.tree import DraftTree, num_ranks
 
@@ -80,8 +80,18 @@ class DFlashDrafter(Drafter):
         hidden = self.hidden(blocks, positions, kv_len, context, ends)
         return candidates_of(self.model, self.target, hidden, blocks[:, 0], count, self.native)
 
-    def _best(self, hidden: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        found = candidates_of(self.model, self.target, hidden, anchors, 1).walk()
+    @property
+    def most_sampled(self) -> int:
+        """Candidates of a slot that is to be sampled, where there is no selector."""
+        config = self.model.config
+        return min(NUM_SAMPLED, config.draft_vocab_size or config.vocab_size)
+
+    def _best(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None) -> tuple[Tensor, Tensor]:
+        count = self.most_sampled if rules else 1
+        found = candidates_of(self.model, self.target, hidden, anchors, count)
+        if rules:
+            found = found.as_sampled(rules.noise_of(found.token_ids), rules.temperatures)
+        found = found.walk()
         return found.token_ids.squeeze(-1), found.log_probs.squeeze(-1)
 
 
@@ -144,11 +154,12 @@ class DFlashBatch:
         if not any(sizes) and not any(samplings):
             return self._candidates(rows, anchors, blocks, 1).chains(depths)
         count = num_ranks(max(sizes))
-        shape = self.drafter.model.config
-        most = min(NUM_SAMPLED, shape.draft_vocab_size or shape.vocab_size)
-        found = self._candidates(rows, anchors, blocks, most if any(samplings) else count)
+        found = self._candidates(
+            rows, anchors, blocks, self.drafter.most_sampled if any(samplings) else count
+        )
         if any(samplings):
-            found = found.as_sampled(samplings, self.drafter.target.config.vocab_size)
+            vocab_size = self.drafter.target.config.vocab_size
+            found = found.as_sampled(*noise_of(found.token_ids, samplings, vocab_size))
         return found.trees(depths, sizes, count)
 
     def _candidates(
