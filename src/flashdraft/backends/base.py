@@ -84,7 +84,7 @@ class Backend(ABC):
         parents: Sequence[Sequence[int]] | None,
         with_head: bool,
     ) -> TargetStep:
-        """The target over a block of each row, in the order in which they lie, padded to one width.
+        """The target over a block of each row, padded to one width.
 
         ``parents``: of blocks that are trees (ForwardBatch.as_trees). ``with_head``: whether the choice behind each
         token is wanted. Nothing of it but the features outlasts the next step.

@@ -6,7 +6,7 @@ its longest path, a draft may reach behind the answer's end) goes to spare pages
 """
 
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,6 @@ class PagedRows:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._width = 0
-
-    def seat(self, keys: Sequence[Hashable]) -> list[int]:
-        """The order in which they are given: no row lies anywhere."""
-        return list(range(len(keys)))
 
     def arrange(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> tuple[Tensor, int]:
         """The next forward runs ``counts[i]`` tokens of ``rows[i]``, padded to one width.

@@ -12,7 +12,7 @@ from flashdraft.ops.sampling_rule import SamplingRule
 
 @dataclass(frozen=True)
 class RoundRow:
-    """A request's row in a round: a chain of ``block - 1`` drafts behind its anchor, drafted and verified."""
+    """A request's row in a round: a draft behind its anchor, a chain of ``block - 1`` or a tree, and verified."""
 
     cache_row: CacheRow  # ``start``: the tokens that are committed for certain; no snapshots
     source: (
@@ -20,9 +20,10 @@ class RoundRow:
     )
     anchor: int
     num_in_flight: int  # tokens that this round before may have committed beyond ``start``
-    block: int  # tokens, anchor included
-    length: int  # of these, that are verified at most
+    block: int  # tokens of its longest path, anchor included
+    length: int  # of these, that are accepted at most
     max_len: int  # tokens of prompt and answer, where it ends
+    tree_size: int = 0  # tokens of its tree, anchor included; 0: a chain
     sampling: SamplingRule | None = None  # None: the likeliest tokens are taken
     accepted: int | None = None  # drafts accepted, whatever the target says; None: as it says
 
@@ -31,9 +32,10 @@ class RoundRow:
 class RoundEnd:
     """How a round ended for one row."""
 
-    num_accepted: int
-    token: int  # behind the accepted ones: the next anchor; -1: the logits are no numbers
+    path: list[int]  # places of what is accepted, the anchor's 0 first: of a tree token i has place i + 1
+    token: int  # behind these: the next anchor; -1: the logits are no numbers
     draft_ids: list[int]
+    parents: list[int]  # places that they follow
     log_probs: list[float]  # the drafter's own, of these
 
 
@@ -52,6 +54,11 @@ class Round(Protocol):
 
 class Rounds(Protocol):
     """Starts rounds, one after the other."""
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether trees run so."""
+        ...
 
     @property
     def can_draft(self) -> bool:

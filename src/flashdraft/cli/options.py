@@ -135,7 +135,7 @@ def measure_steps(llm: "LLM", num_rows: int = 1) -> None:
         blocks: tuple[int, ...] = () if llm.block_size == "auto" else (llm.block_size,)
         if llm.block_size == "auto":
             blocks = llm.engine.control.calibrate(num_rows).acceptance.blocks
-        llm.engine.overlap.record({1, *blocks}, num_rows)
+        llm.engine.overlap.record({1, *blocks}, num_rows, llm.engine.tree_size)
 
 
 def opening(system: str | None, text: str | None = None) -> list[dict[str, str]]:

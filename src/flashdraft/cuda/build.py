@@ -48,11 +48,13 @@ class RoundDrafter:
     """A drafter on a GPU, as rounds want it.
 
     ``best``: from final hidden states [rows, slots, hidden_size] behind anchors [rows] to the draft, token ids
-    [rows, slots] and their log-probabilities; rules: None where all rows take their likeliest tokens.
+    [rows, slots] and their log-probabilities; rules: None where all rows take their likeliest tokens. ``branches``: to
+    what trees of so many ranks grow of, as ops/triton/trees.Branches has it.
     """
 
     network: "CudaDrafter"
     best: Callable[[Tensor, Tensor, RowRules | None], tuple[Tensor, Tensor]]
+    branches: Callable[[Tensor, Tensor, RowRules | None, int], tuple[Tensor, Tensor, Tensor | None]]
 
 
 def cuda_drafter(model: nn.Module, num_pages: int, page_size: int, num_rows: int) -> "CudaDrafter | None":

@@ -2,12 +2,12 @@
 
 Where a row stands and which token is its anchor stays on the device, so that the host starts a round before it knows
 how the one before ended: it plans, detokenizes and ends answers one step behind, and the device never waits for it.
-Rows are told apart by their place in the round before. Greedy chains alone: whatever a host has to decide on between
-draft and verification (grammars, penalties, trees) runs in separate steps (engine/model_runner.py).
+Rows are told apart by their place in the round before. Chains and trees, greedy and sampled: whatever a host has to
+decide on between draft and verification (grammars, penalties) runs in separate steps (engine/model_runner.py).
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,15 +16,28 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.rounds import Round, RoundEnd, RoundRow
 from flashdraft.cuda.build import RoundDrafter, RowRules
+from flashdraft.cuda.round_drafts import ChainDraft, Draft, TreeDraft
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
 from flashdraft.ops import sampling_rule
 from flashdraft.ops.host_copy import HostCopy, pinned
 from flashdraft.ops.recorded import Recorded
+from flashdraft.ops.triton.trees import Branches, grown, move_path
 
 # What the host tells of a row, in this order; its pages follow.
-SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _RULE = range(9)
+SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _TREE, _RULE = range(10)
 _NUM_COLUMNS = _RULE + sampling_rule.NUM_COLUMNS
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What rounds of one recording have in common, beside their rows and pages."""
+
+    block: int  # tokens that the drafter has of each row
+    width: int  # and the target
+    num_keys: int
+    samples: bool  # whether a row is not greedy
+    has_trees: bool  # whether a row is no chain
 
 
 class DeviceRounds:
@@ -50,90 +63,105 @@ class DeviceRounds:
         """Whether blocks longer than one token run so."""
         return self.drafter is not None
 
+    @property
+    def can_branch(self) -> bool:
+        """Whether trees run so: states follow one path."""
+        return self.drafter is not None and not self.rows.states
+
     def launch(self, rows: Sequence[RoundRow]) -> Round:
         """See :class:`flashdraft.cache.rounds.Rounds`."""
-        width = power_of_two(max(row.block for row in rows))
+        block = power_of_two(max(row.block for row in rows))
+        width = max(block, power_of_two(max(1, *(row.tree_size for row in rows))))
         upper = [row.cache_row.start + row.num_in_flight for row in rows]
-        num_keys = keys_bound(max(upper) + width)
+        samples, has_trees = any(row.sampling for row in rows), any(row.tree_size for row in rows)
+        shape = _Shape(block, width, keys_bound(max(upper) + width), samples, has_trees)
         placed = [row.cache_row for row in rows]
-        pages = self.rows.page_table(placed, [row.num_in_flight + width for row in rows], num_keys)
+        pages = self.rows.page_table(placed, [row.num_in_flight + width for row in rows], shape.num_keys)
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
-        samples = any(row.sampling for row in rows)
         numbers = pinned(torch.from_numpy(np.hstack((told, pages))), self._starts.device)
         if self.rows.states:
             self.rows.states.stage(len(pages), width)
-        observes = width > 1
 
         def work(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-            return self._round(numbers, width, num_keys, samples)
+            return self._round(numbers, shape)
 
-        ends, features = self._recorded((*numbers.shape, width, num_keys, samples), work, [numbers])
+        ends, features = self._recorded((*numbers.shape, shape), work, [numbers])
         self.rows.settled()
         if features is not None:  # they wait for a draft, and the next replay overwrites them
-            features = None if observes else features.clone()
-        return DeviceRound(HostCopy(ends), features, [row.block for row in rows])
+            features = None if width > 1 else features.clone()
+        kind = TreeDraft if has_trees else ChainDraft
+        return DeviceRound(HostCopy(ends), features, [row.block for row in rows], kind.ends)
 
     def _told(self, row: RoundRow) -> list[int]:
         slot = self.rows.states.slot_of(row.cache_row) if self.rows.states else 0
         accepted = -1 if row.accepted is None else row.accepted
         where = [row.source, row.cache_row.start, row.anchor]
         rule = row.sampling.told if row.sampling else sampling_rule.GREEDY
-        return [*where, row.block, row.length, row.max_len, slot, accepted, *rule]
+        return [*where, row.block, row.length, row.max_len, slot, accepted, row.tree_size, *rule]
 
-    def _round(
-        self, numbers: Tensor, width: int, num_keys: int, samples: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Int32 [rows, 2 * width]: tokens committed, the next anchor, drafts, bits of their log-probabilities."""
+    def _round(self, numbers: Tensor, shape: _Shape) -> tuple[Tensor, Tensor | None]:
+        """What is told of each row, int32 [rows, ...]: see round_drafts.py."""
         told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()  # kernels want each in one piece
         source, pages, slots = told[SOURCE], numbers[:, _NUM_COLUMNS:], told[_SLOT]
         before, is_new = source.clamp(min=0), source < 0
         starts = torch.where(is_new, told[_START], self._starts[before])
         anchors = torch.where(is_new, told[_ANCHOR], self._anchors[before])
         lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1)
-        rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if samples else None
+        rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if shape.samples else None
         own = pages  # the drafter's: it has spare ones, of which padding takes the last, of its own number
-        if self.drafter is not None and width > 1:
+        if self.drafter is not None and shape.width > 1:
             own = pages.clamp(max=self.drafter.network.rows.scratch_page)
         ends = (starts + told[_BLOCK]).int()
-        blocks = RowTables(starts.int(), ends, slots, anchors.unsqueeze(1), own)
-        tokens, log_probs = self._draft(blocks, width, num_keys, rules)
-        tables = replace(blocks, token_ids=tokens, pages=pages)
-        hidden, features, _ = self.target.forward(self.rows, tables, num_keys, self.feature_layers, False)
-        logits = self.target.logits(hidden.flatten(0, 1))
-        chosen = (
-            rules.choose(logits, torch.arange(width, device=starts.device)) if rules else logits.argmax(-1)
+        blocks = self._asked(RowTables(starts.int(), ends, slots, anchors.unsqueeze(1), own), shape)
+        draft = self._draft(blocks, told, shape, rules)
+        tables = replace(blocks, token_ids=draft.token_ids, pages=pages)
+        hidden, features, _ = self.target.forward(
+            self.rows, tables, shape.num_keys, self.feature_layers, False, *draft.tree
         )
-        wanted = chosen.view(-1, width)
-        same = (tokens[:, 1:] == wanted[:, :-1]).long().cumprod(1).sum(1)
-        given = told[_ACCEPTED]
-        accepted = torch.minimum(torch.where(given < 0, same, given), (lengths - 1).clamp(min=0))
+        logits = self.target.logits(hidden.flatten(0, 1))
+        wanted = rules.choose(logits, draft.depths) if rules else logits.argmax(-1)
+        most = (lengths - 1).clamp(min=0)
+        accepted, following, path = draft.followed(wanted.view(-1, shape.width), most, told[_ACCEPTED])
         counts = torch.where(told[_MAX_LEN] > 0, accepted + 1, 0)  # nothing of padding
-        following = wanted.gather(1, accepted.unsqueeze(1)).squeeze(1)
-        if self.rows.states and width > 1:
-            self.rows.states.commit_counts(slots, counts, width)
-        if width > 1 and features is not None:
-            self._observe(replace(blocks, token_ids=tokens), counts, features)
+        if path is not None:
+            move_path(self.rows.cache.slots, pages, starts, path, counts, self.rows.cache.page_size)
+            if features is not None:
+                features = features.take_along_dim(path.unsqueeze(-1), 1)
+        if self.rows.states and shape.width > 1:
+            self.rows.states.commit_counts(slots, counts, shape.width)
+        if shape.width > 1 and features is not None:
+            self._observe(blocks, counts, features)
         self._starts[: len(starts)] = starts + counts
         self._anchors[: len(anchors)] = following.clamp(min=0)  # a row whose logits are no numbers ends
-        ended = [counts.int().unsqueeze(1), following.int().unsqueeze(1), tokens[:, 1:].int()]
-        return torch.cat([*ended, log_probs.view(torch.int32)], 1), features
+        return draft.told(counts, following, path), features
 
-    def _draft(
-        self, blocks: RowTables, width: int, num_keys: int, rules: RowRules | None
-    ) -> tuple[Tensor, Tensor]:
-        """Blocks [rows, width] behind the anchors in ``blocks``; of their drafts the log-probabilities, in float32."""
-        anchors = blocks.token_ids
-        if width == 1:
-            return anchors, anchors.new_empty(len(anchors), 0, dtype=torch.float32)
+    def _asked(self, blocks: RowTables, shape: _Shape) -> RowTables:
+        """Masks behind the anchors in ``blocks``."""
+        if shape.block == 1:
+            return blocks
         assert self.drafter is not None
-        network = self.drafter.network
-        unknown = anchors.new_full((len(anchors), width - 1), network.model.config.mask_token_id)
-        asked = replace(blocks, token_ids=torch.cat((anchors, unknown), 1))
-        hidden = network.hidden(asked, num_keys, self.target.model.embed)
-        token_ids, log_probs = self.drafter.best(hidden[:, 1:], anchors.squeeze(1), rules)
-        return torch.cat((anchors, token_ids), 1), log_probs
+        anchors, mask = blocks.token_ids, self.drafter.network.model.config.mask_token_id
+        unknown = anchors.new_full((len(anchors), shape.block - 1), mask)
+        return replace(blocks, token_ids=torch.cat((anchors, unknown), 1))
+
+    def _draft(self, blocks: RowTables, told: Tensor, shape: _Shape, rules: RowRules | None) -> Draft:
+        """What follows the anchors of ``blocks``; ``told``: the rows' columns, [columns, rows]."""
+        anchors = blocks.token_ids[:, 0]
+        if shape.block == 1:
+            return ChainDraft(blocks.token_ids, torch.empty(len(anchors), 0, device=anchors.device))
+        assert self.drafter is not None
+        hidden = self.drafter.network.hidden(blocks, shape.num_keys, self.target.model.embed)[:, 1:]
+        if not shape.has_trees:
+            token_ids, log_probs = self.drafter.best(hidden, anchors, rules)
+            return ChainDraft(torch.cat((anchors.unsqueeze(1), token_ids), 1), log_probs)
+        branches = Branches(*self.drafter.branches(hidden, anchors, rules, shape.width - 1))
+        is_tree, ranks = told[_TREE] > 0, branches.log_probs.shape[-1]
+        sizes = torch.where(is_tree, told[_TREE], told[_BLOCK])
+        most_ranks = torch.where(is_tree, ranks, 1)  # of one rank a tree is a chain
+        trees = grown(branches, anchors.contiguous(), sizes, most_ranks, told[_BLOCK] - 1, shape.width)
+        return TreeDraft(trees, shape.block)
 
     def _observe(self, tables: RowTables, counts: Tensor, features: Tensor) -> None:
         """The drafter takes the first ``counts`` tokens of each row; ``tables``: with its own pages."""
@@ -148,16 +176,15 @@ class DeviceRounds:
 class DeviceRound:
     """A round that was launched."""
 
-    def __init__(self, ends: HostCopy, features: Tensor | None, blocks: Sequence[int]) -> None:
-        self._ends, self.features, self._blocks = ends, features, blocks
+    def __init__(
+        self,
+        told: HostCopy,
+        features: Tensor | None,
+        blocks: Sequence[int],
+        ends: Callable[[Tensor, Sequence[int]], list[RoundEnd]],
+    ) -> None:
+        self._told, self.features, self._blocks, self._ends = told, features, blocks, ends
 
     def ends(self) -> list[RoundEnd]:
         """See :class:`flashdraft.cache.rounds.Round`."""
-        ends = self._ends.wait()
-        numbers, num_drafted = ends.tolist(), ends.shape[1] // 2 - 1
-        log_probs = ends[:, 2 + num_drafted :].view(torch.float32).tolist()
-        found = zip(numbers, log_probs, self._blocks, strict=False)
-        return [
-            RoundEnd(count - 1, following, drafts[: min(block - 1, num_drafted)], values[: block - 1])
-            for (count, following, *drafts), values, block in found
-        ]
+        return self._ends(self._told.wait(), self._blocks)

@@ -139,7 +139,7 @@ class CudaTarget:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The work of a step: final hidden states and features [rows, width, size], and the choices, flat.
 
-        ``depths``, ``paths``: of trees, see :func:`_tree`.
+        ``depths``, ``paths``: of trees, see :func:`_tree` and ops/triton/trees.Trees.
         """
         places = tables.places
         positions = places if depths is None else places[:, :1] + depths

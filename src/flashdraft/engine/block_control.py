@@ -129,11 +129,23 @@ class BlockControl:
         if self._keeps_costs and self._num_steps % _KEEP_EVERY == 0:
             keep(costs, self.runner, self.max_block)
         if self.controller.listens:
+<<<<<<< HEAD
             self.controller.observe([
                 self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)
                 for request, block, draft, count, path in seen
                 if request.acceptance
             ])  # fmt: skip
+=======
+            observed = [
+                self._draft(one.request, one.draft, one.block)._replace(
+                    num_verified=len(one.draft), path=one.path
+                )
+                for one in ended
+                if one.block > 1 and one.request.acceptance is not None
+            ]
+            if observed:
+                self.controller.observe(observed)
+>>>>>>> 8a6ef08 (Trees run in rounds on a GPU: grown, followed and committed on the device)
 
     def _draft(self, acceptance: Acceptance, block: int, draft: DraftTree) -> Drafted:
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])

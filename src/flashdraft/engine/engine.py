@@ -190,8 +190,7 @@ class Engine:
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
             outputs += self._start_or_shorten(list(group))
-        # They are read one step behind too, where the device has a round to go on with.
-        num_read = len(self._prompts) if self.overlap.in_flight is None else num_before
+        num_read = num_before if self.overlap.may_wait(self._prompts) else len(self._prompts)
         for run in self._prompts[:num_read]:
             outputs += self._read_chunks(run)
         del self._prompts[:num_read]
@@ -235,6 +234,7 @@ class Engine:
         if flown is None:
             return []
         ended, outputs = self.overlap.read(flown), []
+<<<<<<< HEAD
         is_alone = not (self._prompts or flown.is_behind_prompts)
         seen = [(r, block, draft, len(draft), range(1 + n)) for r, block, draft, n, _ in ended if block > 1]
         self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_alone else 0.0)
@@ -243,6 +243,13 @@ class Engine:
             if token < 0:
                 request.error = "there is no token to choose: a logit is no number"
             outputs.append(self._deliver(request, new, len(draft), num_accepted, _NOT_READ))
+=======
+        is_usual = flown.is_usual and not self._prompts
+        self.control.learn_round(ended, len(flown.seats), self.overlap.seconds if is_usual else None)
+        for request, _, draft, path, token in ended:
+            new = [*(draft.token_ids[place - 1] for place in path[1:]), token]
+            outputs.append(self._deliver(request, new, len(draft), len(path) - 1, _NOT_READ))
+>>>>>>> 8a6ef08 (Trees run in rounds on a GPU: grown, followed and committed on the device)
         self._settle([one.request for one in ended])
         return outputs
 
@@ -393,6 +400,8 @@ class Engine:
         self._leave(request.draft_row)
         self.scheduler.finish(request)
         del self.requests[request.request_id]
+        if not self.requests:
+            self.overlap.in_flight = None  # it runs for nobody
         self.metrics.add(request.answer.output.metrics)
 
     def run(self) -> Iterable[StepOutput]:

@@ -138,16 +138,12 @@ class ModelRunner:
         ``num_wanted``: for how many of its last tokens each wants logits. ``parents``: of tokens that are trees
         (ForwardBatch.as_trees).
         """
-        order = rows.seat([request.key for request in requests])
-        placed = [token_ids[i] for i in order]
-        trees = [parents[i] for i in order] if parents else None
         reads_logits = any(request.answer.reads_logits for request in requests)
-        step = self.forward(rows, [requests[i].row for i in order], placed, trees, not reads_logits)
+        step = self.forward(rows, [request.row for request in requests], token_ids, parents, not reads_logits)
         # Only the slots that are wanted go through the head.
-        place = {request_idx: row for row, request_idx in enumerate(order)}
         slots = [
-            place[i] * step.width + len(ids) - wanted + k
-            for i, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
+            row * step.width + len(ids) - wanted + k
+            for row, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
             for k in range(wanted)
         ]
         logits, features, argmax = None, step.output.features, step.argmax
@@ -156,9 +152,9 @@ class ModelRunner:
             argmax = logits.argmax(-1)
         elif argmax is None:
             argmax = self.backend.argmax(step.hidden_at(slots))
-        kept = [None] * len(requests) if features is None else features.unbind()
+        kept = features.unbind() if features is not None else [None] * len(requests)
+        own = kept[: len(requests)]
         chosen = slots if argmax is step.argmax else range(len(slots))
-        own = [kept[place[i]] for i in range(len(requests))]
         return Started(
             HostCopy(argmax), chosen, list(num_wanted), own, self._no_logits if logits is None else logits
         )
@@ -171,7 +167,7 @@ class ModelRunner:
         parents: Sequence[Sequence[int]] | None = None,
         with_head: bool = True,
     ) -> TargetStep:
-        """The target over ``token_ids`` of each row, in the order in which they lie, padded to one width.
+        """The target over ``token_ids`` of each row, padded to one width.
 
         ``parents``: see :meth:`run`. ``with_head``: whether the choice behind each token is wanted. Nothing of it but
         the features outlasts the next forward.
@@ -191,8 +187,7 @@ class ModelRunner:
 
         Keeps their features until the drafter takes them (:meth:`catch_up`).
         """
-        order = rows.seat([request.key for request in requests])
-        rows.commit_paths([requests[i].row for i in order], [paths[i] for i in order])
+        rows.commit_paths([request.row for request in requests], paths)
         for request, path, given in zip(requests, paths, features, strict=True):
             request.num_committed += len(path)
             if given is not None:

@@ -31,7 +31,7 @@ class _Seat:
     request: Request
     key: tuple[int, int]  # by which it was known then
     block: int
-    length: int  # tokens verified at most
+    length: int  # tokens committed at most
 
     @property
     def is_taken(self) -> bool:
@@ -45,7 +45,7 @@ class InFlight:
 
     round: Round
     seats: Sequence[_Seat]
-    is_behind_prompts: bool  # the device runs chunks of prompts before it
+    is_usual: bool  # its shape is one that the controller has a price of, and no prompts ran before it
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class PromptRun:
     starts: Sequence[int]  # tokens of the prompts before them
     seconds: float  # that the host took to start them
 
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether it holds logits of whole prompts, much memory."""
+        return any(request.answer.scores_prompt for request in self.requests)
+
 
 class Ended(NamedTuple):
     """What a round brought to one request."""
@@ -66,7 +71,7 @@ class Ended(NamedTuple):
     request: Request
     block: int
     draft: DraftTree  # the part that was verified
-    num_accepted: int
+    path: Sequence[int]  # places of what is accepted, the anchor's 0 first
     token: int  # behind these
 
 
@@ -79,10 +84,10 @@ class Overlap:
         self._since = self.seconds = 0.0  # when the last round was read, and what it took
 
     @torch.inference_mode()
-    def record(self, blocks: Iterable[int], num_rows: int) -> None:
+    def record(self, blocks: Iterable[int], num_rows: int, tree_size: int = 0) -> None:
         """Make the recordings of rounds of up to ``num_rows`` requests, behind contexts of up to 4,096 tokens.
 
-        Of requests that do not exist, in pages that nobody has yet.
+        Of requests that do not exist, in pages that nobody has yet. ``tree_size``: drafts are trees of so many tokens.
         """
         rounds, cache = self.runner.rounds, self.runner.cache
         if rounds is None:
@@ -93,7 +98,8 @@ class Overlap:
         for num_pages, block, count, rule in product(sorted(longest), known, doubling(num_rows), rules):
             pages, start = range(num_pages), num_pages * cache.page_size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
-            rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1, rule) for row in where]
+            tree = tree_size if block > 1 else 0
+            rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1, tree, rule) for row in where]
             for _ in range(2):  # the first chooses kernels
                 rounds.launch(rows).ends()
 
@@ -101,10 +107,18 @@ class Overlap:
         """Whether a step of ``requests`` runs as a round: nothing is asked of the host between draft and choice."""
         rounds = self.runner.rounds
         return rounds is not None and all(
-            not (request.tree_size or request.answer.needs_host or request.snapshots)
+            not (request.answer.needs_host or request.snapshots)
             and (rounds.can_draft or request.block_size == 1)
+            and (rounds.can_branch or not request.tree_size)
             for request in requests
         )
+
+    def may_wait(self, prompts: Sequence[PromptRun]) -> bool:
+        """Whether ``prompts`` that run are read one step behind: the device has a round to go on with.
+
+        Not where logits of whole prompts would be held meanwhile.
+        """
+        return self.in_flight is not None and not any(run.keeps_logits for run in prompts)
 
     def must_read(self, requests: Sequence[Request]) -> bool:
         """Whether the round in flight has to be read before a step of ``requests`` is planned."""
@@ -114,7 +128,7 @@ class Overlap:
         )  # these features are drafted from
 
     def launch(self, blocks: Sequence[tuple[Request, int]], is_behind_prompts: bool) -> None:
-        """Start a round of ``blocks``, (request, tokens verified at most).
+        """Start a round of ``blocks``, (request, tokens verified at most, whole trees where they are asked for).
 
         ``is_behind_prompts``: chunks of prompts were started since the round before, and not read.
         """
@@ -127,8 +141,10 @@ class Overlap:
         seats_before = before.seats if before else ()
         places = {id(seat.request): row for row, seat in enumerate(seats_before) if seat.is_taken}
         rows, seats = [], []
-        for request, length in blocks:
-            block = request.block_size if length > 1 else 1
+        for request, num_verified in blocks:
+            block = request.block_size if num_verified > 1 else 1
+            tree_size = num_verified if request.tree_size and num_verified > 1 else 0
+            length = min(block, request.most_tokens) if tree_size else num_verified
             place = places.get(id(request), -1)
             rows.append(
                 RoundRow(
@@ -139,12 +155,14 @@ class Overlap:
                     block=block,
                     length=length,
                     max_len=request.max_len,
+                    tree_size=tree_size,
                     sampling=request.answer.chooser.rule,
                     accepted=self.simulated.draw(length - 1) if self.simulated else None,
                 )
             )
             seats.append(_Seat(request, request.key, block, length))
-        self.in_flight = InFlight(rounds.launch(rows), seats, is_behind_prompts)
+        is_usual = not (is_behind_prompts or any(row.tree_size for row in rows))
+        self.in_flight = InFlight(rounds.launch(rows), seats, is_usual)
         for seat in seats:
             seat.request.num_in_flight += seat.length
 
@@ -163,16 +181,19 @@ class Overlap:
             if not seat.is_taken:
                 continue
             request.num_in_flight -= seat.length
-            whole = DraftTree.chain(end.draft_ids, end.log_probs)
-            draft = whole.first(min(seat.length, request.most_tokens) - 1)
-            request.num_committed += 1 + end.num_accepted
+            if end.token < 0:
+                request.error = "there is no token to choose: a logit is no number"
+            draft = DraftTree(end.draft_ids, end.parents, end.log_probs)
+            if draft.is_chain:
+                draft = draft.first(min(seat.length, request.most_tokens) - 1)
+            request.num_committed += len(end.path)
             if features is not None:
-                request.pending.append(features[row, : 1 + end.num_accepted])
+                request.pending.append(features[row, : len(end.path)])
             elif is_observed:
                 request.num_observed = request.num_committed
             metrics = request.answer.output.metrics
-            metrics.record_round(draft, end.num_accepted)
+            metrics.record_round(draft, len(end.path) - 1)
             metrics.record_seconds(0.0, share)
             metrics.decode_s += share
-            found.append(Ended(request, seat.block, draft, end.num_accepted, end.token))
+            found.append(Ended(request, seat.block, draft, end.path, end.token))
         return found

@@ -98,16 +98,24 @@ class Candidates:
         Size 0: a chain of ``depths[row]`` tokens. ``num_ranks``: how many tokens behind another one may enter a tree.
         """
         chains = self.chains(depths) if 0 in sizes else [DraftTree()] * len(sizes)
-        if self.pairs is None:
-            behind, places = self.log_probs[:, :, None, :num_ranks], None
-        else:
-            behind, order = self._behind().topk(min(num_ranks, self.token_ids.shape[-1]), -1)
-            places = order.tolist()
+        behind, order = self.ranked(num_ranks)
+        places = None if order is None else order.tolist()
         rows = zip(self.token_ids.tolist(), behind.tolist(), chains, depths, sizes, strict=True)
         return [
             best_first(ids[:depth], values[:depth], size, places[row] if places else None) if size else chain
             for row, (ids, values, chain, depth, size) in enumerate(rows)
         ]
+
+    def ranked(self, num_ranks: int) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [rows, slots, num_before, num_ranks] of the likeliest behind each candidate, best first.
+
+        And which candidates those are, of that shape. Where slots are independent, num_before is 1 and they are the
+        first ones: None.
+        """
+        if self.pairs is None:
+            return self.log_probs[:, :, None, :num_ranks], None
+        behind, order = self._behind().topk(min(num_ranks, self.token_ids.shape[-1]), -1)
+        return behind, order
 
     def _behind(self) -> Tensor:
         """Log-probabilities [rows, slots, count, count] among a slot's candidates behind each one before it."""

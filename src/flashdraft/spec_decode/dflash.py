@@ -37,7 +37,7 @@ class DFlashDrafter(Drafter):
     def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         assert isinstance(drafts, DFlashBatch)
-        return RoundDrafter(drafts.on_device, self._best) if drafts.on_device else None
+        return RoundDrafter(drafts.on_device, self._best, self._branches) if drafts.on_device else None
 
     def hidden(
         self,
@@ -87,12 +87,19 @@ class DFlashDrafter(Drafter):
         return min(NUM_SAMPLED, config.draft_vocab_size or config.vocab_size)
 
     def _best(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None) -> tuple[Tensor, Tensor]:
-        count = self.most_sampled if rules else 1
-        found = candidates_of(self.model, self.target, hidden, anchors, count)
-        if rules:
-            found = found.as_sampled(rules.noise_of(found.token_ids), rules.temperatures)
-        found = found.walk()
+        found = self._drawn(hidden, anchors, rules, 1).walk()
         return found.token_ids.squeeze(-1), found.log_probs.squeeze(-1)
+
+    def _branches(
+        self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, ranks: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        found = self._drawn(hidden, anchors, rules, ranks)
+        return found.token_ids, *found.ranked(ranks)
+
+    def _drawn(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, count: int) -> Candidates:
+        """Candidates of a round, best first as its ``rules`` sample them."""
+        found = candidates_of(self.model, self.target, hidden, anchors, self.most_sampled if rules else count)
+        return found.as_sampled(rules.noise_of(found.token_ids), rules.temperatures) if rules else found
 
 
 class DFlashBatch:
