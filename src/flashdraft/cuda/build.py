@@ -49,7 +49,7 @@ class RoundDrafter:
 
     ``best``: from final hidden states [rows, slots, hidden_size] behind anchors [rows] to the draft, token ids
     [rows, slots] and their log-probabilities; rules: None where all rows take their likeliest tokens. ``branches``: to
-    what trees of so many ranks grow of, as ops/triton/trees.Branches has it.
+    what trees of so many tokens grow of, as ops/triton/trees.Branches has it.
     """
 
     network: "CudaDrafter"

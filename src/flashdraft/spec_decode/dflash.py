@@ -91,8 +91,9 @@ class DFlashDrafter(Drafter):
         return found.token_ids.squeeze(-1), found.log_probs.squeeze(-1)
 
     def _branches(
-        self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, ranks: int
+        self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, num_tokens: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ranks = num_ranks(num_tokens)
         found = self._drawn(hidden, anchors, rules, ranks)
         return found.token_ids, *found.ranked(ranks)
 
