@@ -56,6 +56,7 @@ def _check(target, drafter, prompts, block_size, config, draft_tree=None):
     for output in engine.run():
         found.setdefault(output.request_id, []).extend(output.token_ids)
     engine.check_integrity()
+    assert engine.overlap.in_flight is None, "a round that runs for nobody is forgotten"
     assert [found[str(idx)] for idx in range(len(prompts))] == expected
     return engine
 
@@ -314,6 +315,21 @@ def test_what_it_does_not_run_is_named():
             GptOssConfig(num_hidden_layers=1, hidden_size=64, vocab_size=97, num_local_experts=2)
         )
     assert why_not(target) == "it does not know layers as GptOssLayer"
+
+
+def test_logits_of_a_whole_prompt_are_not_held_through_a_step():
+    """A chunk is read a step late where a round is in flight, but not with the logits of all its tokens."""
+    target = _llama()
+    engine = Engine(target, None, EngineConfig(max_running=2, page_size=4, num_pages=16), (), None, 1)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    engine.add_request("one", [5, 6], params)
+    while not engine.overlap.in_flight:
+        engine.step()
+    engine.add_request("two", [7, 8, 9], replace(params, max_tokens=1, prompt_logprobs=0))
+    scored = engine.requests["two"].answer.output.prompt_logprobs
+    engine.step()
+    assert engine.overlap.in_flight, "the chunk has to run behind a round"
+    assert len(scored) == 2
 
 
 @pytest.mark.skipif(not ON_GPU, reason="the interpreter is too slow for it")
