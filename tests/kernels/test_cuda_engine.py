@@ -18,7 +18,7 @@ from flashdraft.ops.quantized import SYMMETRIC_ZERO, UNIT, QuantizedLinear, Quan
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.ngram import NgramDrafter
-from toys import toy_dflash, toy_hybrid, toy_target
+from toys import toy_dflash, toy_dflash2, toy_hybrid, toy_target
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
@@ -130,9 +130,13 @@ def test_trees():
 
 
 def test_trees_beside_chains_in_rounds():
-    """Of two sizes, greedy and sampled, beside a chain and a plain row; each answer is the loop's."""
-    target = _llama()
-    drafter, whole = _drafter(target), {"max_tokens": MAX_TOKENS + 3, "ignore_eos": True}
+    """Of two sizes, greedy and sampled, beside a chain and a plain row; each answer is the loop's.
+
+    A vocabulary of few tokens, of which random drafts are right now and then.
+    """
+    target = toy_target(vocab_size=11, eos_token_id=None, num_hidden_layers=2).to(DEVICE)
+    drafter = DFlashDrafter(toy_dflash2(target, num_hidden_layers=1).to(DEVICE), target)
+    whole = {"max_tokens": 8, "ignore_eos": True}
     greedy, sampled = (
         SamplingParams(temperature=0.0, **whole),
         SamplingParams(temperature=0.8, seed=4, **whole),
@@ -154,8 +158,7 @@ def test_trees_beside_chains_in_rounds():
     engine.check_integrity()
     assert {0, 7, 12} in launched
     assert [found[idx] for idx in range(len(asked))] == expected
-    accepted = engine.metrics.num_accepted
-    assert accepted, "choose another seed: no path is kept"
+    assert engine.metrics.num_accepted > 3, "choose another seed: no path is kept"
 
 
 @pytest.mark.parametrize("kind", ["dflash", "ngram", None])
@@ -203,11 +206,12 @@ def test_the_host_is_one_step_behind():
         assert made == (expected[idx][: len(made)] if idx in aborted else expected[idx])
 
 
-@pytest.mark.parametrize("make", [_llama, _hybrid])
-def test_sampled_rows_beside_greedy_ones(make):
+@pytest.mark.parametrize(("make", "make_drafter"), [(_llama, toy_dflash2), (_hybrid, toy_dflash)])
+def test_sampled_rows_beside_greedy_ones(make, make_drafter):
     """In rounds, of blocks and plain; each seed's text is the loop's. A penalty takes a step out of the rounds."""
     target = make()
-    drafter, whole = _drafter(target), {"max_tokens": MAX_TOKENS, "ignore_eos": True}
+    drafter = DFlashDrafter(make_drafter(target, num_hidden_layers=1).to(DEVICE), target)
+    whole = {"max_tokens": MAX_TOKENS, "ignore_eos": True}
     every = [
         SamplingParams(temperature=0.6, top_p=0.95, seed=5, **whole),
         SamplingParams(temperature=0.0, **whole),
