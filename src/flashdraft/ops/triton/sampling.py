@@ -145,6 +145,7 @@ def sampled_tokens(logits: Tensor, rules: Tensor, positions: Tensor) -> Tensor:
     _choose_kernel[(num_tokens,)](
         logits, rules, positions, chosen, vocab_size, logits.stride(0), rules.stride(0), num_tokens // len(rules),
         spread=SPREAD, none=_NONE, tile=min(triton.next_power_of_2(vocab_size), _TILE), num_warps=8,
+        enable_fp_fusion=False,  # the same roundings whatever type logits have
     )  # fmt: skip
     return chosen
 
@@ -180,6 +181,6 @@ def noise_of(token_ids: Tensor, rules: Tensor, first_positions: Tensor) -> Tenso
     noise = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
     _noise_kernel[(rows, slots)](
         ids, rules, first_positions, noise, rules.stride(0), slots, count,
-        spread=SPREAD, tile=triton.next_power_of_2(count), num_warps=1,
+        spread=SPREAD, tile=triton.next_power_of_2(count), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return noise
