@@ -44,6 +44,16 @@ def _of(numbers, place, at):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _store_paths(depths, parents, paths, own_depths, slots, width: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Each place's path, from its end up; ``depths`` and ``parents`` of the row are in memory."""
+    place = tl.arange(0, width)
+    node = tl.where(own_depths > 0, place, 0)
+    for _ in range(slots + 1):
+        tl.store(paths + tl.load(depths + node), node)
+        node = tl.maximum(tl.load(parents + node), 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _grow_kernel(  # type: ignore[no-untyped-def]
     candidates, log_probs, places, anchors, sizes, most_ranks, most_depths,
     tree_ids, parents, tree_log_probs, depths, paths,
@@ -105,10 +115,9 @@ def _grow_kernel(  # type: ignore[no-untyped-def]
     tl.store(tree_log_probs + at_row, own_log_probs)
     tl.store(depths + at_row, own_depths.to(tl.int64))
     tl.debug_barrier()
-    node = tl.where(own_depths > 0, place, 0)
-    for _ in range(slots + 1):
-        tl.store(paths + at_row * width + tl.load(depths + row * width + node), node)
-        node = tl.maximum(tl.load(parents + row * width + node), 0)
+    _store_paths(
+        depths + row * width, parents + row * width, paths + at_row * width, own_depths, slots, width
+    )
 
 
 def grown(
