@@ -97,18 +97,14 @@ def _grow_kernel(  # type: ignore[no-untyped-def]
             sibling = tl.where(
                 goes_on, score_above + tl.load(log_probs + where + 1, goes_on, 0.0), float("-inf")
             )
-            scores = tl.where(place == at, sibling, scores)
-            rank = tl.where(place == at, at_rank + 1, rank)
             next_before = chosen if has_places else 0
             goes_down = at_slot + 1 < most_depth
             next_at = ((at_slot + 1) * num_before + next_before) * ranks
             child = tl.where(goes_down, best + tl.load(log_probs + next_at, goes_down, 0.0), float("-inf"))
-            scores = tl.where(is_own, child, scores)
-            above = tl.where(is_own, best, above)
-            slot = tl.where(is_own, at_slot + 1, slot)
-            before = tl.where(is_own, next_before, before)
-            rank = tl.where(is_own, 0, rank)
-            behind = tl.where(is_own, number, behind)
+            scores = tl.where(is_own, child, tl.where(place == at, sibling, scores))
+            rank = tl.where(is_own, 0, tl.where(place == at, at_rank + 1, rank))
+            slot, before = tl.where(is_own, at_slot + 1, slot), tl.where(is_own, next_before, before)
+            above, behind = tl.where(is_own, best, above), tl.where(is_own, number, behind)
     at_row = row * width + place
     tl.store(tree_ids + at_row, tokens)
     tl.store(parents + at_row, own_parents)
