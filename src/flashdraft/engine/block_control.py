@@ -75,17 +75,6 @@ class BlockControl:
         for request in joined if self._last == last else automatic:
             self._set(request, plan, controller.costs.is_recorded, self._last[1])
 
-<<<<<<< HEAD
-=======
-    def _candidate(self, request: Request) -> Candidate:
-        assert request.acceptance is not None
-        # Of what needs no host the price is a round's.
-        is_priced = self.runner.drafts_in_rounds and not request.answer.needs_host
-        is_free = is_priced or request.answer.chooser.is_argmax
-        request.acceptance.choose_s = 0.0 if is_free else self._choose_s
-        return Candidate(request.acceptance, request.most_tokens)
-
->>>>>>> b044570 (Sampled requests run in rounds on a GPU: one kernel takes tokens of their logits with the noise of seed and position)
     def _set(self, request: Request, plan: Plan, is_recorded: bool, are_few: bool) -> None:
         assert request.acceptance is not None
         request.block_size = request.num_verified = plan.length(request.acceptance)
@@ -129,23 +118,11 @@ class BlockControl:
         if self._keeps_costs and self._num_steps % _KEEP_EVERY == 0:
             keep(costs, self.runner, self.max_block)
         if self.controller.listens:
-<<<<<<< HEAD
             self.controller.observe([
                 self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)
                 for request, block, draft, count, path in seen
                 if request.acceptance
             ])  # fmt: skip
-=======
-            observed = [
-                self._draft(one.request, one.draft, one.block)._replace(
-                    num_verified=len(one.draft), path=one.path
-                )
-                for one in ended
-                if one.block > 1 and one.request.acceptance is not None
-            ]
-            if observed:
-                self.controller.observe(observed)
->>>>>>> 8a6ef08 (Trees run in rounds on a GPU: grown, followed and committed on the device)
 
     def _draft(self, acceptance: Acceptance, block: int, draft: DraftTree) -> Drafted:
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])

@@ -234,22 +234,12 @@ class Engine:
         if flown is None:
             return []
         ended, outputs = self.overlap.read(flown), []
-<<<<<<< HEAD
-        is_alone = not (self._prompts or flown.is_behind_prompts)
-        seen = [(r, block, draft, len(draft), range(1 + n)) for r, block, draft, n, _ in ended if block > 1]
-        self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_alone else 0.0)
-        for request, _, draft, num_accepted, token in ended:
-            new = [*draft.token_ids[:num_accepted], token]
-            if token < 0:
-                request.error = "there is no token to choose: a logit is no number"
-            outputs.append(self._deliver(request, new, len(draft), num_accepted, _NOT_READ))
-=======
         is_usual = flown.is_usual and not self._prompts
-        self.control.learn_round(ended, len(flown.seats), self.overlap.seconds if is_usual else None)
+        seen = [(r, block, draft, len(draft), path) for r, block, draft, path, _ in ended if block > 1]
+        self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_usual else 0.0)
         for request, _, draft, path, token in ended:
             new = [*(draft.token_ids[place - 1] for place in path[1:]), token]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, _NOT_READ))
->>>>>>> 8a6ef08 (Trees run in rounds on a GPU: grown, followed and committed on the device)
         self._settle([one.request for one in ended])
         return outputs
 

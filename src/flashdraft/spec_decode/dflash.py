@@ -84,7 +84,7 @@ class DFlashDrafter(Drafter):
     def most_sampled(self) -> int:
         """Candidates of a slot that is to be sampled, where there is no selector."""
         config = self.model.config
-        return min(NUM_SAMPLED, config.draft_vocab_size or config.vocab_size)
+        return int(min(NUM_SAMPLED, config.draft_vocab_size or config.vocab_size))
 
     def _best(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None) -> tuple[Tensor, Tensor]:
         found = self._drawn(hidden, anchors, rules, 1).walk()
