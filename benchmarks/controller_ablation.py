@@ -1,11 +1,14 @@
 """What each idea of the controller brings: the engine's steps replayed on recorded drafts, one idea off at a time.
 
+    python benchmarks/controller_ablation.py record --out benchmarks/results/controller/drafts.npz
     python benchmarks/controller_ablation.py run --out benchmarks/results/controller/ablation.json
     OMP_NUM_THREADS=1 python benchmarks/controller_ablation.py engine --out benchmarks/results/controller/engine.json
 
-Drafts are those of controller_drafts.py: nothing is timed, step costs are those of a file, and two runs give the same
-figures. ``engine`` has the real engine answer in turns instead, by one thread's own time: it is slower and rougher, and
-shows what costs are worth that steps correct.
+Behind every token of greedy answers is recorded what the drafter would draft in blocks of 16, 8 and 4 tokens: for each
+slot the log-probabilities of its likeliest tokens, and which of them the answer has. So any controller can be replayed:
+nothing is timed, step costs are those of a file, and two runs give the same figures. ``engine`` has the real engine
+answer in turns instead, by one thread's own time: it is slower and rougher, and shows what costs are worth that steps
+correct.
 """
 
 import argparse
@@ -14,20 +17,21 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import thread_time
-from typing import Any, NamedTuple
+from time import perf_counter, thread_time
+from typing import Any
 
 import numpy as np
 import torch
-from controller_drafts import BLOCKS, Recording
 
 from flashdraft.admission import BlockSize
+from flashdraft.batch import ForwardBatch
 from flashdraft.bench import closed_loop
 from flashdraft.bench.tasks import TASKS, load_task
-from flashdraft.control import step_costs
+from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.config import DEFAULTS, ControllerConfig
-from flashdraft.control.controller import Controller, Plan
+from flashdraft.control.controller import Controller
+from flashdraft.control.search import Candidate, Plan
 from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
 from flashdraft.engine import engine, step_timing
 from flashdraft.engine.block_control import BlockControl
@@ -36,8 +40,10 @@ from flashdraft.engine.step_timing import MOST_TREES
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.tree import DraftTree
+from flashdraft.spec_decode.dflash import DFlashBatch, DFlashDrafter
+from flashdraft.spec_decode.tree import DraftTree, best_first
 
+BLOCKS, RANKS = (16, 8, 4), 4
 FOLDER = Path("benchmarks/results/controller")
 # Each idea, and the controller without it. A method is switched off by what stands in for it.
 IDEAS: dict[str, dict[str, Any]] = {
@@ -50,37 +56,12 @@ IDEAS: dict[str, dict[str, Any]] = {
     "a request's own drafts": {"kept_draft": 1.0},
     "drafts before the last one": {"kept_draft": 0.0},
     "other requests' drafts": {"kept_usual": 1.0},
-    "what confidence is worth is learned": {"prior_weight": 1e9},
+    "what confidence is worth is learned": {"calibrates": False},
     "selecting by confidence": {"selects": False},
-    "probes": {"probe_plans": 0},
-    "plans that last": {"plan_steps": 1},
+    "probes": {"probe_share": 0.0},
+    "plans that last": {"plan_steps": 1, "recorded_plan_steps": 1},
+    "plans for few steps, but for twelve": {"plan_steps": 12, "recorded_plan_steps": 12},
     "deciding before the last step is known": {"ahead": False},
-    "costs that were measured well (30 % off)": {"misjudged": 0.3, "corrects": True},
-    "costs that were measured well, nor corrected": {"misjudged": 0.3},
-}
-# Each constant at half and at twice what it is, or as far away as it can be.
-CONSTANTS: dict[str, tuple[Any, ...]] = {
-    "prices": ((0.015, 0.05, 0.12, 0.25), (0.06, 0.2, 0.5, 0.9)),
-    "block_shares": ((1.0, 0.25), (0.5, 0.25)),
-    "kept_draft": (0.5, 0.85),
-    "kept_usual": (0.96, 0.99),
-    "prior_rate": (0.5, 0.85),
-    "prior_weight": (2.5, 10.0),
-    "kept_calibration": (0.999, 0.99975),
-    "probe_plans": (8, 32),
-    "probe_rate": (0.25, 0.9),
-    "plan_steps": (2, 8),
-    "recorded_plan_steps": (6, 24),
-}
-COSTS = {"FIRST": (0.15, 0.6), "NOISE": (0.025, 0.1), "DRIFT": (0.005, 0.02), "PACE_DRIFT": (0.025, 0.1)}
-COSTS |= {"MOST_SURPRISE": (0.35, 1.4), "cost_steps": (2, 8)}
-COST_DEFAULTS = {name: getattr(step_costs, name) for name in COSTS if name.isupper()}
-MISJUDGED = "costs that were measured well (30 % off)"
-IDEAS |= {f"{name} {value}": {name: value} for name, some in CONSTANTS.items() for value in some}
-IDEAS |= {
-    f"{MISJUDGED}, {name} {value}": {**IDEAS[MISJUDGED], name: value}
-    for name, some in COSTS.items()
-    for value in some
 }
 ENGINE_IDEAS: dict[str, dict[str, Any]] = {
     **{
@@ -93,13 +74,41 @@ ENGINE_IDEAS: dict[str, dict[str, Any]] = {
 }
 
 
-class HostSeconds(NamedTuple):
-    """What is added to a step and to each of its rows, and the controller does not know of."""
+class Recording:
+    """Drafts behind each token of each answer. ``spoiled``: share of the right tokens that are made wrong."""
 
-    step_s: float
-    row_s: float
-    verify_row_s: float
-    draft_row_s: float
+    def __init__(self, path: Path, spoiled: float = 0.0) -> None:
+        with np.load(path) as file:
+            self.hits, self.log_probs, self.lengths = (
+                file["hits"],
+                file["log_probs"],
+                file["lengths"].tolist(),
+            )
+        # A drafter that is as sure as before and right less often: a pair that no constant was made for.
+        wrong = np.random.default_rng(0).random(self.hits.shape) < spoiled
+        self.hits = np.where(wrong, -1, self.hits)
+        self.first = {block: sum(b - 1 for b in BLOCKS if b > block) for block in BLOCKS}
+
+    def draft(self, answer: int, place: int, block: int, tree_size: int) -> DraftTree:
+        """What is drafted behind ``place``; tokens are numbered by slot and rank. ``tree_size``: 0 for a chain."""
+        first = self.first[block]
+        values = self.log_probs[answer, place, first : first + block - 1].astype(float)
+        if not tree_size:
+            return DraftTree.chain([RANKS * slot for slot in range(block - 1)], values[:, 0].tolist())
+        ids = [[RANKS * slot + rank for rank in range(RANKS)] for slot in range(block - 1)]
+        return best_first(ids, [[row] for row in values.tolist()], tree_size - 1)
+
+    def path(self, answer: int, place: int, block: int, draft: DraftTree) -> list[int]:
+        """The places of ``draft`` that the answer takes, the anchor's first."""
+        hits = self.hits[answer, place, self.first[block] :]
+        child = {key: i + 1 for i, key in enumerate(zip(draft.parents, draft.token_ids, strict=True))}
+        path = [0]
+        while len(path) < block and hits[len(path) - 1] >= 0:
+            found = child.get((path[-1], RANKS * (len(path) - 1) + int(hits[len(path) - 1])))
+            if found is None:
+                break
+            path.append(found)
+        return path
 
 
 @dataclass(eq=False)
@@ -116,16 +125,14 @@ class Replay:
     """``num_rows`` requests at a time, decoded on the recording: tokens a second by the file's step costs.
 
     ``method``: a block size, 1 for plain decoding, or a controller. ``ahead``: a step is planned before it is known
-    what came of the last one, as where the host is a step behind the device. ``corrects``: steps tell the controller,
-    5 % off, what they took.
+    what came of the last one, as where the host is a step behind the device.
     """
 
     def __init__(
-        self, recording: Recording, costs: StepCosts, host: HostSeconds, method: int | Controller,
-        is_tree: bool = True, selects: bool = True, ahead: bool = True, corrects: bool = False,
+        self, recording: Recording, costs: StepCosts, host_row_s: float, method: int | Controller,
+        is_tree: bool = True, selects: bool = True, ahead: bool = True,
     ) -> None:  # fmt: skip
-        self.recording, self.costs, self.host, self.method = recording, costs, host, method
-        self.corrects, self._noise = corrects, np.random.default_rng(1)
+        self.recording, self.costs, self.host_row_s, self.method = recording, costs, host_row_s, method
         self.is_tree, self.selects, self.ahead = is_tree, selects, ahead
         self.plan_s, self.num_steps = 0.0, 0  # of the host, in planning and learning
         self._untold: list[Drafted] = []  # of the last step
@@ -170,7 +177,9 @@ class Replay:
         if isinstance(self.method, int):
             return None
         started = thread_time()
-        plan = self.method.plan({one.state: max(one.left, 1) for one in running})
+        plan = self.method.kept([one.state for one in running])
+        if plan is None:
+            plan = self.method.plan([Candidate(one.state, max(one.left, 1)) for one in running])
         self.plan_s += thread_time() - started
         self._tell()
         return plan
@@ -193,40 +202,25 @@ class Replay:
         num_tokens = num_rows + sum(verified)
         if not self.costs.is_ragged:
             num_tokens = num_rows * (1 + max(verified, default=0))
-        block = max(blocks, default=1)
-        verify_s = float(self.costs.forward_seconds(num_rows, num_tokens)) + self.host.verify_row_s * num_rows
-        draft_s = float(self.costs.draft_seconds(len(blocks), block)) + self.host.draft_row_s * len(blocks)
-        if (
-            self.corrects
-            and isinstance(self.method, Controller)
-            and self.num_steps % self.method.config.cost_steps == 0
-        ):
-            seen = np.exp(self._noise.normal(0.0, 0.05, 2)) * (verify_s, draft_s)
-            drafted = len(blocks), len(blocks) * block
-            self.method.costs.learn((num_rows, num_tokens), seen[0], drafted, seen[1])
-        return self.host.step_s + self.host.row_s * num_rows + verify_s + draft_s
+        seconds = self.costs.host_s + self.host_row_s * num_rows
+        seconds += float(self.costs.draft_seconds(len(blocks), max(blocks, default=1)))
+        return seconds + float(self.costs.forward_seconds(num_rows, num_tokens))
 
 
 def controller_without(costs: StepCosts, off: dict[str, Any]) -> Controller:
     """One with ``off`` in place of its defaults."""
     names = ControllerConfig.__dataclass_fields__
     config = replace(DEFAULTS, **{name: value for name, value in off.items() if name in names})
-    for name, value in COST_DEFAULTS.items():
-        setattr(step_costs, name, off.get(name, value))
     made = Controller(max(BLOCKS), deepcopy(costs), config)
-    for part in (made.costs.verify, made.costs.draft):
-        part.variance = np.full_like(part.variance, step_costs.FIRST**2)
-    if wrong := off.get("misjudged"):
-        random = np.random.default_rng(2)
-        for part in (made.costs.verify, made.costs.draft):
-            part.scale(np.exp(random.normal(0.0, wrong, part.seconds.shape)))
+    if not off.get("calibrates", True):
+        made.acceptance._known *= 1e9  # nothing that is seen weighs beside the prior
     return made
 
 
 def run(args: argparse.Namespace) -> None:
     """Print and write tokens a second with everything, and what share of it is left without each idea."""
     recording = Recording(args.drafts, args.spoiled)
-    costs, host = read_costs(args.costs)
+    costs, host_row_s = read_costs(args.costs)
     rng = np.random.default_rng(0)
     orders = {
         rows: [
@@ -239,12 +233,12 @@ def run(args: argparse.Namespace) -> None:
     for name in [*fixed, *(args.ideas or IDEAS)]:
         table[name], planned = {}, []
         off = IDEAS.get(name, {})
-        switches = {key: off[key] for key in ("selects", "ahead", "corrects") if key in off}
+        switches = {key: off[key] for key in ("selects", "ahead") if key in off}
         for rows, some in orders.items():
             rates, plan_s, num_steps = [], 0.0, 0
             for order in some:
                 method = fixed[name] if name in fixed else controller_without(costs, off)
-                replay = Replay(recording, costs, host, method, off.get("trees", True), **switches)
+                replay = Replay(recording, costs, host_row_s, method, off.get("trees", True), **switches)
                 rates.append(replay.rate(rows, order))
                 plan_s, num_steps = plan_s + replay.plan_s, num_steps + replay.num_steps
             table[name][rows] = float(np.mean(rates))
@@ -311,26 +305,74 @@ def nothing_learned(*_seconds: object) -> None:
     """Costs stay as they were measured."""
 
 
-def read_costs(path: Path) -> tuple[StepCosts, HostSeconds]:
-    """Step costs of a machine, without padding or recorded."""
+def read_costs(path: Path) -> tuple[StepCosts, float]:
+    """Step costs of a machine, without padding or recorded, and the host's seconds for each row of a step."""
     told = json.loads(path.read_text())
-    rows_s = (told.get(name, 0.0) for name in ("host_row_s", "verify_row_s", "draft_row_s"))
-    host = HostSeconds(told["host_s"], *rows_s)
     if "widths" in told:
         rows, blocks = told["rows"], [width for width in told["widths"] if width > 1]
         verify = ShapeTable(rows, told["widths"], told["verify_s"])
-        return StepCosts(verify, ShapeTable(rows, blocks, told["draft_s"])), host
-    curves = (Curve(told[name]["n"], told[name]["s"]) for name in ("verify", "draft"))
-    return StepCosts(*curves, is_ragged=not told.get("is_padded")), host
+        return StepCosts(verify, ShapeTable(rows, blocks, told["draft_s"]), host_s=told["host_s"]), told[
+            "host_row_s"
+        ]
+    verify_curve, draft_curve = (Curve(told[name]["n"], told[name]["s"]) for name in ("verify", "draft"))
+    verify_curve.row_s, draft_curve.row_s = told["verify_row_s"], told["draft_row_s"]
+    return StepCosts(verify_curve, draft_curve, host_s=told["host_s"], is_ragged=True), 0.0
+
+
+@torch.inference_mode()
+def record(args: argparse.Namespace) -> None:
+    """Answer prompts of the five tasks, and draft behind every token of the answers."""
+    llm = LLM()
+    assert isinstance(llm.drafter, DFlashDrafter)
+    prompts = [prompt for task in TASKS for prompt in load_task(task, args.prompts)]
+    params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
+    outputs = llm.chat([[{"role": "user", "content": one.turns[0]}] for one in prompts], params)
+    texts = [(list(one.prompt_token_ids), list(one.outputs[0].token_ids)) for one in outputs]
+    shape = len(texts), args.max_tokens, sum(block - 1 for block in BLOCKS)
+    hits, log_probs = np.full(shape, -1, np.int8), np.zeros((*shape, RANKS), np.float16)
+    for row, (prompt, answer) in enumerate(texts):
+        started = perf_counter()
+        features = features_of(llm, prompt + answer)
+        pages = range(-(-len(prompt + answer) // 16))
+        drafts = llm.drafter.open(1, len(pages), 16)
+        assert isinstance(drafts, DFlashBatch)
+        drafts.observe([CacheRow(0, pages, 0)], [prompt], [features[: len(prompt)]])
+        for place in range(len(answer) - 1):
+            here, first = CacheRow(0, pages, len(prompt) + place), 0
+            for block in BLOCKS:
+                found = drafts._candidates([here], [answer[place]], [block], RANKS)
+                rest = np.array(answer[place + 1 : place + block])
+                same = found.token_ids[0, : len(rest)].numpy() == rest[:, None]
+                hits[row, place, first : first + len(rest)] = np.where(same.any(1), same.argmax(1), -1)
+                log_probs[row, place, first : first + block - 1] = found.log_probs[0].numpy()
+                first += block - 1
+            drafts.observe([here], [[answer[place]]], [features[here.start : here.start + 1]])
+        print(f"{row + 1} of {len(texts)}: {perf_counter() - started:.1f} s", flush=True)
+    lengths = np.array([len(answer) for _, answer in texts])
+    np.savez_compressed(args.out, hits=hits, log_probs=log_probs, lengths=lengths)
+
+
+def features_of(llm: LLM, token_ids: list[int]) -> torch.Tensor:
+    """The target's, [num_tokens, feature_size]."""
+    assert llm.drafter is not None
+    cache = llm.target.new_cache(1, len(token_ids))
+    batch = ForwardBatch.of_row(token_ids, 0)
+    features = llm.target.forward(batch, cache, llm.drafter.feature_layers).features
+    assert features is not None
+    return features[0].clone()
 
 
 def main() -> None:
-    """Run."""
+    """Record or run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
-    runner, timer = (verbs.add_parser(name) for name in ("run", "engine"))
+    recorder, runner, timer = (verbs.add_parser(name) for name in ("record", "run", "engine"))
+    recorder.set_defaults(verb=record)
+    recorder.add_argument("--prompts", type=int, default=7, help="of each task")
+    recorder.add_argument("--max-tokens", type=int, default=96)
+    recorder.add_argument("--out", type=Path, required=True)
     runner.set_defaults(verb=run)
     runner.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32], help="requests at a time")
     runner.add_argument("--orders", type=int, default=6, help="of the answers")

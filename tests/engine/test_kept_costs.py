@@ -14,7 +14,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target
 
-CURVE = {"num_tokens": [1, 2], "seconds": [0.1, 0.1]}
+CURVE = {"num_tokens": [1, 2], "seconds": [0.1, 0.1], "row_s": 0, "context_row_s": 0, "context_token_s": 0}
 PARAMS = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
 
 
@@ -50,18 +50,19 @@ def test_a_second_engine_starts_from_what_the_first_measured(measured: list[int]
     assert isinstance(second.verify, Curve)
     assert second.verify.num_tokens.tolist() == first.verify.num_tokens.tolist()
     assert second.draft.seconds.tolist() == first.draft.seconds.tolist()
-    assert second.is_ragged == first.is_ragged
+    assert second.verify.context_row_s == first.verify.context_row_s
+    assert (second.logits_s, second.is_ragged) == (first.logits_s, first.is_ragged)
 
 
-def test_other_networks_and_threads_are_measured_for_themselves(
+def test_other_networks_rows_and_threads_are_measured_for_themselves(
     measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened().control.calibrate(1)
-    opened().control.calibrate(2)  # of one request too
+    opened().control.calibrate(2)
     opened(hidden_size=64).control.calibrate(1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     opened().control.calibrate(1)
-    assert measured == [1, 1, 1]
+    assert measured == [1, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -75,12 +76,13 @@ def test_other_networks_and_threads_are_measured_for_themselves(
         b"[" * 100_000,
         {"verify": {**CURVE, "seconds": [0.1]}},
         {"verify": {**CURVE, "num_tokens": [2, 1]}},
-        {"verify": {**CURVE, "seconds": None}},
+        {"verify": {**CURVE, "row_s": None}},
         {"draft": {**CURVE, "seconds": [-1.0, 1.0]}},
         {"draft": {**CURVE, "seconds": [0.1, "0.1"]}},
-        {"draft": {"num_tokens": [1]}},
-        {"draft": {**CURVE, "seconds": [0.1, float("nan")]}},
-        {"draft": {**CURVE, "seconds": [0.1, float("inf")]}},
+        {"draft": {"num_tokens": [1], "seconds": [1.0]}},
+        {"logits_s": float("nan")},
+        {"host_s": float("inf")},
+        {"host_s": "0.1"},
     ],
 )
 def test_a_file_that_is_not_as_written_is_measured_again(

@@ -116,20 +116,6 @@ def test_recorded_steps_give_every_request_the_tokens_it_gets_alone(kind: str) -
     assert Rerun.num_replays > 50
 
 
-def test_more_requests_than_were_measured_are_measured_then() -> None:
-    target = toy_target()
-    engine = Engine(target, DFlashDrafter(toy_dflash(target), target))
-    measured = []
-    for count in (1, 3, 2):
-        for i in range(count):
-            engine.add_request(str(i), [5, 3, 8], SamplingParams(temperature=0.0, max_tokens=4))
-        list(engine.run())
-        assert engine.control.controller
-        measured.append(engine.control.controller.costs)
-    assert measured[1] is not measured[0], "of one request"
-    assert measured[2] is measured[1], "of four"
-
-
 @torch.inference_mode()
 def test_features_that_wait_for_a_draft_stay_what_they_were() -> None:
     """Plain rounds between drafts, prompts that come meanwhile: the drafter is given the target's own features."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """Shares and chances lie in 0 .. 1. benchmarks/controller_ablation.py moves each."""
+    """Shares and chances lie in 0 .. 1. benchmarks/controller_ablation.py switches each off."""
 
     prices: tuple[float, ...] = (0.03, 0.1, 0.25, 0.5)
     """Chances above which a planned token is verified; the plan takes the best of them."""
@@ -22,26 +22,14 @@ class ControllerConfig:
     prior_rate: float = 0.7
     """Chance of a draft token before anything is known."""
 
-    prior_weight: float = 5.0
-    """How much it weighs at first that a drafter is as right as it says: as 50 fairly sure tokens do."""
-
-    kept_calibration: float = 0.9995
-    """Share of what is known of a drafter's confidence that is still known a step later."""
-
-    probe_plans: int = 16
-    """In one of so many plans a request that would not draft does: whether it has come to pay."""
-
-    probe_rate: float = 0.5
-    """Share of the best plan's tokens a second that it must bring, or it is too dear."""
+    probe_share: float = 0.003
+    """Share of the time that may go into finding out whether drafting has come to pay."""
 
     plan_steps: int = 4
     """Steps that one plan serves: planning takes the host's time."""
 
     recorded_plan_steps: int = 12
     """The same of recorded steps, which are over sooner."""
-
-    cost_steps: int = 4
-    """In one of so many steps seconds are learned, which takes time too."""
 
 
 DEFAULTS = ControllerConfig()

@@ -2,23 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.control.acceptance import Acceptance, Drafted
-from flashdraft.control.controller import Controller, Plan
+from flashdraft.control.controller import Controller
+from flashdraft.control.search import Candidate, Plan
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.kept_costs import keep, kept_or_measured
 from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.engine.overlap import Ended
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import MOST_TREES
+from flashdraft.engine.step_timing import CONTEXT, MOST_TREES
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
-_MOST_ROWS = 32  # of recorded steps that are measured; from there on seconds grow by tokens
+_MOST_ROWS = 8  # measured; from there on seconds grow by tokens
+_MOST_RECORDED_ROWS = 32  # measured where they are recorded
+_CHOOSE_RATE = 0.1
+_LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
 _KEEP_EVERY = 256  # steps: what they taught is written for the next process
 
-# A request that drafted: its block's length, the whole draft, tokens verified, places of those accepted.
-Seen = tuple[Request, int, DraftTree, int, Sequence[int]]
+
+class StepSeconds(NamedTuple):
+    """What the parts of a step took."""
+
+    observe: float  # the drafter takes what was committed
+    draft: float
+    verify: float  # the target's forward
+    choose: float  # tokens of its logits
 
 
 class BlockControl:
@@ -28,25 +40,30 @@ class BlockControl:
     """
 
     def __init__(
-        self, runner: ModelRunner, drafter: Drafter | None = None, costs: StepCosts | None = None,
+        self,
+        runner: ModelRunner,
+        drafter: Drafter | None = None,
+        costs: StepCosts | None = None,
         trusts_drafter: bool = True,
-    ) -> None:  # fmt: skip
-        self.runner, self.trusts_drafter = runner, trusts_drafter
+    ) -> None:
+        self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
+        self.trusts_drafter = trusts_drafter
         # A hybrid's states follow one path, and a round's drafts too.
         can_branch = drafter is not None and drafter.can_branch
         self.draws_trees = trusts_drafter and not runner.states and can_branch and not runner.drafts_in_rounds
         self.controller = Controller(self.max_block, costs) if costs else None
-        self._num_measured_rows = _MOST_ROWS if costs else 0
-        self._num_steps, self._keeps_costs = 0, costs is None
+        self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
+        self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts
+        self._num_steps, self._drafted, self._keeps_costs = 0, False, costs is None
         self._last: tuple[Plan, bool] | None = None  # the last plan, and whether there were few requests
 
-    def calibrate(self, num_rows: int = 1) -> Controller:
-        """Measure steps, recorded ones of up to ``num_rows`` requests, unless that is done: it may take seconds."""
+    def calibrate(self, num_rows: int = _MOST_ROWS) -> Controller:
+        """Measure steps of up to ``num_rows`` requests, unless that is done: part of a second, recorded ones a few."""
         if self.must_measure(num_rows):
-            self._num_measured_rows = power_of_two(self._most_rows(num_rows))
+            self._num_measured_rows = 1 << (self._most_rows(num_rows) - 1).bit_length()
             trees = MOST_TREES if self.draws_trees else 0
-            costs = kept_or_measured(self.runner, self.max_block, self._num_measured_rows, trees)
+            costs = kept_or_measured(self.runner, self.max_block, self._num_measured_rows, most_trees=trees)
             self.controller = self.controller or Controller(self.max_block, costs)
             self.controller.costs = costs
         assert self.controller is not None
@@ -54,10 +71,10 @@ class BlockControl:
 
     def must_measure(self, num_rows: int) -> bool:
         """Whether :meth:`calibrate` has something to measure, for which nothing else may run."""
-        return self._most_rows(num_rows) > self._num_measured_rows
+        return self.controller is None or self._most_rows(num_rows) > self._num_measured_rows
 
     def _most_rows(self, num_rows: int) -> int:
-        return min(num_rows, _MOST_ROWS) if self.runner.backend.is_recorded else 1
+        return min(num_rows, _MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
 
     def plan(self, decoding: Sequence[Request], num_requests: int) -> None:
         """Set the next block of each automatic request; ``num_requests``: as many may soon run at once."""
@@ -69,11 +86,24 @@ class BlockControl:
         for request in joined:
             request.acceptance = Acceptance()
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
-        plan = controller.plan({r.acceptance: r.most_tokens for r in automatic if r.acceptance}, others)
+        plan = controller.kept([request.acceptance for request in automatic if request.acceptance], others)
+        if plan is None:
+            contexts = [request.num_committed for request in decoding]
+            context = sum(contexts) // len(contexts) if controller.costs.is_ragged else max(contexts)
+            controller.costs.context = max(context - CONTEXT, 0)
+            plan = controller.plan(list(map(self._candidate, automatic)), others)
         # Of a plan that stands the others do as they did.
         last, self._last = self._last, (plan, len(decoding) <= MOST_TREES)
         for request in joined if self._last == last else automatic:
             self._set(request, plan, controller.costs.is_recorded, self._last[1])
+
+    def _candidate(self, request: Request) -> Candidate:
+        assert request.acceptance is not None
+        # Of what needs no host the price is a round's.
+        is_priced = self.runner.drafts_in_rounds and not request.answer.needs_host
+        is_free = is_priced or request.answer.chooser.is_argmax
+        request.acceptance.choose_s = 0.0 if is_free else self._choose_s
+        return Candidate(request.acceptance, request.most_tokens)
 
     def _set(self, request: Request, plan: Plan, is_recorded: bool, are_few: bool) -> None:
         assert request.acceptance is not None
@@ -92,8 +122,8 @@ class BlockControl:
             return list(blocks)
         drafts = {}
         for request, size in blocks:
-            if request in proposed and request.acceptance:
-                draft = self._draft(request.acceptance, request.block_size, proposed[request])
+            if request in proposed and request.acceptance is not None:
+                draft = self._draft(request, proposed[request])
                 drafts[request] = draft._replace(num_tokens=min(size - 1, draft.num_tokens))
         if not drafts:
             return list(blocks)
@@ -101,29 +131,99 @@ class BlockControl:
         lengths = dict(zip(drafts, self.controller.select(list(drafts.values()), others), strict=True))
         return [(request, 1 + lengths.get(request, size - 1)) for request, size in blocks]
 
-    def learn(self, seen: Sequence[Seen], num_rows: int, draft_s: float, verify_s: float) -> None:
-        """Take what a step of ``num_rows`` brought and took: 0 seconds are of a step that tells nothing of usual ones.
+    def learn_step(self, seconds: float) -> None:
+        """Take what the step of the last :meth:`learn` took in all: what was not told of then is the host's."""
+        if self.controller and self._num_steps % _LEARN_EVERY == 0 and not self.runner.drafts_in_rounds:
+            self.controller.costs.learn_host(seconds - self._told_s)
 
-        ``verify_s``: the forward and the choice of tokens; a round (engine/overlap.py) is all of it.
+    def learn(
+        self,
+        blocks: Sequence[tuple[Request, int]],
+        proposed: Mapping[Request, DraftTree],
+        drafts: Sequence[DraftTree],
+        paths: Sequence[Sequence[int]],
+        num_observed: int,
+        seconds: StepSeconds,
+    ) -> None:
+        """Take what a step brought and took.
+
+        ``proposed``: whole drafts, and of each of ``blocks`` the part in ``drafts`` was verified, which begins it; of
+        that ``paths`` were accepted. ``num_observed``: tokens that the drafter took before it drafted.
         """
+        self._told_s = sum(seconds)
         if self.controller is None:
             return
         self._num_steps += 1
-        costs = self.controller.costs
-        if self._num_steps % self.controller.config.cost_steps == 0:
-            counts = [count for *_, count, _ in seen]
-            num_tokens = num_rows + (sum(counts) if costs.is_ragged else num_rows * max(counts, default=0))
-            drafted = len(seen), len(seen) * max((block for _, block, *_ in seen), default=0)
-            costs.learn((num_rows, num_tokens), verify_s, drafted, draft_s)
+        is_due = self._num_steps % _LEARN_EVERY == 0 or bool(proposed) != self._drafted
+        self._drafted = bool(proposed)
+        if is_due and not self.runner.drafts_in_rounds:  # a step that is no round tells nothing of rounds
+            self._learn_costs(self.controller.costs, proposed, drafts, num_observed, seconds)
         if self._keeps_costs and self._num_steps % _KEEP_EVERY == 0:
-            keep(costs, self.runner, self.max_block)
-        if self.controller.listens:
-            self.controller.observe([
-                self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)
-                for request, block, draft, count, path in seen
-                if request.acceptance
-            ])  # fmt: skip
+            keep(self.controller.costs, self.runner, self.max_block, self._num_measured_rows)
+        if proposed:
+            self._learn_choosing(blocks, drafts, seconds.choose)
+        if proposed and self.controller.listens:
+            observed = [
+                self._draft(request, proposed[request])._replace(num_verified=len(draft), path=path)
+                for (request, _), draft, path in zip(blocks, drafts, paths, strict=True)
+                if request in proposed and request.acceptance is not None
+            ]
+            if observed:
+                self.controller.observe(observed)
 
-    def _draft(self, acceptance: Acceptance, block: int, draft: DraftTree) -> Drafted:
+    def learn_round(self, ended: Sequence[Ended], num_rows: int, seconds: float | None) -> None:
+        """Take what a round of ``num_rows`` brought and took, from the one before it on (engine/overlap.py).
+
+        ``seconds``: None where something else ran meanwhile.
+        """
+        if self.controller is None or not ended:
+            return
+        self._num_steps += 1
+        if seconds is not None and self._num_steps % _LEARN_EVERY == 0:
+            num_tokens = num_rows * power_of_two(max(one.block for one in ended))
+            self.controller.costs.learn((num_rows, num_tokens), seconds, (0, 0), 0.0)
+        if self.controller.listens:
+            observed = [
+                self._draft(one.request, one.draft, one.block)._replace(
+                    num_verified=len(one.draft), path=one.path
+                )
+                for one in ended
+                if one.block > 1 and one.request.acceptance is not None
+            ]
+            if observed:
+                self.controller.observe(observed)
+
+    def _learn_costs(
+        self,
+        costs: StepCosts,
+        proposed: Mapping[Request, DraftTree],
+        drafts: Sequence[DraftTree],
+        num_observed: int,
+        seconds: StepSeconds,
+    ) -> None:
+        num_rows, num_drafting = len(drafts), len(proposed)
+        num_tokens = num_rows + sum(map(len, drafts))
+        if not costs.is_ragged:
+            num_tokens = num_rows * (1 + max(map(len, drafts)))
+        block = max((request.block_size for request in proposed), default=0)
+        # What a round commits is part of the next draft's price; what plain rounds left behind is not.
+        is_usual = num_observed <= num_drafting * self.max_block
+        draft_s = seconds.draft + seconds.observe * is_usual
+        costs.learn((num_rows, num_tokens), seconds.verify, (num_drafting, num_drafting * block), draft_s)
+
+    def _learn_choosing(
+        self, blocks: Sequence[tuple[Request, int]], drafts: Sequence[DraftTree], seconds: float
+    ) -> None:
+        sampled = [
+            1 + len(draft)
+            for (request, _), draft in zip(blocks, drafts, strict=True)
+            if not request.answer.chooser.is_argmax
+        ]
+        if sampled:
+            rate = _CHOOSE_RATE if self._choose_s else 1.0
+            self._choose_s += rate * (seconds / sum(sampled) - self._choose_s)
+
+    def _draft(self, request: Request, draft: DraftTree, block: int | None = None) -> Drafted:
+        assert request.acceptance is not None
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])
-        return Drafted(acceptance, block, trusted, len(draft))
+        return Drafted(request.acceptance, block or request.block_size, trusted, len(draft))

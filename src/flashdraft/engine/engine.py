@@ -12,7 +12,7 @@ from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
-from flashdraft.engine.block_control import BlockControl
+from flashdraft.engine.block_control import BlockControl, StepSeconds
 from flashdraft.engine.model_runner import ModelRunner, Verified
 from flashdraft.engine.overlap import InFlight, Overlap, PromptRun
 from flashdraft.engine.request import Request
@@ -177,6 +177,7 @@ class Engine:
             outputs += self._read(self.overlap.in_flight)
             decoding = [request for request in decoding if request.answer.goes_on]
         self.control.plan(decoding, num_requests)
+        started = perf_counter()  # costs may have been measured
         if self.overlap.must_read(decoding):
             outputs += self._read(self.overlap.in_flight)
         step = self.scheduler.schedule(decoding)
@@ -194,6 +195,8 @@ class Engine:
         for run in self._prompts[:num_read]:
             outputs += self._read_chunks(run)
         del self._prompts[:num_read]
+        if step.blocks and not step.chunks and self.overlap.in_flight is None:
+            self.control.learn_step(perf_counter() - started)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -235,8 +238,7 @@ class Engine:
             return []
         ended, outputs = self.overlap.read(flown), []
         is_usual = flown.is_usual and not self._prompts
-        seen = [(r, block, draft, len(draft), path) for r, block, draft, path, _ in ended if block > 1]
-        self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_usual else 0.0)
+        self.control.learn_round(ended, len(flown.seats), self.overlap.seconds if is_usual else None)
         for request, _, draft, path, token in ended:
             new = [*(draft.token_ids[place - 1] for place in path[1:]), token]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, _NOT_READ))
@@ -309,6 +311,7 @@ class Engine:
         drafting = [request for request, size in blocks if size > 1]
         num_late = sum(request.num_pending for request in drafting)
         runner.catch_up(drafting)
+        caught_up = perf_counter()
         proposed = runner.propose(drafting)
         blocks = self.control.select(blocks, proposed)
         drafts = [
@@ -322,26 +325,23 @@ class Engine:
         parents = [draft.parents for draft in drafts]
         run = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens], parents)
         results = run.results()
+        answered = perf_counter()
         decided = [self._follow(*one) for one in zip(requests, results, drafts, strict=True)]
-        chosen = perf_counter()
+        verified = perf_counter()
         paths = [path for path, _ in decided]
         runner.commit(runner.block_rows, requests, paths, run.features)
         ended = perf_counter()
-        # What plain rounds left to the drafter is no part of a draft's price.
-        draft_s = drafted - started if num_late <= len(drafting) * self.control.max_block else 0.0
-        verify_s = (
-            0.0 if runner.drafts_in_rounds else chosen - drafted
-        )  # no round, it tells nothing of rounds
-        every = zip(requests, drafts, paths, strict=True)
-        seen = [(r, r.block_size, proposed[r], len(draft), path) for r, draft, path in every if r in proposed]
-        self.control.learn(seen, len(requests), draft_s, verify_s)
+        seconds = StepSeconds(
+            caught_up - started, drafted - caught_up, answered - drafted, verified - answered
+        )
+        self.control.learn(blocks, proposed, drafts, paths, num_late, seconds)
         outputs = []
         for request, draft, block, (path, anchor), result in zip(
             requests, drafts, tokens, decided, results, strict=True
         ):
             metrics = request.answer.output.metrics
             metrics.record_round(draft, len(path) - 1)
-            metrics.record_seconds((drafted - started) / len(requests), (chosen - drafted) / len(requests))
+            metrics.record_seconds((drafted - started) / len(requests), (verified - drafted) / len(requests))
             metrics.decode_s += (ended - started) / len(requests)
             new = [*(block[place] for place in path[1:]), anchor]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, result.at(path)))

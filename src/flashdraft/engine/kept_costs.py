@@ -8,6 +8,7 @@ them is to record the steps.
 import json
 import os
 from contextlib import suppress
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -24,7 +25,8 @@ from flashdraft.native.library import build_name
 from flashdraft.provenance import device_name
 from flashdraft.user_cache import cache_folder
 
-_CURVES, _PARTS = ("verify", "draft"), ("num_tokens", "seconds")  # not ``pace``: it is of a moment
+_CURVES = ("verify", "draft")
+_SECONDS = ("logits_s", "host_s")  # ``pace`` and ``context`` are of a moment
 _MOST = 1e6  # of seconds and tokens
 _MOST_BYTES = 1 << 16
 
@@ -33,23 +35,23 @@ def kept_or_measured(runner: ModelRunner, max_block: int, num_rows: int, most_tr
     """What an earlier process kept of such steps, or what :func:`measure_costs` finds now, kept for the next one."""
     if not _are_kept(runner):
         return measure_costs(runner, max_block, num_rows, most_trees=most_trees)
-    costs = _read(_file(runner, max_block))
+    costs = _read(_file(runner, max_block, num_rows))
     if costs is None:
         costs = measure_costs(runner, max_block, num_rows)
-        keep(costs, runner, max_block)
+        keep(costs, runner, max_block, num_rows)
     costs.is_ragged = runner.backend.is_ragged
     return costs
 
 
-def keep(costs: StepCosts, runner: ModelRunner, max_block: int) -> None:
+def keep(costs: StepCosts, runner: ModelRunner, max_block: int, num_rows: int) -> None:
     """Have the next process start from ``costs``, as steps have corrected them, where its cache can be written."""
     if not _are_kept(runner):
         return
-    said: dict[str, Any] = {}
+    said: dict[str, Any] = {name: getattr(costs, name) for name in _SECONDS}
     for name in _CURVES:
         curve = getattr(costs, name)
-        said[name] = {one: np.asarray(getattr(curve, one)).tolist() for one in _PARTS}
-    file = _file(runner, max_block)
+        said[name] = {one.name: np.asarray(getattr(curve, one.name)).tolist() for one in fields(Curve)}
+    file = _file(runner, max_block, num_rows)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with NamedTemporaryFile("w", dir=file.parent, delete=False) as part:
@@ -61,13 +63,13 @@ def _are_kept(runner: ModelRunner) -> bool:
     return not (runner.drafts_in_rounds or runner.backend.is_recorded)
 
 
-def _file(runner: ModelRunner, max_block: int) -> Path:
+def _file(runner: ModelRunner, max_block: int, num_rows: int) -> Path:
     drafter = getattr(runner.drafter, "drafter", runner.drafter)
     asked = (
         *(device_name(str(runner.target.device)), os.cpu_count(), torch.get_num_threads()),
         *(build_name(), torch.__version__, type(runner.backend).__name__),
         *(_network(runner.target), type(drafter).__name__, _network(getattr(drafter, "model", None))),
-        *(max_block, runner.cache.page_size, len(runner.cache.slots)),
+        *(max_block, num_rows, runner.cache.page_size, len(runner.cache.slots)),
     )
     return cache_folder() / "step-costs" / f"{sha256(repr(asked).encode()).hexdigest()[:24]}.json"
 
@@ -88,17 +90,17 @@ def _read(file: Path) -> StepCosts | None:
             return None
         said = json.loads(file.read_text())
         verify, draft = (_curve(said[name]) for name in _CURVES)
-        return StepCosts(verify, draft)
+        return StepCosts(verify, draft, _seconds(said["logits_s"]), _seconds(said["host_s"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _curve(said: dict[str, Any]) -> Curve:
-    tokens, seconds = (said[name] for name in _PARTS)
+    tokens, seconds, *others = (said[one.name] for one in fields(Curve))
     if not tokens or len(tokens) != len(seconds) or tokens != sorted(set(tokens)):
         raise ValueError("a curve has seconds for each of its tokens, which rise")
     points = [np.array([_seconds(one) for one in values]) for values in (tokens, seconds)]
-    return Curve(points[0], points[1])
+    return Curve(points[0], points[1], *map(_seconds, others))
 
 
 def _seconds(said: Any) -> float:
