@@ -73,11 +73,11 @@ def test_penalties_see_the_tokens_of_the_path(draft: DraftTree) -> None:
 
 def test_sampled_choices_depend_on_the_place_and_not_on_the_draft() -> None:
     logits = torch.zeros(5, VOCAB)
-    own = [answer(temperature=1.0, seed=2).chooser.choose(logits, [0] * num)[0] for num in range(2)]
+    own = [answer(temperature=1.0, seed=3).chooser.choose(logits, [0] * num)[0] for num in range(2)]
     assert own[0] != own[1], "this seed says nothing: take another"
     chain, tree = DraftTree.chain([own[0], 99]), DraftTree([99, own[0]], [0, 0])
-    assert answer(temperature=1.0, seed=2).follow(chain, logits[:3]) == ([0, 1], own[1])
-    assert answer(temperature=1.0, seed=2).follow(tree, logits[:3]) == ([0, 2], own[1])
+    assert answer(temperature=1.0, seed=3).follow(chain, logits[:3]) == ([0, 1], own[1])
+    assert answer(temperature=1.0, seed=3).follow(tree, logits[:3]) == ([0, 2], own[1])
 
 
 def test_what_is_delivered_ends_with_the_answer() -> None:

@@ -61,7 +61,7 @@ def test_the_last_line_is_one_json_document_and_the_files_are_written(
     assert drawn.exit_code == 0
     assert (out / "report.html").read_text().count("<svg") == 2 + 2 + 2 + 2
     assert len(list((out / "charts").iterdir())) == 8
-    assert run("report", str(out / "none.jsonl")).exit_code == 1
+    assert run("report", str(out / "none.jsonl")).exit_code == 2
     other = run(*asked, "--max-tokens", "11")
     assert other.exit_code == 2
     assert "max_tokens 12 (now 11)" in other.stderr
