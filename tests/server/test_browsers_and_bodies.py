@@ -72,6 +72,7 @@ def test_compressed_bodies_are_read(llm: LLM) -> None:
         for body, encoding, status, part in (
             (BODY, "gzip", 400, "the body is not gzip"),
             (gzip.compress(BODY)[:-9], "gzip", 400, "its end is missing"),
+            (gzip.compress(b"") * 97, "gzip", 400, "more than 96 gzip files"),
             (BODY, "br", 415, "Content-Encoding is 'br'"),
         ):
             told = send(body, encoding)

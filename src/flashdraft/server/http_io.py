@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from flashdraft.server.api_errors import ApiError, Json, as_api_error
 
+_MOST_FILES = 96  # of a compressed body: what is behind each is copied, and the event loop waits
+
 T = TypeVar("T")
 Release = Callable[[], None]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -44,8 +46,8 @@ def _decoded(body: bytes, request: Request) -> bytes:
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(415, f"the body's Content-Encoding is {encoding!r}; expected gzip, deflate or none")
     most = request.app.state.service.config.max_body_bytes
-    text, is_whole = b"", False
-    while body or not is_whole:  # gzip files that stand one behind the other are one
+    text = b""
+    for _ in range(_MOST_FILES):  # gzip files that stand one behind the other are one
         inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two it is
         try:
             text += inflate.decompress(body, most + 1 - len(text))
@@ -55,8 +57,11 @@ def _decoded(body: bytes, request: Request) -> bytes:
             raise ApiError(413, f"the body is larger than {most} bytes: shorten the request")
         if not inflate.eof:
             raise ApiError(400, f"the body is not {encoding}: its end is missing")
-        body, is_whole = inflate.unused_data, True
-    return text
+        if not (body := inflate.unused_data):
+            return text
+    raise ApiError(
+        400, f"the body is more than {_MOST_FILES} {encoding} files in a row; expected one: send it whole"
+    )
 
 
 class ClientGoneError(Exception):
