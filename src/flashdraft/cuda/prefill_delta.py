@@ -159,7 +159,7 @@ class RecordedPrompt:
         for part in prompts.rounds:
             [segment] = part.segments
             count = segment.end - segment.begin
-            length = padded_length(count)
+            length = _padded_length(count)
             self._projected[:count] = projected[segment.begin : segment.end]
             self._where.copy_(part.where)
             if length not in self._lengths:
@@ -193,7 +193,7 @@ class RecordedPrompt:
         conv.index_copy_(0, slots, kept.unsqueeze(0))
 
 
-def padded_length(count: int) -> int:
+def _padded_length(count: int) -> int:
     """Tokens that a recorded chunk of ``count`` is padded to."""
     step = 128 if count <= 1024 else 256
     return -(-count // step) * step
