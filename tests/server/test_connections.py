@@ -1,5 +1,6 @@
 """Connections whose client sends without end, does not send, or does not read, seen from the socket."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -8,9 +9,11 @@ from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from flashdraft.llm import LLM
-from flashdraft.server.connections import MAX_HEAD_BYTES, MAX_HEADERS
+from flashdraft.server.connections import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
 from server_case import MODEL, Running, serving, wait_until
 
 TIMEOUT_S = 0.5
@@ -154,16 +157,51 @@ def test_a_client_that_does_not_read_loses_its_place(hasty: Running, connect: Co
     wait_until(lambda: hasty.service.engine.stats().num_running == 0)
 
 
-def test_where_all_connections_are_taken_the_one_silent_the_longest_goes(
-    hasty: Running, connect: Connect
-) -> None:
-    silent = []
-    for _ in range(9):
-        silent.append(connect(hasty))
-        silent[-1].sendall(b"GET /health HT")
-    assert hasty.get("/health").status_code == 200
-    silent[0].settimeout(TIMEOUT_S / 2)  # before its own time is over
-    assert silent[0].recv(1) == b""
+def is_answered(connection: socket.socket, sent: bytes = b"") -> bool:
+    """Whether GET /health, of which ``sent`` is there already, brings its answer, and the server's end of it."""
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    connection.sendall(request.removeprefix(sent))
+    said = b""
+    while piece := connection.recv(1 << 16):
+        said += piece
+    return said.startswith(b"HTTP/1.1 200")
+
+
+def test_where_all_connections_are_taken_those_silent_the_longest_go(llm: LLM, connect: Connect) -> None:
+    begun = b"GET /health HT"
+    with serving(llm, max_connections=6) as patient:
+        early = [connect(patient) for _ in range(4)]
+        assert is_answered(connect(patient)), "all four have been let in"
+        time.sleep(0.01)  # the server's clock shows milliseconds
+        late = [connect(patient) for _ in range(5)]
+        for one in late:
+            one.sendall(begun)
+        assert is_answered(connect(patient))
+        for one in early:
+            assert one.recv(1) == b""
+        assert all(is_answered(one, begun) for one in late)
+
+
+def test_a_burst_of_connections_leaves_no_more_than_may_be() -> None:
+    async def num_left() -> int:
+        config = uvicorn.Config(None, limit_concurrency=None)
+        config.load()
+        state = ServerState()
+        listening = socket.create_server(("127.0.0.1", 0))
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: BoundedProtocol(config, state, {}, timeout_s=60, max_connections=2), sock=listening
+        )
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(7)]  # before the loop turns
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        server.close()
+        left = len(state.connections)
+        for one in clients:
+            one.close()
+        return left
+
+    assert asyncio.run(num_left()) == 2
 
 
 def test_a_refused_body_is_not_read_to_its_end(llm: LLM, connect: Connect) -> None:

@@ -150,9 +150,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if (connected := transport.get_extra_info("socket")) is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._expect(self._timeout_s)
-        if len(self.connections) > self._max_connections:
-            silent = [one for one in self.connections if isinstance(one, BoundedProtocol) and one.is_silent]
-            min(silent, key=BoundedProtocol.since).transport.abort()
+        kept = [one for one in self.connections if isinstance(one, BoundedProtocol) and not one.is_closing]
+        if len(kept) > self._max_connections:
+            min((one for one in kept if one.is_silent), key=BoundedProtocol.since).transport.abort()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether this connection ends: what ends it is seen a turn of the loop later, and a burst comes in one turn."""
+        return bool(self.transport.is_closing())
 
     @property
     def is_silent(self) -> bool:
