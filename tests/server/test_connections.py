@@ -192,7 +192,9 @@ def test_a_burst_of_connections_leaves_no_more_than_may_be() -> None:
         server = await loop.create_server(
             lambda: BoundedProtocol(config, state, {}, timeout_s=60, max_connections=2), sock=listening
         )
-        clients = [socket.create_connection(listening.getsockname()) for _ in range(7)]  # before the loop turns
+        clients = [
+            socket.create_connection(listening.getsockname()) for _ in range(7)
+        ]  # before the loop turns
         for _ in range(20):
             await asyncio.sleep(0.01)
         server.close()

@@ -156,7 +156,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def is_closing(self) -> bool:
-        """Whether this connection ends: what ends it is seen a turn of the loop later, and a burst comes in one turn."""
+        """Whether this connection ends: it is lost a turn of the loop later only, and a burst comes in one turn."""
         return bool(self.transport.is_closing())
 
     @property
