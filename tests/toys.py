@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, Qwen3_5TextConfig
+from transformers import Gemma3TextConfig, LlamaConfig, Qwen3_5TextConfig
 
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.models.base import TargetModel, build_target
@@ -93,6 +93,30 @@ def toy_hybrid(seed: int = 0, **changes: object) -> TargetModel:
             torch.nn.init.normal_(parameter, std=0.2)
         elif name.endswith("A_log"):  # slow decays: a state that forgets all at once would prove nothing
             torch.nn.init.normal_(parameter, mean=-3.0)
+    return target.eval()
+
+
+def toy_sliding(seed: int = 0, **changes: object) -> TargetModel:
+    """A float32 Gemma 3 target with random weights: two of its three layers see a window of 12 tokens."""
+    values: dict[str, object] = {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "max_position_embeddings": 512,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    target = build_target(Gemma3TextConfig(**{**values, **changes}))
+    for parameter in target.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
     return target.eval()
 
 

@@ -29,6 +29,9 @@ class Room:
     most_staged: int  # tokens that one row may stage in a step
     block_size: int  # the drafter's largest, 1 without one
     step_tokens: int  # that the blocks of a step have together, or whole blocks where they are timed
+    num_window_pages: int | None = (
+        None  # of layers with windows, where they have their own (cache/window_pages.py)
+    )
 
     @property
     def num_spare(self) -> int:
@@ -57,6 +60,7 @@ class Backend(ABC):
 
     is_recorded: ClassVar[bool] = False  # whether steps come in few shapes, and are planned so
     is_ragged: ClassVar[bool] = False  # whether rows are computed without padding
+    cuts_windows: ClassVar[bool] = False  # whether layers with windows may have pages of their own
 
     def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:
         self.target, self.room, self.feature_layers = target, room, feature_layers
@@ -128,6 +132,7 @@ def paged_storage(target: TargetModel, room: Room, by_layer: bool) -> tuple[Page
         target.device,
         room.num_spare,
         by_layer,
+        room.num_window_pages,
     )
     return cache, states
 

@@ -17,6 +17,8 @@ from flashdraft.native.target import NativeTarget
 class EagerBackend(Backend):
     """Knows every target."""
 
+    cuts_windows = True
+
     @classmethod
     def why_not(cls, target: TargetModel) -> str | None:
         """See :class:`Backend`."""

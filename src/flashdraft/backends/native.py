@@ -14,6 +14,7 @@ class NativeBackend(EagerBackend):
     """The same steps; what differs is where keys and values lie, and that padding is not computed."""
 
     is_ragged = True
+    cuts_windows = False
 
     @classmethod
     def why_not(cls, target: TargetModel) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashdraft import large_pages
 from flashdraft.cache.kv_cache import KVShape
+from flashdraft.cache.window_pages import WindowPages
 
 
 def power_of_two(number: int) -> int:
@@ -19,13 +20,74 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+class PageStorage:
+    """Storage of layers that have pages in common. Each of ``layers``: keys, values [num_slots, kv_heads, head_dim].
+
+    ``slots`` [num_slots, num_layers, 2, kv_heads, head_dim] is all of it where layers are of one shape. ``num_spare``
+    and ``by_layer``: see :class:`PagedKVCache`.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[KVShape],
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        num_spare: int,
+        by_layer: bool,
+    ) -> None:
+        num_spare_pages = -(-num_spare // page_size) + bool(num_spare)  # one for padding
+        self.num_pages, self.page_size = num_pages, page_size
+        self.num_slots = (num_pages + num_spare_pages) * page_size
+        sizes = [shape.size for shape in shapes]
+        on_cpu = torch.device(device).type == "cpu"
+        shape = (sum(sizes) * self.num_slots,) if by_layer else (self.num_slots, sum(sizes))
+        # Zeros everywhere: what a mask hides is multiplied by 0 and has to be finite.
+        self.all = (
+            large_pages.zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        )
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self._movable: list[Tensor] = [] if by_layer else [self.all]  # by slot, together all there is
+        first = 0
+        for layer, size in zip(shapes, sizes, strict=True):
+            heads, scale = (layer.kv_heads, layer.head_dim), self.num_slots if by_layer else 1
+            part = self.all.narrow(-1, first * scale, size * scale)
+            both = part.view(2, self.num_slots, *heads) if by_layer else _apart(part, heads)
+            self.layers.append((both[0], both[1]))
+            self._movable += [both[0], both[1]] if by_layer else []
+            first += size
+        if len({(one.kv_heads, one.head_dim) for one in shapes}) == 1:
+            self.slots = self._as_one(len(shapes), shapes[0], by_layer)
+        # Touched now: memory costs most when it is first written to, and would do so in the middle of answers.
+        for tensor in self._movable:
+            tensor[: num_pages * page_size].zero_()
+
+    def _as_one(self, num_layers: int, shape: KVShape, by_layer: bool) -> Tensor:
+        heads = shape.kv_heads, shape.head_dim
+        if by_layer:
+            return self.all.view(num_layers, 2, self.num_slots, *heads).permute(2, 0, 1, 3, 4)
+        return self.all.view(self.num_slots, num_layers, 2, *heads)
+
+    @property
+    def scratch_page(self) -> int:
+        """The last spare page: it takes what is padding, and nothing reads it."""
+        return self.num_slots // self.page_size - 1
+
+    def move(self, from_slots: Sequence[int], to_slots: Sequence[int]) -> None:
+        """Copy tokens, of all layers; all are read before any is written."""
+        taken, places = (torch.tensor(slots, device=self.all.device) for slots in (from_slots, to_slots))
+        for tensor in self._movable:
+            tensor.index_copy_(0, places, tensor.index_select(0, taken))
+
+
 class PagedKVCache:
     """Storage of all pages. ``layers[i]``: keys and values of a layer, [num_slots, kv_heads, head_dim] each.
 
-    A layer that shares an earlier one's has the same place as that one. ``slots`` [num_slots, num_layers, 2, kv_heads,
-    head_dim] is all of it where layers are of one shape. ``num_spare``: tokens that a step may stage beyond its rows'
-    pages, in pages behind all others. ``by_layer``: a layer's keys lie in one piece, and its values, as attention in
-    PyTorch and on a GPU reads them; else a token's, as the C++ part does.
+    A layer that shares an earlier one's has the same place as that one. ``num_spare``: tokens that a step may stage
+    beyond its rows' pages, in pages behind all others. ``by_layer``: a layer's keys lie in one piece, and its values,
+    as attention in PyTorch and on a GPU reads them; else a token's, as the C++ part does. ``num_window_pages``: layers
+    with windows have so many pages of their own (window_pages.py); None: all layers have ``num_pages`` in common.
     """
 
     def __init__(
@@ -37,56 +99,44 @@ class PagedKVCache:
         device: torch.device | str,
         num_spare: int = 0,
         by_layer: bool = False,
+        num_window_pages: int | None = None,
     ) -> None:
-        num_spare_pages = -(-num_spare // page_size) + bool(num_spare)  # one for padding
+        apart = [num_window_pages is not None and shape.window is not None for shape in shapes]
+        self.storage_of = [int(one) for one in apart]  # of each layer
+        self.storages = [
+            PageStorage(
+                [one for one, where in zip(shapes, self.storage_of, strict=True) if one.size and where == idx],
+                count, page_size, dtype, device, num_spare, by_layer,
+            )
+            for idx, count in enumerate((num_pages, num_window_pages))
+            if count is not None
+        ]  # fmt: skip
         self.num_pages, self.page_size = num_pages, page_size
-        self.num_slots = (num_pages + num_spare_pages) * page_size
-        sizes = [shape.size for shape in shapes]
-        on_cpu = torch.device(device).type == "cpu"
-        shape = (sum(sizes) * self.num_slots,) if by_layer else (self.num_slots, sum(sizes))
-        # Zeros everywhere: what a mask hides is multiplied by 0 and has to be finite.
-        self._storage = (
-            large_pages.zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
-        )
+        self.num_slots = self.storages[0].num_slots
+        own = [iter(storage.layers) for storage in self.storages]
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self._movable: list[Tensor] = [] if by_layer else [self._storage]  # by slot, together all there is
-        first = 0
-        for layer, size in zip(shapes, sizes, strict=True):
-            if layer.shares is not None:
-                self.layers.append(self.layers[layer.shares])
-                continue
-            heads, scale = (layer.kv_heads, layer.head_dim), self.num_slots if by_layer else 1
-            part = self._storage.narrow(-1, first * scale, size * scale)
-            both = part.view(2, self.num_slots, *heads) if by_layer else _apart(part, heads)
-            self.layers.append((both[0], both[1]))
-            self._movable += [both[0], both[1]] if by_layer else []
-            first += size
-        if len({(one.kv_heads, one.head_dim, one.shares) for one in shapes}) == 1:
-            self.slots = self._as_one(len(shapes), shapes[0], by_layer)
-        # Touched now: memory costs most when it is first written to, and would do so in the middle of answers.
-        for tensor in self._movable:
-            tensor[: num_pages * page_size].zero_()
+        for shape, where in zip(shapes, self.storage_of, strict=True):
+            self.layers.append(next(own[where]) if shape.shares is None else self.layers[shape.shares])
 
-    def _as_one(self, num_layers: int, shape: KVShape, by_layer: bool) -> Tensor:
-        heads = shape.kv_heads, shape.head_dim
-        if by_layer:
-            return self._storage.view(num_layers, 2, self.num_slots, *heads).permute(2, 0, 1, 3, 4)
-        return self._storage.view(self.num_slots, num_layers, 2, *heads)
+    @property
+    def slots(self) -> Tensor:
+        """[num_slots, num_layers, 2, kv_heads, head_dim] of layers that are of one shape and share nothing."""
+        return self.storages[0].slots
 
     @property
     def bytes_per_token(self) -> int:
         """Cache bytes of one token, all layers."""
-        return self._storage.nbytes // self.num_slots
+        return sum(storage.all.nbytes // storage.num_slots for storage in self.storages)
 
     @property
     def nbytes(self) -> int:
         """Of all pages, spare ones included."""
-        return self._storage.nbytes
+        return sum(storage.all.nbytes for storage in self.storages)
 
     @property
     def device(self) -> torch.device:
         """Where the pages are."""
-        return self._storage.device
+        return self.storages[0].all.device
 
     def slot_mapping(self, pages: Sequence[int], start: int, end: int) -> list[int]:
         """Where the tokens at positions ``start`` .. ``end`` - 1 of a sequence lie."""
@@ -100,12 +150,6 @@ class PagedKVCache:
         for own, given in zip(self.layers, pairs, strict=True):
             for stored, new in zip(own, given, strict=True):
                 stored.index_copy_(0, ids, new[0].transpose(0, 1))
-
-    def move(self, from_slots: Sequence[int], to_slots: Sequence[int]) -> None:
-        """Copy tokens, of all layers; all are read before any is written."""
-        taken, places = (torch.tensor(slots, device=self.device) for slots in (from_slots, to_slots))
-        for tensor in self._movable:
-            tensor.index_copy_(0, places, tensor.index_select(0, taken))
 
 
 def _apart(tokens: Tensor, heads: tuple[int, int]) -> Tensor:
@@ -123,6 +167,15 @@ class CacheRow:
     start: int  # committed tokens; the step's tokens stand at start, start + 1, ...
     slot: int | None = None  # of its states, in hybrid models; None: it has none, as what is timed
     snapshots: Sequence[tuple[int, int]] = ()  # (number of tokens, slot): where a state is to be kept as well
+    window: WindowPages | None = None  # its pages of layers with windows; None: of no request, any will do
+
+    def pages_in(self, where: int, storage: PageStorage) -> Sequence[int]:
+        """Its pages in ``storage``, number ``where`` of the cache's; the scratch page in place of those given back."""
+        if not where:
+            return self.pages
+        if self.window is None:
+            return [page % storage.num_pages for page in self.pages]
+        return self.window.aligned(storage.scratch_page)
 
 
 def slots_of(cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> list[int]:

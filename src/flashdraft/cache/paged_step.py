@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashdraft.batch import ForwardBatch, TreeSlots
 from flashdraft.cache.dense_source import seen_masks
+from flashdraft.cache.paged_kv_cache import PagedKVCache
 from flashdraft.ops.attention import FULL_ATTENTION, AttentionSpec, LastKeys, Mask, attention
 from flashdraft.ops.block_mask import BlockRule, CachedMask
 from flashdraft.ops.sliding import masks_by_window
@@ -65,10 +66,14 @@ def row_groups(
 class PagedStep:
     """A KVSource: the rows of one step."""
 
-    layers: Sequence[tuple[Tensor, Tensor]]  # keys and values of each, [num_slots, kv_heads, head_dim]
-    pages: Tensor  # int64 [rows, num_pages]: each row's in order
-    page_size: int  # tokens
+    cache: PagedKVCache
+    pages: Tensor  # int64 [storages, rows, num_pages]: each row's in order, of each storage of the cache
     groups: Sequence[RowGroup]
+
+    @property
+    def layers(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """See :class:`flashdraft.models.base.KVSource`."""
+        return self.cache.layers
 
     def open(self, batch: ForwardBatch, specs: Sequence[AttentionSpec]) -> list[Any]:
         """See :class:`flashdraft.models.base.KVSource`: each token sees its own sequence, or its path, up to itself."""
@@ -113,12 +118,15 @@ class PagedStep:
 
         ``masks_of``: what a group's tokens see of its keys, for each layer.
         """
-        pages = self.pages.gather(1, places // self.page_size)
-        slots = pages * self.page_size + places % self.page_size
+        size = self.cache.page_size
+        slots = [pages.gather(1, places // size) * size + places % size for pages in self.pages]
         masks = [masks_of(group) for group in self.groups]
+        by_layer = zip(self.cache.layers, self.cache.storage_of, specs, strict=True)
         return [
-            PagedSource(self, layer, slots, [every[idx] for every in masks], spec)
-            for idx, (layer, spec) in enumerate(zip(self.layers, specs, strict=True))
+            PagedSource(
+                self.groups, layer, self.pages[where], size, slots[where], [one[idx] for one in masks], spec
+            )
+            for idx, (layer, where, spec) in enumerate(by_layer)
         ]
 
 
@@ -135,8 +143,10 @@ def _cut(mask: Mask, window: int | None, group: RowGroup) -> Mask:
 class PagedSource:
     """A LayerSource: new tokens go to ``slots`` [rows, num_tokens] of ``layer``, then each group attends."""
 
-    step: PagedStep
-    layer: tuple[Tensor, Tensor]
+    groups: Sequence[RowGroup]
+    layer: tuple[Tensor, Tensor]  # keys and values [num_slots, kv_heads, head_dim]
+    pages: Tensor  # int64 [rows, num_pages]
+    page_size: int  # tokens
     slots: Tensor
     masks: Sequence[Mask]  # of each group
     spec: AttentionSpec
@@ -148,26 +158,26 @@ class PagedSource:
                 stored[self.slots] = new.transpose(1, 2)
         parts = [
             self._attend(group, group.at(q), mask)
-            for group, mask in zip(self.step.groups, self.masks, strict=True)
+            for group, mask in zip(self.groups, self.masks, strict=True)
         ]
         if len(parts) == 1:
             return parts[0]
         found = torch.empty_like(q)
-        for group, part in zip(self.step.groups, parts, strict=True):
+        for group, part in zip(self.groups, parts, strict=True):
             found[group.rows] = part
         return found
 
     def _attend(self, group: RowGroup, q: Tensor, mask: Mask) -> Tensor:
-        size = self.step.page_size
+        size = self.page_size
         first_page = mask.first // size if isinstance(mask, LastKeys) else 0
         if isinstance(mask, LastKeys):
             mask = LastKeys(mask.mask, mask.first - first_page * size)
-        pages = group.at(self.step.pages)[:, first_page : -(-group.kv_len // size)]
+        pages = group.at(self.pages)[:, first_page : -(-group.kv_len // size)]
         k, v = (self._read(stored, pages, group.kv_len - first_page * size) for stored in self.layer)
         return attention(q, k, v, mask, self.spec)
 
     def _read(self, stored: Tensor, pages: Tensor, num_tokens: int) -> Tensor:
         """The first ``num_tokens`` of ``pages`` [rows, num_pages], [rows, kv_heads, num_tokens, head_dim]."""
-        paged: Tensor = stored.unflatten(0, (-1, self.step.page_size))  # type: ignore[no-untyped-call]
+        paged: Tensor = stored.unflatten(0, (-1, self.page_size))  # type: ignore[no-untyped-call]
         tokens = paged.index_select(0, pages.flatten()).view(len(pages), -1, *stored.shape[1:])
         return tokens[:, :num_tokens].transpose(1, 2)

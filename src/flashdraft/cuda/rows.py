@@ -104,7 +104,7 @@ class DeviceRows(PagedRows):
         most = -(-num_keys // self.cache.page_size)
         self._place(rows, counts, most)
         table = np.full((power_of_two(len(rows)), most), self.scratch_page, np.int32)
-        for own, pages in zip(table, self._pages, strict=False):
+        for own, pages in zip(table, self._pages[0], strict=False):
             own[: len(pages)] = pages
         return table
 

@@ -67,7 +67,7 @@ class Engine:
         token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
         # Tokens of a request whose features wait for a draft.
         self.most_pending = _PENDING_BYTES // (max(token_bytes, 1) * self.config.max_running)
-        self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states))
+        self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states), self.runner.window_room)
         self.overlap = Overlap(self.runner, simulated)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests

@@ -13,6 +13,7 @@ from flashdraft.admission import MAX_TREE
 from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.paged_step import grouped
+from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -42,6 +43,8 @@ class MemoryPlan:
     page_size: int = 16
     step_tokens: int = 512  # of one step's blocks
     layer_bytes: int = 0  # of one token in the largest layer of keys and values
+    window_bytes: int = 0  # of ``kv_bytes``, in layers that see a window
+    window_tokens: int = 0  # that those hold at most, of all requests together
 
     @property
     def spare_bytes(self) -> int:
@@ -57,7 +60,12 @@ class MemoryPlan:
         """All keys and values that an engine with pages for ``num_tokens`` holds (eager, graphs, native)."""
         blocks = max(self.step_tokens, self.max_running * self.block_size)
         num_staged = min(self.max_running * MAX_TREE, blocks)
-        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) + self._spare(num_staged)
+        return self._kept_bytes(num_tokens) + self._spare(num_staged)
+
+    def _kept_bytes(self, num_tokens: int) -> int:
+        """Of so many tokens, of which layers with windows hold no more than they can see."""
+        behind = max(num_tokens - self.window_tokens, 0)
+        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) - behind * self.window_bytes
 
     def copied_bytes(self, lengths: Sequence[int]) -> int:
         """What attention in PyTorch copies at a time of requests of so many tokens: a group of rows, one layer."""
@@ -75,8 +83,13 @@ class MemoryPlan:
         """Tokens of context that fit, of all requests together; negative where not even the rest does."""
         free = int(device_gb * _GB * _USABLE) - self.device_bytes(num_devices)
         # Heads of keys and values are not cut: with fewer of them than devices, they are repeated.
-        per_token = (self.kv_bytes + self.draft_kv_bytes) / min(num_devices, self.kv_heads)
-        return int(free / per_token)
+        free *= min(num_devices, self.kv_heads)
+        within = free // (self.kv_bytes + self.draft_kv_bytes)
+        if within <= self.window_tokens:
+            return within
+        behind = free - self._kept_bytes(self.window_tokens)
+        # Where all layers have windows, a token behind them takes a place in a table alone.
+        return self.window_tokens + behind // max(self.kv_bytes + self.draft_kv_bytes - self.window_bytes, 1)
 
     def to_text(self) -> str:
         """For people: one thing a line."""
@@ -84,6 +97,7 @@ class MemoryPlan:
         lines = [
             f"weights: target {_gb(self.weight_bytes)}, drafter {_gb(self.draft_weight_bytes)}",
             f"keys and values: {self.kv_bytes:,} B a token for the target, {self.draft_kv_bytes:,} B for the drafter",
+            *self._windows(),
             f"beside its pages: {_gb(self.spare_bytes)} for what a step stages",
             *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
@@ -93,6 +107,13 @@ class MemoryPlan:
             fits = f"{tokens:,} tokens of context" if tokens > 0 else "does not fit"
             lines.append(f"{num} x {size} GB, {_USABLE:.0%} used: {fits}{_HOW[num]}")
         return "\n".join(lines)
+
+    def _windows(self) -> list[str]:
+        if not self.window_bytes:
+            return []
+        return [
+            f"of them {self.window_bytes:,} B in layers that see a window, for {self.window_tokens:,} tokens at most"
+        ]
 
     def _states(self) -> list[str]:
         if not self.state_bytes:
@@ -131,6 +152,10 @@ def plan_memory(
         block_size = drafter.config.block_size
     kv_bytes, state_bytes = _cache_bytes(model)
     running = engine.max_running
+    windowed = [shape for shape in model.kv_shapes() if shape.window is not None]
+    room = WindowRoom.of(
+        [shape.window for shape in windowed], running, engine.on("cuda").most_step_tokens, engine.page_size
+    )
     draft_kv = 0 if drafter is None else _kv_bytes(drafter.kv_shapes(), drafter.fc.weight)
     return MemoryPlan(
         max_running=running,
@@ -147,6 +172,8 @@ def plan_memory(
         page_size=engine.page_size,
         step_tokens=engine.max_step_tokens,
         layer_bytes=max(_kv_bytes([shape], model.head_weight()) for shape in model.kv_shapes()),
+        window_bytes=_kv_bytes(windowed, model.head_weight()),
+        window_tokens=room.num_pages * engine.page_size if room else 0,
     )
 
 

@@ -11,6 +11,7 @@ from flashdraft.backends.base import Room, TargetStep
 from flashdraft.backends.registry import choose_backend
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.paged_rows import PagedRows
+from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -69,8 +70,15 @@ class ModelRunner:
         self.feature_layers = drafter.feature_layers if drafter else ()
         largest = drafter.max_block_size if drafter else 1
         step_tokens = config.max_step_tokens
-        room = Room(num_rows, num_pages, size, config.num_slots, MAX_TREE, max(largest, 1), step_tokens)
-        self.backend = choose_backend(config.attention_backend, target)(target, room, self.feature_layers)
+        backend = choose_backend(config.attention_backend, target)
+        windows = [shape.window for shape in target.kv_shapes()] if backend.cuts_windows else []
+        windowed = WindowRoom.of(windows, num_rows, config.most_step_tokens, size)
+        self.window_room = windowed if windowed and windowed.num_pages < num_pages else None
+        room = Room(
+            num_rows, num_pages, size, config.num_slots, MAX_TREE, max(largest, 1), step_tokens,
+            self.window_room.num_pages if self.window_room else None,
+        )  # fmt: skip
+        self.backend = backend(target, room, self.feature_layers)
         self.cache, self.states = self.backend.cache, self.backend.states
         self._no_logits = torch.empty(0, target.config.vocab_size, device=target.device)
         self.rounds = self.backend.new_rounds(

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cache.window_pages import WindowPages
 from flashdraft.control.acceptance import Acceptance
 from flashdraft.spec_decode.drafter import DraftShape
 
@@ -23,6 +24,9 @@ class Request:
     arrival: int
     client: str | None = None  # who asks: clients share each step (engine/fair_steps.py)
     pages: list[int] = field(default_factory=list)
+    window: WindowPages = field(
+        default_factory=WindowPages
+    )  # of layers with windows, where they have their own
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as they were needed
     num_committed: int = 0  # tokens whose keys and values the target's pages hold
     num_in_flight: int = 0  # tokens that a round in flight may commit beside these (engine/overlap.py)
@@ -105,7 +109,7 @@ class Request:
     @property
     def row(self) -> CacheRow:
         """Its row in the target's cache for the next forward."""
-        return CacheRow(self.key, self.pages, self.num_committed, self.slot, self.snapshots)
+        return CacheRow(self.key, self.pages, self.num_committed, self.slot, self.snapshots, self.window)
 
     @property
     def draft_shape(self) -> DraftShape:

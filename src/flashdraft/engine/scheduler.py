@@ -14,6 +14,7 @@ from flashdraft.backends.registry import AUTO_BACKEND, check_backend
 from flashdraft.cache.page_pool import PagePool, page_hashes
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.state_slots import StateSlots
+from flashdraft.cache.window_pages import WindowPool, WindowRoom
 from flashdraft.engine.fair_steps import FairSteps
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
@@ -78,6 +79,12 @@ class EngineConfig:
         return replace(self, max_prompt_tokens=prompts, free_step_tokens=self.free_step_tokens or free)
 
     @property
+    def most_step_tokens(self) -> int:
+        """Of one step, blocks and prompts: what is given each request and what prefill always gets included."""
+        blocks = self.max_step_tokens + self.max_running + self.max_step_tokens // 4
+        return max(blocks, self.max_prompt_tokens or 0)
+
+    @property
     def num_slots(self) -> int:
         """States that a hybrid model's cache holds."""
         return self.max_running + (self.num_checkpoints if self.prefix_caching else 0)
@@ -96,8 +103,15 @@ class Step:
 class Scheduler:
     """Holds all unfinished requests."""
 
-    def __init__(self, config: EngineConfig, num_pages: int, has_states: bool = False) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_pages: int,
+        has_states: bool = False,
+        window_room: WindowRoom | None = None,
+    ) -> None:
         self.config = config
+        self.windows = WindowPool(window_room, config.page_size) if window_room else None
         self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
         self.fair = FairSteps(config.free_step_tokens or config.max_step_tokens)
@@ -153,6 +167,8 @@ class Scheduler:
         if not step.left:
             budget = self._admit(step, budget)
         self._lengthen(step, budget)
+        if self.windows:
+            self._move_windows(self.windows, step)
         if self.slots and self.config.prefix_caching:
             for request, num_tokens in (*step.blocks, *step.chunks):
                 self._plan_snapshots(self.slots, request, num_tokens)
@@ -185,6 +201,8 @@ class Scheduler:
             request.hashes = page_hashes(request.token_ids, self.pool.page_size, request.hashes)
         for idx in range(request.num_registered, full):
             self.pool.register(request.pages[idx], request.hashes[idx])
+            if self.windows:
+                self.windows.register(request.window, idx, request.hashes[idx])
         request.num_registered = full
 
     def keep_snapshots(self, request: Request) -> None:
@@ -212,6 +230,8 @@ class Scheduler:
             assert request.num_observed <= request.num_committed <= len(request.token_ids)
             assert request.num_committed <= len(request.pages) * self.pool.page_size, "too few pages"
         self.pool.check_integrity([r.pages for r in self.running])
+        if self.windows:
+            self.windows.check_integrity([r.window for r in self.running])
         if self.slots:
             kept = [slot for r in self.running for _, slot in r.snapshots]
             self.slots.check_integrity([*(r.slot for r in self.running), *kept])
@@ -265,6 +285,8 @@ class Scheduler:
             pages = self.pool.allocate(missing)
             assert pages is not None
             request.pages = found + pages
+            if self.windows:
+                request.window = self.windows.join(request.hashes[: len(found)])
             if self.slots:
                 # Read before it is taken for something else, by this request at the soonest.
                 request.checkpoint = self.slots.find(request.hashes[len(found) - 1]) if found else None
@@ -303,10 +325,24 @@ class Scheduler:
         # Without an answer yet, the last prompt token has to run: its logits give the first token.
         usable = request.prefill_len - (not request.answer.output.token_ids)
         pages = self.pool.find_prefix(request.hashes[: usable // size])
-        if not self.slots:
-            return pages
         request.branch = len(pages) * size
-        return pages[: self.slots.longest(request.hashes[: len(pages)])]
+        # Where states or windows are missing as well, a shorter prefix is sought that has both.
+        count = None
+        while count != len(pages):
+            count = len(pages)
+            for kept in (self.slots, self.windows):
+                if kept:
+                    pages = pages[: kept.longest(request.hashes[: len(pages)])]
+        return pages
+
+    def _move_windows(self, windows: WindowPool, step: Step) -> None:
+        """Pages of layers with windows: what is not seen or was rejected is free, the step's are taken."""
+        for request in self.running:
+            end = request.num_committed + request.num_in_flight
+            windows.trim(request.window, request.num_committed, end)
+        for request, num_tokens in (*step.blocks, *step.chunks):
+            end = request.num_committed + request.num_in_flight + num_tokens
+            windows.reach(request.window, min(self.pool.num_pages_for(end), len(request.pages)))
 
     def _plan_snapshots(self, slots: StateSlots, request: Request, num_tokens: int) -> None:
         """Slots for the states at borders that the request may come past in this step."""
@@ -326,6 +362,8 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.pool.free(request.pages)
         request.pages = []
+        if self.windows:
+            self.windows.free(request.window)
         if self.slots:
             for slot in (request.slot, *(slot for _, slot in request.snapshots)):
                 self.slots.free(slot)
