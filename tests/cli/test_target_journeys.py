@@ -1,4 +1,4 @@
-"""The whole way with targets as published: gpt-oss-20b with experts in MXFP4, gemma-4-31B beside a vision tower."""
+"""The whole way with targets as published: gpt-oss-20b, gemma-4-31B and Ministral 3."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Gemma4ForCausalLM, Gemma4TextConfig, GptOssConfig, GptOssForCausalLM
+from transformers import (
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
+)
 
 from against_transformers import save_and_load
 from command_line import Run
@@ -15,6 +22,8 @@ from models.test_gemma4 import LAYOUTS
 from models.test_gemma4 import SHAPE as GEMMA
 from models.test_gpt_oss import SHAPE as GPT_OSS
 from models.test_gpt_oss import as_published
+from models.test_mistral import ROPE
+from models.test_mistral import SHAPE as MISTRAL
 from tiny_pair import byte_tokenizer
 
 SIZES = {"vocab_size": 259, "max_position_embeddings": 2048, "eos_token_id": 257}
@@ -39,8 +48,13 @@ def gemma_4_31b(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(whole))
 
 
+def ministral_3(folder: Path) -> None:
+    config = Ministral3Config(**MISTRAL | SIZES | {"rope_parameters": ROPE})
+    save_and_load(folder, Ministral3ForCausalLM, config)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [gpt_oss, gemma_4_31b])
+@pytest.mark.parametrize("make", [gpt_oss, gemma_4_31b, ministral_3])
 def test_from_training_to_another_engine(make, run: Run, tmp_path: Path) -> None:
     target = tmp_path / "target"
     make(target)

@@ -112,7 +112,7 @@ def test_backends_that_cannot_run_it_say_so(tmp_path):
     assert choose_backend("auto", ours).__name__ == "EagerBackend"
 
 
-@pytest.mark.parametrize("kind", ["gpt_oss", "gemma4"])
+@pytest.mark.parametrize("kind", ["gpt_oss", "gemma4", "olmo"])
 def test_a_target_is_one_file_and_one_table_row(kind):
     """Nothing else of the package knows of it; see docs for a target of one's own."""
     package = Path(__file__).parents[2] / "src" / "flashdraft"

@@ -31,6 +31,11 @@ ARCHITECTURES = {
     "gemma4_text": ("flashdraft.models.gemma4", "Gemma4Model"),
     "gemma4_unified": ("flashdraft.models.gemma4", "Gemma4Model"),
     "gemma4_unified_text": ("flashdraft.models.gemma4", "Gemma4Model"),
+    "mistral": ("flashdraft.models.mistral", "MistralModel"),
+    "mistral3": ("flashdraft.models.mistral", "MistralModel"),
+    "ministral3": ("flashdraft.models.mistral", "MistralModel"),
+    "olmo2": ("flashdraft.models.olmo", "Olmo2Model"),
+    "olmo3": ("flashdraft.models.olmo", "Olmo3Model"),
     "gpt_oss": ("flashdraft.models.gpt_oss", "GptOssModel"),
     "qwen3_next": ("flashdraft.models.qwen3_5", "Qwen3_5Model"),
 }

@@ -205,12 +205,12 @@ def _plain_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_dimensional(rope_parameters: dict[str, Any]) -> dict[str, Any]:
-    """Rope parameters for a drafter: whole heads, plain positions, whatever its target does with images.
+    """Rope parameters for a drafter: whole heads, plain positions, whatever its target does with images or queries.
 
     Of a target that rotates layer types differently, those of its full layers: a drafter sees all of the context.
     """
     rope_parameters = rope_parameters.get("full_attention", rope_parameters)
-    of_targets = ("mrope_section", "mrope_interleaved", "partial_rotary_factor")
+    of_targets = ("mrope_section", "mrope_interleaved", "partial_rotary_factor", "llama_4_scaling_beta")
     plain = {name: value for name, value in rope_parameters.items() if name not in of_targets}
     if plain.get("rope_type") == "proportional":  # which is the default for whole heads
         plain["rope_type"] = "default"

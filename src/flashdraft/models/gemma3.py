@@ -11,18 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig
 
 from flashdraft.batch import ForwardBatch
 from flashdraft.errors import CheckpointError
 from flashdraft.models.base import KVSource, LayerSource, TargetOutput
+from flashdraft.models.layer_kinds import rotary_of_kind, run_by_kind, windows_of
 from flashdraft.models.llama import LlamaAttention, LlamaModel
 from flashdraft.models.mlp import GatedMLP
 from flashdraft.ops.attention import AttentionSpec
 from flashdraft.ops.norm import ZeroCenteredRMSNorm
 from flashdraft.ops.rope import Rotary
-
-SLIDING = "sliding_attention"
 
 
 class Gemma3Attention(LlamaAttention):
@@ -106,8 +104,7 @@ class Gemma3Model(LlamaModel):
     def specs_of(self, config: Any) -> list[AttentionSpec]:
         """Sliding layers have a window; scores are scaled by a number of the config's own."""
         scale = config.query_pre_attn_scalar**-0.5
-        windows = [config.sliding_window if kind == SLIDING else None for kind in config.layer_types]
-        return [AttentionSpec(window, scale) for window in windows]
+        return [AttentionSpec(window, scale) for window in windows_of(config)]
 
     def forward(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()
@@ -117,26 +114,4 @@ class Gemma3Model(LlamaModel):
         x = x * torch.tensor(
             self.config.hidden_size**0.5, dtype=x.dtype
         )  # rounded to the type, as in training
-        ropes = {kind: rotary(batch.positions, x.dtype) for kind, rotary in self.rotary.items()}
-        sources = cache.open(batch, self.specs)
-        features: dict[int, Tensor] = {}
-        kinds = self.config.layer_types
-        for layer_idx, (layer, source) in enumerate(zip(self.model.layers, sources, strict=True)):
-            x = layer(x, ropes[kinds[layer_idx]], source)
-            if layer_idx in feature_layers:
-                features[layer_idx] = x
-        return TargetOutput.of(self.model.norm(x), features, feature_layers)
-
-
-def rotary_of_kind(config: Any, kind: str, head_dim: int) -> Rotary:
-    """The rotation of layers of ``kind``, whose heads have ``head_dim`` dimensions."""
-    # The scaled rope types are functions of a config with one set of parameters.
-    return Rotary(
-        LlamaConfig(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            head_dim=head_dim,
-            max_position_embeddings=config.max_position_embeddings,
-            rope_parameters=dict(config.rope_parameters[kind]),
-        )
-    )
+        return run_by_kind(self, x, batch, cache, feature_layers)

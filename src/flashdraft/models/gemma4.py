@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from flashdraft.cache.kv_cache import KVShape
 from flashdraft.models.base import LayerSource
-from flashdraft.models.gemma3 import SLIDING, Gemma3Model, rotary_of_kind
+from flashdraft.models.gemma3 import Gemma3Model
+from flashdraft.models.layer_kinds import SLIDING, rotary_of_kind
 from flashdraft.models.llama import split_heads
 from flashdraft.models.mlp import Experts, GatedMLP
 from flashdraft.ops.attention import AttentionSpec

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flashdraft.models.base import LayerSource
-from flashdraft.models.gemma3 import SLIDING
+from flashdraft.models.layer_kinds import windows_of
 from flashdraft.models.llama import LlamaAttention, LlamaModel
 from flashdraft.models.mlp import Experts
 from flashdraft.ops.attention import AttentionSpec
@@ -98,6 +98,7 @@ class GptOssModel(LlamaModel):
 
     def specs_of(self, config: Any) -> list[AttentionSpec]:
         """Sliding layers have a window; all have their sinks."""
-        windows = [config.sliding_window if kind == SLIDING else None for kind in config.layer_types]
         sinks = [layer.self_attn.sinks for layer in self.model.layers]
-        return [AttentionSpec(window, sinks=one) for window, one in zip(windows, sinks, strict=True)]
+        return [
+            AttentionSpec(window, sinks=one) for window, one in zip(windows_of(config), sinks, strict=True)
+        ]

@@ -28,7 +28,7 @@ class LlamaAttention(nn.Module):
         self.head_dim = config.head_dim
         q_size = config.num_attention_heads * self.head_dim
         kv_size = config.num_key_value_heads * self.head_dim
-        bias = config.attention_bias
+        bias = getattr(config, "attention_bias", False)  # Mistral's configs do not say it
         self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
@@ -69,11 +69,13 @@ class LlamaLayer(nn.Module):
 class LlamaDecoder(nn.Module):
     """Embedding, layers and final norm (``model.*`` in checkpoints)."""
 
+    layer_class: Any = LlamaLayer
+
     def __init__(self, config: Any, attention_class: type[LlamaAttention]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            LlamaLayer(config, attention_class, i) for i in range(config.num_hidden_layers)
+            self.layer_class(config, attention_class, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -86,6 +88,8 @@ class LlamaModel(TargetModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        if not hasattr(config, "head_dim"):  # some families' configs leave it to be computed
+            config.head_dim = config.hidden_size // config.num_attention_heads
         self.config = config
         self.model = self.decoder_class(config, self.attention_class)
         self.lm_head: nn.Linear | None = None
