@@ -25,8 +25,8 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.build import drafter_of
 from flashdraft.spec_decode.drafter import Drafter, DraftShape, OneRequest
-from flashdraft.spec_decode.networks import drafter_of
 
 
 def drafters(llm: LLM, args: argparse.Namespace) -> dict[str, Drafter]:

@@ -22,8 +22,8 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.native.accelerate import accelerate
 from flashdraft.native.target import NativeTarget
 from flashdraft.provenance import collect_provenance
+from flashdraft.spec_decode.build import drafter_of
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.networks import drafter_of
 
 CONTEXT = 256
 SHAPES = ((1, 1), (1, 8), (1, 16), (8, 1), (32, 1), (8, 16), (32, 16))  # requests x tokens of each

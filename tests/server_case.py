@@ -16,7 +16,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.server.config import ServerConfig
-from flashdraft.server.engine_door import EngineDoor
+from flashdraft.server.engine_client import EngineClient
 from flashdraft.server.listening import listen_on
 from flashdraft.server.run import uvicorn_config
 from flashdraft.server.service import Service
@@ -43,7 +43,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(llm: LLM, engine: EngineDoor | None = None, **config: Any) -> Iterator[Running]:
+def serving(llm: LLM, engine: EngineClient | None = None, **config: Any) -> Iterator[Running]:
     """A server of ``llm`` until the end of the block."""
     settings = ServerConfig(**({"model_names": (MODEL,)} | config))
     context_len = llm.target.config.max_position_embeddings

@@ -34,9 +34,9 @@ from flashdraft.errors import UsageError
 from flashdraft.native.accelerate import accelerate
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.build import drafter_of
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.metrics import RequestMetrics
-from flashdraft.spec_decode.networks import drafter_of
 
 Prompt = (
     str | Sequence[int] | Mapping[str, Any]

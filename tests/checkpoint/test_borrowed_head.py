@@ -23,8 +23,8 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.native.accelerate import accelerate
 from flashdraft.native.library import library
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.build import drafter_of
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.spec_decode.networks import drafter_of
 from flashdraft.train.run import load_trainable
 from tiny_pair import save_tiny_pair
 from toys import Alone, toy_dflash, toy_target

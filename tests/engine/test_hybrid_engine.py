@@ -10,9 +10,9 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.build import trained_drafter
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.networks import trained_drafter
 from flashdraft.spec_decode.ngram import NgramDrafter
 from toys import toy_dflash, toy_hybrid, toy_mtp
 

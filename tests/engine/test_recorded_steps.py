@@ -21,10 +21,10 @@ from flashdraft.engine.step_timing import measure_costs
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.build import trained_drafter
 from flashdraft.spec_decode.candidates import Candidates
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.networks import trained_drafter
 from toys import toy_dflash, toy_dflash2, toy_hybrid, toy_mtp, toy_sliding, toy_target
 
 VOCAB = 11  # random drafts are right now and then

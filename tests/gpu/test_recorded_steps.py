@@ -11,9 +11,9 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.ops.recorded import Recorded
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.spec_decode.build import trained_drafter
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import Drafter
-from flashdraft.spec_decode.networks import trained_drafter
 from toys import toy_dflash, toy_mtp, toy_target
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

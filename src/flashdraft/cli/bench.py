@@ -250,7 +250,7 @@ def _drafters(
     """The opened drafters, by method name; the LLM's own is dflash."""
     from flashdraft.checkpoint.embedded import drafts_among_all, served_window
     from flashdraft.checkpoint.load import OWN_MTP, load_drafter, load_own_mtp
-    from flashdraft.spec_decode.networks import drafter_of
+    from flashdraft.spec_decode.build import drafter_of
 
     drafters: dict[str, Drafter] = {"dflash": llm.drafter} if llm.drafter else {}
     for name, folder in named.items():

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flashdraft import __version__
-from flashdraft.server import answers
+from flashdraft.server import response_types
 from flashdraft.server.api_errors import MESSAGES_PATH, Json
 from flashdraft.server.handlers import service_of
 from flashdraft.server.http_io import Handler, ends_with_client
@@ -131,7 +131,7 @@ def _operation(one: Operation, refs: Any) -> Json:
 
 def error_of(one: Operation) -> type[BaseModel]:
     """What an operation answers that is no success."""
-    return answers.MessageError if one.path.startswith(MESSAGES_PATH) else answers.Error
+    return response_types.MessageError if one.path.startswith(MESSAGES_PATH) else response_types.Error
 
 
 def _answer(one: Operation, refs: Any) -> Json:
@@ -150,18 +150,22 @@ def _content(media_type: str, schema: Json) -> Json:
 
 OPERATIONS = [
     Operation("/", "get", playground, "The playground", "text/html"),
-    Operation("/health", "get", health, "Whether the server can answer", answers.Health, statuses=(503,)),
-    Operation("/ready", "get", health, "Whether the server can answer", answers.Health, statuses=(503,)),
+    Operation(
+        "/health", "get", health, "Whether the server can answer", response_types.Health, statuses=(503,)
+    ),
+    Operation(
+        "/ready", "get", health, "Whether the server can answer", response_types.Health, statuses=(503,)
+    ),
     Operation("/metrics", "get", metrics, "Metrics for Prometheus", "text/plain"),
     Operation("/openapi.json", "get", openapi, "This document", JSON_TYPE),
-    Operation("/v1/models", "get", models, "The models", answers.ModelList),
-    Operation("/v1/models/{name}", "get", models, "One model", answers.ModelCard),
+    Operation("/v1/models", "get", models, "The models", response_types.ModelList),
+    Operation("/v1/models/{name}", "get", models, "One model", response_types.ModelCard),
     Operation(
         "/v1/chat/completions",
         "post",
         ends_with_client(chat_completions),
         "Answer a conversation",
-        answers.ChatCompletion,
+        response_types.ChatCompletion,
         ChatRequest,
         _CHAT,
         streams=True,
@@ -171,7 +175,7 @@ OPERATIONS = [
         "post",
         ends_with_client(completions),
         "Continue texts",
-        answers.TextCompletion,
+        response_types.TextCompletion,
         CompletionRequest,
         _TEXT,
         streams=True,
@@ -181,7 +185,7 @@ OPERATIONS = [
         "post",
         ends_with_client(responses),
         "Answer once",
-        answers.Response,
+        response_types.Response,
         ResponsesRequest,
         {"input": "Hello", "max_output_tokens": 4},
         streams=True,
@@ -191,7 +195,7 @@ OPERATIONS = [
         "post",
         ends_with_client(messages),
         "Answer a conversation, as Anthropic's",
-        answers.MessageAnswer,
+        response_types.MessageAnswer,
         MessagesRequest,
         {"messages": _MESSAGES, "max_tokens": 4},
         streams=True,
@@ -201,7 +205,7 @@ OPERATIONS = [
         "post",
         ends_with_client(count_tokens),
         "Count a conversation's tokens",
-        answers.TokenCount,
+        response_types.TokenCount,
         CountTokensRequest,
         {"messages": _MESSAGES},
     ),
@@ -210,20 +214,22 @@ OPERATIONS = [
         "post",
         ends_with_client(generate),
         "SGLang's way of asking",
-        answers.GeneratedRow,
+        response_types.GeneratedRow,
         GenerateRequest,
         _GENERATE,
         streams=True,
         is_list=True,
     ),
-    Operation("/flush_cache", "get", flush_cache, "Forget prefixes", answers.Flushed, statuses=(409,)),
-    Operation("/flush_cache", "post", flush_cache, "Forget prefixes", answers.Flushed, statuses=(409,)),
+    Operation("/flush_cache", "get", flush_cache, "Forget prefixes", response_types.Flushed, statuses=(409,)),
+    Operation(
+        "/flush_cache", "post", flush_cache, "Forget prefixes", response_types.Flushed, statuses=(409,)
+    ),
     Operation(
         "/tokenize",
         "post",
         ends_with_client(tokenize),
         "Tokens",
-        answers.Tokens,
+        response_types.Tokens,
         TokenizeRequest,
         {"prompt": "Hello"},
     ),
@@ -232,7 +238,7 @@ OPERATIONS = [
         "post",
         ends_with_client(detokenize),
         "Text of tokens",
-        answers.Text,
+        response_types.Text,
         DetokenizeRequest,
         {"tokens": [1, 2]},
     ),

@@ -17,7 +17,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.server.answer_text import AnswerText, TokenPiece
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
-from flashdraft.server.engine_door import EngineDoor
+from flashdraft.server.engine_client import EngineClient
 from flashdraft.server.logs import log_event
 from flashdraft.server.metrics import ServerMetrics
 from flashdraft.server.places import Places
@@ -81,7 +81,7 @@ class Service:
 
     def __init__(
         self,
-        engine: EngineDoor,
+        engine: EngineClient,
         tokenizer: Any,
         context_len: int,
         block_size: int,

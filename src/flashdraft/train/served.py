@@ -12,7 +12,7 @@ from flashdraft.data.on_policy import Document
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.networks import trained_drafter
+from flashdraft.spec_decode.build import trained_drafter
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import Network
 from flashdraft.train.simulate import Walk, answers_of, simulate

@@ -9,7 +9,7 @@ from flashdraft.grammar import Grammar, GrammarState
 from flashdraft.sampling_params import SamplingParams
 
 
-class EngineDoor(Protocol):
+class EngineClient(Protocol):
     """An engine as the server sees it."""
 
     @property

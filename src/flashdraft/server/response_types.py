@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
 
-class Told(BaseModel):
+class ResponseModel(BaseModel):
     """Every field of an answer is known by name."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ErrorDetail(Told):
+class ErrorDetail(ResponseModel):
     """What was found, what was expected and the mend; ``param`` names the field of the request."""
 
     message: str
@@ -22,27 +22,27 @@ class ErrorDetail(Told):
     code: str | None
 
 
-class Error(Told):
+class Error(ResponseModel):
     """Everything but a success."""
 
     error: ErrorDetail
 
 
-class MessageErrorDetail(Told):
+class MessageErrorDetail(ResponseModel):
     """Anthropic's words for it."""
 
     type: str
     message: str
 
 
-class MessageError(Told):
+class MessageError(ResponseModel):
     """Everything but a success, as Anthropic tells it."""
 
     type: Literal["error"]
     error: MessageErrorDetail
 
 
-class CompletionDetails(Told):
+class CompletionDetails(ResponseModel):
     """What drafting was worth, and how many tokens were thoughts."""
 
     accepted_prediction_tokens: int
@@ -50,13 +50,13 @@ class CompletionDetails(Told):
     reasoning_tokens: int
 
 
-class PromptDetails(Told):
+class PromptDetails(ResponseModel):
     """Tokens that were found in the prefix cache."""
 
     cached_tokens: int
 
 
-class Speculation(Told):
+class Speculation(ResponseModel):
     """vLLM's account of a request's speculative decoding."""
 
     mean_acceptance_length: float
@@ -68,13 +68,13 @@ class Speculation(Told):
     num_spec_tokens: int
 
 
-class Metrics(Told):
+class Metrics(ResponseModel):
     """vLLM's ``metrics``."""
 
     speculative_decoding: Speculation
 
 
-class Usage(Told):
+class Usage(ResponseModel):
     """Tokens of a request."""
 
     prompt_tokens: int
@@ -84,7 +84,7 @@ class Usage(Told):
     completion_tokens_details: CompletionDetails
 
 
-class MetaInfo(Told):
+class MetaInfo(ResponseModel):
     """SGLang's account of one answer."""
 
     id: str
@@ -97,7 +97,7 @@ class MetaInfo(Told):
     spec_verify_ct: int
 
 
-class Choice(Told):
+class Choice(ResponseModel):
     """What both forms of choice have in common."""
 
     index: int
@@ -108,7 +108,7 @@ class Choice(Told):
     token_texts: list[str] | None = None
 
 
-class TopLogprob(Told):
+class TopLogprob(ResponseModel):
     """A token with its natural log-probability."""
 
     token: str
@@ -122,21 +122,21 @@ class ChatLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(Told):
+class ChatLogprobs(ResponseModel):
     """All tokens of an answer."""
 
     content: list[ChatLogprob]
     refusal: None
 
 
-class CalledFunction(Told):
+class CalledFunction(ResponseModel):
     """``arguments`` is JSON."""
 
     name: str
     arguments: str
 
 
-class Called(Told):
+class Called(ResponseModel):
     """One tool call."""
 
     id: str
@@ -144,7 +144,7 @@ class Called(Told):
     function: CalledFunction
 
 
-class AnswerMessage(Told):
+class AnswerMessage(ResponseModel):
     """The model's message."""
 
     role: Literal["assistant"]
@@ -161,7 +161,7 @@ class ChatChoice(Choice):
     logprobs: ChatLogprobs | None
 
 
-class ChatCompletion(Told):
+class ChatCompletion(ResponseModel):
     """The answer of ``/v1/chat/completions``."""
 
     id: str
@@ -175,7 +175,7 @@ class ChatCompletion(Told):
     meta_info: MetaInfo | None = None  # of the first answer, with return_meta_info
 
 
-class TextLogprobs(Told):
+class TextLogprobs(ResponseModel):
     """Parallel lists over the tokens."""
 
     tokens: list[str]
@@ -191,7 +191,7 @@ class TextChoice(Choice):
     logprobs: TextLogprobs | None
 
 
-class TextCompletion(Told):
+class TextCompletion(ResponseModel):
     """The answer of ``/v1/completions``."""
 
     id: str
@@ -217,7 +217,7 @@ class Response(BaseModel):
     usage: dict[str, Any]
 
 
-class MessageAnswer(Told):
+class MessageAnswer(ResponseModel):
     """The answer of ``/v1/messages``."""
 
     id: str
@@ -230,13 +230,13 @@ class MessageAnswer(Told):
     usage: dict[str, int]
 
 
-class TokenCount(Told):
+class TokenCount(ResponseModel):
     """The answer of ``/v1/messages/count_tokens``."""
 
     input_tokens: int
 
 
-class GeneratedRow(Told):
+class GeneratedRow(ResponseModel):
     """One answer of ``/generate``."""
 
     text: str
@@ -244,7 +244,7 @@ class GeneratedRow(Told):
     meta_info: MetaInfo
 
 
-class ModelCard(Told):
+class ModelCard(ResponseModel):
     """A model that is served."""
 
     id: str
@@ -256,20 +256,20 @@ class ModelCard(Told):
     thinking: bool  # whether the chat template knows of thoughts
 
 
-class ModelList(Told):
+class ModelList(ResponseModel):
     """All models that are served."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
-class Health(Told):
+class Health(ResponseModel):
     """Whether the server can answer."""
 
     status: str
 
 
-class Tokens(Told):
+class Tokens(ResponseModel):
     """The answer of ``/tokenize``."""
 
     count: int
@@ -278,13 +278,13 @@ class Tokens(Told):
     token_strs: list[str] | None = None  # with return_token_strs
 
 
-class Text(Told):
+class Text(ResponseModel):
     """The answer of ``/detokenize``."""
 
     prompt: str
 
 
-class Flushed(Told):
+class Flushed(ResponseModel):
     """The answer of ``/flush_cache``."""
 
     success: bool
