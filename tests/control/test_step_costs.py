@@ -62,9 +62,12 @@ def test_curves() -> None:
     assert longer.num_tokens.tolist() == [1, 4, 8, 16, 32]
     assert longer.seconds.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert [curve.shares(1, tokens).tolist() for tokens in (1, 4, 6, 8, 16)] == [
-        [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0],
+        [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0],
     ]  # fmt: skip
     curve.row_s, curve.context_row_s, curve.context_token_s = 0.5, 0.01, 0.001
+    assert curve.shares(3, 4).tolist() == pytest.approx([0.0, 2 / 3, 0.0, 1 / 3]), (
+        "two of three seconds are the point's"
+    )
     assert float(curve(3, 8, context=100)) == pytest.approx(4.0 + 2 * 0.5 + 100 * (3 * 0.01 + 8 * 0.001))
 
 
@@ -87,3 +90,27 @@ def test_what_steps_teach_never_makes_more_tokens_cheaper() -> None:
     learned = costs.verify.seconds.tolist()
     assert learned == sorted(learned)
     assert costs.pace * learned[2] == pytest.approx(6.5, rel=0.1)
+
+
+def test_rows_that_were_measured_too_slow_are_corrected_apart_from_tokens() -> None:
+    """Each row after the first was measured ten times as slow as it is; one row is what it was measured to be."""
+    costs, true = (
+        StepCosts(Curve([1, 8, 16], [7.0, 9.0, 12.0]), Curve([2, 16], [2.0, 3.0])) for _ in range(2)
+    )
+    costs.verify.row_s, true.verify.row_s = 5.0, 0.5
+    for _ in range(30):
+        for rows, tokens in ((1, 1), (8, 8), (1, 8), (8, 16)):
+            costs.learn((rows, tokens), float(true.verify(rows, tokens)), (0, 0), 0.0)
+    for rows, tokens in ((1, 1), (8, 8), (1, 8), (8, 16)):
+        expected = pytest.approx(float(true.verify(rows, tokens)), rel=0.1)
+        assert costs.pace * float(costs.forward_seconds(rows, tokens)) == expected
+
+
+def test_a_step_that_is_faster_than_expected_is_believed_and_a_slower_one_only_in_part() -> None:
+    for seen, expected in ((0.1, 0.1), (10.0, 2.0)):
+        costs = made_up_costs(0.0)
+        for _ in range(3):
+            costs.learn((1, 1), 1.0, (0, 0), 0.0)
+        before = costs.pace * float(costs.draft(1, 8))
+        costs.learn((1, 1), 1.0, (1, 8), seen * before)
+        assert costs.pace * float(costs.draft(1, 8)) / before == pytest.approx(expected, rel=0.2)

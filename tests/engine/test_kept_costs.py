@@ -1,7 +1,9 @@
 """Step costs that outlive the process: read where they are whole and of the same machine and pair, else measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,10 @@ from flashdraft.engine import kept_costs
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from toys import toy_dflash, toy_target
+from toys import ScriptedDrafter, toy_dflash, toy_target
 
 CURVE = {"num_tokens": [1, 2], "seconds": [0.1, 0.1], "row_s": 0, "context_row_s": 0, "context_token_s": 0}
 PARAMS = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
@@ -118,3 +121,67 @@ def test_where_nothing_can_be_written_the_engine_goes_on(
     opened().control.calibrate(1)
     opened().control.calibrate(1)
     assert measured == [1, 1]
+
+
+class Clock:
+    """Time passes in the target's forwards and in drafts alone."""
+
+    def __init__(self, draft_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.draft_s = 0.0, draft_s
+        for module in ("engine.engine", "engine.step_timing"):
+            monkeypatch.setattr(f"flashdraft.{module}.perf_counter", lambda: self.now)
+
+    def runs(self, engine: Engine) -> None:
+        """Forwards of ``engine`` take a second and 20 ms a token, its drafts as long as was said."""
+        assert engine.runner.drafter
+        forward, propose = engine.runner.forward, engine.runner.drafter.propose
+
+        def timed_forward(rows: Any, placed: Any, token_ids: list[list[int]], *others: Any) -> Any:
+            self.now += 1.0 + 0.02 * sum(map(len, token_ids))
+            return forward(rows, placed, token_ids, *others)
+
+        def timed_propose(*asked: Any) -> Any:
+            self.now += self.draft_s
+            return propose(*asked)
+
+        engine.runner.forward = timed_forward  # type: ignore[method-assign]
+        engine.runner.drafter.propose = timed_propose  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("draft_s", [0.2, 30.0])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"draft": 10}, {"verify": 10}, {"draft": 0.1}, {"draft": 10, "verify": 10}]
+)
+def test_what_was_kept_of_a_busy_moment_is_soon_outlived(
+    draft_s: float, wrong: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drafter that is always right and quick, or always right and too slow: within a few rounds it is known which."""
+    target, prompt, params = toy_target(), [5, 3, 8], replace(PARAMS, max_tokens=300)
+    clock = Clock(draft_s, monkeypatch)
+    answer = prompt + generate(target, None, prompt, params).token_ids
+
+    def answered() -> list[int]:
+        """Tokens verified in each round, of a new process."""
+        engine = Engine(target, ScriptedDrafter(answer, lambda _: False, max_block_size=8))
+        clock.runs(engine)
+        engine.add_request("r", prompt, params)
+        outputs = list(engine.run())
+        assert [token for output in outputs for token in output.token_ids] == answer[len(prompt) :]
+        return [1 + output.num_drafted for output in outputs[1:]]
+
+    answered()
+    file = only_file(tmp_path)
+    kept = json.loads(file.read_text())
+    for name, factor in wrong.items():
+        for part in ("seconds", "row_s", "context_row_s", "context_token_s"):
+            value = kept[name][part]
+            kept[name][part] = [factor * one for one in value] if part == "seconds" else factor * value
+    file.write_text(json.dumps(kept))
+    lengths = answered()
+    if draft_s > 1:
+        assert len(lengths) > 150
+        assert sum(length > 1 for length in lengths[12:]) <= 1, "a probe may be due"
+        return
+    assert lengths[12:-1] == [8] * (len(lengths) - 13)
+    told = json.loads(file.read_text())  # of a draft of 8 tokens and of a plain step
+    assert told["draft"]["seconds"][2] / told["verify"]["seconds"][0] == pytest.approx(draft_s, rel=0.5)

@@ -26,7 +26,8 @@ class Controller:
     def __init__(self, max_block: int, costs: StepCosts, config: ControllerConfig = DEFAULTS) -> None:
         self.costs, self.config = costs, config
         self.acceptance = AcceptanceModel(drafted_blocks(max_block, config), config)
-        self._credit_s = self._probe_s = 0.0  # saved for probes, and what the last one was to cost
+        self._credit_s = 0.0  # saved for probes
+        self._look_s = 0.0  # so much of it is worth a look at what one costs
         self._rate = 0.0  # of the last plan
         self._forward_s: list[float] = []  # of that plan's step, by its tokens or by its width
         self._kept: tuple[Plan, Sequence[int]] | None = None  # with the other requests' blocks
@@ -100,10 +101,17 @@ class Controller:
         return self.config.recorded_plan_steps if self.costs.is_recorded else self.config.plan_steps
 
     def _with_probe(self, search: Search, best: Plan) -> Plan:
-        """``best``, or with a draft of the request that has decoded plainly for longest, once that is paid for."""
+        """``best``, or with a draft of the request that has decoded plainly for longest, once that is paid for.
+
+        While no step has shown what the costs say, there is no price: both kinds of steps are tried.
+        """
+        is_drafting = any(best.drafts.values())
+        if is_drafting and self.costs.plain_trials:
+            return search.plain()
         self._credit_s += self.config.probe_share * best.seconds * self._plan_steps
-        self._credit_s = min(self._credit_s, best.seconds)
-        if self._credit_s < min(self._probe_s, best.seconds):
+        self._credit_s = min(self._credit_s, max(best.seconds, self._look_s))
+        is_trial = not is_drafting and self.costs.draft_trials > 0
+        if self._credit_s < self._look_s and not is_trial:
             return best
         plain = [
             (state.drafted_at, row)
@@ -113,12 +121,13 @@ class Controller:
         if not plain:
             return best
         probe = search.best(best.rate, must=min(plain)[1])
+        if is_trial:
+            return probe
         loss_s = probe.seconds - probe.num_tokens / best.rate
-        self._probe_s = loss_s
-        if loss_s > self._credit_s:
-            return best
-        self._credit_s -= max(loss_s, 0.0)
-        return probe
+        is_paid = loss_s <= self._credit_s
+        self._credit_s -= max(loss_s, 0.0) if is_paid else 0.0
+        self._look_s = min(loss_s, self._credit_s + best.seconds)
+        return probe if is_paid else best
 
 
 def drafted_blocks(max_block: int, config: ControllerConfig = DEFAULTS) -> tuple[int, ...]:

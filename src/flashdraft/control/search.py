@@ -66,14 +66,17 @@ class Search:
 
     def best(self, rate: float, must: int | None = None) -> Plan:
         """The plan of most tokens a second, where a second is worth about ``rate``; row ``must`` drafts in it."""
-        num_rows, nobody = float(self.num_rows), np.zeros((1, 1), int)
-        plain = Plan(
-            1, dict.fromkeys(self.states, False), num_rows, float(self._step_s(1, nobody, nobody)[0, 0])
-        )
+        plain = self.plain()
         if self.most.max(initial=0) < 2:
             return plain
         drafting = self._ragged(rate, must) if self.costs.is_ragged else self._padded()
         return plain if must is None and plain.rate > drafting.rate else drafting
+
+    def plain(self) -> Plan:
+        """Nobody drafts."""
+        nobody = np.zeros((1, 1), int)
+        seconds = float(self._step_s(1, nobody, nobody)[0, 0])
+        return Plan(1, dict.fromkeys(self.states, False), float(self.num_rows), seconds)
 
     def _padded(self) -> Plan:
         """All draft. How much of a recorded step is verified is known before, as it comes in few widths."""

@@ -16,9 +16,11 @@ Array = NDArray[np.float64]
 _FIRST, _NOISE, _DRIFT, _PACE_DRIFT = 0.3, 0.05, 0.003, 0.05
 _KINSHIP = 3.0  # doublings of tokens over which what is learned of a shape fades to a third
 _HOST_RATE = 0.2
-_MAX_LOG_RATIO = (
-    0.7  # one step that something else disturbed, or that was recorded, teaches no more than a factor of 2
+_MOST_SLOWER = (
+    0.7  # logarithm: a step that something else disturbed, or that was recorded, teaches no more than a
 )
+# factor of 2. Nothing makes a step faster than it is: one that was faster is believed as seen.
+_FAR = 1e3  # doublings: a part that no other one tells of
 
 
 @dataclass
@@ -52,22 +54,34 @@ class Curve:
             tokens.append(2 * tokens[-1])
         return Curve(np.array(tokens), self(1, tokens))
 
-    def shares(self, _num_rows: int, num_tokens: int) -> Array:
-        """[points]: how much of the seconds each point tells; beyond the last point all is the last's."""
+    @property
+    def num_parts(self) -> int:
+        """What steps correct: each point, and what rows and context cost beside them."""
+        return len(self.seconds) + 1
+
+    def shares(self, num_rows: int, num_tokens: int, context: int = 0) -> Array:
+        """[parts]: how much of the seconds each part tells; beyond the last point all is the last's."""
         right = min(int(np.searchsorted(self.num_tokens, num_tokens)), len(self.seconds) - 1)
-        shares, left = np.zeros(len(self.seconds)), max(right - 1, 0)
+        shares, left = np.zeros(self.num_parts), max(right - 1, 0)
         gap = max(self.num_tokens[right] - self.num_tokens[left], 1.0)
         shares[left] = min(max((self.num_tokens[right] - num_tokens) / gap, 0.0), 1.0)
         shares[right] += 1.0 - shares[left]
+        of_points, of_all = float(self(1, num_tokens)), float(self(num_rows, num_tokens, context))
+        shares[-1] = 1.0 - of_points / of_all if of_all > 0 else 0.0
+        shares[:-1] *= 1.0 - shares[-1]
         return shares
 
     def doublings(self) -> Array:
-        """[points, 1]: where they lie."""
-        return np.log2(self.num_tokens)[:, None]
+        """[parts, 1]: where they lie."""
+        return np.append(np.log2(self.num_tokens), _FAR)[:, None]
 
     def scale(self, factors: Array) -> None:
-        """Correct each point."""
-        self.seconds = not_falling(self.seconds * factors)
+        """Correct each part. More tokens never take less: what is known to be slow raises those behind it."""
+        seconds, is_slower = self.seconds * factors[:-1], np.log(factors[:-1]).sum() > 0
+        self.seconds = np.maximum.accumulate(seconds) if is_slower else not_falling(seconds)
+        self.row_s, self.context_row_s, self.context_token_s = (
+            float(factors[-1]) * one for one in (self.row_s, self.context_row_s, self.context_token_s)
+        )
 
 
 class ShapeTable:
@@ -101,7 +115,12 @@ class ShapeTable:
         )
         return at, np.maximum(rows / most, 1.0) * np.maximum(width / widest, 1.0)
 
-    def shares(self, num_rows: int, num_tokens: int) -> Array:
+    @property
+    def num_parts(self) -> int:
+        """What steps correct: each shape."""
+        return self.seconds.size
+
+    def shares(self, num_rows: int, num_tokens: int, _context: int = 0) -> Array:
         """[rows * widths]: 1 for the shape that it is."""
         shares = np.zeros_like(self.seconds)
         shares[self._place(np.asarray(num_rows), np.asarray(num_tokens))[0]] = 1.0
@@ -132,6 +151,10 @@ class StepCosts:
     pace: float = 1.0  # seconds seen for one expected
     context: int = 0  # of the next step: tokens of its longest request beyond those of the measured steps
     is_ragged: bool = False  # rows are computed without padding; ``context`` is then the mean of all requests
+    plain_trials: int = (
+        0  # steps without a draft that come soon whatever these costs say, so that they are seen
+    )
+    draft_trials: int = 0  # and steps with one
     _covariance: Array = field(
         default_factory=lambda: np.zeros((0, 0))
     )  # [parts, parts]: pace, verify, draft
@@ -154,13 +177,16 @@ class StepCosts:
         self, verified: tuple[int, int], verify_s: float, drafted: tuple[int, int], draft_s: float
     ) -> None:
         """Take a step's seconds: of (rows, tokens) verified and of (rows, tokens) drafted."""
-        edges = 1, 1 + self.verify.seconds.size, 1 + self.verify.seconds.size + self.draft.seconds.size
+        edges = 1, 1 + self.verify.num_parts, 1 + self.verify.num_parts + self.draft.num_parts
         if not len(self._covariance):
             self._covariance = self._first_covariance()
         self._covariance[np.diag_indices(edges[2])] += [_PACE_DRIFT**2, *[_DRIFT**2] * (edges[2] - 1)]
         self._correct(self.verify, slice(*edges[:2]), verified, verify_s)
         if drafted[0]:
             self._correct(self.draft, slice(*edges[1:]), drafted, draft_s)
+            self.draft_trials = max(self.draft_trials - 1, 0)
+        else:
+            self.plain_trials = max(self.plain_trials - 1, 0)
 
     def learn_host(self, host_s: float) -> None:
         """Take a step's seconds outside both forwards."""
@@ -182,15 +208,15 @@ class StepCosts:
         expected_s = float(part(*shape, self.context)) * self.pace
         if seen_s <= 0 or expected_s <= 0:
             return
-        surprise = min(max(log(seen_s / expected_s), -_MAX_LOG_RATIO), _MAX_LOG_RATIO)
+        surprise = min(log(seen_s / expected_s), _MOST_SLOWER)
         slopes = np.zeros(len(self._covariance))  # of the logarithm of the seconds by those of the parts
-        slopes[0], slopes[own] = 1.0, part.shares(*shape)
+        slopes[0], slopes[own] = 1.0, part.shares(*shape, self.context)
         gains = self._covariance @ slopes
         variance = float(slopes @ gains) + _NOISE**2
         self._covariance -= np.outer(gains, gains) / variance
         factors = np.exp(gains * (surprise / variance))
         self.pace *= float(factors[0])
-        of_verify = 1 + self.verify.seconds.size
+        of_verify = 1 + self.verify.num_parts
         self.verify.scale(factors[1:of_verify])
         self.draft.scale(factors[of_verify:])
 

@@ -20,8 +20,8 @@ from flashdraft.spec_decode.tree import DraftTree
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
 _MOST_RECORDED_ROWS = 32  # measured where they are recorded
 _CHOOSE_RATE = 0.1
-_LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too
-_KEEP_EVERY = 256  # steps: what they taught is written for the next process
+_LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too; each of the first so many teaches
+_KEEP_EVERY = 256  # steps: what they taught is written for the next process; what the first ones did, at once
 
 
 class StepSeconds(NamedTuple):
@@ -133,7 +133,7 @@ class BlockControl:
 
     def learn_step(self, seconds: float) -> None:
         """Take what the step of the last :meth:`learn` took in all: what was not told of then is the host's."""
-        if self.controller and self._num_steps % _LEARN_EVERY == 0 and not self.runner.drafts_in_rounds:
+        if self.controller and self._is_due and not self.runner.drafts_in_rounds:
             self.controller.costs.learn_host(seconds - self._told_s)
 
     def learn(
@@ -154,11 +154,11 @@ class BlockControl:
         if self.controller is None:
             return
         self._num_steps += 1
-        is_due = self._num_steps % _LEARN_EVERY == 0 or bool(proposed) != self._drafted
+        is_due = self._is_due or bool(proposed) != self._drafted
         self._drafted = bool(proposed)
         if is_due and not self.runner.drafts_in_rounds:  # a step that is no round tells nothing of rounds
             self._learn_costs(self.controller.costs, proposed, drafts, num_observed, seconds)
-        if self._keeps_costs and self._num_steps % _KEEP_EVERY == 0:
+        if self._keeps_costs and (self._num_steps % _KEEP_EVERY == 0 or self._num_steps == _LEARN_EVERY):
             keep(self.controller.costs, self.runner, self.max_block, self._num_measured_rows)
         if proposed:
             self._learn_choosing(blocks, drafts, seconds.choose)
@@ -170,6 +170,10 @@ class BlockControl:
             ]
             if observed:
                 self.controller.observe(observed)
+
+    @property
+    def _is_due(self) -> bool:
+        return self._num_steps <= _LEARN_EVERY or self._num_steps % _LEARN_EVERY == 0
 
     def learn_round(self, ended: Sequence[Ended], num_rows: int, seconds: float | None) -> None:
         """Take what a round of ``num_rows`` brought and took, from the one before it on (engine/overlap.py).

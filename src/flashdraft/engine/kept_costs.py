@@ -27,6 +27,8 @@ from flashdraft.user_cache import cache_folder
 
 _CURVES = ("verify", "draft")
 _SECONDS = ("logits_s", "host_s")  # ``pace`` and ``context`` are of a moment
+# Steps of each kind that are tried first: what a busy moment's measurement said, now or in an earlier process, passes.
+_PLAIN_TRIALS, _DRAFT_TRIALS = 1, 3
 _MOST = 1e6  # of seconds and tokens
 _MOST_BYTES = 1 << 16
 
@@ -40,6 +42,7 @@ def kept_or_measured(runner: ModelRunner, max_block: int, num_rows: int, most_tr
         costs = measure_costs(runner, max_block, num_rows)
         keep(costs, runner, max_block, num_rows)
     costs.is_ragged = runner.backend.is_ragged
+    costs.plain_trials, costs.draft_trials = _PLAIN_TRIALS, _DRAFT_TRIALS
     return costs
 
 
