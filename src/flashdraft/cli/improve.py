@@ -53,7 +53,11 @@ def improve(
     with TrainScreen() as screen:
         tuned = tune_drafter(*places, screen, replays=True)
     assert tuned.lost is not None
+    assert tuned.share_looked is not None
     typer.echo(lost_table(*tuned.lost))
+    typer.echo(
+        f"\ntrained twice on lost drafts of {tuned.share_looked:.0%} of the log, as far as time let it look"
+    )
     typer.echo(account(tuned))
     if tuned.drafter is None:
         raise typer.Exit(1)

@@ -3,7 +3,8 @@
 And the anchors to train on again: those whose drafts get less accepted than is usual.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
 from flashdraft.train.forward import Network
-from flashdraft.train.simulate import accepted_at_anchors, answers_of
+from flashdraft.train.simulate import Walk, accepted_at_anchors, answers_of
 
 PLACES = (32, 128)  # tokens into the answer at which "start", "middle" and "rest" part
 _BLOCKS_PER_FORWARD = 128
@@ -43,27 +44,35 @@ class Lost:
     by_kind: Counts
 
 
-def accepted_of(target: TargetModel, drafter: Network, rows: PackedRows) -> torch.Tensor:
-    """Draft tokens that are accepted at each anchor of ``rows``, row by row; see :func:`accepted_at_anchors`."""
-    size = drafter.config.block_size
-    parts = [
-        accepted_at_anchors(target, drafter, rows.rows(slice(i, i + 1)), size, _BLOCKS_PER_FORWARD)
-        for i in range(len(rows))
-    ]
+def accepted_of(
+    target: TargetModel, drafter: Network, rows: PackedRows, max_seconds: float = float("inf")
+) -> torch.Tensor:
+    """Draft tokens that are accepted at each anchor of ``rows``, row by row; see :func:`accepted_at_anchors`.
+
+    After ``max_seconds`` no further row begins: what is found are the first of them, one at least.
+    """
+    size, started = drafter.config.block_size, time.perf_counter()
+    parts: list[torch.Tensor] = []
+    while len(parts) < len(rows) and (not parts or time.perf_counter() - started < max_seconds):
+        row = rows.rows(slice(len(parts), len(parts) + 1))
+        parts.append(accepted_at_anchors(target, drafter, row, size, _BLOCKS_PER_FORWARD))
     return torch.cat(parts)
 
 
 def where_lost(
-    rows: PackedRows, accepted: torch.Tensor, block_size: int, kind_of: Callable[[int], str]
+    rows: PackedRows, walks: Sequence[Walk], block_size: int, kind_of: Callable[[int], str]
 ) -> Lost:
-    """What the rounds of serving every document of ``rows`` lose; ``kind_of`` a token id."""
+    """What the rounds of serving every document of ``rows`` lose; ``kind_of`` a token id.
+
+    ``walks``: these rounds, in the order of the rows' answers.
+    """
     tables: tuple[dict[str, list[int]], ...] = ({}, {}, {})
-    rows_of = zip(rows.token_ids.tolist(), rows.is_anchor.tolist(), accepted.tolist(), strict=True)
-    for tokens, anchors, values in rows_of:
+    rights = iter([count for one in walks for count in one.num_right])
+    for tokens, anchors in zip(rows.token_ids.tolist(), rows.is_anchor.tolist(), strict=True):
         for begin, end in answers_of(anchors):
             anchor = begin
             while anchor < end:
-                right, drafted = values[anchor], min(block_size - 1, end - anchor)
+                right, drafted = next(rights), min(block_size - 1, end - anchor)
                 for slot in range(1, min(right + 1, drafted) + 1):
                     is_lost, place = slot > right, anchor + slot - begin
                     where = "start" if place < PLACES[0] else "middle" if place < PLACES[1] else "rest"
@@ -102,12 +111,16 @@ def _kind(text: str) -> str:
 
 
 def with_replay(rows: PackedRows, accepted: torch.Tensor) -> PackedRows:
-    """``rows``, and once more with those anchors alone that get less accepted than the mean: half of the steps."""
-    mean = accepted[rows.is_anchor].float().mean()
-    hard = rows.is_anchor & (accepted < mean)
+    """``rows``, and once more with those anchors alone that get less accepted than the mean: half of the steps.
+
+    ``accepted`` may end before the rows do, as :func:`accepted_of` does; what is behind its end is not there twice.
+    """
+    is_anchor, num_looked = rows.is_anchor[: len(accepted)], len(accepted)
+    mean = accepted[is_anchor].float().mean()
+    hard = is_anchor & (accepted < mean)
     kept = hard.any(-1)
     return PackedRows(
-        torch.cat([rows.token_ids, rows.token_ids[kept]]),
-        torch.cat([rows.doc_start, rows.doc_start[kept]]),
+        torch.cat([rows.token_ids, rows.token_ids[:num_looked][kept]]),
+        torch.cat([rows.doc_start, rows.doc_start[:num_looked][kept]]),
         torch.cat([rows.is_anchor, hard[kept]]),
     )

@@ -24,6 +24,9 @@ class Walk:
 
     num_tokens: int = 0  # tokens gained after each answer's first
     num_accepted: list[int] = field(default_factory=list)  # by round, delivered ones
+    num_right: list[int] = field(
+        default_factory=list
+    )  # by round, also what an answer's end leaves undelivered
 
     @property
     def acceptance_length(self) -> float:
@@ -39,6 +42,7 @@ class Walk:
         """Take ``other``'s rounds too."""
         self.num_tokens += other.num_tokens
         self.num_accepted += other.num_accepted
+        self.num_right += other.num_right
 
 
 @torch.no_grad()
@@ -98,6 +102,7 @@ def walk_side_by_side(target: TargetModel, drafter: Network, row: PackedRows, bl
         for index, count in zip(list(at), counts, strict=True):
             num_accepted = min(count, runs[index][1] - at[index] - 1)  # as in walk
             walks[index].num_accepted.append(num_accepted)
+            walks[index].num_right.append(count)
             at[index] += num_accepted + 1
             if at[index] >= runs[index][1]:
                 del at[index]
@@ -114,6 +119,7 @@ def walk(rows: PackedRows, accepted: Tensor) -> Walk:
                 # The last round delivers no more than is left of the answer, one token of it not from the draft.
                 num_accepted = min(values[anchor], end - anchor - 1)
                 result.num_accepted.append(num_accepted)
+                result.num_right.append(values[anchor])
                 anchor += num_accepted + 1
             result.num_tokens += end - begin
     return result

@@ -46,6 +46,7 @@ from flashdraft.whole_files import write_whole
 FEWEST_REQUESTS = 20  # fewer are neither a domain nor a measurement
 _EVAL_BLOCKS = 128  # of a row in one forward
 _GENERAL_SEED = 0
+_LOOK_SHARE = 0.15  # of the training's time, to find what is trained on again
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Tuned:
     lost: tuple[Lost, Lost] | None = (
         None  # before and after on held-back requests, where that was looked into
     )
+    share_looked: float | None = None  # of the training rows, for drafts to train on again
 
 
 def tune_drafter(
@@ -116,9 +118,7 @@ def tune_drafter(
     drafter = load_trainable(draft, target, dtype, device)
     packed = {name: pack(documents, config.max_len, device) for name, documents in kinds.items()}
     measuring = time.perf_counter()
-    before = {name: _by_text(target, drafter, rows) for name, rows in packed.items()}
-    look = _looking(target_name, target, drafter, packed[REQUESTS]) if replays else None
-    lost_before = look() if look else None
+    before = {name: _all_walks(target, drafter, rows) for name, rows in packed.items()}
     now = time.perf_counter()
     left_s = 60 * config.max_minutes - (now - started) - (now - measuring)
     if left_s <= 0:
@@ -128,17 +128,26 @@ def tune_drafter(
         )
     training_started = time.perf_counter()
     rows = pack(training + mixed_in, config.max_len, device)
+    share_looked: float | None = None
     if replays:
-        rows = with_replay(rows, accepted_of(target, drafter, rows))
+        accepted = accepted_of(target, drafter, rows, _LOOK_SHARE * left_s)
+        share_looked = len(accepted) / len(rows)
+        rows = with_replay(rows, accepted)
         left_s = max(left_s - (time.perf_counter() - training_started), 1.0)
     num_blocks = _train(target_name, target, drafter, rows, config, folder, left_s, on_report)
-    after = {name: _compared(before[name], _by_text(target, drafter, rows)) for name, rows in packed.items()}
-    domain = after.pop(REQUESTS)
+    after = {name: _all_walks(target, drafter, rows) for name, rows in packed.items()}
+    compared = {name: _compared(before[name], after[name]) for name in packed}
+    domain = compared.pop(REQUESTS)
     kept = folder / "drafter" if domain.low is not None and domain.low > 1 else None
     if kept:
         save_drafter(drafter, kept, torch.bfloat16, training_notes(draft))
-    lost = (lost_before, look()) if look and lost_before else None
-    tuned = Tuned(domain, after, kept, len(training), num_blocks, time.perf_counter() - started, lost)
+    lost: tuple[Lost, Lost] | None = None
+    if replays:
+        kind_of, size = token_kinds(load_tokenizer(target_name)), drafter.config.block_size
+        told = (where_lost(packed[REQUESTS], one[REQUESTS], size, kind_of) for one in (before, after))
+        lost = next(told), next(told)
+    seconds = time.perf_counter() - started
+    tuned = Tuned(domain, compared, kept, len(training), num_blocks, seconds, lost, share_looked)
     facts = {"draft": draft, "config": asdict(config), "num_repeated": found.num_repeated}
     _write(folder, target_name, tuned, facts | {"provenance": collect_provenance(device)})
     return tuned
@@ -152,12 +161,6 @@ def _write(folder: Path, target_name: str, tuned: Tuned, facts: dict[str, Any]) 
         write_tuned_card(tuned.drafter, target_name, facts["draft"], told)
     document = asdict(tuned) | {"drafter": str(tuned.drafter) if tuned.drafter else None} | facts
     write_whole(folder / "tune.json", json.dumps(document, indent=2) + "\n")
-
-
-def _looking(target_name: str, target: TargetModel, drafter: Network, rows: PackedRows) -> Callable[[], Lost]:
-    """What tells where the drafter, as it is by then, is rejected on ``rows``."""
-    kind_of, size = token_kinds(load_tokenizer(target_name)), drafter.config.block_size
-    return lambda: where_lost(rows, accepted_of(target, drafter, rows), size, kind_of)
 
 
 def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Document], list[Document]]:
@@ -261,10 +264,10 @@ def _train(
     return trainer.progress.step * config.blocks_per_step
 
 
-def _by_text(target: TargetModel, drafter: Network, rows: PackedRows) -> list[tuple[int, int]]:
-    """Tokens gained and rounds taken by simulation, of each text of ``rows``."""
+def _all_walks(target: TargetModel, drafter: Network, rows: PackedRows) -> list[Walk]:
+    """The rounds of each text of ``rows``, by simulation."""
     return [
-        (one.num_tokens, len(one.num_accepted))
+        one
         for index in range(len(rows))
         for one in _walks(target, drafter, rows.rows(torch.tensor([index], device=rows.token_ids.device)))
     ]
@@ -282,9 +285,10 @@ def _walks(target: TargetModel, drafter: Network, row: PackedRows) -> list[Walk]
     ]
 
 
-def _compared(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> Compared:
-    low, high = ratio_interval(range(len(before)), after, before) or (None, None)
-    return Compared(_acceptance_length(before), _acceptance_length(after), low, high, len(before))
+def _compared(before: Sequence[Walk], after: Sequence[Walk]) -> Compared:
+    first, then = ([(one.num_tokens, len(one.num_accepted)) for one in walks] for walks in (before, after))
+    low, high = ratio_interval(range(len(first)), then, first) or (None, None)
+    return Compared(_acceptance_length(first), _acceptance_length(then), low, high, len(first))
 
 
 def _acceptance_length(texts: Sequence[tuple[int, int]]) -> float:
