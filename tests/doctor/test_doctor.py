@@ -160,7 +160,11 @@ def test_a_quantized_drafter_that_16_bits_are_too_few_for(target, drafter):
     scaled = planted(drafter)
     with torch.no_grad():
         scaled.fc.weight.mul_(2.0**16)  # the norm behind it takes the scale out again
-    assert examine(target, scaled).verdict == "healthy"
+    found = examine(target, scaled)
+    assert found.verdict == "healthy"
+    assert found.trials["in float16"] < 1.2 < found.acceptance_length
+    assert "its activations leave float16's range" in found.to_text()
+    assert "leave float16's range" not in examine(target, drafter).to_text()
     half = toy_target(tie_word_embeddings=False).half()
     assert examine(half, planted(drafter).half()).verdict == "healthy"
     found = examine(half, scaled.half())

@@ -18,7 +18,7 @@ from flashdraft.export.launch import read_pair
 from flashdraft.export.sglang import sglang_command
 from flashdraft.export.vllm import vllm_command
 from tiny_pair import save_tiny_pair
-from toys import toy_dflash, toy_target
+from toys import toy_dflash, toy_dflash2, toy_target
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -161,6 +161,21 @@ def test_the_windows_edge_is_noted(tmp_path, pair):
 def test_what_is_refused(pair, engine, values, part):
     with pytest.raises(UsageError, match=part):
         {"vllm": vllm_command, "sglang": sglang_command}[engine](read_pair(*pair), LaunchConfig(**values))
+
+
+def test_float16_is_refused_for_dflash2(pair, tmp_path):
+    target, plain = pair
+    save_drafter(toy_dflash2(toy_target(vocab_size=259)), tmp_path / "two")
+    two = str(tmp_path / "two")
+    raw = json.loads((Path(target) / "config.json").read_text())
+    (Path(target) / "config.json").write_text(json.dumps(raw | {"dtype": "float16"}))
+    for make in (vllm_command, sglang_command):
+        for dtype, more in (("float16", ()), ("half", ()), ("auto", ()), ("bfloat16", ("--dtype=half",))):
+            config = LaunchConfig(dtype=dtype)
+            with pytest.raises(UsageError, match="expected bfloat16: activations of DFlash 2"):
+                make(read_pair(target, two), config, more)
+            assert make(read_pair(target, plain), config, more).argv
+        assert make(read_pair(target, two), LaunchConfig(dtype="float16"), ("--dtype", "bfloat16")).argv
 
 
 def test_a_reduced_vocabulary_is_vllms_alone(tmp_path, pair):

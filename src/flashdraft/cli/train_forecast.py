@@ -1,4 +1,4 @@
-"""``flashdraft train --dry-run``: what a run will take of named GPUs; only configs are read or fetched."""
+"""``flashdraft train --dry-run``: what a run will take of named GPUs, not of CPUs; only configs are read or fetched."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ class DryRun:
     """Whether a run is forecast in place of started, and for which GPUs."""
 
     dry_run: bool = field(
-        default=False, metadata={"help": "Tell memory, speed, hours and disk in place of training."}
+        default=False, metadata={"help": "Tell memory, speed, hours and disk on GPUs in place of training."}
     )
     gpu: str = field(
         default="H200",
@@ -59,7 +59,8 @@ class DryRun:
             )
         typer.echo(
             "Speeds are the data sheet's times shares: 25 % of the peak for narrow drafters, 58 % for wide ones, both"
-            " measured on an H200; benchmarks/rehearse_27b.py compares them with a GPU."
+            " measured on an H200; benchmarks/rehearse_27b.py compares them with a GPU. CPUs are not forecast: there a"
+            " minute of the run itself (--max-minutes 1) tells its speed, and its process's size the memory."
         )
 
     def _data(self, target: str, config: TrainConfig, data: TrainData) -> tuple[int, int]:

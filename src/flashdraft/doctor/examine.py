@@ -22,7 +22,7 @@ from flashdraft.data.on_policy import Document
 from flashdraft.data.prompts import Prompt, encode_prompts
 from flashdraft.doctor.costs import Cost, judge_costs, step_costs
 from flashdraft.doctor.served import Served, read_served
-from flashdraft.doctor.trials import Trial, float32_trial, measure, trials_of
+from flashdraft.doctor.trials import IN_FLOAT16, Trial, measure, trials_of, type_trials
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.generate import generate
 from flashdraft.models.base import TargetModel
@@ -80,6 +80,11 @@ class Examination:
                 "acceptance length when the drafter is read otherwise:",
                 *(f"  {name:<24} {length:.2f}" for name, length in self.trials.items()),
             ]
+            if self.trials.get(IN_FLOAT16, self.acceptance_length) - 1 < (self.acceptance_length - 1) / 2:
+                lines += [
+                    "",
+                    "its activations leave float16's range: start other engines with --dtype bfloat16",
+                ]
         if self.left_out:
             lines += ["", f"no time for: {', '.join(self.left_out)} (--max-seconds gives more)"]
         if self.costs:
@@ -177,7 +182,7 @@ def examine_pair(
     left_out = [f"{num_left} of {len(prompts)} prompts"] if num_left else []
     readings = [
         *trials_of(drafter.config, target.config, mask_token_ids),
-        *float32_trial(drafter.config, target.dtype),
+        *type_trials(drafter.config, target.dtype),
     ]
     trials: list[Trial] = []
     longest = 0.0
@@ -252,7 +257,7 @@ def _answered(
 
 
 def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
-    found, *others = trials
+    found, *others = (trial for trial in trials if trial.fault or trial is trials[0])
     length = found.acceptance_length
     better = [
         trial

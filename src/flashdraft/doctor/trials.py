@@ -23,15 +23,18 @@ _MAX_BLOCKS, _MAX_ROWS = (
 )  # of a forward; the blocks' logits are a row of the vocabulary for every slot
 
 
+IN_FLOAT16 = "in float16"
+
+
 @dataclass(frozen=True)
 class Trial:
     """One way to read a drafter, and what it accepts."""
 
     name: str
-    fault: str  # what is wrong with the drafter where this way accepts more; empty for the drafter as it is
+    fault: str  # what is wrong with the drafter where this way accepts more; empty: that is no fault of it
     config: DFlashConfig
     shifts_labels: bool = False
-    in_float32: bool = False
+    dtype: torch.dtype | None = None  # what the network computes in; None: what the pair has
     margin: float = (
         1.1  # times the drafter's own acceptance length that this way must reach to be called right
     )
@@ -47,16 +50,16 @@ class _ShiftedModel(DFlashModel):
         return super().forward(*arguments, **named).roll(1, dims=1)
 
 
-class _Float32Model(DFlashModel):
-    """The network computed in float32, whatever the types around it."""
+class _TypedModel(DFlashModel):
+    """The network computed in its weights' type, whatever the types around it."""
 
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """As of float32 features."""
-        return super().context(features.float(), positions)
+        """As of features in that type."""
+        return super().context(features.to(self.fc.weight.dtype), positions)
 
     def forward(self, block: Tensor, *arguments: Any, **named: Any) -> Tensor:
         """Back in the type of ``block``."""
-        return super().forward(block.float(), *arguments, **named).to(block.dtype)
+        return super().forward(block.to(self.fc.weight.dtype), *arguments, **named).to(block.dtype)
 
 
 def trials_of(config: DFlashConfig, target_config: Any, mask_token_ids: Sequence[int]) -> Iterator[Trial]:
@@ -102,15 +105,21 @@ def _orders(ids: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"features {i}, {j} swapped", tuple(swapped)
 
 
-def float32_trial(config: DFlashConfig, dtype: torch.dtype) -> Iterator[Trial]:
-    """The drafter computed in float32 beside a target in ``dtype``: is it 16-bit activations that it cannot bear?"""
+def type_trials(config: DFlashConfig, dtype: torch.dtype) -> Iterator[Trial]:
+    """The drafter computed in another type than ``dtype``, its target's.
+
+    In float32: is it 16-bit activations that it cannot bear? In float16: other engines take that type of a target in
+    float16, and activations of drafters that were trained in bfloat16 may leave its range. That is no fault.
+    """
+    if dtype != torch.float16:
+        yield Trial(IN_FLOAT16, "", config, dtype=torch.float16)
     if dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
         fault = (
             f"the drafter does not bear {name} activations, as quantized drafters often do not; serve it in float32,"
             " or make it again from its unquantized weights"
         )
-        yield Trial("in float32", fault, config, in_float32=True)
+        yield Trial("in float32", fault, config, dtype=torch.float32)
 
 
 def _rule_trials(config: DFlashConfig) -> Iterator[Trial]:
@@ -133,11 +142,11 @@ def _rule_trials(config: DFlashConfig) -> Iterator[Trial]:
 def measure(target: TargetModel, drafter: DFlashModel, rows: PackedRows, trial: Trial) -> Trial:
     """``trial`` with what it accepts on the answers in ``rows``."""
     with torch.device("meta"):
-        kind = _Float32Model if trial.in_float32 else _ShiftedModel if trial.shifts_labels else DFlashModel
+        kind = _TypedModel if trial.dtype else _ShiftedModel if trial.shifts_labels else DFlashModel
         model = kind(trial.config)
     model.load_state_dict(drafter.state_dict(), assign=True)
-    if trial.in_float32:
-        model.float()
+    if trial.dtype:
+        model.to(trial.dtype)
     block_size = trial.config.block_size
     num_blocks = min(_MAX_BLOCKS, max(8, _MAX_ROWS // target.config.vocab_size))
     walked = simulate(target, model.eval(), rows, block_size, 1, num_blocks)

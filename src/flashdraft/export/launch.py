@@ -1,8 +1,9 @@
 """What starting another engine needs to know of the pair, read from its configs alone."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,6 +142,26 @@ class Pair:
             raise UsageError(f"block_size is {wanted}; expected 2 to {largest or 'many'}, the drafter's own")
         return wanted
 
+    def check_dtype(self, config: LaunchConfig, more: Sequence[str]) -> None:
+        """Raise UsageError where the engine would compute a DFlash 2 drafter in float16, by ``more``'s flags too.
+
+        Its activations leave that type's range, and nothing that it drafts is accepted (vllm #55250, z-lab/dflash
+        #160).
+        """
+        *_, dtype = config.dtype, *_values("--dtype", more)
+        if dtype == "auto":
+            text = self.raw_target.get("text_config") or {}
+            told = (raw.get(key) for raw in (self.raw_target, text) for key in ("dtype", "torch_dtype"))
+            dtype = next((str(one) for one in told if one), dtype)
+        is_dflash2 = (
+            self.drafter.is_dflash2 if self.drafter else "DFlash2" in str(self.raw.get("architectures"))
+        )
+        if is_dflash2 and dtype in ("float16", "half"):
+            raise UsageError(
+                f"dtype is {dtype}, which the engine takes for the drafter too; expected bfloat16: activations of"
+                " DFlash 2 drafters leave float16's range, and none of their drafts is accepted then"
+            )
+
     def check_heads(self, tp: int) -> None:
         """Raise UsageError where the target's attention heads do not spread evenly over ``tp`` devices."""
         if (heads := getattr(self.target_config, "num_attention_heads", tp)) % tp:
@@ -216,6 +237,12 @@ class Command:
             else:
                 lines[-1] += f" {shlex.quote(word)}"
         return "".join(f"# {note}\n" for note in self.notes) + " \\\n  ".join(lines)
+
+
+def _values(flag: str, argv: Sequence[str]) -> list[str]:
+    """What a command line gives ``flag``, as the word behind it or behind ``=``."""
+    behind = [after for word, after in pairwise(argv) if word == flag]
+    return behind + [word.partition("=")[2] for word in argv if word.startswith(f"{flag}=")]
 
 
 def flags(**values: object) -> list[str]:

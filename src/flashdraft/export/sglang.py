@@ -10,6 +10,7 @@ from flashdraft.export.launch import Command, Pair, flags
 def sglang_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> Command:
     """What to start, with ``more`` flags of SGLang's own. Raises UsageError, with the reason, for what it cannot do."""
     _refuse(pair, config)
+    pair.check_dtype(config, more)
     pair.check_heads(config.tp)
     block_size = pair.block_size(config)
     if config.window is not None and config.window < block_size:

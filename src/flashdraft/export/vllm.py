@@ -15,6 +15,7 @@ _PIPELINED = ("llama", "qwen3")
 def vllm_command(pair: Pair, config: LaunchConfig, more: Sequence[str] = ()) -> Command:
     """What to start, with ``more`` flags of vLLM's own. Raises UsageError, with the reason, for what it cannot do."""
     _refuse(pair, config)
+    pair.check_dtype(config, more)
     pair.check_heads(config.tp)
     speculative: dict[str, Any] = {
         "method": pair.method,
