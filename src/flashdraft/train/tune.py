@@ -126,14 +126,10 @@ def tune_drafter(
             f"answering and measuring take all of {config.max_minutes:g} minutes; raise --max-minutes, or give"
             " requests with their answers"
         )
-    training_started = time.perf_counter()
-    rows = pack(training + mixed_in, config.max_len, device)
-    share_looked: float | None = None
+    rows, share_looked = pack(training + mixed_in, config.max_len, device), None
     if replays:
-        accepted = accepted_of(target, drafter, rows, _LOOK_SHARE * left_s)
-        share_looked = len(accepted) / len(rows)
-        rows = with_replay(rows, accepted)
-        left_s = max(left_s - (time.perf_counter() - training_started), 1.0)
+        rows, share_looked, looked_s = _replayed(target, drafter, rows, _LOOK_SHARE * left_s)
+        left_s = max(left_s - looked_s, 1.0)
     num_blocks = _train(target_name, target, drafter, rows, config, folder, left_s, on_report)
     after = {name: _all_walks(target, drafter, rows) for name, rows in packed.items()}
     compared = {name: _compared(before[name], after[name]) for name in packed}
@@ -141,11 +137,8 @@ def tune_drafter(
     kept = folder / "drafter" if domain.low is not None and domain.low > 1 else None
     if kept:
         save_drafter(drafter, kept, torch.bfloat16, training_notes(draft))
-    lost: tuple[Lost, Lost] | None = None
-    if replays:
-        kind_of, size = token_kinds(load_tokenizer(target_name)), drafter.config.block_size
-        told = (where_lost(packed[REQUESTS], one[REQUESTS], size, kind_of) for one in (before, after))
-        lost = next(told), next(told)
+    both = before[REQUESTS], after[REQUESTS]
+    lost = _lost(target_name, drafter, packed[REQUESTS], *both) if replays else None
     seconds = time.perf_counter() - started
     tuned = Tuned(domain, compared, kept, len(training), num_blocks, seconds, lost, share_looked)
     facts = {"draft": draft, "config": asdict(config), "num_repeated": found.num_repeated}
@@ -161,6 +154,23 @@ def _write(folder: Path, target_name: str, tuned: Tuned, facts: dict[str, Any]) 
         write_tuned_card(tuned.drafter, target_name, facts["draft"], told)
     document = asdict(tuned) | {"drafter": str(tuned.drafter) if tuned.drafter else None} | facts
     write_whole(folder / "tune.json", json.dumps(document, indent=2) + "\n")
+
+
+def _lost(
+    target_name: str, drafter: Network, rows: PackedRows, before: Sequence[Walk], after: Sequence[Walk]
+) -> tuple[Lost, Lost]:
+    """Where the rounds ``before`` and ``after`` of ``rows`` lost what they drafted."""
+    size, kind_of = drafter.config.block_size, token_kinds(load_tokenizer(target_name))
+    return where_lost(rows, before, size, kind_of), where_lost(rows, after, size, kind_of)
+
+
+def _replayed(
+    target: TargetModel, drafter: Network, rows: PackedRows, max_seconds: float
+) -> tuple[PackedRows, float, float]:
+    """``rows`` with what is lost in them once more, the share that was looked at, and the seconds that took."""
+    started = time.perf_counter()
+    accepted = accepted_of(target, drafter, rows, max_seconds)
+    return with_replay(rows, accepted), len(accepted) / len(rows), time.perf_counter() - started
 
 
 def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Document], list[Document]]:
