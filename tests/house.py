@@ -178,6 +178,13 @@ def reexports_are_declared(sources: Sources, _: str) -> Iterator[str]:
             yield f"{source.path}: __all__ names {sorted(unknown)}, which the file does not have"
 
 
+def clients_are_patient(sources: Sources, _: str) -> Iterator[str]:
+    for source in sources.values():
+        if source.path.startswith("tests/") and source.path != "tests/patient.py":
+            for match in re.finditer(r"\bhttpx2\.(get|options|post|request|stream)\(", source.text):
+                yield f"{source.path}: {match[0]}...) gives up after 5 seconds; patient.{match[1]} does not"
+
+
 def folders_are_packages(sources: Sources, _: str) -> Iterator[str]:
     for path, source in sources.items():
         marker = path.rpartition("/")[0] + "/__init__.py"
@@ -263,6 +270,7 @@ CHECKS: list[Check] = [
     files_are_short,
     functions_are_short,
     reexports_are_declared,
+    clients_are_patient,
     folders_are_packages,
     names_say_something,
     public_things_are_explained,

@@ -1,6 +1,8 @@
 """A tiny pair behind a real server on a free port, in a thread of the test's process."""
 
 import contextlib
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ import httpx2
 import openai
 import uvicorn
 
+import patient
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -22,7 +25,6 @@ from flashdraft.server.run import uvicorn_config
 from flashdraft.server.service import Service
 
 MODEL = "tiny"
-_WAIT_S = 60  # of a test that the machine has no time for
 
 
 @dataclass
@@ -36,10 +38,10 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
     def post(self, path: str, **body: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=_WAIT_S)
+        return patient.post(self.url + path, json=body)
 
     def get(self, path: str) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=_WAIT_S)
+        return patient.get(self.url + path)
 
 
 @contextlib.contextmanager
@@ -59,8 +61,19 @@ def serving(llm: LLM, engine: EngineClient | None = None, **config: Any) -> Iter
         yield Running(f"http://127.0.0.1:{port}", service)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(patient.PATIENCE_S)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def waiting_client(running: Running, path: str, **body: Any) -> Iterator[None]:
+    """A client that has asked, reads nothing, and leaves at the end of the block."""
+    host, port = running.url.removeprefix("http://").split(":")
+    asked = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(asked)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + asked)
+        yield
 
 
 def own_engine(llm: LLM, config: ServerConfig) -> Engine:
@@ -69,7 +82,7 @@ def own_engine(llm: LLM, config: ServerConfig) -> Engine:
     return Engine(llm.target, llm.drafter, engine_config, llm.eos_token_ids, llm.tokenizer, llm.block_size)
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_until(is_so: Callable[[], bool], timeout_s: float = patient.PATIENCE_S) -> None:
     end = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < end, "it did not happen"

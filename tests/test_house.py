@@ -9,6 +9,7 @@ from house import (
     Check,
     Sources,
     arrows_point_down,
+    clients_are_patient,
     files_are_short,
     folders_are_packages,
     functions_are_short,
@@ -60,6 +61,7 @@ src/flashdraft/
 """
 ERRORS, NORM, LLM = "src/flashdraft/errors.py", "src/flashdraft/ops/norm.py", "src/flashdraft/llm.py"
 OPS, DOC = "src/flashdraft/ops/__init__.py", '"""It."""\n'
+CLIENT = "httpx2"
 PLANTED: list[tuple[Check, str, str, str]] = [
     (arrows_point_down, NORM, "from flashdraft.llm import LLM", "imports flashdraft.llm"),
     (arrows_point_down, NORM, "from ..llm import LLM", "imports flashdraft.llm"),
@@ -87,6 +89,7 @@ PLANTED: list[tuple[Check, str, str, str]] = [
         "",
         "src/flashdraft/cache/__init__.py is missing",
     ),
+    (clients_are_patient, "tests/test_it.py", f"{CLIENT}.post(url)", "patient.post does not"),
     (names_say_something, "src/flashdraft/utils.py", "", "'utils' says nothing"),
     (names_say_something, "src/flashdraft/helpers/norm.py", "", "'helpers' says nothing"),
     (public_things_are_explained, LLM, "def f(): ...", "llm.py:2 f has no docstring"),

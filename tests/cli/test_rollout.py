@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
+import patient
 from command_line import Result, Run
 from flashdraft.checkpoint.load import eos_token_ids, load_target, load_tokenizer, training_notes
 from flashdraft.data.answerer import AnswerRequest, PromptAnswer
@@ -40,7 +40,7 @@ def poor_server(url: str, num_failures: int) -> Iterator[str]:
             elif "return_token_ids" in body:
                 self.tell(400, {"error": "return_token_ids is unknown"})
             else:
-                told = httpx2.post(url + self.path, json=body)
+                told = patient.post(url + self.path, json=body)
                 self.tell(told.status_code, told.json())
 
         def tell(self, status: int, body: dict[str, object]) -> None:

@@ -10,6 +10,7 @@ import openai
 import pytest
 import yaml
 
+import patient
 from command_line import Run
 from flashdraft.backends.registry import BACKENDS
 from flashdraft.cli.serve_options import ServeOptions
@@ -17,6 +18,8 @@ from flashdraft.cli.serve_run import allowed_hosts
 from flashdraft.server.hosts import LOOPBACK
 from server_process import server_process
 
+# So much to tell that a stream that is not read does not come to its end.
+ENDLESS = {"prompt": "abc", "max_tokens": 900, "n": 16, "logprobs": 20, "ignore_eos": True, "stream": True}
 VLLM = '{"method": "dflash", "model": "d", "num_speculative_tokens": 15}'
 
 
@@ -129,15 +132,14 @@ def test_a_config_file_with_an_unknown_name_is_refused(run: Run, tmp_path: Path)
 
 def test_an_answer_that_is_not_done_when_patience_ends_is_told_so(pair: list[str]) -> None:
     with server_process(pair, "--drain-seconds", "0") as (process, url):
-        body = {"prompt": "abc", "max_tokens": 900, "ignore_eos": True, "stream": True}
-        with httpx2.stream("POST", f"{url}/v1/completions", json=body) as answer:
+        with patient.stream("POST", f"{url}/v1/completions", json=ENDLESS) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             rest = "".join(lines)
         assert "the engine was stopped" in rest
         assert rest.endswith("data: [DONE]")
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(patient.PATIENCE_S) == -signal.SIGTERM
 
 
 def test_options_that_shape_the_engine(pair: list[str], run: Run, tmp_path: Path) -> None:
@@ -145,11 +147,11 @@ def test_options_that_shape_the_engine(pair: list[str], run: Run, tmp_path: Path
     template.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     flags = ("--context-length", "40", "--max-total-tokens", "64", "--max-num-batched-tokens", "16")
     with server_process(pair, *flags, "--chat-template", str(template), "--log-format", "json") as (_, url):
-        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["max_model_len"] == 40
-        told = httpx2.post(f"{url}/tokenize", json={"messages": [{"role": "user", "content": "ab"}]}).json()
-        text = httpx2.post(f"{url}/detokenize", json={"tokens": told["tokens"]}).json()["prompt"]
+        assert patient.get(f"{url}/v1/models").json()["data"][0]["max_model_len"] == 40
+        told = patient.post(f"{url}/tokenize", json={"messages": [{"role": "user", "content": "ab"}]}).json()
+        text = patient.post(f"{url}/detokenize", json={"tokens": told["tokens"]}).json()["prompt"]
         assert text.endswith("<ab>")
-        refused = httpx2.post(f"{url}/v1/completions", json={"prompt": [3] * 40})
+        refused = patient.post(f"{url}/v1/completions", json={"prompt": [3] * 40})
         assert refused.json()["error"]["code"] == "context_length_exceeded"
     refused_by_name = run("serve", *pair[1:], "--context-length", "99999")
     assert "--context-length is 99999" in refused_by_name.stderr
@@ -165,7 +167,7 @@ def test_help_is_in_groups(run: Run) -> None:
 
 def test_the_log_says_what_is_served_and_where(pair: list[str]) -> None:
     with server_process(pair, "--log-format", "json", lines=(lines := [])) as (_, url):
-        assert httpx2.get(url).status_code == 200
+        assert patient.get(url).status_code == 200
         found = json.loads(next(line for line in lines if '"serving"' in line))
     assert (found["page"], found["api"]) == (url, f"{url}/v1")
     assert (found["model"], found["drafter"], found["dtype"]) == (pair[1], pair[3], "float32")
@@ -183,9 +185,9 @@ def test_a_process_answers_and_sigterm_lets_an_answer_finish(pair: list[str]) ->
         reasons = [chunk.choices[0].finish_reason for chunk in chunks]
         assert reasons[-1] == "length"
         client.close()
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(patient.PATIENCE_S) == -signal.SIGTERM
         with pytest.raises(httpx2.ConnectError):
-            httpx2.get(f"{url}/health")
+            patient.get(f"{url}/health")
 
 
 def test_after_a_kill_the_same_port_serves_again_and_no_logged_request_is_lost(
@@ -193,15 +195,14 @@ def test_after_a_kill_the_same_port_serves_again_and_no_logged_request_is_lost(
 ) -> None:
     log, asked = tmp_path / "requests.jsonl", {"prompt": "abc", "max_tokens": 6, "temperature": 0}
     with server_process(pair, "--log-requests", str(log)) as (process, url):
-        before = httpx2.post(f"{url}/v1/completions", json=asked).json()["choices"]
-        body = asked | {"max_tokens": 900, "ignore_eos": True, "stream": True}
-        with httpx2.stream("POST", f"{url}/v1/completions", json=body) as answer:
+        before = patient.post(f"{url}/v1/completions", json=asked).json()["choices"]
+        with patient.stream("POST", f"{url}/v1/completions", json=ENDLESS) as answer:
             next(answer.iter_lines())
             process.kill()
             process.wait()
     port = url.rpartition(":")[2]
     with server_process(pair, "--log-requests", str(log), "--port", port) as (_, again):
         assert again == url
-        assert httpx2.post(f"{url}/v1/completions", json=asked).json()["choices"] == before
+        assert patient.post(f"{url}/v1/completions", json=asked).json()["choices"] == before
     first, second = map(json.loads, log.read_text().splitlines())
     assert first["answer_token_ids"] == second["answer_token_ids"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import patient
 from flashdraft.engine import async_engine
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.engine import Engine
@@ -17,8 +18,8 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target
 
-TARGET = toy_target()
-LONG = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+TARGET = toy_target(max_position_embeddings=8192)
+LONG = SamplingParams(temperature=0.0, max_tokens=4000, ignore_eos=True)  # what runs does not end by itself
 
 
 def serve(work: Callable[[AsyncEngine], Awaitable[None]]) -> Engine:
@@ -29,7 +30,7 @@ def serve(work: Callable[[AsyncEngine], Awaitable[None]]) -> Engine:
         door = AsyncEngine(engine)
         await door.start()
         try:
-            await asyncio.wait_for(work(door), 60)
+            await asyncio.wait_for(work(door), 10 * patient.PATIENCE_S)
         finally:
             await door.stop()
         assert not door.healthy

@@ -6,9 +6,9 @@ import socket
 import zlib
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 
+import patient
 from flashdraft.llm import LLM
 from flashdraft.server.connections import without_upgrade
 from server_case import Running, serving
@@ -25,15 +25,15 @@ ASKED = {
 def test_a_page_of_an_allowed_origin_may_ask_before_it_has_shown_its_key(llm: LLM) -> None:
     with serving(llm, api_keys=("secret",), allowed_origins=(PAGE,)) as running:
         url = running.url + PATH
-        preflight = httpx2.options(url, headers={"Origin": PAGE, **ASKED})
+        preflight = patient.options(url, headers={"Origin": PAGE, **ASKED})
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == PAGE
         assert "authorization" in preflight.headers["access-control-allow-headers"]
-        assert httpx2.options(url, headers={"Origin": "https://evil.example", **ASKED}).status_code == 400
-        refused = httpx2.post(url, content=BODY, headers={"Origin": PAGE})
+        assert patient.options(url, headers={"Origin": "https://evil.example", **ASKED}).status_code == 400
+        refused = patient.post(url, content=BODY, headers={"Origin": PAGE})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, PAGE)
         headers = {"Origin": PAGE, "Authorization": "Bearer secret"}
-        answer = httpx2.post(url, content=BODY, headers=headers)
+        answer = patient.post(url, content=BODY, headers=headers)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
         assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
 
@@ -41,12 +41,12 @@ def test_a_page_of_an_allowed_origin_may_ask_before_it_has_shown_its_key(llm: LL
 def test_without_a_key_only_the_named_page_may_ask_a_server_of_this_machine(llm: LLM) -> None:
     with serving(llm, allowed_hosts=("127.0.0.1",), allowed_origins=(PAGE,)) as running:
         url = running.url + PATH
-        assert httpx2.post(url, content=BODY, headers={"Origin": PAGE}).status_code == 200
-        assert httpx2.post(url, content=BODY, headers={"Origin": "https://evil.example"}).status_code == 403
+        assert patient.post(url, content=BODY, headers={"Origin": PAGE}).status_code == 200
+        assert patient.post(url, content=BODY, headers={"Origin": "https://evil.example"}).status_code == 403
 
 
 def test_no_page_may_ask_by_default(running: Running) -> None:
-    answer = httpx2.options(running.url + PATH, headers={"Origin": PAGE, **ASKED})
+    answer = patient.options(running.url + PATH, headers={"Origin": PAGE, **ASKED})
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -55,7 +55,7 @@ def test_compressed_bodies_are_read(llm: LLM) -> None:
     with serving(llm, max_body_bytes=2000) as running:
 
         def send(body: bytes, encoding: str) -> tuple[int, str]:
-            response = httpx2.post(running.url + PATH, content=body, headers={"Content-Encoding": encoding})
+            response = patient.post(running.url + PATH, content=body, headers={"Content-Encoding": encoding})
             return response.status_code, response.text
 
         for encoding, body in (

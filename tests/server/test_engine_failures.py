@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
+import patient
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
@@ -42,7 +43,7 @@ def test_a_failure_is_told_to_all_and_a_new_server_is_as_ever(
         wait_until(lambda: engine.stats().num_running == 4)
         monkeypatch.setattr(getattr(engine.engine, owner) if owner else engine.engine, name, fail)
         for thread in threads:
-            thread.join(10)
+            thread.join(patient.PATIENCE_S)
         assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 503]
         for answer in answers:
             told = answer.text

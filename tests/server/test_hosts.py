@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-import httpx2
 import pytest
 
+import patient
 from flashdraft.llm import LLM
 from flashdraft.server.hosts import LOOPBACK, is_loopback
 from server_case import Running, serving
@@ -21,8 +21,8 @@ def local(llm: LLM) -> Iterator[Running]:
 def status(running: Running, path: str = "/v1/completions", **headers: str) -> int:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if path == "/v1/completions":
-        return httpx2.post(running.url + path, json=ASK, headers=named).status_code
-    return httpx2.get(running.url + path, headers=named).status_code
+        return patient.post(running.url + path, json=ASK, headers=named).status_code
+    return patient.get(running.url + path, headers=named).status_code
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_other_names_may_not(local: Running, headers: dict[str, str]) -> None:
 
 
 def test_the_mend_is_told_and_a_key_is_one(local: Running, llm: LLM) -> None:
-    refused = httpx2.get(f"{local.url}/v1/models", headers={"Host": "other.example"}).json()["error"]
+    refused = patient.get(f"{local.url}/v1/models", headers={"Host": "other.example"}).json()["error"]
     assert "host is 'other.example'; expected localhost, 127.0.0.1, ::1, my.lan" in refused["message"]
     assert "--allowed-hosts" in refused["message"]
     with serving(llm, allowed_hosts=LOOPBACK, api_keys=("key",)) as locked:

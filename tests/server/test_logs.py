@@ -3,22 +3,22 @@
 import asyncio
 import json
 import logging
-import time
 from dataclasses import replace
 
 import httpx2
 import pytest
 
+import patient
 from flashdraft.server.logs import JsonLines, TextLines
 from flashdraft.server.status_line import report_status, status_of
-from server_case import Running
+from server_case import Running, wait_until
 
 BODY = {"prompt": "abc", "max_tokens": 4, "ignore_eos": True}
 
 
 def ask(running: Running, request_id: str) -> httpx2.Response:
     headers = {"X-Request-Id": request_id, "Authorization": "Bearer hidden"}
-    return httpx2.post(f"{running.url}/v1/completions?secret=1", json=BODY, headers=headers)
+    return patient.post(f"{running.url}/v1/completions?secret=1", json=BODY, headers=headers)
 
 
 class Lines(logging.Handler):
@@ -43,9 +43,7 @@ def caught(request: pytest.FixtureRequest):
 
 def wait_for(caught: list[str], text: str) -> None:
     """A request's line is written once its answer is out: the client may be faster."""
-    end = time.monotonic() + 10
-    while not any(text in line for line in caught) and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: any(text in line for line in caught))
 
 
 @pytest.mark.parametrize("caught", [JsonLines()], indirect=True)

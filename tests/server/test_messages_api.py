@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-import httpx2
 import pytest
 
+import patient
 from flashdraft.llm import LLM
 from scripted_server import ScriptedEngine, with_template
 from server_case import MODEL, Running, serving
@@ -226,8 +226,10 @@ def test_its_key_header_is_a_key(llm: LLM) -> None:
     with serving(llm, api_keys=("secret",)) as running:
         body = {"messages": HI, "max_tokens": 2}
         for headers, status in (({}, 401), ({"x-api-key": "no"}, 401), ({"x-api-key": "secret"}, 200)):
-            response = httpx2.post(running.url + PATH, json=body, headers=headers)
+            response = patient.post(running.url + PATH, json=body, headers=headers)
             assert response.status_code == status
-        assert httpx2.post(running.url + PATH, json=body).json()["error"]["type"] == "authentication_error"
-        unknown = httpx2.post(running.url + PATH, json=body | {"model": "x"}, headers={"x-api-key": "secret"})
+        assert patient.post(running.url + PATH, json=body).json()["error"]["type"] == "authentication_error"
+        unknown = patient.post(
+            running.url + PATH, json=body | {"model": "x"}, headers={"x-api-key": "secret"}
+        )
         assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")

@@ -5,10 +5,10 @@ The whole document is put to the test by benchmarks/fuzz_server.py, which needs 
 
 from typing import Any
 
-import httpx2
 import pytest
 from pydantic import ValidationError
 
+import patient
 from flashdraft.server.openapi import OPERATIONS, Operation, error_of
 from server_case import MODEL, Running
 
@@ -17,8 +17,8 @@ def test_every_operation_is_served_and_no_other_method(running: Running) -> None
     for one in OPERATIONS:
         path = one.path.replace("{name}", MODEL)
         other = "delete" if one.method == "get" else "put"
-        assert getattr(httpx2, other)(running.url + path).status_code == 405
-        assert getattr(httpx2, one.method)(running.url + path).status_code in (200, 400, 409)
+        assert patient.request(other, running.url + path).status_code == 405
+        assert patient.request(one.method, running.url + path).status_code in (200, 400, 409)
 
 
 def test_every_reference_in_the_document_leads_somewhere(running: Running) -> None:
@@ -52,7 +52,7 @@ def test_an_example_gets_what_is_promised(running: Running, one: Operation) -> N
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.request], ids=lambda one: one.path)
 def test_an_error_has_the_shape_that_is_promised(running: Running, one: Operation) -> None:
-    response = httpx2.post(running.url + one.path, content=b"x")
+    response = patient.post(running.url + one.path, content=b"x")
     assert response.status_code == 400
     error_of(one).model_validate(response.json())
     document = running.get("/openapi.json").json()["paths"][one.path]["post"]["responses"]["default"]

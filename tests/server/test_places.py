@@ -21,6 +21,7 @@ LONG: dict[str, Any] = {
     "ignore_eos": True,
     "temperature": 0,
     "stream": True,
+    "logprobs": 20,  # so much to tell that a stream that is not read does not come to its end
 }
 SHORT: dict[str, Any] = {"prompt": "b", "max_tokens": 5, "ignore_eos": True, "temperature": 0}
 ALL = 8  # 4 that run, 4 that wait: a client may have 6, and 3 that run before others

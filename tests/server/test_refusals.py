@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
+import patient
 from flashdraft.llm import LLM
 from server_case import MODEL, Running, serving
 
@@ -51,7 +51,7 @@ def image(content: list[dict[str, Any]]) -> dict[str, Any]:
     ],
 )
 def test_a_bad_request_names_its_field(running: Running, path: str, body: dict[str, Any], param: str) -> None:
-    response = httpx2.post(running.url + path, content=json.dumps(body).encode())
+    response = patient.post(running.url + path, content=json.dumps(body).encode())
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -156,7 +156,7 @@ def test_unknown_fields_are_tolerated_and_unknown_models_are_not(client: openai.
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000, b"\xff"])
 def test_a_body_that_is_no_json_object_is_a_400(running: Running, content: bytes) -> None:
-    response = httpx2.post(running.url + CHAT, content=content)
+    response = patient.post(running.url + CHAT, content=content)
     assert response.status_code == 400
     assert "body" in response.json()["error"]["message"]
 
@@ -174,4 +174,4 @@ def test_limits_are_the_servers_own(llm: LLM) -> None:
         assert small.post(CHAT, **HI).json()["usage"]["completion_tokens"] <= 8
         assert small.post(TEXT, prompt="a" * 2000).status_code == 413
         pieces = (b"x" * 1000 for _ in range(3))  # sent in chunks: no length is said
-        assert httpx2.post(small.url + TEXT, content=pieces).status_code == 413
+        assert patient.post(small.url + TEXT, content=pieces).status_code == 413

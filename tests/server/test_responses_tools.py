@@ -1,13 +1,15 @@
 """Responses with function calls: items in and out, as the official client and agent programs send them."""
 
+import json
 from typing import Any
 
 import openai
 import pytest
 
+import patient
 from flashdraft.llm import LLM
 from scripted_server import ScriptedEngine, with_template
-from server_case import MODEL, serving
+from server_case import MODEL, Running, serving
 from tiny_pair import TOOLS_TEMPLATE
 
 PARAMETERS = {"type": "object", "properties": {"cmd": {"type": "array", "items": {"type": "string"}}}}
@@ -182,3 +184,23 @@ def test_what_cannot_be_is_told_by_name(llm: LLM, more: dict[str, Any], part: st
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(**({"model": MODEL, "input": "hi"} | more))
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"tools": [TOOL | {"description": "\ud800"}], "tool_choice": "none"}, "tools"),
+        ({"tools": [TOOL, {"type": "web_search", "x": float("nan")}], "tool_choice": "none"}, "tools"),
+        ({"tools": [TOOL | {"parameters": {"maximum": float("inf")}}], "tool_choice": "none"}, "tools"),
+    ],
+)
+def test_what_no_answer_can_repeat_is_refused(
+    running: Running, more: dict[str, Any], name: str, stream: bool
+) -> None:
+    body = json.dumps({"input": "hi", "stream": stream} | more).encode()  # Python's JSON has NaN too
+    told = patient.post(f"{running.url}/v1/responses", content=body)
+    assert (told.status_code, told.json()["error"]["param"]) == (400, name), told.text
+    assert f"{name} cannot be told again in JSON" in told.json()["error"]["message"]
+    assert running.service.num_unfinished == 0

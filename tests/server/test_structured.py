@@ -11,6 +11,7 @@ import openai
 import pydantic
 import pytest
 
+import patient
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.grammar_trials import GrammarTrials
 from flashdraft.errors import OverloadedError, UsageError
@@ -138,7 +139,7 @@ SLOW = Grammar("ebnf", "root ::= " + " | ".join(f'[a-z]{{1,{i}}} "{i}"' for i in
 
 def test_a_grammar_that_takes_too_long_is_ended_and_holds_nobody_up(llm: LLM) -> None:
     async def run() -> None:
-        engine = AsyncEngine(own_engine(llm, ServerConfig()), grammar_limit_s=1)
+        engine = AsyncEngine(own_engine(llm, ServerConfig()), grammar_limit_s=3)
         await engine.start()
         try:
             waiting = [
@@ -148,7 +149,7 @@ def test_a_grammar_that_takes_too_long_is_ended_and_holds_nobody_up(llm: LLM) ->
             assert [news async for news in engine.generate([1, 2], free)][-1].finished
             assert await engine.begin_grammar(Grammar("json_schema", "{}"))  # beside them
             for one in waiting:
-                with pytest.raises(UsageError, match="was not ready within 1 seconds"):
+                with pytest.raises(UsageError, match="was not ready within 3 seconds"):
                     await one
             assert await engine.begin_grammar(Grammar("regex", "a")), "their places are free again"
             with pytest.raises(UsageError, match="Regex parsing error"):
@@ -174,7 +175,7 @@ def test_a_grammar_without_a_place_is_told_to_come_again_and_one_without_a_clien
             slow.cancel()
             await asyncio.wait([slow])
             trials._limit_s = 20
-            await asyncio.wait_for(trials.check(Grammar("regex", "b")), 10)
+            await asyncio.wait_for(trials.check(Grammar("regex", "b")), patient.PATIENCE_S)
         finally:
             await trials.close()
         assert trials._process is None

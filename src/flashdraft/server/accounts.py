@@ -1,16 +1,53 @@
 """What a request cost, in OpenAI's, vLLM's and SGLang's words: tokens, thoughts, found prefixes, speculation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from flashdraft.server.answer_parts import Thinking, reader_of
+from flashdraft.server.answer_parts import Reader, Thinking, reader_of
+from flashdraft.server.answer_text import TokenPiece
 from flashdraft.server.api_errors import Json
 from flashdraft.server.call_styles import Tools
 from flashdraft.server.service import Answer, Submission
 from flashdraft.spec_decode.metrics import RequestMetrics
 
 
-def usage(submission: Submission, thinking: Thinking = "none", tools: Tools | None = None) -> Json:
+class ThoughtCounts:
+    """How many tokens of each answer are thoughts, the marks around them included. No token is read twice."""
+
+    def __init__(self, thinking: Thinking, tools: Tools | None) -> None:
+        self._thinking, self._tools = thinking, tools
+        self._counts: dict[int, _ThoughtCount] = {}  # by id of the answer
+
+    def of(self, answer: Answer) -> int:
+        """So many of ``answer`` so far."""
+        if self._thinking == "none":
+            return 0
+        if (count := self._counts.get(id(answer))) is None:
+            count = self._counts[id(answer)] = _ThoughtCount(reader_of(self._thinking, self._tools))
+        count.read(answer.pieces)
+        return count.num_thoughts
+
+
+class _ThoughtCount:
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._is_over = reader, False
+        self._num_pieces = self._num_tokens = self.num_thoughts = 0
+
+    def read(self, pieces: Sequence[TokenPiece]) -> None:
+        """Take what is new of the answer's ``pieces``."""
+        while not self._is_over and self._num_pieces < len(pieces):
+            piece, reader = pieces[self._num_pieces], self._reader
+            self._num_pieces += 1
+            self._num_tokens += piece.token_id is not None
+            before = reader.is_thinking
+            reader.push(piece.text)
+            if before or reader.is_thinking:
+                self.num_thoughts = self._num_tokens
+            else:
+                self._is_over = reader.has_begun
+
+
+def usage(submission: Submission, thoughts: ThoughtCounts | None = None) -> Json:
     """OpenAI's usage, over all answers; a prompt that several answers share counts once."""
     answers = submission.answers
     prompts = {id(one.wish.prompt_token_ids): one for one in reversed(answers)}  # each with its first answer
@@ -26,25 +63,9 @@ def usage(submission: Submission, thinking: Thinking = "none", tools: Tools | No
         "completion_tokens_details": {
             "accepted_prediction_tokens": num_accepted,
             "rejected_prediction_tokens": num_drafted - num_accepted,
-            "reasoning_tokens": sum(num_thought(one, thinking, tools) for one in answers),
+            "reasoning_tokens": sum(map(thoughts.of, answers)) if thoughts else 0,
         },
     }
-
-
-def num_thought(answer: Answer, thinking: Thinking, tools: Tools | None) -> int:
-    """How many of an answer's tokens are thoughts, the marks around them included."""
-    if thinking == "none":
-        return 0
-    reader, num_tokens, num_thoughts = reader_of(thinking, tools), 0, 0
-    for piece in answer.pieces:
-        num_tokens += piece.token_id is not None
-        before = reader.is_thinking
-        reader.push(piece.text)
-        if before or reader.is_thinking:
-            num_thoughts = num_tokens
-        elif reader.has_begun:
-            break
-    return num_thoughts
 
 
 def speculation(answers: Iterable[Answer]) -> Json:

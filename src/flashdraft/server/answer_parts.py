@@ -77,9 +77,9 @@ class PartsReader:
             while self._step(parts):
                 pass
         if self._state == "think":
-            parts.reasoning += self._held.rstrip()
+            parts.add("thoughts", self._held.rstrip())
         else:
-            parts.content += "" if self._trims and not self._held.strip() else self._held
+            parts.add("words", "" if self._trims and not self._held.strip() else self._held)
         self._held = ""
         return parts
 
@@ -113,19 +113,20 @@ class PartsReader:
             return True
         thought, end, rest = self._held.partition(END_THINK)
         if end:
-            parts.reasoning += thought.rstrip()
+            parts.add("thoughts", thought.rstrip())
             self._held, self._state, self._trims = rest, "content", True
             return True
-        parts.reasoning += self._release(END_THINK, *self._openers)
+        parts.add("thoughts", self._release(END_THINK, *self._openers))
         return False
 
     def _read_content(self, parts: Parts) -> bool:
         if self._tools is None:
-            parts.content, self._held = parts.content + self._held, ""
+            parts.add("words", self._held)
+            self._held = ""
             return False
         if self._read_until_call(parts):
             return True
-        parts.content += self._release(*self._openers)
+        parts.add("words", self._release(*self._openers))
         return False
 
     @property
@@ -148,10 +149,8 @@ class PartsReader:
         return True
 
     def _say(self, text: str, parts: Parts) -> None:
-        if (self._around if self._state == "call" else self._state) == "think":
-            parts.reasoning += text
-        else:
-            parts.content += text
+        state = self._around if self._state == "call" else self._state
+        parts.add("thoughts" if state == "think" else "words", text)
 
     def _read_call(self, parts: Parts) -> bool:
         assert self._call is not None
@@ -162,7 +161,7 @@ class PartsReader:
         """Note what the reader of calls said; when it is done, go on with ``rest``."""
         assert self._call is not None
         self._held = rest
-        parts.calls += news
+        parts.news += news
         opener = self._call.opener
         for one in news:
             self._num_calls += one.kind == "name"
@@ -195,16 +194,15 @@ def read_whole(
 ) -> tuple[Parts, list[Call], int]:
     """A finished answer: its parts, its calls, and how many of these are whole (all but one cut by the length)."""
     reader = reader_of(thinking, tools)
-    parts, rest = reader.push(text), reader.flush(is_cut)
+    whole = Parts(reader.push(text).news + reader.flush(is_cut).news)
     calls: dict[int, Call] = {}
-    for one in [*parts.calls, *rest.calls]:
+    for one in whole.calls:
         if one.kind == "name":
             calls[one.index] = Call(one.text)
         elif one.kind == "arguments":
             calls[one.index].arguments += one.text
         elif one.kind == "broken":
             calls.pop(one.index, None)
-    whole = Parts(parts.reasoning + rest.reasoning, parts.content + rest.content)
     return whole, list(calls.values()), reader.num_whole_calls
 
 

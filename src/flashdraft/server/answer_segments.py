@@ -7,7 +7,7 @@ from typing import Literal
 from flashdraft.server.answer_parts import Thinking, reader_of
 from flashdraft.server.call_styles import Tools
 from flashdraft.server.service import Answer
-from flashdraft.server.tool_calls import Parts
+from flashdraft.server.tool_calls import Parts, TextNews
 
 
 @dataclass
@@ -34,7 +34,7 @@ class SegmentNews:
 
 
 class SegmentReader:
-    """Reads one answer token by token, so that what follows what does not depend on how it came.
+    """Reads one answer. What follows what does not depend on how it came.
 
     Where there are thoughts their segment comes first, and an answer without calls has words, both perhaps empty.
     """
@@ -70,16 +70,14 @@ class SegmentReader:
         self._num_whole_calls = self._reader.num_whole_calls
 
     def _told(self, parts: Parts) -> Iterator[SegmentNews]:
-        if parts.reasoning:
-            yield from self._add("thoughts", parts.reasoning)
-        if parts.content:
-            yield from self._add("words", parts.content)
-        for one in parts.calls:
+        for one in parts.news:
             if one.kind == "name":
                 yield from self._go_to("call", one.text)
             elif one.kind == "arguments":
                 yield from self._add("call", one.text)
-            else:
+            elif isinstance(one, TextNews):
+                yield from self._add(one.kind, one.text)
+            elif one.kind != "broken":
                 yield from self._close(is_cut=one.kind == "cut")
 
     def _add(self, kind: Literal["thoughts", "words", "call"], text: str) -> Iterator[SegmentNews]:

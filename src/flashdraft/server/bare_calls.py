@@ -5,13 +5,14 @@ import json
 import re
 from typing import Any
 
+from flashdraft.server.argument_types import dumps
 from flashdraft.server.call_styles import ARGS, TOOL_CALLS, Tools
 from flashdraft.server.loose_json import LooseJson
 from flashdraft.server.tool_calls import Brackets, BrokenCallError, CallReader
 
 _KEYS = tuple(f'{{"{key}"' for key in ("name", "type", "function", "arguments", "parameters", "id"))
-_PYTHON_HEAD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*\(")
-_PYTHON_HEAD_BEGUN = re.compile(r"\s*([A-Za-z_][\w.-]*\s*)?")
+_PYTHON_HEAD = re.compile(r"\s*([\w.-]+)\s*\(")
+_PYTHON_HEAD_BEGUN = re.compile(r"\s*([\w.-]+\s*)?")
 _NAME_BEGUN = re.compile(r"\s*[\w.-]*(\[[A-Z_]*\]?[\w-]*)*")  # of name[CALL_ID]id[ARGS]
 _CALL_ID = re.compile(r"\[CALL_ID\][\w-]*")
 _MAX_NAME, _MAX_PYTHON = 512, 20_000  # characters
@@ -115,14 +116,14 @@ class BareCallReader(CallReader):
         head = _PYTHON_HEAD.match(self._held)
         if head is None:
             begun = _PYTHON_HEAD_BEGUN.match(self._held)
-            if begun and begun.end() == len(self._held):
+            if begun and begun.end() == len(self._held) <= _MAX_NAME:
                 return False
             raise BrokenCallError
         if head[1] not in self.tools.schemas or len(self._held) > _MAX_PYTHON:
             raise BrokenCallError
         if not (end := self._python.end(self._held)):
             return False
-        arguments = _python_arguments(self._held[head.start(1) : end])
+        arguments = _python_arguments(self._held[head.end() - 1 : end])
         self._begin(head[1])
         self._tell_name()
         self._tell("arguments", arguments)
@@ -146,15 +147,16 @@ class BareCallReader(CallReader):
 
 
 def _python_arguments(call: str) -> str:
-    """The keyword arguments of a call in Python, as JSON."""
+    """The keyword arguments of a call in Python, from its bracket on, as JSON."""
     try:
-        tree = ast.parse(call, mode="eval").body
+        tree = ast.parse(f"f{call}", mode="eval").body  # the tool's name may be none in Python
         if not isinstance(tree, ast.Call) or tree.args:
             raise BrokenCallError
         values = {one.arg: ast.literal_eval(_Words().visit(one.value)) for one in tree.keywords}
         if None in values:
             raise BrokenCallError
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        json.dumps(values, allow_nan=False)
+        return dumps(values)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise BrokenCallError from None
 

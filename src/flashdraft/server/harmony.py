@@ -16,9 +16,10 @@ from flashdraft.server.tool_calls import CallNews, Parts, start_len
 
 START, MESSAGE, FINAL = "<|start|>assistant", "<|message|>", f"{CHANNEL}final<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>", CHANNEL)
+_HEADERS = ("to=", *_ENDS)  # what a header begins with
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
 _RECIPIENT = re.compile(re.escape(TO_FUNCTION) + r"([^\s<]+)")
-_MAX_HEADER = 1024  # characters
+_MAX_HEADER = 1024  # characters, with <|message|>
 
 
 class HarmonyReader:
@@ -63,26 +64,29 @@ class HarmonyReader:
         return parts
 
     def _read_header(self, parts: Parts) -> bool:
-        header, mark, rest = self._held.partition(MESSAGE)
-        if not mark:
-            told = self._held.lstrip()
-            marks = (CHANNEL, "<|start|>", "to=", *_ENDS)
-            is_header = any(told.startswith(one) or one.startswith(told) for one in marks)
-            if is_header and len(told) <= _MAX_HEADER:
-                return False
+        told = self._held.lstrip()
+        opener = next((one for one in _HEADERS if told.startswith(one)), None)
+        if opener is None and any(one.startswith(told) for one in _HEADERS):
+            return False
+        end = told.find(MESSAGE, 0, _MAX_HEADER) if opener else -1
+        if end < 0 and opener and len(told) < _MAX_HEADER:
+            return False
+        if end < 0:  # what looks like the beginning of a header is none by itself
             self._begin("words", parts)
+            self._say(self._held[: len(self._held) - len(told)] + (opener or ""), parts)
+            self._held = told.removeprefix(opener or "")
             return True
-        self._held = rest
+        header, self._held = told[:end], told[end + len(MESSAGE) :]
         channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
         if recipient and self._tools is not None and recipient[1] in self._tools.schemas:
             self._kind, self._arguments = "call", LooseJson()
-            parts.calls.append(CallNews(self._num_calls, "name", recipient[1]))
+            parts.news.append(CallNews(self._num_calls, "name", recipient[1]))
         elif channel and channel[1] == "analysis":
             self._begin("thoughts", parts)
         else:
             self._begin("words", parts)
             if recipient:
-                self._say(header.removeprefix(START) + mark, parts)
+                self._say(header.removeprefix(START) + MESSAGE, parts)
         self.has_begun = True
         return True
 
@@ -112,18 +116,18 @@ class HarmonyReader:
 
     def _say(self, text: str, parts: Parts) -> None:
         if self._kind == "thoughts":
-            parts.reasoning += text
+            parts.add("thoughts", text)
         elif self._kind == "words":
-            parts.content += text
+            parts.add("words", text)
         elif (
             told := "" if self._arguments.is_done or self._arguments.is_broken else self._arguments.push(text)
         ):
-            parts.calls.append(CallNews(self._num_calls, "arguments", told))
+            parts.news.append(CallNews(self._num_calls, "arguments", told))
 
     def _end(self, parts: Parts) -> None:
         """The message is over. A call whose arguments are no JSON object has no end."""
         if self._kind != "call":
             return
-        parts.calls.append(CallNews(self._num_calls, "end" if self._arguments.is_done else "cut"))
+        parts.news.append(CallNews(self._num_calls, "end" if self._arguments.is_done else "cut"))
         self.num_whole_calls += self._arguments.is_done
         self._num_calls += 1

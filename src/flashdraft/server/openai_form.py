@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from flashdraft.detokenizer import Detokenizer
 from flashdraft.sampler import TokenLogprobs
-from flashdraft.server.accounts import meta_info, sglang_speculation, speculation, usage
+from flashdraft.server.accounts import ThoughtCounts, meta_info, sglang_speculation, speculation, usage
 from flashdraft.server.answer_parts import Reader, Thinking, read_whole, reader_of
 from flashdraft.server.answer_text import TokenPiece
 from flashdraft.server.api_errors import Json
@@ -18,7 +18,7 @@ from flashdraft.server.http_io import DONE, event
 from flashdraft.server.logprobs import chat_logprobs, completion_logprobs
 from flashdraft.server.protocol import OpenAIRequest, StreamOptions
 from flashdraft.server.service import Answer, Delta, Service, Submission
-from flashdraft.server.tool_calls import CallNews, Parts
+from flashdraft.server.tool_calls import CallNews
 
 Entries = list[tuple[TokenLogprobs | int, str]]  # tokens with their pieces of the text
 
@@ -125,10 +125,11 @@ class ChatForm(Form):
         super().__init__(service, asked)
         self.thinking, self.tools, self.logprobs = thinking, tools, logprobs
         self._readers: dict[int, Reader] = {}
+        self._thoughts = ThoughtCounts(thinking, tools)
 
     def usage(self, submission: Submission) -> Json:
         """See :class:`Form`."""
-        return usage(submission, self.thinking, self.tools)
+        return usage(submission, self._thoughts)
 
     def whole_choice(self, submission: Submission, index: int) -> Json:
         """See :class:`Form`."""
@@ -160,10 +161,7 @@ class ChatForm(Form):
         reader = self._readers.setdefault(delta.index, reader_of(self.thinking, self.tools))
         parts = reader.push(delta.text)
         if delta.finish_reason:
-            rest = reader.flush(delta.finish_reason == "length")
-            parts = Parts(
-                parts.reasoning + rest.reasoning, parts.content + rest.content, parts.calls + rest.calls
-            )
+            parts.news += reader.flush(delta.finish_reason == "length").news
         said: Json = {"role": "assistant"} if is_first else {}
         if parts.reasoning:
             said["reasoning_content"] = parts.reasoning

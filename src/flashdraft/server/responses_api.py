@@ -1,5 +1,6 @@
 """``/v1/responses``: a conversation of items in, items out, whole or as OpenAI's named events. Nothing is stored."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -81,7 +82,20 @@ async def responses(request: Request) -> Response:
     chat = _as_chat(asked)
     with told_as({"response_format": "text.format", "reasoning_effort": "reasoning.effort"}):
         prepared = await prepare_chat(service, chat, asked.max_output_tokens, "max_output_tokens")
+    told = _told_again(asked)
     submission = await service.submit(prepared.wishes)
+    model = asked.model or service.config.model_names[0]
+    spaces = [tool.get("name") for tool in asked.tools or () if tool.get("type") == "namespace"]
+    namespaces = [name for name in spaces if isinstance(name, str)]
+    writer = ResponseForm(model, prepared.thinking, prepared.choice.callable, told, namespaces)
+    return await respond(submission, bool(asked.stream), writer.whole, writer.events)
+
+
+def _told_again(asked: ResponsesRequest) -> Json:
+    """Fields of the request that its answer repeats.
+
+    Raises ApiError 400 for what JSON is read with here and cannot be sent in: NaN, half a surrogate pair.
+    """
     names = ("instructions", "max_output_tokens", "metadata", "tool_choice", "parallel_tool_calls", "tools")
     told: Json = {name: getattr(asked, name) for name in names}
     told |= {
@@ -90,11 +104,12 @@ async def responses(request: Request) -> Response:
     }
     told |= {"metadata": asked.metadata or {}, "parallel_tool_calls": asked.parallel_tool_calls is not False}
     told["reasoning"] = asked.reasoning.model_dump() if asked.reasoning else None
-    model = asked.model or service.config.model_names[0]
-    spaces = [tool.get("name") for tool in asked.tools or () if tool.get("type") == "namespace"]
-    namespaces = [name for name in spaces if isinstance(name, str)]
-    writer = ResponseForm(model, prepared.thinking, prepared.choice.callable, told, namespaces)
-    return await respond(submission, bool(asked.stream), writer.whole, writer.events)
+    for name, value in told.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            raise ApiError(400, f"{name} cannot be told again in JSON: {error}", name) from None
+    return told
 
 
 def _as_chat(asked: ResponsesRequest) -> ChatRequest:

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from time import time
 from typing import Any
 
-from flashdraft.server.accounts import usage
+from flashdraft.server.accounts import ThoughtCounts, usage
 from flashdraft.server.answer_parts import Thinking
 from flashdraft.server.answer_segments import Segment, SegmentNews, SegmentReader, read_segments
 from flashdraft.server.api_errors import Json
@@ -143,7 +143,7 @@ def _part(one: Segment) -> Json:
 
 
 def _usage(submission: Submission, thinking: Thinking, tools: Tools | None) -> Json:
-    counts = usage(submission, thinking, tools)
+    counts = usage(submission, ThoughtCounts(thinking, tools))
     return {
         "input_tokens": counts["prompt_tokens"],
         "input_tokens_details": counts["prompt_tokens_details"],

@@ -42,13 +42,42 @@ class CallNews:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class TextNews:
+    """More thoughts or words."""
+
+    kind: Literal["thoughts", "words"]
+    text: str
+
+
 @dataclass
 class Parts:
-    """Of an answer, new or whole: thoughts, words and calls."""
+    """Of an answer, new or whole: thoughts, words and calls, as they follow one another."""
 
-    reasoning: str = ""
-    content: str = ""
-    calls: list[CallNews] = field(default_factory=list)
+    news: list[TextNews | CallNews] = field(default_factory=list)
+
+    def add(self, kind: Literal["thoughts", "words"], text: str) -> None:
+        """Note more text."""
+        if text:
+            self.news.append(TextNews(kind, text))
+
+    @property
+    def reasoning(self) -> str:
+        """All thoughts."""
+        return self._text("thoughts")
+
+    @property
+    def content(self) -> str:
+        """All words."""
+        return self._text("words")
+
+    @property
+    def calls(self) -> list[CallNews]:
+        """What is new of calls."""
+        return [one for one in self.news if isinstance(one, CallNews)]
+
+    def _text(self, kind: str) -> str:
+        return "".join(one.text for one in self.news if isinstance(one, TextNews) and one.kind == kind)
 
 
 class BrokenCallError(Exception):
