@@ -1,8 +1,10 @@
 """How weights lie in memory for the C++ part."""
 
+import pytest
 import torch
 
 from flashdraft.native.packing import Kind, pack
+from quantized_files import PACKERS
 
 
 def test_weights_of_a_gguf_are_kept_as_they_are() -> None:
@@ -15,6 +17,29 @@ def test_weights_of_a_gguf_are_kept_as_they_are() -> None:
     stored = torch.cat([half.view(2, 4, 16, 4) for half in (low, high)], dim=1)  # [block, k / 4, lane, 4]
     assert torch.equal(stored.permute(2, 0, 1, 3).reshape(16, 2, 32).long(), q)
     assert torch.equal(blocks[:, 256:288].contiguous().view(torch.half).float(), scale[..., 0].T)
+
+
+def unpacked(tiles: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    """Values [16, num_blocks * 32] of one tile in 4 bits."""
+    blocks = tiles.view(num_blocks, 320)
+    low, high = (blocks[:, :256] & 15), blocks[:, :256] >> 4
+    stored = torch.cat([half.view(num_blocks, 4, 16, 4) for half in (low, high)], dim=1)
+    q = stored.permute(2, 0, 1, 3).reshape(16, num_blocks, 32)
+    scale, least = blocks[:, 256:].contiguous().view(torch.half).float().view(num_blocks, 2, 16).unbind(1)
+    return (q * scale.T.unsqueeze(-1) + least.T.unsqueeze(-1)).flatten(1)
+
+
+@pytest.mark.parametrize("kind", ["w4a16", "w4a16-asymmetric", "awq", "gptq"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_a_4_bit_checkpoint_are_kept_as_they_are(kind: str, dtype: torch.dtype) -> None:
+    """In groups of 64: a block of 32 may have neither the first nor the last code of its group."""
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(2)).bfloat16()
+    dequantized = PACKERS[kind](weight, 64)[1].to(dtype).float()
+    step = dequantized.abs().max() / 8
+    found = unpacked(pack(dequantized, Kind.INT4), 8)
+    assert (found - dequantized).abs().max() < 0.06 * step  # roundings of bfloat16, in which some dequantize
+    as_floats = unpacked(pack(weight.float(), Kind.INT4), 8)
+    assert (as_floats - weight.float()).abs().max() > 0.3 * step  # of no grid: half a step off at worst
 
 
 def test_numbers_of_16_bits_are_within_half_a_step_of_the_weights() -> None:

@@ -12,6 +12,8 @@ from flashdraft.native.library import LinearStruct
 _LANES, _BLOCK = 16, 32
 _INT16_WEIGHT = 8191  # INT16_WEIGHT of activations.h
 _ROWS_AT_A_TIME = 4096
+_CODES = 16  # of 4 bits
+_OFF_GRID = 0.1  # of a step: of two roundings of 16 steps to bfloat16, and far from what floats of no grid do
 
 
 class Kind(IntEnum):
@@ -55,11 +57,36 @@ def _int8(weight: Tensor) -> Tensor:
 def _int4(weight: Tensor) -> Tensor:
     blocks = _blocks(weight)
     least = blocks.amin(-1, keepdim=True)
-    scale = ((blocks.amax(-1, keepdim=True) - least) / 15).half()
+    scale = _step_of(blocks, least, blocks.amax(-1, keepdim=True) - least).half()
     least = least.half()
     q = ((blocks - least.float()) / _divisor(scale)).round().clamp(0, 15).to(torch.uint8)
     low, high = _by_fours(q).chunk(2, dim=2)
     return _tiles(low | high << 4, scale, least)
+
+
+def _step_of(blocks: Tensor, least: Tensor, span: Tensor) -> Tensor:
+    """The step of each block's grid of 16 values: that of a 4-bit checkpoint where its values lie on one.
+
+    A block need not have its checkpoint's first and last code (Q4_0, AWQ, GPTQ, compressed-tensors in groups of 32 and
+    more), and a 15th of its span is then another grid, whose values are wrong by up to half of a step. A step is the
+    span over 8 to 15: over fewer it is one of these, halved or so.
+    """
+    step = span / (_CODES - 1)
+    if not _fits(blocks[:1], least[:1], span[:1]).any():  # floats of no grid
+        return step
+    for tile in range(len(blocks)):  # one at a time: there are 8 trials of each
+        part = slice(tile, tile + 1)
+        fits = _fits(blocks[part], least[part], span[part])
+        count = _CODES - 1 - fits.int().argmax(0, keepdim=False)
+        step[part] = torch.where(fits.any(0), span[part] / count, step[part])
+    return step
+
+
+def _fits(blocks: Tensor, least: Tensor, span: Tensor) -> Tensor:
+    """Whether all values of a block are whole steps from its least one, [8, ...]: of the span over 15, 14, ... 8."""
+    counts = torch.arange(_CODES - 1, _CODES // 2 - 1, -1).view(-1, *[1] * blocks.dim())
+    places = (blocks - least) / _divisor(span) * counts
+    return (places - places.round()).abs().amax(-1, keepdim=True) < _OFF_GRID
 
 
 def _blocks(weight: Tensor) -> Tensor:
