@@ -36,7 +36,7 @@ from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
 from flashdraft.engine import engine, step_timing
 from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import MOST_TREES
+from flashdraft.engine.step_timing import STEP_TREES
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -195,7 +195,7 @@ class Replay:
     def _draft(self, one: Going, block: int, num_rows: int) -> DraftTree:
         size = 0
         if self.is_tree and isinstance(self.method, Controller):
-            size = (block if num_rows <= MOST_TREES else 0) if self.costs.is_recorded else max(BLOCKS)
+            size = STEP_TREES.size(num_rows, block) if self.costs.is_recorded else max(BLOCKS)
         return self.recording.draft(one.answer, one.place, block, size)
 
     def _seconds(self, num_rows: int, blocks: list[int], verified: list[int]) -> float:

@@ -1,19 +1,25 @@
 """The embedded pair on one GPU: the same tokens by every method, and steps and tokens a second.
 
-Usage: gpu_embedded.py OUT.jsonl PROMPTS.json [seconds] [prompts] [method ...]. PROMPTS.json: lists of token ids. Every
-answer is compared with plain decoding's of one request alone; sampled ones with sampled plain decoding of the same
-seeds. Rates are of steps in which all decode, and with prompts of whole answers; two passes.
+    python benchmarks/gpu_embedded.py OUT.jsonl PROMPTS.json --methods plain b16 auto auto-tree32
+    python benchmarks/gpu_embedded.py OUT.jsonl PROMPTS.json --num-prompts 200 --max-tokens 64 --whole   # for the bits
+
+PROMPTS.json: lists of token ids. Every answer is compared with plain decoding's of one request alone; sampled ones with
+sampled plain decoding of the same seeds. Rates are of steps in which all decode, and with prompts of whole answers; two
+passes. ``auto`` is the engine's own; ``auto-tree16`` and ``auto-tree32`` verify trees in rounds, of one block's tokens
+and of two.
 """
 
+import argparse
 import json
-import sys
 import time
 import traceback
 from pathlib import Path
 
 from flashdraft.bench.closed_loop import answer_all
+from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.step_timing import FewTrees
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -25,12 +31,15 @@ METHODS = {  # block, tokens of trees, sampling
     "b8": (8, None, GREEDY),
     "b16": (16, None, GREEDY),
     "auto": ("auto", None, GREEDY),
+    "auto-tree16": ("auto", None, GREEDY),
+    "auto-tree32": ("auto", None, GREEDY),
     "tree16": (16, 16, GREEDY),
     "tree32": (16, 32, GREEDY),
     "plain-sampled": (1, None, SAMPLED),
     "b16-sampled": (16, None, SAMPLED),
     "tree16-sampled": (16, 16, SAMPLED),
 }
+ROUND_TREES = {"auto-tree16": FewTrees(4, 1), "auto-tree32": FewTrees(4, 2)}
 SHOWN = (
     "requests", "method", "steps_per_s", "output_tokens_per_s", "acceptance", "same", "answers", "with_prompts_per_s",
 )  # fmt: skip
@@ -57,13 +66,15 @@ def steady(engine, prompts, method, running, count=100):
     return tokens / seconds, count / seconds
 
 
-def measured(llm, method, running, prompts, asked):
+def measured(llm, method, running, prompts, asked, max_tokens):
     """A row of ``method`` with ``running`` requests, and the tokens of its answers."""
     block, tree, sampling = METHODS[method]
-    params = SamplingParams(**sampling, seed=1, max_tokens=192)
+    params = SamplingParams(**sampling, seed=1, max_tokens=max_tokens)
     drafter = None if method.startswith("plain") else llm.drafter
     config = EngineConfig(max_running=running, prefix_caching=False, num_pages=128 * running)
     engine = Engine(llm.target, drafter, config, llm.eos_token_ids, llm.tokenizer, block, draft_tree=tree)
+    if trees := ROUND_TREES.get(method):
+        engine.control = BlockControl(engine.runner, drafter, round_trees=trees)
     answer_all(engine, asked[: 2 * running], params, None, running)  # recordings, costs
     seconds = []
     for _ in range(2):
@@ -84,29 +95,40 @@ def measured(llm, method, running, prompts, asked):
 
 
 def main():
-    out, prompts = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-    limit = float(sys.argv[3]) if len(sys.argv) > 3 else 150.0
-    prompts = prompts[: int(sys.argv[4]) if len(sys.argv) > 4 else 40]
-    methods = sys.argv[5:] or list(METHODS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("--seconds", type=float, default=150, help="no method begins later")
+    parser.add_argument("--num-prompts", type=int, default=40)
+    parser.add_argument("--max-tokens", type=int, default=192, help="of an answer")
+    parser.add_argument("--whole", action="store_true", help="every method answers all prompts, not a few")
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    prompts = json.loads(args.prompts.read_text())[: args.num_prompts]
     born = time.time()
-    llm = LLM(device="cuda")
+    llm = LLM(device=args.device)
     print(f"loaded in {time.time() - born:.0f} s", flush=True)
-    alone, provenance = {}, collect_provenance("cuda")
-    for running in (1, 8, 32):
-        for method in methods:
-            if time.time() - born > limit:
+    alone, provenance = {}, collect_provenance(args.device)
+    for running in args.requests:
+        for method in args.methods:
+            if time.time() - born > args.seconds:
                 return
             kind = "sampled" if METHODS[method][2] is SAMPLED else "greedy"
-            asked = prompts[: max(running * 3, 10)] if kind in alone else prompts
+            is_whole = args.whole or kind not in alone
+            asked = prompts if is_whole else prompts[: max(running * 3, 10)]
             try:
-                row, made = measured(llm, method, running, prompts, asked)
+                row, made = measured(llm, method, running, prompts, asked, args.max_tokens)
             except Exception as error:
                 traceback.print_exc()
                 print("failed", running, method, repr(error)[:300], flush=True)
                 continue
             expected = alone.setdefault(kind, made)
             row["same"] = sum(a == b for a, b in zip(made, expected, strict=False))
-            with open(out, "a") as file:
+            with args.out.open("a") as file:
                 file.write(json.dumps(row | {"provenance": provenance}) + "\n")
             print(f"[{time.time() - born:5.1f}]", {name: row[name] for name in SHOWN}, flush=True)
 

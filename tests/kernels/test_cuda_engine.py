@@ -129,38 +129,6 @@ def test_trees():
     _check(target, _drafter(target), prompts, 4, config, draft_tree=6)
 
 
-def test_trees_beside_chains_in_rounds():
-    """Of two sizes, greedy and sampled, beside a chain and a plain row; each answer is the loop's.
-
-    A vocabulary of few tokens, of which random drafts are right now and then.
-    """
-    target = toy_target(vocab_size=11, eos_token_id=None, num_hidden_layers=2).to(DEVICE)
-    drafter = DFlashDrafter(toy_dflash2(target, num_hidden_layers=1).to(DEVICE), target)
-    whole = {"max_tokens": 8, "ignore_eos": True}
-    greedy, sampled = (
-        SamplingParams(temperature=0.0, **whole),
-        SamplingParams(temperature=0.8, seed=4, **whole),
-    )
-    asked = [(greedy, 4, 7), (sampled, 4, 12), (greedy, 4, None), (sampled, 1, None)]
-    prompts = _prompts(len(asked), target.config.vocab_size, 6, seed=9)
-    expected = [
-        generate(target, None, prompt, one[0]).token_ids for prompt, one in zip(prompts, asked, strict=True)
-    ]
-    engine = Engine(target, drafter, EngineConfig(max_running=4, page_size=4, num_pages=96))
-    launch, launched, found = engine.runner.rounds.launch, [], {}
-    engine.runner.rounds.launch = lambda rows: (
-        launched.append({row.tree_size for row in rows}) or launch(rows)
-    )
-    for idx, (prompt, (params, block, tree)) in enumerate(zip(prompts, asked, strict=True)):
-        engine.add_request(str(idx), prompt, params, block, draft_tree=tree)
-    for output in engine.run():
-        found.setdefault(int(output.request_id), []).extend(output.token_ids)
-    engine.check_integrity()
-    assert {0, 7, 12} in launched
-    assert [found[idx] for idx in range(len(asked))] == expected
-    assert engine.metrics.num_accepted > 3, "choose another seed: no path is kept"
-
-
 @pytest.mark.parametrize("kind", ["dflash", "ngram", None])
 def test_rounds_recorded_before_there_are_requests(kind):
     """They leave nothing behind; a drafter that does not draft in rounds is left out."""

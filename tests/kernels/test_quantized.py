@@ -112,6 +112,18 @@ def test_experts(kind, num_tokens):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="about the order in which a matrix unit sums")
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_sum_in_the_order_of_floats(kind):
+    """Another order shows in one of some 60,000 outputs: a million of them, of four groups."""
+    made = [quantized(kind, 4 * 1024, 512), quantized(kind, 4 * 512, 512)]
+    floats = [weight.dequantized().unflatten(0, (4, -1)) for weight in made]
+    x = torch.randn(NUM_EXACT, 512, device=DEVICE).bfloat16()
+    chosen = torch.randint(4, (NUM_EXACT, 2), device=DEVICE)
+    weights = torch.rand(NUM_EXACT, 2, device=DEVICE).bfloat16()
+    assert torch.equal(experts(x, *made, chosen, weights), experts(x, *floats, chosen, weights))
+
+
 @pytest.mark.parametrize("num_tokens", [3, 300])
 def test_maps_of_codes_and_floats_are_one_product(num_tokens):
     """Two in codes lie in one piece, which their modules see parts of; many tokens meet floats in memory."""

@@ -132,10 +132,12 @@ def open_llm(
 def measure_steps(llm: "LLM", num_rows: int = 1) -> None:
     """Measure or record steps of up to ``num_rows`` requests now, so that no answer waits for it."""
     with Console(stderr=True).status("measuring this machine's steps"):
-        blocks: tuple[int, ...] = () if llm.block_size == "auto" else (llm.block_size,)
+        engine = llm.engine
         if llm.block_size == "auto":
-            blocks = llm.engine.control.calibrate(num_rows).acceptance.blocks
-        llm.engine.overlap.record({1, *blocks}, num_rows, llm.engine.tree_size)
+            blocks = engine.control.calibrate(num_rows).acceptance.blocks
+            engine.overlap.record({1, *blocks}, num_rows, engine.tree_size, engine.control.trees)
+        else:
+            engine.overlap.record({1, llm.block_size}, num_rows, engine.tree_size)
 
 
 def opening(system: str | None, text: str | None = None) -> list[dict[str, str]]:

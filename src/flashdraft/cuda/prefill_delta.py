@@ -149,6 +149,7 @@ class RecordedPrompt:
         self._where = torch.zeros(
             2, dtype=torch.int64, device=device
         )  # the slot, and how many tokens there are
+        self._told: Round | None = None  # of which the two tell
         self._lengths: dict[int, ChunkEnds] = {}
 
     def __call__(
@@ -161,7 +162,9 @@ class RecordedPrompt:
             count = segment.end - segment.begin
             length = _padded_length(count)
             self._projected[:count] = projected[segment.begin : segment.end]
-            self._where.copy_(part.where)
+            if self._told is not part:  # the layers of a forward have one, unless states are kept within
+                self._where.copy_(part.where)
+                self._told = part
             if length not in self._lengths:
                 self._lengths[length] = ChunkEnds.of([length], self._where.device)
 

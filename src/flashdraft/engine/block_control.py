@@ -13,7 +13,7 @@ from flashdraft.engine.kept_costs import keep, kept_or_measured
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.overlap import Ended
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import CONTEXT, MOST_TREES
+from flashdraft.engine.step_timing import CONTEXT, NO_TREES, ROUND_TREES, STEP_TREES, FewTrees
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -37,6 +37,7 @@ class BlockControl:
     """Chooses the blocks of requests that leave it to the engine. ``costs``: measured when first needed if None.
 
     ``trusts_drafter``: what is accepted has to do with the drafter's confidence, as it has unless it is simulated.
+    ``round_trees``: which of them verify trees in rounds on a GPU.
     """
 
     def __init__(
@@ -45,13 +46,16 @@ class BlockControl:
         drafter: Drafter | None = None,
         costs: StepCosts | None = None,
         trusts_drafter: bool = True,
+        round_trees: FewTrees = ROUND_TREES,
     ) -> None:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         self.trusts_drafter = trusts_drafter
-        # A hybrid's states follow one path, and a round's drafts too.
+        # A hybrid's states follow one path.
         can_branch = drafter is not None and drafter.can_branch
-        self.draws_trees = trusts_drafter and not runner.states and can_branch and not runner.drafts_in_rounds
+        self.draws_trees = trusts_drafter and not runner.states and can_branch
+        of_recorded = round_trees if runner.drafts_in_rounds else STEP_TREES
+        self.trees = of_recorded if self.draws_trees else NO_TREES  # of recorded steps
         self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts
@@ -62,8 +66,7 @@ class BlockControl:
         """Measure steps of up to ``num_rows`` requests, unless that is done: part of a second, recorded ones a few."""
         if self.must_measure(num_rows):
             self._num_measured_rows = 1 << (self._most_rows(num_rows) - 1).bit_length()
-            trees = MOST_TREES if self.draws_trees else 0
-            costs = kept_or_measured(self.runner, self.max_block, self._num_measured_rows, most_trees=trees)
+            costs = kept_or_measured(self.runner, self.max_block, self._num_measured_rows, self.trees)
             self.controller = self.controller or Controller(self.max_block, costs)
             self.controller.costs = costs
         assert self.controller is not None
@@ -93,9 +96,9 @@ class BlockControl:
             controller.costs.context = max(context - CONTEXT, 0)
             plan = controller.plan(list(map(self._candidate, automatic)), others)
         # Of a plan that stands the others do as they did.
-        last, self._last = self._last, (plan, len(decoding) <= MOST_TREES)
+        last, self._last = self._last, (plan, len(decoding) <= self.trees.most)
         for request in joined if self._last == last else automatic:
-            self._set(request, plan, controller.costs.is_recorded, self._last[1])
+            self._set(request, plan, controller.costs.is_recorded, len(decoding))
 
     def _candidate(self, request: Request) -> Candidate:
         assert request.acceptance is not None
@@ -105,14 +108,14 @@ class BlockControl:
         request.acceptance.choose_s = 0.0 if is_free else self._choose_s
         return Candidate(request.acceptance, request.most_tokens)
 
-    def _set(self, request: Request, plan: Plan, is_recorded: bool, are_few: bool) -> None:
+    def _set(self, request: Request, plan: Plan, is_recorded: bool, num_rows: int) -> None:
         assert request.acceptance is not None
         request.block_size = request.num_verified = plan.length(request.acceptance)
-        # A grammar cuts a chain before it is verified, but does not thin out a tree. A recorded tree is as wide as a
-        # chain, and costs the host time.
+        # A grammar cuts a chain before it is verified, but does not thin out a tree. Recorded, every place of a tree
+        # is computed, and in separate steps it costs the host time.
         branches = self.draws_trees and request.block_size > 1 and not request.answer.chooser.grammar
-        wide = request.block_size if are_few else 0
-        request.tree_size = (wide if is_recorded else self.max_block) if branches else 0
+        wide = self.trees.size(num_rows, request.block_size) if is_recorded else self.max_block
+        request.tree_size = wide if branches else 0
 
     def select(
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]

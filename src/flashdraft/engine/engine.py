@@ -201,9 +201,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """How the engine is doing."""
-        scheduler, pool = self.scheduler, self.scheduler.pool
-        counts = len(scheduler.waiting), len(scheduler.running), pool.num_pages, pool.num_free
-        return EngineStats(*counts, scheduler.num_preemptions, scheduler.num_cached_tokens, self.metrics)
+        return EngineStats.of(self.scheduler, self.metrics)
 
     def check_integrity(self) -> None:
         """Assert that the engine's state is sane: requests, pages, references."""

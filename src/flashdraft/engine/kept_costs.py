@@ -20,7 +20,7 @@ from torch import nn
 
 from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.model_runner import ModelRunner
-from flashdraft.engine.step_timing import measure_costs
+from flashdraft.engine.step_timing import NO_TREES, FewTrees, measure_costs
 from flashdraft.native.library import build_name
 from flashdraft.provenance import device_name
 from flashdraft.user_cache import cache_folder
@@ -33,10 +33,12 @@ _MOST = 1e6  # of seconds and tokens
 _MOST_BYTES = 1 << 16
 
 
-def kept_or_measured(runner: ModelRunner, max_block: int, num_rows: int, most_trees: int = 0) -> StepCosts:
+def kept_or_measured(
+    runner: ModelRunner, max_block: int, num_rows: int, trees: FewTrees = NO_TREES
+) -> StepCosts:
     """What an earlier process kept of such steps, or what :func:`measure_costs` finds now, kept for the next one."""
     if not _are_kept(runner):
-        return measure_costs(runner, max_block, num_rows, most_trees=most_trees)
+        return measure_costs(runner, max_block, num_rows, trees=trees)
     costs = _read(_file(runner, max_block, num_rows))
     if costs is None:
         costs = measure_costs(runner, max_block, num_rows)

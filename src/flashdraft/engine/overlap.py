@@ -16,7 +16,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import doubling
+from flashdraft.engine.step_timing import NO_TREES, FewTrees, doubling
 from flashdraft.ops.sampling_rule import SamplingRule
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
@@ -84,10 +84,13 @@ class Overlap:
         self._since = self.seconds = 0.0  # when the last round was read, and what it took
 
     @torch.inference_mode()
-    def record(self, blocks: Iterable[int], num_rows: int, tree_size: int = 0) -> None:
+    def record(
+        self, blocks: Iterable[int], num_rows: int, tree_size: int = 0, few: FewTrees = NO_TREES
+    ) -> None:
         """Make the recordings of rounds of up to ``num_rows`` requests, behind contexts of up to 4,096 tokens.
 
-        Of requests that do not exist, in pages that nobody has yet. ``tree_size``: drafts are trees of so many tokens.
+        Of requests that do not exist, in pages that nobody has yet. ``tree_size``: drafts are trees of so many tokens;
+        0: those of ``few``.
         """
         rounds, cache = self.runner.rounds, self.runner.cache
         if rounds is None:
@@ -98,7 +101,7 @@ class Overlap:
         for num_pages, block, count, rule in product(sorted(longest), known, doubling(num_rows), rules):
             pages, start = range(num_pages), num_pages * cache.page_size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
-            tree = tree_size if block > 1 else 0
+            tree = (tree_size or few.size(count, block)) if block > 1 else 0
             rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1, tree, rule) for row in where]
             for _ in range(2):  # the first chooses kernels
                 rounds.launch(rows).ends()
@@ -161,7 +164,8 @@ class Overlap:
                 )
             )
             seats.append(_Seat(request, request.key, block, length))
-        is_usual = not (is_behind_prompts or any(row.tree_size for row in rows))
+        asked = any(request.tree_size and not request.is_automatic for request, _ in blocks)
+        is_usual = not (is_behind_prompts or asked)
         self.in_flight = InFlight(rounds.launch(rows), seats, is_usual)
         for seat in seats:
             seat.request.num_in_flight += seat.length

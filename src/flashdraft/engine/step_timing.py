@@ -1,6 +1,7 @@
 """What steps cost on this machine: target and drafter timed at a few shapes. Nothing is committed to any page."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf
 from time import perf_counter
 
@@ -16,7 +17,6 @@ from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.spec_decode.drafter import DraftShape
 
 CONTEXT = 128  # tokens behind a measured step
-MOST_TREES = 4  # requests beside each other that verify trees in recorded steps
 _LONG_CONTEXT = 1024  # and behind the two that tell what context costs
 _LONG_OF_ALL = 896  # or behind recorded ones of every shape: all of them within 1,024
 _ROUNDS = 4  # that are timed together, for the host does not wait for one before it starts the next
@@ -24,26 +24,43 @@ _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
 _TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are recorded, so does the second
 
 
+@dataclass(frozen=True)
+class FewTrees:
+    """Which automatic requests verify trees in recorded steps, and how large ones."""
+
+    most: int  # requests beside each other; of more the drafts are chains
+    num_blocks: int = 1  # blocks that a tree has the tokens of
+
+    def size(self, num_rows: int, block: int) -> int:
+        """Tokens of a tree, anchor included, of each of ``num_rows`` requests that draft ``block``; 0: a chain."""
+        return self.num_blocks * block if num_rows <= self.most and block > 1 else 0
+
+
+NO_TREES, STEP_TREES = FewTrees(0), FewTrees(4)
+# The one place that has `auto` verify trees in rounds. FewTrees(4, 2) is what a card has yet to show worth it.
+ROUND_TREES = NO_TREES
+
+
 @torch.inference_mode()
 def measure_costs(
-    runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool = False, most_trees: int = 0
+    runner: ModelRunner, max_block: int, num_rows: int, is_thorough: bool = False, trees: FewTrees = NO_TREES
 ) -> StepCosts:
     """Time steps of up to ``num_rows`` requests and blocks of up to ``max_block`` (2 or more).
 
     An engine starts with few shapes, and its steps teach it the rest; ``is_thorough``: whole blocks of many rows too.
-    ``most_trees``: as many requests or fewer verify trees where steps are recorded.
+    ``trees``: which verify trees where steps are recorded.
     """
     with runner.target.threads():
         if runner.backend.is_recorded or runner.drafts_in_rounds:
-            return _measure_recorded(runner, max_block, num_rows, most_trees)
+            return _measure_recorded(runner, max_block, num_rows, trees)
         return _measure(runner, max_block, num_rows, is_thorough)
 
 
-def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int, most_trees: int) -> StepCosts:
+def _measure_recorded(runner: ModelRunner, max_block: int, num_rows: int, trees: FewTrees) -> StepCosts:
     """Every shape that blocks are recorded in, behind two contexts; the engine's steps find their recordings made."""
     blocks = sorted(drafted_blocks(max_block))
-    short = _Steps(runner, max_block, num_rows, runner.block_rows, CONTEXT, most_trees)
-    long = _Steps(runner, max_block, num_rows, runner.block_rows, _LONG_OF_ALL, most_trees)
+    short = _Steps(runner, max_block, num_rows, runner.block_rows, CONTEXT, trees)
+    long = _Steps(runner, max_block, num_rows, runner.block_rows, _LONG_OF_ALL, trees)
     if runner.drafts_in_rounds:  # one table tells all of them, drafting included
         rounds = _table(short, long, "rounds", sorted({1, *map(power_of_two, blocks)}))
         rounds.seconds, rounds.context_s = rounds.seconds / _ROUNDS, rounds.context_s / _ROUNDS
@@ -101,15 +118,10 @@ class _Steps:
 
     def __init__(
         self, runner: ModelRunner, max_block: int, num_rows: int, gathered: PagedRows,
-        context: int = CONTEXT, most_trees: int = 0,
+        context: int = CONTEXT, trees: FewTrees = NO_TREES,
     ) -> None:  # fmt: skip
         assert runner.drafter is not None
-        self.runner, self.drafter, self.gathered, self.most_trees = (
-            runner,
-            runner.drafter,
-            gathered,
-            most_trees,
-        )
+        self.runner, self.drafter, self.gathered, self.trees = runner, runner.drafter, gathered, trees
         room = min(runner.cache.num_slots, runner.target.config.max_position_embeddings) - max_block
         # Whole pages: what is timed is staged behind them and not in them, for they may be others'.
         size = runner.cache.page_size
@@ -137,14 +149,15 @@ class _Steps:
 
     def draft(self, num_rows: int, block: int) -> None:
         """The drafter's blocks of ``num_rows`` requests."""
-        size = block - 1 if num_rows <= self.most_trees else None
-        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [DraftShape(block - 1, size)] * num_rows)
+        tree_size = self.trees.size(num_rows, block)
+        shape = DraftShape(block - 1, tree_size - 1 if tree_size else None)
+        self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [shape] * num_rows)
 
     def rounds(self, num_rows: int, width: int) -> None:
         """Some rounds of ``num_rows`` requests, each started before the one before has ended."""
         assert self.runner.rounds is not None
-        end = self.context + width + 1
-        rows = [RoundRow(row, -1, 0, 0, width, width, end) for row in self.rows[:num_rows]]
+        end, tree_size = self.context + width + 1, self.trees.size(num_rows, width)
+        rows = [RoundRow(row, -1, 0, 0, width, width, end, tree_size) for row in self.rows[:num_rows]]
         launched = [self.runner.rounds.launch(rows) for _ in range(_ROUNDS)]
         launched[-1].ends()
 
@@ -156,7 +169,8 @@ class _Steps:
 
     def _verify(self, rows: Sequence[CacheRow], width: int) -> None:
         # A tree of which all tokens follow the anchor; a chain is told by none.
-        parents = [[0] * (width - 1) for _ in rows] if width > 2 and len(rows) <= self.most_trees else None
+        is_tree = width > 2 and self.trees.size(len(rows), width)
+        parents = [[0] * (width - 1) for _ in rows] if is_tree else None
         step = self.runner.forward(self.gathered, rows, [[0] * width for _ in rows], parents)
         best = step.argmax
         if best is None:

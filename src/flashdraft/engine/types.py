@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from flashdraft.engine.request import Request
+from flashdraft.engine.scheduler import Scheduler
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.spec_decode.metrics import RequestMetrics
 
@@ -39,6 +40,19 @@ class EngineStats:
     num_preemptions: int
     num_cached_tokens: int  # prompt tokens that were found in the prefix cache
     metrics: RequestMetrics  # over finished requests
+
+    @classmethod
+    def of(cls, scheduler: Scheduler, metrics: RequestMetrics) -> "EngineStats":
+        """Now."""
+        return cls(
+            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running),
+            num_pages=scheduler.pool.num_pages,
+            num_free_pages=scheduler.pool.num_free,
+            num_preemptions=scheduler.num_preemptions,
+            num_cached_tokens=scheduler.num_cached_tokens,
+            metrics=metrics,
+        )
 
 
 def output_of(

@@ -92,6 +92,19 @@ def floats_of(  # type: ignore[no-untyped-def]
     return tile.reshape(outputs, inputs)
 
 
+@triton.jit
+def as_loaded_floats(tile):  # type: ignore[no-untyped-def]
+    """``tile``, of which :func:`tl.dot` takes the inputs in the order in which it takes floats from memory.
+
+    Triton 3.6 gives a thread of mma.sync two neighbouring inputs of floats, but four of words of 16 bits and eight of
+    bytes whose slices were joined: sums in another order, so other bits. It does not look behind an instruction that
+    it may not move.
+    """
+    if tile.dtype.primitive_bitwidth == 16:  # float32 has no such order
+        tile = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], tile.dtype, is_pure=False, pack=2)
+    return tile
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def row_of(place, warps: tl.constexpr):  # type: ignore[no-untyped-def]
     """The loaded row that is row ``place`` of a tile.
@@ -175,10 +188,7 @@ def settings(weight: Tensor | QuantizedWeight) -> dict[str, object]:
 
 
 def words_of(weight: QuantizedWeight) -> Tensor:
-    """Its codes as words of 16 bits, int16 [num_outputs, 32 for each unit or chunk].
-
-    Matrix units of before Hopper, which experts use, get their inputs in another order where 8 bits are loaded.
-    """
+    """Its codes as words of 16 bits, int16 [num_outputs, 32 for each unit or chunk]."""
     return weight.codes if weight.is_packed else weight.codes.view(torch.int16)
 
 

@@ -16,7 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
-from flashdraft.ops.triton.dequantized import FLOATS, FP8, floats_of, settings, spread_over_lanes, words_of
+from flashdraft.ops.triton.dequantized import (
+    FLOATS,
+    FP8,
+    as_loaded_floats,
+    floats_of,
+    settings,
+    spread_over_lanes,
+    words_of,
+)
 from flashdraft.ops.triton.routing import sorted_pairs
 
 NUM_FEW = 512  # pairs up to which blocks are found without sorting
@@ -99,6 +107,8 @@ def _weights(  # type: ignore[no-untyped-def]
         if has_zeros:
             zero = spread_over_lanes(zeros + at)
         loaded = floats_of(loaded, scale, zero, tile, inner, 0, kind, has_zeros, by_ptx, scale_type, dtype)
+        if by_ptx:
+            loaded = as_loaded_floats(loaded)
     return loaded
 
 
