@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3_5ForCausalLM,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from against_transformers import save_and_load
+from flashdraft.cuda import step
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.sampling_params import SamplingParams
@@ -71,12 +74,27 @@ LAYOUTS = {
         Qwen3_5MoeTextConfig,
         {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 32},
     ),
+    "gpt-oss": Layout(
+        GptOssForCausalLM,
+        GptOssConfig,
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 4, "swiglu_limit": 0.4},
+    ),
 }
 
 
 @pytest.mark.parametrize("block_size", [1, 4])
-@pytest.mark.parametrize("name", LAYOUTS if ON_GPU else ["qwen3.5-moe"])
+@pytest.mark.parametrize("name", LAYOUTS if ON_GPU else ["qwen3.5-moe", "gpt-oss"])
 def test_log_probabilities(tmp_path, name, block_size):
+    _check(tmp_path, name, block_size, PROMPT)
+
+
+def test_a_longer_prompt_with_sinks_and_windows(tmp_path, monkeypatch):
+    """Its attention comes in pieces of five places, as where parts of keys would take much memory."""
+    monkeypatch.setattr(step, "_MOST_SUMS", 5 * SHAPE["num_attention_heads"] * SHAPE["head_dim"])
+    _check(tmp_path, "gpt-oss", 1, 2 * PROMPT)
+
+
+def _check(tmp_path, name, block_size, prompt):
     layout = LAYOUTS[name]
     if ON_GPU and "linear_num_key_heads" in layout.changes and find_spec("fla"):
         pytest.skip(
@@ -94,16 +112,16 @@ def test_log_probabilities(tmp_path, name, block_size):
     params = SamplingParams(
         temperature=0.0, max_tokens=12 if ON_GPU else 5, ignore_eos=True, logprobs=0, prompt_logprobs=0
     )
-    engine.add_request("0", PROMPT, params)
+    engine.add_request("0", prompt, params)
     outputs = list(engine.run())
     token_ids = [token for one in outputs for token in one.token_ids]
     [told] = [one.prompt_logprobs for one in outputs if one.prompt_logprobs]
     told = [*told, *(each for one in outputs for each in one.logprobs or ())]
-    text = PROMPT + token_ids
+    text = prompt + token_ids
     with torch.inference_mode():
         wanted = theirs(torch.tensor([text])).logits[0].log_softmax(-1)
     expected = wanted[range(len(text) - 1), text[1:]]
     found = torch.tensor([one.logprob for one in told])
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4
-    assert token_ids == wanted[len(PROMPT) - 1 : -1].argmax(-1).tolist()
+    assert token_ids == wanted[len(prompt) - 1 : -1].argmax(-1).tolist()

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from transformers import GptOssConfig
 
+from flashdraft.cuda.layers import ClampedSparse
+from flashdraft.models.gpt_oss import GptOssMLP
 from flashdraft.models.mlp import SparseMLP
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, experts
 
@@ -53,6 +56,27 @@ def test_the_network_is_the_same(num_tokens, top_k, intermediate_size, dtype):
     x = torch.randn(num_tokens, 2 * HIDDEN, dtype=dtype)[:, :HIDDEN]
     shared = mlp.shared_expert(x), mlp.shared_expert_gate(x)
     agree(by_kernels(mlp, x, *routed(mlp, x), *shared), mlp(x))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "dtype"), [(3, torch.float32), (3, torch.bfloat16), (NUM_FEW // 2 + 1, torch.float32)]
+)
+def test_experts_with_biases_and_a_clamped_swiglu(num_tokens, dtype):
+    """gpt-oss', whose rows of gates and ups come in turn; the limit is reached now and then."""
+    torch.manual_seed(num_tokens)
+    config = GptOssConfig(
+        hidden_size=HIDDEN, intermediate_size=20, num_local_experts=NUM_EXPERTS, num_experts_per_tok=2,
+        swiglu_limit=1.0,
+    )  # fmt: skip
+    mlp = GptOssMLP(config).requires_grad_(False)
+    for parameter in mlp.parameters():
+        parameter.normal_(std=0.3)
+    mlp, x = mlp.to(dtype), torch.randn(num_tokens, HIDDEN, dtype=dtype)
+    expected = mlp(x)
+    gate_up = x @ mlp.experts.gate_up_proj[0] + mlp.experts.gate_up_proj_bias[0]
+    assert 0.01 < (gate_up.abs() > 1.0).float().mean() < 0.9
+    agree(ClampedSparse(mlp)(x), expected)
+    agree(mlp(x), expected)
 
 
 def test_prompts():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashdraft.ops.attention import attention_reference
+from flashdraft.ops.attention import FULL_ATTENTION, AttentionSpec, attention_reference
 
 pytest.importorskip("triton")
 from flashdraft.ops.triton.paged_attention import PART, Visible, paged_attention
@@ -25,18 +25,19 @@ def _made(rows, width, heads, kv_heads, head_dim, starts, dtype=torch.float32):
     return q, storage, pages.int(), every, positions, num_keys
 
 
-def _run(q, storage, table, visible, num_keys):
+def _run(q, storage, table, visible, num_keys, sinks=None):
     moved = Visible(*(None if x is None else x.to(DEVICE) for x in vars(visible).values()))
     storage = storage.to(DEVICE)
     found = paged_attention(
-        q.to(DEVICE), storage[:, 0], storage[:, 1], table.to(DEVICE), moved, PAGE, num_keys
-    )
+        q.to(DEVICE), storage[:, 0], storage[:, 1], table.to(DEVICE), moved, PAGE, num_keys,
+        sinks=None if sinks is None else sinks.to(DEVICE),
+    )  # fmt: skip
     return found.cpu()
 
 
-def _expected(q, storage, every, mask):
+def _expected(q, storage, every, mask, spec=FULL_ATTENTION):
     k, v = (storage[every, which].transpose(1, 2) for which in (0, 1))
-    return attention_reference(q.transpose(1, 2), k, v, mask).transpose(1, 2)
+    return attention_reference(q.transpose(1, 2), k, v, mask, spec).transpose(1, 2)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,23 @@ def test_windows_and_whole_blocks():
     key = torch.arange(num_keys)
     mask = (key >= first.unsqueeze(-1)) & (key < last.unsqueeze(-1))
     torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("starts", [[70, 3], [PART + 9, 600]])
+def test_a_sink_takes_weight_and_gives_nothing(starts):
+    """In one part of keys and in several, within a window; sinks above all scores and below them."""
+    q, storage, table, every, positions, num_keys = _made(2, 3, 6, 2, 32, starts)
+    visible = Visible(torch.zeros_like(positions).int(), (positions + 1).int()).within(40)
+    sinks = torch.tensor([-50.0, -1.0, 0.0, 1.0, 3.0, 50.0])
+    found = _run(q, storage, table, visible, num_keys, sinks)
+    key = torch.arange(num_keys)
+    mask = (key <= positions.unsqueeze(-1)) & (key > positions.unsqueeze(-1) - 40)
+    expected = _expected(q, storage, every, mask, AttentionSpec(sinks=sinks))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert found[:, :, 5].abs().max() < 1e-6, "a sink far above all scores leaves nothing"
+    one = Visible(visible.first[:1, :1], visible.last[:1, :1])
+    alone = _run(q[:1, :1], storage, table[:1], one, starts[0] + 1, sinks)
+    assert torch.equal(alone[0, 0], found[0, 0])
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (36, 2)])

@@ -15,11 +15,12 @@ from flashdraft.cuda.step import Source, Storage
 from flashdraft.cuda.weights import Product, apart, heads_of
 from flashdraft.models.dflash import DFlashLayer
 from flashdraft.models.dflash2 import BlockConv
+from flashdraft.models.gpt_oss import GptOssAttention, GptOssLayer, GptOssMLP
 from flashdraft.models.llama import LlamaAttention, LlamaLayer
 from flashdraft.models.mlp import GatedMLP, SparseMLP
 from flashdraft.models.qwen3_5 import GatedAttention, GatedDeltaNet, Qwen3_5Layer
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
-from flashdraft.ops.triton.experts import experts
+from flashdraft.ops.triton.experts import ClampedSwiGLU, experts
 from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, sigmoid_mul, silu_mul
 from flashdraft.ops.triton.gated_delta import gated_norm
 from flashdraft.ops.triton.routing import route
@@ -75,13 +76,14 @@ class Attention:
         norms = [Norm.of(one) for one in (module.q_norm, module.k_norm) if not isinstance(one, nn.Identity)]
         self.norms = (norms[0].weight, norms[1].weight) if norms else (None, None)
         self.eps, self.zero_centered = (norms[0].eps, norms[0].zero_centered) if norms else (0.0, False)
+        self.sinks = module.sinks.detach() if isinstance(module, GptOssAttention) else None
 
     def __call__(self, x: Tensor, source: Source) -> Tensor:
         """[num_tokens, hidden_size] -> the same; keys and values are stored."""
         q, k, v = self._taken_apart(product(x, self.inputs))
         heads = heads_of(q, self.head_dim * (2 if self.is_gated else 1))
         turned = self._store(heads[..., : self.head_dim], k, v, source)
-        out = source.attend(self.layer, turned)
+        out = source.attend(self.layer, turned, self.sinks)
         if self.is_gated:
             out = sigmoid_mul(out, heads[..., self.head_dim :])
         return product(out.flatten(1), self.output)
@@ -164,6 +166,26 @@ class Sparse:
         return experts(x, stacked.gate_up_proj, stacked.down_proj, chosen, weights, shared, gate)
 
 
+class ClampedSparse:
+    """gpt-oss' mixture of experts. Its weights are laid out outputs first; the module's own are views of them."""
+
+    def __init__(self, module: GptOssMLP) -> None:
+        stacked, self.top_k = module.experts, module.top_k
+        self.router = Product.of([module.router])
+        for one in (stacked.gate_up_proj, stacked.down_proj):
+            one.data = one.detach().transpose(1, 2).contiguous().transpose(1, 2)
+        self.gate_up, self.down = (
+            one.detach().transpose(1, 2) for one in (stacked.gate_up_proj, stacked.down_proj)
+        )
+        biases = stacked.gate_up_proj_bias.detach(), stacked.down_proj_bias.detach()
+        self.clamped = ClampedSwiGLU(*biases, stacked.alpha, stacked.limit)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        weights, chosen = route(product(x, self.router), self.top_k, True)
+        return experts(x, self.gate_up, self.down, chosen, weights, clamped=self.clamped)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One pre-norm layer."""
@@ -175,6 +197,9 @@ class Layer:
     convs: tuple[BlockConv, BlockConv] | None = None  # of a drafter's block, around the two
 
 
+_FEED_FORWARD: dict[type[nn.Module], Any] = {GatedMLP: Dense, SparseMLP: Sparse, GptOssMLP: ClampedSparse}
+
+
 def layers_of(modules: Sequence[nn.Module]) -> list[Layer]:
     """The layers of a decoder that :func:`why_unsupported` has nothing against."""
     made, num_attention, num_delta = [], 0, 0
@@ -183,9 +208,9 @@ def layers_of(modules: Sequence[nn.Module]) -> list[Layer]:
         if isinstance(module, Qwen3_5Layer) and module.is_linear:
             mixer, num_delta = Delta(module.linear_attn, num_delta), num_delta + 1
         else:
-            assert isinstance(module, Qwen3_5Layer | LlamaLayer | DFlashLayer)
+            assert isinstance(module, Qwen3_5Layer | LlamaLayer | DFlashLayer | GptOssLayer)
             mixer, num_attention = Attention(module.self_attn, num_attention), num_attention + 1
-        mlp = Dense(module.mlp) if isinstance(module.mlp, GatedMLP) else Sparse(module.mlp)
+        mlp = _FEED_FORWARD[type(module.mlp)](module.mlp)
         convs = None
         if isinstance(module, DFlashLayer) and module.has_conv:
             convs = module.attention_conv, module.mlp_conv
@@ -197,12 +222,10 @@ def layers_of(modules: Sequence[nn.Module]) -> list[Layer]:
 def why_unsupported(modules: Sequence[nn.Module]) -> str | None:
     """What keeps a decoder of these layers from running so, or None."""
     for module in modules:
-        if type(module) not in (Qwen3_5Layer, LlamaLayer, DFlashLayer):
+        if type(module) not in (Qwen3_5Layer, LlamaLayer, DFlashLayer, GptOssLayer):
             return f"it does not know layers as {type(module).__name__}"
         mlp = module.mlp
-        if isinstance(mlp, SparseMLP):
-            continue
-        if not isinstance(mlp, GatedMLP) or mlp.activation is not F.silu:
+        if type(mlp) not in _FEED_FORWARD or (isinstance(mlp, GatedMLP) and mlp.activation is not F.silu):
             return "it knows feed-forward networks with SiLU alone"
     return None
 

@@ -15,10 +15,11 @@ from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import RowTables
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.weights import Product, apart
+from flashdraft.ops.attention import AttentionSpec
 from flashdraft.ops.host_copy import told
 from flashdraft.ops.triton.delta_inputs import gated_delta_prepare
 from flashdraft.ops.triton.gated_delta import gated_delta_block, gated_delta_step
-from flashdraft.ops.triton.paged_attention import Visible, paged_attention
+from flashdraft.ops.triton.paged_attention import PART, Visible, paged_attention
 
 
 class Storage(Protocol):
@@ -47,8 +48,11 @@ class Source(Storage, Protocol):
         """Tokens of each row; of prompts, whose rows differ, 0."""
         ...
 
-    def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of ``q`` [num_tokens, heads, head_dim]; the tokens' keys and values are stored."""
+    def attend(self, layer: int, q: Tensor, sinks: Tensor | None) -> Tensor:
+        """Attention of ``q`` [num_tokens, heads, head_dim]; the tokens' keys and values are stored.
+
+        ``sinks`` [heads]: see AttentionSpec.
+        """
         ...
 
     def project(self, layer: int, x: Tensor, by: Product) -> Tensor:
@@ -61,6 +65,7 @@ class Source(Storage, Protocol):
 
 
 _MOST_IN_ROWS = 512  # keys; above, prompts attend one after the other by PyTorch's kernels for long ones
+_MOST_SUMS = 1 << 26  # numbers that parts of keys are summed in, in float32, before they are joined
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class StepSource:
         self,
         cache: PagedKVCache,
         tables: RowTables,
-        visible: Visible | Sequence[Visible],
+        visible: Sequence[Visible],
         num_keys: int,
         rope: tuple[Tensor, Tensor],
         states: DeviceStates | None = None,
@@ -97,13 +102,12 @@ class StepSource:
         """See :class:`Source`."""
         return self.cache.slots[:, layer]
 
-    def attend(self, layer: int, q: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, sinks: Tensor | None) -> Tensor:
         """See :class:`Source`."""
         keys, values = self.pages(layer).unbind(1)
-        rows = apart(q, 0, (-1, self.tables.width))
-        visible = self.visible if isinstance(self.visible, Visible) else self.visible[layer]
+        rows, table, size = apart(q, 0, (-1, self.tables.width)), self.tables.pages, self.cache.page_size
         out = paged_attention(
-            rows, keys, values, self.tables.pages, visible, self.cache.page_size, self.num_keys
+            rows, keys, values, table, self.visible[layer], size, self.num_keys, sinks=sinks
         )
         return out.flatten(0, 1)
 
@@ -133,7 +137,7 @@ class StepSource:
 
 
 class _SideBySide:
-    """Short prompts as rows of one width, padded: one launch for all of them, by the kernel of the steps."""
+    """Prompts as rows of one width, padded: few launches for all of them, by the kernel of the steps."""
 
     def __init__(self, cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         device, self.page_size = cache.slots.device, cache.page_size
@@ -158,15 +162,26 @@ class _SideBySide:
         last = told(ends, device).int()
         self.visible = Visible(torch.zeros_like(last), last)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, sinks: Tensor | None
+    ) -> Tensor:
         """Attention of ``q`` [num_tokens, heads, head_dim], the same shape."""
-        rows = apart(q[self.padded], 0, self.shape)
-        found = paged_attention(rows, keys, values, self.table, self.visible, self.page_size, self.num_keys)
-        return found.flatten(0, 1)[self.own]
+        rows, visible = apart(q[self.padded], 0, self.shape), self.visible.within(window)
+        sums = len(rows) * q.shape[1:].numel() * -(-self.num_keys // PART)  # of a place of all rows
+        most, found = max(_MOST_SUMS // sums, 1), []
+        for at in range(0, self.shape[1], most):
+            part = slice(at, at + most)
+            first, last = (one[:, part].contiguous() for one in (visible.first, visible.last))
+            own = rows[:, part].contiguous(), keys, values, self.table, Visible(first, last)
+            found.append(paged_attention(*own, self.page_size, self.num_keys, sinks=sinks))
+        return torch.cat(found, dim=1).flatten(0, 1)[self.own]
 
 
 class PrefillSource:
-    """Chunks of prompts, end to end without padding. Their tokens are true at once: states are written."""
+    """Chunks of prompts, end to end without padding. Their tokens are true at once: states are written.
+
+    ``specs``: of the layers that attend; with windows or sinks prompts of any length take the steps' kernel.
+    """
 
     def __init__(
         self,
@@ -174,15 +189,18 @@ class PrefillSource:
         rows: Sequence[CacheRow],
         counts: Sequence[int],
         rope: tuple[Tensor, Tensor],
+        specs: Sequence[AttentionSpec],
         states: DeviceStates | None = None,
         recorded: RecordedPrompt | None = None,
     ) -> None:
         self.cache, self.rows, self.counts, self.rope, self.states = cache, rows, list(counts), rope, states
-        self._recorded = recorded
+        self._recorded, self._windows = recorded, [spec.window for spec in specs]
         device, self.width = cache.slots.device, 0
         self.slots = told(slots_of(cache, rows, counts), device)
         ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
-        self._side_by_side = _SideBySide(cache, rows, counts) if max(ends) <= _MOST_IN_ROWS else None
+        is_plain = all(spec.window is None and spec.sinks is None for spec in specs)
+        by_steps = max(ends) <= _MOST_IN_ROWS or not is_plain
+        self._side_by_side = _SideBySide(cache, rows, counts) if by_steps else None
         self._seen: list[Tensor] = []
         if self._side_by_side is None:
             seen = zip(rows, ends, strict=True)
@@ -193,11 +211,11 @@ class PrefillSource:
         """See :class:`Source`."""
         return self.cache.slots[:, layer]
 
-    def attend(self, layer: int, q: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, sinks: Tensor | None) -> Tensor:
         """See :class:`Source`."""
         keys, values = self.pages(layer).unbind(1)
         if self._side_by_side is not None:
-            return self._side_by_side.attend(q, keys, values)
+            return self._side_by_side.attend(q, keys, values, self._windows[layer], sinks)
         outs = []
         for row_q, seen in zip(torch.split(q, self.counts), self._seen, strict=True):
             k, v = (stored.index_select(0, seen).transpose(0, 1).unsqueeze(0) for stored in (keys, values))

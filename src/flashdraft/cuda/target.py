@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
-from flashdraft.cuda.layers import Norm, layers_of, run, why_unsupported
+from flashdraft.cuda.layers import Attention, Norm, layers_of, run, why_unsupported
 from flashdraft.cuda.prefill_delta import RecordedPrompt
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
@@ -34,6 +34,8 @@ class CudaTarget:
         decoder = _decoder(model)
         self.deltas = [module for module in decoder.modules() if isinstance(module, GatedDeltaNet)]
         self.layers, self.last = layers_of(decoder.layers), Norm.of(decoder.norm)
+        every = zip(self.layers, model.specs, strict=True)
+        self.specs = [spec for layer, spec in every if isinstance(layer.mixer, Attention)]
         self._recorded_prompt: RecordedPrompt | None = None
 
     def new_cache(self, num_pages: int, page_size: int, num_spare: int) -> PagedKVCache:
@@ -113,7 +115,9 @@ class CudaTarget:
             device,
         )
         rope = self._rope(positions)
-        source = PrefillSource(rows.cache, placed, counts, rope, rows.states, self._recorded_prompt)
+        source = PrefillSource(
+            rows.cache, placed, counts, rope, self.specs, rows.states, self._recorded_prompt
+        )
         hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
         rows.settled()
         joined = TargetOutput.of(hidden, features, feature_layers)
@@ -145,8 +149,14 @@ class CudaTarget:
         positions = places if depths is None else places[:, :1] + depths
         last = (positions + 1).int()
         visible = Visible(torch.zeros_like(last), last, tables.starts.contiguous(), paths)
+        seen = {window: visible.within(window) for window in {spec.window for spec in self.specs}}
         source = StepSource(
-            rows.cache, tables, visible, num_keys, self._rope(positions.flatten()), rows.states
+            rows.cache,
+            tables,
+            [seen[spec.window] for spec in self.specs],
+            num_keys,
+            self._rope(positions.flatten()),
+            rows.states,
         )
         x = self.model.embed(tables.token_ids.flatten())
         hidden, features = run(self.layers, self.last, x, source, feature_layers)

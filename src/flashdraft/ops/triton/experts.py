@@ -33,6 +33,19 @@ SUM_TILE = 512  # elements of a program that sums
 
 
 @dataclass(frozen=True)
+class ClampedSwiGLU:
+    """gpt-oss' experts: ``(up + 1) * gate * sigmoid(alpha * gate)`` of products with biases.
+
+    Gates are at most ``limit``, ups within it; rows of both come in turn.
+    """
+
+    gate_up_bias: Tensor  # [num_experts, 2 intermediate_size]
+    down_bias: Tensor  # [num_experts, hidden_size]
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class _Tiles:
     """How a product is cut, and how it is compiled."""
 
@@ -114,19 +127,24 @@ def _weights(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _up_kernel(  # type: ignore[no-untyped-def]
-    x, weight, scales, zeros, group, scale_step, activated, chosen, order, blocks, num_pairs, num_experts, x_token,
-    top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
+    x, weight, scales, zeros, group, scale_step, bias, activated, chosen, order, blocks, num_pairs, num_experts,
+    x_token, alpha, limit, is_clamped: tl.constexpr, top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
-    """``silu(gate) * up`` of a block's pairs, some columns of ``inner_size`` (an expert's intermediate size)."""
+    """``silu(gate) * up`` of a block's pairs, some columns of ``inner_size`` (an expert's intermediate size).
+
+    Rows of gates come before those of ups; where it is clamped (ClampedSwiGLU) they come in turn.
+    """
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
     if works:
         column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
         is_column = column < inner_size
         taken = x + (pairs // top_k)[:, None] * x_token + depth[None, :]
         dtype: tl.constexpr = activated.dtype.element_ty
-        row, num_rows = expert * (2 * inner_size) + column, num_experts * (2 * inner_size)
+        to_row: tl.constexpr = 2 if is_clamped else 1
+        to_up: tl.constexpr = 1 if is_clamped else inner_size
+        row, num_rows = expert * (2 * inner_size) + column * to_row, num_experts * (2 * inner_size)
         gate, up = tl.zeros([rows, tile], tl.float32), tl.zeros([rows, tile], tl.float32)
         for start in range(0, size, inner):
             is_depth = (start + depth < size)[None, :]
@@ -136,21 +154,28 @@ def _up_kernel(  # type: ignore[no-untyped-def]
                 tile, inner, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
             up_weight = _weights(
-                weight, scales, zeros, row + inner_size, is_column, start, size, num_rows, group, scale_step,
+                weight, scales, zeros, row + to_up, is_column, start, size, num_rows, group, scale_step,
                 tile, inner, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
             gate = tl.dot(values, tl.trans(gate_weight), gate, input_precision="ieee")
             up = tl.dot(values, tl.trans(up_weight), up, input_precision="ieee")
         gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
-        gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+        if is_clamped:
+            gate = (gate + tl.load(bias + row, is_column, 0.0)[None, :]).to(dtype).to(tl.float32)
+            up = (up + tl.load(bias + row + to_up, is_column, 0.0)[None, :]).to(dtype).to(tl.float32)
+            gate, up = tl.minimum(gate, limit), tl.minimum(tl.maximum(up, -limit), limit) + 1.0
+            gate = gate / (1.0 + tl.exp(-alpha * gate))
+        else:
+            gate = gate / (1.0 + tl.exp(-gate))
+        gate = gate.to(dtype).to(tl.float32)
         target = activated + pairs[:, None] * inner_size + column[None, :]
         tl.store(target, (gate * up).to(dtype), there[:, None] & is_column[None, :])
 
 
 @triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _down_kernel(  # type: ignore[no-untyped-def]
-    activated, weight, scales, zeros, group, scale_step, parts, chosen, order, blocks, num_pairs, num_experts,
-    size: tl.constexpr, inner_size: tl.constexpr,
+    activated, weight, scales, zeros, group, scale_step, bias, parts, chosen, order, blocks, num_pairs, num_experts,
+    is_clamped: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
     rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
@@ -169,6 +194,9 @@ def _down_kernel(  # type: ignore[no-untyped-def]
                 tile, inner, kind, has_zeros, by_ptx, scale_type, parts.dtype.element_ty,
             )  # fmt: skip
             total = tl.dot(values, tl.trans(loaded), total, input_precision="ieee")
+        if is_clamped:
+            total = total.to(parts.dtype.element_ty).to(tl.float32)
+            total += tl.load(bias + row, is_column, 0.0).to(tl.float32)[None, :]
         target = parts + pairs[:, None] * size + column[None, :]
         tl.store(target, total.to(parts.dtype.element_ty), there[:, None] & is_column[None, :])
 
@@ -198,6 +226,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
 def experts(
     x: Tensor, gate_up_proj: Tensor | QuantizedWeight, down_proj: Tensor | QuantizedWeight, chosen: Tensor,
     weights: Tensor, shared: Tensor | None = None, shared_gate: Tensor | None = None,
+    clamped: ClampedSwiGLU | None = None,
 ) -> Tensor:  # fmt: skip
     """Weighted sum of the experts ``chosen`` for each token, as models/mlp.Experts: [num_tokens, hidden_size].
 
@@ -205,7 +234,7 @@ def experts(
     [num_experts, hidden_size, intermediate_size], in codes with the experts' outputs one after the other; ``chosen``
     (int64), ``weights`` [num_tokens, top_k]. The sum runs in float32 in the order of ``chosen``. To it comes
     ``sigmoid(shared_gate) * shared``, where there is a shared expert's output [num_tokens, hidden_size] with its gate
-    [num_tokens, 1].
+    [num_tokens, 1]. ``clamped``: what gpt-oss' experts have otherwise.
     """
     (num_tokens, size), top_k = x.shape, chosen.shape[1]
     inner_size = down_proj.shape[-1]
@@ -227,14 +256,20 @@ def experts(
     common = {
         "chosen": chosen, "order": order, "blocks": blocks, "num_pairs": num_pairs, "num_experts": num_experts,
         "size": size, "inner_size": inner_size, "rows": tiles.rows, "max_pairs": max_pairs,
-        "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
+        "num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "is_clamped": clamped is not None,
     }  # fmt: skip
     _up_kernel[(num_blocks, triton.cdiv(inner_size, tiles.up))](
-        x, activated=activated, x_token=x.stride(0), top_k=top_k, tile=tiles.up,
+        x, bias=clamped.gate_up_bias if clamped else x, activated=activated, x_token=x.stride(0), top_k=top_k,
+        tile=tiles.up, alpha=clamped.alpha if clamped else 0.0, limit=clamped.limit if clamped else 0.0,
         **_given(gate_up_proj, tiles), **common,
     )  # fmt: skip
     _down_kernel[(num_blocks, triton.cdiv(size, tiles.down))](
-        activated, parts=parts, tile=tiles.down, **_given(down_proj, tiles), **common
+        activated,
+        bias=clamped.down_bias if clamped else x,
+        parts=parts,
+        tile=tiles.down,
+        **_given(down_proj, tiles),
+        **common,
     )
     return _summed(parts, weights, shared, shared_gate)
 

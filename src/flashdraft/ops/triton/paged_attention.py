@@ -5,7 +5,7 @@ The online softmax of FlashAttention (arXiv 2205.14135) over tiles of keys, spli
 not see adds exact zeros, so that a token's bits depend neither on the width of its block nor on its neighbours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -30,6 +30,10 @@ class Visible:
     start: Tensor | None = None  # int32 [rows]
     paths: Tensor | None = None  # int32 [rows, width, width]: places of staged tokens, from the root down
 
+    def within(self, window: int | None) -> "Visible":
+        """The same, of which a token sees the last ``window`` alone; None: all."""
+        return self if window is None else replace(self, first=(self.last - window).clamp(min=0))
+
 
 @triton.jit
 def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
@@ -38,13 +42,21 @@ def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
     return tl.where(staged >= 0, staged_from + tl.load(path + staged, is_key & (staged >= 0), 0), key)
 
 
+@triton.jit
+def _with_sinks(sink, best, total, summed):  # type: ignore[no-untyped-def]
+    """``total`` and ``summed`` where each query has one more score, ``sink``, which gives nothing."""
+    most = tl.maximum(best, sink)
+    kept = tl.exp(best - most)
+    return tl.exp(sink - most) + total * kept, summed * kept[:, None]
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    q, keys, values, table, first, last, start, paths, out, bests, totals,
+    q, keys, values, table, first, last, start, paths, sinks, out, bests, totals,
     scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
     groups: tl.constexpr, head_dim: tl.constexpr, dims: tl.constexpr, page_size: tl.constexpr,
     num_queries: tl.constexpr, tile: tl.constexpr, part_len: tl.constexpr, in_parts: tl.constexpr,
-    is_tree: tl.constexpr, precision: tl.constexpr,
+    is_tree: tl.constexpr, has_sinks: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     row, part, num_parts = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     head = tl.program_id(1) % kv_heads
@@ -91,6 +103,9 @@ def _attend(  # type: ignore[no-untyped-def]
         tl.store(totals + places, total, is_query)
         tl.store(out + places[:, None] * head_dim + dim[None, :], summed, is_query[:, None] & is_dim[None, :])
     else:
+        if has_sinks:
+            sink = tl.load(sinks + q_heads, is_query, 0.0).to(tl.float32)
+            total, summed = _with_sinks(sink, best, total, summed)
         joined = summed / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(
             out + heads_at[:, None] * head_dim + dim[None, :], joined.to(out.dtype.element_ty),
@@ -100,8 +115,9 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _join(  # type: ignore[no-untyped-def]
-    parts, bests, totals, last, out, num_heads, num_parts,
+    parts, bests, totals, last, sinks, out, num_heads, num_parts,
     head_dim: tl.constexpr, dims: tl.constexpr, part_len: tl.constexpr, most_parts: tl.constexpr,
+    has_sinks: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     used = tl.cdiv(tl.load(last + token), part_len)
@@ -111,6 +127,10 @@ def _join(  # type: ignore[no-untyped-def]
     best = tl.max(every, 0)
     dim = tl.arange(0, dims)
     total = tl.zeros([1], tl.float32)
+    if has_sinks:
+        sink = tl.load(sinks + head).to(tl.float32)
+        best = tl.maximum(best, sink)
+        total += tl.exp(sink - best)
     summed = tl.zeros([dims], tl.float32)
     for part in range(used):
         weight = tl.exp(tl.load(bests + place + part) - best)
@@ -124,13 +144,14 @@ def _join(  # type: ignore[no-untyped-def]
 
 def paged_attention(
     q: Tensor, keys: Tensor, values: Tensor, table: Tensor, visible: Visible, page_size: int, num_keys: int,
-    scale: float | None = None,
+    scale: float | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention of ``q`` [rows, width, heads, head_dim] on what ``visible`` says, the same shape, contiguous.
 
     ``keys``, ``values`` [num_slots, kv_heads, head_dim] (last dimension contiguous) in pages of ``page_size`` slots;
     ``table`` int32 [rows, num_pages]: each row's pages in order. ``num_keys``: an upper bound of ``visible.last``
-    that the host knows; it changes no bit. ``scale``: left out, ``head_dim ** -0.5``.
+    that the host knows; it changes no bit. ``scale``: left out, ``head_dim ** -0.5``. ``sinks`` [heads]: one more score
+    a head, which takes weight and gives nothing (AttentionSpec.sinks).
     """
     rows, width, num_heads, head_dim = q.shape
     kv_heads = keys.shape[1]
@@ -148,16 +169,19 @@ def paged_attention(
     grid = (rows, kv_heads * tiles, num_parts)
     _attend[grid](
         q, keys, values, table, visible.first, visible.last,
-        visible.start if is_tree else table, visible.paths if is_tree else table, summed, bests, totals,
+        visible.start if is_tree else table, visible.paths if is_tree else table, q if sinks is None else sinks,
+        summed, bests, totals,
         scale if scale is not None else head_dim**-0.5, width, num_heads, kv_heads, table.stride(0),
         q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
         groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
         tile=_TILE if dims <= 128 else _TILE // 2, part_len=PART, in_parts=in_parts, is_tree=is_tree,
-        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+        has_sinks=sinks is not None, precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
+        num_stages=3,
     )  # fmt: skip
     if in_parts:
         _join[(rows * width, num_heads)](
-            summed, bests, totals, visible.last, out, num_heads, num_parts,
-            head_dim=head_dim, dims=dims, part_len=PART, most_parts=triton.next_power_of_2(num_parts), num_warps=1,
+            summed, bests, totals, visible.last, q if sinks is None else sinks, out, num_heads, num_parts,
+            head_dim=head_dim, dims=dims, part_len=PART, most_parts=triton.next_power_of_2(num_parts),
+            has_sinks=sinks is not None, num_warps=1,
         )  # fmt: skip
     return out
