@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from flashdraft.engine.types import StepOutput
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.server.answer_text import AnswerText
+from flashdraft.server.answer_text import AnswerPieces, AnswerText
 from flashdraft.stopping import StopCondition
 from server_case import Running
 from tiny_pair import byte_tokenizer
@@ -92,3 +93,21 @@ def test_a_stop_text_within_a_block_ends_counts_and_text_alike_here_and_offline(
 def counted(text: str, name: str) -> float:
     [line] = [one for one in text.splitlines() if one.startswith(f"flashdraft:{name}_total{{")]
     return float(line.split()[-1])
+
+
+def test_pieces_are_the_same_whenever_they_are_asked_for() -> None:
+    ids = TOKENIZER.encode("aéXbé!")
+    texts = ["a", "", "éX", "b", "", "é!"]
+    at = [0, 1, 2, 4, 5, 6, 8]
+    steps = [
+        StepOutput("", ids[at[i] : at[i + 1]], text, num_drafted=i % 2, num_accepted=i % 2, finished=i == 5)
+        for i, text in enumerate(texts)
+    ]
+    early, late = AnswerPieces(TOKENIZER), AnswerPieces(TOKENIZER)
+    told = [early.of_step(early.take(step)) for step in steps]
+    numbers = [late.take(step) for step in steps]
+    assert [late.of_step(number) for number in numbers] == told
+    assert late.all() == early.all() == [piece for pieces in told for piece in pieces]
+    assert ["".join(piece.text for piece in pieces) for pieces in told] == texts
+    assert [piece.token_id for piece in late.all()] == ids
+    assert {piece.origin for piece in late.all()} == {"plain", "accepted", "bonus"}

@@ -104,7 +104,6 @@ def read_segments(answer: Answer, thinking: Thinking, tools: Tools | None) -> Se
     """A finished answer, read."""
     reader = SegmentReader(thinking, tools)
     list(reader.begin())
-    for piece in answer.pieces:
-        list(reader.push(piece.text))
+    list(reader.push(answer.text))
     list(reader.flush(answer.finish_reason == "length"))
     return reader

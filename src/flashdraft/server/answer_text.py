@@ -1,8 +1,10 @@
 """One answer's text shared out among its tokens, in whole characters. How far it goes says the engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flashdraft.detokenizer import Decodes, Detokenizer
+from flashdraft.engine.types import StepOutput
 from flashdraft.sampler import TokenLogprobs
 
 
@@ -59,3 +61,34 @@ class AnswerText:
                 shown.append(piece)
         self._held = []
         return shown
+
+
+class AnswerPieces:
+    """The pieces of an answer, step by step. They are made when somebody asks: most answers are told as text alone."""
+
+    def __init__(self, tokenizer: Decodes) -> None:
+        self._text = AnswerText(tokenizer)
+        self._unread: list[StepOutput] = []
+        self._pieces: list[TokenPiece] = []
+        self._ends = [0]  # how many pieces there are before each step, and behind the last
+
+    def take(self, step: StepOutput) -> int:
+        """Its number."""
+        self._unread.append(step)
+        return len(self._ends) + len(self._unread) - 2
+
+    def of_step(self, number: int) -> list[TokenPiece]:
+        """What step ``number`` made whole."""
+        return self.all()[self._ends[number] : self._ends[number + 1]]
+
+    def all(self) -> list[TokenPiece]:
+        """Those of all steps so far."""
+        for step in self._unread:
+            own = "bonus" if step.num_drafted else "plain"
+            logprobs: Sequence[TokenLogprobs | None] = step.logprobs or [None] * len(step.token_ids)
+            for idx, (token, logprob) in enumerate(zip(step.token_ids, logprobs, strict=True)):
+                self._text.push(token, "accepted" if idx < step.num_accepted else own, logprob)
+            self._pieces += self._text.end(step.text) if step.finished else self._text.release(step.text)
+            self._ends.append(len(self._pieces))
+        self._unread.clear()
+        return self._pieces

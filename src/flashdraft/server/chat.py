@@ -55,8 +55,15 @@ async def prepare_chat(
     thinking = thinking_of(template_of(tokenizer, bool(choice.shown)), prompt_end(tokenizer, prompt))
     params = asked.params(service.defaults, answer_len(service, len(prompt), max_tokens, param))
     said = tuple(message.model_dump(exclude_none=True) for message in asked.messages)
+    in_pieces = thinking != "none" or bool(asked.logprobs or asked.token_origins)
     wishes = [
-        Wish(prompt, _chat_params(one, asked, choice, thinking), asked.block_size, messages=said)
+        Wish(
+            prompt,
+            _chat_params(one, asked, choice, thinking),
+            asked.block_size,
+            messages=said,
+            in_pieces=in_pieces,
+        )
         for one in params
     ]
     return PreparedChat(wishes, thinking, choice)

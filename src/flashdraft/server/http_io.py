@@ -41,7 +41,7 @@ async def read_json(request: Request) -> Json:
 def _decoded(body: bytes, request: Request) -> bytes:
     """The body without its Content-Encoding, gzip or deflate. Raises ApiError 415 for another, 413 for a large one."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding == "identity":
+    if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(415, f"the body's Content-Encoding is {encoding!r}; expected gzip, deflate or none")

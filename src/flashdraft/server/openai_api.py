@@ -48,7 +48,10 @@ async def completions(request: Request) -> Response:
         length = _DEFAULT_COMPLETION_LEN if asked.max_tokens is None else asked.max_tokens
         for one in _params(service, asked, prompt, length or 1):
             params = replace(one, logprobs=asked.num_logprobs, prompt_logprobs=scored)
-            wishes.append(Wish(prompt, params, asked.block_size, scores_only=length == 0))
+            in_pieces = asked.logprobs is not None or bool(asked.token_origins)
+            wishes.append(
+                Wish(prompt, params, asked.block_size, scores_only=length == 0, in_pieces=in_pieces)
+            )
         if asked.echo:
             echoes.append(Echo(said if isinstance(said, str) else None, prompt))
     form = TextForm(service, asked, echoes, asked.num_logprobs is not None)

@@ -158,23 +158,25 @@ class ChatForm(Form):
 
     def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:  # noqa: ARG002
         """See :class:`Form`."""
-        reader = self._readers.setdefault(delta.index, reader_of(self.thinking, self.tools))
+        if (reader := self._readers.get(delta.index)) is None:
+            reader = self._readers[delta.index] = reader_of(self.thinking, self.tools)
         parts = reader.push(delta.text)
         if delta.finish_reason:
             parts.news += reader.flush(delta.finish_reason == "length").news
         said: Json = {"role": "assistant"} if is_first else {}
-        if parts.reasoning:
-            said["reasoning_content"] = parts.reasoning
+        content = parts.content
+        if reasoning := parts.reasoning:
+            said["reasoning_content"] = reasoning
         if calls := _call_deltas(parts.calls):
             said["tool_calls"] = calls
-        if parts.content or not said or is_first:
-            said["content"] = parts.content
+        if content or not said or is_first:
+            said["content"] = content
         choice: Json = {"delta": said}
         if delta.finish_reason == "stop" and reader.num_whole_calls:
             choice["finish_reason"] = "tool_calls"
         if self.logprobs and delta.pieces:
             choice["logprobs"] = chat_logprobs(self.tokenizer, delta.pieces, self.as_ids)
-        has_news = is_first or parts.content or parts.reasoning or calls or delta.finish_reason
+        has_news = is_first or content or reasoning or calls or delta.finish_reason
         return choice if has_news or (self.logprobs and delta.pieces) else None
 
 
@@ -223,13 +225,15 @@ class TextForm(Form):
     def whole_choice(self, submission: Submission, index: int) -> Json:
         """See :class:`Form`."""
         answer = submission.answers[index]
-        return self._choice(submission, index, answer.text, answer.pieces, is_first=True)
+        pieces = answer.pieces if self.logprobs else []
+        return self._choice(submission, index, answer.text, pieces, is_first=True)
 
     def chunk_choice(self, submission: Submission, delta: Delta, is_first: bool) -> Json | None:
         """See :class:`Form`."""
         if not (is_first or delta.text or delta.finish_reason or (self.logprobs and delta.pieces)):
             return None
-        return self._choice(submission, delta.index, delta.text, delta.pieces, is_first)
+        pieces = delta.pieces if self.logprobs else []
+        return self._choice(submission, delta.index, delta.text, pieces, is_first)
 
     def _choice(
         self, submission: Submission, index: int, text: str, pieces: Sequence[TokenPiece], is_first: bool

@@ -14,7 +14,7 @@ from flashdraft.data.request_log import RequestLog
 from flashdraft.engine.types import StepOutput
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.server.answer_text import AnswerText, TokenPiece
+from flashdraft.server.answer_text import AnswerPieces, TokenPiece
 from flashdraft.server.api_errors import ApiError
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.engine_client import EngineClient
@@ -35,6 +35,9 @@ class Wish:
     params: SamplingParams
     block_size: BlockSize | None = None
     scores_only: bool = False  # the prompt is wanted, and no answer
+    in_pieces: bool = (
+        True  # whether tokens are told one by one, or counted as thoughts: their text as they come
+    )
     messages: tuple[dict[str, Any], ...] = ()  # of a chat, for the request log
 
 
@@ -43,9 +46,9 @@ class Answer:
     """One answer as far as it came."""
 
     wish: Wish
+    told: AnswerPieces
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    pieces: list[TokenPiece] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop token or stop text
     prompt_logprobs: list[TokenLogprobs] = field(
@@ -55,21 +58,28 @@ class Answer:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     total_s: float = 0.0
 
+    @property
+    def pieces(self) -> list[TokenPiece]:
+        """Its tokens with the text that each completed."""
+        return self.told.all()
+
 
 @dataclass(frozen=True)
 class Delta:
     """News of the answer number ``index``; the last has a ``finish_reason``."""
 
     index: int
-    pieces: list[TokenPiece]
+    text: str  # the new text
+    told: AnswerPieces
+    step: int  # its number in ``told``
     num_drafted: int = 0
     num_accepted: int = 0
     finish_reason: str | None = None
 
     @property
-    def text(self) -> str:
-        """The new text."""
-        return "".join(piece.text for piece in self.pieces)
+    def pieces(self) -> list[TokenPiece]:
+        """Its tokens with the text that each completed."""
+        return self.told.of_step(self.step)
 
 
 class Service:
@@ -161,7 +171,7 @@ class Submission:
 
     def __init__(self, service: Service, wishes: Sequence[Wish]) -> None:
         self.id = uuid4().hex
-        self.answers = [Answer(wish) for wish in wishes]
+        self.answers = [Answer(wish, AnswerPieces(service.tokenizer)) for wish in wishes]
         self._service = service
         self._started = perf_counter()
         self._places = service.places.take(len(wishes))
@@ -218,7 +228,6 @@ class Submission:
     async def _answer(self, index: int) -> AsyncGenerator[Delta, None]:
         answer, metrics, ttft_s = self.answers[index], self._service.metrics, 0.0
         wish = answer.wish
-        text = AnswerText(self._service.tokenizer)
         request_id = f"{self.id}-{index}"
         engine = self._service.engine
         turn = self._priority(index)
@@ -232,7 +241,7 @@ class Submission:
                         metrics.record_first_token(len(wish.prompt_token_ids), step.num_cached_tokens, ttft_s)
                     if not wish.scores_only:
                         metrics.record_step(step, is_round=bool(answer.token_ids))
-                    yield _take(index, answer, text, step)
+                    yield _take(index, answer, step)
                     if answer.finish_reason:
                         break
         finally:
@@ -260,20 +269,18 @@ def _log(answer_id: str, answer: Answer, ttft_s: float) -> None:
     )
 
 
-def _take(index: int, answer: Answer, text: AnswerText, step: StepOutput) -> Delta:
+def _take(index: int, answer: Answer, step: StepOutput) -> Delta:
     """Add one step to ``answer``; what may be shown of it."""
     if answer.wish.scores_only:
         step = replace(step, token_ids=[], text="", logprobs=None, num_drafted=0, num_accepted=0)
-    own = "bonus" if step.num_drafted else "plain"
-    logprobs: Sequence[TokenLogprobs | None] = step.logprobs or [None] * len(step.token_ids)
-    for idx, (token, logprob) in enumerate(zip(step.token_ids, logprobs, strict=True)):
-        text.push(token, "accepted" if idx < step.num_accepted else own, logprob)
     answer.token_ids += step.token_ids
-    pieces = text.end(step.text) if step.finished else text.release(step.text)
+    number, text = answer.told.take(step), step.text
+    if answer.wish.in_pieces or answer.wish.params.stop_texts:
+        # A token that a stop text may cut waits for all of its text; without one this is the step's.
+        text = "".join(piece.text for piece in answer.told.of_step(number))
     answer.metrics, answer.num_cached_tokens = step.metrics, step.num_cached_tokens
     answer.prompt_logprobs = step.prompt_logprobs or answer.prompt_logprobs
     if step.finished:
         answer.finish_reason, answer.stop_reason = step.finish_reason, step.stop_reason
-    answer.pieces += pieces
-    answer.text += "".join(piece.text for piece in pieces)
-    return Delta(index, pieces, step.num_drafted, step.num_accepted, answer.finish_reason)
+    answer.text += text
+    return Delta(index, text, answer.told, number, step.num_drafted, step.num_accepted, answer.finish_reason)

@@ -105,7 +105,7 @@ def _wishes(service: Service, asked: GenerateRequest, prompts: list[list[int]]) 
         wanted = one.max_new_tokens or _DEFAULT_LEN
         length = answer_len(service, len(prompt), wanted, "sampling_params.max_new_tokens")
         for params in one.params(service.defaults, length):
-            wishes.append(Wish(prompt, params, asked.block_size))
+            wishes.append(Wish(prompt, params, asked.block_size, in_pieces=False))
     return wishes
 
 
