@@ -33,7 +33,7 @@ from flashdraft.spec_decode.mtp import MTPDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 FIELDS = "system pair method requests step_ms output_tokens_per_s floor_ms copy_tb_s kernels host_share"
-PROMPT, MAX_TOKENS = 256, 900
+PROMPT, MAX_TOKENS, LONG = 256, 900, 128 * 1024
 
 
 def seconds_of(work, repeats=8):
@@ -115,6 +115,7 @@ class Bench:
         torch.manual_seed(0)
         self.pair, self.out, self.limit, self.born, self.kind = pair, out, limit, time.time(), kind
         target_config, draft_config = configs_of(pair)
+        target_config.max_position_embeddings = LONG
         with torch.device("meta"):
             target = build_target(target_config)
             network = DFlashModel(draft_config) if draft_config else None
@@ -322,7 +323,7 @@ def main():
         "b16": [lambda n=n, a=a: bench.steps(f"b16@{a}", n, 16, a) for n in (1, 8, 32, 16) for a in (7.93,)],
         "b16short": [lambda n=n: bench.steps("b16@5.47", n, 16, 5.47) for n in (1, 8, 32, 16)],
         "mtp": [lambda n=n: bench.mtp(n) for n in (1, 8, 16, 32)],
-        "long": [lambda: bench.steps("plain@128k", 1, 1, length=128 * 1024 - MAX_TOKENS)],
+        "long": [lambda: bench.steps("plain@128k", 1, 1, length=LONG - MAX_TOKENS)],
         "b8": [lambda n=n: bench.steps("b8@5.90", n, 8, 5.90) for n in (1, 8, 32, 16)],
         "prefill": [lambda: bench.prefill(8, 1024), lambda: bench.prefill(1, 1024)],
         "bits": [bench.bits],

@@ -15,6 +15,7 @@ from torch import Tensor
 QUERIES = 16  # of one program: the rows of the smallest matrix product, whatever the width
 PART = 256  # keys of one program
 _TILE = 64  # keys that it loads at a time; fewer where heads are wide
+_JOINED = 8  # parts that are joined at a time
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,13 @@ def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
     return tl.where(staged >= 0, staged_from + tl.load(path + staged, is_key & (staged >= 0), 0), key)
 
 
-@triton.jit
-def _with_sinks(sink, best, total, summed):  # type: ignore[no-untyped-def]
-    """``total`` and ``summed`` where each query has one more score, ``sink``, which gives nothing."""
-    most = tl.maximum(best, sink)
-    kept = tl.exp(best - most)
-    return tl.exp(sink - most) + total * kept, summed * kept[:, None]
-
-
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    q, keys, values, table, first, last, start, paths, sinks, out, bests, totals,
+    q, keys, values, table, first, last, start, paths, out, bests, totals,
     scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
     groups: tl.constexpr, head_dim: tl.constexpr, dims: tl.constexpr, page_size: tl.constexpr,
     num_queries: tl.constexpr, tile: tl.constexpr, part_len: tl.constexpr, in_parts: tl.constexpr,
-    is_tree: tl.constexpr, has_sinks: tl.constexpr, precision: tl.constexpr,
+    is_tree: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     row, part, num_parts = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     head = tl.program_id(1) % kv_heads
@@ -103,9 +96,6 @@ def _attend(  # type: ignore[no-untyped-def]
         tl.store(totals + places, total, is_query)
         tl.store(out + places[:, None] * head_dim + dim[None, :], summed, is_query[:, None] & is_dim[None, :])
     else:
-        if has_sinks:
-            sink = tl.load(sinks + q_heads, is_query, 0.0).to(tl.float32)
-            total, summed = _with_sinks(sink, best, total, summed)
         joined = summed / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(
             out + heads_at[:, None] * head_dim + dim[None, :], joined.to(out.dtype.element_ty),
@@ -117,7 +107,7 @@ def _attend(  # type: ignore[no-untyped-def]
 def _join(  # type: ignore[no-untyped-def]
     parts, bests, totals, last, sinks, out, num_heads, num_parts,
     head_dim: tl.constexpr, dims: tl.constexpr, part_len: tl.constexpr, most_parts: tl.constexpr,
-    has_sinks: tl.constexpr,
+    joined_parts: tl.constexpr, has_sinks: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     used = tl.cdiv(tl.load(last + token), part_len)
@@ -132,10 +122,13 @@ def _join(  # type: ignore[no-untyped-def]
         best = tl.maximum(best, sink)
         total += tl.exp(sink - best)
     summed = tl.zeros([dims], tl.float32)
-    for part in range(used):
-        weight = tl.exp(tl.load(bests + place + part) - best)
-        total += tl.load(totals + place + part) * weight
-        summed += tl.load(parts + (place + part) * head_dim + dim, dim < head_dim, 0.0) * weight
+    for at in range(0, used, joined_parts):  # each waits for memory once
+        part = at + tl.arange(0, joined_parts)
+        weight = tl.exp(tl.load(bests + place + part, part < used, float("-inf")) - best)
+        total += tl.sum(tl.load(totals + place + part, part < used, 0.0) * weight, 0)
+        is_there = (part < used)[:, None] & (dim < head_dim)[None, :]
+        there = tl.load(parts + (place + part)[:, None] * head_dim + dim[None, :], is_there, 0.0)
+        summed += tl.sum(there * weight[:, None], 0)
     joined = summed / tl.where(total == 0.0, 1.0, total)
     tl.store(
         out + (token * num_heads + head) * head_dim + dim, joined.to(out.dtype.element_ty), dim < head_dim
@@ -158,7 +151,7 @@ def paged_attention(
     groups, dims = num_heads // kv_heads, triton.next_power_of_2(head_dim)
     out = torch.empty((rows, width, num_heads, head_dim), dtype=q.dtype, device=q.device)
     num_parts = triton.cdiv(num_keys, PART)
-    in_parts = num_parts > 1
+    in_parts = num_parts > 1 or sinks is not None
     summed, bests, totals = out, out, out
     if in_parts:
         shape = (rows, width, num_heads, num_parts)
@@ -169,19 +162,17 @@ def paged_attention(
     grid = (rows, kv_heads * tiles, num_parts)
     _attend[grid](
         q, keys, values, table, visible.first, visible.last,
-        visible.start if is_tree else table, visible.paths if is_tree else table, q if sinks is None else sinks,
-        summed, bests, totals,
+        visible.start if is_tree else table, visible.paths if is_tree else table, summed, bests, totals,
         scale if scale is not None else head_dim**-0.5, width, num_heads, kv_heads, table.stride(0),
         q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
         groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
         tile=_TILE if dims <= 128 else _TILE // 2, part_len=PART, in_parts=in_parts, is_tree=is_tree,
-        has_sinks=sinks is not None, precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
-        num_stages=3,
+        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
     )  # fmt: skip
     if in_parts:
         _join[(rows * width, num_heads)](
             summed, bests, totals, visible.last, q if sinks is None else sinks, out, num_heads, num_parts,
             head_dim=head_dim, dims=dims, part_len=PART, most_parts=triton.next_power_of_2(num_parts),
-            has_sinks=sinks is not None, num_warps=1,
+            joined_parts=_JOINED, has_sinks=sinks is not None, num_warps=1,
         )  # fmt: skip
     return out
