@@ -204,7 +204,7 @@ def examine_pair(
         trial = Trial(name, fault, drafter.config, margin=_OTHER_TEXTS)
         told_rows = _answered(target, told, max_tokens, stop_ids, max_seconds * _ANSWERS_SHARE)[0]
         trials.append(measure(target, drafter, told_rows, trial))
-    verdict, reasons = _judge(trials)
+    verdict, reasons = _judge(trials, len(readings) + len(others) - len(trials))
     found = trials[0]
     return Examination(
         verdict,
@@ -256,7 +256,7 @@ def _answered(
     return rows, sum(map(len, answers)), len(prompts) - len(answers)
 
 
-def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
+def _judge(trials: list[Trial], num_untried: int = 0) -> tuple[str, list[str]]:
     found, *others = (trial for trial in trials if trial.fault or trial is trials[0])
     length = found.acceptance_length
     better = [
@@ -271,17 +271,23 @@ def _judge(trials: list[Trial]) -> tuple[str, list[str]]:
         ]
     if length < _WEAK_LEN:
         mend = "train it on this target's own answers, in the chat template that is served"
-        return WEAK, [f"acceptance length {length:.2f}, and {_no_better(found, others)}: {mend}"]
-    return HEALTHY, [f"acceptance length {length:.2f}, and {_no_better(found, others)}"]
+        return WEAK, [f"acceptance length {length:.2f}, and {_no_better(found, others, num_untried)}: {mend}"]
+    return HEALTHY, [f"acceptance length {length:.2f}, and {_no_better(found, others, num_untried)}"]
 
 
-def _no_better(found: Trial, others: list[Trial]) -> str:
-    """That no other reading is to be preferred; one that accepts a little more is named."""
+def _no_better(found: Trial, others: list[Trial], num_untried: int) -> str:
+    """That no other reading is to be preferred; one that accepts a little more is named.
+
+    ``num_untried``: readings that there was no time for, of which nothing is said.
+    """
     best = max(others, key=lambda trial: trial.acceptance_length, default=found)
+    which = "no other reading of the drafter"
+    if num_untried:
+        which = f"none of the {len(others)} other readings that were tried ({num_untried} were not: --max-seconds)"
     if best.acceptance_length <= found.acceptance_length:
-        return "no other reading of the drafter does better"
+        return f"{which} does better"
     return (
-        f"no other reading of the drafter does clearly better ({best.name} accepts {best.acceptance_length:.2f};"
+        f"{which} does clearly better ({best.name} accepts {best.acceptance_length:.2f};"
         " examine more --prompts to be sure)"
     )
 
