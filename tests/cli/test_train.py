@@ -12,7 +12,8 @@ import pytest
 
 from command_line import Run, run_on_full_disk
 from flashdraft.data.on_policy import read_documents
-from flashdraft.train.run import VALIDATION_SHARE
+from flashdraft.train.config import TrainConfig
+from flashdraft.train.run import VALIDATION_SHARE, train_drafter
 from tiny_pair import byte_tokenizer, save_tiny_hybrid
 
 
@@ -137,6 +138,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(run: Run, pair: list[str], answers: 
     assert run("train", "--out", str(tmp_path / "whole"), *wanted).exit_code == 0
     drafters = [(one / "drafter" / "model.safetensors").read_bytes() for one in (out, tmp_path / "whole")]
     assert drafters[0] == drafters[1]
+
+
+def test_a_run_that_is_stopped_before_its_first_line_has_a_drafter(
+    pair: list[str], answers: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(block_size=4, seq_len=256, rows_per_step=1, blocks_per_row=32, num_features=2)
+    places = pair[1], [answers], tmp_path / "run", config, "cpu", "float32", None
+    drafter = train_drafter(*places, lambda _line: None, stop=lambda: True)
+    assert "## Training" in (drafter / "README.md").read_text()
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_torchrun_trains_with_two_processes(run: Run, pair: list[str], answers: Path, tmp_path: Path) -> None:

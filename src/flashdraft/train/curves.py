@@ -9,12 +9,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 
 from flashdraft.errors import DataError, UsageError
 from flashdraft.train.log_file import Line, read_log
 
 FORMS = (".png", ".svg", ".pdf")
+NUM_BLOCKS = EngFormatter(sep="")  # 500, 1.5k, 2M
 COLOURS = ("#0b6bcb", "#b45309", "#047857", "#be185d", "#7c3aed", "#6b7280")
 HALF_LIFE = 0.03  # of the smoothed loss, as a share of the blocks so far
 SIMULATED, SERVED = "simulated_acceptance_length", "served_acceptance_length"
@@ -80,11 +81,13 @@ def draw_curves(runs: Sequence[Path], file: Path, kind: str = "all") -> None:
             losses.plot(loss.blocks, loss.values, ".", color=colour, alpha=0.35, markersize=3)
             losses.plot(loss.blocks, smooth(loss.blocks, loss.values), color=colour, label=name)
         for axes, across, title in (
-            (by_blocks, "blocks, millions", f"acceptance length: {kind}"),
+            (by_blocks, "blocks", f"acceptance length: {kind}"),
             (by_time, across_time, f"acceptance length: {kind}"),
-            (losses, "blocks, millions", "loss"),
+            (losses, "blocks", "loss"),
         ):
             axes.set_xlabel(across)
+            if axes is not by_time:
+                axes.xaxis.set_major_formatter(lambda value, _place: NUM_BLOCKS(value * 1e6))
             axes.set_title(title, loc="left", fontsize=10)
             axes.set_xlim(left=0)
             if axes.get_legend_handles_labels()[0]:

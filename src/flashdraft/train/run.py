@@ -35,7 +35,7 @@ from flashdraft.provenance import collect_provenance
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
-from flashdraft.train.log_file import read_log
+from flashdraft.train.log_file import LOG_FILE, read_log
 from flashdraft.train.model_card import write_card
 from flashdraft.train.ranks import Ranks
 from flashdraft.train.trainer import Trainer
@@ -149,7 +149,8 @@ def train_drafter(
     trainer.train(on_report, 60 * pause_minutes, stop)
     if ranks.is_first:
         save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)
-        write_card(folder / "drafter", target_name, facts, read_log(folder))
+        log = read_log(folder) if (folder / LOG_FILE).exists() else []  # stopped before its first line
+        write_card(folder / "drafter", target_name, facts, log)
     ranks.wait()
     return folder / "drafter"
 
