@@ -1,20 +1,24 @@
 """What a path of the C++ layers makes of `auto`: plain decoding and `auto` in turn, with another engine beside them.
 
     FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --prompts 100 --max-tokens 64
+    FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --out benchmarks/results/cpu_paths/avx2.json
     FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --prompts 9 --threads 2 --beside "./llama_decode F 2 64"
 
 The embedded pair answers the package's sample prompts greedily, one at a time. One thread is timed by its own time, for
 the engine's measurements of its steps too, which leaves a busy machine's other work out; several by the clock, on a
-quiet machine. ``--beside``: a command that prints its tokens a second last (peers/llama_decode.cpp), run behind every
-fifth prompt.
+quiet machine. ``--out``: each answer is written there, and a run that was stopped goes on behind the last one.
+``--beside``: a command that prints its tokens a second last (peers/llama_decode.cpp), run behind every fifth prompt.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 from itertools import islice
+from pathlib import Path
 from statistics import median
 from time import perf_counter, thread_time
+from typing import Any
 
 import torch
 
@@ -24,7 +28,9 @@ from flashdraft.engine import step_timing
 from flashdraft.engine.engine import Engine
 from flashdraft.llm import LLM
 from flashdraft.native.library import build_name
+from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.whole_files import write_whole
 
 BESIDE_EVERY = 5  # prompts
 
@@ -44,6 +50,17 @@ def beside(command: str) -> float:
     return float(done.stdout.split()[-1])
 
 
+def kept(out: Path | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answers of an earlier run of the same build and settings."""
+    if out is None or not out.exists():
+        return []
+    said = json.loads(out.read_text())
+    if said["asked"] != asked:
+        raise SystemExit(f"{out} is of {said['asked']}, this run of {asked}: name another file")
+    answers: list[dict[str, Any]] = said["answers"]
+    return answers
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -52,6 +69,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="file of the answers' times, to go on from")
     parser.add_argument("--beside", help="command of another engine")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -59,30 +77,42 @@ def main() -> None:
     step_timing.perf_counter = engine_file.perf_counter = clock  # type: ignore[attr-defined]
     llm = LLM("embedded")
     plain = Engine(llm.target, None, llm.engine_config, llm.eos_token_ids, llm.tokenizer)
-    engines, seconds, num_tokens, num_same = (plain, llm.engine), [0.0, 0.0], 0, 0
-    others = []
+    engines, others = (plain, llm.engine), []
+    asked = {"build": build_name(), "threads": args.threads, "max_tokens": args.max_tokens}
+    answers, provenance = kept(args.out, asked), collect_provenance()
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
     for idx, row in enumerate(islice(read_rows(SAMPLE), args.prompts + 1)):
+        if 0 < idx <= len(answers):
+            continue
         assert isinstance(row.values, dict)
         token_ids = llm.chat_token_ids([{"role": "user", "content": row.values["prompt"]}])
-        answers = [answer(engine, token_ids, params) for engine in engines]
+        (tokens, plain_s), (of_auto, auto_s) = (answer(engine, token_ids, params) for engine in engines)
         if idx == 0:
             continue  # first calls pay for memory, and `auto` measures its steps
         if args.beside and idx % BESIDE_EVERY == 0:
             others.append(beside(args.beside))
-        seconds = [total + one[1] for total, one in zip(seconds, answers, strict=True)]
-        num_same += answers[0][0] == answers[1][0]
-        num_tokens += len(answers[0][0])
-    rates = [num_tokens / one for one in seconds]
+        answers.append(
+            {"tokens": len(tokens), "same": tokens == of_auto, "plain_s": plain_s, "auto_s": auto_s}
+        )
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            said = {"asked": asked, "provenance": provenance, "answers": answers}
+            write_whole(args.out, json.dumps(said, indent=1))
+    tell(asked, answers, others)
+
+
+def tell(asked: dict[str, Any], answers: list[dict[str, Any]], others: list[float]) -> None:
+    """Print what came of it."""
+    num_tokens, num_same = (sum(one[name] for one in answers) for name in ("tokens", "same"))
+    plain, auto = (num_tokens / sum(one[name] for one in answers) for name in ("plain_s", "auto_s"))
     print(
-        f"{build_name()}, {args.threads} threads: plain {rates[0]:.1f} tokens/s, auto {rates[1]:.1f},",
-        end=" ",
+        f"{asked['build']}, {asked['threads']} threads: plain {plain:.1f} tokens/s, auto {auto:.1f},", end=" "
     )
-    print(f"{rates[1] / rates[0]:.2f}x; the same tokens in {num_same} of {args.prompts} answers")
+    print(f"{auto / plain:.2f}x; the same tokens in {num_same} of {len(answers)} answers")
     if others:
         other = median(others)
         print(
-            f"beside: {other:.1f} tokens/s in the middle of {len(others)}; plain is {rates[0] / other:.2f} of it"
+            f"beside: {other:.1f} tokens/s in the middle of {len(others)}; plain is {plain / other:.2f} of it"
         )
 
 

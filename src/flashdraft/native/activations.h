@@ -102,9 +102,10 @@ struct Wanted {
     const uint8_t* base = nullptr;
     const int32_t *next = nullptr, *end = nullptr;
 
+    bool has(int64_t count) const { return end - next >= count; }
     // The next `count`, or null where fewer are left.
     const int32_t* take(int64_t count) {
-        if (end - next < count) return nullptr;
+        if (!has(count)) return nullptr;
         next += count;
         return next - count;
     }
@@ -117,6 +118,7 @@ struct Wanted {
 // What is on its way to the cache while a kernel computes: what lies `tiles` bytes after its tiles, or k / 2 `lines`.
 struct Ahead {
     int64_t tiles;
+    int64_t step;  // how many bytes further for each 64 of its own tile: 64, or 32 for half of what lies there
     const uint8_t* base;
     const int32_t* lines;
 

@@ -87,6 +87,7 @@ void int16_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activa
     unrolled<ROWS>([&](auto r) INLINED { acc[r] = zeros(); });
     const Floats weight_scale = load((const float*)tile);
     tile += LANES * sizeof(float);
+    const uint8_t* next = tile + ahead.tiles;
     const int64_t num_blocks = a.k / BLOCK;
     const int16_t* x = a.halves + row * a.k;
     const float* scale = a.scale + row * num_blocks;
@@ -97,7 +98,8 @@ void int16_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activa
             if constexpr (LINES) {
                 ahead.fetch(b * BLOCK / 2 + j);
             } else {
-                prefetch(tile + j * 64 + ahead.tiles);
+                prefetch(next);
+                next += ahead.step;
             }
             const Ints weights = raw_bytes(tile + j * 64);
             unrolled<ROWS>([&](auto r) INLINED {
@@ -174,10 +176,13 @@ void multiply(const Linear& w, const Activations& a, int64_t rows, int64_t first
         Wanted& wanted = Wanted::of_thread();
         for (int64_t tile = first + from; tile < first + to;) {
             const int tiles = tile + wide <= first + to ? wide : 1;
+            // Where the memory has nothing else to do, two passes fetch half of the next tile each: one alone would wait.
+            const bool is_shared = w.kind == INT16 && passes > 1 && !wanted.has(a.k / 2);
             for (int64_t pass = 0; pass < passes; ++pass) {
                 const int64_t row = first_row(w.kind, rows, pass), count = first_row(w.kind, rows, pass + 1) - row;
-                const int32_t* lines = pass ? wanted.take(a.k / 2) : nullptr;
-                const Ahead ahead{pass ? 0 : tiles * bytes, wanted.base, lines};
+                const int32_t* lines = pass && !is_shared ? wanted.take(a.k / 2) : nullptr;
+                Ahead ahead{pass ? 0 : tiles * bytes, 64, wanted.base, lines};
+                if (is_shared && pass < 2) ahead = {tiles * bytes + pass * (bytes / 2 & -64), 32, nullptr, nullptr};
                 Kernel kernel = (lines ? choose_kernel<true> : choose_kernel<false>)(w.kind, count, tiles);
                 if (on_units(w.kind)) shape_tiles(count);
                 kernel(w.tiles + tile * bytes, bytes, ahead, a, row, out);
