@@ -220,3 +220,25 @@ def test_names_that_may_be_are_not_thereby_evaluated() -> None:
     schema = {"unevaluatedProperties": False, "properties": {"a": {}}, "propertyNames": {"enum": ["a", "c"]}}
     assert accepts(schema, '{"a":1}')
     assert not accepts(schema, '{"c":1}')
+
+
+@pytest.mark.filterwarnings("ignore:Possible")  # Python's own, of the same signs
+@pytest.mark.parametrize(
+    ("pattern", "accepted", "refused"),
+    [
+        (r'^[^<>()[\]\\.,;:\s@"]+$', ["ab", "a&b"], ["a[b", "a]b", "a b", "a.b"]),  # as pages check addresses
+        ("^[a&&b]$", ["a", "&", "b"], ["c"]),
+        ("^[a~~b]$", ["a", "~", "b"], ["c"]),
+        ("^[[a]b]$", ["[b]", "ab]"], ["a", "b", "ab"]),
+        ("^[[:alpha:]]$", ["a]", ":]"], ["b", "a"]),
+        ("^[+--]$", ["+", ",", "-"], ["a"]),
+        (r"^\[a&&b]$", ["[a&&b]"], ["a"]),
+    ],
+)
+def test_a_class_has_the_characters_that_stand_in_it(
+    pattern: str, accepted: list[str], refused: list[str]
+) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    for text in (*accepted, *refused):
+        assert accepts(schema, json.dumps(text)) == (text in accepted), text
+        assert is_valid(schema, json.dumps(text)) == (text in accepted), text

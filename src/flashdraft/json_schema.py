@@ -38,6 +38,7 @@ _REFUSED = ["not", "if", "then", "else", "uniqueItems", "contains", "minContains
 _REFUSED += ["propertyNames", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"]
 _JOINING = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"}
 _CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)  # and what is escaped outside of one
+_SET_SIGNS = re.compile(r"\\.|\[|&&|~~|--", re.DOTALL)  # of classes in Rust, and what is escaped
 _ESCAPED_IN_JSON = re.compile(r'"|\\\\|\\x22|\\x5c|\\u0022|\\u005c', re.IGNORECASE)
 _CONTROL_RANGE = re.compile(r"\\(x|u00)[01][0-9a-f]-|\\0-", re.IGNORECASE)
 _LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
@@ -128,9 +129,11 @@ def _rewritten(schema: Any) -> Schema:
     if any(map(looks_around, (told.get("pattern", ""), *_names_of(told)))):
         raise UsageError("the json_schema demands looking ahead or behind, which cannot be followed")
     if "pattern" in told:
-        told["pattern"] = _within_json(told["pattern"])
+        told["pattern"] = _within_json(plain_classes(told["pattern"]))
     if names := _names_of(told):
-        told["patternProperties"] = {_within_json(name): told["patternProperties"][name] for name in names}
+        told["patternProperties"] = {
+            _within_json(plain_classes(name)): told["patternProperties"][name] for name in names
+        }
     return told
 
 
@@ -152,6 +155,23 @@ def _within_json(pattern: str) -> str:
         return text
 
     return _CLASS.sub(narrowed, pattern)
+
+
+def plain_classes(pattern: str) -> str:
+    r"""``pattern`` with the classes of JSON Schema's dialect (ECMA-262), where ``[``, ``&&``, ``~~`` and ``--`` are no
+    more than their characters; Rust's, which llguidance reads, put sets together with them.
+    """
+
+    def escaped(sign: re.Match[str]) -> str:
+        if sign[0] == "--":  # the first may stand for a range
+            return r"-\-"
+        return sign[0] if sign[0].startswith("\\") else "".join(f"\\{char}" for char in sign[0])
+
+    def plain(found: re.Match[str]) -> str:
+        text = found[0]
+        return text if text.startswith("\\") else "[" + _SET_SIGNS.sub(escaped, text[1:])
+
+    return _CLASS.sub(plain, pattern)
 
 
 def looks_around(pattern: str) -> bool:

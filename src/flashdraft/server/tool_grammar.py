@@ -8,7 +8,7 @@ from typing import Any
 
 from flashdraft.errors import UsageError
 from flashdraft.grammar import json_rule
-from flashdraft.json_schema import check_shapes
+from flashdraft.json_schema import check_shapes, plain_classes
 from flashdraft.server.argument_types import ArgumentTypes, values_of
 from flashdraft.server.call_styles import BEGIN, CHANNEL, TO_FUNCTION, TOOL_CALLS, CallStyle
 from flashdraft.server.harmony import FINAL
@@ -319,7 +319,7 @@ def _exactly(text: str) -> str:
 def _demands(schema: Mapping[str, Any]) -> list[str]:
     found = []
     if "pattern" in schema:
-        found.append(containing(str(schema["pattern"])))
+        found.append(containing(plain_classes(str(schema["pattern"]))))
     if "minLength" in schema or "maxLength" in schema:
         found.append(f"(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})")
     if schema.get("format") in _FORMATS:
