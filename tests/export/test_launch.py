@@ -126,6 +126,11 @@ def test_causality_as_each_engine_reads_it(tmp_path, pair):
         vllm_command(read_pair(pair[0], str(tmp_path / "mixed-s")), LaunchConfig())
     with pytest.raises(UsageError, match="--to z-lab"):
         sglang_command(read_pair(pair[0], str(tmp_path / "full-s")), LaunchConfig())
+    written = json.loads((tmp_path / "full-s" / "config.json").read_text())
+    written["sliding_window_non_causal"] = False  # what speculators itself writes beside full layers
+    (tmp_path / "full-s" / "config.json").write_text(json.dumps(written))
+    with pytest.raises(UsageError, match="not trained so"):
+        vllm_command(read_pair(pair[0], str(tmp_path / "full-s")), LaunchConfig())
     inner = json.loads((tmp_path / "alike" / "config.json").read_text())
     inner["dflash_config"]["causal"] = False  # vLLM's key, which SGLang does not read
     (tmp_path / "alike" / "config.json").write_text(json.dumps(inner))
