@@ -209,6 +209,23 @@ def lossless() -> str:
     return markdown(["float32, greedy, 256 tokens, 20 prompts of each of five tasks", "count"], lines)
 
 
+def quantized_drafters() -> str:
+    """Acceptance length by task of the shipped drafter in fewer bits, and what that is of bfloat16's."""
+    found = json.loads((RESULTS / "quantized_drafters.json").read_text())["rows"]
+    tasks = list(found[0]["acceptance_length"])
+    lines = [
+        [
+            row["form"],
+            *(f"{row['acceptance_length'][task]:.2f}" for task in tasks),
+            f"{row['mean']:.2f}",
+            f"{row['of_bfloat16']:.3f}",
+            "{:.3f} to {:.3f}".format(*row["interval"]),
+        ]
+        for row in found
+    ]
+    return markdown(["drafter in", *tasks, "mean", "of bfloat16", "95 %"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speedups": speedups,
     "losses": losses,
@@ -216,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers-later": peers_later,
     "acceptance": acceptance,
     "acceptance-dflash2": acceptance_dflash2,
+    "quantized-drafters": quantized_drafters,
     "lossless": lossless,
     "epyc": by_load("auto"),
     "epyc-all-methods": by_load("card"),
