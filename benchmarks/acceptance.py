@@ -1,6 +1,6 @@
 """Acceptance length on the five tasks, served for real, beside prompt lookup on the same texts.
 
-    python benchmarks/acceptance.py --limit 40 --out benchmarks/results/acceptance.jsonl
+    python benchmarks/acceptance.py --limit 100 --out benchmarks/results/acceptance.jsonl
 
 One JSON line for each prompt and block size, in rounds over the tasks, so that an interrupted run is a balanced
 sample and a second run goes on. Several prompts are answered at a time; what a request accepts does not depend on

@@ -160,7 +160,7 @@ def _home(folders: Sequence[str], load: int) -> str | None:
 
 
 def acceptance() -> str:
-    """Acceptance length by task with blocks of 16: 40 prompts each on a CPU, 100 on an H100."""
+    """Acceptance length by task with blocks of 16: the shipped drafter on a CPU, the one before DFlash 2 on an H100."""
     found = {}
     for folder in (".", "h100"):
         for text in (RESULTS / folder / "acceptance.md").read_text().splitlines():
@@ -171,24 +171,15 @@ def acceptance() -> str:
     for task in ("gsm8k", "math500", "humaneval", "mbpp", "mt-bench", "mean"):
         cpu, gpu = found[".", task, "16"], found["h100", task, "16"]
         lines.append([task, cpu[3], cpu[6], cpu[4], cpu[7], gpu[3], gpu[6]])
-    header = ["task", "DFlash", "not looping", "prompt lookup", "not looping", "DFlash, H100", "not looping"]
-    return markdown(header, lines)
-
-
-def acceptance_dflash2() -> str:
-    """Acceptance length by task of the drafter of run g, with the length of the one before it on the same prompts."""
-    found = {}
-    for file in ("before", "after"):
-        for text in (RESULTS / "dflash2" / f"{file}.md").read_text().splitlines():
-            cells = [part.strip() for part in text.split("|")[1:-1]]
-            found[file, cells[0], cells[1]] = cells
-    lines = []
-    for task in ("gsm8k", "math500", "humaneval", "mbpp", "mt-bench", "mean"):
-        before, after, short = (
-            found[key] for key in (("before", task, "16"), ("after", task, "16"), ("after", task, "8"))
-        )
-        lines.append([task, *(cells[i] for cells in (before, after, short) for i in (3, 6))])
-    header = ["task", "before, 16", "not looping", "run g, 16", "not looping", "run g, 8", "not looping"]
+    header = [
+        "task",
+        "DFlash",
+        "not looping",
+        "prompt lookup",
+        "not looping",
+        "before DFlash 2",
+        "not looping",
+    ]
     return markdown(header, lines)
 
 
@@ -232,7 +223,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": peers,
     "peers-later": peers_later,
     "acceptance": acceptance,
-    "acceptance-dflash2": acceptance_dflash2,
     "quantized-drafters": quantized_drafters,
     "lossless": lossless,
     "epyc": by_load("auto"),
