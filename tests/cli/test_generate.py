@@ -106,6 +106,7 @@ def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) 
     ("argv", "expected"),
     [
         (["serve", "--port", "99999"], "port is 99999; expected 0 to 65535"),
+        (["generate", "hi", "--device", "gpu"], "--device is 'gpu'; expected cpu, cuda or cuda:N"),
         (["report", "nosuch"], "nosuch does not exist; expected rows.jsonl of bench"),
         (["bench", "--url", "localhost:1"], "--url is 'localhost:1'; expected http:// or https:// before"),
     ],

@@ -1,5 +1,6 @@
 """Options that several commands share, and the model that they open."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -63,7 +64,16 @@ QuantizationOption = Annotated[
         show_default="none",
     ),
 ]
-DeviceOption = Annotated[str, _model("--device", help="cpu, cuda or cuda:N.")]
+
+
+def _device(said: str) -> str:
+    """``--device``, before anything heavy is imported; whether it is there is seen later. Raises UsageError."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", said):
+        raise UsageError(f"--device is {said!r}; expected cpu, cuda or cuda:N, for example cuda:0")
+    return said
+
+
+DeviceOption = Annotated[str, _model("--device", help="cpu, cuda or cuda:N.", callback=_device)]
 MaxTokensOption = Annotated[int, _sampling("--max-tokens", help="The longest answer, in tokens.")]
 TemperatureOption = Annotated[float, _sampling("--temperature", help="0 takes the likeliest token.")]
 TopPOption = Annotated[float, _sampling("--top-p", help="Sample among the likeliest tokens of this total.")]
