@@ -12,7 +12,7 @@ from flashdraft.data.loader import pack
 from flashdraft.data.on_policy import Document
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode import networks
+from flashdraft.spec_decode import build
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.trainer import Trainer
@@ -75,7 +75,7 @@ def test_what_is_served_otherwise_than_trained_is_told(
             drafts.observe = shifted  # type: ignore[method-assign]
             return drafts
 
-    monkeypatch.setattr(networks, "DFlashDrafter", LateFeatures)
+    monkeypatch.setattr(build, "DFlashDrafter", LateFeatures)
     values = served.check_served(TARGET, drafter, VALIDATION, CONFIG)
     assert "what is trained is not what is served" in values["warning"]
 
