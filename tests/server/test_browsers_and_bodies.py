@@ -63,6 +63,7 @@ def test_compressed_bodies_are_read(llm: LLM) -> None:
             ("gzip", gzip.compress(BODY[:9]) + gzip.compress(BODY[9:])),
             ("deflate", zlib.compress(BODY)),
             ("identity", BODY),
+            ("", BODY),
         ):
             assert send(body, encoding)[0] == 200
         large = gzip.compress(json.dumps({"prompt": "a" * 100_000}).encode())
