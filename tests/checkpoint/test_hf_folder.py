@@ -158,8 +158,8 @@ def test_a_folder_of_gguf_files(folder):
             r"model_type 'no_such' .*flashdraft launch",
         ),
         (
-            '{"model_type": "olmo2", "rope_parameters": {"rope_type": "proportional"}}',
-            r"model_type 'olmo2' is not",
+            '{"model_type": "bloom", "rope_parameters": {"rope_type": "proportional"}}',
+            r"model_type 'bloom' is not",
         ),
         ('{"model_type": "llama", "hidden_size": "big"}', r"hidden_size is 'big'; expected a whole number"),
         ('{"model_type": "llama", "hidden_size": 50, "num_attention_heads": 4}', r"not a multiple of"),

@@ -165,7 +165,7 @@ def weights_of(fetched):
 
 
 REFUSED = {
-    "model_type": "olmo2",
+    "model_type": "bloom",
     "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
     "rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
     "num_hidden_layers": 10**9,
