@@ -16,10 +16,9 @@ Array = NDArray[np.float64]
 _FIRST, _NOISE, _DRIFT, _PACE_DRIFT = 0.3, 0.05, 0.003, 0.05
 _KINSHIP = 3.0  # doublings of tokens over which what is learned of a shape fades to a third
 _HOST_RATE = 0.2
-_MOST_SLOWER = (
-    0.7  # logarithm: a step that something else disturbed, or that was recorded, teaches no more than a
-)
-# factor of 2. Nothing makes a step faster than it is: one that was faster is believed as seen.
+# Logarithm: a step that something else disturbed, or that was recorded, teaches no more than a factor of 2. Nothing
+# makes a step faster than it is: one that was faster is believed as seen.
+_MOST_SLOWER = 0.7
 _FAR = 1e3  # doublings: a part that no other one tells of
 
 
@@ -151,10 +150,9 @@ class StepCosts:
     pace: float = 1.0  # seconds seen for one expected
     context: int = 0  # of the next step: tokens of its longest request beyond those of the measured steps
     is_ragged: bool = False  # rows are computed without padding; ``context`` is then the mean of all requests
-    plain_trials: int = (
-        0  # steps without a draft that come soon whatever these costs say, so that they are seen
-    )
-    draft_trials: int = 0  # and steps with one
+    # Steps of either kind that come soon whatever these costs say, so that they are seen.
+    plain_trials: int = 0
+    draft_trials: int = 0
     _covariance: Array = field(
         default_factory=lambda: np.zeros((0, 0))
     )  # [parts, parts]: pace, verify, draft

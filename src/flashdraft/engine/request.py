@@ -24,9 +24,8 @@ class Request:
     arrival: int
     client: str | None = None  # who asks: clients share each step (engine/fair_steps.py)
     pages: list[int] = field(default_factory=list)
-    window: WindowPages = field(
-        default_factory=WindowPages
-    )  # of layers with windows, where they have their own
+    # Of layers with windows, where they have their own.
+    window: WindowPages = field(default_factory=WindowPages)
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as they were needed
     num_committed: int = 0  # tokens whose keys and values the target's pages hold
     num_in_flight: int = 0  # tokens that a round in flight may commit beside these (engine/overlap.py)

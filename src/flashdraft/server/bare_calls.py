@@ -155,7 +155,7 @@ def _python_arguments(call: str) -> str:
         values = {one.arg: ast.literal_eval(_Words().visit(one.value)) for one in tree.keywords}
         if None in values:
             raise BrokenCallError
-        json.dumps(values, allow_nan=False)
+        json.dumps(values, allow_nan=False)  # raises for what JSON has no number for
         return dumps(values)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise BrokenCallError from None

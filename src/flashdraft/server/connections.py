@@ -150,9 +150,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if (connected := transport.get_extra_info("socket")) is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._expect(self._timeout_s)
-        kept = [one for one in self.connections if isinstance(one, BoundedProtocol) and not one.is_closing]
-        if len(kept) > self._max_connections:
-            min((one for one in kept if one.is_silent), key=BoundedProtocol.since).transport.abort()
+        if len(self.connections) > self._max_connections:
+            kept = [
+                one for one in self.connections if isinstance(one, BoundedProtocol) and not one.is_closing
+            ]
+            if len(kept) > self._max_connections:
+                min((one for one in kept if one.is_silent), key=BoundedProtocol.since).transport.abort()
 
     @property
     def is_closing(self) -> bool:
