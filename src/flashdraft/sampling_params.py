@@ -22,7 +22,7 @@ class SamplingParams:
     top_k: int = 0  # 0 or -1: all
     min_p: float = 0.0  # least probability, as a share of the most likely token's
     seed: int | None = None  # one seed gives one text; None: a fresh one for each request
-    max_tokens: int = 16
+    max_tokens: int = 16  # the answer ends with the model's context too: finish reason length
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     stop: str | Sequence[str] = ()  # texts that end the answer; kept as a tuple

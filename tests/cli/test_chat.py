@@ -101,7 +101,16 @@ def test_a_message_may_have_several_lines(talk: Talk, pair: list[str], tmp_path:
 
 
 def test_an_answer_that_was_cut_is_marked(talk: Talk) -> None:
-    assert "… cut at 16 tokens" in talk("Hello").stdout
+    assert "… cut after 16 tokens, by --max-tokens 16" in talk("Hello").stdout
+
+
+def test_an_answer_that_the_context_has_cut_says_so(
+    run: Run, pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("x" * 1990 + "\n"))
+    result = run("chat", "--max-tokens", "100000", *pair)
+    assert "--max-tokens is 100000, and the model's context holds 2048 tokens" in result.stderr
+    assert re.search(r"cut after \d+ tokens, by the end of the model's context", result.stdout)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, lines: list[str | None]) -> None:

@@ -37,6 +37,7 @@ def test_a_cut_answer_is_told(run: Run, pair: list[str], prompt: str, limit: str
     result = run("generate", prompt, "--max-tokens", limit, *pair)
     assert result.exit_code == 0
     assert why in result.stderr
+    assert ("context holds 2048 tokens" in result.stderr) == (limit == "100000")
 
 
 def test_stdin_is_the_prompt_when_none_is_given(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -108,6 +109,50 @@ def test_answers_are_counted_before_any_work_on_them(
 ) -> None:
     refused = post(running, path, body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"prompt": "a" * 2040, "max_tokens": 100_000}, "max_tokens"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a" * 2000}], "max_completion_tokens": 32_000},
+            "max_tokens",
+        ),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": "a" * 2000}], "max_tokens": 32_000},
+            "max_tokens",
+        ),
+        ("/v1/responses", {"input": "a" * 2000, "max_output_tokens": 32_000}, "max_output_tokens"),
+    ],
+)
+def test_an_answer_longer_than_the_context_is_shortened_and_logged(
+    running: Running, path: str, body: dict[str, Any], param: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "flashdraft"):
+        answer = running.post(path, **body)
+    assert answer.status_code == 200
+    shortened = [one.fields for one in caplog.records if one.message == "answer shortened to the context"]  # type: ignore[attr-defined]
+    usage = answer.json()["usage"]
+    num_prompt = usage.get("prompt_tokens") or usage["input_tokens"] + usage.get("cache_read_input_tokens", 0)
+    asked = body.get(param) or body["max_completion_tokens"]
+    assert shortened == [{"param": param, "asked": asked, "room": 2048 - num_prompt}]
+
+
+def test_an_answer_that_fills_the_context_ends_by_its_length(running: Running) -> None:
+    for stream in (False, True):
+        answers = running.openai().completions.create(
+            model="tiny",
+            prompt="a" * 2040,
+            max_tokens=100_000,
+            stream=stream,
+            extra_body={"ignore_eos": True},
+        )
+        choices = [one.choices[0] for one in (answers if stream else [answers])]
+        assert [one.finish_reason for one in choices if one.finish_reason] == ["length"]
+        assert stream or answers.usage.total_tokens == 2048
 
 
 @pytest.mark.parametrize(

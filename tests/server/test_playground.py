@@ -271,6 +271,21 @@ def test_a_conversation_its_settings_and_its_marks_survive_a_reload(page: Page) 
 
 
 @in_chromium
+def test_a_cut_answer_tells_its_own_limit_whatever_the_settings_are_later(page: Page) -> None:
+    ask(page, PROMPT)
+    answer_with(page, "yes", "length")
+    ask(page, "and now?")
+    notes = [
+        "Cut at 60 tokens: Max tokens, under Settings.",
+        "Cut at 2 tokens: the model’s context ends here",
+    ]
+    expect(page.locator("#chat .note")).to_contain_text(notes)
+    page.fill("#max-tokens", "200")
+    page.reload()
+    expect(page.locator("#chat .note")).to_contain_text(notes)
+
+
+@in_chromium
 def test_a_question_is_edited_and_an_answer_made_again(page: Page) -> None:
     asked: list[list[dict[str, str]]] = []
     answer_with(page, "yes")

@@ -28,7 +28,9 @@ from flashdraft.cli.options import (
     open_llm,
     opening,
     parse_block_size,
+    tell_room,
     template_values,
+    what_cut,
 )
 from flashdraft.errors import UsageError
 
@@ -44,8 +46,6 @@ HELP = """/stats          what the drafts were worth
 /quit, Ctrl-D   end; Ctrl-C cuts an answer short
 \"\"\"             begins and ends a message of several lines"""
 _QUOTES = '"' * 3
-# Why an answer ended, where it did not end by itself.
-_ENDS = {"length": "cut at {} tokens (--max-tokens)", "abort": "stopped"}
 
 
 def chat(
@@ -80,6 +80,7 @@ def chat(
     size = parse_block_size(block_size)
     llm = open_llm(model, draft, dtype, device, size, quantization=quantization, draft_tree=draft_tree)
     measure_steps(llm)
+    tell_room(llm, max_tokens)
     conversation = Conversation(llm, params, system, template_values(thinking))
     conversation.console.print(f"{LEGEND}\n\n{HELP}")
     while (line := conversation.ask()) is not None:
@@ -189,8 +190,11 @@ class Conversation:
         stream.finish()
         self.metrics.add(stream.metrics)
         self.total_s += stream.total_s
-        if (note := _ENDS.get(reason)) is not None:
-            self.console.print(f" [dim]… {note.format(self.params.max_tokens)}[/]", end="")
+        if reason == "abort":
+            self.console.print(" [dim]… stopped[/]", end="")
+        elif reason == "length":
+            why = what_cut(stream.num_tokens, self.params.max_tokens)
+            self.console.print(f" [dim]… cut after {stream.num_tokens} tokens, by {why}[/]", end="")
         self.console.print()
         self.messages.append({"role": "assistant", "content": "".join(said)})
 

@@ -21,6 +21,7 @@ from flashdraft.cli.options import (
     open_llm,
     panel,
     parse_block_size,
+    tell_room,
 )
 from flashdraft.errors import UsageError
 
@@ -74,6 +75,7 @@ def demo(
     console = Console(highlight=False)
     screen: Screen = LiveScreen(console) if console.is_terminal else LineScreen(console)
     measure_steps(llm)
+    tell_room(llm, max_tokens)
     contest = Contest(llm, screen, max_tokens)
     for question in questions:
         contest.answer(question)

@@ -28,7 +28,9 @@ from flashdraft.cli.options import (
     open_llm,
     opening,
     parse_block_size,
+    tell_room,
     template_values,
+    what_cut,
 )
 from flashdraft.errors import UsageError
 
@@ -79,6 +81,7 @@ def generate(
     size = parse_block_size(block_size)
     llm = open_llm(model, draft, dtype, device, size, quantization=quantization, draft_tree=draft_tree)
     measure_steps(llm)
+    tell_room(llm, max_tokens)
     asked = text if no_chat else llm.chat_token_ids(opening(system, text), **template_values(thinking))
     stream = AnswerStream(llm.tokenizer, _show_nothing if as_json else _write)
     output = llm.generate(asked, params, stream.on_round)[0]
@@ -98,9 +101,10 @@ def generate(
 def _tell_cut(answer: "CompletionOutput", max_tokens: int) -> None:
     """Say on stderr that a limit has cut the answer, and which."""
     num_tokens = len(answer.token_ids)
-    why = f"--max-tokens {max_tokens}" if num_tokens == max_tokens else "the end of the model's context"
     if answer.finish_reason == "length":
-        typer.echo(f"flashdraft: cut after {num_tokens} tokens, by {why}", err=True)
+        typer.echo(
+            f"flashdraft: cut after {num_tokens} tokens, by {what_cut(num_tokens, max_tokens)}", err=True
+        )
 
 
 def check_chat_options(no_chat: bool, system: str | None, thinking: bool | None) -> None:

@@ -150,6 +150,22 @@ def measure_steps(llm: "LLM", num_rows: int = 1) -> None:
             engine.overlap.record({1, llm.block_size}, num_rows, engine.tree_size)
 
 
+def tell_room(llm: "LLM", max_tokens: int) -> None:
+    """Say on stderr where no answer can have ``max_tokens``, since prompt and answer share the context."""
+    context = llm.target.config.max_position_embeddings
+    if max_tokens >= context:
+        typer.echo(
+            f"flashdraft: --max-tokens is {max_tokens}, and the model's context holds {context} tokens, prompt and"
+            " answer together: an answer ends there at the latest",
+            err=True,
+        )
+
+
+def what_cut(num_tokens: int, max_tokens: int) -> str:
+    """The limit that an answer of finish reason "length" has met after ``num_tokens``."""
+    return f"--max-tokens {max_tokens}" if num_tokens == max_tokens else "the end of the model's context"
+
+
 def opening(system: str | None, text: str | None = None) -> list[dict[str, str]]:
     """The first messages of a conversation."""
     said = (("system", system), ("user", text))

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from flashdraft.server.api_errors import ApiError, Json
 from flashdraft.server.fields import Fields
 from flashdraft.server.http_io import EventStream, read_json
+from flashdraft.server.logs import log_event
 from flashdraft.server.service import Service, Submission
 from flashdraft.server.unknown_fields import heed_unknown_fields
 from flashdraft.server.unsupported import refuse_unsupported
@@ -50,7 +51,7 @@ def check_model(service: Service, model: str | None) -> None:
 
 
 def answer_len(service: Service, num_prompt_tokens: int, asked: int | None, param: str = "max_tokens") -> int:
-    """How many tokens an answer may have: what was asked, at most what the context leaves.
+    """How many tokens an answer may have: what was asked, at most what the context leaves, which the log tells.
 
     Raises ApiError 400 for a prompt that leaves no room and above the server's own limit.
     """
@@ -65,6 +66,8 @@ def answer_len(service: Service, num_prompt_tokens: int, asked: int | None, para
         )
     if asked is not None and limit is not None and asked > limit:
         raise ApiError(400, f"{param} is {asked}; this server gives at most {limit}", param)
+    if asked is not None and asked > room:
+        log_event("answer shortened to the context", param=param, asked=asked, room=room)
     return min(asked or room, limit or room, room)
 
 

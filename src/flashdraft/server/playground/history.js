@@ -10,7 +10,7 @@ export const conversations = () => read("conversations", []);
 export const settings = () => read("settings", {});
 export const keepSettings = values => localStorage.setItem("settings", JSON.stringify(values));
 
-/** Keeps `talk`, {id, turns: [{prompt, answer}]}, in front; the oldest go where there is no room. False: none at all. */
+/** Keeps `talk`, {id, turns: [{prompt, answer, most}]}, in front; the oldest go where there is no room. False: none at all. */
 export function keep(talk) {
   const others = conversations().filter(one => one.id !== talk.id);
   for (let count = MOST; count > 0; count = Math.floor(count / 2)) {

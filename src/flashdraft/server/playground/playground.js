@@ -38,7 +38,8 @@ function follow(box) {
   return () => { if (isAtEnd) box.scrollTop = box.scrollHeight; };
 }
 
-const NOTES = { length: () => `Cut at ${$("max-tokens").value} tokens: Max tokens, under Settings.`, stopped: () => "Stopped.", broken: () => "The connection broke off." };
+const cut = (view, most) => `Cut at ${view.tokens} tokens: ${view.tokens < most ? "the model’s context ends here; New begins afresh." : "Max tokens, under Settings."}`;
+const NOTES = { length: cut, stopped: () => "Stopped.", broken: () => "The connection broke off." };
 
 /** The bubble and the card of turn number `at`. */
 function drawTurn(at) {
@@ -54,7 +55,7 @@ function offer({ asked, card, view }, at) {
   const turn = talk.turns[at];
   const tools = add(card, "div", "tools");
   const note = NOTES[view.reason];
-  if (note) add(tools, "span", "note", note());
+  if (note) add(tools, "span", "note", note(view, turn.most));
   const copy = button(tools, "Copy", "Copy the answer", () => copyText(view.said, copy));
   button(tools, "Again", "Answer again", () => send(turn.prompt, at));
   button(tools, "Edit", "Edit the question", () => edit(at));
@@ -91,7 +92,7 @@ async function chat(prompt, at = talk.turns.length) {
   drawTalk();
   $("hello").hidden = true;
   const turns = own.turns.flatMap(turn => [{ role: "user", content: turn.prompt }, { role: "assistant", content: turn.answer.said }]);
-  own.turns.push({ prompt, answer: null });
+  own.turns.push({ prompt, answer: null, most: Number($("max-tokens").value) });
   const drawn = drawTurn(at), { view } = drawn;
   $("main").scrollTop = $("main").scrollHeight;
   let reason = null;
