@@ -1,12 +1,12 @@
 """The embedded pair on one GPU: the same tokens by every method, and steps and tokens a second.
 
-    python benchmarks/gpu_embedded.py OUT.jsonl PROMPTS.json --methods plain b16 auto auto-tree32
+    python benchmarks/gpu_embedded.py OUT.jsonl PROMPTS.json --methods plain b16 auto auto-chains
     python benchmarks/gpu_embedded.py OUT.jsonl PROMPTS.json --num-prompts 200 --max-tokens 64 --whole   # for the bits
 
 PROMPTS.json: lists of token ids. Every answer is compared with plain decoding's of one request alone; sampled ones with
 sampled plain decoding of the same seeds. Rates are of steps in which all decode, and with prompts of whole answers; two
-passes. ``auto`` is the engine's own; ``auto-tree16`` and ``auto-tree32`` verify trees in rounds, of one block's tokens
-and of two.
+passes. ``auto`` is the engine's own; ``auto-chains`` verifies no trees in rounds, ``auto-tree16`` trees of one block's
+tokens.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from flashdraft.bench.closed_loop import answer_all
 from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import FewTrees
+from flashdraft.engine.step_timing import NO_TREES, FewTrees
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -31,15 +31,15 @@ METHODS = {  # block, tokens of trees, sampling
     "b8": (8, None, GREEDY),
     "b16": (16, None, GREEDY),
     "auto": ("auto", None, GREEDY),
+    "auto-chains": ("auto", None, GREEDY),
     "auto-tree16": ("auto", None, GREEDY),
-    "auto-tree32": ("auto", None, GREEDY),
     "tree16": (16, 16, GREEDY),
     "tree32": (16, 32, GREEDY),
     "plain-sampled": (1, None, SAMPLED),
     "b16-sampled": (16, None, SAMPLED),
     "tree16-sampled": (16, 16, SAMPLED),
 }
-ROUND_TREES = {"auto-tree16": FewTrees(4, 1), "auto-tree32": FewTrees(4, 2)}
+ROUND_TREES = {"auto-chains": NO_TREES, "auto-tree16": FewTrees(4, 1)}
 SHOWN = (
     "requests", "method", "steps_per_s", "output_tokens_per_s", "acceptance", "same", "answers", "with_prompts_per_s",
 )  # fmt: skip
@@ -73,8 +73,8 @@ def measured(llm, method, running, prompts, asked, max_tokens):
     drafter = None if method.startswith("plain") else llm.drafter
     config = EngineConfig(max_running=running, prefix_caching=False, num_pages=128 * running)
     engine = Engine(llm.target, drafter, config, llm.eos_token_ids, llm.tokenizer, block, draft_tree=tree)
-    if trees := ROUND_TREES.get(method):
-        engine.control = BlockControl(engine.runner, drafter, round_trees=trees)
+    if method in ROUND_TREES:
+        engine.control = BlockControl(engine.runner, drafter, round_trees=ROUND_TREES[method])
     answer_all(engine, asked[: 2 * running], params, None, running)  # recordings, costs
     seconds = []
     for _ in range(2):

@@ -1,7 +1,7 @@
 """The report of benchmarks/results/h200/beside-vllm: rows of gpu_steps.py and gpu_embedded.py beside vLLM's.
 
-Usage: gpu_report.py FOLDER. Reads FOLDER/rows.jsonl (vLLM's by vllm_rows.py), writes FOLDER/report.md. Of a cell's rows
-the last counts.
+Usage: gpu_report.py FOLDER. Reads FOLDER/rows.jsonl (vLLM's by vllm_rows.py) and FOLDER/bits.jsonl (gpu_embedded.py
+--whole), writes FOLDER/report.md. Of a cell's rows the last counts.
 """
 
 import json
@@ -11,7 +11,18 @@ from pathlib import Path
 from flashdraft.bench.published import published_rows
 
 METHODS = ["plain", "plain@128k", "b16@7.93", "b16@5.47", "b8@5.90", "mtp@7.14"]
-METHODS += ["b16", "b8", "auto", "tree", "b16 sampled", "prefill"]
+METHODS += [
+    "b16",
+    "b8",
+    "auto",
+    "auto-chains",
+    "auto-tree16",
+    "tree16",
+    "tree32",
+    "plain-sampled",
+    "b16-sampled",
+    "prefill",
+]
 FAMILIES = {"ar": "plain", "mtp": "mtp", "dflash": "b"}
 TITLES = {
     "27b": "Qwen3.5-27B's shape with a 6-layer drafter, random weights, acceptance by dice",
@@ -32,7 +43,7 @@ def table(rows, pair):
     names += ["vLLM ms", "tokens/s", "over vLLM"]
     lines = [f"| {' | '.join(names)} |", f"| --- |{' ---: |' * (len(names) - 1)}"]
     for method in METHODS:
-        for requests in (1, 8, 16, 32):
+        for requests in (1, 2, 4, 8, 16, 32):
             here = [r for r in rows if (r["pair"], r["method"], r["requests"]) == (pair, method, requests)]
             ours, peers = ([r for r in here if r["system"] == name] for name in ("flashdraft", "vllm"))
             if not ours:
@@ -93,14 +104,16 @@ def main():
     folder = Path(sys.argv[1])
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     ours = [row for row in rows if row["system"] == "flashdraft"]
+    of_bits = [json.loads(line) for line in (folder / "bits.jsonl").read_text().splitlines()]
     copies = sorted({row["copy_tb_s"] for row in ours if "copy_tb_s" in row})
     commits = sorted({row["provenance"]["git_sha"][:9] for row in ours})
     lines = ["# One H200, beside vLLM 0.24", ""]
     lines += [
         f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
-        "vLLM's rows of the 35B-A3B were measured on the machine of ours within a quarter of an hour; those of the",
-        "27B (`vllm-27b-*.json`) on another card of its kind that day, where ours in turn took 13.7, 14.8, 15.9 and",
-        "17.4 ms plain and 16.8, 22.4, 34.5 and 64.2 with block 16; vLLM's of the small pair on a third.",
+        "vLLM's rows of the 35B-A3B, and of block 8 at 16 and 32, were measured on the machine of ours within",
+        "a quarter of an hour; the others of the 27B (`vllm-27b-*.json`) on another card of its kind, where ours",
+        "in turn took 13.7, 14.8, 15.9 and 17.4 ms plain and 16.8, 22.4, 34.5 and 64.2 with block 16; vLLM's of",
+        "the small pair on a third.",
         "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replay`: the step's recordings alone, back to back; the rest of a step is the host's.",
     ]
@@ -113,7 +126,12 @@ def main():
         "",
     ]
     lines += card(ours)
-    lines += ["", "## The same tokens as plain decoding of one request alone, bfloat16", "", *bits(ours)]
+    lines += [
+        "",
+        "## The same tokens as plain decoding of one request alone, bfloat16",
+        "",
+        *bits([*ours, *of_bits]),
+    ]
     (folder / "report.md").write_text("\n".join(lines) + "\n")
 
 

@@ -11,7 +11,7 @@ from flashdraft.engine import step_timing
 from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import NO_TREES, FewTrees
+from flashdraft.engine.step_timing import FewTrees
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -100,12 +100,13 @@ def test_auto_verifies_trees_of_few_requests_in_rounds():
     assert engine.metrics.num_accepted > 3, "choose another seed: no path is kept"
 
 
-def test_auto_verifies_chains_in_rounds_until_a_card_has_shown_trees():
+def test_auto_verifies_trees_of_two_blocks_in_rounds_of_few_requests():
     """The default."""
     target = toy_target(vocab_size=11, eos_token_id=None, num_hidden_layers=1).to(DEVICE)
     drafter = DFlashDrafter(toy_dflash(target, num_hidden_layers=1, block_size=4).to(DEVICE), target)
     engine = Engine(target, drafter, EngineConfig(max_running=1, page_size=4, num_pages=96))
-    assert engine.control.trees == NO_TREES
+    sizes = [engine.control.trees.size(num_rows, 4) for num_rows in (1, 4, 5)]
+    assert sizes == [8, 8, 0]
 
 
 def test_prices_of_rounds_are_those_of_what_they_verify(monkeypatch):
