@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
 from flashdraft.sampling_params import SamplingParams
@@ -23,8 +22,8 @@ def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: B
     return AUTO if drafter and drafter.max_block_size > 1 else 1
 
 
-def check_tree(target: TargetModel, drafter: Drafter | None, draft_tree: int | None) -> int:
-    """Tokens of a tree; 0: drafts are chains. Raises UsageError for what cannot draft or verify one."""
+def check_tree(drafter: Drafter | None, draft_tree: int | None) -> int:
+    """Tokens of a tree; 0: drafts are chains. Raises UsageError for what cannot draft one."""
     if draft_tree is None:
         return 0
     found = f"draft_tree is {draft_tree}"
@@ -34,11 +33,6 @@ def check_tree(target: TargetModel, drafter: Drafter | None, draft_tree: int | N
         raise UsageError(
             f"{found}, but {'there is no drafter' if drafter is None else 'this drafter drafts one token a place'};"
             " expected a DFlash drafter, whose one forward gives all places of a block their likeliest tokens"
-        )
-    if isinstance(target.new_cache(1, 1), HybridCache):
-        raise UsageError(
-            f"{found}, but targets of model_type {target.config.model_type} keep states, which follow one path of"
-            " tokens and not the branches of a tree; leave draft_tree out: blocks are verified as chains"
         )
     return draft_tree
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,20 @@ class TreeSlots:
         """The position of what lies in each slot, [batch, 1, kv_len]; ``positions`` are the tokens'."""
         keys = torch.arange(kv_len, device=self.slots.device).repeat(len(self.slots), 1)
         return keys.scatter(-1, self.slots, positions).unsqueeze(1)
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """Of each token from its root, [batch, num_tokens]."""
+        return (self.paths < self.slots.unsqueeze(-1)).sum(-1)
+
+    def ancestors(self, count: int) -> Tensor:
+        """Places in the row of a token, of its parent and so on up its path, [batch, num_tokens, count].
+
+        What stands before the root is counted from there: -1, -2 and so on.
+        """
+        depths = self.depths.unsqueeze(-1) - torch.arange(count, device=self.slots.device)
+        places = self.paths.gather(-1, depths.clamp(min=0)) - self.slots[:, :1, None]
+        return torch.where(depths < 0, depths, places)
 
 
 @dataclass(frozen=True)

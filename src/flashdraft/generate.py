@@ -43,7 +43,7 @@ def generate(
     """
     prompt = list(prompt_token_ids)
     block_size = check_request(target, drafter, prompt, block_size, params)
-    tree_size = check_tree(target, drafter, draft_tree)
+    tree_size = check_tree(drafter, draft_tree)
     max_len = min(len(prompt) + params.max_tokens, target.config.max_position_embeddings)
     state = OneRequest(drafter, max_len) if drafter and block_size > 1 else None
     layers = drafter.feature_layers if drafter and state else ()

@@ -133,7 +133,7 @@ class LLM:
             self.drafter = draft
         # A wrong block or tree size is told now and not at the first request.
         self.draft_tree = draft_tree
-        check_tree(self.target, self.drafter, draft_tree)
+        check_tree(self.drafter, draft_tree)
         if draft_tree and block_size in (None, AUTO):
             block_size = self.max_block_size
         self.block_size = check_block_size(

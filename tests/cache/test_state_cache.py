@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from flashdraft.batch import ForwardBatch
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.ops.gated_delta import DeltaInputs, unit_length
 
@@ -77,6 +78,47 @@ def test_rows_in_any_slots_roll_back_to_the_bits_of_stepping(seed):
         for slot, alone in enumerate(stepped):
             assert torch.equal(store.recurrent[slot], alone.recurrent[0])
             assert torch.equal(store.conv[slot], alone.conv[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tokens_of_trees_have_the_bits_of_their_paths(seed):
+    """Outputs, and the states behind a path that is committed, also in two parts; a chain and padding beside them."""
+    rng, weight = random.Random(seed), torch.randn(CHANNELS, WIDTH)
+    size, start = 90 if seed == 2 else 13, 5  # a tree may be longer than what runs by chunks
+    parents = [[rng.randrange(max(0, at - 3), at + 1) for at in range(size - 1)] for _ in range(2)]
+    parents += [[*range(size - 1)], [0, 0, 1]]
+    inputs, x = made(size, 7 + seed, 4)
+    store = new_state(6)
+    store.recurrent.normal_()
+    store.conv.normal_()
+    slots = torch.tensor([4, 0, 5, 2])
+    batch = ForwardBatch(torch.zeros(4, size).long(), torch.arange(start, start + size).expand(4, -1), 100)
+    batch = batch.as_trees(parents)
+    store.use(slots)
+    store.follow(batch.tree)
+    convolved = store.stage_conv(x, weight, batch.positions)
+    outputs = store.stage_delta(inputs)
+    paths, behind = [], []
+    for row, own in enumerate(parents):
+        path = [rng.randrange(1, len(own) + 1)]
+        while path[0]:
+            path.insert(0, own[path[0] - 1])
+        paths.append(path)
+        alone = LayerState(store.recurrent[slots[row : row + 1]], store.conv[slots[row : row + 1]])
+        for number, place in enumerate(path):
+            one = slice(row, row + 1), slice(place, place + 1)
+            found = alone.stage_conv(x[one], weight, torch.tensor([[start + number]]))
+            assert torch.equal(found[0, 0], convolved[row, place])
+            assert torch.equal(alone.stage_delta(inputs.part(*one))[0, 0], outputs[row, place])
+            alone.commit([1])
+        behind.append(alone)
+    store.gather_paths(paths)
+    first = [rng.randint(0, len(path)) for path in paths]
+    store.commit(first)
+    store.commit([len(path) - part for path, part in zip(paths, first, strict=True)])
+    for slot, alone in zip(slots, behind, strict=True):
+        assert torch.equal(store.recurrent[slot], alone.recurrent[0])
+        assert torch.equal(store.conv[slot], alone.conv[0])
 
 
 def test_a_long_forward_is_committed_up_to_any_border():

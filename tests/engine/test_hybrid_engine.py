@@ -29,10 +29,18 @@ def drafter_for(kind: str, target: TargetModel) -> Drafter | None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "prefix_caching"),
-    [("dflash", True), ("none", False), ("mtp", True), ("ngram", True)],
+    ("kind", "prefix_caching", "draft_tree"),
+    [
+        ("dflash", True, None),
+        ("dflash", True, 24),
+        ("none", False, None),
+        ("mtp", True, None),
+        ("ngram", True, None),
+    ],
 )
-def test_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(kind: str, prefix_caching: bool) -> None:
+def test_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(
+    kind: str, prefix_caching: bool, draft_tree: int | None
+) -> None:
     rng = random.Random(7)
     target = toy_hybrid(vocab_size=SMALL_VOCAB)
     drafter = drafter_for(kind, target)
@@ -45,7 +53,7 @@ def test_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(kind: str, 
         num_checkpoints=9,
         checkpoint_pages=2,
     )
-    engine = Engine(target, drafter, config, eos_token_ids=[2])
+    engine = Engine(target, drafter, config, eos_token_ids=[2], draft_tree=draft_tree)
     cases = mixed_cases(45 if kind == "dflash" else 25, rng)
     if drafter is None:
         cases = [Case(case.prompt, case.params, 1, case.priority) for case in cases]
@@ -56,6 +64,7 @@ def test_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(kind: str, 
     assert aborted
     if drafter:
         assert stats.metrics.num_accepted > 10, "drafts are meant to be right now and then"
+        assert (len(stats.metrics.verified_histogram) > 1 + drafter.max_block_size) == bool(draft_tree)
     for idx, case in enumerate(cases):
         alone = generate(target, None, case.prompt, case.params, eos_token_ids=[2]).token_ids
         expected = alone[: len(tokens[idx])] if idx in aborted else alone

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, Qwen3_5TextConfig, Qwen3Config
+from transformers import Gemma3TextConfig, Qwen3Config
 
 from flashdraft.batch import ForwardBatch
+from flashdraft.cache.hybrid_cache import HybridCache
+from flashdraft.cache.hybrid_rows import HybridRows
+from flashdraft.cache.kv_cache import KVCache
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.control.step_costs import Curve, StepCosts
@@ -25,7 +28,7 @@ from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree, best_first, likeliest
 from tiny_pair import byte_tokenizer
-from toys import llama_config, toy_dflash, toy_target
+from toys import llama_config, toy_dflash, toy_hybrid, toy_target
 
 SMALL_VOCAB = 11  # random drafts are right now and then
 SMALL = {
@@ -135,6 +138,7 @@ def small_targets() -> dict[str, TargetModel]:
     targets = {name: build_target(config).eval() for name, config in configs.items()}
     for parameter in (p for target in targets.values() for p in target.parameters() if p.dim() > 1):
         torch.nn.init.normal_(parameter, std=0.2)
+    targets["qwen3_5"] = toy_hybrid(vocab_size=SMALL_VOCAB)
     return targets
 
 
@@ -147,6 +151,11 @@ def deepest(tree: DraftTree) -> list[int]:
     while path[0]:
         path.insert(0, tree.parents[path[0] - 1])
     return path
+
+
+def rows_over(paged: PagedKVCache, states: KVCache) -> PagedRows:
+    """Rows over pages, with the states of a hybrid's cache beside them."""
+    return HybridRows(paged, states.states) if isinstance(states, HybridCache) else PagedRows(paged)
 
 
 @pytest.mark.parametrize("by_layer", [False, True])
@@ -173,7 +182,8 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, by_layer
 
     # Three rows, padded to the widest, in pages.
     paged = PagedKVCache(target.kv_shapes(), 30, 4, torch.float32, "cpu", 60, by_layer)
-    rows, pages = PagedRows(paged), [list(range(i, 30, 3)) for i in range(3)]
+    pages, states = [list(range(i, 30, 3)) for i in range(3)], target.new_cache(3, 1)
+    rows = rows_over(paged, states)
 
     def forward(
         rows: PagedRows, ids: list[list[int]], starts: list[int], parents: list[list[int]] | None = None
@@ -183,7 +193,7 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, by_layer
         lasts = [
             (start + (4 if parents else len(own))) // 4 + 1 for start, own in zip(starts, ids, strict=True)
         ]
-        step = [CacheRow(i, pages[i][: lasts[i]], start) for i, start in enumerate(starts)]
+        step = [CacheRow(i, pages[i][: lasts[i]], start, slot=i) for i, start in enumerate(starts)]
         positions, kv_len = rows.arrange(step, [len(own) for own in ids])
         padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
         batch = ForwardBatch(padded, positions, kv_len)
@@ -204,7 +214,7 @@ def test_a_token_of_a_tree_sees_its_path_as_if_it_were_alone(name: str, by_layer
     cache.commit_path(paths[0])
     after = [(*texts(tree)[path[-1] - 1], 7) for tree, path in zip(trees, paths, strict=True)]
     starts = [start + len(path) for start, path in zip(starts, paths, strict=True)]
-    for known in (rows, PagedRows(paged)):
+    for known in (rows, rows_over(paged, states)):
         _, hidden = forward(known, [[7]] * 3, starts)
         for row in range(3):
             torch.testing.assert_close(hidden[row, 0], alone(row, after[row])[-1], atol=3e-5, rtol=1e-4)
@@ -375,7 +385,3 @@ def test_what_cannot_draft_or_verify_a_tree_is_told() -> None:
         Engine(target, NgramDrafter(), draft_tree=8)
     with pytest.raises(UsageError, match="knows chains alone"):
         Engine(target, dflash, draft_tree=8, simulated=SimulatedAcceptance([0.5]))
-    hybrid = build_target(Qwen3_5TextConfig(**SMALL))
-    network = toy_dflash(hybrid)
-    with pytest.raises(UsageError, match="qwen3_5_text keep states, which follow one path"):
-        generate(hybrid, DFlashDrafter(network, hybrid), [1], SETTINGS["greedy"], draft_tree=8)

@@ -66,6 +66,11 @@ class Backend(ABC):
         self.target, self.room, self.feature_layers = target, room, feature_layers
         self.cache, self.states = self.new_storage(room)
 
+    @property
+    def can_branch(self) -> bool:
+        """Whether its steps verify trees."""
+        return True
+
     @classmethod
     @abstractmethod
     def why_not(cls, target: TargetModel) -> str | None:

@@ -28,6 +28,11 @@ class CudaBackend(Backend):
         self._layers = CudaTarget(target)
         super().__init__(target, room, feature_layers)
 
+    @property
+    def can_branch(self) -> bool:
+        """See :class:`Backend`."""
+        return self.states is None
+
     @classmethod
     def why_not(cls, target: TargetModel) -> str | None:
         """See :class:`Backend`."""

@@ -33,7 +33,18 @@ class HybridCache(KVCache):
         """See :class:`flashdraft.models.base.KVSource`."""
         attend = super().open(batch, [spec for idx, spec in enumerate(specs) if idx not in self.states])
         attention = iter(attend)
+        for state in self.states.values():
+            state.follow(batch.tree)
         return [self.states[idx] if idx in self.states else next(attention) for idx in range(len(specs))]
+
+    def commit_path(self, path: Sequence[int], row: int = 0) -> None:
+        """See :meth:`KVCache.commit_path`; the states follow."""
+        if path[-1] != len(path) - 1:
+            paths: list[Sequence[int]] = [()] * len(self.lengths)
+            paths[row] = path
+            for state in self.states.values():
+                state.gather_paths(paths)
+        super().commit_path(path, row)
 
     def commit(self, num_tokens: int, row: int = 0) -> None:
         """Make the next ``num_tokens`` staged tokens of ``row`` true, in every layer."""

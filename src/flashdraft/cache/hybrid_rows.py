@@ -32,6 +32,8 @@ class HybridRows(PagedRows):
         """See :class:`flashdraft.models.base.KVSource`."""
         attend = super().open(batch, [spec for idx, spec in enumerate(specs) if idx not in self.states])
         attention = iter(attend)
+        for state in self.states.values():
+            state.follow(batch.tree)
         return [self.states[idx] if idx in self.states else next(attention) for idx in range(len(specs))]
 
     def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
@@ -50,6 +52,13 @@ class HybridRows(PagedRows):
                 for border, slot in row.snapshots:
                     if part and border == row.start + end:
                         self.begin(slot, row.slot)
+
+    def commit_paths(self, rows: Sequence[CacheRow], paths: Sequence[Sequence[int]]) -> None:
+        """See :meth:`PagedRows.commit_paths`; the states follow."""
+        if any(path[-1] != len(path) - 1 for path in paths):
+            for state in self.states.values():
+                state.gather_paths(paths)
+        super().commit_paths(rows, paths)
 
     def begin(self, slot: int, source: int | None) -> None:
         """A sequence starts in ``slot``: from a copy of the state in ``source``, or from none."""

@@ -51,9 +51,8 @@ class BlockControl:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         self.trusts_drafter = trusts_drafter
-        # A hybrid's states follow one path.
-        can_branch = drafter is not None and drafter.can_branch
-        self.draws_trees = trusts_drafter and not runner.states and can_branch
+        can_branch = drafter is not None and drafter.can_branch and runner.backend.can_branch
+        self.draws_trees = trusts_drafter and can_branch
         of_recorded = round_trees if runner.drafts_in_rounds else STEP_TREES
         self.trees = of_recorded if self.draws_trees else NO_TREES  # of recorded steps
         self.controller = Controller(self.max_block, costs) if costs else None

@@ -60,9 +60,9 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self.simulated = simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
-        self.tree_size = self._check_tree(draft_tree)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, self.config, num_pages)
+        self.tree_size = self._check_tree(draft_tree)
         self.control = BlockControl(self.runner, drafter, costs, trusts_drafter=simulated is None)
         token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
         # Tokens of a request whose features wait for a draft.
@@ -213,7 +213,9 @@ class Engine:
     def _check_tree(self, draft_tree: int | None) -> int:
         if self.simulated and draft_tree:
             raise UsageError("simulated acceptance knows chains alone; expected no draft_tree beside it")
-        return check_tree(self.target, self.drafter, draft_tree)
+        if draft_tree and not self.runner.backend.can_branch:
+            raise UsageError("states take chains alone on CUDA: leave draft_tree out, or try backend eager")
+        return check_tree(self.drafter, draft_tree)
 
     def _max_len(self, prompt: Sequence[int], params: SamplingParams) -> int:
         return min(len(prompt) + params.max_tokens, int(self.target.config.max_position_embeddings))

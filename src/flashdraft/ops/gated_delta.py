@@ -56,6 +56,23 @@ def gated_delta_reference(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, T
     return outputs, state
 
 
+def gated_delta_trees(inputs: DeltaInputs, state: Tensor, depths: Tensor, parents: Tensor) -> Tensor:
+    """The rule down every path of trees, a token with the bits that its path alone gives it; shapes as above.
+
+    ``depths`` [rows, num_tokens] from the roots, which stand first; ``parents`` [rows, num_tokens]: places of the
+    tokens that each follows. All tokens of one depth are one step, and only the states of the last one are held.
+    """
+    outputs, number = torch.empty_like(inputs.v), torch.zeros_like(depths)
+    for depth in range(int(depths.max()) + 1):
+        at = rows, places = (depths == depth).nonzero(as_tuple=True)
+        before = number[rows, parents[at]] if depth else rows
+        number[at] = torch.arange(len(rows), device=rows.device)
+        level = DeltaInputs(*(x[at].unsqueeze(1) for x in inputs.tensors))
+        out, state = gated_delta_reference(level, state[before])
+        outputs[rows, places] = out.squeeze(1)
+    return outputs
+
+
 def gated_delta_chunked(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
     """The same by chunks: what a chunk writes is the solution of one triangular system (section 3.3)."""
     outputs = torch.empty_like(inputs.v)
