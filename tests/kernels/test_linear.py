@@ -4,6 +4,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from flashdraft.cuda import products
+from flashdraft.cuda.weights import Product
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,6 +29,27 @@ def test_a_tokens_bits_are_its_own():
     whole = few_tokens_linear(x, weight, tiling)
     for count in (1, 7, 20):
         assert torch.equal(few_tokens_linear(x[:count], weight, tiling), whole[:count])
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("sizes", "first"), [((81,), 0), ((17, 64), 0), ((80,), 3)])
+def test_many_tokens_in_rows_that_begin_anywhere(sizes, first, has_bias, monkeypatch):
+    """In which order a library's kernels for such rows add is not ours to say: they are not called."""
+
+    def unwanted(x):
+        pytest.fail(f"{len(x)} tokens go to the library")
+
+    monkeypatch.setattr(products, "unsplit_sums", unwanted)
+    torch.manual_seed(0)
+    x = torch.randn(40, 515, device=DEVICE).bfloat16()[:, first : first + 512]
+    x = x if first else x.contiguous()
+    weights = tuple(torch.randn(size, 512, device=DEVICE).bfloat16() for size in sizes)
+    bias = torch.randn(sum(sizes), device=DEVICE).bfloat16() if has_bias else None
+    by = Product(weights, bias)
+    few = torch.cat([products.product(rows, by) for rows in x.split(16)])
+    assert torch.equal(products.product(x, by), few)
+    with pytest.raises(pytest.fail.Exception, match="40 tokens"):
+        products.product(x.contiguous(), Product((weights[-1][:16],)))
 
 
 def test_goes_where_it_is_told():

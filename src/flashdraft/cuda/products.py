@@ -3,6 +3,9 @@
 The kernel for few tokens adds an output's inputs in order. So does cuBLAS where it does not split them among its
 programs, which cuBLASLt can be told; on Hopper both run the same instruction on 16 inputs at a time. No bit depends on
 which of the two works, then: benchmarks/gpu_linear.py compares them.
+For rows that do not begin at multiples of 16 bytes cuBLAS has other kernels, which add otherwise: of 1,281 outputs, as
+a router with its shared expert has them, or of a vocabulary of 151,669. Those products are the kernel's for few tokens,
+however many there are.
 Weights in codes are made floats on the way, for many tokens in memory: the same floats, so again the same bits.
 """
 
@@ -18,6 +21,7 @@ from flashdraft.ops.quantized import QuantizedWeight
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
+_VECTOR = 16  # bytes that cuBLAS loads at once
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
 
 
@@ -57,12 +61,29 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None)
             return few_tokens_linear(x, weight, _tiling_of_codes(num_outputs), bias, out)
         weight = dequantize(weight, x.new_empty(num_outputs, num_inputs))
     few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
-    if len(x) <= few and num_inputs % 16 == 0:
+    if num_inputs % 16 == 0 and (len(x) <= few or not _suits_cublas(x, num_outputs, bias, out)):
         return few_tokens_linear(x, weight, tiling_of(num_outputs, num_inputs), bias, out)
     with unsplit_sums(x):
         if out is None:
             return F.linear(x, weight, bias)
         return torch.mm(x, weight.t(), out=out) if bias is None else out.copy_(F.linear(x, weight, bias))
+
+
+def _suits_cublas(x: Tensor, num_outputs: int, bias: Tensor | None, out: Tensor | None) -> bool:
+    """Whether cuBLAS adds in order, in 16 bits: all rows begin at multiples of 16 bytes. float32 is its in any case.
+
+    With a bias it writes rows of ``num_outputs``, which are copied to ``out``.
+    """
+    if x.dtype == torch.float32:
+        return True
+    places = [x.data_ptr(), x.stride(0) * x.element_size()]
+    if bias is not None:
+        places.append(bias.data_ptr())
+    if bias is not None or out is None:
+        places.append(num_outputs * x.element_size())
+    else:
+        places += [out.data_ptr(), out.stride(0) * out.element_size()]
+    return all(place % _VECTOR == 0 for place in places)
 
 
 @contextmanager
