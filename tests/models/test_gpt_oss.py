@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from flashdraft.backends.graphs import why_unrecordable
 from flashdraft.backends.registry import choose_backend
 from flashdraft.checkpoint.load import load_target
 from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.models.gpt_oss import GptOssExperts
 
 SHAPE = {
     "vocab_size": 97,
@@ -56,6 +58,15 @@ def test_gpt_oss(tmp_path):
     check_against_transformers(theirs, ours)
     check_rollback(ours)
     check_drafted(ours)
+
+
+def test_configs_that_do_not_tell_the_swiglu():
+    """As classes of older releases have them; published files have the limit alone."""
+    told = {"num_local_experts": 2, "hidden_size": 8, "intermediate_size": 4}
+    experts = GptOssExperts(SimpleNamespace(**told))
+    assert (experts.alpha, experts.limit) == (1.702, 7.0)
+    experts = GptOssExperts(SimpleNamespace(**told, swiglu_limit=0.4, swiglu_alpha=1.5))
+    assert (experts.alpha, experts.limit) == (1.5, 0.4)
 
 
 def as_published(folder):

@@ -12,6 +12,9 @@ from flashdraft.models.mlp import Experts
 from flashdraft.ops.attention import AttentionSpec
 from flashdraft.ops.norm import RMSNorm
 
+# Of gpt-oss' own code. Published configs have the limit alone, and older releases of transformers know neither.
+_ALPHA, _LIMIT = 1.702, 7.0
+
 
 class GptOssAttention(LlamaAttention):
     """Grouped-query attention with RoPE; ``sinks`` [heads] are scores of what gives nothing."""
@@ -30,7 +33,8 @@ class GptOssExperts(Experts):
 
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
-        self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
+        self.alpha = getattr(config, "swiglu_alpha", _ALPHA)
+        self.limit = getattr(config, "swiglu_limit", _LIMIT)
         count, size, width = config.num_local_experts, config.hidden_size, config.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, size, 2 * width))
         self.gate_up_proj_bias = nn.Parameter(torch.empty(count, 2 * width))
