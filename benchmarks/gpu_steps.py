@@ -158,7 +158,7 @@ class Bench:
         def watched(recorded, key, work, inputs):
             result = call(recorded, key, work, inputs)
             if recorded._found[key] is not None:
-                replayed.append(recorded._found[key])
+                replayed.append((recorded, recorded._found[key]))
             return result
 
         Recorded.__call__ = watched
@@ -221,14 +221,13 @@ class Bench:
             windows.append(((time.perf_counter() - started) / count, tokens / count))
         step, tokens = sorted(windows)[1]
         torch.cuda.synchronize()
-        alone = self.alone() if self.replayed else 0.0
+        replays = self.replays(engine, step)
         shapes = self.target.kv_shapes() if length > PROMPT else []
         keys = running * length * sum(4 * one.kv_heads * one.head_dim for one in shapes)
         self.row(
             method, running, step_ms=round(1e3 * step, 2), output_tokens_per_s=round(tokens / step, 1),
             floor_ms=round(self.floor_ms(running, block, block > 1, keys), 2), kernels=self.kernels(engine),
-            host_share=round(1 - alone / step, 3), replay_ms=round(1e3 * alone, 2), memory=self.memory(),
-            windows_ms=[round(1e3 * one, 2) for one, _ in windows],
+            **replays, memory=self.memory(), windows_ms=[round(1e3 * one, 2) for one, _ in windows],
         )  # fmt: skip
 
     def mtp(self, running, acceptance=7.14, block=16):
@@ -243,12 +242,24 @@ class Bench:
             self.draft_weights = (block - 1) * (layer + head)
         self.steps(f"mtp@{acceptance}", running, block, acceptance, count=6)
 
-    def alone(self):
-        """Seconds of one step's recordings replayed back to back, every time from where they are told they stand."""
+    def replays(self, engine, step):
+        """Milliseconds of one step's recordings back to back, every time from where they are told they stand.
+
+        ``step`` in seconds. Rounds would go on from where the one before ended; what else is recorded is told with
+        each call. The host's share is of rounds alone: other steps launch work between their recordings.
+        """
+        if not self.replayed:
+            return {}
+        rounds = engine.runner.rounds and engine.runner.rounds._recorded
         with torch.inference_mode():
-            for recording in self.replayed:
-                recording.inputs[0][:, SOURCE] = -1
-        return seconds_of(lambda: [recording.graph.replay() for recording in self.replayed], 5)
+            for recorded, recording in self.replayed:
+                if recorded is rounds:
+                    recording.inputs[0][:, SOURCE] = -1
+        alone = seconds_of(lambda: [recording.graph.replay() for _, recording in self.replayed], 5)
+        told = {"replay_ms": round(1e3 * alone, 2)}
+        if all(recorded is rounds for recorded, _ in self.replayed):
+            told["host_share"] = round(1 - alone / step, 3)
+        return told
 
     def kernels(self, engine):
         """Kernels of one step, by the profiler; the longest are told."""
