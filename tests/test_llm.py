@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -83,6 +84,37 @@ def test_prompts_have_vllms_forms(llm: LLM) -> None:
 def test_what_is_no_prompt_is_told_so(llm: LLM, prompt: object, said: str) -> None:
     with pytest.raises(FlashdraftError, match=said):
         llm.generate([prompt], SamplingParams())  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ("hi", "a message is 'hi'; expected"),
+        (["hi"], "a message is 'hi'; expected"),
+        ([{"content": "hi"}], "a message is {'content': 'hi'}; expected"),
+        ([{"role": "user", "content": None}], "a message is {'role': 'user', 'content': None}; expected"),
+    ],
+)
+def test_what_is_no_message_is_told_so(llm: LLM, messages: Any, said: str) -> None:
+    with pytest.raises(FlashdraftError, match=said):
+        llm.chat(messages, SamplingParams())
+
+
+def test_a_call_of_a_tool_needs_no_words(llm: LLM) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    assert llm.chat_token_ids([{"role": "user", "content": "hi"}, called])
+
+
+@pytest.mark.parametrize("prompts", [5, None])
+def test_what_is_not_even_a_list_of_prompts_is_told_so(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(FlashdraftError, match="expected a prompt, or a list of them"):
+        llm.generate(prompts, SamplingParams())
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, "greedy", [{"max_tokens": 3}]])
+def test_what_are_no_sampling_params_is_told_so(llm: LLM, params: Any) -> None:
+    with pytest.raises(FlashdraftError, match="expected SamplingParams"):
+        llm.generate(["hi"], params)
 
 
 def test_the_template_is_told_what_chat_is_told(llm: LLM) -> None:

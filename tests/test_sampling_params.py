@@ -35,6 +35,15 @@ from flashdraft.sampling_params import SamplingParams
         ("stop", ["a", ""]),
         ("logprobs", -1),
         ("n", 0),
+        ("n", 1.5),
+        ("max_tokens", "3"),
+        ("max_tokens", None),
+        ("temperature", None),
+        ("temperature", "0"),
+        ("seed", "one"),
+        ("stop", 5),
+        ("logit_bias", [1]),
+        ("logit_bias", {"a": 1}),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """The offline face: ``LLM(...).generate(prompts, params)`` and ``.chat(conversations, params)``, as in vLLM."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -186,6 +186,8 @@ class LLM:
         ``on_round`` hears every verification as it happens (see :func:`flashdraft.generate.generate`); of several
         prompts they are mixed. Raises UsageError before any prompt is run when one of them cannot be served.
         """
+        if not isinstance(prompts, Sized):
+            raise UsageError(f"prompts is a {type(prompts).__name__}; expected a prompt, or a list of them")
         is_one = isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
         every: list[Any] = [prompts] if is_one else list(prompts)
         if sampling_params is None:
@@ -223,7 +225,7 @@ class LLM:
 
         ``chat_template_kwargs``: what the template knows beside the messages, such as {"enable_thinking": False}.
         """
-        is_one = len(messages) > 0 and isinstance(messages[0], Mapping)
+        is_one = len(messages) > 0 and isinstance(messages[0], str | Mapping)
         every: Sequence[Any] = [messages] if is_one else messages
         prompts = [self.chat_token_ids(c, **(chat_template_kwargs or {})) for c in every]
         return self.generate(prompts, sampling_params, on_round, use_tqdm=use_tqdm)
@@ -243,6 +245,7 @@ class LLM:
             raise UsageError(
                 "the model has no chat template; use generate with a plain prompt (--no-chat on the command line)"
             )
+        _check_messages(messages)
         ids: list[int] = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_dict=False, **template_values
         )
@@ -338,9 +341,23 @@ def _token_ids(prompt: object) -> list[int]:
     )
 
 
+def _check_messages(messages: Any) -> None:
+    every: list[Any] = [messages] if isinstance(messages, str) else list(messages)
+    for message in every:
+        is_said = isinstance(message, Mapping) and isinstance(message.get("role"), str)
+        # An assistant that only calls tools says nothing beside.
+        if not is_said or (message.get("content") is None and not message.get("tool_calls")):
+            raise UsageError(f'a message is {message!r:.80}; expected {{"role": "user", "content": "..."}}')
+
+
 def _per_prompt(params: SamplingParams | Sequence[SamplingParams], count: int) -> Sequence[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
+    for one in params if isinstance(params, list | tuple) else [params]:
+        if not isinstance(one, SamplingParams):
+            raise UsageError(
+                f"sampling_params is {one!r:.80}; expected SamplingParams(...), or a list of them"
+            )
     if len(params) != count:
         raise UsageError(
             f"{len(params)} sampling params for {count} prompts; expected one for each, or one for all"

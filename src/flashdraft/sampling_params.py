@@ -1,8 +1,10 @@
 """How a request wants its tokens chosen. Names and meanings are vLLM's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from secrets import randbits
+from typing import Any
 
 from flashdraft.errors import UsageError
 from flashdraft.grammar import Grammar
@@ -11,6 +13,18 @@ GREEDY_BELOW = 1e-5  # vLLM's: logits divided by less leave nothing of all but t
 MAX_TEMPERATURE = 100.0
 MAX_BIAS = 100.0  # OpenAI's
 MAX_PENALTY_FACTOR = 100.0
+_REALS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_NUMBERS = (
+    (_REALS, Real, "a number"),
+    (("top_k", "max_tokens", "min_tokens", "n"), Integral, "a whole number"),
+    (("seed", "logprobs", "prompt_logprobs"), Integral | None, "None or a whole number"),
+)
+# Field, how it is kept, and what may be said.
+_COLLECTIONS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("stop", lambda said: (said,) if isinstance(said, str) else tuple(said), "a text, or several"),
+    ("stop_token_ids", tuple, "token ids"),
+    ("logit_bias", lambda said: {int(t): float(b) for t, b in said.items()}, "a number for each token id"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +52,16 @@ class SamplingParams:
     n: int = 1  # how many answers
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", {int(t): float(b) for t, b in self.logit_bias.items()})
+        for names, kind, expected in _NUMBERS:
+            for name in names:
+                if not isinstance(getattr(self, name), kind):
+                    raise UsageError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        for name, kept, expected in _COLLECTIONS:
+            said = getattr(self, name)
+            try:
+                object.__setattr__(self, name, kept(said))
+            except (AttributeError, TypeError, ValueError):
+                raise UsageError(f"{name} is {said!r}; expected {expected}") from None
         checks = (
             (0 <= self.temperature <= MAX_TEMPERATURE, "temperature", f"0 (greedy) to {MAX_TEMPERATURE:g}"),
             (0 < self.top_p <= 1, "top_p", "above 0, at most 1"),

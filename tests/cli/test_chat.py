@@ -157,6 +157,22 @@ def test_ctrl_c_in_an_answer_keeps_what_came_and_counts_it(
     assert int(found[2]) >= 1
 
 
+def test_ctrl_c_behind_an_answer_keeps_the_conversation(
+    run: Run, pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_num_tokens: int, _max_tokens: int) -> str:
+        monkeypatch.undo()
+        interrupt_at(monkeypatch, ["And now?"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flashdraft.cli.chat.what_cut", interrupted)
+    interrupt_at(monkeypatch, ["Hello"])
+    result = run("chat", "--max-tokens", "16", *pair)
+    assert result.exit_code == 0
+    assert result.stdout.count("the conversation is kept") == 1
+    assert answers(pair, "Hello", "And now?")[1] in result.stdout
+
+
 def test_a_question_too_long_is_refused_and_the_chat_goes_on(talk: Talk, pair: list[str]) -> None:
     result = talk("x" * 3000, "Hello")
     assert result.exit_code == 0

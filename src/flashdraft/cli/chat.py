@@ -45,6 +45,7 @@ HELP = """/stats          what the drafts were worth
 /help           this
 /quit, Ctrl-D   end; Ctrl-C cuts an answer short
 \"\"\"             begins and ends a message of several lines"""
+KEPT = "/quit or Ctrl-D ends; the conversation is kept"
 _QUOTES = '"' * 3
 
 
@@ -83,13 +84,11 @@ def chat(
     tell_room(llm, max_tokens)
     conversation = Conversation(llm, params, system, template_values(thinking))
     conversation.console.print(f"{LEGEND}\n\n{HELP}")
-    while (line := conversation.ask()) is not None:
-        if line == "/quit":
-            return
-        if line.startswith("/"):
-            conversation.command(line)
-        elif line:
-            conversation.answer(line)
+    while (line := conversation.ask()) is not None and line != "/quit":
+        try:
+            conversation.take(line)
+        except KeyboardInterrupt:  # meant for an answer that had just ended
+            conversation.console.print(f"\n{KEPT}")
 
 
 class Conversation:
@@ -129,7 +128,14 @@ class Conversation:
                 self.console.print()
                 return None
             except KeyboardInterrupt:
-                self.console.print("\n/quit or Ctrl-D ends; the conversation is kept")
+                self.console.print(f"\n{KEPT}")
+
+    def take(self, line: str) -> None:
+        """Do or answer what was typed."""
+        if line.startswith("/"):
+            self.command(line)
+        elif line:
+            self.answer(line)
 
     def command(self, line: str) -> None:
         """Do what a line that begins with a slash asks for."""
@@ -165,7 +171,7 @@ class Conversation:
 
     def answer(self, question: str) -> None:
         """Stream the answer to ``question``; a cut answer is kept as far as it came."""
-        self.messages.append({"role": "user", "content": question})
+        asked = {"role": "user", "content": question}
         said: list[str] = []
 
         def show(pieces: list[Piece]) -> None:
@@ -176,18 +182,18 @@ class Conversation:
         stream = AnswerStream(self.llm.tokenizer, show)
         reason = "abort"
         try:
-            asked = opening(self.system) + self.messages
+            turns = [*opening(self.system), *self.messages, asked]
             outputs = self.llm.chat(
-                asked, self.params, stream.on_round, chat_template_kwargs=self.template_values
+                turns, self.params, stream.on_round, chat_template_kwargs=self.template_values
             )
             reason = outputs[0].outputs[0].finish_reason
         except UsageError as error:
-            self.messages.pop()
             self.console.print(f"{error}; /reset starts afresh", markup=False, soft_wrap=True)
             return
         except KeyboardInterrupt:
             pass
         stream.finish()
+        self.messages += [asked, {"role": "assistant", "content": "".join(said)}]
         self.metrics.add(stream.metrics)
         self.total_s += stream.total_s
         if reason == "abort":
@@ -196,7 +202,6 @@ class Conversation:
             why = what_cut(stream.num_tokens, self.params.max_tokens)
             self.console.print(f" [dim]… cut after {stream.num_tokens} tokens, by {why}[/]", end="")
         self.console.print()
-        self.messages.append({"role": "assistant", "content": "".join(said)})
 
     def stats(self) -> str:
         """What the answers, cut ones too, cost and what their drafts were worth."""
