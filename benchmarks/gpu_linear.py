@@ -1,4 +1,4 @@
-"""Which tiling of ops/triton/linear.py is fastest, beside cuBLAS, at the shapes of Qwen3.5-27B and of SmolLM2-135M.
+"""Which tiling of ops/triton/linear.py is fastest, beside cuBLAS, at shapes of Qwen3.5-27B, 35B-A3B and SmolLM2-135M.
 
 One JSON line a shape, count of tokens and kernel, the fastest tilings first: milliseconds, TB of weights a second, and
 whether every row has the very bits that the kernel for few tokens gives it alone. ``unsplit`` is cuBLAS as
@@ -33,6 +33,9 @@ SHAPES = {  # outputs, inputs
     "delta_out": (5120, 6144),
     "qkv": (14336, 5120),
     "head": (248320, 5120),
+    "moe_delta_in": (12288, 2048),  # of Qwen3.5-35B-A3B, what follows too
+    "moe_qkv": (9216, 2048),
+    "moe_out": (2048, 4096),
     "small_qkv": (960, 576),
     "small_o": (576, 576),
     "small_gate_up": (3072, 576),
@@ -52,14 +55,25 @@ TILINGS = [
 ]  # fmt: skip
 
 
-IN_CODES = [  # outputs: 16 a warp at least, and 64 for Hopper's own instruction; inputs: whole chunks of 128
+IN_CODES = [  # outputs: 16 a warp at least; inputs: whole chunks of 128
     Tiling(*one)
     for one in (
+        # Hopper's own instruction
         (64, 256, 3, 4), (64, 256, 4, 4), (64, 256, 6, 4), (64, 512, 2, 4), (64, 512, 3, 4), (64, 128, 4, 4),
         (64, 128, 6, 4), (128, 256, 3, 8), (128, 128, 4, 8),
+        # each warp's own: more programs where outputs are few
+        (16, 256, 4, 1), (16, 256, 6, 1), (16, 512, 3, 1), (32, 256, 4, 1), (32, 256, 4, 2), (32, 512, 3, 2),
+        (64, 256, 3, 2),
+        # and tiles of 8 tokens
+        (16, 256, 4, 1, 8), (16, 512, 4, 1, 8), (32, 256, 4, 2, 8), (64, 256, 4, 4, 8), (64, 512, 3, 4, 8),
     )
 ]  # fmt: skip
 KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
+
+
+def in_codes_tilings(tokens):
+    """Tiles of 8 tokens alone are for no more."""
+    return [tiling for tiling in IN_CODES if tiling.tokens >= 16 or tokens <= tiling.tokens]
 
 
 def in_codes(floats, kind):
@@ -150,7 +164,7 @@ class Shape:
     def by_tilings(self, tokens):
         """The fastest first."""
         found = []
-        for tiling in TILINGS if self.kind == "bf16" else IN_CODES:
+        for tiling in TILINGS if self.kind == "bf16" else in_codes_tilings(tokens):
             work = partial(few_tokens_linear, tiling=tiling)
             try:
                 found.append(self.line(tokens, asdict(tiling), work, self.weights))
@@ -187,8 +201,9 @@ def main():
     jobs = [
         (kind, tokens, tiling)
         for kind in args.weights
-        for tokens in (16, 32, 64)
-        for tiling in (TILINGS if kind == "bf16" else IN_CODES)
+        for tokens in (8, 16, 32, 64)
+        for tiling in (TILINGS if kind == "bf16" else in_codes_tilings(tokens))
+        if tokens >= tiling.tokens
     ]
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:

@@ -66,16 +66,22 @@ def test_every_float8_as_a_float(dtype):
     assert torch.equal(dequantize(weight, floats).float().cpu(), finite)
 
 
+# Of four warps together, and of each warp alone: see Tiling.
+TILINGS = [Tiling(64, 128, 2, 4), Tiling(16, 128, 2, 1), Tiling(32, 256, 2, 1), Tiling(64, 128, 2, 2, 8)]
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=lambda one: f"{one.outputs}x{one.warps}")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bits_of_the_product_with_floats(kind):
+def test_the_bits_of_the_product_with_floats(kind, tiling):
     """The weights are those that PyTorch makes of the codes."""
     weight = quantized(kind, 88, 384)
     floats = weight.dequantized()
     assert floats.float().abs().max() > 0
     assert torch.equal(dequantize(weight, torch.empty_like(floats)), floats)
     x = torch.randn(20, 384, device=DEVICE).bfloat16()
-    tiling = Tiling(64, 128, 2, 4)
-    assert torch.equal(few_tokens_linear(x, weight, tiling), few_tokens_linear(x, floats, tiling))
+    expected = few_tokens_linear(x, floats, TILINGS[0])
+    for count in (1, 20):
+        assert torch.equal(few_tokens_linear(x[:count], weight, tiling), expected[:count])
 
 
 def test_scales_of_rows_need_no_whole_chunks():

@@ -14,7 +14,15 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
-from flashdraft.ops.triton.dequantized import FP8, floats_of, parts, row_of, settings, spread_over_lanes
+from flashdraft.ops.triton.dequantized import (
+    FP8,
+    as_loaded_floats,
+    floats_of,
+    parts,
+    row_of,
+    settings,
+    spread_over_lanes,
+)
 
 _CHUNK = tl.constexpr(CHUNK)
 _SHARED_BYTES = 208 * 1024
@@ -23,12 +31,17 @@ _MOST_TOKENS = 64  # of a tile
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut: outputs and inputs of a tile, loads in flight, warps. No bit depends on it."""
+    """How a product is cut: outputs and inputs of a tile, loads in flight, warps, tokens at least.
+
+    No bit depends on it. Four warps with 64 outputs and 16 tokens share Hopper's own instruction, which they wait for
+    together; below that each warp has its own for 16 outputs and 8 tokens, and makes floats of codes meanwhile.
+    """
 
     outputs: int
     inputs: int
     stages: int
     warps: int
+    tokens: int = 16
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
@@ -99,6 +112,8 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
             weights = floats_of(
                 loaded, scale, zero, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
             )
+            if by_ptx and (warps < 4 or tokens < 16):  # a warp's own instruction
+                weights = as_loaded_floats(weights)
             summed = tl.dot(weights, rows, summed, input_precision=precision)
     output = first + row_of(place, warps)
     is_output = output < num_outputs
@@ -124,7 +139,7 @@ def few_tokens_linear(
     num_outputs = weight.shape[0]
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
-    tokens = min(max(triton.next_power_of_2(num_tokens), 16), _MOST_TOKENS)
+    tokens = min(max(triton.next_power_of_2(num_tokens), tiling.tokens), _MOST_TOKENS)
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
     a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
     size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
