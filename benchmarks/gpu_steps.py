@@ -17,6 +17,7 @@ from gpu_linear import in_codes
 from transformers import AutoConfig
 
 from flashdraft.bench.published import pair_configs
+from flashdraft.checkpoint.kept_codes import small_shared
 from flashdraft.cuda.rounds import SOURCE
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -79,8 +80,10 @@ def randomly(model):
 
 def with_codes(model, kind):
     """The layers' matrices in random codes, but what quantized checkpoints leave in floats."""
-    left = ("in_proj_a", "in_proj_b", ".gate", "shared_expert_gate")
+    left, small = ("in_proj_a", "in_proj_b", ".gate", "shared_expert_gate"), small_shared(model)
     for name, module in list(model.named_modules()):
+        if module in small:
+            continue
         if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
             model.set_submodule(name, QuantizedLinear(in_codes(module.weight, kind), module.bias))
         elif type(module) is Experts:

@@ -1,14 +1,17 @@
 """Matrices that stay in codes are those that the checkpoint has: as floats, the ones that dequantizing gives."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from flashdraft.checkpoint.kept_codes import hold_codes, kept
 from flashdraft.checkpoint.load import floats_fit, load_target, outline_target
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.llm import LLM
-from flashdraft.models.mlp import ExpertsInCodes
+from flashdraft.models.mlp import ExpertsInCodes, SparseMLP
 from flashdraft.ops.quantized import QuantizedLinear
 from quantized_files import quantize_folder
 
@@ -68,6 +71,29 @@ def test_experts(tmp_path, kind, logits_of):
     for part in ("gate_up_proj", "down_proj"):
         assert torch.equal(getattr(held, part).dequantized(), getattr(plain, part).flatten(0, 1))
     assert torch.equal(logits_of(kept, [3, 14, 15, 92]), logits_of(floats, [3, 14, 15, 92]))
+
+
+@pytest.mark.parametrize("width", [128, 2**15])
+def test_a_small_shared_expert_stays_in_floats(width):
+    """Its gates, ups and the router are one product then; a large one is worth its codes."""
+    model = torch.nn.Module()
+    with torch.device("meta"):
+        model.mlp = SparseMLP(
+            SimpleNamespace(
+                hidden_size=128, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128,
+                shared_expert_intermediate_size=width,
+            )
+        )  # fmt: skip
+    names = [name for name, _ in model.named_parameters() if ".shared_expert." in name or ".experts." in name]
+    shapes = {name: model.get_parameter(name).shape for name in names}
+    outlines = {name: kept(tuple(shape), False, 1, "BF16", False, tuple) for name, shape in shapes.items()}
+    source = SimpleNamespace(label="a folder", read=None, shapes=shapes, kept=outlines)
+    left = hold_codes(model, source, torch.bfloat16, None)
+    shared = {name for name in names if ".shared_expert." in name}
+    assert len(shared) == 3
+    assert set(left.shapes) == (shared if width == 128 else set())
+    assert len(in_codes(model)) == (0 if width == 128 else 3)
+    assert type(model.mlp.experts) is ExpertsInCodes
 
 
 def test_float32_and_small_groups_become_floats(whole):

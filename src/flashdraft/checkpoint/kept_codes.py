@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flashdraft.checkpoint.weights import WeightSource
 from flashdraft.errors import CheckpointError
-from flashdraft.models.mlp import Experts, ExpertsInCodes
+from flashdraft.models.mlp import Experts, ExpertsInCodes, SparseMLP
 from flashdraft.ops.quantized import (
     CHUNK,
     UNIT,
@@ -21,6 +21,7 @@ from flashdraft.ops.quantized import (
 )
 
 _SCALES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E8M0": torch.float32}
+_SMALL = 1 << 21  # elements of a matrix that a GPU reads as floats in less time than it launches a kernel
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,26 @@ def stacked(parts: Sequence[Kept]) -> Kept | None:
     return replace(first, shape=(sum(one.shape[0] for one in parts), first.shape[1]), read=read)
 
 
+def small_shared(model: nn.Module) -> set[nn.Module]:
+    """Linear maps of ``model``'s shared experts that are not worth codes.
+
+    As floats, gates and ups are one product with the router.
+    """
+    shared = [one.shared_expert for one in model.modules() if isinstance(one, SparseMLP)]
+    maps = (one for each in shared if each is not None for one in each.modules() if type(one) is nn.Linear)
+    return {one for one in maps if one.weight.numel() <= _SMALL}
+
+
 def hold_codes(
     model: nn.Module, source: WeightSource, dtype: torch.dtype, device: torch.device | None
 ) -> WeightSource:
     """Linear maps and experts of ``model`` whose weights ``source`` has in codes hold these on ``device``.
 
-    ``device`` None: an outline. Gives the source of all that is left. Raises CheckpointError for codes and scales that
-    are no finite numbers.
+    But those of :func:`small_shared`. ``device`` None: an outline. Gives the source of all that is left. Raises
+    CheckpointError for codes and scales that are no finite numbers.
     """
     found: Mapping[str, Kept] = getattr(source, "kept", {})
-    held = set()
+    held, small = set(), small_shared(model)
 
     def read(name: str) -> QuantizedWeight:
         held.add(name)
@@ -125,6 +136,8 @@ def hold_codes(
         return weight
 
     for name, module in list(model.named_modules()):
+        if module in small:
+            continue
         if type(module) is nn.Linear and _fits(found.get(f"{name}.weight"), module.weight):
             model.set_submodule(name, QuantizedLinear(read(f"{name}.weight"), module.bias))
         elif type(module) is Experts:
