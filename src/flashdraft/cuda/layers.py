@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flashdraft.cuda.prefill_delta import DeltaWeights
 from flashdraft.cuda.products import product
-from flashdraft.cuda.step import Source, Storage
+from flashdraft.cuda.step import Inputs, Source, Storage
 from flashdraft.cuda.weights import Product, apart, heads_of
 from flashdraft.models.dflash import DFlashLayer
 from flashdraft.models.dflash2 import BlockConv
@@ -63,6 +63,14 @@ class Norm:
         return add_rms_norm(x, residual, self.weight, self.eps, self.zero_centered)
 
 
+class Handed(NamedTuple):
+    """What a layer hands to its mixing of tokens and gets of it: shapes of one token's."""
+
+    asked: tuple[int, ...]
+    gate: tuple[int, ...] | None  # passes by; None: nothing does
+    found: tuple[int, ...]
+
+
 class Attention:
     """Grouped-query attention with RoPE; queries and keys may be normed, the output gated. ``layer``: in the cache."""
 
@@ -78,15 +86,28 @@ class Attention:
         self.eps, self.zero_centered = (norms[0].eps, norms[0].zero_centered) if norms else (0.0, False)
         self.sinks = module.sinks.detach() if isinstance(module, GptOssAttention) else None
 
-    def __call__(self, x: Tensor, source: Source) -> Tensor:
-        """[num_tokens, hidden_size] -> the same; keys and values are stored."""
+    @property
+    def handed(self) -> Handed:
+        """See :class:`Handed`."""
+        shape = self.output.num_inputs // self.head_dim, self.head_dim
+        return Handed(shape, shape if self.is_gated else None, shape)
+
+    def asked(self, x: Tensor, source: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Queries of ``x`` [num_tokens, hidden_size], and what gates the output; keys and values are stored."""
         q, k, v = self._taken_apart(product(x, self.inputs))
         heads = heads_of(q, self.head_dim * (2 if self.is_gated else 1))
         turned = self._store(heads[..., : self.head_dim], k, v, source)
-        out = source.attend(self.layer, turned, self.sinks)
-        if self.is_gated:
-            out = sigmoid_mul(out, heads[..., self.head_dim :])
-        return product(out.flatten(1), self.output)
+        return turned, heads[..., self.head_dim :] if self.is_gated else None
+
+    def mixed(self, asked: Tensor, source: Source) -> Tensor:
+        """What queries find."""
+        return source.attend(self.layer, asked, self.sinks)
+
+    def answered(self, found: Tensor, gate: Tensor | None) -> Tensor:
+        """[num_tokens, hidden_size] of what was found."""
+        if gate is not None:
+            found = sigmoid_mul(found, gate)
+        return product(found.flatten(1), self.output)
 
     def store(self, x: Tensor, source: Storage) -> None:
         """Store keys and values of ``x`` [num_tokens, hidden_size] alone."""
@@ -115,6 +136,7 @@ class Delta:
         self.inputs = Product.of([module.in_proj_qkv, module.in_proj_z, module.in_proj_b, module.in_proj_a])
         self.output = Product.of([module.out_proj])
         self.z_at = slice(sum(module.sizes), sum(module.sizes) + module.sizes[2])
+        self.shape = module.heads, module.value_dim  # of a token's outputs
         self.norm = Norm.of(module.norm)
         self.weights = DeltaWeights(
             module.conv1d.weight.detach().squeeze(1).contiguous(),
@@ -123,12 +145,24 @@ class Delta:
             module.key_heads,
         )
 
-    def __call__(self, x: Tensor, source: Source) -> Tensor:
-        """[num_tokens, hidden_size] -> the same."""
+    @property
+    def handed(self) -> Handed:
+        """See :class:`Handed`."""
+        return Handed((self.inputs.num_outputs,), self.shape, self.shape)
+
+    def asked(self, x: Tensor, source: Inputs) -> tuple[Tensor, Tensor]:
+        """The recurrence's inputs of ``x`` [num_tokens, hidden_size], and what gates its outputs."""
         projected = source.project(self.layer, x, self.inputs)
-        out = source.delta(self.layer, projected, self.weights)
-        z = heads_of(projected[:, self.z_at], out.shape[2])
-        return product(gated_norm(out, z, self.norm.weight, self.norm.eps).flatten(1), self.output)
+        return projected, heads_of(projected[:, self.z_at], self.shape[1])
+
+    def mixed(self, asked: Tensor, source: Source) -> Tensor:
+        """What the recurrence makes of its inputs."""
+        return source.delta(self.layer, asked, self.weights)
+
+    def answered(self, found: Tensor, gate: Tensor | None) -> Tensor:
+        """[num_tokens, hidden_size] of its outputs."""
+        assert gate is not None
+        return product(gated_norm(found, gate, self.norm.weight, self.norm.eps).flatten(1), self.output)
 
 
 class Dense:
@@ -241,22 +275,38 @@ def run(
     features: dict[int, Tensor] = {}
     normed = layers[0].before.alone(x)
     for idx, layer in enumerate(layers):
-        attention_conv, mlp_conv = layer.convs or (None, None)
-        mixed = _convolved(attention_conv, normed, source, partial(layer.mixer, source=source))
-        normed, x = layer.between(mixed, x)
+        conv = layer.convs[0] if layer.convs else None
+        mixed = _convolved(conv, normed, source.width, partial(_mixed, layer.mixer, source=source))
         following = layers[idx + 1].before if idx + 1 < len(layers) else last
-        normed, x = following(_convolved(mlp_conv, normed, source, layer.feed_forward), x)
+        normed, x = behind_mixing(layer, following, mixed, x, source.width)
         if idx in feature_layers:
             features[idx] = x
     return normed, features
 
 
-def _convolved(conv: BlockConv | None, x: Tensor, source: Source, work: Callable[[Tensor], Tensor]) -> Tensor:
+def behind_mixing(
+    layer: Layer, following: Norm, mixed: Tensor, x: Tensor, width: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The rest of ``layer``: its output by the norm that follows, and as it is, [num_tokens, hidden_size] both.
+
+    ``mixed``: of its mixer; ``x``: its input; ``width``: tokens of a block, where it has convolutions over blocks.
+    """
+    normed, x = layer.between(mixed, x)
+    conv = layer.convs[1] if layer.convs else None
+    return following(_convolved(conv, normed, width, layer.feed_forward), x)
+
+
+def _mixed(mixer: Attention | Delta, x: Tensor, source: Source) -> Tensor:
+    asked, gate = mixer.asked(x, source)
+    return mixer.answered(mixer.mixed(asked, source), gate)
+
+
+def _convolved(conv: BlockConv | None, x: Tensor, width: int, work: Callable[[Tensor], Tensor]) -> Tensor:
     """``work`` on ``x`` [num_tokens, hidden_size] with a drafter's convolution over blocks on both sides of it."""
     if conv is None:
         return work(x)
-    blocks = apart(x, 0, (-1, source.width))
+    blocks = apart(x, 0, (-1, width))
     kernels = conv.kernels(blocks, None)
     found = work(conv(blocks, kernels, 0).flatten(0, 1))
-    out: Tensor = conv(apart(found, 0, (-1, source.width)), kernels, 1)
+    out: Tensor = conv(apart(found, 0, (-1, width)), kernels, 1)
     return out.flatten(0, 1)

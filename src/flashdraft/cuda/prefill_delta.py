@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.conv_prefill import conv_prefill
 
 MOST_RECORDED = 2048  # tokens of a chunk: more run longer than their launches take
+_MOST_BESIDE = 512  # tokens of several rows: recorded, their segments run one after the other
+_MOST_SEGMENTS = 6
 _CHUNK = 64  # tokens, of flash-linear-attention
 
 
@@ -43,6 +46,7 @@ class Segment:
     begin: int
     end: int
     snapshots: tuple[int, ...]  # slots that get a copy of the state behind it
+    where: Tensor  # int64 [3]: its slot, its number of tokens, and the first slot of a copy or its own again
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,12 @@ class Round:
         self.places = told([at for begin, end in spans for at in range(begin, end)], device)
         self.slots = told([one.slot for one in segments], device)
         self.ends = ChunkEnds.of([end - begin for begin, end in spans], device)
-        self.where = told([segments[0].slot, segments[0].end - segments[0].begin], device)
 
 
 class PromptSegments:
     """Chunks of prompts cut where their states are to be kept; one object for all layers of a forward."""
 
     def __init__(self, rows: Sequence[CacheRow], counts: Sequence[int], device: torch.device) -> None:
-        self.is_recorded = len(counts) == 1 and counts[0] <= MOST_RECORDED
         self.counts, self.firsts = counts, [sum(counts[:row]) for row in range(len(counts))]
         self.slots = told([row.slot for row in rows], device)
         rounds: list[list[Segment]] = []
@@ -89,14 +91,26 @@ class PromptSegments:
                 if number == len(rounds):
                     rounds.append([])
                 assert row.slot is not None
-                rounds[number].append(Segment(idx, row.slot, begin, end, kept))
+                where = told([row.slot, end - begin, *(kept[:1] or [row.slot])], device)
+                rounds[number].append(Segment(idx, row.slot, begin, end, kept, where))
                 begin = end
-        self.rounds = [Round(segments, self.firsts, device) for segments in rounds]
+        self._rounds, self._device = rounds, device
+        self.segments = [segment for segments in rounds for segment in segments]
+        self.is_recorded = (
+            sum(counts) <= (MOST_RECORDED if len(counts) == 1 else _MOST_BESIDE)
+            and len(self.segments) <= _MOST_SEGMENTS
+            and all(len(segment.snapshots) <= 1 for segment in self.segments)
+        )
         lengths = told(counts, device)
         self.starts = lengths.cumsum(0) - lengths
         self.row_of = torch.repeat_interleave(
             torch.arange(len(counts), device=device), lengths, output_size=sum(counts)
         )
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """Its segments, those together that may run together."""
+        return [Round(segments, self.firsts, self._device) for segments in self._rounds]
 
 
 def prefill_delta(
@@ -134,10 +148,10 @@ def prefill_delta(
 
 
 class RecordedPrompt:
-    """One prompt's chunk at a time through gated delta layers, recorded: launching takes the host longer than they run.
+    """Prompts' chunks through gated delta layers, recorded: launching takes the host longer than they run.
 
-    A chunk is padded to one of few lengths; padding neither decays nor changes a state. All recordings read and write
-    the same tensors, for each has addresses of its own otherwise.
+    Segments run one after the other, each padded to one of few lengths; padding neither decays nor changes a state. All
+    recordings read and write the same tensors, for each has addresses of its own otherwise.
     """
 
     def __init__(self, states: DeviceStates) -> None:
@@ -146,25 +160,22 @@ class RecordedPrompt:
         most, device = MOST_RECORDED, states.recurrent.device
         self._projected = states.staged.new_zeros(most, states.staged.shape[-1])
         self._out = states.staged.new_zeros(most, states.heads, states.recurrent.shape[-1])
-        self._where = torch.zeros(
-            2, dtype=torch.int64, device=device
-        )  # the slot, and how many tokens there are
-        self._told: Round | None = None  # of which the two tell
+        self._where = torch.zeros(3, dtype=torch.int64, device=device)  # see Segment
+        self._told: Segment | None = None  # of which it tells
         self._lengths: dict[int, ChunkEnds] = {}
 
     def __call__(
         self, layer: int, projected: Tensor, prompts: "PromptSegments", weights: DeltaWeights
     ) -> Tensor:
-        """As :func:`prefill_delta`, of a single row."""
-        outs = []
-        for part in prompts.rounds:
-            [segment] = part.segments
-            count = segment.end - segment.begin
-            length = _padded_length(count)
-            self._projected[:count] = projected[segment.begin : segment.end]
-            if self._told is not part:  # the layers of a forward have one, unless states are kept within
-                self._where.copy_(part.where)
-                self._told = part
+        """As :func:`prefill_delta`, of few segments."""
+        out = self._out.new_empty(len(projected), *self._out.shape[1:])
+        for segment in prompts.segments:
+            first, count = prompts.firsts[segment.row] + segment.begin, segment.end - segment.begin
+            length, own = _padded_length(count), slice(first, first + count)
+            self._projected[:count] = projected[own]
+            if self._told is not segment:  # all layers of a forward have the same
+                self._where.copy_(segment.where)
+                self._told = segment
             if length not in self._lengths:
                 self._lengths[length] = ChunkEnds.of([length], self._where.device)
 
@@ -172,14 +183,11 @@ class RecordedPrompt:
                 self._run(layer, length, weights)
 
             self._recorded((layer, length), work, ())
-            for slot in segment.snapshots:
-                self.states.recurrent[layer, slot] = self.states.recurrent[layer, segment.slot]
-                self.states.conv[layer, slot] = self.states.conv[layer, segment.slot]
-            outs.append(self._out[:count].clone() if len(prompts.rounds) > 1 else self._out[:count])
-        return torch.cat(outs) if len(outs) > 1 else outs[0]
+            out[own] = self._out[:count]
+        return out
 
     def _run(self, layer: int, length: int, weights: DeltaWeights) -> None:
-        states, slots, count = self.states, self._where[:1], self._where[1]
+        states, slots, count, copies = self.states, self._where[:1], self._where[1], self._where[2:]
         qkv, _, b, a = states.parts(self._projected[:length])
         conv, recurrent = states.conv[layer], states.recurrent[layer]
         first = torch.zeros_like(slots)
@@ -189,11 +197,12 @@ class RecordedPrompt:
         ends = replace(self._lengths[length], ends=self._lengths[length].ends.clone())
         out, after = _rule(mixed, a, b, recurrent.index_select(0, slots), ends, weights, is_true)
         self._out[:length] = out
-        recurrent.index_copy_(0, slots, after)
         history = torch.cat((conv.index_select(0, slots)[0], qkv))
         num_kept = conv.shape[1]
-        kept = history.index_select(0, count + torch.arange(num_kept, device=slots.device))
-        conv.index_copy_(0, slots, kept.unsqueeze(0))
+        kept = history.index_select(0, count + torch.arange(num_kept, device=slots.device)).unsqueeze(0)
+        for where in (slots, copies):
+            recurrent.index_copy_(0, where, after)
+            conv.index_copy_(0, where, kept)
 
 
 def _padded_length(count: int) -> int:

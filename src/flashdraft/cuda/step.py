@@ -1,7 +1,6 @@
 """Where one forward's layers find keys, values and states: of a recorded step, or of a prompt's chunk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, slots_of
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
 from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, RecordedPrompt, prefill_delta
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import RowTables
@@ -40,8 +39,16 @@ class Storage(Protocol):
         ...
 
 
-class Source(Storage, Protocol):
-    """What a layer's forward asks for beside that."""
+class Inputs(Storage, Protocol):
+    """What a layer asks for until its tokens are mixed."""
+
+    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:
+        """The inputs [qkv | z | b | a] of a gated delta layer, kept where rollback finds them."""
+        ...
+
+
+class Source(Inputs, Protocol):
+    """What a layer's whole forward asks for."""
 
     @property
     def width(self) -> int:
@@ -55,10 +62,6 @@ class Source(Storage, Protocol):
         """
         ...
 
-    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:
-        """The inputs [qkv | z | b | a] of a gated delta layer, kept where rollback finds them."""
-        ...
-
     def delta(self, layer: int, projected: Tensor, weights: DeltaWeights) -> Tensor:
         """Outputs [num_tokens, heads, value_dim] of its recurrence."""
         ...
@@ -68,17 +71,19 @@ _MOST_IN_ROWS = 512  # keys; above, prompts attend one after the other by PyTorc
 _MOST_SUMS = 1 << 26  # numbers that parts of keys are summed in, in float32, before they are joined
 
 
-@dataclass(frozen=True)
 class StoreSource:
-    """Where keys and values of verified tokens go."""
+    """Where keys and values of tokens go that are true: nothing is rolled back."""
 
-    cache: PagedKVCache
-    slots: Tensor
-    rope: tuple[Tensor, Tensor]
+    def __init__(self, cache: PagedKVCache, slots: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+        self.cache, self.slots, self.rope = cache, slots, rope
 
     def pages(self, layer: int) -> Tensor:
-        """See :class:`Source`."""
+        """See :class:`Storage`."""
         return self.cache.slots[:, layer]
+
+    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:  # noqa: ARG002 - all layers alike
+        """See :class:`Inputs`."""
+        return product(x, by)
 
 
 class StepSource:
@@ -177,26 +182,29 @@ class _SideBySide:
         return torch.cat(found, dim=1).flatten(0, 1)[self.own]
 
 
-class PrefillSource:
+class PrefillSource(StoreSource):
     """Chunks of prompts, end to end without padding. Their tokens are true at once: states are written.
 
     ``specs``: of the layers that attend; with windows or sinks prompts of any length take the steps' kernel.
     """
 
+    width = 0
+
     def __init__(
         self,
         cache: PagedKVCache,
+        slots: Tensor,
+        rope: tuple[Tensor, Tensor],
         rows: Sequence[CacheRow],
         counts: Sequence[int],
-        rope: tuple[Tensor, Tensor],
         specs: Sequence[AttentionSpec],
         states: DeviceStates | None = None,
         recorded: RecordedPrompt | None = None,
     ) -> None:
-        self.cache, self.rows, self.counts, self.rope, self.states = cache, rows, list(counts), rope, states
-        self._recorded, self._windows = recorded, [spec.window for spec in specs]
-        device, self.width = cache.slots.device, 0
-        self.slots = told(slots_of(cache, rows, counts), device)
+        super().__init__(cache, slots, rope)
+        self.counts, self.states, self._recorded = list(counts), states, recorded
+        self._windows = [spec.window for spec in specs]
+        device = slots.device
         ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
         is_plain = all(spec.window is None and spec.sinks is None for spec in specs)
         by_steps = max(ends) <= _MOST_IN_ROWS or not is_plain
@@ -206,10 +214,6 @@ class PrefillSource:
             seen = zip(rows, ends, strict=True)
             self._seen = [told(cache.slot_mapping(row.pages, 0, end), device) for row, end in seen]
         self._prompts = PromptSegments(rows, counts, device) if states else None
-
-    def pages(self, layer: int) -> Tensor:
-        """See :class:`Source`."""
-        return self.cache.slots[:, layer]
 
     def attend(self, layer: int, q: Tensor, sinks: Tensor | None) -> Tensor:
         """See :class:`Source`."""
@@ -221,10 +225,6 @@ class PrefillSource:
             k, v = (stored.index_select(0, seen).transpose(0, 1).unsqueeze(0) for stored in (keys, values))
             outs.append(_causal(row_q.transpose(0, 1).unsqueeze(0), k, v))
         return torch.cat(outs, dim=2)[0].transpose(0, 1)
-
-    def project(self, layer: int, x: Tensor, by: Product) -> Tensor:  # noqa: ARG002 - nothing is rolled back
-        """See :class:`Source`."""
-        return product(x, by)
 
     def delta(self, layer: int, projected: Tensor, weights: DeltaWeights) -> Tensor:
         """See :class:`Source`."""

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, slots_of
 from flashdraft.cuda.layers import Attention, Norm, layers_of, run, why_unsupported
 from flashdraft.cuda.prefill_delta import RecordedPrompt
 from flashdraft.cuda.products import product
+from flashdraft.cuda.recorded_chunk import RecordedChunk
 from flashdraft.cuda.rows import DeviceRows, RowTables
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.step import PrefillSource, StepSource
@@ -37,10 +38,11 @@ class CudaTarget:
         every = zip(self.layers, model.specs, strict=True)
         self.specs = [spec for layer, spec in every if isinstance(layer.mixer, Attention)]
         self._recorded_prompt: RecordedPrompt | None = None
+        self._recorded_chunk: RecordedChunk | None = None
 
     def new_cache(self, num_pages: int, page_size: int, num_spare: int) -> PagedKVCache:
         """Storage of keys and values, a layer's in one piece."""
-        return PagedKVCache(
+        cache = PagedKVCache(
             self.model.kv_shapes(),
             num_pages,
             page_size,
@@ -49,6 +51,8 @@ class CudaTarget:
             num_spare,
             by_layer=True,
         )
+        self._recorded_chunk = RecordedChunk(self.layers, self.last, cache, self.model.embed, self._rope)
+        return cache
 
     def new_rows(self, cache: PagedKVCache, states: DeviceStates | None) -> DeviceRows:
         """Rows for its forwards."""
@@ -106,19 +110,18 @@ class CudaTarget:
     ) -> list[TargetOutput]:
         """Chunks of prompts, true at once: of each row hidden states and features [1, num_tokens, ...]."""
         counts, device = [len(ids) for ids in token_ids], self.model.device
-        spans = [(row.start, row.start + count) for row, count in zip(placed, counts, strict=True)]
-        every, positions = told(
-            [
-                [token for ids in token_ids for token in ids],
-                [at for begin, end in spans for at in range(begin, end)],
-            ],
-            device,
-        )
-        rope = self._rope(positions)
-        source = PrefillSource(
-            rows.cache, placed, counts, rope, self.specs, rows.states, self._recorded_prompt
-        )
-        hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
+        tokens = [token for ids in token_ids for token in ids]
+        pairs = zip(placed, counts, strict=True)
+        positions = [at for row, count in pairs for at in range(row.start, row.start + count)]
+        slots, chunk = slots_of(rows.cache, placed, counts), self._recorded_chunk
+        mixing = placed, counts, self.specs, rows.states, self._recorded_prompt
+        if chunk and chunk.takes(len(tokens)):
+            source = PrefillSource(rows.cache, chunk.slots, chunk.rope, *mixing)
+            hidden, features = chunk(tokens, positions, slots, source, feature_layers)
+        else:
+            every, at, where = told([tokens, positions, slots], device)
+            source = PrefillSource(rows.cache, where, self._rope(at), *mixing)
+            hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
         rows.settled()
         joined = TargetOutput.of(hidden, features, feature_layers)
         parts = torch.split(joined.features, counts) if joined.features is not None else [None] * len(counts)

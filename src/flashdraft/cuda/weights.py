@@ -28,6 +28,11 @@ class Product:
         """Of all weights."""
         return sum(len(weight) for weight in self.weights)
 
+    @property
+    def num_inputs(self) -> int:
+        """Of each weight."""
+        return int(self.weights[0].shape[1])
+
     @classmethod
     def of(cls, modules: Sequence[Any]) -> "Product":
         """All of ``modules``, linear maps, outputs in their order. Their weights become views: none exists twice."""
