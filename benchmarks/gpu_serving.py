@@ -1,8 +1,8 @@
 """What a server on one GPU is expected to do, at a published pair's shape with random weights.
 
-Usage: gpu_serving.py OUT.jsonl [pair]. Three lines: how long neighbours wait for their next token while prompts of 32k
-tokens are computed, and a short prompt for its first; a second turn over 8k cached tokens beside the first; a prompt
-of 512 tokens, with where the host's time goes. One JSON object a line.
+Usage: gpu_serving.py OUT.jsonl [pair]. How long neighbours wait for their next token while prompts of 32k tokens are
+computed, and a short prompt for its first; a second turn over 8k cached tokens beside the first; prompts of 64 to 512
+tokens, with what the host launches and where its time goes. One JSON object a line.
 """
 
 import cProfile
@@ -26,7 +26,9 @@ def percentile(values, share):
 def engine_of(bench, tokens, caching, **config):
     """An engine of 16 requests in pages for ``tokens``."""
     config = EngineConfig(max_running=16, prefix_caching=caching, num_pages=tokens // 16, **config)
-    return Engine(bench.target, None, config, (), None, 1)
+    engine = Engine(bench.target, None, config, (), None, 1)
+    engine.runner.record_prompts()  # as at a server's start
+    return engine
 
 
 def greedy(max_tokens):
@@ -100,24 +102,50 @@ def second_turn(bench):
     )
 
 
-def chunk(bench, length=512):
-    """The host's time for one prompt."""
-    engine = engine_of(bench, 4096, False)
-    times = []
-    for turn in range(4):
-        ids = bench.prompts(1, length)[0]
-        engine.add_request(f"chunk-{turn}", ids, greedy(1))
-        profile = cProfile.Profile()
+def launches_of(work):
+    """Kernels, graphs and copies that the host starts in ``work``, by the profiler; None: it saw none."""
+    with torch.profiler.profile() as profile:
+        work()
         torch.cuda.synchronize()
-        started = time.perf_counter()
-        if turn == 3:
-            profile.enable()
-        list(engine.run())
-        profile.disable()
-        times.append(time.perf_counter() - started)
-    stats = pstats.Stats(profile)
-    stats.sort_stats("tottime").print_stats(22)
-    bench.row("chunk", 1, tokens=length, step_ms=round(1e3 * min(times[1:3]), 1))
+    names = [event.name for event in profile.events()]
+    found = {
+        "kernels": sum("LaunchKernel" in name for name in names),
+        "graphs": names.count("cudaGraphLaunch"),
+        "copies": sum(name.startswith(("cudaMemcpy", "cudaMemset")) for name in names),
+    }
+    return found if any(found.values()) else None
+
+
+def chunk(bench):
+    """Prompts alone: ``step_ms`` until its token is there, ``host_ms`` until the host has started its forward."""
+    engine, host_s = engine_of(bench, 4096, False), []
+    forward = engine.runner.forward
+
+    def timed(*given):
+        began = time.perf_counter()
+        step = forward(*given)
+        host_s.append(time.perf_counter() - began)
+        return step
+
+    engine.runner.forward = timed
+    for length in (64, 128, 256, 512):
+        host_s.clear()
+
+        def run(name="chunk", length=length):
+            engine.add_request(name, bench.prompts(1, length)[0], greedy(1))
+            list(engine.run())
+
+        times = []
+        for _ in range(4):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        step_ms, host_ms = (round(1e3 * min(seconds), 1) for seconds in (times, host_s))
+        bench.row("chunk", 1, tokens=length, step_ms=step_ms, host_ms=host_ms, launches=launches_of(run))
+    profile = cProfile.Profile()
+    profile.runcall(run)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(22)
 
 
 def main():

@@ -61,6 +61,10 @@ def test_the_27b(pair_27b):
     assert plan.staged_bytes == 48 * (recurrent + staged)
     assert plan.weight_bytes == pytest.approx(2 * 26.9e9, rel=0.002)
     assert plan.draft_weight_bytes == pytest.approx(2 * (5 * 5120 * 5120 + 6 * 320.9e6), rel=0.01)
+    inputs = channels + 48 * 128 + 2 * 48
+    between = 512 * (2 * 5120 + 3 * 24 * 256 + inputs + 2 * 48 * 128)
+    deltas = 2048 * (6 * inputs + 48 * 128)
+    assert plan.chunk_bytes == 2 * (between + deltas + 512 * (3 * 17408 + 4 * 5120))
     left = (
         0.9 * 141e9
         - plan.weight_bytes
@@ -68,6 +72,7 @@ def test_the_27b(pair_27b):
         - (32 + 32) * plan.state_bytes
         - 32 * plan.staged_bytes
         - plan.activation_bytes
+        - plan.chunk_bytes
         - ((32 * (256 + 16) + 16) * 65536 + (32 * (16 + 16) + 16) * 24576)  # spare pages
     )
     assert plan.context_tokens(1, 141) == int(left / (65536 + 24576))

@@ -26,6 +26,13 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 NUM_PROMPTS, MAX_TOKENS = (8, 24) if ON_GPU else (2, 4)
 
 
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    """A CPU computes padding too; tests/kernels/test_recorded_chunk.py has chunks of the true lengths."""
+    if not ON_GPU:
+        monkeypatch.setattr("flashdraft.cuda.recorded_chunk.CHUNK_LENGTHS", (4, 12, 24))
+
+
 def _llama():
     return toy_target(**({} if ON_GPU else {"num_hidden_layers": 2})).to(DEVICE)
 

@@ -105,6 +105,9 @@ class Backend(ABC):
     ) -> TargetStep:
         """The same over a chunk of each row's prompt, of which few choices are wanted."""
 
+    def record_prompts(self, rows: PagedRows) -> None:  # noqa: B027 - most record none
+        """Make the recordings of :meth:`prompt_step`, if there are any, in the first pages."""
+
     @abstractmethod
     def begin(self, rows: PagedRows, slot: int, source: int | None) -> None:
         """A sequence starts with the state in ``slot``: a copy of the one in ``source``, or none."""

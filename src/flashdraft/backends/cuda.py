@@ -81,6 +81,10 @@ class CudaBackend(Backend):
         width = max(len(ids) for ids in token_ids)
         return TargetStep(_side_by_side(outputs, width), width)
 
+    def record_prompts(self, rows: PagedRows) -> None:
+        """See :class:`Backend`."""
+        self._layers.record_prompts(cast("DeviceRows", rows), self.feature_layers)
+
     def block_step(
         self,
         rows: PagedRows,

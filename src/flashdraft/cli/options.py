@@ -143,6 +143,7 @@ def measure_steps(llm: "LLM", num_rows: int = 1) -> None:
     """Measure or record steps of up to ``num_rows`` requests now, so that no answer waits for it."""
     with Console(stderr=True).status("measuring this machine's steps"):
         engine = llm.engine
+        engine.runner.record_prompts()
         if llm.block_size == "auto":
             blocks = engine.control.calibrate(num_rows).acceptance.blocks
             engine.overlap.record({1, *blocks}, num_rows, engine.tree_size, engine.control.trees)

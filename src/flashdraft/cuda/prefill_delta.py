@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.weights import apart
 from flashdraft.ops.gated_delta import (
@@ -21,9 +22,7 @@ from flashdraft.ops.host_copy import told
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.conv_prefill import conv_prefill
 
-MOST_RECORDED = 2048  # tokens of a chunk: more run longer than their launches take
-_MOST_BESIDE = 512  # tokens of several rows: recorded, their segments run one after the other
-_MOST_SEGMENTS = 6
+_MOST_SEGMENTS = 6  # of a recorded chunk, which run one after the other
 _CHUNK = 64  # tokens, of flash-linear-attention
 
 
@@ -97,7 +96,7 @@ class PromptSegments:
         self._rounds, self._device = rounds, device
         self.segments = [segment for segments in rounds for segment in segments]
         self.is_recorded = (
-            sum(counts) <= (MOST_RECORDED if len(counts) == 1 else _MOST_BESIDE)
+            sum(counts) <= (MOST_DELTA_TOKENS if len(counts) == 1 else CHUNK_LENGTHS[-1])
             and len(self.segments) <= _MOST_SEGMENTS
             and all(len(segment.snapshots) <= 1 for segment in self.segments)
         )
@@ -157,7 +156,7 @@ class RecordedPrompt:
     def __init__(self, states: DeviceStates) -> None:
         self.states = states
         self._recorded = Recorded(states.recurrent.device)
-        most, device = MOST_RECORDED, states.recurrent.device
+        most, device = MOST_DELTA_TOKENS, states.recurrent.device
         self._projected = states.staged.new_zeros(most, states.staged.shape[-1])
         self._out = states.staged.new_zeros(most, states.heads, states.recurrent.shape[-1])
         self._where = torch.zeros(3, dtype=torch.int64, device=device)  # see Segment

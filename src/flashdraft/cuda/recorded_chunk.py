@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import PagedKVCache
+from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS
 from flashdraft.cuda.layers import Handed, Layer, Norm, behind_mixing
 from flashdraft.cuda.step import Source, StoreSource
 from flashdraft.ops.host_copy import pinned
 from flashdraft.ops.recorded import Recorded
 
-LENGTHS = 64, 128, 256, 384, 512  # that chunks are padded to; longer ones run longer than their launches take
-
 
 @dataclass(frozen=True)
 class _Between:
-    """Where layers hand to their mixing, and get of it, of as many tokens as the longest chunk has: see Handed."""
+    """What layers hand to their mixing and get of it, of the longest chunk's tokens: see Handed."""
 
     asked: Tensor
     gate: Tensor | None
@@ -33,9 +32,9 @@ class _Between:
 
     @classmethod
     def of(cls, handed: Handed, like: Tensor) -> "_Between":
-        """Those of layers that hand so much, in the type of ``like``."""
+        """Those of layers that hand so much, for the tokens of ``like`` and in its type."""
         asked, gate, found = (
-            None if shape is None else like.new_zeros(LENGTHS[-1], *shape) for shape in handed
+            None if shape is None else like.new_zeros(len(like), *shape) for shape in handed
         )
         assert asked is not None
         assert found is not None
@@ -55,8 +54,7 @@ class RecordedChunk:
     ) -> None:
         """``embed``: of token ids; ``rope``: cos, sin of positions [num_tokens]."""
         self._layers, self._last, self._cache, self._embed, self._make_rope = layers, last, cache, embed, rope
-        self._lengths = LENGTHS
-        weight, most = last.weight, self._lengths[-1]
+        weight, most = last.weight, CHUNK_LENGTHS[-1]
         self._recorded = Recorded(weight.device)
         self.slots = torch.zeros(most, dtype=torch.int64, device=weight.device)
         cos, sin = (one.clone(memory_format=torch.contiguous_format) for one in rope(self.slots))
@@ -69,7 +67,7 @@ class RecordedChunk:
 
     def takes(self, num_tokens: int) -> bool:
         """Whether chunks of so many tokens, all rows together, run so."""
-        return num_tokens <= self._lengths[-1]
+        return num_tokens <= len(self._x)
 
     def __call__(
         self,
@@ -84,7 +82,7 @@ class RecordedChunk:
         ``slots``: where keys and values go; ``source``: what mixes these tokens.
         """
         count = len(token_ids)
-        length = next(one for one in self._lengths if one >= count)
+        length = next(one for one in CHUNK_LENGTHS if one >= count)
         numbers = torch.zeros(3, length, dtype=torch.int64)
         size = self._cache.page_size
         scratch = self._cache.storages[0].scratch_page * size

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, slots_of
+from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS
 from flashdraft.cuda.layers import Attention, Norm, layers_of, run, why_unsupported
 from flashdraft.cuda.prefill_delta import RecordedPrompt
 from flashdraft.cuda.products import product
@@ -129,6 +130,15 @@ class CudaTarget:
             TargetOutput(own.unsqueeze(0), None if part is None else part.unsqueeze(0))
             for own, part in zip(torch.split(hidden, counts), parts, strict=True)
         ]
+
+    def record_prompts(self, rows: DeviceRows, feature_layers: Sequence[int]) -> None:
+        """Run a chunk of each recorded length from a prompt's start, with its states where padding has them."""
+        size = rows.cache.page_size
+        for length in reversed(CHUNK_LENGTHS):  # memory that the longest leaves is the others'
+            row = CacheRow("recorded", range(-(-length // size)), 0, rows.spare_slot)
+            fits = len(row.pages) <= rows.cache.num_pages
+            for _ in range(2 if fits else 0):  # the first chooses kernels
+                self.prefill(rows, [row], [[0] * length], feature_layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [num_tokens, vocab_size] of final hidden states [num_tokens, hidden_size], in the weights' type."""

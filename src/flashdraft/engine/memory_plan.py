@@ -15,6 +15,7 @@ from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
+from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.models.drafter_network import DrafterNetwork
@@ -45,6 +46,9 @@ class MemoryPlan:
     layer_bytes: int = 0  # of one token in the largest layer of keys and values
     window_bytes: int = 0  # of ``kv_bytes``, in layers that see a window
     window_tokens: int = 0  # that those hold at most, of all requests together
+    chunk_bytes: int = (
+        0  # of recorded chunks of prompts: what lies between recordings, and what one takes as it runs
+    )
 
     @property
     def spare_bytes(self) -> int:
@@ -77,7 +81,7 @@ class MemoryPlan:
             self.state_bytes + self.staged_bytes
         )
         shared = self.weight_bytes + self.draft_weight_bytes + states + self.spare_bytes
-        return (shared + self.activation_bytes) // num_devices
+        return (shared + self.activation_bytes + self.chunk_bytes) // num_devices
 
     def context_tokens(self, num_devices: int, device_gb: int) -> int:
         """Tokens of context that fit, of all requests together; negative where not even the rest does."""
@@ -101,6 +105,7 @@ class MemoryPlan:
             f"beside its pages: {_gb(self.spare_bytes)} for what a step stages",
             *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
+            f"recorded chunks of prompts: about {_gb(self.chunk_bytes)}",
         ]
         for num, size in DEVICES:
             tokens = self.context_tokens(num, size)
@@ -168,6 +173,7 @@ def plan_memory(
         staged_bytes=_staged_bytes(model, block_size),
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
         activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens("cuda")),
+        chunk_bytes=_chunk_bytes(model),
         kv_heads=model.config.num_key_value_heads,
         page_size=engine.page_size,
         step_tokens=engine.max_step_tokens,
@@ -221,6 +227,22 @@ def _activation_bytes(model: TargetModel, num_slots: int, step_tokens: int) -> i
     maps = [module.weight for module in model.modules() if isinstance(module, QuantizedLinear)]
     floats = 2 * size * max((weight.shape.numel() for weight in maps), default=0)
     return int(logits + max(num_slots, step_tokens) * size * (3 * width + 4 * config.hidden_size) + floats)
+
+
+def _chunk_bytes(model: TargetModel) -> int:
+    """Of the recordings of cuda/recorded_chunk.py and cuda/prefill_delta.py."""
+    config, size, most = model.config, model.head_weight().element_size(), CHUNK_LENGTHS[-1]
+    # A layer's output twice, and what attention is asked, finds and is gated by; no logits.
+    held = most * (2 * config.hidden_size + 3 * config.num_attention_heads * config.head_dim)
+    running = _activation_bytes(model, 0, most)
+    if isinstance(model.new_cache(1, 1), HybridCache):
+        outputs = config.linear_num_value_heads * config.linear_value_head_dim
+        keys = config.linear_num_key_heads * config.linear_key_head_dim
+        inputs = 2 * (keys + outputs + config.linear_num_value_heads)
+        held += most * (inputs + 2 * outputs) + MOST_DELTA_TOKENS * (inputs + outputs)
+        # Convolved, taken apart, unit-long, their chunks' factors and states: an estimate.
+        running += MOST_DELTA_TOKENS * 5 * inputs * size
+    return int(held * size + running)
 
 
 def _gb(num_bytes: int) -> str:

@@ -96,6 +96,11 @@ class ModelRunner:
         """Rows for the target's forwards."""
         return self.backend.new_rows()
 
+    @torch.inference_mode()
+    def record_prompts(self) -> None:
+        """Make the recordings of prompts' chunks, of requests that do not exist, in pages that nobody has yet."""
+        self.backend.record_prompts(self.chunk_rows)
+
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
         self.backend.begin(self.chunk_rows, request.slot, request.checkpoint)
