@@ -1,8 +1,9 @@
 """What a server on one GPU is expected to do, at a published pair's shape with random weights.
 
-Usage: gpu_serving.py OUT.jsonl [pair]. How long neighbours wait for their next token while prompts of 32k tokens are
-computed, and a short prompt for its first; a second turn over 8k cached tokens beside the first; prompts of 64 to 512
-tokens, with what the host launches and where its time goes. One JSON object a line.
+Usage: gpu_serving.py OUT.jsonl [pair]. How long neighbours wait for their next token while 32k tokens of prompts are
+computed, four prompts or one, over what they wait without (``p99_ratio``), and a short prompt for its first
+(prompt_neighbours.py); a second turn over 8k cached tokens beside the first; prompts of 64 to 512 tokens, with what the
+host launches and where its time goes; rollouts of 4,096 rows of the embedded pair. One JSON object a line.
 """
 
 import cProfile
@@ -12,15 +13,13 @@ import time
 
 import torch
 from gpu_steps import Bench
+from prompt_neighbours import greedy, neighbours, rollouts
 
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.sampling_params import SamplingParams
+from flashdraft.llm import LLM
 
-
-def percentile(values, share):
-    """Of ``values``, the one that ``share`` of them do not exceed."""
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+RULES_SHOWN = ("512 tokens", "2.5 times")
 
 
 def engine_of(bench, tokens, caching, **config):
@@ -31,57 +30,24 @@ def engine_of(bench, tokens, caching, **config):
     return engine
 
 
-def greedy(max_tokens):
-    """Answers of exactly so many tokens."""
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+def four_prompts(bench):
+    """Four neighbours, four prompts of 8k tokens and one of 64."""
+    neighbours(bench.target, 4, 8192, RULES_SHOWN, 1, bench.row)
 
 
-def gaps_of(engine, names, until):
-    """Seconds between tokens of ``names``, as they come, until ``until`` says so."""
-    last, gaps = {}, []
-    while not until():
-        news = engine.step()
-        now = time.perf_counter()
-        for out in news:
-            if out.request_id in names and out.token_ids:
-                if out.request_id in last:
-                    gaps.append(now - last[out.request_id])
-                last[out.request_id] = now
-        yield gaps, news, now
+def one_prompt(bench):
+    """The same with one of 32k."""
+    neighbours(bench.target, 1, 32768, RULES_SHOWN, 1, bench.row)
 
 
-def neighbours(bench):
-    """Four requests decode; then four prompts of 8k tokens come, and one of 64."""
-    engine = engine_of(bench, 48 * 1024, False)
-    names = [f"neighbour-{idx}" for idx in range(4)]
-    for name, ids in zip(names, bench.prompts(4, 256), strict=True):
-        engine.add_request(name, ids, greedy(4000))
-    for _ in range(20):
-        engine.step()
-    steps = iter(range(100))
-    quiet = next(
-        iter([list(gaps) for gaps, _, _ in gaps_of(engine, names, lambda: next(steps, None) is None)][-1:])
+def many_rollouts(bench):
+    """The embedded pair's."""
+    rollouts(
+        LLM(draft=None, device="cuda").target,
+        4096,
+        30,
+        lambda *told, **row: bench.row(*told, **row, of="135m"),
     )
-    for turn in range(2):  # the second knows its kernels
-        for idx, ids in enumerate(bench.prompts(4, 8192)):
-            engine.add_request(f"long-{turn}-{idx}", ids, greedy(1))
-        for _ in range(3):
-            engine.step()
-        engine.add_request(f"short-{turn}", bench.prompts(1, 64)[0], greedy(1))
-        asked, first_s, busy = time.perf_counter(), None, []
-        waits = lambda turn=turn: not any(name.startswith(f"long-{turn}") for name in engine.requests)  # noqa: E731
-        for gaps, news, now in gaps_of(engine, names, waits):
-            busy = gaps
-            if any(out.request_id == f"short-{turn}" for out in news):
-                first_s = now - asked
-    bench.row(
-        "neighbours", 4,
-        quiet_p99_ms=round(1e3 * percentile(quiet, 0.99), 1),
-        busy_p50_ms=round(1e3 * percentile(busy, 0.5), 1),
-        busy_p99_ms=round(1e3 * percentile(busy, 0.99), 1),
-        prefill_s=round(time.perf_counter() - asked, 2),
-        short_first_s=round(first_s or -1.0, 3),
-    )  # fmt: skip
 
 
 def second_turn(bench):
@@ -150,7 +116,7 @@ def chunk(bench):
 
 def main():
     bench = Bench(sys.argv[2] if len(sys.argv) > 2 else "qwen3.5-27b", sys.argv[1], 400, "bf16")
-    for job in (chunk, second_turn, neighbours):
+    for job in (chunk, second_turn, four_prompts, one_prompt, many_rollouts):
         try:
             job(bench)
         except Exception as error:

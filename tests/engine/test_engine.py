@@ -264,7 +264,7 @@ def test_prefill_goes_on_where_blocks_would_take_the_whole_budget() -> None:
     engine.add_request("c", [3] * 40, SamplingParams(temperature=0.0, max_tokens=1))
     heard = [out.request_id for _ in range(10) for out in engine.step()]
     assert heard.count("a") == heard.count("b") == 10
-    assert heard.count("c") == 1, "40 tokens, 4 a step"
+    assert heard.count("c") == 1
     engine.check_integrity()
 
 

@@ -189,8 +189,9 @@ class OfflineBench:
         if key not in self._engines:
             config = EngineConfig(max_running=max(self.concurrencies), prefix_caching=False)
             # Every request's whole tree, as is measured, whatever a server would leave of it.
-            trees = max(method.draft_tree or 1 for method in self.methods) * config.max_running
-            config = replace(config, max_step_tokens=max(config.max_step_tokens, trees))
+            tree = max(method.draft_tree or 1 for method in self.methods)
+            largest = max(tree, method.drafter.max_block_size if method.drafter else 1)
+            config = config.on(self.llm.target.device.type, largest)
             context = self.llm.target.config.max_position_embeddings
             longest = min(self.params.max_tokens + _PROMPT_ROOM, context)
             num_pages = max(config.max_running * longest // config.page_size, config.pages_for(context))

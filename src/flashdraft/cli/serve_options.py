@@ -113,9 +113,28 @@ class ServeOptions:
         ),
     ] = None
     max_num_batched_tokens: Annotated[
-        int,
-        _engine("--max-num-batched-tokens", help="Tokens of one step: blocks first, then prompts in chunks."),
-    ] = 512
+        int | None,
+        _engine(
+            "--max-num-batched-tokens",
+            help="Tokens of one step's blocks.",
+            show_default="whole blocks of all answers, at least 512",
+        ),
+    ] = None
+    chunked_prefill_size: Annotated[
+        int | None,
+        _engine(
+            "--chunked-prefill-size",
+            help="Tokens of prompts in one step.",
+            show_default="8192 on a GPU, else --max-num-batched-tokens or 512",
+        ),
+    ] = None
+    max_prefill_slowdown: Annotated[
+        float,
+        _engine(
+            "--max-prefill-slowdown",
+            help="How many times as long a step may take for prompts, while others wait for their next token.",
+        ),
+    ] = 2.5
     max_total_tokens: Annotated[
         int | None,
         _engine(

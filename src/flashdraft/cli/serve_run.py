@@ -31,6 +31,8 @@ _AS_GIVEN = (
         "allowed_origins",
         "context_length",
         "max_num_batched_tokens",
+        "chunked_prefill_size",
+        "max_prefill_slowdown",
         "max_total_tokens",
         "drain_s",
         "log_format",
@@ -115,6 +117,8 @@ def _engine_config(options: ServeOptions) -> EngineConfig:
     config = EngineConfig(
         options.max_running_requests,
         options.max_num_batched_tokens,
+        options.chunked_prefill_size,
+        options.max_prefill_slowdown,
         attention_backend=options.attention_backend,
     )
     if total is None:

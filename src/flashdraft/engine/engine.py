@@ -53,12 +53,12 @@ class Engine:
         simulated: SimulatedAcceptance | None = None,
         draft_tree: int | None = None,
     ) -> None:
-        self.config = (config or EngineConfig()).on(target.device.type)
+        largest = drafter.max_block_size if drafter else 1
+        self.config = (config or EngineConfig()).on(target.device.type, largest)
         if drafter and not drafter.shares_prefix:  # what it has not observed it cannot draft from
             self.config = replace(self.config, prefix_caching=False)
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
-        self.eos_token_ids = eos_token_ids
-        self.simulated = simulated
+        self.eos_token_ids, self.simulated = eos_token_ids, simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, self.config, num_pages)
@@ -185,18 +185,21 @@ class Engine:
             self._leave(row)
         for request in step.joined:
             self.runner.join(request)
-        num_before = len(self._prompts)
+        num_before, pace = len(self._prompts), self.scheduler.pace
         outputs += self._decode(step.blocks)
+        pace.blocks_ran(perf_counter() if step.blocks and outputs else None)
         # Chunks of similar length share a forward: padding at most doubles it.
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
             outputs += self._start_or_shorten(list(group))
         num_read = num_before if self.overlap.may_wait(self._prompts) else len(self._prompts)
-        for run in self._prompts[:num_read]:
-            outputs += self._read_chunks(run)
-        del self._prompts[:num_read]
-        if step.blocks and not step.chunks and self.overlap.in_flight is None:
-            self.control.learn_step(perf_counter() - started)
+        ended, self._prompts = self._prompts[:num_read], self._prompts[num_read:]
+        outputs += [output for run in ended for output in self._read_chunks(run)]
+        seconds = perf_counter() - started
+        num_ended = sum(run.num_tokens for run in ended)
+        pace.prompts_ran(bool(chunks), num_ended, None if step.blocks else seconds)
+        if step.blocks and not chunks and self.overlap.in_flight is None:
+            self.control.learn_step(seconds)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -228,8 +231,7 @@ class Engine:
             return self._read(before)
         outputs = self._read(before)
         if before:
-            running = [one for one in blocks if one[0].answer.goes_on and one[0] in self.scheduler.running]
-            blocks = [(request, min(size, request.most_tokens)) for request, size in running]
+            blocks = [(r, min(size, r.most_tokens)) for r, size in blocks if r.answer.goes_on and r.pages]
         return outputs + self._run_blocks(blocks) if blocks else outputs
 
     def _read(self, flown: InFlight | None) -> list[StepOutput]:
@@ -252,7 +254,7 @@ class Engine:
             self._prompts.append(self._start_chunks(chunks))
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            fits = self.scheduler.shorten_prompts(sum(size for _, size in chunks))
+            fits = self.scheduler.pace.shorten(sum(size for _, size in chunks))
             for request in requests:
                 if fits:  # what ran may have written states
                     self._leave(self.scheduler.preempt(request))
@@ -273,17 +275,15 @@ class Engine:
         sizes = [size for _, size in chunks]
         tokens = [r.token_ids[r.num_committed : r.num_committed + size] for r, size in chunks]
         # The last chunk of a fresh prompt gives the first token; after preemption it is known already.
-        is_last = [
-            r.num_committed + size == r.prefill_len and not r.answer.output.token_ids for r, size in chunks
-        ]
-        starts = [r.num_committed for r in requests]
+        is_last = [r.num_left == size and not r.num_said for r, size in chunks]
         num_wanted = [
             size if r.answer.scores_prompt else int(last)
             for (r, size), last in zip(chunks, is_last, strict=True)
         ]
         run = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
+        keys, starts = [r.key for r in requests], [r.num_committed for r in requests]
         runner.commit(runner.chunk_rows, requests, [*map(range, sizes)], run.features)
-        return PromptRun(run, requests, [r.key for r in requests], is_last, starts, perf_counter() - started)
+        return PromptRun(run, requests, keys, is_last, starts, sum(sizes), perf_counter() - started)
 
     def _read_chunks(self, chunks: PromptRun) -> list[StepOutput]:
         """Deliver what chunks of prompts brought."""

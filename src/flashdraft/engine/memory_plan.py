@@ -156,10 +156,11 @@ def plan_memory(
     elif block_size is None:
         block_size = drafter.config.block_size
     kv_bytes, state_bytes = _cache_bytes(model)
+    engine = engine.on("cuda", block_size)
     running = engine.max_running
     windowed = [shape for shape in model.kv_shapes() if shape.window is not None]
     room = WindowRoom.of(
-        [shape.window for shape in windowed], running, engine.on("cuda").most_step_tokens, engine.page_size
+        [shape.window for shape in windowed], running, engine.most_step_tokens, engine.page_size
     )
     draft_kv = 0 if drafter is None else _kv_bytes(drafter.kv_shapes(), drafter.fc.weight)
     return MemoryPlan(
@@ -172,11 +173,11 @@ def plan_memory(
         state_bytes=state_bytes,
         staged_bytes=_staged_bytes(model, block_size),
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
-        activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens("cuda")),
+        activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens),
         chunk_bytes=_chunk_bytes(model),
         kv_heads=model.config.num_key_value_heads,
         page_size=engine.page_size,
-        step_tokens=engine.max_step_tokens,
+        step_tokens=engine.step_tokens,
         layer_bytes=max(_kv_bytes([shape], model.head_weight()) for shape in model.kv_shapes()),
         window_bytes=_kv_bytes(windowed, model.head_weight()),
         window_tokens=room.num_pages * engine.page_size if room else 0,

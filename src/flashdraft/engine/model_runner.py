@@ -69,7 +69,7 @@ class ModelRunner:
         self.drafter = drafter.open(num_rows, num_pages, size) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
         largest = drafter.max_block_size if drafter else 1
-        step_tokens = config.max_step_tokens
+        step_tokens = config.step_tokens
         backend = choose_backend(config.attention_backend, target)
         windows = [shape.window for shape in target.kv_shapes()] if backend.cuts_windows else []
         windowed = WindowRoom.of(windows, num_rows, config.most_step_tokens, size)

@@ -57,6 +57,7 @@ class PromptRun:
     keys: Sequence[tuple[int, int]]  # by which they were known then
     is_last: Sequence[bool]  # whether the answer's first token comes of it
     starts: Sequence[int]  # tokens of the prompts before them
+    num_tokens: int  # of all together
     seconds: float  # that the host took to start them
 
     @property

@@ -1,9 +1,9 @@
 """Who runs in the next step, and in which pages. Touches no tensor.
 
 First come, first served within a priority; what runs with a later one makes room where one that waits needs it. A
-step first serves the blocks of requests that decode, then prefills in chunks, within a budget of tokens of which
-prefill always gets a quarter. When pages run out, the request that would be served last gives up its own and is
-computed again later; what of it is still cached then is found by its prefix.
+step serves the blocks of requests that decode, and beside them chunks of prompts: of the first come and of the shortest
+in turns, within a budget of tokens of their own (prompt_pace.py). When pages run out, the request that would be served
+last gives up its own and is computed again later; what of it is still cached then is found by its prefix.
 """
 
 from bisect import insort
@@ -16,11 +16,12 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.state_slots import StateSlots
 from flashdraft.cache.window_pages import WindowPool, WindowRoom
 from flashdraft.engine.fair_steps import FairSteps
+from flashdraft.engine.prompt_pace import PromptPace
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
-_FEWEST_PROMPT_TOKENS = 64  # of a step: with less memory than they take nothing runs
-PROMPT_TOKENS = 8192  # of a step on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
+_STEP_TOKENS = 512  # of a step at least: blocks of 16 of 32 requests
+PROMPT_TOKENS = 8192  # of prompts on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class EngineConfig:
     """How much the engine does at once. Raises UsageError for a value out of range."""
 
     max_running: int = 32  # requests in one step
-    max_step_tokens: int = 512  # tokens of one step's blocks; prefill gets what they leave, or a quarter
-    # Prompts' tokens in a step in which nobody decodes; None: 8,192 on a GPU, elsewhere max_step_tokens.
+    max_step_tokens: int | None = None  # of blocks; None: whole ones of all max_running, and at least 512
+    # Of prompts beside them; None: max_step_tokens, or one for each of max_running and at least 512; on a GPU 8,192.
     max_prompt_tokens: int | None = None
+    # How many times as long as without prompts a step may take in which somebody decodes, as a server asks for
+    # (prompt_pace.py). None: any, for most tokens a second.
+    max_prefill_slowdown: float | None = None
     # Tokens of a step that any client may fill; beyond, nobody has more rows than who has the fewest (fair_steps.py).
     # None: all of them on a GPU, where a step of many costs little more than one of few, elsewhere 1.
     free_step_tokens: int | None = None
@@ -59,6 +63,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; expected 1 or more")
+        slowdown = self.max_prefill_slowdown
+        if slowdown is not None and not slowdown > 1:
+            raise UsageError(
+                f"max_prefill_slowdown is {slowdown}; expected more than 1, or None for no limit"
+            )
 
     def pages_for(self, context: int) -> int:
         """``num_pages``, or its default for a model of ``context`` tokens."""
@@ -66,23 +75,30 @@ class EngineConfig:
             return self.num_pages
         return -(-min(max(context, 16384), context * self.max_running) // self.page_size)
 
-    def prompt_tokens(self, device_type: str) -> int:
-        """``max_prompt_tokens``, or its default on devices of that type."""
-        if self.max_prompt_tokens is not None:
-            return self.max_prompt_tokens
-        return max(PROMPT_TOKENS, self.max_step_tokens) if device_type == "cuda" else self.max_step_tokens
+    def on(self, device_type: str, block_size: int) -> "EngineConfig":
+        """With the defaults for devices of that type and blocks of at most ``block_size`` tokens."""
+        blocks = self.max_step_tokens or max(_STEP_TOKENS, self.max_running * block_size)
+        prompts = self.max_step_tokens or max(_STEP_TOKENS, self.max_running)
+        prompts = self.max_prompt_tokens or (
+            max(PROMPT_TOKENS, prompts) if device_type == "cuda" else prompts
+        )
+        free = self.free_step_tokens or (blocks if device_type == "cuda" else 1)
+        return replace(self, max_step_tokens=blocks, max_prompt_tokens=prompts, free_step_tokens=free)
 
-    def on(self, device_type: str) -> "EngineConfig":
-        """With the defaults for devices of that type."""
-        free = self.max_step_tokens if device_type == "cuda" else 1
-        prompts = self.prompt_tokens(device_type)
-        return replace(self, max_prompt_tokens=prompts, free_step_tokens=self.free_step_tokens or free)
+    @property
+    def step_tokens(self) -> int:
+        """``max_step_tokens``, as :meth:`on` has filled it in."""
+        return self.max_step_tokens or _STEP_TOKENS
+
+    @property
+    def prompt_tokens(self) -> int:
+        """``max_prompt_tokens`` likewise."""
+        return self.max_prompt_tokens or self.step_tokens
 
     @property
     def most_step_tokens(self) -> int:
-        """Of one step, blocks and prompts: what is given each request and what prefill always gets included."""
-        blocks = self.max_step_tokens + self.max_running + self.max_step_tokens // 4
-        return max(blocks, self.max_prompt_tokens or 0)
+        """Of one step, blocks and prompts, what is given each request included."""
+        return self.step_tokens + self.max_running + self.prompt_tokens
 
     @property
     def num_slots(self) -> int:
@@ -114,12 +130,12 @@ class Scheduler:
         self.windows = WindowPool(window_room, config.page_size) if window_room else None
         self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
-        self.fair = FairSteps(config.free_step_tokens or config.max_step_tokens)
+        self.fair = FairSteps(config.free_step_tokens or config.step_tokens)
+        self.pace = PromptPace(config.prompt_tokens, config.max_prefill_slowdown)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.paused: list[Request] = []  # neither wait nor run
         self.num_preemptions = 0
-        self.most_prompt_tokens: int | None = None  # in a step, where more did not fit the device
         self.num_cached_tokens = 0
 
     def add(self, request: Request) -> None:
@@ -154,19 +170,12 @@ class Scheduler:
         """The next step, with pages for all that it writes. ``decoding``: whose blocks may run."""
         step = Step()
         self._yield_places(step)
-        used = self._schedule_blocks(decoding, step)
-        most = self.config.max_step_tokens
-        if not step.blocks:
-            most = self.config.max_prompt_tokens or most  # the engine has put in what suits its device
-        # A quarter is for prefill even where blocks would take all: nobody waits for the others' last token.
-        budget = max(most - used, most // 4, 1)
-        budget = min(budget, self.most_prompt_tokens or budget)
+        self._schedule_blocks(decoding, step)
+        budget = self.pace.tokens if step.blocks else self.pace.most
         if step.blocks and self.fair.is_shared:
             budget = min(budget, self.fair.prompt_tokens)
-        budget -= self._schedule_chunks(step, budget)
-        if not step.left:
-            budget = self._admit(step, budget)
-        self._lengthen(step, budget)
+        if budget:
+            self._schedule_chunks(step, budget)
         if self.windows:
             self._move_windows(self.windows, step)
         if self.slots and self.config.prefix_caching:
@@ -183,14 +192,6 @@ class Scheduler:
         self.num_preemptions += 1
         self.add(request)
         return row
-
-    def shorten_prompts(self, num_tokens: int) -> bool:
-        """Prompts of ``num_tokens`` in a step were too many: from now on at most half, or False at the fewest."""
-        if num_tokens <= _FEWEST_PROMPT_TOKENS:
-            return False
-        most = max(num_tokens // 2, _FEWEST_PROMPT_TOKENS)
-        self.most_prompt_tokens = min(self.most_prompt_tokens or most, most)
-        return True
 
     def register_pages(self, request: Request, num_final: int) -> None:
         """The request's first ``num_final`` tokens are in the pages, of target and drafter: let them be found."""
@@ -236,13 +237,13 @@ class Scheduler:
             kept = [slot for r in self.running for _, slot in r.snapshots]
             self.slots.check_integrity([*(r.slot for r in self.running), *kept])
 
-    def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> int:
-        decoding = [r for r in decoding if r in self.running and not r.ends_in_flight]
+    def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> None:
+        decoding = [r for r in decoding if r.pages and not r.ends_in_flight]
         num_left, used = len(decoding), 0
         for request in decoding:
-            if request not in self.running:
+            if not request.pages:  # preempted, by this step perhaps
                 continue
-            share = max((self.config.max_step_tokens - used) // max(num_left, 1), 1)
+            share = max((self.config.step_tokens - used) // max(num_left, 1), 1)
             num_left -= 1
             num_tokens = min(request.num_verified or request.block_size, request.most_tokens, share)
             # The pages take one path of a tree, and what is in flight may be all true.
@@ -252,56 +253,60 @@ class Scheduler:
                     num_tokens = min(request.tree_size, share)
                 step.blocks.append((request, num_tokens))
                 used += num_tokens
-        return used
 
-    def _schedule_chunks(self, step: Step, budget: int) -> int:
-        """Chunks of prompts. Where others wait, the first come has half of it, and the shortest of the others run."""
-        prompts = [request for request in self.running if request.is_prefilling]
-        first, others = prompts[:1], sorted(prompts[1:], key=lambda request: request.num_left)
-        used = 0
-        for request in (*first, *others):
-            is_first = request in first and (others or self.waiting)
-            num_tokens = min(request.num_left, max(budget // 2, 1) if is_first else budget - used)
-            if num_tokens > 0:
-                step.chunks.append((request, num_tokens))
-                used += num_tokens
-        return used
+    def _schedule_chunks(self, step: Step, budget: int) -> None:
+        """Chunks of prompts that run or can start, ``budget`` tokens together.
 
-    def _lengthen(self, step: Step, budget: int) -> None:
-        """What nobody else took of ``budget`` goes to the first chunk."""
-        if step.chunks and budget > 0:
-            request, num_tokens = step.chunks[0]
-            step.chunks[0] = request, min(request.num_left, num_tokens + budget)
-
-    def _admit(self, step: Step, budget: int) -> int:
-        """Whoever waits and finds room; returns what is left of ``budget``."""
-        while self.waiting and len(self.running) < self.config.max_running and budget > 0:
-            request = self.waiting[0]
-            found, missing = self._pages_to_start(request)
-            if missing + self.pool.num_idle(found) > self.pool.num_free:
+        Where others decode, a prompt that does not end in this step has it alone: rows cost more than their tokens.
+        """
+        lefts = {request: request.num_left for request in self.running if request.is_prefilling}
+        if not step.left:
+            lefts |= self._startable()
+        for request in self.pace.in_turns(lefts):
+            needs_own_step = lefts[request] > budget and step.blocks and self.pace.is_limited
+            if budget <= 0 or (step.chunks and needs_own_step):
                 break
-            self.waiting.pop(0)
-            self.pool.share(found)
-            pages = self.pool.allocate(missing)
-            assert pages is not None
-            request.pages = found + pages
-            if self.windows:
-                request.window = self.windows.join(request.hashes[: len(found)])
-            if self.slots:
-                # Read before it is taken for something else, by this request at the soonest.
-                request.checkpoint = self.slots.find(request.hashes[len(found) - 1]) if found else None
-                request.slot = self.slots.take()
-            request.num_registered = len(found)
-            request.num_committed = request.num_observed = len(found) * self.pool.page_size
-            request.num_cached_tokens = max(request.num_cached_tokens, request.num_committed)
-            self.num_cached_tokens += request.num_committed
-            insort(self.running, request, key=lambda r: r.rank)
-            step.joined.append(request)
-            num_tokens = min(request.prefill_len - request.num_committed, budget)
+            if not request.pages and not self._start(request, step):
+                continue
+            num_tokens = min(request.num_left, budget)
             if num_tokens:
                 step.chunks.append((request, num_tokens))
                 budget -= num_tokens
-        return budget
+
+    def _startable(self) -> dict[Request, int]:
+        """Who waits and finds a place and pages, first come, first served; and how many tokens each has to compute."""
+        num_free, lefts = self.pool.num_free, {}
+        for request in self.waiting[: max(self.config.max_running - len(self.running), 0)]:
+            found, missing = self._pages_to_start(request)
+            num_free -= missing + self.pool.num_idle(found)
+            if num_free < 0:
+                break
+            lefts[request] = request.prefill_len - len(found) * self.pool.page_size
+        return lefts
+
+    def _start(self, request: Request, step: Step) -> bool:
+        """A request that waits runs from now on, or False where others of this step have taken its pages."""
+        found, missing = self._pages_to_start(request)
+        if missing + self.pool.num_idle(found) > self.pool.num_free:
+            return False
+        self.waiting.remove(request)
+        self.pool.share(found)
+        pages = self.pool.allocate(missing)
+        assert pages is not None
+        request.pages = found + pages
+        if self.windows:
+            request.window = self.windows.join(request.hashes[: len(found)])
+        if self.slots:
+            # Read before it is taken for something else, by this request at the soonest.
+            request.checkpoint = self.slots.find(request.hashes[len(found) - 1]) if found else None
+            request.slot = self.slots.take()
+        request.num_registered = len(found)
+        request.num_committed = request.num_observed = len(found) * self.pool.page_size
+        request.num_cached_tokens = max(request.num_cached_tokens, request.num_committed)
+        self.num_cached_tokens += request.num_committed
+        insort(self.running, request, key=lambda r: r.rank)
+        step.joined.append(request)
+        return True
 
     def _yield_places(self, step: Step) -> None:
         """Whoever runs with a later priority than the first who waits gives up its place, where that needs it."""
