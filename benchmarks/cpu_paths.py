@@ -2,11 +2,13 @@
 
     FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --prompts 100 --max-tokens 64
     FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --out benchmarks/results/cpu_paths/avx2.json
+    FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --tasks --max-tokens 128 --out runs/avx2_tasks.json
     FLASHDRAFT_CPU_PATH=avx2 python benchmarks/cpu_paths.py --prompts 9 --threads 2 --beside "./llama_decode F 2 64"
 
-The embedded pair answers the package's sample prompts greedily, one at a time. One thread is timed by its own time, for
-the engine's measurements of its steps too, which leaves a busy machine's other work out; several by the clock, on a
-quiet machine. ``--out``: each answer is written there, and a run that was stopped goes on behind the last one.
+The embedded pair answers the package's sample prompts greedily, one at a time; ``--tasks``: those of the five tasks, in
+turn. One thread is timed by its own time, for the engine's measurements of its steps too, which leaves a busy
+machine's other work out; several by the clock, on a quiet machine. ``--out``: each answer is written there, and a run
+that was stopped goes on behind the last one.
 ``--beside``: a command that prints its tokens a second last (peers/llama_decode.cpp), run behind every fifth prompt.
 """
 
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 
+from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.data.prompt_files import SAMPLE, read_rows
 from flashdraft.engine import engine as engine_file
 from flashdraft.engine import step_timing
@@ -42,6 +45,15 @@ def answer(engine: Engine, token_ids: list[int], params: SamplingParams) -> tupl
     engine.add_request("one", token_ids, params)
     tokens = [token for output in engine.run() for token in output.token_ids]
     return tokens, clock() - started
+
+
+def questions(tasks: bool, count: int) -> list[str]:
+    """``count`` sample prompts, or of the five tasks' in turn, and one before them that warms up."""
+    if not tasks:
+        rows = [row.values for row in islice(read_rows(SAMPLE), count + 1)]
+        return [values["prompt"] for values in rows if isinstance(values, dict)]
+    each = [load_task(name, -(-(count + 1) // len(TASKS))) for name in TASKS]
+    return [prompt.turns[0] for prompts in zip(*each, strict=True) for prompt in prompts][: count + 1]
 
 
 def beside(command: str) -> float:
@@ -67,6 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--tasks", action="store_true", help="prompts of the five tasks")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file of the answers' times, to go on from")
@@ -79,13 +92,13 @@ def main() -> None:
     plain = Engine(llm.target, None, llm.engine_config, llm.eos_token_ids, llm.tokenizer)
     engines, others = (plain, llm.engine), []
     asked = {"build": build_name(), "threads": args.threads, "max_tokens": args.max_tokens}
+    asked |= {"prompts": "tasks"} if args.tasks else {}
     answers, provenance = kept(args.out, asked), collect_provenance()
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
-    for idx, row in enumerate(islice(read_rows(SAMPLE), args.prompts + 1)):
+    for idx, question in enumerate(questions(args.tasks, args.prompts)):
         if 0 < idx <= len(answers):
             continue
-        assert isinstance(row.values, dict)
-        token_ids = llm.chat_token_ids([{"role": "user", "content": row.values["prompt"]}])
+        token_ids = llm.chat_token_ids([{"role": "user", "content": question}])
         (tokens, plain_s), (of_auto, auto_s) = (answer(engine, token_ids, params) for engine in engines)
         if idx == 0:
             continue  # first calls pay for memory, and `auto` measures its steps

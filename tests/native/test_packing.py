@@ -42,6 +42,19 @@ def test_weights_of_a_4_bit_checkpoint_are_kept_as_they_are(kind: str, dtype: to
     assert (as_floats - weight.float()).abs().max() > 0.3 * step  # of no grid: half a step off at worst
 
 
+@pytest.mark.parametrize(("kind", "zero"), [(Kind.INT8, 128), (Kind.INT7, 64)])
+@pytest.mark.parametrize("size", [1.0, 1e-5])  # of the latter float16 has few bits for the scale
+def test_bytes_are_within_half_a_step_of_the_weights(kind: Kind, zero: int, size: float) -> None:
+    weight = size * torch.randn(16, 64, generator=torch.Generator().manual_seed(3))
+    blocks = pack(weight, kind).view(2, 576)
+    q = blocks[:, :512].view(2, 8, 16, 4).permute(2, 0, 1, 3).reshape(16, 2, 32).int()
+    assert (int(q.min()), int(q.max())) == (1, 2 * zero - 1)
+    scale, least = blocks[:, 512:].contiguous().view(torch.half).float().view(2, 2, 16).unbind(1)
+    found = q * scale.T.unsqueeze(-1) + least.T.unsqueeze(-1)
+    rounding = zero * 2**-25  # of the scale
+    assert ((found - weight.view(16, 2, 32)).abs() <= 0.51 * scale.T.unsqueeze(-1) + rounding).all()
+
+
 def test_numbers_of_16_bits_are_within_half_a_step_of_the_weights() -> None:
     weight = torch.randn(20, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     weight[3] = 0

@@ -45,15 +45,15 @@ def accelerate_drafter(
 ) -> NativeDrafter | None:
     """The fast form of a drafter's network, which drafts through ``head`` [rows, hidden_size], or None.
 
-    It is held in 8 bits at most, unless the CPU has matrix units: that can cost acceptance and nothing else. The rest
-    as for :func:`accelerate`.
+    It is held in 8 bits at most, in 7 where those are faster, unless the CPU has matrix units: that can cost
+    acceptance and nothing else. The rest as for :func:`accelerate`.
     """
     lib = _library(model, quantization)
     if lib is None:
         return None
     kind, head_kind = QUANTIZATIONS[quantization or "int8"]
-    if quantization is None and lib.matrix_units():  # of a dozen rows and more they are quicker in bfloat16
-        kind = head_kind = Kind.BF16
+    if quantization is None:  # of a dozen rows and more matrix units are quicker in bfloat16
+        kind = head_kind = Kind.BF16 if lib.matrix_units() else Kind(lib.byte_kind())
     native = DrafterDecoder(lib, model, model.rotary, model.config.head_dim, kind, (head, head_kind))
     return NativeDrafter(model.bfloat16(), native)
 

@@ -3,6 +3,7 @@
 // Weights lie in tiles of 16 output rows, one for each lane of a vector.
 //   BF16: [k / 2][16][2] bfloat16.
 //   INT8: blocks of 32 along k: [8][16][4] uint8, then 16 scales and 16 minimums (float16); w = scale * q + minimum.
+//   INT7: the same, with q of at most 127. Only with SMALL_BYTES.
 //   INT4: the same, [4][16][4] bytes: the low halves are k 0..15 of the block, the high halves 16..31.
 //   INT16: 16 scales (float32), then [k / 2][16][2] int16 of at most INT16_WEIGHT; w = scale * q. Only with INT16_ROWS.
 // Activations: Operand for BF16; else integers with a scale a block, int16 of at most INT16_ACTIVATION for INT16 and
@@ -17,7 +18,7 @@
 
 #include "vectors.h"
 
-enum Kind : int32_t { BF16 = 0, INT8 = 1, INT4 = 2, INT16 = 3 };
+enum Kind : int32_t { BF16 = 0, INT8 = 1, INT4 = 2, INT16 = 3, INT7 = 4 };
 constexpr int BLOCK = 32;
 // BLOCK products of one with the other add up to less than 2^30.
 constexpr int INT16_WEIGHT = (1 << 13) - 1, INT16_ACTIVATION = (1 << 12) - 1;
@@ -50,7 +51,7 @@ struct Linear {
     int64_t tile_bytes() const {
         if (kind == BF16) return k * LANES * 2;
         if (kind == INT16) return LANES * 4 + k * LANES * 2;
-        return k / BLOCK * (kind == INT8 ? 512 + 64 : 256 + 64);
+        return k / BLOCK * (kind == INT4 ? 256 + 64 : 512 + 64);
     }
 };
 

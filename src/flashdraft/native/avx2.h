@@ -75,25 +75,46 @@ INLINE void transpose(BitRegister (&r)[8]) {
     }
 }
 
-// 64 bytes, [lane][4], times four quantized activations, which are numbers of 16 bits: those for the even bytes, then
-// those for the odd ones. Products of 8 bits would overflow in their sums.
-using Quantized = int16_t;
-constexpr int BYTE_OFFSET = 0;
-struct Bytes {
-    Ints even, odd;
-};
+// 64 bytes, [lane][4], times four quantized activations. Of weights in 8 bits 128 is taken.
+using Quantized = int8_t;
+constexpr int BYTE_OFFSET = 128;
+using Bytes = Ints;
 INLINE Ints raw_bytes(const uint8_t* from) {
     return parts_from<Ints>((const uint32_t*)from, [](const uint32_t* at) { return register_at<IntRegister>(at); });
 }
-INLINE Bytes halved(const Ints& bytes, int shift, int32_t mask) {
-    const auto part = [&](int by) {
-        return by_parts<Ints>([&](IntRegister all) { return (IntRegister)((BitRegister)all >> by & mask); }, bytes);
-    };
-    return {part(shift), part(8 + shift)};
+INLINE Bytes changed(const uint8_t* from, int shift, int32_t mask, int32_t flip) {
+    const auto change = [&](IntRegister all) { return (IntRegister)(((BitRegister)all >> shift & mask) ^ flip); };
+    return by_parts<Ints>(change, raw_bytes(from));
 }
-INLINE Bytes whole_bytes(const uint8_t* from) { return halved(raw_bytes(from), 0, 0x00ff00ff); }
-INLINE Bytes low_halves(const uint8_t* from) { return halved(raw_bytes(from), 0, 0x000f000f); }
-INLINE Bytes high_halves(const uint8_t* from) { return halved(raw_bytes(from), 4, 0x000f000f); }
+INLINE Bytes whole_bytes(const uint8_t* from) { return changed(from, 0, -1, int32_t(0x80808080)); }
+INLINE Bytes low_halves(const uint8_t* from) { return changed(from, 0, 0x0f0f0f0f, 0); }
+INLINE Bytes high_halves(const uint8_t* from) { return changed(from, 4, 0x0f0f0f0f, 0); }
+INLINE __m256i all_of(const Quantized* four) {
+    int32_t all;
+    std::memcpy(&all, four, sizeof all);
+    return _mm256_set1_epi32(all);
+}
+// sum + products of bytes, each two already added up, in 16 bits.
+INLINE IntRegister widened(IntRegister sum, __m256i products) {
+    sum += (IntRegister)_mm256_madd_epi16(products, _mm256_set1_epi16(1));
+    asm("" : "+x"(sum));  // now: the compiler would hold all products and add them at last
+    return sum;
+}
+// Two products of weights in 7 bits fit 16 bits, which is what this CPU adds up; of 8 bits signs change sides first.
+#define SMALL_BYTES
+INLINE Ints dot_small(const Ints& sum, const Bytes& bytes, const Quantized* four) {
+    const __m256i x = all_of(four);
+    const auto add = [&](IntRegister sum, IntRegister w) { return widened(sum, _mm256_maddubs_epi16((__m256i)w, x)); };
+    return by_parts<Ints>(add, sum, bytes);
+}
+INLINE Ints dot(const Ints& sum, const Bytes& bytes, const Quantized* four) {
+    const __m256i x = all_of(four);
+    const auto add = [&](IntRegister sum, IntRegister w) {
+        const __m256i size = _mm256_abs_epi8((__m256i)w);
+        return widened(sum, _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, (__m256i)w)));
+    };
+    return by_parts<Ints>(add, sum, bytes);
+}
 // Weights int16 [lane][2] times two activations.
 INLINE Ints dot_pair(const Ints& sum, const Ints& weights, const int16_t* two) {
     int32_t both;
@@ -107,9 +128,6 @@ INLINE Ints dot_pair(const Ints& sum, const Ints& weights, const int16_t* two) {
         },
         sum, weights);
 }
-INLINE Ints dot(const Ints& sum, const Bytes& bytes, const Quantized* four) {
-    return dot_pair(dot_pair(sum, bytes.even, four), bytes.odd, four + 2);
-}
 INLINE __m256i packed(const Ints& x) {
     const __m256i by_quarters = _mm256_packs_epi32((__m256i)x.part[0], (__m256i)x.part[1]);
     return _mm256_permute4x64_epi64(by_quarters, 0b11011000);
@@ -117,8 +135,9 @@ INLINE __m256i packed(const Ints& x) {
 INLINE void put_int16(int16_t* to, const Ints& x) { _mm256_storeu_si256((__m256i*)to, packed(x)); }
 // Sixteen integers of -127 to 127.
 INLINE void put_quantized(Quantized* to, const Ints& x) {
-    const __m256i swapped = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(packed(x), 0b11011000), 0b11011000);
-    _mm256_storeu_si256((__m256i*)to, swapped);
+    const __m256i halves = packed(x);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    _mm_storeu_si128((__m128i*)to, bytes);
 }
 
 #include "narrow.h"

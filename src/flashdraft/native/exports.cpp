@@ -58,6 +58,15 @@ int32_t bf16_kind() {
 #endif
 }
 
+// How weights are to be packed here whose products shall be fast, and that bear to be held in bytes.
+int32_t byte_kind() {
+#ifdef SMALL_BYTES
+    return INT7;
+#else
+    return INT8;
+#endif
+}
+
 // The whole stack: embeddings `input` to normed `hidden`, both [rows][hidden_size] bfloat16; the outputs of
 // `feature_layers`, -1 for the final norm's, side by side to `features`. `token_ids`: null, or which row of `input` a
 // token's embedding is.

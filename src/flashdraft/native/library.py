@@ -270,6 +270,7 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "selector_pairs": (SelectorStruct,),
     }
     lib.matrix_units.argtypes, lib.matrix_units.restype = (), ctypes.c_bool
+    lib.byte_kind.argtypes, lib.byte_kind.restype = (), ctypes.c_int32
     lib.bf16_kind.argtypes, lib.bf16_kind.restype = (), ctypes.c_int32
     forward = *(_POINTER,) * 5, _INT64
     rest = {

@@ -46,12 +46,23 @@ void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, co
 template <Kind KIND>
 INLINE Bytes bytes_of(const uint8_t* block, int j) {
     if constexpr (KIND == INT8) return whole_bytes(block + j * 64);
+#ifdef SMALL_BYTES
+    if constexpr (KIND == INT7) return raw_bytes(block + j * 64);
+#endif
     return j < 4 ? low_halves(block + j * 64) : high_halves(block + (j - 4) * 64);
+}
+
+template <Kind KIND>
+INLINE Ints dot_of(const Ints& sum, const Bytes& bytes, const Quantized* four) {
+#ifdef SMALL_BYTES
+    if constexpr (KIND != INT8) return dot_small(sum, bytes, four);
+#endif
+    return dot(sum, bytes, four);
 }
 
 template <int ROWS, Kind KIND, bool LINES>
 void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activations& a, int64_t row, float* out) {
-    constexpr int lines = KIND == INT8 ? 8 : 4;  // of a block, 64 bytes each
+    constexpr int lines = KIND == INT4 ? 4 : 8;  // of a block, 64 bytes each
     Floats acc[ROWS];
     unrolled<ROWS>([&](auto r) INLINED { acc[r] = zeros(); });
     const int64_t num_blocks = a.k / BLOCK;
@@ -63,7 +74,7 @@ void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activati
         unrolled<8>([&](auto j) INLINED {
             if constexpr (!LINES && j < lines) prefetch(tile + j * 64 + ahead.tiles);
             const Bytes bytes = bytes_of<KIND>(tile, j);
-            unrolled<ROWS>([&](auto r) INLINED { sums[r] = dot(sums[r], bytes, x + r * a.k + b * BLOCK + j * 4); });
+            unrolled<ROWS>([&](auto r) INLINED { sums[r] = dot_of<KIND>(sums[r], bytes, x + r * a.k + b * BLOCK + j * 4); });
         });
         tile += lines * 64;
         if constexpr (!LINES) prefetch(tile + ahead.tiles);
@@ -129,6 +140,10 @@ Kernel bf16_kernel_of(int64_t rows, int tiles, std::index_sequence<ROWS...>) {
 template <bool LINES, size_t... ROWS>
 Kernel int_kernel_of(int32_t kind, int64_t rows, std::index_sequence<ROWS...>) {
     static constexpr std::array int8{int_kernel<ROWS + 1, INT8, LINES>...}, int4{int_kernel<ROWS + 1, INT4, LINES>...};
+#ifdef SMALL_BYTES
+    static constexpr std::array int7{int_kernel<ROWS + 1, INT7, LINES>...};
+    if (kind == INT7) return int7[rows - 1];
+#endif
     return (kind == INT8 ? int8 : int4)[rows - 1];
 }
 

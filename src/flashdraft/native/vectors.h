@@ -5,6 +5,7 @@
 //   MAX_ROWS, MAX_BF16_ROWS, MAX_WIDE_ROWS    how many rows its registers hold the sums of: see linear.h
 //   Operand                what bfloat16 weights, keys and values are multiplied with: bfloat16 or float
 //   Quantized              what weights in 8 and 4 bits are multiplied with, four by four
+//   SMALL_BYTES            where products of bytes are the fastest with weights in 7 bits: dot_small()
 //   INT16_ROWS             where products of 16 bits are the fastest: how many rows its registers hold the sums of
 // and has the functions that are used below without being defined.
 #pragma once
