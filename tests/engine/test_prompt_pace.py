@@ -60,8 +60,23 @@ def test_steps_with_prompts_take_as_much_longer_as_they_may(slowdown: float) -> 
 def test_nothing_runs_beside_blocks_before_it_is_known_what_they_take_alone() -> None:
     device = Device(2.5)
     tokens = [device.step()[0] for _ in range(6)]
-    assert tokens[:4] == [0, 0, 0, 0]
-    assert tokens[4] > 0
+    assert tokens[:3] == [0, 0, 0]
+    assert tokens[3] > 0
+
+
+def test_chunks_have_the_lengths_that_they_would_be_padded_to() -> None:
+    """A chunk of 65 tokens costs what 128 do: none but whole ones run, and a step takes what it may, or nearly."""
+    lengths = (0, 64, 128, 256, 384, 512)
+    device = Device(2.5, lambda tokens: prompts_s(next((n for n in lengths if n >= tokens), tokens)))
+    device.pace = PromptPace(8192, 2.5, lengths[1:])
+    steps = [device.step() for _ in range(100)][30:]
+    assert {tokens for tokens, _ in steps} == {
+        0,
+        128,
+    }  # which cost 17 ms of the 21 that they may; 256 cost 30
+    device.quiet_s = 3 * QUIET_S
+    steps = [device.step() for _ in range(140)][90:]
+    assert {tokens for tokens, _ in steps} <= {0, 576}  # beyond the recorded ones multiples of 64
 
 
 def test_a_pace_that_is_not_limited_takes_all() -> None:

@@ -162,7 +162,8 @@ def test_the_host_is_one_step_behind():
         idx: replace(whole, stop_token_ids=[ids[idx % 2]] if idx % 2 else []) for idx, ids in ends.items()
     }
     expected = {idx: generate(target, None, prompt, params[idx]).token_ids for idx, prompt in waiting.items()}
-    engine = Engine(target, drafter, EngineConfig(max_running=4, page_size=4, num_pages=96))
+    config = EngineConfig(max_running=4, page_size=4, num_pages=96, max_prefill_slowdown=2.0)  # as a server's
+    engine = Engine(target, drafter, config)
     found, aborted, num_behind = {idx: [] for idx in waiting}, set(), 0
     while waiting or engine.has_unfinished:
         if waiting and rng.random() < 0.7:

@@ -60,6 +60,9 @@ class Backend(ABC):
 
     is_recorded: ClassVar[bool] = False  # whether steps come in few shapes, and are planned so
     is_ragged: ClassVar[bool] = False  # whether rows are computed without padding
+    chunk_lengths: ClassVar[
+        Sequence[int]
+    ] = ()  # tokens that recorded chunks of prompts are padded to, rising
     cuts_windows: ClassVar[bool] = False  # whether layers with windows may have pages of their own
 
     def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:

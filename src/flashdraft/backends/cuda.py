@@ -12,6 +12,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import Rounds
 from flashdraft.cuda.build import RoundDrafter
+from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS
 from flashdraft.cuda.rounds import DeviceRounds
 from flashdraft.cuda.rows import DeviceRows
 from flashdraft.cuda.target import CudaTarget, why_not
@@ -23,6 +24,7 @@ class CudaBackend(Backend):
     """Reads pages where they lie; a prompt's chunk is as long as it is."""
 
     is_recorded = True
+    chunk_lengths = CHUNK_LENGTHS
 
     def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:
         self._layers = CudaTarget(target)

@@ -67,7 +67,8 @@ class Engine:
         token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
         # Tokens of a request whose features wait for a draft.
         self.most_pending = _PENDING_BYTES // (max(token_bytes, 1) * self.config.max_running)
-        self.scheduler = Scheduler(self.config, num_pages, bool(self.runner.states), self.runner.window_room)
+        with_states, lengths = bool(self.runner.states), self.runner.backend.chunk_lengths
+        self.scheduler = Scheduler(self.config, num_pages, with_states, self.runner.window_room, lengths)
         self.overlap = Overlap(self.runner, simulated)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
@@ -196,8 +197,7 @@ class Engine:
         ended, self._prompts = self._prompts[:num_read], self._prompts[num_read:]
         outputs += [output for run in ended for output in self._read_chunks(run)]
         seconds = perf_counter() - started
-        num_ended = sum(run.num_tokens for run in ended)
-        pace.prompts_ran(bool(chunks), num_ended, None if step.blocks else seconds)
+        pace.prompts_ran(bool(chunks), sum(one.num_tokens for one in ended), None if step.blocks else seconds)
         if step.blocks and not chunks and self.overlap.in_flight is None:
             self.control.learn_step(seconds)
         return outputs

@@ -7,31 +7,35 @@ a step, never a token.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flashdraft.engine.request import Request
 
 _FEWEST_TOKENS = 64  # of a step: with less memory than they take nothing runs
-_TILE = 16  # tokens that a limited chunk is a multiple of, and the shortest: few shapes, whole tiles of matrix units
-_NUM_QUIET = 3  # steps without prompts: the fastest tells, for nothing makes a step faster than it is
-_LOOK_EVERY = 64  # steps with prompts, until those without are looked at again: 1 or 2 % of the time
+_TILE = 16  # tokens that a limited chunk is a multiple of, where none are recorded: few shapes, whole pages
+_NUM_QUIET = 2  # steps without prompts: the faster one tells, for nothing makes a step faster than it is
+_LOOK_EVERY = 64  # steps with prompts, until so many without are looked at anew: 2 % of the time
 _MOST_CHANGE = 2.0  # from one chunk to the next: a step that something else disturbed halves it at most
 _LEAST_SPEED = 1 / 4  # of prompts' own: where even short chunks take too long, they are no shorter than that
 
 
 class PromptPace:
-    """``most``: tokens of prompts in any step. ``slowdown``: of a step in which somebody decodes; None: no limit."""
+    """``most``: tokens of prompts in any step. ``slowdown``: of a step in which somebody decodes; None: no limit.
 
-    def __init__(self, most: int, slowdown: float | None) -> None:
-        self.most, self.slowdown = most, slowdown
-        self._num_tokens = float(_TILE)
+    ``lengths``: tokens that chunks are padded to, rising; between two of them a chunk costs what the longer one does.
+    """
+
+    def __init__(self, most: int, slowdown: float | None, lengths: Sequence[int] = ()) -> None:
+        self.most, self.slowdown, self.lengths = most, slowdown, lengths
+        self._fewest = lengths[0] if lengths else _TILE
+        self._num_tokens = float(self._fewest)
         self._quiet: deque[float] = deque(maxlen=_NUM_QUIET)  # seconds
         self._since: float | None = None  # when the last blocks' tokens came
         self._have_started, self._num_ended = (
             False,
             0,
         )  # whether prompts were since then, and tokens that ended
-        self._num_busy = _LOOK_EVERY  # steps with prompts since the last without
+        self._num_busy = 0  # steps with prompts since the last without
         self._most_a_second = 0.0  # tokens of prompts in steps of their own
         self._is_firsts_turn = False
 
@@ -45,9 +49,9 @@ class PromptPace:
         """Of prompts in the next step, in which somebody decodes; 0: it is to show what a step takes without."""
         if self.slowdown is None:
             return self.most
-        if self._num_busy >= _LOOK_EVERY or len(self._quiet) < _NUM_QUIET:
+        if len(self._quiet) < _NUM_QUIET:
             return 0
-        return min(max(round(self._num_tokens / _TILE), 1) * _TILE, self.most)
+        return min(self._nearest(self._num_tokens), self.most)
 
     def shorten(self, num_tokens: int) -> bool:
         """Prompts of ``num_tokens`` in a step did not fit the device: no more than half from now on.
@@ -91,6 +95,8 @@ class PromptPace:
             self._num_busy = 0
             return
         self._num_busy += 1
+        if self._num_busy == _LOOK_EVERY:
+            self._quiet.clear()
         if not self._num_ended or not self._quiet or self.slowdown is None:
             return
         quiet_s, ended = min(self._quiet), self._num_ended
@@ -100,4 +106,10 @@ class PromptPace:
         fits = min(max(fits, ended / _MOST_CHANGE), ended * _MOST_CHANGE)
         # A step with fewer tokens than there might have been tells nothing of more of them, but that they fit.
         if fits < ended or fits > self._num_tokens:
-            self._num_tokens = min(max(fits, float(_TILE)), float(self.most))
+            self._num_tokens = min(max(fits, float(self._fewest)), float(self.most))
+
+    def _nearest(self, num_tokens: float) -> int:
+        """The length nearest to ``num_tokens``, beyond those that are recorded a multiple of the shortest."""
+        if self.lengths and num_tokens <= self.lengths[-1]:
+            return min(self.lengths, key=lambda length: abs(length - num_tokens))
+        return round(num_tokens / self._fewest) * self._fewest

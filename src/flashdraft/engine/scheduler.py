@@ -125,13 +125,14 @@ class Scheduler:
         num_pages: int,
         has_states: bool = False,
         window_room: WindowRoom | None = None,
+        chunk_lengths: Sequence[int] = (),
     ) -> None:
         self.config = config
         self.windows = WindowPool(window_room, config.page_size) if window_room else None
         self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
         self.fair = FairSteps(config.free_step_tokens or config.step_tokens)
-        self.pace = PromptPace(config.prompt_tokens, config.max_prefill_slowdown)
+        self.pace = PromptPace(config.prompt_tokens, config.max_prefill_slowdown, chunk_lengths)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.paused: list[Request] = []  # neither wait nor run
