@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from served_prompts import NUM_SLOTS, ServedPrompts, check_same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-SIZES = {"head_dim": 64, "hidden_size": 128, "max_position_embeddings": 4096}
+SIZES = {"head_dim": 64, "hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 4096}
 DELTA = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
 
 

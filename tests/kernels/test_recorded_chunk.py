@@ -1,6 +1,6 @@
 """Prompts' chunks recorded layer by layer against the same target without recordings: every token has the same bits.
 
-On a CPU they run as they would be recorded; tests/gpu/test_recorded_chunk.py replays them.
+On a CPU they run as if they were recorded; tests/gpu/test_recorded_chunk.py replays them.
 """
 
 import pytest
@@ -11,9 +11,8 @@ from toys import toy_hybrid, toy_target
 
 pytest.importorskip("triton")
 from flashdraft.cuda import products
+from flashdraft.ops.recorded import Recorded
 from served_prompts import PAGE, ServedPrompts, check_same
-
-LENGTHS = [65, 63, 1, 127, 64, 128, 300]  # tokens, each chunk behind those before
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +26,16 @@ def products_alone(monkeypatch):
     monkeypatch.setattr(products, "_product", product)
 
 
+@pytest.fixture(autouse=True)
+def works_kept(monkeypatch):
+    """A key's first work runs each time, as a graph does: nothing of a later call may reach it but inputs."""
+
+    def call(recorded, key, work, inputs):
+        return recorded._found.setdefault(key, work)(*inputs)
+
+    monkeypatch.setattr(Recorded, "__call__", call)
+
+
 def _hybrid():
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     heads |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
@@ -37,9 +46,9 @@ def _llama():
     return toy_target(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 
 
-@pytest.mark.parametrize(("make", "lengths"), [(_hybrid, LENGTHS), (_llama, LENGTHS[:3])])
+@pytest.mark.parametrize(("make", "lengths"), [(_hybrid, [65, 63, 1, 128, 300]), (_llama, [127, 64, 1])])
 def test_chunks_behind_each_other(make, lengths):
-    """What a second row has stays, and padding spreads nothing that is no number."""
+    """Chunks of ``lengths`` tokens. What a second row has stays, and padding spreads nothing that is no number."""
     recorded, plain = ServedPrompts(make()), ServedPrompts(make(), is_recorded=False)
     start = 0
     for count in lengths:
