@@ -26,6 +26,11 @@ from flashdraft.ops.rope import Rotary, rotate
 _GELU = partial(F.gelu, approximate="tanh")
 
 
+def _num_keeping(config: Any) -> int:
+    """Layers with keys and values of their own, the first ones."""
+    return int(config.num_hidden_layers - config.num_kv_shared_layers)
+
+
 class Gemma4Attention(nn.Module):
     """Grouped-query attention; queries, keys and values are normed, and scores not scaled."""
 
@@ -37,7 +42,7 @@ class Gemma4Attention(nn.Module):
         bias = config.attention_bias
         self.q_proj = nn.Linear(hidden_size, q_size, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, self.eps)
-        self.shares = config.kv_sharing_modes[layer_idx] == "reuse"
+        self.shares = layer_idx >= _num_keeping(config)
         self.v_proj: nn.Linear | None = None
         if not self.shares:
             self.k_proj = nn.Linear(hidden_size, kv_size, bias=bias)
@@ -152,11 +157,11 @@ class Gemma4Model(Gemma3Model):
     def specs_of(self, config: Any) -> list[AttentionSpec]:
         """Sliding layers have a window; the last layers read the last one of their kind that keeps something."""
         specs: list[AttentionSpec] = []
-        kinds, modes = config.layer_types, config.kv_sharing_modes
-        for kind, mode in zip(kinds, modes, strict=True):
-            keeps = [i for i, one in enumerate(modes) if one == "store" and kinds[i] == kind]
+        kinds, num_keeping = config.layer_types, _num_keeping(config)
+        lasts = {kind: layer for layer, kind in enumerate(kinds[:num_keeping])}
+        for layer, kind in enumerate(kinds):
             window = config.sliding_window if kind == SLIDING else None
-            specs.append(AttentionSpec(window, 1.0, shares=keeps[-1] if mode == "reuse" else None))
+            specs.append(AttentionSpec(window, 1.0, shares=lasts[kind] if layer >= num_keeping else None))
         return specs
 
     def kv_shapes(self) -> list[KVShape]:
