@@ -16,7 +16,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -134,12 +134,42 @@ class DeltaLayers:
             gated_delta_block(self.convolved[layer], self.scalars[layer], state, slots, out)
         return out
 
-    def prepare(self, layer: int) -> None:
+    def trees(self, layer: int) -> Tensor:
+        """One layer's outputs of :meth:`tree` in each row."""
+        self.prepare(layer, self.tree)
+        given = self.convolved[layer], self.scalars[layer], self.state[layer], self.slots, self.out
+        gated_delta_block(*given, self.tree)
+        return self.out
+
+    @cached_property
+    def tree(self) -> tuple[Tensor, Tensor]:
+        """Depths and paths: half of the tokens are a chain, and of the others one follows each of these."""
+        half, place = self.width // 2, torch.arange(self.width, device=self.shape.device)
+        depths = torch.where(place < half, place, place - half + 1)
+        paths = torch.where(place == depths[:, None], place[:, None], place)
+        every = torch.ones(self.rows, 1, 1, dtype=torch.int32, device=self.shape.device)
+        return every[:, :, 0].long() * depths, every * paths.int()
+
+    def check_trees(self) -> dict[str, Any]:
+        """Tokens of layer 0 against steps down their paths, of the first row."""
+        out, one, alone = self.trees(0)[0].clone(), slice(0, 1), True
+        before = self.state[0].clone(), self.conv[0].clone()
+        qkv, half = self.fused[:1, one].split(self.parts, dim=-1)[0], self.width // 2
+        for t in range(half):
+            alone &= torch.equal(self.step(0, one, slice(t, t + 1))[0, 0], out[t])
+            conv_commit(qkv, self.conv[:1], self.slots[one], self.counts(t, 1), self.counts(1, 1))
+            kept = self.state[0].clone()
+            alone &= torch.equal(self.step(0, one, slice(t + half, t + half + 1))[0, 0], out[t + half])
+            self.state[0] = kept
+        self.state[0], self.conv[0] = before
+        return {"bits": alone}
+
+    def prepare(self, layer: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
         """What the block's tokens bring."""
         qkv, _, a, b = self.fused[layer].split(self.parts, dim=-1)
         gated_delta_prepare(
             qkv, a, b, *(weight[layer] for weight in self.weights), self.conv[layer], self.state[layer],
-            self.slots, self.convolved[layer], self.scalars[layer],
+            self.slots, self.convolved[layer], self.scalars[layer], tree,
         )  # fmt: skip
 
     def commit(self, layers: slice, starts: Tensor, counts: Tensor) -> None:
@@ -198,6 +228,9 @@ def delta_cases(shape: Shape, sizes: list[tuple[int, int]]) -> Iterator[Case]:
         yield Case("gated_delta_step", size, calls, step_bytes, found)
         calls = [partial(layers.prepare, layer) for layer in range(shape.delta_layers)]
         yield Case("gated_delta_prepare (part of wide steps)", size, calls, rows * 2 * width_bytes)
+        if width > 1:
+            calls = [partial(layers.trees, layer) for layer in range(shape.delta_layers)]
+            yield Case("gated_delta_block of trees", size, calls, step_bytes, layers.check_trees())
         starts, counts = layers.counts(0), layers.counts(max(1, width // 2))
         commit = partial(layers.commit, slice(None), starts, counts)
         commit_bytes = shape.delta_layers * rows * (2 * state_bytes + width_bytes // 2)
@@ -333,7 +366,9 @@ def sweep(shape: Shape, sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]
 def cases(shape: Shape, only: list[str]) -> Iterator[Case]:
     """All, or those whose group is named."""
     if "gated" in only:
-        yield from delta_cases(shape, [(1, 1), (8, 1), (32, 1), (1, 8), (1, 16), (8, 16), (32, 16)])
+        yield from delta_cases(
+            shape, [(1, 1), (8, 1), (32, 1), (1, 8), (1, 16), (8, 16), (32, 16), (1, 32), (4, 32)]
+        )
     if "fused" in only:
         yield from fused_cases(shape, [1, 16, 512])
     if "experts" in only:

@@ -1,7 +1,7 @@
 """Steps of a published pair's shape on one GPU, random weights: milliseconds, floor, kernels, share of the host.
 
 Usage: gpu_steps.py OUT.jsonl [pair] [seconds] [cells] [weights]. Acceptance is by dice. One JSON object a line, see
-FIELDS. ``cells``: of plain,b16,b16short,b8,mtp,prefill,bits,long; by default plain, b16, prefill, bits and b8.
+FIELDS. ``cells``: of plain,b16,b16short,b8,tree,mtp,prefill,bits,long; by default plain, b16, prefill, bits and b8.
 ``weights``: bf16, or the layers' matrices in codes as gpu_linear.py has them: fp8, int4, awq.
 """
 
@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 from flashdraft.bench.published import pair_configs
 from flashdraft.checkpoint.kept_codes import small_shared
+from flashdraft.cuda.round_drafts import TreeDraft
 from flashdraft.cuda.rounds import SOURCE
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
@@ -35,6 +36,7 @@ from flashdraft.spec_decode.simulated import SimulatedAcceptance
 
 FIELDS = "system pair method requests step_ms output_tokens_per_s floor_ms copy_tb_s kernels host_share"
 PROMPT, MAX_TOKENS, LONG = 256, 900, 128 * 1024
+SURE = 6.0  # times larger logits, of which the second likeliest token's is about 2 below the likeliest's
 
 
 def seconds_of(work, repeats=8):
@@ -102,6 +104,18 @@ def rates(length, block):
     """Conditional chances: so many tokens always, one now and then, none beyond, as vLLM's synthetic acceptance."""
     whole = int(length - 1)
     return [1.0] * whole + [length - 1 - whole] + [0.0] * (block - 2 - whole)
+
+
+def along_the_deepest(draft, wanted, most, given):
+    """As TreeDraft.followed, but the first ``given`` [rows] tokens of the deepest path are accepted."""
+    trees = draft.trees
+    depth, place = trees.depths.max(1)
+    accepted = torch.minimum(torch.minimum(given.clamp(min=0), depth), most)
+    own = trees.paths.take_along_dim(place[:, None, None], 1)[:, 0, : draft.block].long()
+    number = torch.arange(own.shape[1], device=own.device)
+    path = torch.where(number <= accepted[:, None], own, number)
+    last = path.take_along_dim(accepted[:, None], 1)
+    return accepted, wanted.take_along_dim(last, 1)[:, 0], path
 
 
 def configs_of(pair):
@@ -203,13 +217,17 @@ class Bench:
         flops = rows * width * used
         return 1e3 * max(size / self.copy, flops / self.flops)
 
-    def steps(self, method, running, block, acceptance=None, length=PROMPT, count=12):
-        """Steps in which all decode: the median of three windows of ``count`` steps."""
+    def steps(self, method, running, block, acceptance=None, length=PROMPT, count=12, tree=0):
+        """Steps in which all decode: the median of three windows of ``count`` steps.
+
+        ``tree``: tokens of trees in place of the chains.
+        """
         simulated = SimulatedAcceptance(rates(acceptance, block)) if acceptance else None
         engine = self.engine(running, simulated, block > 1, tokens=length + MAX_TOKENS + 32)
         params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
         for idx, ids in enumerate(self.prompts(running, length)):
             engine.add_request(str(idx), ids, params, block)
+            engine.requests[str(idx)].tree_size = tree
         while any(request.is_prefilling for request in engine.requests.values()):
             engine.step()
         for _ in range(4):
@@ -229,9 +247,23 @@ class Bench:
         keys = running * length * sum(4 * one.kv_heads * one.head_dim for one in shapes)
         self.row(
             method, running, step_ms=round(1e3 * step, 2), output_tokens_per_s=round(tokens / step, 1),
-            floor_ms=round(self.floor_ms(running, block, block > 1, keys), 2), kernels=self.kernels(engine),
+            floor_ms=round(self.floor_ms(running, max(block, tree), block > 1, keys), 2), kernels=self.kernels(engine),
             **replays, memory=self.memory(), windows_ms=[round(1e3 * one, 2) for one, _ in windows],
         )  # fmt: skip
+
+    def trees(self, running, size, acceptance=7.93, block=16):
+        """Trees of ``size`` tokens of whole blocks; of the deepest path as much is accepted as the dice say."""
+        # Trained drafters are sure of most tokens; of distributions that are flat a tree is one token deep.
+        norm = self.drafter.model.norm.weight
+        with torch.no_grad():
+            norm.fill_(SURE)
+        followed, TreeDraft.followed = TreeDraft.followed, along_the_deepest
+        try:
+            self.steps(f"tree{size}@{acceptance}", running, block, acceptance, tree=size)
+        finally:
+            TreeDraft.followed = followed
+            with torch.no_grad():
+                norm.fill_(1.0)
 
     def mtp(self, running, acceptance=7.14, block=16):
         """The card's MTP: its head drafts 15 tokens, one after the other."""
@@ -336,6 +368,7 @@ def main():
         "plain": [lambda n=n: bench.steps("plain", n, 1) for n in (1, 8, 32, 16)],
         "b16": [lambda n=n, a=a: bench.steps(f"b16@{a}", n, 16, a) for n in (1, 8, 32, 16) for a in (7.93,)],
         "b16short": [lambda n=n: bench.steps("b16@5.47", n, 16, 5.47) for n in (1, 8, 32, 16)],
+        "tree": [lambda n=n, size=size: bench.trees(n, size) for size in (32, 16) for n in (1, 2, 4)],
         "mtp": [lambda n=n: bench.mtp(n) for n in (1, 8, 16, 32)],
         "long": [lambda: bench.steps("plain@128k", 1, 1, length=LONG - MAX_TOKENS)],
         "b8": [lambda n=n: bench.steps("b8@5.90", n, 8, 5.90) for n in (1, 8, 32, 16)],

@@ -55,32 +55,37 @@ def test_the_27b(pair_27b):
     plan = plan_memory(*pair_27b, "bfloat16", EngineConfig(), None)
     assert plan.kv_bytes == 16 * 2 * 4 * 256 * 2
     assert plan.draft_kv_bytes == 6 * 2 * 8 * 128 * 2
-    recurrent, channels = 48 * 128 * 128 * 4, 2 * 16 * 128 + 48 * 128
-    staged = 16 * (48 * (128 + 128 + 128 + 2) * 4 + channels * 2)
+    recurrent, channels, values = 48 * 128 * 128 * 4, 2 * 16 * 128 + 48 * 128, 48 * 128
     assert plan.state_bytes == 48 * (recurrent + 3 * channels * 2)
-    assert plan.staged_bytes == 48 * (recurrent + staged)
+    # Inputs, q, k and v of them, and in float32 what key heads and heads have beside.
+    assert plan.staged_bytes == 48 * ((2 * channels + values + 2 * 48) * 2 + (3 * 16 + 2 * 48) * 4)
+    assert plan.staged_tokens == 32 * 16 == 512, "trees of so many tokens together"
     assert plan.weight_bytes == pytest.approx(2 * 26.9e9, rel=0.002)
     assert plan.draft_weight_bytes == pytest.approx(2 * (5 * 5120 * 5120 + 6 * 320.9e6), rel=0.01)
     inputs = channels + 48 * 128 + 2 * 48
     between = 512 * (2 * 5120 + 3 * 24 * 256 + inputs + 2 * 48 * 128)
     deltas = 2048 * (6 * inputs + 48 * 128)
     assert plan.chunk_bytes == 2 * (between + deltas + 512 * (3 * 17408 + 4 * 5120))
-    left = (
-        0.9 * 141e9
-        - plan.weight_bytes
-        - plan.draft_weight_bytes
-        - (32 + 32) * plan.state_bytes
-        - 32 * plan.staged_bytes
-        - plan.activation_bytes
-        - plan.chunk_bytes
-        - ((32 * (256 + 16) + 16) * 65536 + (32 * (16 + 16) + 16) * 24576)  # spare pages
+    taken = (
+        plan.weight_bytes
+        + plan.draft_weight_bytes
+        + (32 + 32 + 1) * plan.state_bytes
+        + 512 * plan.staged_bytes
+        + plan.activation_bytes
+        + plan.chunk_bytes
+        + ((32 * (256 + 16) + 16) * 65536 + (32 * (16 + 16) + 16) * 24576)  # spare pages
     )
-    assert plan.context_tokens(1, 141) == int(left / (65536 + 24576))
-    assert plan.context_tokens(1, 80) < 0
+    for size in (80, 141):
+        assert plan.context_tokens(1, size) == (0.9 * size * 1e9 - taken) // (65536 + 24576)
     fewer = plan_memory(*pair_27b, "bfloat16", EngineConfig(max_running=16, num_checkpoints=16), None)
     assert 0 < fewer.context_tokens(1, 80) < fewer.context_tokens(1, 141) < fewer.context_tokens(2, 80)
     own_head = plan_memory(pair_27b[0], "mtp", "bfloat16", EngineConfig(), None)
     assert own_head.draft_kv_bytes == 2 * 4 * 256 * 2
+    few = [
+        plan_memory(pair_27b[0], draft, "bfloat16", EngineConfig(max_running=4), 16)
+        for draft in (pair_27b[1], "mtp")
+    ]
+    assert [plan.staged_tokens for plan in few] == [512, 64], "an MTP head drafts no trees"
 
 
 def test_printed(pair_27b, capsys):

@@ -11,6 +11,7 @@ import torch
 from transformers import Ministral3Config
 
 from flashdraft.engine.engine import Engine
+from flashdraft.engine.memory_plan import staged_bytes
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
 from flashdraft.models.base import build_target
@@ -134,6 +135,49 @@ def test_trees():
     prompts = _prompts(NUM_PROMPTS, target.config.vocab_size, seed=4)
     config = EngineConfig(max_running=2, page_size=4, num_pages=96)
     _check(target, _drafter(target), prompts, 4, config, draft_tree=6)
+
+
+def test_trees_of_a_hybrid():
+    """In rounds, and in steps where states are kept at page borders; a tree is cut to what is kept of a step."""
+    changes = {"num_hidden_layers": 2, "full_attention_interval": 2}
+    target = toy_hybrid(vocab_size=11, eos_token_id=None, **changes).to(DEVICE)
+    drafter = DFlashDrafter(toy_dflash(target, num_hidden_layers=1, block_size=4).to(DEVICE), target)
+    config = EngineConfig(max_running=2, max_step_tokens=12, page_size=4, num_pages=96, checkpoint_pages=4)
+    engine = Engine(target, drafter, config, (), None, 4, draft_tree=7)
+    assert (engine.control.trees.most, engine.runner.backend.most_tree(2)) == (1, 4)
+    states = engine.runner.states
+    staged = states.staged.nbytes + states.convolved.nbytes + states.scalars.nbytes
+    assert (states.most_kept, staged) == (12, 12 * staged_bytes(target))
+    forward, launch, sizes = (
+        engine.runner.forward,
+        engine.runner.rounds.launch,
+        {"round": set(), "step": set()},
+    )
+
+    def stepped(rows, placed, token_ids, parents=None, with_head=True):
+        sizes["step"] |= {len(own) + 1 for own in parents or [] if list(own) != list(range(len(own)))}
+        return forward(rows, placed, token_ids, parents, with_head)
+
+    def launched(rows):
+        sizes["round"] |= {(len(rows), row.tree_size) for row in rows}
+        return launch(rows)
+
+    engine.runner.forward, engine.runner.rounds.launch = stepped, launched
+    found, lengths = {}, [16, 4]
+    every = [
+        SamplingParams(temperature=0.8 * idx, seed=4, max_tokens=length, ignore_eos=True)
+        for idx, length in enumerate(lengths)
+    ]
+    for idx, (prompt, params) in enumerate(zip(([8, 7, 5, 5], [10, 4, 8]), every, strict=True)):
+        engine.add_request(str(idx), prompt, params)
+    for output in engine.run():
+        found.setdefault(output.request_id, []).extend(output.token_ids)
+    engine.check_integrity()
+    assert found["0"] == generate(target, None, [8, 7, 5, 5], every[0]).token_ids
+    assert found["1"] == generate(target, None, [10, 4, 8], every[1]).token_ids
+    assert sizes["step"], "where a border is passed"
+    assert {(1, 7), (2, 4)} <= sizes["round"]
+    assert engine.metrics.num_accepted > 3, "choose another seed: no path is kept"
 
 
 @pytest.mark.parametrize("kind", ["dflash", "ngram", None])

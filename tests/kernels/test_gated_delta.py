@@ -1,5 +1,6 @@
 """Kernels of gated delta layers under Triton's interpreter, against the PyTorch layer and its cache."""
 
+import random
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,24 +70,25 @@ class Case:
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.layer.conv1d.weight.squeeze(1), self.layer.A_log, self.layer.dt_bias
 
-    def prepared(self, state: LayerState, rows=EVERY) -> tuple[Tensor, Tensor]:
+    def prepared(self, state: LayerState, rows=EVERY, tree=None) -> tuple[Tensor, Tensor]:
         """What the tokens of some rows bring, NaN where nothing is written."""
         qkv, _, a, b = (part[rows] for part in self.projected)
         layer, blank = self.layer, float("nan")
         convolved = torch.full_like(qkv, blank, memory_format=torch.contiguous_format)
         scalars = torch.full((*qkv.shape[:2], num_scalars(layer.key_heads, layer.heads)), blank)
         slots = self.slots[rows]
-        gated_delta_prepare(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, convolved, scalars)
+        kept = convolved, scalars
+        gated_delta_prepare(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, *kept, tree)
         return convolved, scalars
 
     def outputs(self, rows: int, width: int) -> Tensor:
         return torch.empty(rows, width, self.layer.heads, self.layer.value_dim, dtype=self.x.dtype)
 
-    def block(self, state: LayerState, rows=EVERY) -> Tensor:
+    def block(self, state: LayerState, rows=EVERY, tree=None) -> Tensor:
         """The rule's outputs by the kernels of blocks, of some rows."""
-        convolved, scalars = self.prepared(state, rows)
+        convolved, scalars = self.prepared(state, rows, tree)
         out = self.outputs(*convolved.shape[:2])
-        gated_delta_block(convolved, scalars, state.recurrent, self.slots[rows], out)
+        gated_delta_block(convolved, scalars, state.recurrent, self.slots[rows], out, tree)
         return out
 
     def step_alone(self, state: LayerState, row: int, t: int) -> Tensor:
@@ -100,17 +102,17 @@ class Case:
         return out[0, 0]
 
 
-def commit(cases: list[Case], states: list[LayerState], *parts: tuple[Tensor, Tensor]) -> None:
+def commit(cases: list[Case], states: list[LayerState], *parts: tuple[Tensor, Tensor], path=None, tree=None):
     """Both commits over the layers of ``cases``, of some (starts, counts) after each other; states are written."""
     qkv = torch.stack([case.projected[0] for case in cases])
-    prepared = [case.prepared(state) for case, state in zip(cases, states, strict=True)]
+    prepared = [case.prepared(state, tree=tree) for case, state in zip(cases, states, strict=True)]
     convolved, scalars = (torch.stack(part) for part in zip(*prepared, strict=True))
     conv = torch.stack([state.conv for state in states])
     recurrent = torch.stack([state.recurrent for state in states])
     slots = cases[0].slots
     for starts, counts in parts:
-        gated_delta_commit(convolved, scalars, recurrent, slots, starts, counts)
-        conv_commit(qkv, conv, slots, starts, counts)
+        gated_delta_commit(convolved, scalars, recurrent, slots, starts, counts, path)
+        conv_commit(qkv, conv, slots, starts, counts, path)
     for i, state in enumerate(states):
         state.conv.copy_(conv[i])
         state.recurrent.copy_(recurrent[i])
@@ -188,6 +190,51 @@ def test_commits_have_the_bits_of_steps(seed):
                 case.step_alone(stepped, row, t)
         assert torch.equal(state.recurrent, stepped.recurrent)
         assert torch.equal(state.conv, stepped.conv)
+
+
+def random_tree(rng: random.Random, size: int, width: int) -> tuple[list[list[int]], Tensor, Tensor]:
+    """The path to each token, and what kernels are told of a tree of ``size`` tokens; what nobody writes is -7."""
+    paths = [[0]]
+    while len(paths) < size:
+        paths.append([*paths[rng.randrange(max(0, len(paths) - 4), len(paths))], len(paths)])
+    depths, told = torch.zeros(width, dtype=torch.int64), torch.full((width, width), -7, dtype=torch.int32)
+    told[:, 0] = 0
+    for place, path in enumerate(paths):
+        depths[place] = len(path) - 1
+        told[place, : len(path)] = torch.tensor(path)
+    return paths, depths, told
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "heads"), [(torch.float32, 8, (1, 2)), (torch.bfloat16, 4, (2, 1))]
+)
+def test_tokens_of_trees_have_the_bits_of_their_paths(dtype, width, heads):
+    """Outputs, and the states behind a path committed in two parts, of two layers; padding beside trees and a chain."""
+    rng = random.Random(width)
+    cases = [Case.made(3, width, dtype, *heads, seed=width) for _ in range(2)]
+    cases[1].layer.conv1d.weight.mul_(-0.7)
+    trees = [random_tree(rng, width, width), random_tree(rng, width - 1, width), random_tree(rng, 2, width)]
+    tree = torch.stack([one[1] for one in trees]), torch.stack([one[2] for one in trees])
+    chosen = [paths[-1] for paths, *_ in trees]
+    path = torch.tensor([[*one, *range(len(one), width)] for one in chosen])
+    counts = torch.tensor([len(one) for one in chosen])
+    first = counts // 2
+    states = [case.copy() for case in cases]
+    outs = [case.block(state, tree=tree) for case, state in zip(cases, states, strict=True)]
+    commit(cases, states, (0 * first, first), (first, counts - first), path=path, tree=tree)
+    for case, state, out in zip(cases, states, outs, strict=True):
+        expected = case.copy()
+        for row, (paths, *_) in enumerate(trees):
+            slot, behind = case.slots[row], dict[int, LayerState]()
+            for *above, place in paths:
+                before = behind[above[-1]] if above else case.state
+                alone = behind[place] = LayerState(before.recurrent.clone(), before.conv.clone())
+                assert torch.equal(case.step_alone(alone, row, place), out[row, place])
+            alone = behind[chosen[row][-1]]
+            expected.recurrent[slot], expected.conv[slot] = alone.recurrent[slot], alone.conv[slot]
+            assert not out[row, len(paths) :].any(), "padding is finite"
+        assert torch.equal(state.recurrent, expected.recurrent)
+        assert torch.equal(state.conv, expected.conv)
 
 
 def test_bits_do_not_depend_on_the_tile(monkeypatch):

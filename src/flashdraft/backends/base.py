@@ -29,6 +29,7 @@ class Room:
     most_staged: int  # tokens that one row may stage in a step
     block_size: int  # the drafter's largest, 1 without one
     step_tokens: int  # that the blocks of a step have together, or whole blocks where they are timed
+    has_trees: bool  # whether blocks may be trees
     num_window_pages: int | None = (
         None  # of layers with windows, where they have their own (cache/window_pages.py)
     )
@@ -69,11 +70,6 @@ class Backend(ABC):
         self.target, self.room, self.feature_layers = target, room, feature_layers
         self.cache, self.states = self.new_storage(room)
 
-    @property
-    def can_branch(self) -> bool:
-        """Whether its steps verify trees."""
-        return True
-
     @classmethod
     @abstractmethod
     def why_not(cls, target: TargetModel) -> str | None:
@@ -110,6 +106,10 @@ class Backend(ABC):
 
     def record_prompts(self, rows: PagedRows) -> None:  # noqa: B027 - most record none
         """Make the recordings of :meth:`prompt_step`, if there are any, in the first pages."""
+
+    def most_tree(self, num_rows: int) -> int:  # noqa: ARG002
+        """Tokens of the largest trees that a step of ``num_rows`` verifies."""
+        return self.room.most_staged
 
     @abstractmethod
     def begin(self, rows: PagedRows, slot: int, source: int | None) -> None:

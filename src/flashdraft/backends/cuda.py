@@ -30,11 +30,6 @@ class CudaBackend(Backend):
         self._layers = CudaTarget(target)
         super().__init__(target, room, feature_layers)
 
-    @property
-    def can_branch(self) -> bool:
-        """See :class:`Backend`."""
-        return self.states is None
-
     @classmethod
     def why_not(cls, target: TargetModel) -> str | None:
         """See :class:`Backend`."""
@@ -45,11 +40,21 @@ class CudaBackend(Backend):
     def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:
         """See :class:`Backend`."""
         num_spare = room.num_rows * (room.most_staged + room.page_size)
-        rows, width = power_of_two(room.num_rows), power_of_two(room.block_size)
+        num_tokens = power_of_two(room.num_rows) * power_of_two(room.block_size)
+        if room.has_trees:
+            num_tokens = max(num_tokens, room.step_tokens)
+        num_kept = num_tokens if room.block_size > 1 else 0
         return (
             self._layers.new_cache(room.num_pages, room.page_size, num_spare),
-            self._layers.new_states(room.num_slots, rows, width),
+            self._layers.new_states(room.num_slots, num_tokens, num_kept),
         )
+
+    def most_tree(self, num_rows: int) -> int:
+        """See :class:`Backend`. Rows and width of a step are powers of two; of all tokens inputs of states are kept."""
+        if self.states is None:
+            return self.room.most_staged
+        each = int(self.states.most_kept) // power_of_two(num_rows)
+        return min(1 << each.bit_length() >> 1, self.room.most_staged)
 
     def new_rows(self) -> PagedRows:
         """See :class:`Backend`."""

@@ -56,11 +56,6 @@ class Rounds(Protocol):
     """Starts rounds, one after the other."""
 
     @property
-    def can_branch(self) -> bool:
-        """Whether trees run so."""
-        ...
-
-    @property
     def can_draft(self) -> bool:
         """Whether blocks longer than one token run so."""
         ...

@@ -63,11 +63,6 @@ class DeviceRounds:
         """Whether blocks longer than one token run so."""
         return self.drafter is not None
 
-    @property
-    def can_branch(self) -> bool:
-        """Whether trees run so: states follow one path."""
-        return self.drafter is not None and not self.rows.states
-
     def launch(self, rows: Sequence[RoundRow]) -> Round:
         """See :class:`flashdraft.cache.rounds.Rounds`."""
         block = power_of_two(max(row.block for row in rows))
@@ -130,7 +125,7 @@ class DeviceRounds:
             if features is not None:
                 features = features.take_along_dim(path.unsqueeze(-1), 1)
         if self.rows.states and shape.width > 1:
-            self.rows.states.commit_counts(slots, counts, shape.width)
+            self.rows.states.commit_counts(slots, counts, shape.width, path)
         if shape.width > 1 and features is not None:
             self._observe(blocks, counts, features)
         self._starts[: len(starts)] = starts + counts

@@ -119,7 +119,7 @@ class DeviceRows(PagedRows):
             return
         super().commit_paths(rows, paths)
         if self.states:
-            self.states.commit(rows, [len(path) for path in paths])
+            self.states.commit(rows, paths)
 
     def settled(self) -> None:
         """The tokens that were staged are true, or given up, as soon as the device has run: nothing is to commit."""

@@ -3,7 +3,7 @@
 A step stages: it keeps each layer's inputs and reads the states. A step of one token a row writes them as well, for
 its token is decided; a prompt's tokens are, too. A wider block keeps what its tokens bring to the recurrence, beside
 its inputs, and ``commit`` replays the accepted ones from there, all layers in one launch, by the arithmetic of the
-step. (SGLang's ReplaySSM; states of every token would be sixteen times as many.)
+step; of a tree, those on the accepted path. (SGLang's ReplaySSM; states of every token would be sixteen times as many.)
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,11 @@ from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit
 class DeviceStates:
     """States of all gated delta layers in slots, one for each sequence, and a last one that padding may write to."""
 
-    def __init__(self, layers: Sequence[GatedDeltaNet], num_slots: int, num_rows: int, width: int) -> None:
-        """For steps of at most ``num_rows`` rows, padding included, of at most ``width`` tokens."""
-        one, most_tokens = layers[0], num_rows * width
+    def __init__(
+        self, layers: Sequence[GatedDeltaNet], num_slots: int, most_tokens: int, most_kept: int
+    ) -> None:
+        """For steps of ``most_tokens`` tokens, padding included, of wider blocks ``most_kept``."""
+        one = layers[0]
         count, weight = len(layers), one.conv1d.weight
         taps, channels = one.conv_shape
         device = weight.device
@@ -37,9 +39,9 @@ class DeviceStates:
         # What a step keeps of its tokens: [qkv | z | b | a], as the layers' projections give it.
         self.staged = weight.new_zeros(count, most_tokens, channels + self.z_size + 2 * one.heads)
         # What tokens of wider blocks bring to the recurrence: nothing is kept of single ones.
-        num_kept, scalars = most_tokens if width > 1 else 0, num_scalars(one.key_heads, one.heads)
-        self.convolved = weight.new_zeros(count, num_kept, channels)
-        self.scalars = torch.zeros(count, num_kept, scalars, device=device)
+        self.most_kept, scalars = most_kept, num_scalars(one.key_heads, one.heads)
+        self.convolved = weight.new_zeros(count, most_kept, channels)
+        self.scalars = torch.zeros(count, most_kept, scalars, device=device)
         self._shape = (0, 0)  # rows and width of what is staged
         self._is_written = True  # the step has written the states
 
@@ -88,9 +90,13 @@ class DeviceStates:
         qkv, z, b, a = torch.split(staged, sizes, dim=-1)
         return qkv, z, b, a
 
-    def commit(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
-        """Make the first ``counts[i]`` staged tokens of each row true; a snapshot is left at each border it passes."""
-        done = [0] * len(rows)
+    def commit(self, rows: Sequence[CacheRow], paths: Sequence[Sequence[int]]) -> None:
+        """Make the staged tokens at ``paths[i]`` true in each row; a snapshot is left at each border that it passes."""
+        counts, done, path = [len(own) for own in paths], [0] * len(rows), None
+        if any(own[-1] != len(own) - 1 for own in paths):
+            padding = [[0] * max(counts)] * (self._shape[0] - len(rows))
+            padded = [[*own, *[0] * (max(counts) - len(own))] for own in paths]
+            path = told([*padded, *padding], self.recurrent.device)
         if self._is_written:
             assert all(count == 1 for count in counts), "a plain step's token is true"
         while done != list(counts):
@@ -98,26 +104,33 @@ class DeviceStates:
             for row, start, count in zip(rows, done, counts, strict=True):
                 ahead = [border - row.start for border, _ in row.snapshots if border > row.start + start]
                 ends.append(min([count, *ahead]))
-            self._commit(rows, done, [end - start for start, end in zip(done, ends, strict=True)])
+            self._commit(rows, done, [end - start for start, end in zip(done, ends, strict=True)], path)
             for row, start, end in zip(rows, done, ends, strict=True):
                 for border, slot in row.snapshots:
                     if start < end and border == row.start + end:
                         self.begin(slot, self.slot_of(row))
             done = ends
 
-    def commit_counts(self, slots: Tensor, counts: Tensor, width: int) -> None:
-        """Make the first ``counts`` [rows] tokens true of a block in ``slots`` [rows]; the device alone knows them."""
-        self._replay(slots, torch.zeros_like(counts), counts, (len(slots), width))
+    def commit_counts(self, slots: Tensor, counts: Tensor, width: int, path: Tensor | None) -> None:
+        """Make the first ``counts`` [rows] tokens true of a block in ``slots`` [rows]; the device alone knows them.
 
-    def _commit(self, rows: Sequence[CacheRow], starts: Sequence[int], counts: Sequence[int]) -> None:
+        ``path`` [rows, path_len]: they are those of a tree at these places; None: of chains.
+        """
+        self._replay(slots, torch.zeros_like(counts), counts, (len(slots), width), path)
+
+    def _commit(
+        self, rows: Sequence[CacheRow], starts: Sequence[int], counts: Sequence[int], path: Tensor | None
+    ) -> None:
         if self._is_written:
             return
         padding = [0] * (self._shape[0] - len(counts))
         own = [self.slot_of(row) for row in rows] + [self.spare] * len(padding)
         slots, first, count = told([own, [*starts, *padding], [*counts, *padding]], self.recurrent.device)
-        self._replay(slots, first, count, self._shape)
+        self._replay(slots, first, count, self._shape, path)
 
-    def _replay(self, slots: Tensor, starts: Tensor, counts: Tensor, shape: tuple[int, int]) -> None:
+    def _replay(
+        self, slots: Tensor, starts: Tensor, counts: Tensor, shape: tuple[int, int], path: Tensor | None
+    ) -> None:
         prepared = self.prepared(slice(None), *shape)
-        gated_delta_commit(*prepared, self.recurrent, slots, starts, counts)
-        conv_commit(self._staged_qkv(shape), self.conv, slots, starts, counts)
+        gated_delta_commit(*prepared, self.recurrent, slots, starts, counts, path)
+        conv_commit(self._staged_qkv(shape), self.conv, slots, starts, counts, path)

@@ -97,9 +97,11 @@ class StepSource:
         num_keys: int,
         rope: tuple[Tensor, Tensor],
         states: DeviceStates | None = None,
+        tree: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        """``tree``: depths and paths of trees, see ops/triton/trees.Trees."""
         self.cache, self.tables, self.visible, self.num_keys = cache, tables, visible, num_keys
-        self.rope, self.states = rope, states
+        self.rope, self.states, self.tree = rope, states, tree
         self.slots, self.width = tables.slots(cache.page_size), tables.width
         self._state_slots = tables.state_slots
 
@@ -136,8 +138,8 @@ class StepSource:
             gated_delta_step(*inputs, out)
         else:
             prepared = states.prepared(layer, len(qkv), width)
-            gated_delta_prepare(*inputs, *prepared)
-            gated_delta_block(*prepared, state, slots, out)
+            gated_delta_prepare(*inputs, *prepared, self.tree)
+            gated_delta_block(*prepared, state, slots, out, self.tree)
         return out.flatten(0, 1)
 
 

@@ -59,11 +59,11 @@ class CudaTarget:
         """Rows for its forwards."""
         return DeviceRows(cache, states)
 
-    def new_states(self, num_slots: int, num_rows: int, width: int) -> DeviceStates | None:
-        """States of ``num_slots`` sequences, for steps of at most so many rows and tokens; None where it has none."""
+    def new_states(self, num_slots: int, most_tokens: int, most_kept: int) -> DeviceStates | None:
+        """States of ``num_slots`` sequences, for steps of so many tokens (see DeviceStates); None where it has none."""
         if not self.deltas:
             return None
-        states = DeviceStates(self.deltas, num_slots, num_rows, width)
+        states = DeviceStates(self.deltas, num_slots, most_tokens, most_kept)
         self._recorded_prompt = RecordedPrompt(states)
         return states
 
@@ -170,6 +170,7 @@ class CudaTarget:
             num_keys,
             self._rope(positions.flatten()),
             rows.states,
+            None if depths is None or paths is None else (depths, paths),
         )
         x = self.model.embed(tables.token_ids.flatten())
         hidden, features = run(self.layers, self.last, x, source, feature_layers)

@@ -51,10 +51,11 @@ class BlockControl:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         self.trusts_drafter = trusts_drafter
-        can_branch = drafter is not None and drafter.can_branch and runner.backend.can_branch
-        self.draws_trees = trusts_drafter and can_branch
+        self.draws_trees = trusts_drafter and drafter is not None and drafter.can_branch
         of_recorded = round_trees if runner.drafts_in_rounds else STEP_TREES
-        self.trees = of_recorded if self.draws_trees else NO_TREES  # of recorded steps
+        # Of recorded steps.
+        fitting = of_recorded.fitting(self.max_block, runner.backend.most_tree)
+        self.trees = fitting if self.draws_trees else NO_TREES
         self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts

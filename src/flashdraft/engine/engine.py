@@ -60,15 +60,16 @@ class Engine:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids, self.simulated = eos_token_ids, simulated
         self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
+        self.tree_size = self._check_tree(draft_tree)
         num_pages = self.config.pages_for(target.config.max_position_embeddings)
         self.runner = ModelRunner(target, drafter, self.config, num_pages)
-        self.tree_size = self._check_tree(draft_tree)
         self.control = BlockControl(self.runner, drafter, costs, trusts_drafter=simulated is None)
         token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
         # Tokens of a request whose features wait for a draft.
         self.most_pending = _PENDING_BYTES // (max(token_bytes, 1) * self.config.max_running)
-        with_states, lengths = bool(self.runner.states), self.runner.backend.chunk_lengths
-        self.scheduler = Scheduler(self.config, num_pages, with_states, self.runner.window_room, lengths)
+        backend, windows, has_states = self.runner.backend, self.runner.window_room, bool(self.runner.states)
+        given = backend.most_tree, has_states, windows, backend.chunk_lengths
+        self.scheduler = Scheduler(self.config, num_pages, *given)
         self.overlap = Overlap(self.runner, simulated)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
@@ -216,8 +217,6 @@ class Engine:
     def _check_tree(self, draft_tree: int | None) -> int:
         if self.simulated and draft_tree:
             raise UsageError("simulated acceptance knows chains alone; expected no draft_tree beside it")
-        if draft_tree and not self.runner.backend.can_branch:
-            raise UsageError("states take chains alone on CUDA: leave draft_tree out, or try backend eager")
         return check_tree(self.drafter, draft_tree)
 
     def _max_len(self, prompt: Sequence[int], params: SamplingParams) -> int:

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from flashdraft.admission import MAX_TREE
 from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.kv_cache import KVShape
+from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
+from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.drafter_network import DrafterNetwork
+from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 
 _GB = 10**9
@@ -37,7 +40,7 @@ class MemoryPlan:
     kv_bytes: int  # of one token, all attention layers of the target
     draft_kv_bytes: int  # of one token
     state_bytes: int  # of one sequence: states of gated delta layers
-    staged_bytes: int  # of one request in a step: what its block stages of such layers to roll back
+    staged_bytes: int  # of one token in a step: what is kept of it until such layers' states are committed
     num_checkpoints: int  # states kept for prefixes, beside one of each request
     activation_bytes: int  # of one step: its logits, and the widest tensors of a layer
     kv_heads: int
@@ -49,6 +52,7 @@ class MemoryPlan:
     chunk_bytes: int = (
         0  # of recorded chunks of prompts: what lies between recordings, and what one takes as it runs
     )
+    staged_tokens: int = 0  # of the largest step on a GPU, for which ``staged_bytes`` are kept
 
     @property
     def spare_bytes(self) -> int:
@@ -77,9 +81,8 @@ class MemoryPlan:
 
     def device_bytes(self, num_devices: int) -> int:
         """What each of ``num_devices`` that share every layer holds before any token of context."""
-        states = self.num_checkpoints * self.state_bytes + self.max_running * (
-            self.state_bytes + self.staged_bytes
-        )
+        states = (self.num_checkpoints + self.max_running + 1) * self.state_bytes  # one for padding
+        states += self.staged_tokens * self.staged_bytes
         shared = self.weight_bytes + self.draft_weight_bytes + states + self.spare_bytes
         return (shared + self.activation_bytes + self.chunk_bytes) // num_devices
 
@@ -125,8 +128,8 @@ class MemoryPlan:
             return []
         state, staged = (f"{size / 1e6:.1f} MB" for size in (self.state_bytes, self.staged_bytes))
         return [
-            f"states: {state} a request and for each of {self.num_checkpoints} kept prefixes; {staged} a request to"
-            " roll a block back"
+            f"states: {state} a request and for each of {self.num_checkpoints} kept prefixes; {staged} for each of"
+            f" {self.staged_tokens} tokens of a step's blocks"
         ]
 
 
@@ -171,7 +174,7 @@ def plan_memory(
         kv_bytes=kv_bytes,
         draft_kv_bytes=draft_kv,
         state_bytes=state_bytes,
-        staged_bytes=_staged_bytes(model, block_size),
+        staged_bytes=staged_bytes(model),
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
         activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens),
         chunk_bytes=_chunk_bytes(model),
@@ -181,6 +184,7 @@ def plan_memory(
         layer_bytes=max(_kv_bytes([shape], model.head_weight()) for shape in model.kv_shapes()),
         window_bytes=_kv_bytes(windowed, model.head_weight()),
         window_tokens=room.num_pages * engine.page_size if room else 0,
+        staged_tokens=_staged_tokens(drafter, engine),
     )
 
 
@@ -208,16 +212,23 @@ def _cache_bytes(model: TargetModel) -> tuple[int, int]:
     )
 
 
-def _staged_bytes(model: TargetModel, block_size: int) -> int:
-    """The rule's inputs in float32 and the convolution's, of each layer, and the states behind the block."""
-    cache, config = model.new_cache(1, 1), model.config
-    if not isinstance(cache, HybridCache):
-        return 0
-    heads = config.linear_num_value_heads
-    per_token = 4 * heads * (2 * config.linear_key_head_dim + config.linear_value_head_dim + 2)
-    convolved = [state.conv.shape[-1] * state.conv.element_size() for state in cache.states.values()]
-    states = sum(state.recurrent.nbytes for state in cache.states.values())
-    return int(states + block_size * sum(per_token + channels for channels in convolved))
+def _staged_tokens(drafter: DrafterNetwork | None, engine: EngineConfig) -> int:
+    """Whole blocks in rows and of widths that are powers of two, or trees of all that a step may verify."""
+    block_size = 1 if drafter is None else drafter.config.block_size
+    blocks = power_of_two(engine.max_running) * power_of_two(block_size)
+    return max(blocks, engine.step_tokens) if isinstance(drafter, DFlashModel) else blocks
+
+
+def staged_bytes(model: TargetModel) -> int:
+    """Of one token, what a step on a GPU keeps of all gated delta layers (cuda/states.py).
+
+    Its inputs [qkv | z | b | a], q, k and v behind the convolution, and in float32 three numbers of each key head and
+    two of each head.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GatedDeltaNet)]
+    inputs = sum(2 * one.conv_shape[1] + one.sizes[2] + 2 * one.heads for one in layers)
+    scalars = sum(3 * one.key_heads + 2 * one.heads for one in layers)
+    return int(inputs * model.head_weight().element_size() + 4 * scalars)
 
 
 def _activation_bytes(model: TargetModel, num_slots: int, step_tokens: int) -> int:

@@ -76,6 +76,7 @@ class ModelRunner:
         self.window_room = windowed if windowed and windowed.num_pages < num_pages else None
         room = Room(
             num_rows, num_pages, size, config.num_slots, MAX_TREE, max(largest, 1), step_tokens,
+            drafter is not None and drafter.can_branch,
             self.window_room.num_pages if self.window_room else None,
         )  # fmt: skip
         self.backend = backend(target, room, self.feature_layers)

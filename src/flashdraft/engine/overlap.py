@@ -102,7 +102,8 @@ class Overlap:
         for num_pages, block, count, rule in product(sorted(longest), known, doubling(num_rows), rules):
             pages, start = range(num_pages), num_pages * cache.page_size
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
-            tree = (tree_size or few.size(count, block)) if block > 1 else 0
+            asked = min(tree_size, self.runner.backend.most_tree(count))
+            tree = (asked or few.size(count, block)) if block > 1 else 0
             rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1, tree, rule) for row in where]
             for _ in range(2):  # the first chooses kernels
                 rounds.launch(rows).ends()
@@ -113,7 +114,6 @@ class Overlap:
         return rounds is not None and all(
             not (request.answer.needs_host or request.snapshots)
             and (rounds.can_draft or request.block_size == 1)
-            and (rounds.can_branch or not request.tree_size)
             for request in requests
         )
 

@@ -7,7 +7,7 @@ last gives up its own and is computed again later; what of it is still cached th
 """
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from flashdraft.backends.registry import AUTO_BACKEND, check_backend
@@ -123,11 +123,13 @@ class Scheduler:
         self,
         config: EngineConfig,
         num_pages: int,
+        most_tree: Callable[[int], int],
         has_states: bool = False,
         window_room: WindowRoom | None = None,
         chunk_lengths: Sequence[int] = (),
     ) -> None:
-        self.config = config
+        """``most_tree``: tokens of the largest trees that a step of so many requests verifies."""
+        self.config, self.most_tree = config, most_tree
         self.windows = WindowPool(window_room, config.page_size) if window_room else None
         self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
@@ -240,7 +242,7 @@ class Scheduler:
 
     def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> None:
         decoding = [r for r in decoding if r.pages and not r.ends_in_flight]
-        num_left, used = len(decoding), 0
+        num_left, used, most_tree = len(decoding), 0, self.most_tree(len(decoding))
         for request in decoding:
             if not request.pages:  # preempted, by this step perhaps
                 continue
@@ -251,7 +253,7 @@ class Scheduler:
             end = min(request.num_committed + request.num_in_flight + num_tokens, request.max_len)
             if self._make_room(request, end, step):
                 if request.tree_size and num_tokens > 1:
-                    num_tokens = min(request.tree_size, share)
+                    num_tokens = min(request.tree_size, share, most_tree)
                 step.blocks.append((request, num_tokens))
                 used += num_tokens
 

@@ -1,7 +1,7 @@
 """What steps cost on this machine: target and drafter timed at a few shapes. Nothing is committed to any page."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from time import perf_counter
 
@@ -34,6 +34,12 @@ class FewTrees:
     def size(self, num_rows: int, block: int) -> int:
         """Tokens of a tree, anchor included, of each of ``num_rows`` requests that draft ``block``; 0: a chain."""
         return self.num_blocks * block if num_rows <= self.most and block > 1 else 0
+
+    def fitting(self, max_block: int, most_tree: Callable[[int], int]) -> "FewTrees":
+        """Of as many requests as may have such trees: ``most_tree`` gives their size for a number of requests."""
+        size = self.num_blocks * max_block
+        fits = [num_rows for num_rows in range(1, self.most + 1) if most_tree(num_rows) >= size]
+        return replace(self, most=max(fits, default=0))
 
 
 NO_TREES, STEP_TREES = FewTrees(0), FewTrees(4)

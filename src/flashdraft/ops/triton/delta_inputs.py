@@ -98,25 +98,37 @@ def _input_at(x, conv, at, t, there, x_token, channels: tl.constexpr):  # type: 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _conv_of_block(x, weight, conv, y, at, t, there, x_token, y_token, channels: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The same of tokens ``t``, [channels, tokens]; it is kept."""
+def _conv_of_block(  # type: ignore[no-untyped-def]
+    x, weight, conv, y, at, t, t1, t2, t3, there, x_token, y_token, channels: tl.constexpr
+):
+    """The same of tokens ``t``, which follow those at ``t1``, ``t2``, ``t3``, [channels, tokens]; it is kept."""
     at, t, there = at[:, None], t[None, :], there[None, :]
     w3, w2, w1, w0 = _tap_weights(weight, at)
-    x3 = _input_at(x, conv, at, t - 3, there, x_token, channels)
-    x2 = _input_at(x, conv, at, t - 2, there, x_token, channels)
-    x1 = _input_at(x, conv, at, t - 1, there, x_token, channels)
+    x3 = _input_at(x, conv, at, t3[None, :], there, x_token, channels)
+    x2 = _input_at(x, conv, at, t2[None, :], there, x_token, channels)
+    x1 = _input_at(x, conv, at, t1[None, :], there, x_token, channels)
     x0 = _input_at(x, conv, at, t, there, x_token, channels)
     result = _silu_conv(x3, x2, x1, x0, w3, w2, w1, w0)
     tl.store(y + at + t * y_token, result.to(x0.dtype), there & (at >= 0))
     return result
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _before(t, back: tl.constexpr, depths, paths, width, there, has_tree: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the token ``back`` tokens before those at ``t`` stands; before the block it is -1, -2 and so on."""
+    place = t - back
+    if has_tree:
+        depth = (tl.load(depths + t, there, 0) - back).to(tl.int32)
+        place = tl.where(depth < 0, depth, tl.load(paths + t * width + depth, there & (depth >= 0), 0))
+    return place
+
+
 @triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def _prepare_kernel(  # type: ignore[no-untyped-def]
-    qkv, a, b, weight, a_log, dt_bias, conv, slots, convolved, scalars, width,
+    qkv, a, b, weight, a_log, dt_bias, conv, slots, convolved, scalars, depths, paths, width,
     x_row, x_token, gate_row, gate_token, conv_slot, y_row, y_token, scalar_row, scalar_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    tokens: tl.constexpr,
+    tokens: tl.constexpr, has_tree: tl.constexpr,
 ):  # fmt: skip
     unit, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channels: tl.constexpr = 2 * key_heads * key_dim + heads * value_dim
@@ -124,11 +136,16 @@ def _prepare_kernel(  # type: ignore[no-untyped-def]
     there = t < width
     x, past, y = qkv + row * x_row, conv + tl.load(slots + row) * conv_slot, convolved + row * y_row
     scalar = scalars + row * scalar_row + t * scalar_token + unit
+    depths += row * width
+    paths += row * width * width
+    t1 = _before(t, 1, depths, paths, width, there, has_tree)
+    t2 = _before(t, 2, depths, paths, width, there, has_tree)
+    t3 = _before(t, 3, depths, paths, width, there, has_tree)
     if unit < key_heads:  # q and k of one head
         at = unit * key_dim + tl.arange(0, key_dim)
-        q = _conv_of_block(x, weight, past, y, at, t, there, x_token, y_token, channels)
+        q = _conv_of_block(x, weight, past, y, at, t, t1, t2, t3, there, x_token, y_token, channels)
         at += key_heads * key_dim
-        k = _conv_of_block(x, weight, past, y, at, t, there, x_token, y_token, channels)
+        k = _conv_of_block(x, weight, past, y, at, t, t1, t2, t3, there, x_token, y_token, channels)
         k_scale, q_scale, qk = key_scalars(q, k, key_dim, tokens)
         tl.store(scalar, k_scale, there)
         tl.store(scalar + key_heads, q_scale, there)
@@ -136,7 +153,7 @@ def _prepare_kernel(  # type: ignore[no-untyped-def]
     else:  # v and gates of one
         head = unit - key_heads
         at = 2 * key_heads * key_dim + head * value_dim + tl.arange(0, value_dim)
-        _conv_of_block(x, weight, past, y, at, t, there, x_token, y_token, channels)
+        _conv_of_block(x, weight, past, y, at, t, t1, t2, t3, there, x_token, y_token, channels)
         gate = row * gate_row + t * gate_token + head
         fade, open_by = tl.load(a + gate, there, 0.0), tl.load(b + gate, there, 0.0)
         decay, beta = gates_of(fade, open_by, tl.load(a_log + head), tl.load(dt_bias + head))
@@ -174,17 +191,20 @@ def num_scalars(key_heads: int, heads: int) -> int:
 def gated_delta_prepare(
     qkv: Tensor, a: Tensor, b: Tensor, conv_weight: Tensor, a_log: Tensor, dt_bias: Tensor,
     conv: Tensor, state: Tensor, slots: Tensor, convolved: Tensor, scalars: Tensor,
+    tree: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """What the tokens of a block bring to one layer's recurrence: ``convolved`` and ``scalars`` are written.
 
     Inputs as in ``gated_delta_step``, of any width; of ``state`` only the shape counts. ``convolved``
     [rows, width, channels] of ``qkv``'s type; ``scalars`` [rows, width, num_scalars] float32, see :func:`num_scalars`.
+    ``tree``: depths int64 [rows, width] and paths int32 [rows, width, width] of trees, as ops/triton/trees.Trees has
+    them; None: chains.
     """
     shape, (rows, width, _) = constants(qkv, state), qkv.shape
     check_inputs(qkv, a, b, conv)
     grid = (shape["key_heads"] + shape["heads"], triton.cdiv(width, TOKENS), rows)
     _prepare_kernel[grid](
-        qkv, a, b, conv_weight, a_log, dt_bias, conv, slots, convolved, scalars, width,
+        qkv, a, b, conv_weight, a_log, dt_bias, conv, slots, convolved, scalars, *(tree or (slots, slots)), width,
         *qkv.stride()[:2], *a.stride()[:2], conv.stride(0), *convolved.stride()[:2], *scalars.stride()[:2],
-        **shape, tokens=TOKENS, **EXACT,
+        **shape, tokens=TOKENS, has_tree=tree is not None, **EXACT,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Of wider blocks all tokens are prepared at once: what they bring (q, k and v behind convolution and silu, lengths,
 gates) is kept, and the recurrence, step after step of tokens, only loads it; so does the commit. A program of the
-recurrence has one row, one value head and a tile of its value dimension, and keeps its part of the state in registers.
+recurrence has one row, one value head and a tile of its value dimension, and keeps its part of the state in registers;
+of a tree it has one path as well, from the root to a leaf. Paths share tokens, each of which then has the same bits.
 
 Every sum over key dimensions is written out: halves are added to each other, the state's by fused products of every
 fourth key first. No other product is fused with a sum. So the bits of a token depend neither on the number of rows, nor
@@ -138,12 +139,21 @@ def _step_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _place(path, number, has_path: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where token ``number`` of a row, or of one path of its tree, stands in the row."""
+    place = number
+    if has_path:
+        place = tl.load(path + number)
+    return place
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _prepared(  # type: ignore[no-untyped-def]
-    convolved, scalars, t, end, q_at, column, head, y_token, scalar_token,
-    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, has_out: tl.constexpr,
+    convolved, scalars, path, t, end, q_at, column, head, y_token, scalar_token, heads: tl.constexpr,
+    key_heads: tl.constexpr, key_dim: tl.constexpr, has_path: tl.constexpr, has_out: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, 1 / |k|, scale / |q|, their product, decay and beta of token ``t``; the last one's from ``end`` on."""
-    t = tl.minimum(t, end - 1)
+    t = _place(path, tl.minimum(t, end - 1), has_path)
     y, scalar = convolved + t * y_token, scalars + t * scalar_token
     of_key = scalar + head // (heads // key_heads)
     k = tl.load(y + q_at + key_heads * key_dim)
@@ -157,27 +167,27 @@ def _prepared(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _run_tokens(  # type: ignore[no-untyped-def]
-    convolved, scalars, out, s0, s1, s2, s3, head, tile, first, end, y_token, scalar_token, out_token,
+    convolved, scalars, path, out, s0, s1, s2, s3, head, tile, first, end, y_token, scalar_token, out_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr, has_out: tl.constexpr,
+    values: tl.constexpr, has_path: tl.constexpr, has_out: tl.constexpr,
 ):  # fmt: skip
-    """The state after the tokens ``first`` .. ``end`` - 1 of one row; outputs where wanted."""
+    """The state after the tokens ``first`` .. ``end`` - 1 of one row, or of its ``path``; outputs where wanted."""
     q_at, column = _places(head, tile, heads, key_heads, key_dim, value_dim, values)
     q, k, v, k_scale, q_scale, qk, decay, beta = _prepared(
-        convolved, scalars, first, end, q_at, column, head, y_token, scalar_token,
-        heads, key_heads, key_dim, has_out,
+        convolved, scalars, path, first, end, q_at, column, head, y_token, scalar_token,
+        heads, key_heads, key_dim, has_path, has_out,
     )  # fmt: skip
     for t in range(first, end):
         # Loaded a token ahead: there is much to compute meanwhile.
         q_next, k_next, v_next, next_k_scale, next_q_scale, next_qk, next_decay, next_beta = _prepared(
-            convolved, scalars, t + 1, end, q_at, column, head, y_token, scalar_token,
-            heads, key_heads, key_dim, has_out,
+            convolved, scalars, path, t + 1, end, q_at, column, head, y_token, scalar_token,
+            heads, key_heads, key_dim, has_path, has_out,
         )  # fmt: skip
         s0, s1, s2, s3, read = _update(
             s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, has_out
         )
         if has_out:
-            tl.store(out + t * out_token + column, read.to(out.dtype.element_ty))
+            tl.store(out + _place(path, t, has_path) * out_token + column, read.to(out.dtype.element_ty))
         q, k, v, k_scale, q_scale = q_next, k_next, v_next, next_k_scale, next_q_scale
         qk, decay, beta = next_qk, next_decay, next_beta
     return s0, s1, s2, s3
@@ -195,17 +205,48 @@ def _block_kernel(  # type: ignore[no-untyped-def]
     at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
     s0, s1, s2, s3 = _load_state(at, value_dim)
     _run_tokens(
-        convolved + row * y_row, scalars + row * scalar_row, out + row * out_row, s0, s1, s2, s3, head, tile,
-        0, width, y_token, scalar_token, out_token, heads, key_heads, key_dim, value_dim, values, True,
+        convolved + row * y_row, scalars + row * scalar_row, slots, out + row * out_row,
+        s0, s1, s2, s3, head, tile, 0, width, y_token, scalar_token, out_token,
+        heads, key_heads, key_dim, value_dim, values, False, True,
     )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _tree_kernel(  # type: ignore[no-untyped-def]
+    convolved, scalars, state, slots, depths, paths, out,
+    y_row, y_token, scalar_row, scalar_token, state_slot, out_row, out_token,
+    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
+    values: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    tiles: tl.constexpr = value_dim // values
+    head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    place, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    depths += row * width
+    paths += row * width * width
+    out += row * out_row
+    depth, others = tl.load(depths + place), tl.arange(0, width)
+    is_deeper = tl.load(depths + others) > depth
+    is_behind = is_deeper & (tl.load(paths + others * width + depth, is_deeper, -1) == place)
+    if (depth == 0) & (place > 0):  # padding, which has to be finite
+        column = head * value_dim + tile * values + tl.arange(0, values)
+        tl.store(out + place * out_token + column, tl.zeros([values], out.dtype.element_ty))
+    elif tl.sum(is_behind.to(tl.int32), 0) == 0:
+        slot = tl.load(slots + row)
+        at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
+        s0, s1, s2, s3 = _load_state(at, value_dim)
+        _run_tokens(
+            convolved + row * y_row, scalars + row * scalar_row, paths + place * width, out,
+            s0, s1, s2, s3, head, tile, 0, (depth + 1).to(tl.int32), y_token, scalar_token, out_token,
+            heads, key_heads, key_dim, value_dim, values, True, True,
+        )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _commit_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, state, slots, starts, counts,
+    convolved, scalars, state, slots, starts, counts, paths, path_len,
     y_layer, y_row, y_token, scalar_layer, scalar_row, scalar_token, state_layer, state_slot,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr,
+    values: tl.constexpr, has_path: tl.constexpr,
 ):  # fmt: skip
     tiles: tl.constexpr = value_dim // values
     head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -216,17 +257,17 @@ def _commit_kernel(  # type: ignore[no-untyped-def]
         at = _state_at(own, head, tile, key_dim, value_dim, values)
         s0, s1, s2, s3 = _load_state(at, value_dim)
         s0, s1, s2, s3 = _run_tokens(
-            convolved + layer * y_layer + row * y_row, scalars + layer * scalar_layer + row * scalar_row, scalars,
-            s0, s1, s2, s3, head, tile, start, start + count, y_token, scalar_token, 0,
-            heads, key_heads, key_dim, value_dim, values, False,
+            convolved + layer * y_layer + row * y_row, scalars + layer * scalar_layer + row * scalar_row,
+            paths + row * path_len, scalars, s0, s1, s2, s3, head, tile, start, start + count,
+            y_token, scalar_token, 0, heads, key_heads, key_dim, value_dim, values, has_path, False,
         )  # fmt: skip
         _store_state(at, s0, s1, s2, s3, value_dim)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _conv_kernel(  # type: ignore[no-untyped-def]
-    qkv, conv, slots, starts, counts, x_layer, x_row, x_token, conv_layer, conv_slot,
-    num_channels: tl.constexpr, tile: tl.constexpr,
+    qkv, conv, slots, starts, counts, paths, path_len, x_layer, x_row, x_token, conv_layer, conv_slot,
+    num_channels: tl.constexpr, tile: tl.constexpr, has_path: tl.constexpr,
 ):  # fmt: skip
     row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, count = tl.load(starts + row), tl.load(counts + row)
@@ -234,16 +275,17 @@ def _conv_kernel(  # type: ignore[no-untyped-def]
         at = tl.program_id(0) * tile + tl.arange(0, tile)
         there = at < num_channels
         past = conv + layer * conv_layer + tl.load(slots + row) * conv_slot + at
-        last = qkv + layer * x_layer + row * x_row + (start + count - 1) * x_token + at
+        x, path, last = qkv + layer * x_layer + row * x_row + at, paths + row * path_len, start + count - 1
         second = tl.load(past + 2 * num_channels, there)
         third = tl.load(past + num_channels, there)
         if count > 1:
-            third, second = second, tl.load(last - x_token, there)
+            third, second = second, tl.load(x + _place(path, last - 1, has_path) * x_token, there)
         if count > 2:
-            third = tl.load(last - 2 * x_token, there)
+            third = tl.load(x + _place(path, last - 2, has_path) * x_token, there)
         tl.store(past, third, there)
         tl.store(past + num_channels, second, there)
-        tl.store(past + 2 * num_channels, tl.load(last, there), there)
+        newest = tl.load(x + _place(path, last, has_path) * x_token, there)
+        tl.store(past + 2 * num_channels, newest, there)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -282,10 +324,22 @@ def gated_delta_step(
     )  # fmt: skip
 
 
-def gated_delta_block(convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, out: Tensor) -> None:
-    """One layer's outputs ``out`` [rows, width, heads, value_dim] of prepared tokens; ``state`` is only read."""
+def gated_delta_block(
+    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, out: Tensor,
+    tree: tuple[Tensor, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """One layer's outputs ``out`` [rows, width, heads, value_dim] of prepared tokens; ``state`` is only read.
+
+    ``tree``: as in ``gated_delta_prepare``; their width is a power of two.
+    """
     shape, (rows, width, _) = constants(convolved, state), convolved.shape
     values = min(VALUES, shape["value_dim"])
+    if tree is not None:
+        _tree_kernel[(shape["value_dim"] // values * shape["heads"], width, rows)](
+            convolved, scalars, state, slots, *tree, out, *convolved.stride()[:2], *scalars.stride()[:2],
+            state.stride(0), *out.stride()[:2], **shape, values=values, width=width, **EXACT,
+        )  # fmt: skip
+        return
     _block_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
         convolved, scalars, state, slots, out, width, *convolved.stride()[:2], *scalars.stride()[:2],
         state.stride(0), *out.stride()[:2], **shape, values=values, **EXACT,
@@ -293,29 +347,39 @@ def gated_delta_block(convolved: Tensor, scalars: Tensor, state: Tensor, slots: 
 
 
 def gated_delta_commit(
-    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, starts: Tensor, counts: Tensor
-) -> None:
+    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, starts: Tensor, counts: Tensor,
+    path: Tensor | None = None,
+) -> None:  # fmt: skip
     """Replay tokens ``starts[row]`` .. ``starts[row] + counts[row]`` - 1 of each row into its states, all layers.
 
     ``convolved`` [layers, rows, width, channels] and ``scalars`` [layers, rows, width, num_scalars] as
     ``gated_delta_prepare`` left them; ``state`` [layers, num_slots, heads, key_dim, value_dim]; ``slots``, ``starts``,
-    ``counts`` [rows]. The bits are those of steps of one token.
+    ``counts`` [rows]. ``path`` int64 [rows, path_len]: token i is the one at place ``path[row, i]``; None: at i. The
+    bits are those of steps of one token.
     """
     shape = constants(convolved, state)
     num_layers, rows, _, _ = convolved.shape
     values = min(VALUES, shape["value_dim"])
     _commit_kernel[(shape["value_dim"] // values * shape["heads"], rows, num_layers)](
-        convolved, scalars, state, slots, starts, counts, *convolved.stride()[:3], *scalars.stride()[:3],
-        *state.stride()[:2], **shape, values=values, **EXACT,
+        convolved, scalars, state, slots, starts, counts, *_told_path(path, starts),
+        *convolved.stride()[:3], *scalars.stride()[:3], *state.stride()[:2],
+        **shape, values=values, has_path=path is not None, **EXACT,
     )  # fmt: skip
 
 
-def conv_commit(qkv: Tensor, conv: Tensor, slots: Tensor, starts: Tensor, counts: Tensor) -> None:
+def _told_path(path: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
+    """A path and its length as kernels take them; without one, whatever tensor."""
+    return (like, 0) if path is None else (path, path.stride(0))
+
+
+def conv_commit(
+    qkv: Tensor, conv: Tensor, slots: Tensor, starts: Tensor, counts: Tensor, path: Tensor | None = None
+) -> None:
     """Append the inputs of the same tokens to ``conv`` [layers, num_slots, 3, channels], its last three, all layers."""
     num_layers, rows, _, channels = qkv.shape
     _conv_kernel[(triton.cdiv(channels, CONV_TILE), rows, num_layers)](
-        qkv, conv, slots, starts, counts, *qkv.stride()[:3], conv.stride(0), conv.stride(1),
-        num_channels=channels, tile=CONV_TILE, num_warps=4,
+        qkv, conv, slots, starts, counts, *_told_path(path, starts), *qkv.stride()[:3], *conv.stride()[:2],
+        num_channels=channels, tile=CONV_TILE, has_path=path is not None, num_warps=4,
     )  # fmt: skip
 
 
