@@ -57,6 +57,8 @@ def test_flags_of_vllm_and_sglang_mean_ours(run: Run, argv: tuple[str, ...]) -> 
         (("--speculative-config", '{"method": "eagle3"}'), "'eagle3'; expected 'dflash'"),
         (("--speculative-config", '{"prompt_lookup_max": 3}'), "prompt_lookup_max"),
         (("--speculative-config", "{"), "not JSON"),
+        (("--max-prefill-slowdown", "0.9"), "max_prefill_slowdown is 0.9; expected more than 1"),
+        (("--chunked-prefill-size", "0"), "max_prompt_tokens is 0; expected 1 or more"),
         (("--speculative-config", VLLM, "--block-size", "8"), "say it once"),
         (("--mem-fraction-static", "0.8"), "--mem-fraction-static"),
         (("--tp-size", "2"), "--tp-size"),

@@ -129,12 +129,13 @@ class ServeOptions:
         ),
     ] = None
     max_prefill_slowdown: Annotated[
-        float,
+        float | None,
         _engine(
             "--max-prefill-slowdown",
             help="How many times as long a step may take for prompts, while others wait for their next token.",
+            show_default="2.5 on a GPU, else any",
         ),
-    ] = 2.5
+    ] = None
     max_total_tokens: Annotated[
         int | None,
         _engine(
