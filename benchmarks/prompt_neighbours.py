@@ -61,6 +61,7 @@ class Neighbours:
             max_running=16, prefix_caching=False, num_pages=-(-tokens // 16) + 16, **RULES[rule]
         )
         self.engine = Engine(target, None, config, (), None, 1)
+        self.engine.runner.record_prompts()  # as at a server's start
         self.quiet, self.busy, self.first_s, self.prefill_s = [], [], [], []
         self._last = {}  # when each neighbour's last token came
 
