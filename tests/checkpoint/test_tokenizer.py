@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 import regex
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.gpt2.tokenization_gpt2 import GPT2Tokenizer
@@ -248,3 +248,19 @@ def test_folder_with_broken_tokenizer(folder, content):
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read \(.*\); fetch it again"):
         load_tokenizer(folder)
+
+
+def test_folder_whose_added_ids_leave_a_gap(folder):
+    mask = "<|mask|>"
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    backend.add_special_tokens([mask])
+    file = json.loads(backend.to_str())
+    file["added_tokens"][0]["id"] = 7  # a spare row of the embeddings; tokenizers counts on, to 2
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(
+        CheckpointError, match=r"'<\|mask\|>' the id 7, .* load it as 2, .* add it to model\.vocab"
+    ):
+        load_tokenizer(folder)
+    file["model"]["vocab"][mask] = 7
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    assert load_tokenizer(folder).encode(f"a{mask}b") == [0, 7, 1]

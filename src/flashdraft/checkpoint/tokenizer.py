@@ -50,7 +50,7 @@ def folder_tokenizer(folder: Path) -> Any:
 
     tokenizer.json is taken as it stands, whatever class tokenizer_config.json names: transformers' classes
     (GPT2Tokenizer, ...) may build their own steps around its vocabulary. Raises CheckpointError when there
-    is none.
+    is none, and for added tokens that tokenizers would give other ids than the file does.
     """
     check_folder(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -59,12 +59,24 @@ def folder_tokenizer(folder: Path) -> Any:
             " or work on token ids (skip_tokenizer_init)"
         )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{folder / 'tokenizer.json'} cannot be read ({reason}); fetch it again"
         ) from error
+    _check_added_ids(tokenizer, folder / "tokenizer.json")
+    return tokenizer
+
+
+def _check_added_ids(tokenizer: Any, file: Path) -> None:
+    """tokenizers counts added tokens on from the vocabulary, whatever their ids in the file, which may leave a gap."""
+    for one in json.loads(file.read_text(encoding="utf-8")).get("added_tokens") or ():
+        if (loaded := tokenizer.convert_tokens_to_ids(one["content"])) != one["id"]:
+            raise CheckpointError(
+                f"{file} gives {one['content']!r} the id {one['id']}, and tokenizers would load it as {loaded}, for the"
+                " ids leave a gap; add it to model.vocab with its id too, or fetch the file again"
+            )
 
 
 def gguf_tokenizer(file: GGUFFile) -> Any:
