@@ -238,7 +238,8 @@ def test_nobody_takes_the_place_or_the_pages_of_who_came_before() -> None:
     for name, length in (("runs", 60), ("long", 60), ("short", 5)):
         engine.add_request(name, prompt_of(len(name), length), params(1))
     for _ in range(3):
-        engine.step()
+        assert not engine.step()  # nor has the short one come and gone
+        engine.check_integrity()
     assert [request.request_id for request in engine.scheduler.running] == ["runs", "long"]
 
 
