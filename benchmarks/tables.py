@@ -88,7 +88,7 @@ def losses() -> str:
     humaneval = next(row for row in rows("h100/long") if (row.task, row.method) == ("humaneval", "auto"))
     auto, plain = "flashdraft auto (bf16)", "flashdraft AR (bf16)"
     first = peer_rows()
-    many, one = "32 at a time", "1 at a time"
+    eight = "8 at a time"
     lines = [
         [
             "H100, 8 requests, answers up to 4,096 tokens, most of which loop",
@@ -97,14 +97,9 @@ def losses() -> str:
         ],
         ["the same, HumanEval alone", f"`auto` {humaneval.speedup:.2f}x", "plain decoding 1.00x"],
         [
-            "2 EPYC cores, 32 requests over HTTP, one round",
-            f"`auto` {first[auto][many]} tokens/s",
-            f"plain decoding {first[plain][many]}",
-        ],
-        [
-            "2 EPYC cores, 1 request over HTTP, without a drafter",
-            f"{first[plain][one]} tokens/s",
-            f"llama.cpp {first['llama.cpp AR (bf16)'][one]}",
+            "2 EPYC cores, 8 requests over HTTP, one round",
+            f"`auto` {first[auto][eight]} tokens/s",
+            f"plain decoding {first[plain][eight]}",
         ],
     ]
     return markdown(["where", "flashdraft", "faster"], lines, num_text=3)
@@ -130,12 +125,15 @@ def peers() -> str:
 
 
 def peers_later() -> str:
-    at_16, at_32 = peer_rows("peers/repeats"), peer_rows("peers/repeats/32")
+    """Runs of later commits: of 1 request, of 8 and 16, of 32."""
+    found = {"1": "repeats/1", "8": "repeats", "16": "repeats", "32": "repeats/load"}
+    cells = {f"{load} at a time": peer_rows(f"peers/{folder}") for load, folder in found.items()}
+    names = dict.fromkeys(name for rows in cells.values() for name in rows)
     lines = [
-        [name, at_32[name]["8 at a time"], at_16[name]["16 at a time"], at_32[name]["32 at a time"]]
-        for name in at_32
+        [name, *(rows[name][column] if name in rows else "–" for column, rows in cells.items())]
+        for name in names
     ]
-    return markdown(["tokens/s", "8 at a time", "16 at a time", "32 at a time"], lines)
+    return markdown(["tokens/s", *cells], lines)
 
 
 def by_load(*folders: str) -> Callable[[], str]:

@@ -51,7 +51,9 @@ class BlockControl:
         self.runner = runner
         self.max_block = drafter.max_block_size if drafter else 1
         self.trusts_drafter = trusts_drafter
-        self.draws_trees = trusts_drafter and drafter is not None and drafter.can_branch
+        # Recorded trees of recurrent states are right and not timed on any card: `auto` leaves them to who asks.
+        is_timed = not (runner.states and runner.backend.is_recorded)
+        self.draws_trees = trusts_drafter and drafter is not None and drafter.can_branch and is_timed
         of_recorded = round_trees if runner.drafts_in_rounds else STEP_TREES
         # Of recorded steps.
         fitting = of_recorded.fitting(self.max_block, runner.backend.most_tree)
