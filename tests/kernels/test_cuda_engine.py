@@ -13,6 +13,7 @@ from transformers import Ministral3Config
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.memory_plan import staged_bytes
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.step_timing import NO_TREES
 from flashdraft.generate import generate
 from flashdraft.models.base import build_target
 from flashdraft.ops.quantized import SYMMETRIC_ZERO, UNIT, QuantizedLinear, QuantizedWeight, arranged, packed
@@ -144,7 +145,8 @@ def test_trees_of_a_hybrid():
     drafter = DFlashDrafter(toy_dflash(target, num_hidden_layers=1, block_size=4).to(DEVICE), target)
     config = EngineConfig(max_running=2, max_step_tokens=12, page_size=4, num_pages=96, checkpoint_pages=4)
     engine = Engine(target, drafter, config, (), None, 4, draft_tree=7)
-    assert (engine.control.trees.most, engine.runner.backend.most_tree(2)) == (1, 4)
+    assert engine.control.trees == NO_TREES, "of itself auto has none"
+    assert engine.runner.backend.most_tree(2) == 4
     states = engine.runner.states
     staged = states.staged.nbytes + states.convolved.nbytes + states.scalars.nbytes
     assert (states.most_kept, staged) == (12, 12 * staged_bytes(target))
