@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.hybrid_rows import HybridRows
-from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import Rounds
 from flashdraft.cuda.build import RoundDrafter
@@ -61,9 +61,8 @@ class Backend(ABC):
 
     is_recorded: ClassVar[bool] = False  # whether steps come in few shapes, and are planned so
     is_ragged: ClassVar[bool] = False  # whether rows are computed without padding
-    chunk_lengths: ClassVar[
-        Sequence[int]
-    ] = ()  # tokens that recorded chunks of prompts are padded to, rising
+    # Tokens that recorded chunks of prompts are padded to, rising.
+    chunk_lengths: ClassVar[Sequence[int]] = ()
     cuts_windows: ClassVar[bool] = False  # whether layers with windows may have pages of their own
 
     def __init__(self, target: TargetModel, room: Room, feature_layers: Sequence[int]) -> None:
@@ -126,6 +125,15 @@ class Backend(ABC):
     def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:  # noqa: ARG002
         """Rounds that the host does not wait for, or None where there are none. ``drafter``: None: of plain steps."""
         return None
+
+
+def recorded_tokens(num_rows: int, block_size: int, step_tokens: int, has_trees: bool) -> int:
+    """Tokens of the largest recorded step, padding included; ``has_trees``: its blocks may be trees.
+
+    Whole blocks, in rows and of widths that are powers of two, or trees of all that a step may verify.
+    """
+    blocks = power_of_two(num_rows) * power_of_two(block_size)
+    return max(blocks, step_tokens) if has_trees else blocks
 
 
 def paged_storage(target: TargetModel, room: Room, by_layer: bool) -> tuple[PagedKVCache, dict[int, Any]]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashdraft.backends.base import Backend, Room, TargetStep
+from flashdraft.backends.base import Backend, Room, TargetStep, recorded_tokens
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.rounds import Rounds
@@ -40,9 +40,7 @@ class CudaBackend(Backend):
     def new_storage(self, room: Room) -> tuple[PagedKVCache, Any]:
         """See :class:`Backend`."""
         num_spare = room.num_rows * (room.most_staged + room.page_size)
-        num_tokens = power_of_two(room.num_rows) * power_of_two(room.block_size)
-        if room.has_trees:
-            num_tokens = max(num_tokens, room.step_tokens)
+        num_tokens = recorded_tokens(room.num_rows, room.block_size, room.step_tokens, room.has_trees)
         num_kept = num_tokens if room.block_size > 1 else 0
         return (
             self._layers.new_cache(room.num_pages, room.page_size, num_spare),

@@ -55,9 +55,8 @@ class BlockControl:
         is_timed = not (runner.states and runner.backend.is_recorded)
         self.draws_trees = trusts_drafter and drafter is not None and drafter.can_branch and is_timed
         of_recorded = round_trees if runner.drafts_in_rounds else STEP_TREES
-        # Of recorded steps.
         fitting = of_recorded.fitting(self.max_block, runner.backend.most_tree)
-        self.trees = fitting if self.draws_trees else NO_TREES
+        self.trees = fitting if self.draws_trees else NO_TREES  # of recorded steps
         self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
         self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from flashdraft.admission import MAX_TREE
+from flashdraft.backends.base import recorded_tokens
 from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.kv_cache import KVShape
-from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
@@ -213,10 +213,11 @@ def _cache_bytes(model: TargetModel) -> tuple[int, int]:
 
 
 def _staged_tokens(drafter: DrafterNetwork | None, engine: EngineConfig) -> int:
-    """Whole blocks in rows and of widths that are powers of two, or trees of all that a step may verify."""
+    """See :func:`flashdraft.backends.base.recorded_tokens`."""
     block_size = 1 if drafter is None else drafter.config.block_size
-    blocks = power_of_two(engine.max_running) * power_of_two(block_size)
-    return max(blocks, engine.step_tokens) if isinstance(drafter, DFlashModel) else blocks
+    return recorded_tokens(
+        engine.max_running, block_size, engine.step_tokens, isinstance(drafter, DFlashModel)
+    )
 
 
 def staged_bytes(model: TargetModel) -> int:

@@ -31,10 +31,8 @@ class PromptPace:
         self._num_tokens = float(self._fewest)
         self._quiet: deque[float] = deque(maxlen=_NUM_QUIET)  # seconds
         self._since: float | None = None  # when the last blocks' tokens came
-        self._have_started, self._num_ended = (
-            False,
-            0,
-        )  # whether prompts were since then, and tokens that ended
+        self._have_started = False  # whether prompts did since then
+        self._num_ended = 0  # tokens of prompts that ended since then
         self._num_busy = 0  # steps with prompts since the last without
         self._most_a_second = 0.0  # tokens of prompts in steps of their own
         self._is_firsts_turn = False
