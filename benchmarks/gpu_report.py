@@ -130,6 +130,8 @@ def main():
         "",
         "## The same tokens as plain decoding of one request alone, bfloat16",
         "",
+        "200 answers at 8 and 32 requests are compared with plain decoding of eight at a time.",
+        "",
         *bits([*ours, *of_bits]),
     ]
     (folder / "report.md").write_text("\n".join(lines) + "\n")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from flashdraft.bench.results import BASELINE, BenchRow, aggregate
 from flashdraft.bench.rows_file import read_rows, rows_in
@@ -88,7 +89,7 @@ def losses() -> str:
     humaneval = next(row for row in rows("h100/long") if (row.task, row.method) == ("humaneval", "auto"))
     auto, plain = "flashdraft auto (bf16)", "flashdraft AR (bf16)"
     first = peer_rows()
-    eight = "8 at a time"
+    eight, waits = "8 at a time", on_card("serving", method="neighbours")
     lines = [
         [
             "H100, 8 requests, answers up to 4,096 tokens, most of which loop",
@@ -101,8 +102,25 @@ def losses() -> str:
             f"`auto` {first[auto][eight]} tokens/s",
             f"plain decoding {first[plain][eight]}",
         ],
+        [
+            "H200, 27B, p99 between tokens while 32k tokens of prompts come (limited since, not measured again)",
+            f"{waits['busy_p99_ms']} ms",
+            f"without prompts {waits['quiet_p99_ms']} ms",
+        ],
+        [
+            "H200, 35B-A3B's shape, a plain step of 1 request",
+            f"FP8 {on_card('codes', pair='35b-a3b', requests=1)['step_ms']} ms",
+            f"bfloat16 {on_card('rows', system='flashdraft', method='plain', pair='35b-a3b', requests=1)['step_ms']} ms",
+        ],
     ]
     return markdown(["where", "flashdraft", "faster"], lines, num_text=3)
+
+
+def on_card(file: str, **wanted: object) -> dict[str, Any]:
+    """The last row of an H200's ``file`` that has all of ``wanted``."""
+    lines = (RESULTS / "h200/beside-vllm" / f"{file}.jsonl").read_text().splitlines()
+    found = [row for row in map(json.loads, lines) if wanted.items() <= row.items()]
+    return dict(found[-1])
 
 
 @cache
