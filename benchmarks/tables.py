@@ -90,6 +90,7 @@ def losses() -> str:
     auto, plain = "flashdraft auto (bf16)", "flashdraft AR (bf16)"
     first = peer_rows()
     eight, waits = "8 at a time", on_card("serving", method="neighbours")
+    in_floats = on_card("rows", system="flashdraft", method="plain", pair="35b-a3b", requests=1)
     lines = [
         [
             "H100, 8 requests, answers up to 4,096 tokens, most of which loop",
@@ -110,7 +111,7 @@ def losses() -> str:
         [
             "H200, 35B-A3B's shape, a plain step of 1 request",
             f"FP8 {on_card('codes', pair='35b-a3b', requests=1)['step_ms']} ms",
-            f"bfloat16 {on_card('rows', system='flashdraft', method='plain', pair='35b-a3b', requests=1)['step_ms']} ms",
+            f"bfloat16 {in_floats['step_ms']} ms",
         ],
     ]
     return markdown(["where", "flashdraft", "faster"], lines, num_text=3)
