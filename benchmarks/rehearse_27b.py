@@ -1,6 +1,7 @@
 """The 27B recipe at full shape with random weights: steps of training and a rollout, beside what --dry-run foretells.
 
-    python benchmarks/rehearse_27b.py --gpu H200 --out benchmarks/results/rehearsal_27b.json
+    python benchmarks/rehearse_27b.py --gpu H200 --out benchmarks/results/h200/rehearsal_27b.json
+    python benchmarks/rehearse_27b.py --gpu H200 --blocks-per-row 1024 --tokens 0 --out FILE   # another shape's steps
 
 Needs one GPU of 141 GB and nothing else. With --tiny the script itself is rehearsed, on any machine.
 """
@@ -11,6 +12,7 @@ import json
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ TINY_RECIPE = TrainConfig(
     seq_len=256, rows_per_step=1, blocks_per_row=16, total_blocks=10**6, served_prompts=0
 )
 WARM_STEPS = 3
+PROMPT_LEN = 100
 
 
 def tiny_configs() -> tuple[Any, Any]:
@@ -115,12 +118,21 @@ def peak_bytes(device: str) -> int:
 
 def measure_rollout(target: TargetModel, num_rows: int, num_tokens: int) -> dict[str, float]:
     per_row = num_tokens // num_rows
-    generator = EngineAnswers(Engine(target, None, rollout_config(num_rows, 128 + per_row)), per_row)
-    requests = [AnswerRequest(i, [3 + i] * 100, 0.7) for i in range(num_rows)]
-    next(iter(generator.run(requests[:1])), None)  # kernels are made ready
+    engine = Engine(target, None, rollout_config(num_rows, PROMPT_LEN + per_row))
+
+    def answer(first_token: int, length: int) -> int:
+        requests = [AnswerRequest(i, [first_token + i] * PROMPT_LEN, 0.7) for i in range(num_rows)]
+        answers = EngineAnswers(engine, length).run(requests)
+        return sum(len(one.token_ids) for part in answers for one in part)
+
     started = time.perf_counter()
-    made = sum(len(answer.token_ids) for part in generator.run(requests) for answer in part)
-    return {"num_rows": num_rows, "num_tokens": made, "tokens_per_s": made / (time.perf_counter() - started)}
+    answer(200, 8)  # kernels are made and steps recorded, with prompts that share nothing with those below
+    warm = time.perf_counter()
+    made = answer(3, per_row)
+    ended = time.perf_counter()
+    return {
+        "num_rows": num_rows, "num_tokens": made, "tokens_per_s": made / (ended - warm), "warm_s": warm - started,
+    }  # fmt: skip
 
 
 def wait(device: str) -> None:
@@ -128,50 +140,58 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def said_of(args: argparse.Namespace) -> tuple[Any, Any, TrainConfig]:
+    """(target's config, drafter's, the run's) that are asked for."""
+    target, shape = tiny_configs() if args.tiny else pair_configs(CARD_PAIR)
+    config = TINY_RECIPE if args.tiny else RECIPE
+    return target, shape, replace(config, blocks_per_row=args.blocks_per_row or config.blocks_per_row)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", default="H200")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--blocks-per-row", type=int, help="default: the recipe's")
+    parser.add_argument("--tokens", type=int, default=1000, help="of the rollout; 0: none")
     parser.add_argument("--answer-rows", type=int, default=8)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    target_config, shape = tiny_configs() if args.tiny else pair_configs(CARD_PAIR)
-    config, gpu = TINY_RECIPE if args.tiny else RECIPE, read_gpu(args.gpu)
+    target_config, shape, config = said_of(args)
+    gpu = read_gpu(args.gpu)
     told = forecast(PairSizes(target_config, shape), config, gpu, 1, 0, keeps_features=False)
     target = random_network(lambda: build_target(target_config), args.device).requires_grad_(False)
     drafter = random_network(lambda: DFlashModel(shape), args.device)
     # Training first: what an engine records stays in memory that is not training's.
+    training = measure_training(target, drafter, config, args.steps, args.device)
     found: dict[str, Any] = {
-        "training": measure_training(target, drafter, config, args.steps, args.device),
+        "training": training,
         "foretold": {
             "step_s": told.step_s, "memory_bytes": told.memory_bytes, "blocks_per_s": told.blocks_per_s,
             "memory": told.memory,
         },
+        "ratios": {
+            "memory": training["peak_bytes"] / told.memory_bytes, "step": training["step_s"] / told.step_s,
+        },
+        "provenance": collect_provenance(args.device),
     }  # fmt: skip
     args.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found["training"]), flush=True)
+    print(json.dumps(training), json.dumps(found["ratios"]), flush=True)
+    if not args.tokens:
+        return
     del drafter
     gc.collect()
     if args.device == "cuda":
         torch.cuda.empty_cache()
     found["rollout"] = measure_rollout(target, args.answer_rows, args.tokens)
-    job = Job(100, args.tokens // args.answer_rows)
+    job = Job(PROMPT_LEN, args.tokens // args.answer_rows)
     plan = forecast_serving(published_pair(CARD_PAIR), gpu, job, "dflash", engine="flashdraft")
-    found["foretold"]["rollout_tokens_per_s"] = steady_tokens_per_s(
-        plan.costs, job, args.answer_rows, 1, 1.0, plan.token_s
-    )
-    training, said = found["training"], found["foretold"]
-    found["ratios"] = {
-        "memory": training["peak_bytes"] / said["memory_bytes"],
-        "step": training["step_s"] / said["step_s"],
-        "rollout": found["rollout"]["tokens_per_s"] / said["rollout_tokens_per_s"],
-    }
-    found["provenance"] = collect_provenance(args.device)
+    speed = steady_tokens_per_s(plan.costs, job, args.answer_rows, 1, 1.0, plan.token_s)
+    found["foretold"]["rollout_tokens_per_s"] = speed
+    found["ratios"]["rollout"] = found["rollout"]["tokens_per_s"] / speed
     args.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found["ratios"]))
+    print(json.dumps(found["rollout"]), json.dumps(found["ratios"]))
 
 
 if __name__ == "__main__":
