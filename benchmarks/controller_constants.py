@@ -63,7 +63,7 @@ MOVED: tuple[tuple[Any, dict[str, tuple[Any, ...]], bool], ...] = (
     (block_control, {"_LEARN_EVERY": (8, 32)}, True),
 )
 # Not in a replay: which shapes are measured at the start, tokens that are sampled, and what is kept on disk.
-UNSEEN = ("_MOST_ROWS", "_MOST_RECORDED_ROWS", "_CHOOSE_RATE", "_KEEP_EVERY")
+UNSEEN = ("_MOST_ROWS", "MOST_RECORDED_ROWS", "_CHOOSE_RATE", "_KEEP_EVERY")
 MISJUDGED, NOISE = 0.3, 0.05  # standard deviations of logarithms
 
 

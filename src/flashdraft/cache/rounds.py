@@ -26,6 +26,7 @@ class RoundRow:
     tree_size: int = 0  # tokens of its tree, anchor included; 0: a chain
     sampling: SamplingRule | None = None  # None: the likeliest tokens are taken
     accepted: int | None = None  # drafts accepted, whatever the target says; None: as it says
+    num_steps: int = 1  # plain steps of a round of several, the same of all rows; ``length`` of them count
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class RoundEnd:
     draft_ids: list[int]
     parents: list[int]  # places that they follow
     log_probs: list[float]  # the drafter's own, of these
+    decided: Sequence[int] = ()  # by plain steps before the last, in the order of the answer
 
 
 class Round(Protocol):

@@ -102,3 +102,12 @@ class TreeDraft:
 
 
 Draft = ChainDraft | TreeDraft
+
+
+def plain_ends(told: Tensor, blocks: Sequence[int]) -> list[RoundEnd]:
+    """What several plain steps told, int32 [rows, 1 + steps]: how many of a row count, and their tokens."""
+    found = []
+    for (count, *said), _ in zip(told.tolist(), blocks, strict=False):
+        valid = next((at for at, token in enumerate(said[:count]) if token < 0), count - 1)
+        found.append(RoundEnd([0], said[valid], [], [], [], said[:valid]))
+    return found

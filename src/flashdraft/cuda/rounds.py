@@ -16,7 +16,7 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.rounds import Round, RoundEnd, RoundRow
 from flashdraft.cuda.build import RoundDrafter, RowRules
-from flashdraft.cuda.round_drafts import ChainDraft, Draft, TreeDraft
+from flashdraft.cuda.round_drafts import ChainDraft, Draft, TreeDraft, plain_ends
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
 from flashdraft.ops import sampling_rule
@@ -36,6 +36,7 @@ class _Shape:
     block: int  # tokens that the drafter has of each row
     width: int  # and the target
     num_keys: int
+    num_steps: int  # plain ones
     samples: bool  # whether a row is not greedy
     has_trees: bool  # whether a row is no chain
 
@@ -67,11 +68,12 @@ class DeviceRounds:
         """See :class:`flashdraft.cache.rounds.Rounds`."""
         block = power_of_two(max(row.block for row in rows))
         width = max(block, power_of_two(max(1, *(row.tree_size for row in rows))))
-        upper = [row.cache_row.start + row.num_in_flight for row in rows]
+        upper, num_steps = [row.cache_row.start + row.num_in_flight for row in rows], rows[0].num_steps
         samples, has_trees = any(row.sampling for row in rows), any(row.tree_size for row in rows)
-        shape = _Shape(block, width, keys_bound(max(upper) + width), samples, has_trees)
+        reach = max(width, num_steps)
+        shape = _Shape(block, width, keys_bound(max(upper) + reach), num_steps, samples, has_trees)
         placed = [row.cache_row for row in rows]
-        pages = self.rows.page_table(placed, [row.num_in_flight + width for row in rows], shape.num_keys)
+        pages = self.rows.page_table(placed, [row.num_in_flight + reach for row in rows], shape.num_keys)
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
@@ -80,14 +82,15 @@ class DeviceRounds:
             self.rows.states.stage(len(pages), width)
 
         def work(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-            return self._round(numbers, shape)
+            return (self._plain_steps(numbers, shape), None) if num_steps > 1 else self._round(numbers, shape)
 
         ends, features = self._recorded((*numbers.shape, shape), work, [numbers])
         self.rows.settled()
         if features is not None:  # they wait for a draft, and the next replay overwrites them
             features = None if width > 1 else features.clone()
         kind = TreeDraft if has_trees else ChainDraft
-        return DeviceRound(HostCopy(ends), features, [row.block for row in rows], kind.ends)
+        ends_of = plain_ends if num_steps > 1 else kind.ends
+        return DeviceRound(HostCopy(ends), features, [row.block for row in rows], ends_of)
 
     def _told(self, row: RoundRow) -> list[int]:
         slot = self.rows.states.slot_of(row.cache_row) if self.rows.states else 0
@@ -96,13 +99,48 @@ class DeviceRounds:
         rule = row.sampling.told if row.sampling else sampling_rule.GREEDY
         return [*where, row.block, row.length, row.max_len, slot, accepted, row.tree_size, *rule]
 
+    def _plain_steps(self, numbers: Tensor, shape: _Shape) -> Tensor:
+        """Of each row how many steps it took, and their tokens: int32 [rows, 1 + num_steps].
+
+        A row that may take no more stays where it is, and does its last step again.
+        """
+        told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()
+        starts, anchors = self._where(told)
+        lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1).clamp(min=1)
+        lengths = torch.where(told[_MAX_LEN] > 0, lengths, 0)  # nothing of padding
+        said = []
+        for step in range(shape.num_steps):
+            one = (starts.int(), (starts + 1).int(), told[_SLOT], anchors.unsqueeze(1))
+            tables = RowTables(*one, numbers[:, _NUM_COLUMNS:])
+            hidden, _, _ = self.target.forward(self.rows, tables, shape.num_keys, (), False)
+            logits = self.target.logits(hidden.flatten(0, 1))
+            rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if shape.samples else None
+            depths = torch.zeros(1, dtype=torch.int64, device=starts.device)
+            wanted = rules.choose(logits, depths) if rules else logits.argmax(-1)
+            said.append(wanted)
+            goes_on = step + 1 < lengths
+            starts = starts + goes_on
+            anchors = torch.where(
+                goes_on, wanted.clamp(min=0), anchors
+            )  # a row whose logits are no numbers ends
+        every = torch.stack(said, 1)
+        self._starts[: len(starts)] = starts + (lengths > 0)
+        last = every.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self._anchors[: len(anchors)] = last.clamp(min=0)
+        return torch.cat((lengths.unsqueeze(1), every), 1).int()
+
+    def _where(self, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the rows stand and their anchors, int64 [rows] both, as the round before left them or as is told."""
+        source = told[SOURCE]
+        before, is_new = source.clamp(min=0), source < 0
+        starts = torch.where(is_new, told[_START], self._starts[before])
+        return starts, torch.where(is_new, told[_ANCHOR], self._anchors[before])
+
     def _round(self, numbers: Tensor, shape: _Shape) -> tuple[Tensor, Tensor | None]:
         """What is told of each row, int32 [rows, ...]: see round_drafts.py."""
         told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()  # kernels want each in one piece
-        source, pages, slots = told[SOURCE], numbers[:, _NUM_COLUMNS:], told[_SLOT]
-        before, is_new = source.clamp(min=0), source < 0
-        starts = torch.where(is_new, told[_START], self._starts[before])
-        anchors = torch.where(is_new, told[_ANCHOR], self._anchors[before])
+        pages, slots = numbers[:, _NUM_COLUMNS:], told[_SLOT]
+        starts, anchors = self._where(told)
         lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1)
         rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if shape.samples else None
         own = pages  # the drafter's: it has spare ones, of which padding takes the last, of its own number

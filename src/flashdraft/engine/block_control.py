@@ -18,7 +18,7 @@ from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS = 8  # measured; from there on seconds grow by tokens
-_MOST_RECORDED_ROWS = 32  # measured where they are recorded
+MOST_RECORDED_ROWS = 32  # measured where they are recorded
 _CHOOSE_RATE = 0.1
 _LEARN_EVERY = 16  # steps: costs drift slowly, and learning takes time too; each of the first so many teaches
 _KEEP_EVERY = 256  # steps: what they taught is written for the next process; what the first ones did, at once
@@ -58,7 +58,7 @@ class BlockControl:
         fitting = of_recorded.fitting(self.max_block, runner.backend.most_tree)
         self.trees = fitting if self.draws_trees else NO_TREES  # of recorded steps
         self.controller = Controller(self.max_block, costs) if costs else None
-        self._num_measured_rows = _MOST_RECORDED_ROWS if costs else 0
+        self._num_measured_rows = MOST_RECORDED_ROWS if costs else 0
         self._choose_s = self._told_s = 0.0  # of a sampled token; of the last step, in parts
         self._num_steps, self._drafted, self._keeps_costs = 0, False, costs is None
         self._last: tuple[Plan, bool] | None = None  # the last plan, and whether there were few requests
@@ -78,7 +78,7 @@ class BlockControl:
         return self.controller is None or self._most_rows(num_rows) > self._num_measured_rows
 
     def _most_rows(self, num_rows: int) -> int:
-        return min(num_rows, _MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
+        return min(num_rows, MOST_RECORDED_ROWS if self.runner.backend.is_recorded else _MOST_ROWS)
 
     def plan(self, decoding: Sequence[Request], num_requests: int) -> None:
         """Set the next block of each automatic request; ``num_requests``: as many may soon run at once."""

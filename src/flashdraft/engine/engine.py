@@ -70,7 +70,7 @@ class Engine:
         backend, windows, has_states = self.runner.backend, self.runner.window_room, bool(self.runner.states)
         given = backend.most_tree, has_states, windows, backend.chunk_lengths
         self.scheduler = Scheduler(self.config, num_pages, *given)
-        self.overlap = Overlap(self.runner, simulated)
+        self.overlap = Overlap(self.runner, simulated, self.config.num_scheduler_steps)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
         self._arrivals = count()
@@ -240,8 +240,8 @@ class Engine:
         ended, outputs = self.overlap.read(flown), []
         is_usual = flown.is_usual and not self._prompts
         self.control.learn_round(ended, len(flown.seats), self.overlap.seconds if is_usual else None)
-        for request, _, draft, path, token in ended:
-            new = [*(draft.token_ids[place - 1] for place in path[1:]), token]
+        for request, _, draft, path, decided, token in ended:
+            new = [*decided, *(draft.token_ids[place - 1] for place in path[1:]), token]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, _NOT_READ))
         self._settle([one.request for one in ended])
         return outputs

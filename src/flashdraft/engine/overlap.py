@@ -73,14 +73,18 @@ class Ended(NamedTuple):
     block: int
     draft: DraftTree  # the part that was verified
     path: Sequence[int]  # places of what is accepted, the anchor's 0 first
+    decided: Sequence[int]  # by plain steps of a round of several
     token: int  # behind these
 
 
 class Overlap:
     """Launches rounds and reads them, at most one behind."""
 
-    def __init__(self, runner: ModelRunner, simulated: SimulatedAcceptance | None) -> None:
-        self.runner, self.simulated = runner, simulated
+    def __init__(
+        self, runner: ModelRunner, simulated: SimulatedAcceptance | None, num_plain_steps: int = 1
+    ) -> None:
+        """``num_plain_steps``: of a round, where there is no drafter."""
+        self.runner, self.simulated, self.num_plain_steps = runner, simulated, num_plain_steps
         self.in_flight: InFlight | None = None
         self._since = self.seconds = 0.0  # when the last round was read, and what it took
 
@@ -144,11 +148,16 @@ class Overlap:
             self.runner.catch_up([request for request, _ in blocks])
         seats_before = before.seats if before else ()
         places = {id(seat.request): row for row, seat in enumerate(seats_before) if seat.is_taken}
+        num_steps = 1 if self.runner.drafter else self.num_plain_steps
         rows, seats = [], []
         for request, num_verified in blocks:
             block = request.block_size if num_verified > 1 else 1
             tree_size = num_verified if request.tree_size and num_verified > 1 else 0
-            length = min(block, request.most_tokens) if tree_size else num_verified
+            length = (
+                min(max(block, num_steps), request.most_tokens)
+                if tree_size or num_steps > 1
+                else num_verified
+            )
             place = places.get(id(request), -1)
             rows.append(
                 RoundRow(
@@ -162,6 +171,7 @@ class Overlap:
                     tree_size=tree_size,
                     sampling=request.answer.chooser.rule,
                     accepted=self.simulated.draw(length - 1) if self.simulated else None,
+                    num_steps=num_steps,
                 )
             )
             seats.append(_Seat(request, request.key, block, length))
@@ -191,14 +201,15 @@ class Overlap:
             draft = DraftTree(end.draft_ids, end.parents, end.log_probs)
             if draft.is_chain:
                 draft = draft.first(min(seat.length, request.most_tokens) - 1)
-            request.num_committed += len(end.path)
+            request.num_committed += len(end.decided) + len(end.path)
             if features is not None:
                 request.pending.append(features[row, : len(end.path)])
             elif is_observed:
                 request.num_observed = request.num_committed
             metrics = request.answer.output.metrics
+            metrics.record_plain_rounds(len(end.decided))
             metrics.record_round(draft, len(end.path) - 1)
             metrics.record_seconds(0.0, share)
             metrics.decode_s += share
-            found.append(Ended(request, seat.block, draft, end.path, end.token))
+            found.append(Ended(request, seat.block, draft, end.path, end.decided, end.token))
         return found

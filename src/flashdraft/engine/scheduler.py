@@ -38,6 +38,9 @@ class EngineConfig:
     # Tokens of a step that any client may fill; beyond, nobody has more rows than who has the fewest (fair_steps.py).
     # None: all of them on a GPU, where a step of many costs little more than one of few, elsewhere 1.
     free_step_tokens: int | None = None
+    # Plain steps that a GPU takes before the host hears of them, where there is no drafter: more tokens a second of
+    # thousands of rows, whose tokens come so many at a time. What is said behind a stop is dropped.
+    num_scheduler_steps: int = 1
     page_size: int = 16  # tokens
     num_pages: int | None = None  # None: room for one whole context and for 16,384 tokens
     prefix_caching: bool = True
@@ -49,17 +52,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_backend(self.attention_backend)
-        sizes = (
-            "max_running",
-            "max_step_tokens",
-            "max_prompt_tokens",
-            "free_step_tokens",
-            "page_size",
-            "num_pages",
-            "num_checkpoints",
-            "checkpoint_pages",
-        )
-        for name in sizes:
+        tokens = "max_step_tokens", "max_prompt_tokens", "free_step_tokens"
+        pages = "page_size", "num_pages", "num_checkpoints", "checkpoint_pages"
+        for name in ("max_running", *tokens, "num_scheduler_steps", *pages):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; expected 1 or more")
@@ -250,7 +245,7 @@ class Scheduler:
             num_left -= 1
             num_tokens = min(request.num_verified or request.block_size, request.most_tokens, share)
             # The pages take one path of a tree, and what is in flight may be all true.
-            end = min(request.num_committed + request.num_in_flight + num_tokens, request.max_len)
+            end = min(self._end(request, num_tokens), request.max_len)
             if self._make_room(request, end, step):
                 if request.tree_size and num_tokens > 1:
                     num_tokens = min(request.tree_size, share, most_tree)
@@ -349,8 +344,13 @@ class Scheduler:
             end = request.num_committed + request.num_in_flight
             windows.trim(request.window, request.num_committed, end)
         for request, num_tokens in (*step.blocks, *step.chunks):
-            end = request.num_committed + request.num_in_flight + num_tokens
+            end = self._end(request, num_tokens)
             windows.reach(request.window, min(self.pool.num_pages_for(end), len(request.pages)))
+
+    def _end(self, request: Request, num_tokens: int) -> int:
+        """Of ``request``'s tokens, where it may stand after a step of ``num_tokens``."""
+        reach = max(num_tokens, self.config.num_scheduler_steps)
+        return request.num_committed + request.num_in_flight + reach
 
     def _plan_snapshots(self, slots: StateSlots, request: Request, num_tokens: int) -> None:
         """Slots for the states at borders that the request may come past in this step."""

@@ -51,6 +51,13 @@ class RequestMetrics:
         _count(self.accepted_histogram, num_accepted, max(draft.depth, num_accepted) + 1)
         _count(self.verified_histogram, 1 + len(draft), 2 + len(draft))
 
+    def record_plain_rounds(self, count: int) -> None:
+        """Count ``count`` rounds that verified no draft."""
+        if count:
+            self.num_rounds += count
+            _count(self.accepted_histogram, 0, 1, count)
+            _count(self.verified_histogram, 1, 2, count)
+
     def record_seconds(self, draft_s: float, verify_s: float) -> None:
         """Add what a round's two halves took."""
         self.draft_s += draft_s
@@ -80,6 +87,6 @@ class RequestMetrics:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-def _count(histogram: list[int], value: int, length: int) -> None:
+def _count(histogram: list[int], value: int, length: int, count: int = 1) -> None:
     histogram += [0] * (length - len(histogram))
-    histogram[value] += 1
+    histogram[value] += count

@@ -24,6 +24,7 @@ from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
 from flashdraft.data.prompts import Prompt, conversation_of, group_of
 from flashdraft.data.server_answers import ServerAnswers
+from flashdraft.engine.block_control import MOST_RECORDED_ROWS
 from flashdraft.engine.engine import Engine
 from flashdraft.errors import DataError, UsageError
 from flashdraft.llm import LLM
@@ -82,8 +83,11 @@ def _served(data: OnPolicyConfig, rollout: Rollout, tokenizer: Any) -> Callable[
 def _answerer(data: OnPolicyConfig, device: str, dtype: str, draft: str | None) -> Callable[[int], Answerer]:
     named: dict[str, Any] = {} if draft is None else {"draft": draft}
     llm = LLM(data.target, dtype=dtype, device=device, **named)
-    longest = data.max_prompt_len + data.max_new_tokens if torch.device(device).type == "cuda" else None
-    engine = Engine(llm.target, llm.drafter, rollout_config(data.num_rows, longest), llm.eos_token_ids)
+    is_cuda = torch.device(device).type == "cuda"
+    longest = data.max_prompt_len + data.max_new_tokens if is_cuda else None
+    # Steps of so many rows are bound by their arithmetic: there nobody drafts.
+    drafter = None if is_cuda and data.num_rows > MOST_RECORDED_ROWS else llm.drafter
+    engine = Engine(llm.target, drafter, rollout_config(data.num_rows, longest), llm.eos_token_ids)
     return lambda seed: EngineAnswers(engine, data.max_new_tokens, seed)
 
 

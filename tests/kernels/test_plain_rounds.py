@@ -1,0 +1,84 @@
+"""Rounds of several plain steps, of which the host hears together: each answer is that of the loop of generate.py."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
+from toys import toy_hybrid, toy_target
+
+pytest.importorskip("triton")
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+NUM_STEPS = 3
+WHOLE = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+def _launched(engine):
+    """What :meth:`Rounds.launch` is called with, from now on."""
+    launched, launch = [], engine.overlap.runner.rounds.launch
+
+    def told(rows):
+        launched.append(list(rows))
+        return launch(rows)
+
+    engine.overlap.runner.rounds.launch = told
+    return launched
+
+
+def _run(engine):
+    """The answers of all requests, and the most tokens that came of one at a time."""
+    found, most = {}, 0
+    while engine.has_unfinished:
+        for output in engine.step():
+            found.setdefault(int(output.request_id), []).extend(output.token_ids)
+            most = max(most, len(output.token_ids))
+        engine.check_integrity()
+    return found, most
+
+
+@pytest.mark.parametrize("make", [toy_target, toy_hybrid])
+def test_answers_of_several_steps(make):
+    """One ends by its length within a round, one at a token, one is sampled; a fourth takes the place of the first."""
+    changes = {"num_hidden_layers": 2} | ({"full_attention_interval": 2} if make is toy_hybrid else {})
+    target = make(**changes).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3], [4, 8, 11, 2, 6], [7]]
+    stop = generate(target, None, prompts[1], WHOLE).token_ids[4]
+    every = [
+        replace(WHOLE, max_tokens=5),
+        replace(WHOLE, stop_token_ids=[stop]),
+        replace(WHOLE, temperature=0.8, top_p=0.9, seed=3),
+        WHOLE,
+    ]
+    expected = [generate(target, None, *one).token_ids for one in zip(prompts, every, strict=True)]
+    config = EngineConfig(max_running=3, page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS)
+    engine = Engine(target, None, config, (), None)
+    launched = _launched(engine)
+    for idx, one in enumerate(zip(prompts, every, strict=True)):
+        engine.add_request(str(idx), *one)
+    found, most = _run(engine)
+    assert found == dict(enumerate(expected))
+    assert most == NUM_STEPS
+    assert {row.num_steps for rows in launched for row in rows} == {NUM_STEPS}
+    assert max(len(rows) for rows in launched) == 3
+    metrics = engine.metrics
+    assert metrics.num_drafted == 0
+    assert metrics.num_plain_rounds == metrics.num_rounds
+    assert metrics.num_rounds >= metrics.num_output_tokens - metrics.num_requests
+
+
+def test_pages_for_all_steps_are_there():
+    """Two answers that do not fit together: one is preempted, and computed again."""
+    target = toy_target(num_hidden_layers=2).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3, 1]]
+    expected = {idx: generate(target, None, prompt, WHOLE).token_ids for idx, prompt in enumerate(prompts)}
+    config = EngineConfig(max_running=2, page_size=2, num_pages=7, num_scheduler_steps=NUM_STEPS)
+    engine = Engine(target, None, config, (), None)
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, WHOLE)
+    assert _run(engine)[0] == expected
+    assert engine.scheduler.num_preemptions
