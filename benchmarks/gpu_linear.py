@@ -51,6 +51,12 @@ TILINGS = [
     for one in (
         (64, 64, 3, 4), (64, 64, 6, 4), (64, 128, 4, 4), (64, 256, 4, 4), (128, 64, 3, 8), (128, 64, 4, 4),
         (128, 128, 3, 4), (128, 128, 4, 8),
+        # as many programs at once as there are of many outputs
+        (64, 64, 4, 4), (64, 128, 3, 4), (128, 64, 3, 4), (128, 64, 4, 8), (256, 64, 3, 8), (64, 32, 6, 4),
+        (128, 32, 6, 4),
+        # more programs where outputs are few: each warp's own instruction
+        (32, 256, 4, 2), (32, 256, 6, 2), (32, 512, 3, 2), (32, 128, 6, 2), (16, 256, 4, 1), (16, 256, 6, 1),
+        (32, 256, 6, 2, 8), (32, 512, 3, 2, 8), (16, 256, 6, 1, 8), (64, 512, 2, 4),
     )
 ]  # fmt: skip
 
@@ -71,9 +77,10 @@ IN_CODES = [  # outputs: 16 a warp at least; inputs: whole chunks of 128
 KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
 
 
-def in_codes_tilings(tokens):
+def tilings_of(kind, tokens):
     """Tiles of 8 tokens alone are for no more."""
-    return [tiling for tiling in IN_CODES if tiling.tokens >= 16 or tokens <= tiling.tokens]
+    every = TILINGS if kind == "bf16" else IN_CODES
+    return [tiling for tiling in every if tiling.tokens >= 16 or tokens <= tiling.tokens]
 
 
 def in_codes(floats, kind):
@@ -164,7 +171,7 @@ class Shape:
     def by_tilings(self, tokens):
         """The fastest first."""
         found = []
-        for tiling in TILINGS if self.kind == "bf16" else in_codes_tilings(tokens):
+        for tiling in tilings_of(self.kind, tokens):
             work = partial(few_tokens_linear, tiling=tiling)
             try:
                 found.append(self.line(tokens, asdict(tiling), work, self.weights))
@@ -202,7 +209,7 @@ def main():
         (kind, tokens, tiling)
         for kind in args.weights
         for tokens in (8, 16, 32, 64)
-        for tiling in (TILINGS if kind == "bf16" else in_codes_tilings(tokens))
+        for tiling in tilings_of(kind, tokens)
         if tokens >= tiling.tokens
     ]
     workers = min(os.cpu_count() or 1, 16)

@@ -31,12 +31,14 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     token, at = tl.program_id(0).to(tl.int64), tl.arange(0, tile)
     there = at < size
+    # First, for no load passes the sum's barriers: what the layers' matrices pushed out of the L2 takes longest.
+    scale = _norm_weight(weight, at, there, zero_centered)
     added = tl.load(x + token * x_token + at, there, 0.0)
     before = tl.load(residual + token * residual_token + at, there, 0.0)
     after = (before.to(tl.float32) + added.to(tl.float32)).to(added.dtype)
     tl.store(total + token * size + at, after, there)
     wide = after.to(tl.float32)
-    result = wide * _norm_scale(wide, size, eps) * _norm_weight(weight, at, there, zero_centered)
+    result = wide * _norm_scale(wide, size, eps) * scale
     tl.store(normed + token * size + at, result.to(added.dtype), there)
 
 
@@ -120,10 +122,11 @@ def add_rms_norm(
     num_tokens, size = x.shape
     assert (x.stride(1), residual.stride(1)) == (1, 1), "a token's elements lie side by side"
     normed, total = (torch.empty((num_tokens, size), dtype=x.dtype, device=x.device) for _ in range(2))
+    tile = triton.next_power_of_2(size)
     _add_norm_kernel[(num_tokens,)](
         x, residual, weight, normed, total, x.stride(0), residual.stride(0),
-        eps=eps, zero_centered=zero_centered, size=size, tile=triton.next_power_of_2(size),
-        num_warps=8 if size > 1024 else 2, enable_fp_fusion=False,
+        eps=eps, zero_centered=zero_centered, size=size, tile=tile,
+        num_warps=min(max(tile // 512, 1), 16), enable_fp_fusion=False,
     )  # fmt: skip
     return normed, total
 

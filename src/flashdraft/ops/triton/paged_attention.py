@@ -16,6 +16,9 @@ QUERIES = 16  # of one program: the rows of the smallest matrix product, whateve
 PART = 256  # keys of one program
 _TILE = 64  # keys that it loads at a time; fewer where heads are wide
 _JOINED = 8  # parts that are joined at a time
+# Of the loop over tiles. Keys wait for the page's number, and that for a tree's path: each takes a stage of the loads
+# under way, and with 3 of them a tile is asked for only when the one before is done.
+_STAGES = 5
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,8 @@ def paged_attention(
         q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
         groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
         tile=_TILE if dims <= 128 else _TILE // 2, part_len=PART, in_parts=in_parts, is_tree=is_tree,
-        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
+        num_stages=3 if q.element_size() > 2 else _STAGES + 2 * is_tree,
     )  # fmt: skip
     if in_parts:
         _join[(rows * width, num_heads)](
