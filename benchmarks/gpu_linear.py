@@ -83,12 +83,13 @@ def tilings_of(kind, tokens):
     return [tiling for tiling in every if tiling.tokens >= 16 or tokens <= tiling.tokens]
 
 
-def in_codes(floats, kind):
+def in_codes(floats, kind, device=None):
     """Random codes of a weight's shape in groups of 128; "awq" has zero points.
 
-    Scales of "fp8_32" count as float32, of "awq" as float16, of the others as bfloat16.
+    Scales of "fp8_32" count as float32, of "awq" as float16, of the others as bfloat16. ``device``: another than the
+    weight's.
     """
-    (outputs, inputs), device = floats.shape, floats.device
+    (outputs, inputs), device = floats.shape, device or floats.device
     scales = (torch.rand(inputs // 128, outputs, device=device) * 1e-3 + 1e-4).bfloat16().float()
     if kind.startswith("fp8"):
         codes = torch.randn(outputs, inputs, device=device).mul_(60).to(torch.float8_e4m3fn)

@@ -63,9 +63,9 @@ def ceilings():
     return copy, 2 * 8192**3 / seconds_of(lambda: x @ y)
 
 
-def randomly(model):
+def randomly(model, device="cuda"):
     """Random weights on the device, norms as trained ones are about."""
-    model = model.to(torch.bfloat16).to_empty(device="cuda")
+    model = model.to(torch.bfloat16).to_empty(device=device)
     for name, one in model.named_parameters():
         with torch.no_grad():
             if "norm" in name:
@@ -80,17 +80,18 @@ def randomly(model):
     return model.eval().requires_grad_(False)
 
 
-def with_codes(model, kind):
-    """The layers' matrices in random codes, but what quantized checkpoints leave in floats."""
+def with_codes(model, kind, device="cuda"):
+    """The layers' matrices in random codes on ``device``, but what quantized checkpoints leave in floats."""
     left, small = ("in_proj_a", "in_proj_b", ".gate", "shared_expert_gate"), small_shared(model)
     for name, module in list(model.named_modules()):
         if module in small:
             continue
         if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
-            model.set_submodule(name, QuantizedLinear(in_codes(module.weight, kind), module.bias))
+            model.set_submodule(name, QuantizedLinear(in_codes(module.weight, kind, device), module.bias))
         elif type(module) is Experts:
-            both = (in_codes(one.flatten(0, 1), kind) for one in (module.gate_up_proj, module.down_proj))
-            model.set_submodule(name, ExpertsInCodes(len(module.down_proj), *both))
+            both = module.gate_up_proj.flatten(0, 1), module.down_proj.flatten(0, 1)
+            codes = (in_codes(one, kind, device) for one in both)
+            model.set_submodule(name, ExpertsInCodes(len(module.down_proj), *codes))
     return model
 
 
@@ -136,7 +137,7 @@ class Bench:
         with torch.device("meta"):
             target = build_target(target_config)
             network = DFlashModel(draft_config) if draft_config else None
-        self.target = randomly(target) if kind == "bf16" else with_codes(randomly(target), kind)
+        self.target = randomly(target if kind == "bf16" else with_codes(target, kind))
         self.drafter = DFlashDrafter(randomly(network), self.target) if network else None
         self.vocab = target_config.vocab_size
         self.copy, self.flops = ceilings()

@@ -75,6 +75,7 @@ def test_the_27b(pair_27b):
         + plan.chunk_bytes
         + ((32 * (256 + 16) + 16) * 65536 + (32 * (16 + 16) + 16) * 24576)  # spare pages
     )
+    assert plan.serving_bytes(8192) == taken + 8192 * (65536 + 24576)
     for size in (80, 141):
         assert plan.context_tokens(1, size) == (0.9 * size * 1e9 - taken) // (65536 + 24576)
     fewer = plan_memory(*pair_27b, "bfloat16", EngineConfig(max_running=16, num_checkpoints=16), None)

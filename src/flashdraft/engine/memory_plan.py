@@ -75,6 +75,10 @@ class MemoryPlan:
         behind = max(num_tokens - self.window_tokens, 0)
         return num_tokens * (self.kv_bytes + self.draft_kv_bytes) - behind * self.window_bytes
 
+    def serving_bytes(self, num_tokens: int) -> int:
+        """All that one GPU holds while it serves with pages for ``num_tokens``."""
+        return self.device_bytes(1) + self._kept_bytes(num_tokens)
+
     def copied_bytes(self, lengths: Sequence[int]) -> int:
         """What attention in PyTorch copies at a time of requests of so many tokens: a group of rows, one layer."""
         return max(len(group) * lengths[group[-1]] for group in grouped(lengths)) * self.layer_bytes
@@ -154,6 +158,13 @@ def plan_memory(
         drafter = outline_own_mtp(target, model, dtype)
     elif draft is not None:
         drafter = outline_drafter(draft, model, dtype)
+    return plan_networks(model, drafter, engine, block_size)
+
+
+def plan_networks(
+    model: TargetModel, drafter: DrafterNetwork | None, engine: EngineConfig, block_size: int | None
+) -> MemoryPlan:
+    """The plan of networks, which may lie on the meta device. ``block_size`` None: the drafter's largest."""
     if drafter is None:
         block_size = 1
     elif block_size is None:
