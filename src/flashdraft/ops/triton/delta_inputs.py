@@ -16,7 +16,7 @@ EXACT = {"num_warps": 1, "enable_fp_fusion": False}  # as written, so that every
 def _tap_weights(weight, channels):  # type: ignore[no-untyped-def]
     """A channel's four weights, oldest first, which lie side by side: one load of 8 bytes, not four of 2 far apart."""
     taps = tl.load(weight + tl.expand_dims(channels, -1) * 4 + tl.arange(0, 4))
-    even, odd = tl.split(tl.reshape(taps, channels.shape + (2, 2)))
+    even, odd = tl.split(tl.reshape(taps, channels.shape + (2, 2)))  # noqa: RUF005 - Triton knows no star
     w3, w1 = tl.split(even)
     w2, w0 = tl.split(odd)
     return w3.to(tl.float32), w2.to(tl.float32), w1.to(tl.float32), w0.to(tl.float32)
