@@ -30,11 +30,11 @@ from flashdraft.bench.roofline import (
     RooflineCosts,
     dflash_shape,
     drafter_shape,
+    mtp_shape,
     target_shape,
 )
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.gpus import GPUS, Gpu
-from flashdraft.models.drafter_network import part_of
 
 Engine = Literal["servers", "flashdraft"]
 
@@ -56,7 +56,7 @@ def published_pair(name: str) -> PairShapes:
     target, draft = pair_configs(name)
     drafters: dict[Method, NetworkShape] = {"dflash": dflash_shape(draft, target)}
     if target.model_type == "qwen3_5_text":  # the one that is published with an MTP head
-        drafters["mtp"] = drafter_shape(part_of("mtp", "checkpoint").outline_for(target), target)
+        drafters["mtp"] = mtp_shape(target)
     return PairShapes(name, target_shape(target), drafters)
 
 
@@ -131,17 +131,17 @@ def forecast(
     """
     if engine == "flashdraft":
         costs = replace(_bare_costs(pair, gpu, job, method, tp), reached=own_fit().reached)
-        is_measured = (pair.name, method, gpu, tp) == (CARD_PAIR, "dflash", GPUS[OWN_GPU], 1) and not plain
-        token_s = 0.0
+        is_measured = (pair.name, gpu, tp) == (CARD_PAIR, GPUS[OWN_GPU], 1) and not plain
         if plain:
-            costs, token_s = calibrate(costs, job, plain, scales=True)
-        return GpuForecast(costs, job, token_s, left_out_errors() if is_measured else ())
+            costs, _ = calibrate(costs, job, plain, token_reads=0.0)
+        return GpuForecast(costs, job, 0.0, left_out_errors() if is_measured else ())
     is_published = gpu == GPUS[PUBLISHED_GPU] and tp == 1
     fit = fit_of(pair.name, PUBLISHED_GPU if is_published else "")
     costs = replace(_bare_costs(pair, gpu, job, method, tp), reached=fit.reached)
-    token_s = fit.mean_token_s
+    token_reads = fit.mean_token_reads
     if plain:
-        costs, token_s = calibrate(costs, job, plain, scales=not is_published)
+        is_fitted = is_published and pair.name == CARD_PAIR
+        costs, token_reads = calibrate(costs, job, plain, None if is_fitted else token_reads)
     errors: tuple[float, ...] = ()
     if is_published:
         checks = left_out_checks(pair.name, calibrates=bool(plain))
@@ -150,7 +150,7 @@ def forecast(
             for row in checks
             if row.found_tokens_per_s and row.method == (method if pair.name else row.method)
         )
-    return GpuForecast(costs, job, token_s, errors)
+    return GpuForecast(costs, job, token_reads * costs.reading_s, errors)
 
 
 @cache
@@ -163,7 +163,9 @@ def left_out_checks(pair: str, calibrates: bool) -> tuple[CheckRow, ...]:
     if own:
         return tuple(_checks(own, lambda row: fit_of(pair, PUBLISHED_GPU, row.workload), calibrates))
     others = [row for row in published_rows() if row.source != "table 11"]
-    return tuple(_checks(others, lambda row: fit_of("", PUBLISHED_GPU, row.pair), calibrates))
+    return tuple(
+        _checks(others, lambda row: fit_of("", PUBLISHED_GPU, row.pair), calibrates, knows_pair=False)
+    )
 
 
 def card_checks(rows: Sequence[PublishedRow]) -> list[CheckRow]:
@@ -172,23 +174,26 @@ def card_checks(rows: Sequence[PublishedRow]) -> list[CheckRow]:
 
 
 def _checks(
-    rows: Sequence[PublishedRow], fit_for: Callable[[PublishedRow], Fit], calibrates: bool
+    rows: Sequence[PublishedRow],
+    fit_for: Callable[[PublishedRow], Fit],
+    calibrates: bool,
+    knows_pair: bool = True,
 ) -> list[CheckRow]:
     found = []
     for row in rows:
         if row.method == "ar":
             continue
         fit, cell = fit_for(row), _cell(row)
+        costs = replace(cell.costs, reached=fit.reached)
         plain = {
             one.concurrency: one.tokens_per_s
             for one in rows
             if (one.pair, one.workload, one.method) == (row.pair, row.workload, "ar") and one.tokens_per_s
         }
-        token_s = fit.mean_token_s
+        token_reads = fit.mean_token_reads
         if calibrates and plain:
-            reached = replace(cell.costs, reached=fit.reached)
-            token_s = calibrate(reached, row.job, plain, scales=False)[1]
-        speed, plain_speed = cell.predict(fit.reached, token_s)
+            costs, token_reads = calibrate(costs, row.job, plain, None if knows_pair else token_reads)
+        speed, plain_speed = replace(cell, costs=costs).predict(fit.reached, token_reads)
         speedup = speed / plain_speed
         told = plain.get(row.concurrency)
         speedup_found = row.speedup or (row.tokens_per_s / told if row.tokens_per_s and told else None)
@@ -238,7 +243,9 @@ def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> 
             "No published row is of such GPUs: what share of their data sheet is reached is taken from one B200, and no"
             " range can be given."
         )
-    if not calibrates:
+    if not calibrates and (
+        pair.name == CARD_PAIR or not forecast.errors
+    ):  # of other pairs it tells too little
         lines.append("Give plain decoding's measured tokens a second by --plain for less error.")
     if forecast.costs.tp > 1:
         lines.append(f"An all-reduce is assumed to take {ALL_REDUCE_S * 1e6:.0f} us; no row tells of it.")

@@ -1,7 +1,8 @@
 """What this engine reaches of an H200's data sheet: fitted to its own steps, which data/h200.jsonl has.
 
-Beside what servers are fitted by (bench/efficiency.py), requests cost a time in each layer, and reading and computing
-overlap. Products of up to 32 tokens have a kernel of their own; wider ones compute 128 tokens at a time, full or not.
+Requests cost a time in each layer, and an MTP head a time for each token beside its forward; states of gated delta
+layers are replayed, which costs a block's later tokens nothing that could be told from the rest. Products of up to 32
+tokens have a kernel of their own; wider ones compute 64 tokens at a time, full or not.
 """
 
 import json
@@ -11,14 +12,23 @@ from functools import cache
 from importlib.resources import files
 
 from flashdraft.bench.cost_model import Job
-from flashdraft.bench.efficiency import Cell, Fit, fit_efficiency
+from flashdraft.bench.efficiency import SERVERS, Cell, Fit, fit_efficiency
 from flashdraft.bench.published import pair_configs, usual_drafter
-from flashdraft.bench.roofline import IDEAL, NetworkShape, RooflineCosts, dflash_shape, target_shape
+from flashdraft.bench.roofline import (
+    Method,
+    NetworkShape,
+    RooflineCosts,
+    dflash_shape,
+    mtp_shape,
+    target_shape,
+)
 from flashdraft.gpus import GPUS
 
 OWN_GPU = "H200"
-_NAMES = ("bandwidth_share", "peak_share", "layer_s", "round_s", "state_moves", "request_s", "overlap")
-_BASE = replace(IDEAL, tile=128)
+_NAMES = (
+    "bandwidth_share", "peak_share", "layer_s", "request_s", "round_s", "round_row_s", "draft_step_s", "draft_row_s",
+)  # fmt: skip
+_BASE = replace(SERVERS, tile=64)
 _DECODING = Job(1, 10**9)  # no prompt is among the steps that were measured
 
 
@@ -27,6 +37,7 @@ class OwnStep:
     """One measured step: all its requests decode."""
 
     pair: str
+    method: Method
     block_size: int
     concurrency: int
     context: int  # tokens behind a block, about
@@ -41,7 +52,7 @@ def own_steps() -> tuple[OwnStep, ...]:
 
 
 @cache
-def _shapes(pair: str) -> tuple[NetworkShape, NetworkShape]:
+def _shapes(pair: str, method: Method) -> tuple[NetworkShape, NetworkShape]:
     if pair == "smollm2-135m":
         from transformers import LlamaConfig
 
@@ -55,17 +66,19 @@ def _shapes(pair: str) -> tuple[NetworkShape, NetworkShape]:
         )  # fmt: skip
     else:
         target, draft = pair_configs(pair)
+        if method == "mtp":
+            return target_shape(target), mtp_shape(target)
     return target_shape(target), dflash_shape(draft, target)
 
 
 def _cell(step: OwnStep) -> Cell:
-    costs = RooflineCosts(GPUS[OWN_GPU], *_shapes(step.pair), step.context)
+    costs = RooflineCosts(GPUS[OWN_GPU], *_shapes(step.pair, step.method), step.context, method=step.method)
     speed = 1e3 * step.concurrency / step.step_ms  # as if a round gained one token
     return Cell(costs, _DECODING, step.pair, step.concurrency, step.block_size, 1.0, speed)
 
 
 def _fit(steps: Sequence[OwnStep]) -> Fit:
-    return fit_efficiency([_cell(step) for step in steps], _NAMES, _BASE, has_token_s=False)
+    return fit_efficiency([_cell(step) for step in steps], _NAMES, _BASE, has_token_reads=False)
 
 
 @cache

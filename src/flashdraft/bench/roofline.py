@@ -1,10 +1,10 @@
 """Step costs of a pair on a GPU, from its data sheet and how much of that servers reach.
 
 A forward takes the time to read its bytes and the time of its operations, together or one after the other, plus a time
-a layer (launches, synchronisation). A forward that verifies also writes the states of gated delta layers after each
-token, so that they can be rolled back. What share of the data sheet is reached and what a round of drafting costs
-beside its forwards are fitted to measurements (bench/efficiency.py), never guessed; with ``IDEAL`` it is the bare
-roofline with nothing overlapped.
+a layer (launches, synchronisation). Where it verifies, gated delta layers take a block's tokens one after another: each
+state follows from the one before, however many requests there are. What share of the data sheet is reached and what a
+round of drafting costs beside its forwards are fitted to measurements (bench/efficiency.py), never guessed; with
+``IDEAL`` it is the bare roofline with nothing overlapped.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from flashdraft.gpus import Gpu
 from flashdraft.models.base import build_target
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.dflash_config import DFlashConfig
-from flashdraft.models.drafter_network import DrafterNetwork
+from flashdraft.models.drafter_network import DrafterNetwork, part_of
 
 _BYTES = 2  # of a weight and of a cached value in bfloat16
 _STATE_BYTES = 4  # states of gated delta layers are float32
@@ -38,7 +38,8 @@ class NetworkShape:
     weight_bytes: float  # read once a forward: all but the rows of an embedding that is not the head
     operations_per_token: float
     kv_bytes_per_token: float
-    state_bytes: float  # of one request, read and written in every forward
+    state_bytes: float = 0.0  # of one request, read and written in every forward
+    num_recurrent_layers: int = 0  # gated delta layers
 
 
 def target_shape(config: Any) -> NetworkShape:
@@ -63,6 +64,7 @@ def target_shape(config: Any) -> NetworkShape:
         operations_per_token=2.0 * num_weights,
         kv_bytes_per_token=kv_bytes,
         state_bytes=2.0 * _STATE_BYTES * state * num_linear,
+        num_recurrent_layers=num_linear,
     )
 
 
@@ -74,13 +76,18 @@ def drafter_shape(network: DrafterNetwork, target_config: Any) -> NetworkShape:
         num_weights += (network.draft_vocab_size or text.vocab_size) * text.hidden_size
     shapes, size = network.kv_shapes(), network.config.hidden_size
     kv_bytes = _BYTES * sum(shape.size for shape in shapes)
-    return NetworkShape(len(shapes), size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes, 0.0)
+    return NetworkShape(len(shapes), size, _BYTES * num_weights, 2.0 * num_weights, kv_bytes)
 
 
 def dflash_shape(config: DFlashConfig, target_config: Any) -> NetworkShape:
     """:func:`drafter_shape` of the DFlash drafter that ``config`` describes."""
     with torch.device("meta"):
         return drafter_shape(DFlashModel(config), target_config)
+
+
+def mtp_shape(target_config: Any) -> NetworkShape:
+    """:func:`drafter_shape` of the MTP head that a target of ``target_config`` is published with."""
+    return drafter_shape(part_of("mtp", "checkpoint").outline_for(target_config), target_config)
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,16 @@ class Efficiency:
     peak_share: float
     layer_s: float  # of each layer of a forward
     round_s: float  # of a round that drafts, beside its forwards
-    state_moves: float  # how often a gated delta state is written or read for each verified token
-    draft_step_s: float  # of each token that an MTP head drafts, beside its forward
-    draft_row_s: float  # the same of each request
-    request_s: float = 0.0  # of each request in each layer of a forward
+    round_row_s: float = 0.0  # the same of each request
+    scan_s: float = 0.0  # of each token of a block but its first in each gated delta layer
+    draft_step_s: float = 0.0  # of each token that an MTP head drafts, beside its forward
+    draft_row_s: float = 0.0  # the same of each request
+    request_s: float = 0.0  # of each request in each gated delta layer, beside what it moves
     overlap: float = 1.0  # of reading and computing: 1, one after the other; the larger, the more at once
     tile: int = 1  # tokens that products of more than NARROW tokens compute at a time, full or not
 
 
-IDEAL = Efficiency(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+IDEAL = Efficiency(1.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -115,26 +123,27 @@ class RooflineCosts:
     tp: int = 1
     scale: float = 1.0  # of every forward, where measured steps are slower or faster than all this says
 
+    @property
+    def reading_s(self) -> float:
+        """Seconds to read the target's weights once, at the data sheet's bandwidth."""
+        return self.target.weight_bytes / self.tp / self.gpu.bandwidth
+
     def verify_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
-        num_tokens = num_requests * block_size
-        seconds = self._forward_s(self.target, num_requests, num_tokens)
-        if block_size > 1:
-            moved = num_tokens * self.reached.state_moves * self.target.state_bytes / 2
-            seconds += self.scale * moved / self.tp / (self.gpu.bandwidth * self.reached.bandwidth_share)
-        return seconds
+        scans_s = self.target.num_recurrent_layers * (block_size - 1) * self.reached.scan_s
+        return self._forward_s(self.target, num_requests, num_requests * block_size) + self.scale * scans_s
 
     def draft_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
         if block_size == 1:
             return 0.0
+        reached = self.reached
+        beside_s = reached.round_s + num_requests * reached.round_row_s
         if self.method == "dflash":
-            return (
-                self._forward_s(self.drafter, num_requests, num_requests * block_size) + self.reached.round_s
-            )
-        beside_s = self.reached.draft_step_s + num_requests * self.reached.draft_row_s
-        step_s = self._forward_s(self.drafter, num_requests, num_requests) + beside_s
-        return (block_size - 1) * step_s + self.reached.round_s
+            return beside_s + self._forward_s(self.drafter, num_requests, num_requests * block_size)
+        step_s = self._forward_s(self.drafter, num_requests, num_requests)
+        step_s += reached.draft_step_s + num_requests * reached.draft_row_s
+        return beside_s + (block_size - 1) * step_s
 
     def prefill_s(self, num_tokens: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
@@ -152,8 +161,8 @@ class RooflineCosts:
         moved = network.weight_bytes + cached
         memory_s = moved / self.tp / (self.gpu.bandwidth * reached.bandwidth_share)
         compute_s = computed * network.operations_per_token / self.tp / (self.gpu.peak * reached.peak_share)
-        own_s = reached.layer_s + num_requests * reached.request_s
-        layers_s = network.num_layers * (own_s + self._all_reduces_s(network, num_tokens))
+        layers_s = network.num_layers * (reached.layer_s + self._all_reduces_s(network, num_tokens))
+        layers_s += network.num_recurrent_layers * num_requests * reached.request_s
         together_s: float = (memory_s**reached.overlap + compute_s**reached.overlap) ** (1 / reached.overlap)
         return self.scale * (together_s + layers_s)
 
