@@ -70,7 +70,7 @@ def guesses(rounds: Sequence[Drafted]) -> list[tuple[int, float, bool]]:
         parents = one.draft.parents
         found += [
             (parents[:token].count(parents[token]), confidence(one.draft.log_probs[token]), hit)
-            for token, _, hit in one.tried()
+            for token, hit in one.tried()
         ]
     return found
 
@@ -124,8 +124,9 @@ def main() -> None:
     tokens: list[list[tuple[int, float, bool]]] = [[], []]
     for idx, rounds in enumerate(answers):
         for one in rounds:
+            depths, log_probs = one.draft.depths, one.draft.log_probs
             tokens[idx % 2] += [
-                (depth - 1, confidence(one.draft.log_probs[token]), hit) for token, depth, hit in one.tried()
+                (depths[token] - 1, confidence(log_probs[token]), hit) for token, hit in one.tried()
             ]
     places, sure, hits = (
         [np.array([one[i] for one in half], dtype=float) for half in tokens] for i in range(3)

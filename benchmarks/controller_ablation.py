@@ -30,8 +30,7 @@ from flashdraft.bench.tasks import TASKS, load_task
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.config import DEFAULTS, ControllerConfig
-from flashdraft.control.controller import Controller
-from flashdraft.control.search import Candidate, Plan
+from flashdraft.control.controller import Controller, Plan
 from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
 from flashdraft.engine import engine, step_timing
 from flashdraft.engine.block_control import BlockControl
@@ -177,9 +176,7 @@ class Replay:
         if isinstance(self.method, int):
             return None
         started = thread_time()
-        plan = self.method.kept([one.state for one in running])
-        if plan is None:
-            plan = self.method.plan([Candidate(one.state, max(one.left, 1)) for one in running])
+        plan = self.method.plan({one.state: max(one.left, 1) for one in running})
         self.plan_s += thread_time() - started
         self._tell()
         return plan
@@ -202,7 +199,7 @@ class Replay:
         num_tokens = num_rows + sum(verified)
         if not self.costs.is_ragged:
             num_tokens = num_rows * (1 + max(verified, default=0))
-        seconds = self.costs.host_s + self.host_row_s * num_rows
+        seconds = self.host_row_s * num_rows
         seconds += float(self.costs.draft_seconds(len(blocks), max(blocks, default=1)))
         return seconds + float(self.costs.forward_seconds(num_rows, num_tokens))
 
@@ -310,13 +307,12 @@ def read_costs(path: Path) -> tuple[StepCosts, float]:
     told = json.loads(path.read_text())
     if "widths" in told:
         rows, blocks = told["rows"], [width for width in told["widths"] if width > 1]
-        verify = ShapeTable(rows, told["widths"], told["verify_s"])
-        return StepCosts(verify, ShapeTable(rows, blocks, told["draft_s"]), host_s=told["host_s"]), told[
-            "host_row_s"
-        ]
-    verify_curve, draft_curve = (Curve(told[name]["n"], told[name]["s"]) for name in ("verify", "draft"))
-    verify_curve.row_s, draft_curve.row_s = told["verify_row_s"], told["draft_row_s"]
-    return StepCosts(verify_curve, draft_curve, host_s=told["host_s"], is_ragged=True), 0.0
+        verify = ShapeTable(rows, told["widths"], np.array(told["verify_s"]) + told["host_s"])
+        return StepCosts(verify, ShapeTable(rows, blocks, told["draft_s"])), told["host_row_s"]
+    verify_s = np.array(told["verify"]["s"]) + told["host_s"]
+    verify = Curve(told["verify"]["n"], verify_s, told["verify_row_s"])
+    draft = Curve(told["draft"]["n"], told["draft"]["s"], told["draft_row_s"])
+    return StepCosts(verify, draft, is_ragged=True), 0.0
 
 
 @torch.inference_mode()

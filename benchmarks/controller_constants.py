@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from controller_ablation import BLOCKS, FOLDER, Recording, Replay, read_costs
 
-from flashdraft.control import acceptance, controller, step_costs
+from flashdraft.control import step_costs
 from flashdraft.control.config import DEFAULTS, ControllerConfig
 from flashdraft.control.controller import Controller
 from flashdraft.control.step_costs import StepCosts
-from flashdraft.engine import block_control
 from flashdraft.provenance import collect_provenance
 
 CONFIG: dict[str, tuple[Any, ...]] = {
@@ -34,36 +33,29 @@ CONFIG: dict[str, tuple[Any, ...]] = {
     "probe_share": (0.0015, 0.006),
     "plan_steps": (2, 8),
     "recorded_plan_steps": (6, 24),
+    "most_confidence": (3.5, 14.0),
+    "probe_plans": (8, 32),
+    "prior_weight": (2.5, 10.0),
+    "kept_calibration": (0.999, 0.99975),
+    "most_taught": (4, 16),
 }
-ACCEPTANCE: dict[str, tuple[Any, ...]] = {
-    "_ROUNDS_COUNTED": (100.0, 400.0),
-    "_MOST": (0.98, 0.999),
-    "_HOPELESS": (0.005, 0.02),
-    "_HIT": (0.96, 0.99),
-    "_MISS": (0.01, 0.04),
-    "_MOST_CONFIDENCE": (3.5, 14.0),
-    "_PRIOR_WEIGHT": (2.5, 10.0),
-    "_REMEMBERED": (0.999, 0.99975),
-}
+LEARNED: dict[str, tuple[Any, ...]] = {"learn_steps": (8, 32)}
 COSTS: dict[str, tuple[Any, ...]] = {
     "_FIRST": (0.15, 0.6),
     "_NOISE": (0.025, 0.1),
     "_DRIFT": (0.0015, 0.006),
     "_PACE_DRIFT": (0.025, 0.1),
     "_KINSHIP": (1.5, 6.0),
-    "_HOST_RATE": (0.1, 0.4),
     "_MOST_SLOWER": (0.35, 1.4),
 }
 # (module, its constants, whether costs are misjudged and learned)
 MOVED: tuple[tuple[Any, dict[str, tuple[Any, ...]], bool], ...] = (
     (None, CONFIG, False),
-    (acceptance, ACCEPTANCE, False),
-    (controller, {"_MOST_TAUGHT": (4, 16)}, False),
+    (None, LEARNED, True),
     (step_costs, COSTS, True),
-    (block_control, {"_LEARN_EVERY": (8, 32)}, True),
 )
-# Not in a replay: which shapes are measured at the start, tokens that are sampled, and what is kept on disk.
-UNSEEN = ("_MOST_ROWS", "MOST_RECORDED_ROWS", "_CHOOSE_RATE", "_KEEP_EVERY")
+# Not in a replay: which shapes are measured at the start, and when they are kept on disk.
+UNSEEN = ("_MOST_ROWS", "MOST_RECORDED_ROWS", "_KEEP_EVERY")
 MISJUDGED, NOISE = 0.3, 0.05  # standard deviations of logarithms
 
 
@@ -72,18 +64,16 @@ class TaughtReplay(Replay):
 
     def _seconds(self, num_rows: int, blocks: list[int], verified: list[int]) -> float:
         seconds = super()._seconds(num_rows, blocks, verified)
-        every = block_control._LEARN_EVERY
+        every = self.method.config.learn_steps if isinstance(self.method, Controller) else 1
         if isinstance(self.method, Controller) and (self.num_steps < every or self.num_steps % every == 0):
             num_tokens = num_rows + sum(verified)
             if not self.costs.is_ragged:
                 num_tokens = num_rows * (1 + max(verified, default=0))
             block, told = max(blocks, default=1), self.method.costs
-            verify_s = float(self.costs.forward_seconds(num_rows, num_tokens))
             draft_s = float(self.costs.draft_seconds(len(blocks), block))
-            seen = np.exp(np.random.default_rng(self.num_steps).normal(0.0, NOISE, 3))
+            seen = np.exp(np.random.default_rng(self.num_steps).normal(0.0, NOISE, 2))
             drafted = len(blocks), len(blocks) * block
-            told.learn((num_rows, num_tokens), verify_s * seen[0], drafted, draft_s * seen[1])
-            told.learn_host((seconds - verify_s - draft_s) * seen[2])
+            told.learn((num_rows, num_tokens), (seconds - draft_s) * seen[0], drafted, draft_s * seen[1])
         return seconds
 
 
@@ -91,13 +81,13 @@ def misjudged(costs: StepCosts) -> StepCosts:
     """``costs`` as a bad measurement has them."""
     made, random = deepcopy(costs), np.random.default_rng(2)
     for part in (made.verify, made.draft):
-        part.scale(np.exp(random.normal(0.0, MISJUDGED, part.num_parts)))
+        part.scale(np.exp(random.normal(0.0, MISJUDGED, len(part.places))))
     return made
 
 
 def main() -> None:
     """Replay with each constant moved, print and write."""
-    assert set(CONFIG) == {field.name for field in fields(ControllerConfig)}, "each constant is moved"
+    assert {*CONFIG, *LEARNED} == {field.name for field in fields(ControllerConfig)}, "each constant is moved"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -20,7 +20,7 @@ from typing import Any
 from flashdraft.admission import BlockSize
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import CONTEXT, measure_costs
+from flashdraft.engine.step_timing import measure_costs
 from flashdraft.llm import LLM
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
@@ -87,7 +87,6 @@ def measure(
                 row = {"requests": count, "block": block, **steps.run(prompts, block, num_steps)}
                 told = ""
                 if isinstance(block, int):
-                    costs.context = max(row["context"] - CONTEXT, 0)
                     draft_s = float(costs.draft_seconds(count, block)) if block > 1 else 0.0
                     verify_s = float(costs.forward_seconds(count, count * block))
                     row["expected_ms"] = {"draft": 1e3 * draft_s, "verify": 1e3 * verify_s}

@@ -9,7 +9,6 @@ import pytest
 from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.config import DEFAULTS
 from flashdraft.control.controller import Controller
-from flashdraft.control.search import Candidate
 from flashdraft.control.step_costs import ShapeTable, StepCosts
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -27,14 +26,12 @@ def padded(number: int) -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_step_costs_what_its_padded_shape_was_measured_to(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    seconds, more_s = rng.random((3, 4)), rng.random((3, 4))
-    table = ShapeTable(ROWS, WIDTHS, seconds, more_s)
-    for context in (0, 100):
-        for rows in (1, 2, 3, 4):
-            for width in range(1, 9):
-                at = padded(rows).bit_length() - 1, padded(width).bit_length() - 1
-                found = float(table(rows, rows * width, context))
-                assert found == pytest.approx(seconds[at] + context * more_s[at]), (rows, width)
+    seconds = rng.random((3, 4))
+    table = ShapeTable(ROWS, WIDTHS, seconds)
+    for rows in (1, 2, 3, 4):
+        for width in range(1, 9):
+            at = padded(rows).bit_length() - 1, padded(width).bit_length() - 1
+            assert float(table(rows, rows * width)) == pytest.approx(seconds[at]), (rows, width)
     costs = costs_of(seconds, seconds[:, 1:])
     assert costs.draft_seconds([0, 2], 4).tolist() == [0.0, seconds[1, 2]]
 
@@ -54,7 +51,7 @@ def test_all_draft_the_block_whose_width_pays() -> None:
         for state, rate in zip(states, (0.7, 0.5, 0.2), strict=True)
     ]
     controller.acceptance.foresee(drafts)
-    plan = controller.plan([Candidate(states[0], 1), *(Candidate(state, 99) for state in states[1:])])
+    plan = controller.plan({states[0]: 1, states[1]: 99, states[2]: 99})
     assert [plan.length(state) for state in states] == [1, 4, 4], (
         "a width of 8 would cost more than twice as much"
     )
@@ -65,18 +62,19 @@ def test_a_recorded_plan_stands_for_who_joins_and_its_last_step_teaches() -> Non
     flat = np.array([[1.0, 1.1, 1.2, 1.3]] * 3)
     controller = Controller(8, costs_of(flat, np.full((3, 3), 0.1)))
     first, taught = Acceptance(), []
-    plan = controller.plan([Candidate(first, 99), Candidate(Acceptance(), 99)])
+    plan = controller.plan({first: 99, Acceptance(): 99})
     for _ in range(DEFAULTS.recorded_plan_steps - 1):
         taught.append(controller.listens)
         newcomer = Acceptance()
-        assert controller.kept([first, newcomer]) is plan
+        assert controller.plan({first: 99, newcomer: 99}) is plan
         assert plan.length(newcomer) == plan.length(first) == 8
     assert controller.listens
     assert not any(taught)
     controller.observe([Drafted(first, 8, DraftTree.chain([0] * 7, [log(0.9)] * 7), 7, 7, range(3))])
     assert first.chances is not None
-    assert controller.kept([first]) is None, "it is spent"
-    assert controller.kept([first], others=(4,)) is None
+    second = controller.plan({first: 99})
+    assert second is not plan, "it is spent"
+    assert controller.plan({first: 99}, others=(4,)) is not second
 
 
 def test_each_shape_is_corrected_by_its_own_steps() -> None:

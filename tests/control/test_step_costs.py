@@ -58,22 +58,19 @@ def test_a_drafter_that_was_measured_too_slow_is_not_shunned_for_ever() -> None:
 def test_curves() -> None:
     curve = Curve([1, 4, 8], [1.0, 2.0, 4.0])
     assert curve(1, [1, 2.5, 8, 16]).tolist() == [1.0, 1.5, 4.0, 8.0]
-    longer = curve.reaching(20)
-    assert longer.num_tokens.tolist() == [1, 4, 8, 16, 32]
-    assert longer.seconds.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert [curve.shares(1, tokens).tolist() for tokens in (1, 4, 6, 8, 16)] == [
         [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0],
     ]  # fmt: skip
-    curve.row_s, curve.context_row_s, curve.context_token_s = 0.5, 0.01, 0.001
+    curve.row_s = 0.5
     assert curve.shares(3, 4).tolist() == pytest.approx([0.0, 2 / 3, 0.0, 1 / 3]), (
         "two of three seconds are the point's"
     )
-    assert float(curve(3, 8, context=100)) == pytest.approx(4.0 + 2 * 0.5 + 100 * (3 * 0.01 + 8 * 0.001))
+    assert float(curve(3, 8)) == pytest.approx(4.0 + 2 * 0.5)
 
 
 def test_what_many_tokens_cost_does_not_bend_the_price_of_few() -> None:
     costs = made_up_costs(0.02)
-    costs.verify = Curve([1, 8, 128], [7.0, 9.0, 100.0]).reaching(1024)
+    costs.verify = Curve([1, 8, 128, 256, 512, 1024], [7.0, 9.0, 100.0, 197.1, 391.2, 779.5])
     for _ in range(60):
         costs.learn((32, 512), 600.0, (0, 0), 0.0)  # 391 was expected
         costs.learn((32, 32), float(Curve([8, 128], [9.0, 100.0])(1, 32)), (0, 0), 0.0)

@@ -1,5 +1,7 @@
 """The controller within the engine: its choices show in the rounds, never in the tokens."""
 
+from time import sleep
+
 import pytest
 
 from flashdraft.control.step_costs import Curve, StepCosts
@@ -10,7 +12,6 @@ from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.metrics import RequestMetrics
-from flashdraft.spec_decode.ngram import NgramDrafter
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from toys import ScriptedDrafter, toy_dflash, toy_target
 
@@ -28,9 +29,6 @@ class SteadyClock(StepCosts):
 
     def learn(self, *args: object) -> None:
         """The toy's own times mean nothing here."""
-
-    def learn_host(self, host_s: float) -> None:
-        """Nor do these."""
 
 
 def steady(draft_s: float) -> StepCosts:
@@ -105,20 +103,6 @@ def test_the_machine_is_measured_in_the_middle_of_answers_and_nothing_is_disturb
     assert costs.draft.num_tokens.tolist() == [2, 4, 8, *taught]
 
 
-def test_more_requests_than_were_measured_are_measured_then() -> None:
-    target = toy_target()
-    engine = Engine(target, NgramDrafter(8))
-    measured = []
-    for count in (1, 3, 2):
-        for i in range(count):
-            engine.add_request(str(i), PROMPT, SamplingParams(temperature=0.0, max_tokens=4))
-        list(engine.run())
-        assert engine.control.controller
-        measured.append(engine.control.controller.costs)
-    assert measured[1] is not measured[0], "of one request"
-    assert measured[2] is measured[1], "of four"
-
-
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_features_of_plain_rounds_wait_and_are_taken_in_few_projections(prefix_caching: bool) -> None:
     target = toy_target(vocab_size=11)
@@ -155,16 +139,18 @@ def test_without_a_drafter_automatic_is_plain(block_size: str | None) -> None:
         engine.add_request("r", PROMPT, PARAMS, "most")  # type: ignore[arg-type]
 
 
-def test_sampled_answers_cost_the_host_more_for_each_token() -> None:
+def test_choosing_sampled_tokens_is_part_of_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     target = toy_target(vocab_size=11)
     drafter = DFlashDrafter(toy_dflash(target), target)
-    engine = Engine(target, drafter, costs=steady(0.1))
+    engine = Engine(target, drafter, costs=flat_costs(0.1))
+    told: list[float] = []
+    monkeypatch.setattr(StepCosts, "learn", lambda *args: told.append(args[2]))
+    follow = engine._follow
+    monkeypatch.setattr(engine, "_follow", lambda *args: sleep(0.02) or follow(*args))
     engine.add_request("r", PROMPT, SamplingParams(temperature=1.0, top_k=5, seed=1, max_tokens=40))
-    for _ in range(8):
-        engine.step()
-    acceptance = engine.requests["r"].acceptance
-    assert acceptance
-    assert acceptance.choose_s > 0
+    list(engine.run())
+    assert told
+    assert min(told) > 0.02
 
 
 def test_acceptance_by_dice_has_the_length_that_was_asked_for() -> None:

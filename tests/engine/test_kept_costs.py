@@ -17,7 +17,7 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import ScriptedDrafter, toy_dflash, toy_target
 
-CURVE = {"num_tokens": [1, 2], "seconds": [0.1, 0.1], "row_s": 0, "context_row_s": 0, "context_token_s": 0}
+CURVE = {"num_tokens": [1, 2], "seconds": [0.1, 0.1], "row_s": 0}
 PARAMS = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
 
 
@@ -48,24 +48,24 @@ def only_file(folder: Path) -> Path:
 
 def test_a_second_engine_starts_from_what_the_first_measured(measured: list[int]) -> None:
     first, second = (opened().control.calibrate(1).costs for _ in range(2))
-    assert measured == [1]
+    assert measured == [8]
     assert isinstance(first.verify, Curve)
     assert isinstance(second.verify, Curve)
     assert second.verify.num_tokens.tolist() == first.verify.num_tokens.tolist()
     assert second.draft.seconds.tolist() == first.draft.seconds.tolist()
-    assert second.verify.context_row_s == first.verify.context_row_s
-    assert (second.logits_s, second.is_ragged) == (first.logits_s, first.is_ragged)
+    assert second.verify.row_s == first.verify.row_s
+    assert second.is_ragged == first.is_ragged
 
 
-def test_other_networks_rows_and_threads_are_measured_for_themselves(
+def test_other_networks_and_threads_are_measured_for_themselves(
     measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened().control.calibrate(1)
-    opened().control.calibrate(2)
+    opened().control.calibrate(2)  # of eight rows too
     opened(hidden_size=64).control.calibrate(1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     opened().control.calibrate(1)
-    assert measured == [1, 2, 1, 1]
+    assert measured == [8, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,8 @@ def test_other_networks_rows_and_threads_are_measured_for_themselves(
         {"draft": {**CURVE, "seconds": [-1.0, 1.0]}},
         {"draft": {**CURVE, "seconds": [0.1, "0.1"]}},
         {"draft": {"num_tokens": [1], "seconds": [1.0]}},
-        {"logits_s": float("nan")},
-        {"host_s": float("inf")},
-        {"host_s": "0.1"},
+        {"draft": {**CURVE, "row_s": float("nan")}},
+        {"draft": {**CURVE, "seconds": [0.1, float("inf")]}},
     ],
 )
 def test_a_file_that_is_not_as_written_is_measured_again(
@@ -96,7 +95,7 @@ def test_a_file_that_is_not_as_written_is_measured_again(
     whole = json.loads(file.read_text())
     file.write_bytes(bad if isinstance(bad, bytes) else json.dumps({**whole, **bad}).encode())
     opened().control.calibrate(1)
-    assert measured == [1, 1]
+    assert measured == [8, 8]
     assert json.loads(file.read_text()).keys() == whole.keys()
 
 
@@ -120,7 +119,7 @@ def test_where_nothing_can_be_written_the_engine_goes_on(
     monkeypatch.setattr(kept_costs, "cache_folder", lambda: Path("/dev/null"))
     opened().control.calibrate(1)
     opened().control.calibrate(1)
-    assert measured == [1, 1]
+    assert measured == [8, 8]
 
 
 class Clock:
@@ -173,7 +172,7 @@ def test_what_was_kept_of_a_busy_moment_is_soon_outlived(
     file = only_file(tmp_path)
     kept = json.loads(file.read_text())
     for name, factor in wrong.items():
-        for part in ("seconds", "row_s", "context_row_s", "context_token_s"):
+        for part in ("seconds", "row_s"):
             value = kept[name][part]
             kept[name][part] = [factor * one for one in value] if part == "seconds" else factor * value
     file.write_text(json.dumps(kept))

@@ -316,7 +316,7 @@ def test_seconds_of_prompts_are_none_of_rounds():
     config = EngineConfig(max_running=2, page_size=4, num_pages=16)
     engine = Engine(target, None, config, (), None, 1)
     learned = []
-    engine.control.learn_round = lambda *told: learned.append(told[-1] is None)  # seconds of the round
+    engine.control.learn = lambda *told: learned.append(told[-1] == 0.0)  # seconds of the round
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     engine.add_request("one", [5, 6], params)
     for _ in range(3):

@@ -1,23 +1,43 @@
 """What every step drafts, and how much of that it verifies, so that expected tokens a second are highest.
 
 A step drafts blocks of one length for some requests and verifies them, the anchors of all others beside them, in one
-forward. Which requests draft how long a block is planned before (:meth:`Controller.plan`), how many of a draft's
-tokens are verified is chosen when the drafter has told how sure it is of each (:meth:`Controller.select`). Costs and
-acceptance are passed in: no clock here, and no tensors. A plan needs nothing of the step before it: what came of a
-step may be told (:meth:`Controller.observe`) after the next one is planned. The formula and an example:
-docs/controller.md.
+forward. Costs and acceptance are passed in: no clock here, and no tensors. A plan needs nothing of the step before it:
+what came of a step may be told after the next one is planned. The formula and an example: docs/controller.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import inf
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from flashdraft.control.acceptance import Acceptance, AcceptanceModel, Drafted
 from flashdraft.control.config import DEFAULTS, ControllerConfig
-from flashdraft.control.search import Candidate, Plan, Search, padded_lengths, ragged_lengths
-from flashdraft.control.step_costs import StepCosts
+from flashdraft.control.step_costs import Array, StepCosts
 
-_MOST_TAUGHT = 8  # drafts of one recorded step that teach: it is over soon
+Counts = NDArray[np.int_]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a step drafts, and what that should bring and cost with as much of it verified as is worth it."""
+
+    block: int  # length of the blocks drafted; 1: nothing is drafted
+    drafts: dict[Acceptance, bool]  # of each request that is planned for, whether it does
+    num_tokens: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens a second."""
+        return self.num_tokens / self.seconds
+
+    def length(self, request: Acceptance) -> int:
+        """Tokens that ``request`` drafts, anchor included; one that joined since does as most of the others do."""
+        usual = 2 * sum(self.drafts.values()) > len(self.drafts)
+        return self.block if self.drafts.get(request, usual) else 1
 
 
 class Controller:
@@ -26,61 +46,49 @@ class Controller:
     def __init__(self, max_block: int, costs: StepCosts, config: ControllerConfig = DEFAULTS) -> None:
         self.costs, self.config = costs, config
         self.acceptance = AcceptanceModel(drafted_blocks(max_block, config), config)
+        self._kept: tuple[Plan, Sequence[int]] | None = None  # the last plan, with the other requests' blocks
+        self._steps_left = self._num_plans = 0  # steps for which it is the answer again
         self._credit_s = 0.0  # saved for probes
-        self._look_s = 0.0  # so much of it is worth a look at what one costs
-        self._rate = 0.0  # of the last plan
-        self._forward_s: list[float] = []  # of that plan's step, by its tokens or by its width
-        self._kept: tuple[Plan, Sequence[int]] | None = None  # with the other requests' blocks
-        self._steps_left = 0  # for which it is the answer again
-        self._num_plans = 0
 
-    def kept(self, states: Sequence[Acceptance], others: Sequence[int] = ()) -> Plan | None:
-        """The last plan where it still serves: planning takes time, and chances move slowly.
+    def plan(self, most: Mapping[Acceptance, int], others: Sequence[int] = ()) -> Plan:
+        """The best step; now and then a slightly worse one that tells more.
 
-        It does for a few steps of the same requests, those that end meanwhile aside. Where steps are recorded, who
-        joins meanwhile does as the others do.
+        ``most``: of each request the tokens that its block may have. ``others``: blocks of the step's requests that are
+        not to be planned. A plan serves a few steps of the same requests, those that end meanwhile aside: to plan takes
+        time, and chances move slowly. Where steps are recorded, who joins meanwhile does as the others do.
         """
-        if not self._steps_left or self._kept is None or self._kept[1] != others:
-            return None
-        plan = self._kept[0]
-        if not self.costs.is_recorded and any(state not in plan.drafts for state in states):
-            return None
-        self._steps_left -= 1
-        return plan
-
-    def plan(self, candidates: Sequence[Candidate], others: Sequence[int] = ()) -> Plan:
-        """The best step for ``candidates``; now and then a slightly worse one that tells more."""
-        search = Search(self.acceptance, self.costs, candidates, others)
-        best = search.best(self._rate)
-        self._rate, self._forward_s, self._num_plans = best.rate, [], self._num_plans + 1
-        chosen = self._with_probe(search, best)
-        self._kept = best, others
-        self._steps_left = self._plan_steps - 1
-        for state, drafts in chosen.drafts.items():
-            state.drafted_at = self._num_plans if drafts else state.drafted_at or self._num_plans
-        return chosen
+        if self._kept and self._steps_left and self._kept[1] == others:
+            plan = self._kept[0]
+            if self.costs.is_recorded or all(request in plan.drafts for request in most):
+                self._steps_left -= 1
+                return plan
+        best, self._num_plans = self._best(most, others), self._num_plans + 1
+        steps = self.config.recorded_plan_steps if self.costs.is_recorded else self.config.plan_steps
+        self._kept, self._steps_left = (best, others), steps - 1
+        self._credit_s += self.config.probe_share * steps * best.seconds
+        return self._with_probe(best, most, others)
 
     def select(self, drafts: Sequence[Drafted], others: Sequence[int]) -> list[int]:
         """How many tokens of each draft are worth verifying, all of one block; ``others``: of the step's other rows.
 
         A recorded step is as wide as it was planned: it comes in few widths, and is over before all are weighed.
         """
-        costs, rate = self.costs, self._rate
-        if costs.is_recorded:
+        costs, num_rows = self.costs, len(drafts) + len(others)
+        if costs.is_recorded or self._kept is None:
             return [draft.num_tokens for draft in drafts]
         chances = self.acceptance.foresee(drafts)
-        prices = [rate * draft.request.choose_s for draft in drafts]
-        worth = [[one - price for one in row] for row, price in zip(chances, prices, strict=True)]
-        num_rows, num_others = len(drafts) + len(others), len(drafts) + sum(others)
-        if costs.is_ragged:
-            num_tokens = num_others + sum(map(len, worth))
-            if len(self._forward_s) < num_tokens:
-                self._forward_s = costs.forward_seconds(num_rows, np.arange(1, num_tokens + 1)).tolist()
-            return ragged_lengths(worth, num_others, self._forward_s, rate)
-        width = max([self.acceptance.max_block, *others])  # trees are wider than blocks
-        if len(self._forward_s) < width:
-            self._forward_s = costs.forward_seconds(num_rows, num_rows * np.arange(1, width + 1)).tolist()
-        return padded_lengths(worth, max(others, default=1), self._forward_s, rate)
+        if costs.is_ragged:  # the surest tokens of all drafts
+            gains = sorted((one for row in chances for one in row), reverse=True)
+            num_tokens = len(drafts) + sum(others) + np.arange(len(gains) + 1)
+        else:  # the first tokens of each
+            gains = [sum(column) for column in zip_longest(*chances, fillvalue=0.0)]
+            num_tokens = num_rows * np.maximum(1 + np.arange(len(gains) + 1), max(others, default=1))
+        price_s = self._kept[0].rate * costs.forward_seconds(num_rows, num_tokens)
+        best = int((np.cumsum([0.0, *gains]) - price_s).argmax())
+        if not costs.is_ragged:
+            return [min(best, len(row)) for row in chances]
+        least = gains[best - 1] if best else inf
+        return [sum(one >= least for one in row) for row in chances]
 
     @property
     def listens(self) -> bool:
@@ -90,47 +98,80 @@ class Controller:
     def observe(self, drafts: Sequence[Drafted]) -> None:
         """Take what came of a step's drafts, all of one block."""
         if self.costs.is_recorded:
-            drafts = drafts[
-                self._num_plans % -(-len(drafts) // _MOST_TAUGHT) :: -(-len(drafts) // _MOST_TAUGHT)
-            ]
+            every = -(-len(drafts) // self.config.most_taught)
+            drafts = drafts[self._num_plans % every :: every]
             self.acceptance.foresee(drafts)
         self.acceptance.observe(drafts)
 
-    @property
-    def _plan_steps(self) -> int:
-        return self.config.recorded_plan_steps if self.costs.is_recorded else self.config.plan_steps
-
-    def _with_probe(self, search: Search, best: Plan) -> Plan:
-        """``best``, or with a draft of the request that has decoded plainly for longest, once that is paid for.
+    def _with_probe(self, best: Plan, most: Mapping[Acceptance, int], others: Sequence[int]) -> Plan:
+        """``best``, or with a draft of a request that would decode plainly, once that is asked and paid for.
 
         While no step has shown what the costs say, there is no price: both kinds of steps are tried.
         """
-        is_drafting = any(best.drafts.values())
-        if is_drafting and self.costs.plain_trials:
-            return search.plain()
-        self._credit_s += self.config.probe_share * best.seconds * self._plan_steps
-        self._credit_s = min(self._credit_s, max(best.seconds, self._look_s))
-        is_trial = not is_drafting and self.costs.draft_trials > 0
-        if self._credit_s < self._look_s and not is_trial:
+        costs, every = self.costs, self.config.probe_plans
+        if costs.plain_trials and any(best.drafts.values()):
+            return self._plain(most, others)
+        plain = [row for row, one in enumerate(most) if most[one] > 1 and not best.drafts[one]]
+        if not plain or (self._num_plans % every and not costs.draft_trials):
             return best
-        plain = [
-            (state.drafted_at, row)
-            for row, state in enumerate(search.states)
-            if not best.drafts[state] and search.most[row] > 1
-        ]
-        if not plain:
+        probe = self._best(most, others, must=plain[self._num_plans // every % len(plain)])
+        if probe.seconds - probe.num_tokens / best.rate > self._credit_s and not costs.draft_trials:
             return best
-        probe = search.best(best.rate, must=min(plain)[1])
-        if is_trial:
-            return probe
-        loss_s = probe.seconds - probe.num_tokens / best.rate
-        is_paid = loss_s <= self._credit_s
-        self._credit_s -= max(loss_s, 0.0) if is_paid else 0.0
-        self._look_s = min(loss_s, self._credit_s + best.seconds)
-        return probe if is_paid else best
+        self._credit_s = 0.0
+        return probe
+
+    def _plain(self, most: Mapping[Acceptance, int], others: Sequence[int]) -> Plan:
+        seconds = self._step_s(len(most), others, 1, np.array(0), np.array(0))
+        return Plan(1, dict.fromkeys(most, False), len(most) + len(others), float(seconds))
+
+    def _best(self, most: Mapping[Acceptance, int], others: Sequence[int], must: int | None = None) -> Plan:
+        """The plan of most tokens a second; row ``must`` drafts in it.
+
+        A step without padding costs by its tokens: a price is set that each has to be worth, and the requests with the
+        most to win draft. A padded one costs by its longest row, so that nobody gains by staying plain.
+        """
+        costs, model, room, num_rows = self.costs, self.acceptance, np.array([*most.values()]), len(most)
+        plain = self._plain(most, others)
+        if room.max(initial=0) < 2:
+            return plain
+        blocks, chances = np.array(model.blocks)[:, None, None], model.expected([*most])
+        # Where there is no room for a whole block, its tokens are counted as if they were a chain.
+        places = np.arange(1, chances.shape[2] + 1)
+        chances = chances * ((places < room[:, None]) | (room[:, None] >= blocks))
+        # A recorded step is verified whole, as it comes in few widths.
+        widths = (places[-1:] if costs.is_recorded else places)[:, None, None]
+        least = np.array(self.config.prices)[:, None, None]
+        # [blocks, prices or widths, rows, tokens]
+        taken = chances[:, None] > least if costs.is_ragged else (places <= widths) & (chances[:, None] > 0)
+        gains, counts = (chances[:, None] * taken).sum(axis=3), taken.sum(axis=3)
+        order = np.argsort(-np.where(np.arange(num_rows) == must, inf, gains), axis=2, kind="stable")
+        gains, counts = (np.take_along_axis(one, order, axis=2).cumsum(axis=2) for one in (gains, counts))
+        if not costs.is_ragged:
+            counts = np.minimum(widths[..., 0], blocks - 1)
+        seconds = self._step_s(num_rows, others, blocks, (room[order] > 1).cumsum(axis=2), counts)
+        tokens = num_rows + len(others) + gains
+        rates = tokens / seconds
+        rates[..., : 0 if costs.is_ragged else -1] = 0.0
+        at = np.unravel_index(int(rates.argmax()), rates.shape)
+        drafting = set(order[at[0], at[1], : at[2] + 1].tolist())
+        drafts = {one: row in drafting and most[one] > 1 for row, one in enumerate(most)}
+        best = Plan(model.blocks[at[0]], drafts, float(tokens[at]), float(seconds[at]))
+        return plain if must is None and plain.rate > best.rate else best
+
+    def _step_s(
+        self, num_own: int, others: Sequence[int], blocks: ArrayLike, num_drafting: Counts, num_verified: Counts
+    ) -> Array:  # fmt: skip
+        """Of steps in which so many of ``num_own`` draft ``blocks``: draft tokens of all, padded of each one."""
+        num_rows, widest = num_own + len(others), max(others, default=1)
+        num_tokens = num_verified + num_own + sum(others)
+        if not self.costs.is_ragged:
+            num_tokens = num_rows * np.maximum(1 + num_verified, widest)
+        num_drafting = num_drafting + sum(length > 1 for length in others)
+        draft_s = self.costs.draft_seconds(num_drafting, np.maximum(blocks, widest))
+        return draft_s + self.costs.forward_seconds(num_rows, num_tokens)
 
 
 def drafted_blocks(max_block: int, config: ControllerConfig = DEFAULTS) -> tuple[int, ...]:
     """Lengths that may be drafted, the longest first."""
     blocks = {max(int(max_block * share), min(max_block, 2)) for share in config.block_shares}
-    return tuple(sorted(blocks, reverse=True))
+    return (*sorted(blocks, reverse=True),)

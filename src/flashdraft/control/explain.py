@@ -10,34 +10,31 @@ _SHOWN = 1, 2, 4, 8, 16, 32, 64, 128, 256
 
 def explain(controller: Controller | None, metrics: RequestMetrics) -> str:
     """What ``controller`` (None: block sizes were fixed) knows by now, and what it chose over ``metrics``."""
-    counts = metrics.verified_histogram
-    lengths = [length for length, count in enumerate(counts) if count]
-    rounds = [
-        f"Rounds: {metrics.num_rounds}, {metrics.num_plain_rounds} of them plain; acceptance length"
-        f" {metrics.acceptance_length:.2f}.",
-        _line("tokens verified", lengths),
-        _line("rounds", [counts[length] for length in lengths]),
+    rounds = {length: count for length, count in enumerate(metrics.verified_histogram) if count}
+    accepted = f"acceptance length {metrics.acceptance_length:.2f}"
+    lines = [
+        f"Rounds: {metrics.num_rounds}, {metrics.num_plain_rounds} of them plain; {accepted}.",
+        _line("tokens verified", rounds),
+        _line("rounds", rounds.values()),
     ]
-    return "\n".join([*_known(controller), *rounds] if controller else rounds)
-
-
-def _known(controller: Controller) -> list[str]:
-    costs, model = controller.costs, controller.acceptance
-    offset, slope = model.weights
-    blocks = sorted(model.blocks)
-    return [
-        "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
-        _line("requests, plain", _SHOWN),
-        _line("target", _ms(costs.forward_seconds(_SHOWN, _SHOWN))),
-        _line("one request, tokens", (1, *blocks)),
-        _line("target", _ms(costs.forward_seconds(1, (1, *blocks)))),
-        _line("drafter", _ms([0.0, *(float(costs.draft_seconds(1, block)) for block in blocks)])),
-        f"The host takes {1e3 * costs.host_s:.1f} a step. The last steps took {costs.pace:.2f} times as long.",
-        "Chance that a draft token is accepted once it is reached, over all requests:",
-        _line("draft token", range(1, model.max_block)),
-        _line("percent", [f"{100 * rate:.0f}" for rate in model.rates]),
-        f"Of a draft that is there, log odds of a token are {offset:.2f} + {slope:.2f} times the drafter's.",
-    ]
+    if controller:
+        costs, model = controller.costs, controller.acceptance
+        blocks, (offset, slope) = sorted(model.blocks), model.weights
+        lines = [
+            "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
+            _line("requests, plain", _SHOWN),
+            _line("target", _ms(costs.forward_seconds(_SHOWN, _SHOWN))),
+            _line("one request, tokens", (1, *blocks)),
+            _line("target", _ms(costs.forward_seconds(1, (1, *blocks)))),
+            _line("drafter", _ms([0.0, *(float(costs.draft_seconds(1, block)) for block in blocks)])),
+            f"The last steps took {costs.pace:.2f} times as long.",
+            "Chance that a draft token and all before it are accepted, over all requests:",
+            _line("draft token", range(1, model.max_block)),
+            _line("percent", [f"{100 * chance:.0f}" for chance in model.usual[0]]),
+            f"Of a draft that is there, log odds of a token are {offset:.2f} + {slope:.2f} times the drafter's.",
+            *lines,
+        ]
+    return "\n".join(lines)
 
 
 def _line(name: str, values: Iterable[object]) -> str:

@@ -12,7 +12,7 @@ from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
-from flashdraft.engine.block_control import BlockControl, StepSeconds
+from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.model_runner import ModelRunner, Verified
 from flashdraft.engine.overlap import InFlight, Overlap, PromptRun
 from flashdraft.engine.request import Request
@@ -199,8 +199,6 @@ class Engine:
         outputs += [output for run in ended for output in self._read_chunks(run)]
         seconds = perf_counter() - started
         pace.prompts_ran(bool(chunks), sum(one.num_tokens for one in ended), None if step.blocks else seconds)
-        if step.blocks and not chunks and self.overlap.in_flight is None:
-            self.control.learn_step(seconds)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -239,7 +237,9 @@ class Engine:
             return []
         ended, outputs = self.overlap.read(flown), []
         is_usual = flown.is_usual and not self._prompts
-        self.control.learn_round(ended, len(flown.seats), self.overlap.seconds if is_usual else None)
+        seen = [(r, block, draft, len(draft), path) for r, block, draft, path, *_ in ended if block > 1]
+        if ended:
+            self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_usual else 0.0)
         for request, _, draft, path, decided, token in ended:
             new = [*decided, *(draft.token_ids[place - 1] for place in path[1:]), token]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, _NOT_READ))
@@ -310,7 +310,6 @@ class Engine:
         drafting = [request for request, size in blocks if size > 1]
         num_late = sum(request.num_pending for request in drafting)
         runner.catch_up(drafting)
-        caught_up = perf_counter()
         proposed = runner.propose(drafting)
         blocks = self.control.select(blocks, proposed)
         drafts = [
@@ -324,16 +323,11 @@ class Engine:
         parents = [draft.parents for draft in drafts]
         run = runner.run(runner.block_rows, requests, tokens, [len(block) for block in tokens], parents)
         results = run.results()
-        answered = perf_counter()
         decided = [self._follow(*one) for one in zip(requests, results, drafts, strict=True)]
         verified = perf_counter()
         paths = [path for path, _ in decided]
         runner.commit(runner.block_rows, requests, paths, run.features)
         ended = perf_counter()
-        seconds = StepSeconds(
-            caught_up - started, drafted - caught_up, answered - drafted, verified - answered
-        )
-        self.control.learn(blocks, proposed, drafts, paths, num_late, seconds)
         outputs = []
         for request, draft, block, (path, anchor), result in zip(
             requests, drafts, tokens, decided, results, strict=True
@@ -344,6 +338,12 @@ class Engine:
             metrics.decode_s += (ended - started) / len(requests)
             new = [*(block[place] for place in path[1:]), anchor]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, result.at(path)))
+        # What plain rounds left to the drafter is no part of a draft's price; no round, it tells nothing of rounds.
+        draft_s = drafted - started if num_late <= len(drafting) * self.control.max_block else 0.0
+        rest_s = 0.0 if runner.drafts_in_rounds else perf_counter() - drafted
+        every = zip(requests, drafts, paths, strict=True)
+        seen = [(r, r.block_size, proposed[r], len(draft), path) for r, draft, path in every if r in proposed]
+        self.control.learn(seen, len(requests), draft_s, rest_s)
         self._settle(requests)
         return outputs
 

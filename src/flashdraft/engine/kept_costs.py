@@ -8,7 +8,6 @@ them is to record the steps.
 import json
 import os
 from contextlib import suppress
-from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -26,7 +25,7 @@ from flashdraft.provenance import device_name
 from flashdraft.user_cache import cache_folder
 
 _CURVES = ("verify", "draft")
-_SECONDS = ("logits_s", "host_s")  # ``pace`` and ``context`` are of a moment
+_PARTS = "num_tokens", "seconds", "row_s"  # ``pace`` is of a moment
 # Steps of each kind that are tried first: what a busy moment's measurement said, now or in an earlier process, passes.
 _PLAIN_TRIALS, _DRAFT_TRIALS = 1, 3
 _MOST = 1e6  # of seconds and tokens
@@ -52,10 +51,10 @@ def keep(costs: StepCosts, runner: ModelRunner, max_block: int, num_rows: int) -
     """Have the next process start from ``costs``, as steps have corrected them, where its cache can be written."""
     if not _are_kept(runner):
         return
-    said: dict[str, Any] = {name: getattr(costs, name) for name in _SECONDS}
+    said: dict[str, Any] = {}
     for name in _CURVES:
         curve = getattr(costs, name)
-        said[name] = {one.name: np.asarray(getattr(curve, one.name)).tolist() for one in fields(Curve)}
+        said[name] = {one: np.asarray(getattr(curve, one)).tolist() for one in _PARTS}
     file = _file(runner, max_block, num_rows)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,17 +94,17 @@ def _read(file: Path) -> StepCosts | None:
             return None
         said = json.loads(file.read_text())
         verify, draft = (_curve(said[name]) for name in _CURVES)
-        return StepCosts(verify, draft, _seconds(said["logits_s"]), _seconds(said["host_s"]))
+        return StepCosts(verify, draft)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _curve(said: dict[str, Any]) -> Curve:
-    tokens, seconds, *others = (said[one.name] for one in fields(Curve))
+    tokens, seconds, row_s = (said[one] for one in _PARTS)
     if not tokens or len(tokens) != len(seconds) or tokens != sorted(set(tokens)):
         raise ValueError("a curve has seconds for each of its tokens, which rise")
     points = [np.array([_seconds(one) for one in values]) for values in (tokens, seconds)]
-    return Curve(points[0], points[1], *map(_seconds, others))
+    return Curve(points[0], points[1], _seconds(row_s))
 
 
 def _seconds(said: Any) -> float:
