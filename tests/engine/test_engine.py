@@ -376,3 +376,20 @@ def test_without_memory_for_a_prompt_its_request_ends_and_the_others_go_on() -> 
     assert "no memory" in str(last["new"].error)
     assert found == generate(target, None, [1, 2, 3], params).token_ids
     engine.check_integrity()
+
+
+def test_prompts_that_wait_are_looked_up_when_they_come_and_when_they_start() -> None:
+    """One starts a step; 20 wait, and none of them is looked for in the pages at every step."""
+    target = toy_target()
+    config = EngineConfig(max_running=24, max_prompt_tokens=8, page_size=4, num_pages=400)
+    engine, prompt, looked_up = Engine(target, None, config), [i % 90 for i in range(41)], []
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    engine.add_request("first", prompt, params)
+    list(engine.run())
+    find = engine.scheduler.pool.find_prefix
+    engine.scheduler.pool.find_prefix = lambda hashes: looked_up.append(0) or find(hashes)  # type: ignore
+    for idx in range(20):
+        engine.add_request(str(idx), [idx, *prompt] if idx % 2 else [*prompt, idx], params)
+    outputs = list(engine.run())
+    assert {out.num_cached_tokens for out in outputs} == {0, 40}
+    assert 40 <= len(looked_up) <= 150, "20 come, 20 start"

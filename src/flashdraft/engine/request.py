@@ -42,6 +42,9 @@ class Request:
     is_automatic: bool = False  # the controller sets block_size and num_verified before each step
     num_verified: int | None = None  # tokens of the next block to verify, anchor included; None: all
     acceptance: Acceptance | None = None  # what the controller knows of it
+    to_start: tuple[int, int] | None = (
+        None  # pages and tokens that it needs to start, as they were last looked up
+    )
     error: str | None = None  # why it cannot go on
 
     @property
@@ -123,6 +126,6 @@ class Request:
 
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""
-        self.pages, self.pending = [], []
+        self.pages, self.pending, self.to_start = [], [], None
         self.num_committed = self.num_observed = self.num_registered = self.num_in_flight = 0
         self.num_preemptions += 1

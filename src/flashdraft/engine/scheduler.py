@@ -16,6 +16,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.state_slots import StateSlots
 from flashdraft.cache.window_pages import WindowPool, WindowRoom
 from flashdraft.engine.fair_steps import FairSteps
+from flashdraft.engine.prefixes import Prefixes
 from flashdraft.engine.prompt_pace import PromptPace
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
@@ -128,13 +129,13 @@ class Scheduler:
         self.windows = WindowPool(window_room, config.page_size) if window_room else None
         self.slots = StateSlots(config.num_slots) if has_states else None
         self.pool = PagePool(num_pages, config.page_size)
+        self.prefixes = Prefixes(self.pool, self.slots, self.windows, config.prefix_caching)
         self.fair = FairSteps(config.free_step_tokens or config.step_tokens)
         self.pace = PromptPace(config.prompt_tokens, config.max_prefill_slowdown, chunk_lengths)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.paused: list[Request] = []  # neither wait nor run
-        self.num_preemptions = 0
-        self.num_cached_tokens = 0
+        self.num_preemptions = self.num_cached_tokens = 0
 
     def add(self, request: Request) -> None:
         """A new request."""
@@ -259,7 +260,8 @@ class Scheduler:
         """
         lefts = {request: request.num_left for request in self.running if request.is_prefilling}
         if not step.left:
-            lefts |= self._startable()
+            places = max(self.config.max_running - len(self.running), 0)
+            lefts |= self.prefixes.startable(self.waiting[:places])
         for request in self.pace.in_turns(lefts):
             needs_own_step = lefts[request] > budget and step.blocks and self.pace.is_limited
             if budget <= 0 or (step.chunks and needs_own_step):
@@ -271,25 +273,14 @@ class Scheduler:
                 step.chunks.append((request, num_tokens))
                 budget -= num_tokens
 
-    def _startable(self) -> dict[Request, int]:
-        """Who waits and finds a place and pages, first come, first served; and how many tokens each has to compute."""
-        num_free, lefts = self.pool.num_free, {}
-        for request in self.waiting[: max(self.config.max_running - len(self.running), 0)]:
-            found, missing = self._pages_to_start(request)
-            num_free -= missing + self.pool.num_idle(found)
-            if num_free < 0:
-                break
-            lefts[request] = request.prefill_len - len(found) * self.pool.page_size
-        return lefts
-
     def _start(self, request: Request, step: Step) -> bool:
         """A request that waits runs from now on, or False where others of this step have taken its pages."""
-        found, missing = self._pages_to_start(request)
-        if missing + self.pool.num_idle(found) > self.pool.num_free:
+        found, num_needed = self.prefixes.pages_to_start(request)
+        if num_needed > self.pool.num_free:
             return False
         self.waiting.remove(request)
         self.pool.share(found)
-        pages = self.pool.allocate(missing)
+        pages = self.pool.allocate(self.pool.num_pages_for(request.prefill_len + 1) - len(found))
         assert pages is not None
         request.pages = found + pages
         if self.windows:
@@ -309,34 +300,10 @@ class Scheduler:
     def _yield_places(self, step: Step) -> None:
         """Whoever runs with a later priority than the first who waits gives up its place, where that needs it."""
         while self.waiting and self.running and self.running[-1].priority > self.waiting[0].priority:
-            found, missing = self._pages_to_start(self.waiting[0])
-            has_pages = missing + self.pool.num_idle(found) <= self.pool.num_free
-            if has_pages and len(self.running) < self.config.max_running:
+            _, num_needed = self.prefixes.pages_to_start(self.waiting[0])
+            if num_needed <= self.pool.num_free and len(self.running) < self.config.max_running:
                 return
             self._preempt_last(step)
-
-    def _pages_to_start(self, request: Request) -> tuple[list[int], int]:
-        """The pages of its prefix that can be found, and how many it needs beside them."""
-        found = self._find_prefix(request)
-        return found, self.pool.num_pages_for(request.prefill_len + 1) - len(found)
-
-    def _find_prefix(self, request: Request) -> list[int]:
-        if not self.config.prefix_caching or request.answer.scores_prompt:  # scores need every token's logits
-            return []
-        size = self.pool.page_size
-        request.hashes = page_hashes(request.token_ids, size, request.hashes)
-        # Without an answer yet, the last prompt token has to run: its logits give the first token.
-        usable = request.prefill_len - (not request.answer.output.token_ids)
-        pages = self.pool.find_prefix(request.hashes[: usable // size])
-        request.branch = len(pages) * size
-        # Where states or windows are missing as well, a shorter prefix is sought that has both.
-        count = None
-        while count != len(pages):
-            count = len(pages)
-            for kept in (self.slots, self.windows):
-                if kept:
-                    pages = pages[: kept.longest(request.hashes[: len(pages)])]
-        return pages
 
     def _move_windows(self, windows: WindowPool, step: Step) -> None:
         """Pages of layers with windows: what is not seen or was rejected is free, the step's are taken."""
