@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 from flashdraft.cuda.products import product
 from flashdraft.cuda.weights import Product
 from flashdraft.ops.quantized import (
+    CHUNK,
     QuantizedLinear,
     QuantizedWeight,
     arranged,
@@ -16,7 +17,7 @@ from flashdraft.ops.quantized import (
     unpacked,
 )
 from flashdraft.ops.triton.dequantized import dequantize
-from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, experts
+from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, ClampedSwiGLU, experts
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +36,16 @@ def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
     zeros = torch.randint(16, scales.shape, device=DEVICE).float() if kind == "int4 with zeros" else None
     counted = torch.float16 if zeros is not None else dtype
     return QuantizedWeight(packed(codes), scales.to(counted).float(), zeros, dtype, counted)
+
+
+def float4(num_outputs, num_inputs):
+    """MXFP4 of every code, in rows that may end within a chunk."""
+    torch.manual_seed(num_outputs)
+    padding = -num_inputs % CHUNK
+    codes = torch.nn.functional.pad(torch.randint(16, (num_outputs, num_inputs)), (0, padding))
+    exponents = torch.randint(116, 122, ((num_inputs + padding) // 32, num_outputs), dtype=torch.uint8)
+    weight = QuantizedWeight(packed(codes), exponents, None, torch.bfloat16, torch.float32, padding)
+    return weight.to(torch.device(DEVICE))
 
 
 KINDS = ("fp8", "fp8 in bfloat16", "fp8 by rows", "int4", "int4 with zeros")
@@ -116,6 +127,22 @@ def test_experts(kind, num_tokens):
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
     else:
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [3, NUM_FEW // 2 + 1])
+def test_experts_in_mxfp4(num_tokens):
+    """Inputs of a chunk and a quarter, as gpt-oss' 2,880 are of 22 and a half."""
+    made = [float4(3 * 2 * 160, 160), float4(3 * 160, 160)]
+    assert made[0].shape == (960, 160)
+    floats = [weight.dequantized().unflatten(0, (3, -1)) for weight in made]
+    assert all(one.isfinite().all() for one in floats)
+    x = torch.randn(num_tokens, 160, device=DEVICE).bfloat16()
+    chosen = torch.randint(3, (num_tokens, 2), device=DEVICE)
+    weights = torch.rand(num_tokens, 2, device=DEVICE).bfloat16()
+    biases = [torch.randn(3, len(one) // 3, device=DEVICE).bfloat16() for one in made]
+    clamped = ClampedSwiGLU(*biases, 1.702, 7.0)
+    found, expected = (experts(x, *both, chosen, weights, clamped=clamped) for both in (made, floats))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="about the order in which a matrix unit sums")

@@ -18,7 +18,8 @@ from against_transformers import (
 )
 from flashdraft.backends.graphs import why_unrecordable
 from flashdraft.backends.registry import choose_backend
-from flashdraft.checkpoint.load import load_target
+from flashdraft.batch import ForwardBatch
+from flashdraft.checkpoint.load import load_target, outline_target
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.models.gpt_oss import GptOssExperts
 
@@ -100,6 +101,38 @@ def test_experts_in_mxfp4(tmp_path):
         assert torch.equal(state[name], values)
     theirs.load_state_dict(expected, strict=False)
     check_against_transformers(theirs, ours)
+
+
+def test_experts_stay_in_mxfp4(tmp_path):
+    """As floats they are those of the loaded ones; an outline, which the memory plan counts, has their size."""
+    made(tmp_path)
+    as_published(tmp_path)
+    floats, kept, outline = (
+        load_target(tmp_path), load_target(tmp_path, keep_codes=True), outline_target(tmp_path, keep_codes=True)
+    )  # fmt: skip
+    for layer, plain, drawn in zip(*(one.model.layers for one in (kept, floats, outline)), strict=True):
+        for part, inputs in (("gate_up_proj", 64), ("down_proj", 32)):
+            held, expected = getattr(layer.mlp.experts, part), getattr(plain.mlp.experts, part)
+            assert torch.equal(held.dequantized(), expected.transpose(1, 2).flatten(0, 1))
+            rows = expected.numel() // inputs
+            assert held.nbytes == rows * (128 // 2 + 128 // 32), "rows are filled up to a chunk"
+            assert getattr(drawn.mlp.experts, part).nbytes == held.nbytes
+    batch = ForwardBatch.of_row([3, 14, 15, 92], 0, kept.device)
+    with torch.inference_mode():
+        found, wanted = (one.forward(batch, one.new_cache(1, 4)).hidden for one in (kept, floats))
+    assert torch.equal(found, wanted)
+
+
+def test_exponents_that_are_no_numbers(tmp_path):
+    made(tmp_path)
+    as_published(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.experts.down_proj"
+    state[f"{name}_scales"][0, 0, 0] = 255
+    save_file(state, tmp_path / "model.safetensors")
+    for keep_codes in (False, True):
+        with pytest.raises(CheckpointError, match=r"experts.down_proj .*fetch it again"):
+            load_target(tmp_path, keep_codes=keep_codes)
 
 
 def test_blocks_that_do_not_fit(tmp_path):

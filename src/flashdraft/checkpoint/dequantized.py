@@ -17,18 +17,19 @@ experts_mxfp4  ``x_blocks`` uint8 [experts, rows, columns / 32, 16] and ``x_scal
          rows] (gpt-oss; transformers' ``convert_moe_packed_tensors``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from flashdraft.checkpoint.kept_codes import Kept, kept
+from flashdraft.checkpoint.kept_codes import Kept, kept, kept_float4
 from flashdraft.checkpoint.quantization import Quantization, read_quantization
 from flashdraft.checkpoint.safetensors import SafetensorsWeights
 from flashdraft.checkpoint.untrusted import damage_is_told, read_object
 from flashdraft.checkpoint.weights import WeightSource, list_some
 from flashdraft.errors import CheckpointError
+from flashdraft.ops.quantized import FLOAT4
 
 # Of activations, keys and values: nothing here is computed in their types.
 _OF_ACTIVATIONS = (
@@ -45,7 +46,6 @@ _AWQ_ORDER = (
     3,
     7,
 )  # which nibble of a word holds a code: it is stored as 0, 2, 4, 6, 1, 3, 5, 7
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _CODES = ("F8_E4M3", "I8")
 
 Read = Callable[[str], Tensor]
@@ -209,7 +209,12 @@ class DequantizedWeights:
                 one.copy_(_of_e2m1(stored[expert], exponents[expert]).T)
             return made
 
-        return name, (shape[0], shape[2] * 32, shape[1]), read, {blocks, scales}, None
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            for stored, exponents in zip(self._source.read(blocks), self._source.read(scales), strict=True):
+                yield _nibbles(stored).flatten(-2), exponents
+
+        stays = kept_float4((shape[0], shape[1], shape[2] * 32), parts)
+        return name, (shape[0], shape[2] * 32, shape[1]), read, {blocks, scales}, stays
 
     def awq(self, name: str, _ending: str, _how: Quantization) -> "_Made | None":
         """AutoAWQ's words, whose nibbles lie in an order of their own."""
@@ -353,9 +358,13 @@ def _exponents(scales: Tensor) -> Tensor:
 
 def _of_e2m1(stored: Tensor, exponents: Tensor) -> Tensor:
     """[..., 32 groups] of bytes [..., groups, 16], two codes each, the first in its lowest bits."""
-    codes = torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
-    values = torch.tensor(_E2M1)[codes.int()] * _exponents(exponents).unsqueeze(-1)
+    values = torch.tensor(FLOAT4)[_nibbles(stored).int()] * _exponents(exponents).unsqueeze(-1)
     return values.flatten(-2)
+
+
+def _nibbles(stored: Tensor) -> Tensor:
+    """Codes [..., 2 n] of bytes [..., n], the first in a byte's lowest bits."""
+    return torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
 
 
 def _spread(factors: Tensor, blocks: list[int], shape: tuple[int, ...]) -> Tensor:

@@ -1,17 +1,19 @@
 """Weights of a quantized checkpoint that stay in codes: which can, and a model whose linear maps hold them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdraft.checkpoint.weights import WeightSource
 from flashdraft.errors import CheckpointError
-from flashdraft.models.mlp import Experts, ExpertsInCodes, SparseMLP
+from flashdraft.models.mlp import Experts, SparseMLP
 from flashdraft.ops.quantized import (
     CHUNK,
+    FLOAT4_GROUP,
     UNIT,
     QuantizedLinear,
     QuantizedWeight,
@@ -35,6 +37,8 @@ class Kept:
     stored_dtype: torch.dtype  # of the file's scales
     has_zeros: bool
     read: Callable[[torch.dtype], QuantizedWeight]
+    padding: int = 0  # inputs behind those of ``shape``
+    is_float4: bool = False
 
     def held_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What scales count as in a weight of ``dtype``.
@@ -47,12 +51,13 @@ class Kept:
 
     def outline(self, dtype: torch.dtype) -> QuantizedWeight:
         """The same without values, on the meta device."""
-        num_outputs, num_inputs = self.shape
+        num_outputs, num_inputs = self.shape[0], self.shape[1] + self.padding
         width, kind = (num_inputs // 4, torch.int16) if self.is_packed else (num_inputs, torch.float8_e4m3fn)
         codes = torch.empty(num_outputs, width, dtype=kind, device="meta")
-        scales = torch.empty(self.num_groups, num_outputs, device="meta")
+        stored = torch.uint8 if self.is_float4 else torch.float32
+        scales = torch.empty(self.num_groups, num_outputs, dtype=stored, device="meta")
         zeros = torch.empty_like(scales) if self.has_zeros else None
-        return QuantizedWeight(codes, scales, zeros, dtype, self.held_dtype(dtype))
+        return QuantizedWeight(codes, scales, zeros, dtype, self.held_dtype(dtype), self.padding)
 
 
 def kept(
@@ -90,10 +95,40 @@ def kept(
     return made
 
 
+def kept_float4(
+    shape: tuple[int, int, int], parts: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+) -> Kept | None:
+    """MXFP4 experts of ``shape`` [num_experts, num_outputs, num_inputs].
+
+    ``parts`` brings one after the other: codes [num_outputs, num_inputs], and exponents of 2 biased by 127
+    [num_outputs, num_inputs / FLOAT4_GROUP]. None where there are no inputs.
+    """
+    num_experts, num_outputs, num_inputs = shape
+    padding = -num_inputs % CHUNK
+    num_groups = (num_inputs + padding) // FLOAT4_GROUP
+    if not num_groups:
+        return None
+
+    def read(dtype: torch.dtype) -> QuantizedWeight:
+        words = torch.empty(num_experts * num_outputs, (num_inputs + padding) // 4, dtype=torch.int16)
+        scales = torch.empty(num_groups, len(words), dtype=torch.uint8)
+        for expert, (codes, exponents) in enumerate(parts()):
+            rows = slice(expert * num_outputs, (expert + 1) * num_outputs)
+            words[rows] = packed(F.pad(codes, (0, padding)))
+            scales[:, rows] = F.pad(exponents, (0, padding // FLOAT4_GROUP)).T
+        return QuantizedWeight(words, scales, None, dtype, torch.float32, padding)
+
+    held = num_experts * num_outputs, num_inputs
+    return Kept(held, True, num_groups, torch.float32, torch.float32, False, read, padding, is_float4=True)
+
+
 def stacked(parts: Sequence[Kept]) -> Kept | None:
     """The outputs of ``parts`` one after the other, or None where they are kept in different ways."""
     first = parts[0]
-    kinds = {(one.shape[1], one.is_packed, one.num_groups, one.scale_dtype, one.has_zeros) for one in parts}
+    kinds = {
+        (one.shape[1], one.is_float4, one.is_packed, one.num_groups, one.scale_dtype, one.has_zeros)
+        for one in parts
+    }
     if len(kinds) > 1 or len({one.stored_dtype for one in parts}) > 1:
         return None
 
@@ -138,20 +173,17 @@ def hold_codes(
     for name, module in list(model.named_modules()):
         if module in small:
             continue
-        if type(module) is nn.Linear and _fits(found.get(f"{name}.weight"), module.weight):
+        if type(module) is nn.Linear and _fits(found.get(f"{name}.weight"), tuple(module.weight.shape)):
             model.set_submodule(name, QuantizedLinear(read(f"{name}.weight"), module.bias))
-        elif type(module) is Experts:
+        elif isinstance(module, Experts):
             parts = [f"{name}.{part}_proj" for part in ("gate_up", "down")]
-            both = module.gate_up_proj, module.down_proj
-            if all(_fits(found.get(part), one) for part, one in zip(parts, both, strict=True)):
-                gate_up, down = (read(part) for part in parts)
-                codes = ExpertsInCodes(len(both[0]), gate_up, down, module.activation)
-                model.set_submodule(name, codes)
+            if all(_fits(found.get(part), one) for part, one in zip(parts, module.shapes(), strict=True)):
+                model.set_submodule(name, module.in_codes(*(read(part) for part in parts)))
     return _Without(source, held)
 
 
-def _fits(one: Kept | None, weight: Tensor) -> bool:
-    return one is not None and one.shape == tuple(weight.flatten(0, -2).shape)
+def _fits(one: Kept | None, shape: tuple[int, ...]) -> bool:
+    return one is not None and one.shape == shape
 
 
 class _Without:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flashdraft.cuda.prefill_delta import DeltaWeights
 from flashdraft.cuda.products import product
 from flashdraft.cuda.step import Inputs, Source, Storage
-from flashdraft.cuda.weights import Product, apart, heads_of
+from flashdraft.cuda.weights import Product, Weight, apart, heads_of
 from flashdraft.models.dflash import DFlashLayer
 from flashdraft.models.dflash2 import BlockConv
 from flashdraft.models.gpt_oss import GptOssAttention, GptOssLayer, GptOssMLP
@@ -20,6 +20,7 @@ from flashdraft.models.llama import LlamaAttention, LlamaLayer
 from flashdraft.models.mlp import GatedMLP, SparseMLP
 from flashdraft.models.qwen3_5 import GatedAttention, GatedDeltaNet, Qwen3_5Layer
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
+from flashdraft.ops.quantized import QuantizedWeight
 from flashdraft.ops.triton.experts import ClampedSwiGLU, experts
 from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, sigmoid_mul, silu_mul
 from flashdraft.ops.triton.gated_delta import gated_norm
@@ -201,16 +202,12 @@ class Sparse:
 
 
 class ClampedSparse:
-    """gpt-oss' mixture of experts. Its weights are laid out outputs first; the module's own are views of them."""
+    """gpt-oss' mixture of experts. Its weights, in codes or laid out so, have outputs first; the module's are views."""
 
     def __init__(self, module: GptOssMLP) -> None:
         stacked, self.top_k = module.experts, module.top_k
         self.router = Product.of([module.router])
-        for one in (stacked.gate_up_proj, stacked.down_proj):
-            one.data = one.detach().transpose(1, 2).contiguous().transpose(1, 2)
-        self.gate_up, self.down = (
-            one.detach().transpose(1, 2) for one in (stacked.gate_up_proj, stacked.down_proj)
-        )
+        self.gate_up, self.down = (_outputs_first(one) for one in (stacked.gate_up_proj, stacked.down_proj))
         biases = stacked.gate_up_proj_bias.detach(), stacked.down_proj_bias.detach()
         self.clamped = ClampedSwiGLU(*biases, stacked.alpha, stacked.limit)
 
@@ -218,6 +215,14 @@ class ClampedSparse:
         """[num_tokens, hidden_size] -> the same."""
         weights, chosen = route(product(x, self.router), self.top_k, True)
         return experts(x, self.gate_up, self.down, chosen, weights, clamped=self.clamped)
+
+
+def _outputs_first(weight: Weight) -> Weight:
+    """``weight`` [num_experts, inputs, outputs], which becomes a view of the other; codes lie so already."""
+    if isinstance(weight, QuantizedWeight):
+        return weight
+    weight.data = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    return weight.detach().transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from flashdraft.models.base import LayerSource
 from flashdraft.models.layer_kinds import windows_of
 from flashdraft.models.llama import LlamaAttention, LlamaModel
-from flashdraft.models.mlp import Experts
+from flashdraft.models.mlp import Experts, ExpertsInCodes
 from flashdraft.ops.attention import AttentionSpec
 from flashdraft.ops.norm import RMSNorm
+from flashdraft.ops.quantized import QuantizedWeight
 
 # Of gpt-oss' own code. Published configs have the limit alone, and older releases of transformers know neither.
 _ALPHA, _LIMIT = 1.702, 7.0
@@ -43,12 +44,39 @@ class GptOssExperts(Experts):
 
     def of_one(self, expert: int, x: Tensor) -> Tensor:
         """``down((up + 1) * gate * sigmoid(alpha * gate))``; gates are at most ``limit``, ups within it (gpt-oss)."""
-        gate_up = x @ self.gate_up_proj[expert] + self.gate_up_proj_bias[expert]
+        gate_up_proj, down_proj = self.matrices(expert)
+        gate_up = x @ gate_up_proj + self.gate_up_proj_bias[expert]
         gate = gate_up[..., ::2].clamp(max=self.limit)
         up = gate_up[..., 1::2].clamp(-self.limit, self.limit)
         mixed = (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
-        out: Tensor = mixed @ self.down_proj[expert] + self.down_proj_bias[expert]
+        out: Tensor = mixed @ down_proj + self.down_proj_bias[expert]
         return out
+
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """See :class:`Experts`."""
+        num_experts, width, size = self.down_proj.shape
+        return (num_experts * 2 * width, size), (num_experts * size, width)
+
+    def in_codes(self, gate_up_proj: QuantizedWeight, down_proj: QuantizedWeight) -> Experts:
+        """See :class:`Experts`."""
+        return GptOssExpertsInCodes(self, gate_up_proj, down_proj)
+
+
+class GptOssExpertsInCodes(ExpertsInCodes, GptOssExperts):
+    """The same with weights in codes, outputs first; biases in floats."""
+
+    def __init__(
+        self, experts: GptOssExperts, gate_up_proj: QuantizedWeight, down_proj: QuantizedWeight
+    ) -> None:
+        nn.Module.__init__(self)
+        self.alpha, self.limit, self.num_experts = experts.alpha, experts.limit, len(experts.down_proj)
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self.gate_up_proj_bias, self.down_proj_bias = experts.gate_up_proj_bias, experts.down_proj_bias
+
+    def matrices(self, expert: int) -> tuple[Tensor, Tensor]:
+        """One expert's [hidden_size, 2 intermediate_size] and [intermediate_size, hidden_size]."""
+        gate_up, down = super().matrices(expert)
+        return gate_up.T, down.T
 
 
 class GptOssMLP(nn.Module):

@@ -68,6 +68,15 @@ class Experts(nn.Module):
         """One expert's [2 intermediate_size, hidden_size] and [hidden_size, intermediate_size]."""
         return self.gate_up_proj[expert], self.down_proj[expert]
 
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(outputs of all experts, inputs) of gates and ups, and of what follows them."""
+        num_experts, size, width = self.down_proj.shape
+        return (num_experts * 2 * width, size), (num_experts * size, width)
+
+    def in_codes(self, gate_up_proj: QuantizedWeight, down_proj: QuantizedWeight) -> "Experts":
+        """The same experts with weights in codes of :meth:`shapes`."""
+        return ExpertsInCodes(len(self.down_proj), gate_up_proj, down_proj, self.activation)
+
 
 class ExpertsInCodes(Experts):
     """The same with weights in codes, whose outputs lie one after the other, an expert after the other."""

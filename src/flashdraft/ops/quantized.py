@@ -13,6 +13,10 @@ CHUNK = 128  # inputs whose 4-bit codes lie in 64 bytes; groups of inputs are mu
 SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
 EXPONENT = 120  # bfloat16's exponents are biased by so much more than float8's
 LARGEST_SCALE = 128.0  # of float8's in bfloat16, which kernels multiply by 2 ** EXPONENT
+FLOAT4_GROUP = 32  # inputs that share a scale of MXFP4
+# E2M1, by code.
+FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # fmt: skip
+_LARGEST_EXPONENT = 252  # of MXFP4's scales: 6 times it is a number of bfloat16
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class QuantizedWeight:
     [num_outputs, num_inputs / 4], four 4-bit codes a word as :func:`packed` has them. ``scales``, and ``zeros``
     where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each, float32 that
     ``scale_dtype`` holds exactly: loads of four bytes come behind the arithmetic, those of two do not.
+
+    MXFP4 (OCP Microscaling Formats): 4-bit codes of FLOAT4, without zeros; ``scales`` uint8, exponents of 2 biased by
+    127, of FLOAT4_GROUP inputs each. The last ``padding`` inputs, of value 0, fill the last chunk.
     """
 
     codes: Tensor
@@ -30,6 +37,12 @@ class QuantizedWeight:
     zeros: Tensor | None
     dtype: torch.dtype
     scale_dtype: torch.dtype
+    padding: int = 0
+
+    @property
+    def is_float4(self) -> bool:
+        """Whether the codes are MXFP4's."""
+        return self.scales.dtype == torch.uint8
 
     @property
     def is_packed(self) -> bool:
@@ -40,12 +53,12 @@ class QuantizedWeight:
     def shape(self) -> torch.Size:
         """[num_outputs, num_inputs]."""
         num_outputs, width = self.codes.shape
-        return torch.Size((num_outputs, width * (4 if self.is_packed else 1)))
+        return torch.Size((num_outputs, width * (4 if self.is_packed else 1) - self.padding))
 
     @property
     def group(self) -> int:
         """Inputs that share a scale."""
-        return self.shape[1] // len(self.scales)
+        return (self.shape[1] + self.padding) // len(self.scales)
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +77,8 @@ class QuantizedWeight:
 
     def is_finite(self) -> bool:
         """Whether every value is a finite number, and bfloat16's scales of float8 are below LARGEST_SCALE."""
+        if self.is_float4:
+            return int(self.scales.max()) <= _LARGEST_EXPONENT
         if not bool(self.scales.isfinite().all()):
             return False
         if (
@@ -84,6 +99,11 @@ class QuantizedWeight:
 
     def dequantized(self) -> Tensor:
         """[num_outputs, num_inputs] as ``dtype``, by PyTorch."""
+        if self.is_float4:
+            exponents = _spread(self.scales.int() - 127, self.group)
+            assert exponents is not None
+            values = torch.tensor(FLOAT4, device=self.codes.device)[unpacked(self.codes)]
+            return torch.ldexp(values, exponents)[:, : self.shape[1]].to(self.dtype)
         values = unpacked(self.codes) if self.is_packed else in_order(self.codes)
         scales, zeros = (_spread(part, self.group) for part in (self.scales, self.zeros))
         assert scales is not None

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from flashdraft.ops.quantized import CHUNK, EXPONENT, SYMMETRIC_ZERO, UNIT, QuantizedWeight
 
-FLOATS, FP8, INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what weights are kept in
+# What weights are kept in.
+FLOATS, FP8, INT4, MXFP4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 _UNIT = tl.constexpr(UNIT)
 _CHUNK = tl.constexpr(CHUNK)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
 _TO_FLOAT8 = tl.constexpr(2.0**EXPONENT)
+_TO_FLOAT4 = tl.constexpr(2.0**126)  # E2M1's bits at the places of float32's are the value times 2 ** -126
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 LANES = tl.constexpr(4)  # threads of a warp that hold one row's unit, 16 bytes each
 
@@ -54,11 +56,15 @@ def floats_of(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """[outputs, inputs] as ``dtype`` of loaded words of 16 bits; ``scale``, ``zero`` [outputs, LANES], float32.
 
+    Of MXFP4 each word has a scale, bytes [outputs, inputs / 4].
     Rows come as they are loaded (``warps`` 0), or as :func:`row_of` has them.
     """
     units: tl.constexpr = inputs // _UNIT if kind == FP8 else inputs // _CHUNK
     words = words.reshape(outputs, units, LANES, 8)
-    scale = scale.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
+    if kind == MXFP4:
+        scale = scale.reshape(outputs, units, LANES, 8)
+    else:
+        scale = scale.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
     high: tl.constexpr = 2 if warps else 1
     low: tl.constexpr = 8 if warps else 1
     across: tl.constexpr = warps if warps else 1
@@ -71,11 +77,19 @@ def floats_of(  # type: ignore[no-untyped-def]
         tile = tl.join(first, second).to(dtype).reshape(rows, high, across, low, units, LANES, 4, 2, 2)
         tile = tile.permute(0, 2, 1, 3, 4, 6, 8, 5, 7)
     else:
-        if has_zeros:
+        if kind == MXFP4:
+            zero = words
+        elif has_zeros:
             zero = zero.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
         else:
             zero = tl.full([outputs, units, LANES, 8], _ZERO, scale_type)
-        if by_ptx:
+        if kind == MXFP4:
+            factor = _power_of_two(scale)
+            a, b, c, d = (
+                _float4(words, 0, factor), _float4(words, 4, factor),
+                _float4(words, 8, factor), _float4(words, 12, factor),
+            )  # fmt: skip
+        elif by_ptx:
             if scale_type == tl.bfloat16:
                 a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
             else:
@@ -153,6 +167,19 @@ def _slice(words, shift: tl.constexpr, zero, scale):  # type: ignore[no-untyped-
     return ((codes - zero.to(tl.float32)) * scale.to(tl.float32)).to(scale.dtype)
 
 
+@triton.jit
+def _power_of_two(exponent):  # type: ignore[no-untyped-def]
+    """Float32 2 ** (exponent - 127) of bytes; that of 0 has no exponent of its own in float32."""
+    return tl.maximum(exponent.to(tl.int32) << 23, 1 << 22).to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _float4(words, shift: tl.constexpr, factor):  # type: ignore[no-untyped-def]
+    codes = words.to(tl.int32) >> shift
+    bits = ((codes & 8) << 28) | ((codes & 7) << 22)
+    return bits.to(tl.float32, bitcast=True) * _TO_FLOAT4 * factor
+
+
 @triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _dequantize_kernel(  # type: ignore[no-untyped-def]
     words, scales, zeros, out, num_outputs, num_inputs, word_row, scale_row, scale_step, group,
@@ -181,8 +208,9 @@ def settings(weight: Tensor | QuantizedWeight) -> dict[str, object]:
     """What :func:`floats_of` is compiled for, by name."""
     if isinstance(weight, Tensor):
         return {"kind": FLOATS.value, "has_zeros": False, "by_ptx": False, "scale_type": tl.float32}
+    kind = MXFP4 if weight.is_float4 else INT4 if weight.is_packed else FP8
     return {
-        "kind": INT4.value if weight.is_packed else FP8.value, "has_zeros": weight.zeros is not None,
+        "kind": kind.value, "has_zeros": weight.zeros is not None,
         "by_ptx": weight.codes.is_cuda, "scale_type": _TYPES[weight.scale_dtype],
     }  # fmt: skip
 

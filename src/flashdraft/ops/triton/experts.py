@@ -19,6 +19,7 @@ from flashdraft.ops.quantized import CHUNK, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FLOATS,
     FP8,
+    MXFP4,
     as_loaded_floats,
     floats_of,
     settings,
@@ -29,6 +30,7 @@ from flashdraft.ops.triton.routing import sorted_pairs
 
 NUM_FEW = 512  # pairs up to which blocks are found without sorting
 NUM_EXACT = 1024  # tokens; more come as prompts, in larger tiles
+_CHUNK = tl.constexpr(CHUNK)
 SUM_TILE = 512  # elements of a program that sums
 
 
@@ -109,10 +111,18 @@ def _weights(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """[tile, inner] of rows ``row`` from element ``start`` of their ``size`` on, as ``dtype``."""
     a_code: tl.constexpr = 1 if kind == FLOATS else 2 if kind == FP8 else 4  # inputs a word
+    chunk: tl.constexpr = _CHUNK if kind == MXFP4 else 1  # which rows are padded to
+    whole: tl.constexpr = (size + chunk - 1) // chunk * chunk
     depth = start // a_code + tl.arange(0, inner // a_code)
-    seen = is_row[:, None] & (depth < size // a_code)[None, :]
-    loaded = tl.load(weight + row[:, None] * (size // a_code) + depth[None, :], seen, 0.0)
-    if kind != FLOATS:
+    seen = is_row[:, None] & (depth < whole // a_code)[None, :]
+    loaded = tl.load(weight + row[:, None] * (whole // a_code) + depth[None, :], seen, 0.0)
+    if kind == MXFP4:  # a word's inputs are of one group
+        at = (depth // 32 * 4 + depth % 8 // 2).to(tl.int64)[None, :] * num_rows + row[:, None]
+        scale = tl.load(scales + at, seen, 0)
+        loaded = floats_of(loaded, scale, scale, tile, inner, 0, kind, False, by_ptx, scale_type, dtype)
+        if by_ptx:
+            loaded = as_loaded_floats(loaded)
+    elif kind != FLOATS:
         at = (start // group).to(tl.int64) * num_rows + row
         at = tl.where(is_row, at, 0) * scale_step
         scale = spread_over_lanes(scales + at)
