@@ -9,7 +9,8 @@ The embedded pair answers the package's sample prompts greedily, one at a time; 
 turn. One thread is timed by its own time, for the engine's measurements of its steps too, which leaves a busy
 machine's other work out; several by the clock, on a quiet machine. ``--out``: each answer is written there, and a run
 that was stopped goes on behind the last one.
-``--beside``: a command that prints its tokens a second last (peers/llama_decode.cpp), run behind every fifth prompt.
+``--beside``: a command that prints its tokens a second last (peers/llama_decode.cpp), run behind every fifth prompt;
+with ``--out`` its rates are kept beside the answers'.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def main() -> None:
     step_timing.perf_counter = engine_file.perf_counter = clock  # type: ignore[attr-defined]
     llm = LLM("embedded")
     plain = Engine(llm.target, None, llm.engine_config, llm.eos_token_ids, llm.tokenizer)
-    engines, others = (plain, llm.engine), []
+    engines = (plain, llm.engine)
     asked = {"build": build_name(), "threads": args.threads, "max_tokens": args.max_tokens}
     asked |= {"prompts": "tasks"} if args.tasks else {}
     answers, provenance = kept(args.out, asked), collect_provenance()
@@ -102,19 +103,23 @@ def main() -> None:
         (tokens, plain_s), (of_auto, auto_s) = (answer(engine, token_ids, params) for engine in engines)
         if idx == 0:
             continue  # first calls pay for memory, and `auto` measures its steps
+        one: dict[str, Any] = {
+            "tokens": len(tokens),
+            "same": tokens == of_auto,
+            "plain_s": plain_s,
+            "auto_s": auto_s,
+        }
         if args.beside and idx % BESIDE_EVERY == 0:
-            others.append(beside(args.beside))
-        answers.append(
-            {"tokens": len(tokens), "same": tokens == of_auto, "plain_s": plain_s, "auto_s": auto_s}
-        )
+            one["beside"] = beside(args.beside)
+        answers.append(one)
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             said = {"asked": asked, "provenance": provenance, "answers": answers}
             write_whole(args.out, json.dumps(said, indent=1))
-    tell(asked, answers, others)
+    tell(asked, answers)
 
 
-def tell(asked: dict[str, Any], answers: list[dict[str, Any]], others: list[float]) -> None:
+def tell(asked: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     """Print what came of it."""
     num_tokens, num_same = (sum(one[name] for one in answers) for name in ("tokens", "same"))
     plain, auto = (num_tokens / sum(one[name] for one in answers) for name in ("plain_s", "auto_s"))
@@ -122,7 +127,7 @@ def tell(asked: dict[str, Any], answers: list[dict[str, Any]], others: list[floa
         f"{asked['build']}, {asked['threads']} threads: plain {plain:.1f} tokens/s, auto {auto:.1f},", end=" "
     )
     print(f"{auto / plain:.2f}x; the same tokens in {num_same} of {len(answers)} answers")
-    if others:
+    if others := [one["beside"] for one in answers if "beside" in one]:
         other = median(others)
         print(
             f"beside: {other:.1f} tokens/s in the middle of {len(others)}; plain is {plain / other:.2f} of it"

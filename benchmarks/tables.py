@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from flashdraft.bench.results import BASELINE, BenchRow, aggregate
@@ -87,9 +87,7 @@ def speedups() -> str:
 def losses() -> str:
     """README's: where something else is faster."""
     humaneval = next(row for row in rows("h100/long") if (row.task, row.method) == ("humaneval", "auto"))
-    auto, plain = "flashdraft auto (bf16)", "flashdraft AR (bf16)"
-    first = peer_rows()
-    eight, waits = "8 at a time", on_card("serving", method="neighbours")
+    waits = on_card("serving", method="neighbours")
     in_floats = on_card("rows", system="flashdraft", method="plain", pair="35b-a3b", requests=1)
     lines = [
         [
@@ -99,12 +97,12 @@ def losses() -> str:
         ],
         ["the same, HumanEval alone", f"`auto` {humaneval.speedup:.2f}x", "plain decoding 1.00x"],
         [
-            "2 EPYC cores, 8 requests over HTTP, one round",
-            f"`auto` {first[auto][eight]} tokens/s",
-            f"plain decoding {first[plain][eight]}",
+            "one EPYC core, AVX-512 off, 1 request, plain decoding",
+            f"{beside_llama()[0]:.0f} tokens/s",
+            f"llama.cpp {beside_llama()[1]:.0f}",
         ],
         [
-            "H200, 27B, p99 between tokens while 32k tokens of prompts come (limited since, not measured again)",
+            "H200, 27B, p99 gap between tokens while 32k tokens of prompts come (limited since, not measured again)",
             f"{waits['busy_p99_ms']} ms",
             f"without prompts {waits['quiet_p99_ms']} ms",
         ],
@@ -115,6 +113,13 @@ def losses() -> str:
         ],
     ]
     return markdown(["where", "flashdraft", "faster"], lines, num_text=3)
+
+
+def beside_llama() -> tuple[float, float]:
+    """Tokens a second of plain decoding on one core with AVX2, and llama.cpp's median there, bfloat16 both."""
+    answers = json.loads((RESULTS / "cpu_paths/avx2_llama.json").read_text())["answers"]
+    own = sum(one["tokens"] for one in answers) / sum(one["plain_s"] for one in answers)
+    return own, median(one["beside"] for one in answers if "beside" in one)
 
 
 def on_card(file: str, **wanted: object) -> dict[str, Any]:
@@ -137,9 +142,13 @@ def _first(text: str) -> str:
     return text.split(" ")[0]
 
 
+def _spelt(system: str) -> str:
+    return system.replace(" AR ", " plain decoding ")
+
+
 def peers() -> str:
     columns = [*(f"{load} at a time" for load in LOADS), "acceptance length", "TTFT ms"]
-    lines = [[name, *(row[column] for column in columns)] for name, row in peer_rows().items()]
+    lines = [[_spelt(name), *(row[column] for column in columns)] for name, row in peer_rows().items()]
     return markdown(["tokens/s", *columns], lines)
 
 
@@ -149,7 +158,7 @@ def peers_later() -> str:
     cells = {f"{load} at a time": peer_rows(f"peers/{folder}") for load, folder in found.items()}
     names = dict.fromkeys(name for rows in cells.values() for name in rows)
     lines = [
-        [name, *(rows[name][column] if name in rows else "–" for column, rows in cells.items())]
+        [_spelt(name), *(rows[name][column] if name in rows else "–" for column, rows in cells.items())]
         for name in names
     ]
     return markdown(["tokens/s", *cells], lines)

@@ -133,6 +133,7 @@ def test_a_prompt_streams_in_colour_and_a_race_is_run(page: Page) -> None:
     expect(page.locator("#skip")).to_be_hidden()
     expect(page.locator("#verdict")).to_contain_text("The same text, token for token.")
     assert page.locator("#lane-plain .accepted").count() == 0 < page.locator("#lane-dflash .accepted").count()
+    assert page.locator("#lane-plain .figures dd").last.inner_text() == "none"
 
 
 @pytest.fixture

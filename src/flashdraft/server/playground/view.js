@@ -112,7 +112,7 @@ export class View {
     this.speed = this.tokens / seconds;
     const [drafted, accepted] = [0, 1].map(at => this.rounds.reduce((sum, round) => sum + round[at], 0));
     const length = metaInfo?.spec_accept_length ?? (this.rounds.length ? (this.tokens - 1) / this.rounds.length : 1);
-    const rows = [this.speed.toFixed(1), length.toFixed(2), `${Math.round(1000 * this.ttft)} ms`, this.tokens, `${accepted} of ${drafted}`];
+    const rows = [this.speed.toFixed(1), length.toFixed(2), `${Math.round(1000 * this.ttft)} ms`, this.tokens, drafted ? `${accepted} of ${drafted}` : "none"];
     FIGURES.forEach((name, at) => { this.figures[name].textContent = rows[at]; });
   }
 }
