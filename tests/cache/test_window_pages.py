@@ -36,17 +36,22 @@ def test_the_longest_prefix_by_brute_force() -> None:
     hashes = [link(idx) for idx in range(12)]
     for _ in range(200):
         window = rng.choice((1, 3, 4, 5, 9, 16, 60))
-        pool = WindowPool(WindowRoom(window, 12), SIZE)
+        is_drafters, prompt_len = rng.random() < 0.5, rng.randrange(12 * SIZE, 15 * SIZE)
+        pool = WindowPool(WindowRoom(window, 12, is_drafters), SIZE)
         own = WindowPages()
         pool.reach(own, 12)
         there = {idx for idx in range(12) if rng.random() < 0.7}
         for idx in there:
             pool.register(own, idx, hashes[idx])
-        expected = max(count for count in range(13) if seen_pages(count * SIZE, window) <= there)
+        expected = max(
+            count
+            for count in range(13)
+            if seen_pages(prompt_len if is_drafters else count * SIZE, window) & set(range(count)) <= there
+        )
         # A window of one token sees nothing before itself: any length will do.
-        found = pool.longest(hashes)
+        found = pool.longest(hashes, prompt_len)
         assert found == expected
-        joined = pool.join(hashes[:found])
+        joined = pool.join(hashes[:found], prompt_len)
         assert joined.num_behind + len(joined.held) == found
         assert joined.held == own.held[joined.num_behind : found]
         pool.check_integrity([own, joined])

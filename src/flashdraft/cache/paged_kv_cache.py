@@ -144,12 +144,12 @@ class PagedKVCache:
         return [pages[at // size] * size + at % size for at in range(start, end)]
 
     @torch.no_grad()
-    def write(self, slots: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Put keys and values of each layer, [1, kv_heads, num_tokens, head_dim], into ``slots``."""
-        ids = torch.tensor(slots, device=self.device)
-        for own, given in zip(self.layers, pairs, strict=True):
+    def write(self, slots: Sequence[Sequence[int]], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Put keys and values of each layer, [1, kv_heads, num_tokens, head_dim], into ``slots`` of its storage."""
+        ids = [torch.tensor(own, device=self.device) for own in slots]
+        for where, own, given in zip(self.storage_of, self.layers, pairs, strict=True):
             for stored, new in zip(own, given, strict=True):
-                stored.index_copy_(0, ids, new[0].transpose(0, 1))
+                stored.index_copy_(0, ids[where], new[0].transpose(0, 1))
 
 
 def _apart(tokens: Tensor, heads: tuple[int, int]) -> Tensor:
@@ -178,10 +178,16 @@ class CacheRow:
         return self.window.aligned(storage.scratch_page)
 
 
-def slots_of(cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> list[int]:
-    """Where the next ``counts[i]`` tokens of each row lie, row after row."""
-    pairs = zip(rows, counts, strict=True)
-    return [slot for row, n in pairs for slot in cache.slot_mapping(row.pages, row.start, row.start + n)]
+def slots_of(cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> list[list[int]]:
+    """Where the next ``counts[i]`` tokens of each row lie, row after row, in each storage of the cache."""
+    return [
+        [
+            slot
+            for row, count in zip(rows, counts, strict=True)
+            for slot in cache.slot_mapping(row.pages_in(where, storage), row.start, row.start + count)
+        ]
+        for where, storage in enumerate(cache.storages)
+    ]
 
 
 def row_positions(rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:

@@ -28,10 +28,16 @@ class WindowRoom:
 
     window: int  # how many tokens a token sees, itself included
     num_pages: int
+    is_drafters: bool = False  # whether they are a drafter's alone, which sees nothing before it drafts
 
     @classmethod
     def of(
-        cls, windows: Iterable[int | None], num_rows: int, step_tokens: int, page_size: int
+        cls,
+        windows: Iterable[int | None],
+        num_rows: int,
+        step_tokens: int,
+        page_size: int,
+        is_drafters: bool = False,
     ) -> "WindowRoom | None":
         """Room for ``num_rows`` sequences with ``step_tokens`` tokens together in a step; None without a window."""
         widest = max((window for window in windows if window is not None), default=None)
@@ -39,7 +45,7 @@ class WindowRoom:
             return None
         # Of window and step the first and the last page may be held for one token.
         each = -(-(widest - 1) // page_size) + 2
-        return cls(widest, num_rows * each + -(-step_tokens // page_size))
+        return cls(widest, num_rows * each + -(-step_tokens // page_size), is_drafters)
 
 
 class WindowPool:
@@ -49,18 +55,21 @@ class WindowPool:
         self.room = room
         self._pool = PagePool(room.num_pages, page_size)
 
-    def longest(self, hashes: Sequence[bytes]) -> int:
-        """How many pages the longest prefix of a hash chain has behind which a sequence can go on."""
+    def longest(self, hashes: Sequence[bytes], prompt_len: int) -> int:
+        """How many pages the longest prefix of a hash chain has behind which a sequence can go on.
+
+        ``prompt_len``: tokens that it computes before it drafts.
+        """
         longest = num_there = 0
         for count, link in enumerate(hashes, 1):
             num_there = num_there + 1 if self._pool.find_prefix([link]) else 0
-            if num_there >= count - self._first_seen(count * self._pool.page_size):
+            if num_there >= count - self._first_needed(count, prompt_len):
                 longest = count
         return longest
 
-    def join(self, hashes: Sequence[bytes]) -> WindowPages:
+    def join(self, hashes: Sequence[bytes], prompt_len: int) -> WindowPages:
         """Pages of a sequence that begins behind a prefix of :meth:`longest` pages; it holds them too from now on."""
-        first = self._first_seen(len(hashes) * self._pool.page_size)
+        first = self._first_needed(len(hashes), prompt_len)
         held = [page for link in hashes[first:] for page in self._pool.find_prefix([link])]
         self._pool.share(held)
         return WindowPages(first, held)
@@ -97,6 +106,11 @@ class WindowPool:
     def check_integrity(self, holders: Iterable[WindowPages]) -> None:
         """Assert that every page is in exactly one state and that ``holders`` hold what is held."""
         self._pool.check_integrity([own.held for own in holders])
+
+    def _first_needed(self, num_pages: int, prompt_len: int) -> int:
+        """The first of a prefix' pages that is needed behind it: by its next token, or by a drafter's first one."""
+        seen = max(num_pages * self._pool.page_size, prompt_len if self.room.is_drafters else 0)
+        return min(self._first_seen(seen), num_pages)
 
     def _first_seen(self, num_tokens: int) -> int:
         """The first page that the token behind ``num_tokens`` sees."""

@@ -44,7 +44,7 @@ class CudaDrafter:
             for row, count in zip(placed, counts, strict=True)
             for at in range(row.start, row.start + count)
         ]
-        slots = slots_of(self.cache, placed, counts)
+        [slots] = slots_of(self.cache, placed, counts)
         if total > _MOST_RECORDED:
             self.store(features, told([positions, slots], device))
             return

@@ -114,7 +114,7 @@ class CudaTarget:
         tokens = [token for ids in token_ids for token in ids]
         pairs = zip(placed, counts, strict=True)
         positions = [at for row, count in pairs for at in range(row.start, row.start + count)]
-        slots, chunk = slots_of(rows.cache, placed, counts), self._recorded_chunk
+        [slots], chunk = slots_of(rows.cache, placed, counts), self._recorded_chunk
         mixing = placed, counts, self.specs, rows.states, self._recorded_prompt
         if chunk and chunk.takes(len(tokens)):
             source = PrefillSource(rows.cache, chunk.slots, chunk.rope, *mixing)

@@ -21,11 +21,14 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.drafter_network import DrafterNetwork
-from flashdraft.models.qwen3_5 import GatedDeltaNet
+from flashdraft.models.llama import LlamaModel
+from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
 from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 
 _GB = 10**9
 _USABLE = 0.9  # of a device's memory; the rest is the CUDA context, fragments and peaks
+# How layers run that have kernels which read pages in place (cuda/target.py): there all of them keep all tokens.
+_READ_IN_PLACE = LlamaModel.forward, Qwen3_5Model.forward
 DEVICES = ((1, 80), (1, 141), (2, 80))  # how many of how many GB
 
 
@@ -48,7 +51,11 @@ class MemoryPlan:
     step_tokens: int = 512  # of one step's blocks
     layer_bytes: int = 0  # of one token in the largest layer of keys and values
     window_bytes: int = 0  # of ``kv_bytes``, in layers that see a window
+    draft_window_bytes: int = 0  # of ``draft_kv_bytes`` likewise
     window_tokens: int = 0  # that those hold at most, of all requests together
+    gpu_window_bytes: int = (
+        0  # of ``window_bytes`` on a GPU, where kernels that read pages in place cut no layer
+    )
     chunk_bytes: int = (
         0  # of recorded chunks of prompts: what lies between recordings, and what one takes as it runs
     )
@@ -68,16 +75,17 @@ class MemoryPlan:
         """All keys and values that an engine with pages for ``num_tokens`` holds (eager, graphs, native)."""
         blocks = max(self.step_tokens, self.max_running * self.block_size)
         num_staged = min(self.max_running * MAX_TREE, blocks)
-        return self._kept_bytes(num_tokens) + self._spare(num_staged)
+        window_bytes = self.window_bytes + self.draft_window_bytes
+        return self._kept_bytes(num_tokens, window_bytes) + self._spare(num_staged)
 
-    def _kept_bytes(self, num_tokens: int) -> int:
-        """Of so many tokens, of which layers with windows hold no more than they can see."""
+    def _kept_bytes(self, num_tokens: int, window_bytes: int) -> int:
+        """Of so many tokens, of which layers with windows, ``window_bytes`` a token, hold no more than they can see."""
         behind = max(num_tokens - self.window_tokens, 0)
-        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) - behind * self.window_bytes
+        return num_tokens * (self.kv_bytes + self.draft_kv_bytes) - behind * window_bytes
 
     def serving_bytes(self, num_tokens: int) -> int:
         """All that one GPU holds while it serves with pages for ``num_tokens``."""
-        return self.device_bytes(1) + self._kept_bytes(num_tokens)
+        return self.device_bytes(1) + self._kept_bytes(num_tokens, self.gpu_window_bytes)
 
     def copied_bytes(self, lengths: Sequence[int]) -> int:
         """What attention in PyTorch copies at a time of requests of so many tokens: a group of rows, one layer."""
@@ -98,9 +106,10 @@ class MemoryPlan:
         within = free // (self.kv_bytes + self.draft_kv_bytes)
         if within <= self.window_tokens:
             return within
-        behind = free - self._kept_bytes(self.window_tokens)
+        behind = free - self._kept_bytes(self.window_tokens, self.gpu_window_bytes)
         # Where all layers have windows, a token behind them takes a place in a table alone.
-        return self.window_tokens + behind // max(self.kv_bytes + self.draft_kv_bytes - self.window_bytes, 1)
+        each = self.kv_bytes + self.draft_kv_bytes - self.gpu_window_bytes
+        return self.window_tokens + behind // max(each, 1)
 
     def to_text(self) -> str:
         """For people: one thing a line."""
@@ -121,10 +130,11 @@ class MemoryPlan:
         return "\n".join(lines)
 
     def _windows(self) -> list[str]:
-        if not self.window_bytes:
+        if not self.gpu_window_bytes:
             return []
         return [
-            f"of them {self.window_bytes:,} B in layers that see a window, for {self.window_tokens:,} tokens at most"
+            f"of them {self.gpu_window_bytes:,} B in layers that see a window, for {self.window_tokens:,} tokens"
+            " at most"
         ]
 
     def _states(self) -> list[str]:
@@ -173,17 +183,18 @@ def plan_networks(
     engine = engine.on("cuda", block_size)
     running = engine.max_running
     windowed = [shape for shape in model.kv_shapes() if shape.window is not None]
-    room = WindowRoom.of(
-        [shape.window for shape in windowed], running, engine.most_step_tokens, engine.page_size
-    )
-    draft_kv = 0 if drafter is None else _kv_bytes(drafter.kv_shapes(), drafter.fc.weight)
+    draft_shapes = [] if drafter is None else drafter.kv_shapes()
+    draft_windowed = [shape for shape in draft_shapes if shape.window is not None]
+    windows = [shape.window for shape in (*windowed, *draft_windowed)]
+    room = WindowRoom.of(windows, running, engine.most_step_tokens, engine.page_size)
+    window_bytes = _kv_bytes(windowed, model.head_weight())
     return MemoryPlan(
         max_running=running,
         block_size=block_size,
         weight_bytes=_bytes_of(model),
         draft_weight_bytes=0 if drafter is None else _bytes_of(drafter),
         kv_bytes=kv_bytes,
-        draft_kv_bytes=draft_kv,
+        draft_kv_bytes=0 if drafter is None else _kv_bytes(draft_shapes, drafter.fc.weight),
         state_bytes=state_bytes,
         staged_bytes=staged_bytes(model),
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
@@ -193,7 +204,9 @@ def plan_networks(
         page_size=engine.page_size,
         step_tokens=engine.step_tokens,
         layer_bytes=max(_kv_bytes([shape], model.head_weight()) for shape in model.kv_shapes()),
-        window_bytes=_kv_bytes(windowed, model.head_weight()),
+        window_bytes=window_bytes,
+        draft_window_bytes=0 if drafter is None else _kv_bytes(draft_windowed, drafter.fc.weight),
+        gpu_window_bytes=0 if type(model).forward in _READ_IN_PLACE else window_bytes,
         window_tokens=room.num_pages * engine.page_size if room else 0,
         staged_tokens=_staged_tokens(drafter, engine),
     )

@@ -16,7 +16,7 @@ from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.ops.host_copy import HostCopy
-from flashdraft.spec_decode.drafter import Drafter
+from flashdraft.spec_decode.drafter import Drafter, Drafts
 from flashdraft.spec_decode.tree import DraftTree
 
 
@@ -66,18 +66,24 @@ class ModelRunner:
     ) -> None:
         self.target = target
         size, num_rows = config.page_size, config.max_running
-        self.drafter = drafter.open(num_rows, num_pages, size) if drafter else None
         self.feature_layers = drafter.feature_layers if drafter else ()
         largest = drafter.max_block_size if drafter else 1
         step_tokens = config.step_tokens
         backend = choose_backend(config.attention_backend, target)
-        windows = [shape.window for shape in target.kv_shapes()] if backend.cuts_windows else []
-        windowed = WindowRoom.of(windows, num_rows, config.most_step_tokens, size)
+        windows = [shape.window for shape in target.kv_shapes() if shape.window and backend.cuts_windows]
+        draft_windows = drafter.windows if drafter else ()
+        every = [*windows, *draft_windows]
+        windowed = WindowRoom.of(every, num_rows, config.most_step_tokens, size, is_drafters=not windows)
         self.window_room = windowed if windowed and windowed.num_pages < num_pages else None
+        num_window_pages = self.window_room.num_pages if self.window_room else None
+        self.drafter: Drafts | None = None
+        if drafter:
+            given = (num_window_pages,) if draft_windows else ()
+            self.drafter = drafter.open(num_rows, num_pages, size, *given)
         room = Room(
             num_rows, num_pages, size, config.num_slots, MAX_TREE, max(largest, 1), step_tokens,
             drafter is not None and drafter.can_branch,
-            self.window_room.num_pages if self.window_room else None,
+            num_window_pages if windows else None,
         )  # fmt: skip
         self.backend = backend(target, room, self.feature_layers)
         self.cache, self.states = self.backend.cache, self.backend.states

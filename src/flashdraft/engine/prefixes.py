@@ -19,8 +19,7 @@ class Prefixes:
     def __init__(
         self, pool: PagePool, slots: StateSlots | None, windows: WindowPool | None, is_on: bool
     ) -> None:
-        self.pool, self.is_on = pool, is_on
-        self._others = [kept for kept in (slots, windows) if kept]
+        self.pool, self.slots, self.windows, self.is_on = pool, slots, windows, is_on
         self._num_looks = 0
 
     def startable(self, waiting: Sequence[Request]) -> dict[Request, int]:
@@ -61,6 +60,8 @@ class Prefixes:
         count = None
         while count != len(pages):
             count = len(pages)
-            for kept in self._others:
-                pages = pages[: kept.longest(request.hashes[: len(pages)])]
+            if self.slots:
+                pages = pages[: self.slots.longest(request.hashes[: len(pages)])]
+            if self.windows:
+                pages = pages[: self.windows.longest(request.hashes[: len(pages)], request.prefill_len)]
         return pages

@@ -122,7 +122,7 @@ class Request:
     @property
     def draft_row(self) -> CacheRow:
         """Its row in the drafter's cache."""
-        return CacheRow(self.key, self.pages, self.num_observed)
+        return CacheRow(self.key, self.pages, self.num_observed, window=self.window)
 
     def lose_pages(self) -> None:
         """Preempted: everything but the tokens is to be computed again."""

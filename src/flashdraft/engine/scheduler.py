@@ -284,7 +284,7 @@ class Scheduler:
         assert pages is not None
         request.pages = found + pages
         if self.windows:
-            request.window = self.windows.join(request.hashes[: len(found)])
+            request.window = self.windows.join(request.hashes[: len(found)], request.prefill_len)
         if self.slots:
             # Read before it is taken for something else, by this request at the soonest.
             request.checkpoint = self.slots.find(request.hashes[len(found) - 1]) if found else None

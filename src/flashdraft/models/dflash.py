@@ -169,9 +169,8 @@ class DFlashModel(DrafterNetwork):
 
     def kv_shapes(self) -> list[KVShape]:
         """What each of its layers keeps of a token."""
-        return [
-            KVShape(self.config.num_key_value_heads, self.config.head_dim)
-        ] * self.config.num_hidden_layers
+        heads = self.config.num_key_value_heads, self.config.head_dim
+        return [KVShape(*heads, rule.reach) for rule in self.config.rules]
 
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         """Random weights as Qwen3 starts: normal(0, ``std``) matrices, unit norms; DFlash 2's parts change nothing.

@@ -41,6 +41,11 @@ class BlockRule:
         """Every slot sees the same: all of the block, and the context from one position on."""
         return not self.is_causal and (self.window is None or self.from_anchor)
 
+    @property
+    def reach(self) -> int | None:
+        """How many tokens the anchor sees, itself included; None: all."""
+        return None if self.window is None else self.window + self.from_anchor
+
     def sees_context(self, anchor: Tensor, slot: Tensor, key: Tensor) -> Tensor:
         """Of positions before the anchor; ``slot`` counts from 0, ``key`` is a position as ``anchor`` is."""
         if self.window is None:

@@ -30,9 +30,22 @@ class DFlashDrafter(Drafter):
         self.feature_layers = model.config.target_layer_ids
         self.max_block_size = model.config.block_size
 
-    def open(self, num_rows: int, num_pages: int, page_size: int) -> "DFlashBatch":
+    @property
+    def windows(self) -> Sequence[int]:  # type: ignore[override]
+        """See :class:`flashdraft.spec_decode.drafter.Drafter`; none on CUDA, whose kernels read one table of pages.
+
+        The C++ layers read one table too: all of them have windows there, or none has pages of its own.
+        """
+        every = [shape.window for shape in self.model.kv_shapes()]
+        if self.model.fc.weight.is_cuda or (self.native and None in every):
+            return ()
+        return [window for window in every if window is not None]
+
+    def open(
+        self, num_rows: int, num_pages: int, page_size: int, num_window_pages: int | None = None
+    ) -> "DFlashBatch":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
-        return DFlashBatch(self, num_pages, page_size, num_rows)
+        return DFlashBatch(self, num_pages, page_size, num_rows, num_window_pages)
 
     def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
@@ -106,7 +119,14 @@ class DFlashDrafter(Drafter):
 class DFlashBatch:
     """The draft caches of many requests: pages of their own storage under the target's page tables."""
 
-    def __init__(self, drafter: DFlashDrafter, num_pages: int, page_size: int, num_rows: int) -> None:
+    def __init__(
+        self,
+        drafter: DFlashDrafter,
+        num_pages: int,
+        page_size: int,
+        num_rows: int,
+        num_window_pages: int | None = None,
+    ) -> None:
         self.drafter = drafter
         model, weight = drafter.model, drafter.model.fc.weight
         self.rows: PagedRows
@@ -116,8 +136,9 @@ class DFlashBatch:
             return
         num_spare, by_layer = num_rows * (drafter.max_block_size + page_size), drafter.native is None
         self.cache = PagedKVCache(
-            model.kv_shapes(), num_pages, page_size, weight.dtype, weight.device, num_spare, by_layer
-        )
+            model.kv_shapes(), num_pages, page_size, weight.dtype, weight.device, num_spare, by_layer,
+            num_window_pages,
+        )  # fmt: skip
         self.rows = RecordedRows(self.cache) if weight.is_cuda else PagedRows(self.cache)
 
     def join(self, row: CacheRow, token_ids: list[int], max_len: int) -> None:
@@ -141,7 +162,8 @@ class DFlashBatch:
         slots = slots_of(self.cache, rows, counts)
         if native := self.drafter.native:
             kv_len = max(row.start + count for row, count in zip(rows, counts, strict=True))
-            native.store_context(given, positions, torch.tensor([slots]), self.rows.layers, kv_len)
+            own = torch.tensor([slots[self.cache.storage_of[0]]])  # of all layers
+            native.store_context(given, positions, own, self.rows.layers, kv_len)
             return
         if self.rows.records:
             more = power_of_two(total) - total

@@ -77,10 +77,16 @@ class Drafter(ABC):
     max_block_size: int  # the largest block, anchor included, that it drafts
     can_branch = False  # whether it draws trees
     shares_prefix = True  # whether a request can start from a prefix that another one observed
+    windows: Sequence[int] = ()  # tokens that those of its layers see that may have pages of their own
 
     @abstractmethod
-    def open(self, num_rows: int, num_pages: int, page_size: int) -> Drafts:
-        """Room for ``num_rows`` requests at most, in ``num_pages`` pages numbered as the target's."""
+    def open(
+        self, num_rows: int, num_pages: int, page_size: int, num_window_pages: int | None = None
+    ) -> Drafts:
+        """Room for ``num_rows`` requests at most, in ``num_pages`` pages numbered as the target's.
+
+        ``num_window_pages``: of layers with ``windows`` (cache/window_pages.py); None: they have none of their own.
+        """
 
     def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:  # noqa: ARG002
         """How ``drafts``, which it opened, draft within rounds on a GPU (cache/rounds.py); None: they do not."""

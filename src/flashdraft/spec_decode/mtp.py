@@ -36,7 +36,9 @@ class MTPDrafter(Drafter):
         size = target.config.hidden_size
         self.before_text = torch.zeros(1, size, dtype=target.dtype, device=target.device)
 
-    def open(self, num_rows: int, num_pages: int, page_size: int) -> "MTPBatch":
+    def open(
+        self, num_rows: int, num_pages: int, page_size: int, num_window_pages: int | None = None  # noqa: ARG002
+    ) -> "MTPBatch":  # fmt: skip
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         return MTPBatch(self, num_pages, page_size, num_rows)
 

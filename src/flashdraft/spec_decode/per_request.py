@@ -38,7 +38,7 @@ class PerRequestDrafter(Drafter):
     def begin(self, max_len: int) -> DraftState:
         """A fresh state for a request of at most ``max_len`` tokens."""
 
-    def open(self, num_rows: int, num_pages: int, page_size: int) -> "OneByOne":  # noqa: ARG002
+    def open(self, *_room: int | None) -> "OneByOne":
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         return OneByOne(self)
 
