@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from flashdraft.data.engine_answers import rollout_config
+from flashdraft.data.engine_answers import rollout_config, without_collection
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
@@ -155,12 +155,13 @@ class Rollouts:
 def rollouts(target, num_rows, seconds, say):
     """Steps and tokens a second, of ``seconds``, once nine rows of ten decode or as long has passed."""
     every, started = Rollouts(target, num_rows), time.perf_counter()
-    while every.step()[0] < 0.9 * num_rows and time.perf_counter() - started < seconds:
-        pass
-    filled, found = time.perf_counter(), []
-    while time.perf_counter() - filled < seconds:
-        found.append(every.step())
-    took = time.perf_counter() - filled
+    with without_collection():
+        while every.step()[0] < 0.9 * num_rows and time.perf_counter() - started < seconds:
+            pass
+        filled, found = time.perf_counter(), []
+        while time.perf_counter() - filled < seconds:
+            found.append(every.step())
+        took = time.perf_counter() - filled
     rows, tokens, prompts = (sum(one) for one in zip(*found, strict=True))
     say(
         "rollouts", num_rows, steps_per_s=round(len(found) / took, 2), output_tokens_per_s=round(tokens / took),

@@ -67,10 +67,7 @@ class Source(Inputs, Protocol):
         ...
 
 
-# By the kernel of the steps run prompts of so few keys, and chunks of so few tokens behind any number: it reads
-# pages where they are. Others attend one after the other by PyTorch's kernels, over gathered keys.
-_MOST_IN_ROWS = 512
-FEW_TOKENS = 128
+_MOST_IN_ROWS = 512  # keys; above, prompts attend one after the other by PyTorch's kernels for long ones
 _MOST_SUMS = 1 << 26  # numbers that parts of keys are summed in, in float32, before they are joined
 
 
@@ -212,8 +209,7 @@ class PrefillSource(StoreSource):
         device = slots.device
         ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
         is_plain = all(spec.window is None and spec.sinks is None for spec in specs)
-        is_short = len(counts) * max(counts) <= FEW_TOKENS
-        by_steps = max(ends) <= _MOST_IN_ROWS or is_short or not is_plain
+        by_steps = max(ends) <= _MOST_IN_ROWS or not is_plain
         self._side_by_side = _SideBySide(cache, rows, counts) if by_steps else None
         self._seen: list[Tensor] = []
         if self._side_by_side is None:
