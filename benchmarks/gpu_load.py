@@ -20,7 +20,6 @@ import resource
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -44,9 +43,9 @@ SCHEMA = {
     "required": ["city", "year"],
     "additionalProperties": False,
 }
-GRAMMARS = {  # the module that follows it
-    "schema": ("llguidance", Grammar("json_schema", json.dumps(SCHEMA))),
-    "regex": ("xgrammar", Grammar("regex", "[A-Z][a-z]{2,12}( [a-z]{1,12}){4,20}\\.")),
+GRAMMARS = {
+    "schema": Grammar("json_schema", json.dumps(SCHEMA)),
+    "regex": Grammar("regex", "[A-Z][a-z]{2,12}( [a-z]{1,12}){4,20}\\."),
 }
 SHARES = {"greedy": 10, "sampled": 5, "schema": 3, "regex": 2}
 
@@ -61,26 +60,26 @@ class Case:
     token_ids: list[int] = field(default_factory=list)
 
 
-def cases_of(prompts, max_tokens):
-    """Cases of each kind that the packages here can follow, and the packages that are missing."""
-    missing = {module for module, _ in GRAMMARS.values() if find_spec(module) is None}
+def cases_of(llm, prompts, max_tokens):
+    """Cases of each kind with their answers, plain decoding of one request alone, and why kinds are left out."""
+    engine = Engine(llm.target, None, EngineConfig(max_running=1), llm.eos_token_ids, llm.tokenizer, 1)
+    grammars, left_out = {}, {}
+    for kind, grammar in GRAMMARS.items():
+        try:
+            engine.begin_grammar(grammar)
+            grammars[kind] = grammar
+        except Exception as error:  # whatever keeps a package from it
+            left_out[kind] = repr(error)
     cases = []
     for number, prompt in enumerate(prompts):
         greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         sampled = replace(greedy, temperature=0.6, top_p=0.95, seed=number)
         cases += [Case("greedy", prompt, greedy), Case("sampled", prompt, sampled)]
-        for kind, (_, grammar) in GRAMMARS.items():
-            if not missing:  # a grammar of either kind asks for both
-                cases.append(Case(kind, prompt, replace(greedy, grammar=grammar)))
-    return cases, sorted(missing)
-
-
-def answer_alone(llm, cases):
-    """Fill in each case's answer: plain decoding of one request."""
-    engine = Engine(llm.target, None, EngineConfig(max_running=1), llm.eos_token_ids, llm.tokenizer, 1)
+        cases += [Case(kind, prompt, replace(greedy, grammar=one)) for kind, one in grammars.items()]
     for case in cases:
         engine.add_request("alone", case.prompt, case.params)
         case.token_ids = [token for news in engine.run() for token in news.token_ids]
+    return cases, left_out
 
 
 class Load:
@@ -252,19 +251,19 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
-    cases, missing = cases_of(json.loads(args.prompts.read_text())[: args.num_prompts], args.max_tokens)
-    if missing:
-        print(f"NO GRAMMARS: {', '.join(missing)} not installed", flush=True)
     began = perf_counter()
     llm = LLM(device=args.device, dtype=args.dtype)
-    answer_alone(llm, cases)
+    prompts = json.loads(args.prompts.read_text())[: args.num_prompts]
+    cases, left_out = cases_of(llm, prompts, args.max_tokens)
+    for kind, why in left_out.items():
+        print(f"LEFT OUT, {kind}: {why}", flush=True)
     gc.collect()
     if args.device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     print(f"{len(cases)} answers alone, {perf_counter() - began:.0f} s", flush=True)
     row = asyncio.run(loaded(llm, cases, args))
-    row |= {"missing": missing, "provenance": collect_provenance(args.device)}
+    row |= {"left_out": left_out, "provenance": collect_provenance(args.device)}
     with args.out.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps({name: value for name, value in row.items() if name != "provenance"}), flush=True)
