@@ -6,12 +6,14 @@
 
 `data` writes, of the same answers, what each trainer takes: documents and the target's hidden states, one file a
 document, for speculators; ours makes its features from the answers itself, before its clock starts. What our trainer
-holds back for its own validation, neither learns from. `report` serves prompts that neither has seen.
+holds back for its own validation, neither learns from. `report` serves prompts that neither has seen. On a GPU
+(`--device cuda`) take more of both: `--layers 5 --rows 8` has speculators' default of 8,192 tokens and 512 anchors.
 """
 
 import argparse
 import json
 import subprocess
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from flashdraft.checkpoint.load import load_target, load_tokenizer
-from flashdraft.data.loader import pack
+from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document, read_documents
 from flashdraft.data.prompts import read_prompts
 from flashdraft.intervals import ratio_interval
@@ -30,50 +32,74 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.train.forward import target_features
 from flashdraft.train.run import is_held_back, spare_token_id
 
-NUM_LAYERS, NUM_FEATURES, BLOCK_SIZE = 2, 5, 16
-SEQ_LEN, NUM_ANCHORS = 1024, 64  # speculators' own proportion, 8192 to 512
-_TILE = 128
+NUM_FEATURES, BLOCK_SIZE = 5, 16
+SEQ_LEN, NUM_ANCHORS = 1024, 64  # of a row: speculators' own proportion, 8192 to 512
+_TILE = 128  # tokens
+_BATCH = 32  # documents in one forward on a GPU
 
 
 def data(args: argparse.Namespace) -> None:
-    target = load_target("embedded", dtype="bfloat16").requires_grad_(False)
+    target = load_target("embedded", dtype="bfloat16", device=args.device).requires_grad_(False)
     num_layers = target.config.num_hidden_layers
     layers = (*build_target_layer_ids(num_layers, NUM_FEATURES), num_layers - 1)
     documents = read_documents(args.answers)
     learned = [doc for doc in documents if not is_held_back(doc)]
     states = args.out / "arrow" / "hidden_states"
     states.mkdir(parents=True, exist_ok=True)
+    # Its trainer wants a validation set; nothing is taken for it from what both learn from.
+    ordered = [*learned, *(doc for doc in documents if is_held_back(doc))]
+    texts = [(doc.prompt_token_ids + doc.answer_token_ids)[:SEQ_LEN] for doc in ordered]
     with (args.out / "documents.jsonl").open("w") as out:
-        # Its trainer wants a validation set; nothing is taken for it from what both learn from.
-        for place, doc in enumerate([*learned, *(doc for doc in documents if is_held_back(doc))]):
-            text = (doc.prompt_token_ids + doc.answer_token_ids)[:SEQ_LEN]
+        for doc, text in zip(ordered, texts, strict=True):
             mask = [int(i >= len(doc.prompt_token_ids)) for i in range(len(text))]
             out.write(json.dumps({"input_ids": text, "loss_mask": mask, "seq_len": len(text)}) + "\n")
-            file = states / f"hs_{place}.safetensors"
-            if not file.exists():
-                hidden = hidden_states(target, doc, layers, len(text))
-                save_file({"token_ids": torch.tensor(text), "hidden_states": hidden}, file)
-    shape = ["--num-layers", NUM_LAYERS, "--block-size", BLOCK_SIZE]
-    ours = [*shape, "--num-features", NUM_FEATURES, "--seq-len", SEQ_LEN, "--rows-per-step", 1]
-    ours += ["--blocks-per-row", NUM_ANCHORS]
-    theirs = [*shape, "--target-layer-ids", *(layer + 1 for layer in layers[:-1]), "--total-seq-len", SEQ_LEN]
-    theirs += ["--max-anchors", NUM_ANCHORS, "--mask-token-id", spare_token_id(load_tokenizer("embedded"))]
-    theirs += ["--train-data-ratio", (len(learned) + 0.5) / len(documents)]
-    for name, options in (("ours", ours), ("theirs", theirs)):
-        (args.out / f"{name}.options").write_text(" ".join(map(str, options)) + "\n")
+    missing = [i for i in range(len(ordered)) if not (states / f"hs_{i}.safetensors").exists()]
+    size = _BATCH if args.device == "cuda" else 1
+    for start in range(0, len(missing), size):
+        places = missing[start : start + size]
+        hidden = hidden_states(target, [ordered[i] for i in places], layers)
+        for i, one in zip(places, hidden, strict=True):
+            file = states / f"hs_{i}.safetensors"
+            save_file(
+                {"token_ids": torch.tensor(texts[i]), "hidden_states": one[: len(texts[i])].clone()}, file
+            )
+    write_options(args, layers, (len(learned) + 0.5) / len(documents))
     tokens = sum(len(doc.answer_token_ids) for doc in learned)
     print(f"{len(learned)} answers, {tokens} tokens of them to learn from")
 
 
-def hidden_states(target: Any, doc: Document, layers: tuple[int, ...], num_tokens: int) -> torch.Tensor:
-    """[num_tokens, len(layers), hidden_size]: each layer's output, the last one's too (before the final norm)."""
-    length = -(-num_tokens // _TILE) * _TILE
-    features = target_features(target, pack([doc], length), layers)
-    return features[0, :num_tokens].unflatten(-1, (len(layers), -1)).contiguous()
+def write_options(args: argparse.Namespace, layers: tuple[int, ...], share: float) -> None:
+    """What both trainers are told, and for the report."""
+    shape = ["--num-layers", args.layers, "--block-size", BLOCK_SIZE]
+    ours = [*shape, "--num-features", NUM_FEATURES, "--seq-len", SEQ_LEN, "--rows-per-step", args.rows]
+    ours += ["--blocks-per-row", NUM_ANCHORS]
+    theirs = [*shape, "--target-layer-ids", *(layer + 1 for layer in layers[:-1])]
+    theirs += ["--total-seq-len", args.rows * SEQ_LEN, "--max-anchors", args.rows * NUM_ANCHORS]
+    theirs += ["--mask-token-id", spare_token_id(load_tokenizer("embedded")), "--train-data-ratio", share]
+    for name, options in (("ours", ours), ("theirs", theirs)):
+        (args.out / f"{name}.options").write_text(" ".join(map(str, options)) + "\n")
+    told = {
+        "shape": {"layers": args.layers, "features": NUM_FEATURES, "block_size": BLOCK_SIZE, "vocabulary": 49152},
+        "anchors_a_step": args.rows * NUM_ANCHORS,
+        "tokens_a_step": args.rows * SEQ_LEN,
+    }  # fmt: skip
+    (args.out / "shape.json").write_text(json.dumps(told) + "\n")
 
 
-def serve(draft: Path, prompts: list[Any], max_tokens: int) -> list[RequestOutput]:
-    llm = LLM(draft=str(draft), block_size=BLOCK_SIZE, max_running=8)
+def hidden_states(target: Any, documents: list[Document], layers: tuple[int, ...]) -> list[torch.Tensor]:
+    """[num_tokens or more, len(layers), hidden_size] of each document: the layers' outputs, before the final norm."""
+    on_gpu = target.device.type == "cuda"  # one shape for all there: what is compiled is compiled once
+    longest = max(len(doc.prompt_token_ids) + len(doc.answer_token_ids) for doc in documents)
+    length = SEQ_LEN if on_gpu else min(-(-longest // _TILE) * _TILE, SEQ_LEN)
+    filled = documents + documents[-1:] * (_BATCH - len(documents)) if on_gpu else documents
+    each = [pack([doc], length, target.device) for doc in filled]
+    fields = ([getattr(rows, field.name) for rows in each] for field in fields_of(PackedRows))
+    features = target_features(target, PackedRows(*map(torch.cat, fields)), layers)
+    return list(features.unflatten(-1, (len(layers), -1)).cpu())[: len(documents)]
+
+
+def serve(draft: Path, prompts: list[Any], max_tokens: int, device: str) -> list[RequestOutput]:
+    llm = LLM(draft=str(draft), block_size=BLOCK_SIZE, max_running=8, device=device)
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
     return llm.chat([list(prompt.messages) for prompt in prompts], params)
 
@@ -82,8 +108,8 @@ def report(args: argparse.Namespace) -> None:
     asked = read_prompts(args.prompts)
     work = args.work
     outputs = {
-        "ours": serve(work / "ours" / "drafter", asked, args.max_tokens),
-        "speculators": serve(newest_checkpoint(work / "theirs"), asked, args.max_tokens),
+        "ours": serve(work / "ours" / "drafter", asked, args.max_tokens, args.device),
+        "speculators": serve(newest_checkpoint(work / "theirs"), asked, args.max_tokens, args.device),
     }
     costs = {
         name: [(len(one.outputs[0].token_ids) - 1, one.metrics.num_rounds) for one in answers]
@@ -91,7 +117,13 @@ def report(args: argparse.Namespace) -> None:
     }
     log = [json.loads(line) for line in (work / "ours" / "log.jsonl").read_text().splitlines()]
     theirs = json.loads((work / "theirs" / "steps.json").read_text())
+    told = json.loads((work / "shape.json").read_text())
     ours = {"num_steps": log[-1]["step"], "num_blocks": log[-1]["blocks"], "seconds": log[-1]["elapsed_s"]}
+    # Once all is compiled: after their first step, after our first reading of the loss.
+    later = theirs["num_blocks"] - told["anchors_a_step"], theirs["seconds"] - theirs["first_step_s"]
+    theirs["blocks_per_s_later"] = round(later[0] / later[1], 2)
+    of_log = log[-1]["blocks"] - log[0]["blocks"], log[-1]["elapsed_s"] - log[0]["elapsed_s"]
+    ours["blocks_per_s_later"] = round(of_log[0] / of_log[1], 2) if of_log[1] else None
     rows = {"ours": ours, "speculators": theirs}
     for name, row in rows.items():
         row["blocks_per_s"] = round(row["num_blocks"] / row["seconds"], 2)
@@ -103,14 +135,7 @@ def report(args: argparse.Namespace) -> None:
         )
     interval = ratio_interval(range(len(asked)), costs["ours"], costs["speculators"])
     result = {
-        "shape": {
-            "layers": NUM_LAYERS,
-            "features": NUM_FEATURES,
-            "block_size": BLOCK_SIZE,
-            "vocabulary": 49152,
-        },
-        "anchors_a_step": NUM_ANCHORS,
-        "tokens_a_step": SEQ_LEN,
+        **told,
         "trainers": rows,
         "blocks_per_s_ratio": round(ours["blocks_per_s"] / theirs["blocks_per_s"], 3),
         "acceptance_length_ratio_95": interval,
@@ -119,7 +144,7 @@ def report(args: argparse.Namespace) -> None:
             a.outputs[0].token_ids == b.outputs[0].token_ids for a, b in zip(*outputs.values(), strict=True)
         ),
         "peer_versions": versions(args.peer),
-        "provenance": collect_provenance(),
+        "provenance": collect_provenance(args.device),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "provenance"}, indent=1))
@@ -129,18 +154,19 @@ def steps(args: argparse.Namespace) -> None:
     """How many steps fill the minutes, by what a short run took after its first."""
     told = json.loads((args.work / "theirs" / "steps.json").read_text())
     each_s = (told["seconds"] - told["first_step_s"]) / (told["num_steps"] - 1)
-    print(int(60 * args.minutes / each_s))
+    print(max(2, int(60 * args.minutes / each_s)))
 
 
 def newest_checkpoint(folder: Path) -> Path:
     return max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def versions(peer: Path) -> dict[str, str]:
-    """Of what its environment has installed."""
-    listed = subprocess.run([peer / "bin" / "pip", "list", "--format=json"], capture_output=True, check=True)
-    wanted = {"speculators", "torch", "transformers"}
-    return {one["name"]: one["version"] for one in json.loads(listed.stdout) if one["name"] in wanted}
+def versions(python: str) -> dict[str, str]:
+    """Of what ``python`` would import."""
+    ask = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    names = ["speculators", "torch", "transformers"]
+    told = subprocess.run([python, "-c", ask, *names], capture_output=True, check=True, text=True).stdout
+    return dict(zip(names, told.split(), strict=True))
 
 
 def main() -> None:
@@ -148,15 +174,18 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     make = commands.add_parser("data")
     make.add_argument("--answers", type=Path, required=True)
+    make.add_argument("--layers", type=int, default=2)
+    make.add_argument("--rows", type=int, default=1, help="of 1,024 tokens, in a step")
     make.set_defaults(run=data)
     tell = commands.add_parser("report")
     tell.add_argument("--work", type=Path, required=True)
     tell.add_argument("--prompts", type=Path, required=True)
     tell.add_argument("--max-tokens", type=int, default=256)
-    tell.add_argument("--peer", type=Path, required=True)
+    tell.add_argument("--peer", required=True, help="speculators' python")
     tell.set_defaults(run=report)
     for command in (make, tell):
         command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--device", default="cpu")
     count = commands.add_parser("steps")
     count.add_argument("--work", type=Path, required=True)
     count.add_argument("--minutes", type=float, required=True)

@@ -19,7 +19,7 @@ $ours train --prompts "$prompts" --temperature 0 --max-new-tokens 256 --answers-
 [ -e "$work/target" ] || $ours convert --model embedded --to hf --dtype float32 --out "$work/target"
 [ -e "$work/arrow/dataset_info.json" ] || {
   .venv/bin/python $here/speculators_train.py data --answers "$work/answers" --out "$work"
-  "$PEERS/speculators/bin/python" $here/speculators_cpu.py dataset "$work"
+  "$PEERS/speculators/bin/python" $here/speculators_timed.py dataset "$work"
 }
 
 theirs() { # STEPS: as it comes, but for what a CPU cannot run (Triton's loss, FlexAttention's backward) and for 12 workers
@@ -29,7 +29,7 @@ theirs() { # STEPS: as it comes, but for what a CPU cannot run (Triton's loss, F
   command+=" --draft-attn-impl sdpa --num-workers 0 --on-missing raise --log-freq 1000000"
   echo "$command" > "$work/theirs.command"
   # shellcheck disable=SC2086
-  "$PEERS/speculators/bin/python" $here/speculators_cpu.py $command --verifier-name-or-path "$work/target" \
+  "$PEERS/speculators/bin/python" $here/speculators_timed.py $command --verifier-name-or-path "$work/target" \
     --data-path "$work/arrow" --save-path "$work/theirs" --log-dir "$work/theirs.logs" \
     > "$work/theirs.log" 2>&1 || { tail -20 "$work/theirs.log" >&2; return 1; }
 }
@@ -51,4 +51,4 @@ both() {
 }
 ${QUIET:-} bash -c "$(declare -f theirs ours both); both"
 .venv/bin/python $here/speculators_train.py report --work "$work" --prompts "$others" \
-  --peer "$PEERS/speculators" --max-tokens 96 --out benchmarks/results/speculators_train.json
+  --peer "$PEERS/speculators/bin/python" --max-tokens 96 --out benchmarks/results/speculators_train.json

@@ -1,12 +1,12 @@
-"""speculators' own trainer on a machine without an accelerator: `speculators train`, but for three things.
+"""speculators' own trainer with a clock: `speculators train`, but for what a clock and a CPU need.
 
-Run by its own environment, see speculators_train.sh; options are those of `speculators train`. Its trainer (0.9) takes
-"cuda" where torch names no accelerator, so on a CPU it fails before the first step. Here it gets the device that there
-is, in the two fields where it keeps it, and a clock that waits for no device. And it does not validate between
-epochs: its minutes are spent on training. `dataset` makes its data set of what speculators_train.py wrote.
+Run by its own environment, see speculators_train.sh; options are those of `speculators train`. It does not validate
+between epochs: its minutes are spent on training. On a machine without an accelerator its trainer (0.9) takes "cuda",
+and fails before the first step; here it gets the device that there is, in the two fields where it keeps it, and a
+clock that waits for no device. `dataset` makes its data set of what speculators_train.py wrote.
 
-    python speculators_cpu.py dataset FOLDER
-    python speculators_cpu.py train --speculator-type dflash ...
+    python speculators_timed.py dataset FOLDER
+    python speculators_timed.py train --speculator-type dflash ...
 """
 
 import json
@@ -22,33 +22,41 @@ from speculators.train.config import TrainConfig
 from speculators.train.trainer import Trainer
 
 
-class OnCPU(Trainer):
-    """Their trainer on a CPU; writes when each step ended."""
+class Timed(Trainer):
+    """Their trainer; writes when its first step ended, and its last."""
 
     def setup_trainer(self) -> None:
-        self.local_rank, self.device_type = torch.device("cpu"), "cpu"
+        if not torch.accelerator.is_available():
+            self.local_rank, self.device_type = torch.device("cpu"), "cpu"
         self.val_loader = None
         # One checkpoint, at the end: --max-steps alone would go on for a step of every epoch that is left.
         epochs = -(-(self.config.max_steps or 1) // len(self.train_loader))
         self.config = self.config._replace(num_epochs=epochs, checkpoint_freq=epochs)
+        self.ends: list[float] = []
         super().setup_trainer()
 
     def run_training(self) -> Any:
-        self.ends = [time.perf_counter()]
+        started = time.perf_counter()
         result = super().run_training()
         kwargs = self.config.train_call_kwargs or {}
         told = {
             "num_steps": self.global_step,
             "num_blocks": self.global_step * kwargs["max_anchors"],
-            "seconds": self.ends[-1] - self.ends[0],
-            "first_step_s": self.ends[1] - self.ends[0],
+            "seconds": self.ends[-1] - started,
+            "first_step_s": self.ends[0] - started,
             "threads": torch.get_num_threads(),
         }
         Path(self.config.save_path, "steps.json").write_text(json.dumps(told) + "\n")
         return result
 
     def train_epoch(self, epoch: int, **more: Any) -> None:
-        super().train_epoch(epoch, step_callback=lambda: self.ends.append(time.perf_counter()), **more)
+        super().train_epoch(epoch, step_callback=self.note_step, **more)
+
+    def note_step(self) -> None:
+        """A step was launched: it is over when the device is."""
+        if not self.ends or self.global_step == self.config.max_steps:
+            torch.accelerator.synchronize()
+        self.ends.append(time.perf_counter())
 
 
 def dataset(folder: Path) -> None:
@@ -63,8 +71,9 @@ def main() -> None:
     if sys.argv[1] == "dataset":
         dataset(Path(sys.argv[2]))
         return
-    torch.accelerator.synchronize = lambda *_: None  # type: ignore[assignment]
-    cli.Trainer = OnCPU
+    if not torch.accelerator.is_available():
+        torch.accelerator.synchronize = lambda *_: None  # type: ignore[assignment]
+    cli.Trainer = Timed
     cli.main(TrainConfig.resolve(sys.argv[2:]))
 
 
