@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from flashdraft.answer import RoundEvent
 from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.errors import CheckpointError, FlashdraftError
 from flashdraft.generate import generate
-from flashdraft.llm import LLM
+from flashdraft.llm import LLM, exact_dtype
 from flashdraft.ops.block_mask import BlockRule
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -159,6 +160,23 @@ def test_steps_are_measured_before_the_first_token(tmp_path: Path) -> None:
     llm.generate("hello", SamplingParams(max_tokens=4), lambda _: known.append(llm.engine.control.controller))
     assert known[0] is not None
     assert known[0] is known[-1]
+
+
+def test_without_the_c_plus_plus_layers_it_runs_in_the_type_that_keeps_its_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(path) for path in save_tiny_pair(tmp_path)]
+    monkeypatch.setattr("flashdraft.llm.library", object)
+    assert (exact_dtype("cpu"), LLM(*paths).dtype) == ("bfloat16", "bfloat16")
+    monkeypatch.setattr("flashdraft.llm.library", lambda: None)
+    assert [exact_dtype(device) for device in ("cpu", "cuda", "cuda:1")] == [
+        "float32",
+        "bfloat16",
+        "bfloat16",
+    ]
+    assert exact_dtype("cpu", "int8") == "bfloat16"
+    assert LLM(*paths).target.dtype == torch.float32
+    assert LLM(*paths, dtype="bfloat16").target.dtype == torch.bfloat16
 
 
 def test_an_interrupted_call_leaves_the_engine_empty(llm: LLM) -> None:

@@ -32,6 +32,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.native.accelerate import accelerate
+from flashdraft.native.library import library
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.build import drafter_of
@@ -72,7 +73,7 @@ class LLM:
     ``model``: "embedded", a Hugging Face folder, a GGUF file or a hub name. ``draft`` left out: the embedded
     drafter for the embedded target and none for another; "mtp": the target's own MTP head; None: none.
     ``block_size``: tokens of a block, anchor included; 1 plain decoding; "auto", the default, leaves every block to
-    the controller. ``dtype``: "float32" or "bfloat16".
+    the controller. ``dtype``: "float32" or "bfloat16"; None: ``exact_dtype``.
     ``quantization``: None, "int8" or "int4" (native/accelerate.py): lossless is against the target as it is then.
     ``draft_tree``: tokens of a tree that is verified in place of every block, anchor included; without a
     ``block_size`` the tree is then as deep as the drafter's largest block. None: chains.
@@ -89,7 +90,7 @@ class LLM:
         model: str = EMBEDDED,
         draft: str | Drafter | None = _UNSET,
         block_size: BlockSize | None = None,
-        dtype: str = "bfloat16",
+        dtype: str | None = None,
         device: str = "cpu",
         skip_tokenizer_init: bool = False,
         max_running: int = 32,
@@ -101,6 +102,7 @@ class LLM:
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
+        self.dtype = dtype = dtype or exact_dtype(device, quantization)
         if quantization and dtype != "bfloat16":
             raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {dtype}")
         if isinstance(draft, str):
@@ -113,8 +115,7 @@ class LLM:
             self.target = accelerate(self.target, quantization)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
-            own = draft == OWN_MTP
-            load, name = (load_own_mtp, model) if own else (load_drafter, draft)
+            load, name = (load_own_mtp, model) if draft == OWN_MTP else (load_drafter, draft)
             network = load(name, self.target, dtype=dtype, device=device)
             if draft_window_size is None:
                 draft_window_size = served_window(draft)
@@ -299,6 +300,15 @@ class LLM:
         finally:
             bar.close()
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
+
+
+def exact_dtype(device: str, quantization: str | None = None) -> str:
+    """The fastest type on ``device`` in which drafting does not change an answer's tokens: float32 or bfloat16.
+
+    In PyTorch on a CPU bfloat16 rounds a token otherwise alone than in a block, and near-ties fall either way.
+    Quantized weights run in the C++ layers alone, in bfloat16.
+    """
+    return "float32" if device == "cpu" and not quantization and library() is None else "bfloat16"
 
 
 def _keeps_codes(model: str, dtype: str, device: str, attention_backend: str, asked: bool | None) -> bool:

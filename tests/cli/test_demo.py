@@ -10,7 +10,6 @@ from command_line import Run
 from flashdraft import LLM, SamplingParams
 from flashdraft.answer import RoundEvent
 from flashdraft.cli.answer_stream import AnswerStream, Piece
-from flashdraft.cli.demo import exact_dtype
 from flashdraft.cli.demo_screen import LiveScreen
 
 
@@ -33,19 +32,6 @@ def test_its_own_prompts_are_the_benchmarks(run: Run, pair: list[str]) -> None:
     assert result.exit_code == 0
     assert result.stdout.count("PROMPT: ") == 3
     assert "Janet" in result.stdout
-
-
-def test_without_the_c_plus_plus_layers_it_runs_in_the_type_that_keeps_its_promise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("flashdraft.native.library.library", lambda: None)
-    assert [exact_dtype(device) for device in ("cpu", "cuda", "cuda:1")] == [
-        "float32",
-        "bfloat16",
-        "bfloat16",
-    ]
-    monkeypatch.setattr("flashdraft.native.library.library", object)
-    assert exact_dtype("cpu") == "bfloat16"
 
 
 def test_a_wrong_token_is_reported_and_fails(

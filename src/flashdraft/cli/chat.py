@@ -14,7 +14,7 @@ from flashdraft.cli.options import (
     DeviceOption,
     DraftOption,
     DraftTreeOption,
-    DtypeOption,
+    ExactDtypeOption,
     MaxTokensOption,
     ModelOption,
     QuantizationOption,
@@ -61,7 +61,7 @@ def chat(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
-    dtype: DtypeOption = "bfloat16",
+    dtype: ExactDtypeOption = None,
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
 ) -> None:

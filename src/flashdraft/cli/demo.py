@@ -12,14 +12,13 @@ from flashdraft.cli.options import (
     BlockSizeOption,
     DeviceOption,
     DraftOption,
-    Dtype,
+    ExactDtypeOption,
     MaxTokensOption,
     ModelOption,
     QuantizationOption,
     check_paths,
     measure_steps,
     open_llm,
-    panel,
     parse_block_size,
     tell_room,
 )
@@ -42,14 +41,7 @@ def demo(
     draft: DraftOption = None,
     block_size: BlockSizeOption = None,
     max_tokens: MaxTokensOption = 128,
-    dtype: Annotated[
-        Dtype | None,
-        panel("Model")(
-            "--dtype",
-            help="Type of weights and activations.",
-            show_default="bfloat16 on CUDA and where the C++ layers run, else float32",
-        ),
-    ] = None,
+    dtype: ExactDtypeOption = None,
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -69,7 +61,7 @@ def demo(
     questions = prompts or [load_task(task, 1)[0].turns[0] for task in DEMO_TASKS]
     check_paths(model, draft)
     size = parse_block_size(block_size)
-    llm = open_llm(model, draft, dtype or exact_dtype(device), device, size, quantization=quantization)
+    llm = open_llm(model, draft, dtype, device, size, quantization=quantization)
     if llm.drafter is None or llm.block_size == 1:
         raise UsageError("the demo compares with a drafter; name one with --draft and a --block-size above 1")
     console = Console(highlight=False)
@@ -80,16 +72,6 @@ def demo(
     for question in questions:
         contest.answer(question)
     contest.finish()
-
-
-def exact_dtype(device: str) -> Dtype:
-    """The fastest type here in which both sides of the demo say the same tokens.
-
-    In PyTorch on a CPU bfloat16 rounds a token otherwise alone than in a block, and near-ties fall either way.
-    """
-    from flashdraft.native.library import library
-
-    return "float32" if device == "cpu" and library() is None else "bfloat16"
 
 
 class Contest:

@@ -13,7 +13,7 @@ from flashdraft.cli.options import (
     DeviceOption,
     DraftOption,
     DraftTreeOption,
-    DtypeOption,
+    ExactDtypeOption,
     JsonOption,
     MaxTokensOption,
     ModelOption,
@@ -49,7 +49,7 @@ def generate(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
-    dtype: DtypeOption = "bfloat16",
+    dtype: ExactDtypeOption = None,
     quantization: QuantizationOption = None,
     device: DeviceOption = "cpu",
     system: SystemOption = None,
@@ -89,7 +89,7 @@ def generate(
     if explain:
         typer.echo(f"\n{llm.explain(output.metrics)}", err=True)
     if as_json:
-        settings: dict[str, Any] = {"model": model, "draft": draft, "dtype": dtype}
+        settings: dict[str, Any] = {"model": model, "draft": draft, "dtype": llm.dtype}
         settings |= {"quantization": quantization}
         settings |= {"block_size": llm.block_size, "draft_tree": llm.draft_tree}
         print(json.dumps(_document(output, stream, settings, device), ensure_ascii=False))

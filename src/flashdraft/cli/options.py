@@ -56,6 +56,14 @@ DraftTreeOption = Annotated[
 DtypeOption = Annotated[
     Dtype, _model("--dtype", help="Type of weights and activations; float32 is the strict one.")
 ]
+ExactDtypeOption = Annotated[
+    Dtype | None,
+    _model(
+        "--dtype",
+        help="Type of weights and activations.",
+        show_default="bfloat16 on CUDA and where the C++ layers run, else float32",
+    ),
+]
 QuantizationOption = Annotated[
     Literal["int8", "int4"] | None,
     _model(
@@ -117,7 +125,7 @@ def check_paths(*names: str | None) -> None:
 def open_llm(
     model: str,
     draft: str | None,
-    dtype: Dtype,
+    dtype: Dtype | None,
     device: str,
     block_size: "BlockSize | None" = None,
     quantization: str | None = None,

@@ -13,7 +13,7 @@ from flashdraft.cli.options import (
     DeviceOption,
     DraftOption,
     DraftTreeOption,
-    DtypeOption,
+    ExactDtypeOption,
     QuantizationOption,
     panel,
 )
@@ -66,7 +66,7 @@ class ServeOptions:
     draft: DraftOption = None
     block_size: BlockSizeOption = None
     draft_tree: DraftTreeOption = None
-    dtype: DtypeOption = "bfloat16"
+    dtype: ExactDtypeOption = None
     quantization: QuantizationOption = None
     device: DeviceOption = "cpu"
     revision: Annotated[

@@ -15,6 +15,7 @@ from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import CheckpointError, UsageError
+from flashdraft.llm import exact_dtype
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.hosts import ANY, LOOPBACK, is_loopback
 from flashdraft.server.logs import configure_logs
@@ -171,7 +172,8 @@ def _memory(options: ServeOptions, config: EngineConfig, speculation: Speculatio
     try:
         drafter = None if draft == "none" else draft
         keeps = bool(options.keep_codes)
-        plan = plan_memory(_model(options), drafter, options.dtype, config, size, keeps).to_text()
+        dtype = options.dtype or exact_dtype(options.device, options.quantization)
+        plan = plan_memory(_model(options), drafter, dtype, config, size, keeps).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())
@@ -211,7 +213,7 @@ def _serve(
         "model": model,
         "drafter": speculation.draft or (EMBEDDED if model == EMBEDDED else "none"),
         "block_size": llm.block_size,
-        "dtype": (options.quantization or options.dtype) + (", weights in codes" if llm.keeps_codes else ""),
+        "dtype": (options.quantization or llm.dtype) + (", weights in codes" if llm.keeps_codes else ""),
         "device": options.device,
         "context_length": context_len,
     }
