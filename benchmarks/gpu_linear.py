@@ -157,7 +157,7 @@ class Shape:
 
     def as_floats(self, tokens):
         """The kernel for few tokens with the same weights as floats."""
-        work = partial(few_tokens_linear, tiling=tiling_of(*self.floats[0].shape))
+        work = partial(few_tokens_linear, tiling=tiling_of(*self.floats[0].shape, tokens))
         return self.line(tokens, "floats", work, self.floats)
 
     def by_libraries(self):

@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("triton")
 from flashdraft.cuda import products
 from flashdraft.cuda.weights import Product
-from flashdraft.ops.triton.fused import silu_mul
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,19 +50,6 @@ def test_many_tokens_in_rows_that_begin_anywhere(sizes, first, has_bias, monkeyp
     assert torch.equal(products.product(x, by), few)
     with pytest.raises(pytest.fail.Exception, match="40 tokens"):
         products.product(x.contiguous(), Product((weights[-1][:16],)))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("tokens", "outputs", "inputs"), [(1, 160, 96), (5, 64, 1040), (33, 36, 80)])
-def test_gates_as_two_launches_do(tokens, outputs, inputs, dtype, monkeypatch):
-    monkeypatch.setattr(products, "_GATES_AT_ONCE", True)
-    torch.manual_seed(tokens)
-    x = torch.randn(tokens, inputs, device=DEVICE).to(dtype)
-    weight = torch.randn(2 * outputs, inputs, device=DEVICE).to(dtype)
-    expected = silu_mul(few_tokens_linear(x, weight, Tiling(64, 128, 4, 4)))
-    assert torch.equal(products.gated_product(x, Product((weight,))), expected)
-    apart = Product(weight.split(outputs))  # as where one of them is in codes
-    torch.testing.assert_close(products.gated_product(x, apart), expected, rtol=2e-2, atol=1e-3)
 
 
 def test_goes_where_it_is_told():

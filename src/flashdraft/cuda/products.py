@@ -19,26 +19,20 @@ from torch import Tensor
 from flashdraft.cuda.weights import Product, Weight
 from flashdraft.ops.quantized import QuantizedWeight
 from flashdraft.ops.triton.dequantized import dequantize
-from flashdraft.ops.triton.fused import silu_mul
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 _VECTOR = 16  # bytes that cuBLAS loads at once
-_GATES_AT_ONCE = False  # whether gates and what they gate are one launch: to be measured on a card
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
 
 
-def tiling_of(num_outputs: int, num_inputs: int) -> Tiling:
+def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
     """The fastest measured on an H200 for weights of about this shape: benchmarks/results/h200/linear.jsonl."""
-    if num_outputs > 32768:
-        return Tiling(128, 64, 3, 8)
-    if num_outputs > _WIDE:
-        return Tiling(128, 128, 4, 8)
-    return Tiling(64, 256, 4, 4) if num_inputs >= 1024 else Tiling(64, 128, 4, 4)
-
-
-def _tiling_of_gated(num_outputs: int) -> Tiling:
-    """Of so many gates and what they gate: a program has a tile of each."""
-    return Tiling(64, 64, 3, 4) if num_outputs > 32768 else Tiling(64, 128, 4, 4)
+    few = num_tokens <= 32
+    if num_outputs <= _WIDE:
+        return Tiling(64, 256, 4, 4) if num_inputs >= 1024 else Tiling(64, 128, 4, 4)
+    if 32768 < num_outputs <= 65536:
+        return Tiling(64, 64, 3, 4) if few else Tiling(128, 64, 3, 8)
+    return Tiling(64, 128, 4, 4) if few and 16384 < num_outputs <= 32768 else Tiling(128, 128, 4, 8)
 
 
 def _tiling_of_codes(num_outputs: int) -> Tiling:
@@ -60,20 +54,6 @@ def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def gated_product(x: Tensor, by: Product) -> Tensor:
-    """silu of the first half of :func:`product`'s outputs times the second, [num_tokens, num_outputs / 2]."""
-    weight = by.weights[0]
-    is_one = _GATES_AT_ONCE and len(by.weights) == 1 and by.bias is None and isinstance(weight, Tensor)
-    if is_one and by.num_inputs % 16 == 0 and len(x) <= _few(x, by.num_outputs):
-        return few_tokens_linear(x, weight, _tiling_of_gated(by.num_outputs), is_gated=True)
-    return silu_mul(product(x, by))
-
-
-def _few(x: Tensor, num_outputs: int) -> int:
-    """Tokens; with more, weights as floats are cuBLAS's."""
-    return 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
-
-
 def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None) -> Tensor:
     num_outputs, num_inputs = weight.shape
     if isinstance(weight, QuantizedWeight):
@@ -81,9 +61,9 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None)
         if len(x) <= (128 if num_outputs > _WIDE else 64):
             return few_tokens_linear(x, weight, _tiling_of_codes(num_outputs), bias, out)
         weight = dequantize(weight, x.new_empty(num_outputs, num_inputs))
-    few = len(x) <= _few(x, num_outputs)
-    if num_inputs % 16 == 0 and (few or not _suits_cublas(x, num_outputs, bias, out)):
-        return few_tokens_linear(x, weight, tiling_of(num_outputs, num_inputs), bias, out)
+    few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
+    if num_inputs % 16 == 0 and (len(x) <= few or not _suits_cublas(x, num_outputs, bias, out)):
+        return few_tokens_linear(x, weight, tiling_of(num_outputs, num_inputs, len(x)), bias, out)
     with unsplit_sums(x):
         if out is None:
             return F.linear(x, weight, bias)

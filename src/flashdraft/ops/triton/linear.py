@@ -48,7 +48,7 @@ class Tiling:
 def _linear(  # type: ignore[no-untyped-def]
     x, weights, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
     tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr,
-    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, is_gated: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
     # Tokens vary fastest: programs that read the same weights run side by side, and all but one find them in the L2.
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
@@ -57,22 +57,14 @@ def _linear(  # type: ignore[no-untyped-def]
     is_token, is_output = token < num_tokens, output < num_outputs
     x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
     summed = tl.zeros([outputs, tokens], tl.float32)
-    up = summed
     for at in range(0, num_inputs, inputs):
         if even:
             rows = tl.load(x_at + at, is_token[None, :], 0.0)
         else:
             rows = tl.load(x_at + at, is_token[None, :] & (at + column < num_inputs)[:, None], 0.0)
         summed = tl.dot(weights.load([first, at]), rows, summed, input_precision=precision)
-        if is_gated:
-            up = tl.dot(weights.load([num_outputs + first, at]), rows, up, input_precision=precision)
     if has_bias:
         summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
-    if is_gated:  # with the roundings of fused.silu_mul
-        dtype: tl.constexpr = out.dtype.element_ty
-        gate = summed.to(dtype).to(tl.float32)
-        activated = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-        summed = activated * up.to(dtype).to(tl.float32)
     out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
     tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
 
@@ -137,21 +129,19 @@ def few_tokens_linear(
     tiling: Tiling,
     bias: Tensor | None = None,
     out: Tensor | None = None,
-    is_gated: bool = False,
 ) -> Tensor:
     """``x`` [num_tokens, num_inputs] times ``weight`` [num_outputs, num_inputs] transposed, [num_tokens, num_outputs].
 
     ``out``: where it goes, rows apart as they like. Sums are float32, rounded once. A weight in codes is cut into at
-    least 16 outputs a warp, and whole chunks of inputs. ``is_gated``: the result is that of ``silu_mul`` of it,
-    [num_tokens, num_outputs / 2]; for floats without bias.
+    least 16 outputs a warp, and whole chunks of inputs.
     """
     num_tokens, num_inputs = x.shape
-    num_outputs = weight.shape[0] // (2 if is_gated else 1)
+    num_outputs = weight.shape[0]
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
     tokens = min(max(triton.next_power_of_2(num_tokens), tiling.tokens), _MOST_TOKENS)
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
-    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)  # of gates with what they gate
+    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
     size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
     common = {
         "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
@@ -162,11 +152,9 @@ def few_tokens_linear(
     }  # fmt: skip
     grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
     if isinstance(weight, Tensor):
-        assert not (is_gated and bias is not None)
         tiles = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
-        _linear[grid](x, tiles, inputs=tiling.inputs, is_gated=is_gated, **common)
+        _linear[grid](x, tiles, inputs=tiling.inputs, **common)
     else:
-        assert not is_gated
         assert tiling.outputs % (16 * tiling.warps) == 0
         assert tiling.inputs % CHUNK == 0
         _linear_of_codes[grid](
