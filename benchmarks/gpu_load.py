@@ -37,6 +37,7 @@ from flashdraft.sampling_params import SamplingParams
 RUNNING, CLIENTS = 32, 40
 AWAKE = (1, 4, 8, 16, 32, CLIENTS)
 PATIENCE_S = 120  # for the next news of a request
+GRAMMAR_LIMIT_S = 60  # the first one waits for a process that reads the tokenizer
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "year": {"type": "integer"}},
@@ -210,7 +211,7 @@ async def loaded(llm, cases, args):
     config = EngineConfig(max_running=RUNNING, num_pages=num_pages)
     engine = Engine(llm.target, llm.drafter, config, llm.eos_token_ids, llm.tokenizer)
     engine.runner.record_prompts()
-    asynchronous, samples = AsyncEngine(engine), []
+    asynchronous, samples = AsyncEngine(engine, GRAMMAR_LIMIT_S), []
     await asynchronous.start()
     began = perf_counter()
     watching = asyncio.create_task(sampled_memory(args.device, samples))
