@@ -34,7 +34,6 @@ from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.simulate import simulate
 
 NUM_WALKED = 4  # prompts of a task
-AT_ONCE = 4  # prompts that plain decoding and transformers answer in one batch
 
 
 def plain_answers(
@@ -129,6 +128,7 @@ def compare_prompts(
             {
                 "task": task,
                 "id": prompt.id,
+                "max_tokens": max_tokens,
                 "num_tokens": len(output.token_ids),
                 "acceptance_length": output.metrics.acceptance_length,
                 "plain": compare(target, prompt_ids, output.token_ids, plain_ids),
@@ -144,7 +144,13 @@ def compare_prompts(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=256, help="of an answer; each row states it")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=4,
+        help="prompts that plain decoding and transformers answer in one batch",
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     target = load_target(dtype="float32")
@@ -153,9 +159,9 @@ def main() -> None:
     result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
     done = {row["id"] for row in result["rows"]}
     every = [
-        (task, load_task(task, args.limit)[first : first + AT_ONCE])
+        (task, load_task(task, args.limit)[first : first + args.at_once])
         for task in TASKS
-        for first in range(0, args.limit, AT_ONCE)
+        for first in range(0, args.limit, args.at_once)
     ]
     for task, some in every:
         prompts = [prompt for prompt in some if prompt.id not in done]
