@@ -59,10 +59,7 @@ class AcceptanceModel:
         return np.stack([self.usual if one.chances is None else one.chances for one in requests], axis=1)
 
     def foresee(self, drafts: Sequence[Drafted]) -> list[list[float]]:
-        """Of each draft of a step, all of one block: the chances of its tokens, falling.
-
-        Drafts that come with confidence are remembered.
-        """
+        """The chances of each draft's tokens, falling; drafts that come with confidence are remembered."""
         found, (offset, slope), most = [], self.weights.tolist(), self.config.most_confidence
         for draft in drafts:
             if draft.draft.log_probs:
@@ -109,9 +106,8 @@ class AcceptanceModel:
         """What a draft would have been in each block, [num_blocks, max_block - 1]."""
         table: Array = np.zeros((len(self.blocks), self.max_block - 1))
         for row, block in zip(table, self.blocks, strict=True):
-            every = zip(chances, depths, strict=True)
-            fits = sorted((chance for chance, depth in every if depth < block), reverse=True)[: len(row)]
-            row[: len(fits)] = fits
+            fits = [chance for chance, depth in zip(chances, depths, strict=True) if depth < block]
+            row[: len(fits)] = sorted(fits, reverse=True)[: len(row)]
         return table
 
     def _calibrate(self, known: Sequence[tuple[float, bool]]) -> None:

@@ -104,10 +104,7 @@ class Controller:
         self.acceptance.observe(drafts)
 
     def _with_probe(self, best: Plan, most: Mapping[Acceptance, int], others: Sequence[int]) -> Plan:
-        """``best``, or with a draft of a request that would decode plainly, once that is asked and paid for.
-
-        While no step has shown what the costs say, there is no price: both kinds of steps are tried.
-        """
+        """``best``, or a step that tells more: once that is paid for, or while no step has shown what the costs say."""
         costs, every = self.costs, self.config.probe_plans
         if costs.plain_trials and any(best.drafts.values()):
             return self._plain(most, others)

@@ -55,8 +55,8 @@ class Curve:
 
     def scale(self, factors: Array) -> None:
         """Correct each part. More tokens never take less: what is known to be slow raises those behind it."""
-        seconds, is_slower = self.seconds * factors[:-1], np.log(factors[:-1]).sum() > 0
-        self.seconds = np.maximum.accumulate(seconds) if is_slower else not_falling(seconds)
+        rise = np.maximum.accumulate if np.log(factors[:-1]).sum() > 0 else not_falling
+        self.seconds = rise(self.seconds * factors[:-1])
         self.row_s *= float(factors[-1])
 
 

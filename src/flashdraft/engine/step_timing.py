@@ -55,9 +55,10 @@ def measure_costs(
     """
     blocks = sorted(drafted_blocks(max_block))
     is_recorded = runner.backend.is_recorded or runner.drafts_in_rounds
-    contexts = _CONTEXTS[0 if is_recorded else 1 :]
     with runner.target.threads():
-        every = [_Steps(runner, max_block, num_rows, context, trees) for context in contexts]
+        every = [
+            _Steps(runner, max_block, num_rows, context, trees) for context in _CONTEXTS[not is_recorded :]
+        ]
         if runner.drafts_in_rounds:  # one table tells all of them, drafting included
             rounds = _table(every, "rounds", sorted({1, *map(power_of_two, blocks)}))
             costs = StepCosts(rounds, ShapeTable([1], [1], [[0.0]]))
