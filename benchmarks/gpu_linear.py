@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from flashdraft.cuda.products import tiling_of, unsplit_sums
-from flashdraft.ops.quantized import QuantizedWeight, packed
+from flashdraft.ops.quantized import QuantizedWeight, arranged, packed
 from flashdraft.ops.triton.dequantized import dequantize
+from flashdraft.ops.triton.experts import Tiles, experts
 from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
 
 SHAPES = {  # outputs, inputs
@@ -45,7 +46,7 @@ SHAPES = {  # outputs, inputs
 TOKENS = (1, 16, 32, 64, 128, 256, 512)
 BETWEEN = (17, 33, 40, 65, 72, 100, 120, 200, 300, 400, 1000, 1024, 2048, 3000, 4096)
 FEW = 64  # tokens; with more, weights as floats are cuBLAS's
-IN_CODES_TOKENS = (1, 16, 32, 64)
+IN_CODES_TOKENS = (1, 16, 32)
 TILINGS = [
     Tiling(*one)
     for one in (
@@ -65,22 +66,34 @@ IN_CODES = [  # outputs: 16 a warp at least; inputs: whole chunks of 128
     Tiling(*one)
     for one in (
         # Hopper's own instruction
-        (64, 256, 3, 4), (64, 256, 4, 4), (64, 256, 6, 4), (64, 512, 2, 4), (64, 512, 3, 4), (64, 128, 4, 4),
-        (64, 128, 6, 4), (128, 256, 3, 8), (128, 128, 4, 8),
-        # each warp's own: more programs where outputs are few
-        (16, 256, 4, 1), (16, 256, 6, 1), (16, 512, 3, 1), (32, 256, 4, 1), (32, 256, 4, 2), (32, 512, 3, 2),
-        (64, 256, 3, 2),
+        (64, 256, 3, 4), (64, 256, 4, 4), (64, 128, 4, 4), (64, 512, 3, 4),
+        # each warp's own
+        (16, 128, 4, 1), (16, 256, 4, 1), (32, 128, 4, 1), (32, 256, 4, 2), (64, 128, 4, 2), (64, 256, 3, 2),
         # and tiles of 8 tokens
-        (16, 256, 4, 1, 8), (16, 512, 4, 1, 8), (32, 256, 4, 2, 8), (64, 256, 4, 4, 8), (64, 512, 3, 4, 8),
+        (16, 128, 4, 1, 8), (16, 128, 6, 1, 8), (16, 256, 3, 1, 8), (16, 256, 4, 1, 8), (16, 256, 6, 1, 8),
+        (16, 512, 4, 1, 8), (32, 128, 4, 1, 8), (32, 256, 4, 1, 8), (32, 256, 4, 2, 8), (64, 256, 4, 4, 8),
     )
 ]  # fmt: skip
+EXPERTS = {  # of Qwen3.5-35B-A3B: how many, chosen, of hidden size, of intermediate size
+    "experts": (256, 8, 2048, 512)
+}
+EXPERT_TILES = [  # pairs of a block, columns up and down, inputs, warps, loads in flight
+    Tiles(*one)
+    for one in (
+        (8, 16, 16, 128, 1, 4), (8, 16, 16, 128, 1, 6), (8, 32, 32, 128, 1, 4), (8, 16, 32, 128, 1, 4),
+        (8, 32, 32, 128, 2, 4), (8, 64, 64, 128, 4, 4), (16, 16, 16, 128, 1, 4), (16, 32, 32, 128, 1, 4),
+        (16, 32, 32, 128, 2, 4), (16, 64, 64, 128, 4, 4), (16, 32, 64, 128, 4, 4),
+    )
+]  # fmt: skip
+EXPERT_TOKENS = (1, 8, 16, 64)
 KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
 
 
 def tilings_of(kind, tokens):
-    """Tiles of 8 tokens alone are for no more."""
-    every = TILINGS if kind == "bf16" else IN_CODES
-    return [tiling for tiling in every if tiling.tokens >= 16 or tokens <= tiling.tokens]
+    """Tiles of 8 tokens are for no more; then codes have others for Hopper's own instruction alone."""
+    if kind == "bf16":
+        return [one for one in TILINGS if one.tokens >= 16 or tokens <= one.tokens]
+    return [one for one in IN_CODES if (tokens <= 8) == (one.tokens == 8) or (tokens <= 8 and one.warps == 4)]
 
 
 def in_codes(floats, kind, device=None):
@@ -94,7 +107,7 @@ def in_codes(floats, kind, device=None):
     if kind.startswith("fp8"):
         codes = torch.randn(outputs, inputs, device=device).mul_(60).to(torch.float8_e4m3fn)
         counted = torch.float32 if kind == "fp8_32" else torch.bfloat16
-        return QuantizedWeight(codes, scales, None, torch.bfloat16, counted)
+        return QuantizedWeight(arranged(codes), scales, None, torch.bfloat16, counted)
     codes = packed(torch.randint(16, (outputs, inputs), device=device))
     if kind == "int4":
         return QuantizedWeight(codes, scales, None, torch.bfloat16, torch.bfloat16)
@@ -105,6 +118,10 @@ def in_codes(floats, kind, device=None):
 def compile_some(jobs):
     """In a process of its own: the cache on disk is what is wanted."""
     for kind, tokens, tiling in jobs:
+        if not isinstance(tiling, Tiling):
+            with suppress(Exception):
+                Mixture("experts", kind, 8).product(0, tokens, tiling)
+            continue
         x = torch.zeros(tokens, 1024, dtype=torch.bfloat16, device="cuda")
         weight = torch.zeros(512, 1024, dtype=torch.bfloat16, device="cuda")
         with suppress(Exception):  # what does not fit the card is told when it is timed
@@ -197,11 +214,74 @@ class Shape:
         }
 
 
+class Mixture:
+    """Layers of experts whose weights are several times what the L2 holds; every fourth token chooses alike."""
+
+    def __init__(self, name, kind, number=None):
+        self.name, self.kind = name, kind
+        all_experts, self.top_k, size, inner = EXPERTS[name]
+        number, tokens, self.layers = number or all_experts, max(EXPERT_TOKENS), []
+        for _ in range(2):
+            both = [
+                torch.randn(number * rows, columns, dtype=torch.bfloat16, device="cuda") * 0.02
+                for rows, columns in ((2 * inner, size), (size, inner))
+            ]
+            codes = both if kind == "bf16" else [in_codes(one, kind) for one in both]
+            floats = both if kind == "bf16" else [one.dequantized() for one in codes]
+            floats = [one.unflatten(0, (number, -1)) for one in floats]
+            self.layers.append((floats, floats if kind == "bf16" else codes))
+        self.x = torch.randn(tokens, size, dtype=torch.bfloat16, device="cuda")
+        chosen = [torch.randperm(number, device="cuda")[: self.top_k] for _ in range(20 * tokens)]
+        self.chosen = torch.stack(chosen).unflatten(0, (20, tokens))
+        self.chosen[:, 3::4] = self.chosen[:, 2::4]
+        self.weights = torch.rand(tokens, self.top_k, device="cuda").bfloat16()
+
+    def product(self, at, tokens, tiles, in_codes=True):
+        weights = self.layers[at % 2][in_codes]
+        return experts(
+            self.x[:tokens], *weights, self.chosen[at, :tokens], self.weights[:tokens], tiles=tiles
+        )
+
+    def lines(self, tokens):
+        """Floats by their own tiles, then the fastest first."""
+
+        found, expected = [], None
+        for by, tiles in [("floats", None), *((asdict(one), one) for one in expert_tiles(self.kind, tokens))]:
+
+            def work(tiles=tiles):
+                in_codes = tiles is not None
+                return [self.product(at, tokens, tiles, in_codes) for at in range(len(self.chosen))]
+
+            try:
+                out = torch.stack(work())
+                seconds = seconds_of(work) / len(self.chosen)
+            except Exception as error:
+                print("failed", tiles, repr(error)[:200], flush=True)
+                continue
+            expected = out if expected is None else expected
+            found.append({
+                "shape": self.name, "weights": self.kind, "tokens": tokens, "by": by, "ms": round(seconds * 1e3, 5),
+                "same_bits": torch.equal(out, expected),
+            })  # fmt: skip
+        return found[:1] + sorted(found[1:], key=lambda one: one["ms"])
+
+
+def expert_tiles(kind, tokens):
+    """Those of 8 pairs are for up to 8 tokens; codes have at least 16 outputs a warp."""
+    return [
+        one
+        for one in EXPERT_TILES
+        if (one.rows == 8) == (tokens <= 8)
+        and (kind == "bf16" or min(one.up, one.down) >= 16 * one.num_warps)
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=110)
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--experts", nargs="*", choices=list(EXPERTS), default=[])
     parser.add_argument("--weights", nargs="+", choices=KINDS, default=["bf16"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -209,10 +289,17 @@ def main():
     jobs = [
         (kind, tokens, tiling)
         for kind in args.weights
-        for tokens in (8, 16, 32, 64)
+        if args.shapes
+        for tokens in ((8, 16, 32, 64) if kind == "bf16" else (8, 16, 32))
         for tiling in tilings_of(kind, tokens)
         if tokens >= tiling.tokens
-    ]
+    ] + [
+        (kind, tokens, tiles)
+        for kind in args.weights
+        if args.experts
+        for tokens in EXPERT_TOKENS
+        for tiles in expert_tiles(kind, tokens)
+    ]  # fmt: skip
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(compile_some, [jobs[i::workers] for i in range(workers)]))
@@ -237,6 +324,13 @@ def main():
                 found += lines
             for line in found:
                 print(json.dumps(line), file=file, flush=True)
+            print(f"{kind} {name}: {time.time() - born:.0f} s", flush=True)
+        for kind, name in product(args.weights, args.experts):
+            mixture = Mixture(name, kind)
+            for tokens in EXPERT_TOKENS:
+                for line in mixture.lines(tokens):
+                    print(json.dumps(line), file=file, flush=True)
+                    print(json.dumps(line), flush=True)
             print(f"{kind} {name}: {time.time() - born:.0f} s", flush=True)
 
 

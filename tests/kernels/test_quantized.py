@@ -31,7 +31,7 @@ def quantized(kind, num_outputs, num_inputs, dtype=torch.bfloat16):
         scales = scales[:1].T.contiguous().T if kind == "fp8 by rows" else scales
         counted = torch.bfloat16 if kind == "fp8 in bfloat16" else torch.float32
         codes = torch.randn(num_outputs, num_inputs, device=DEVICE).mul(40).to(torch.float8_e4m3fn)
-        return QuantizedWeight(codes, scales.to(counted).float(), None, dtype, counted)
+        return QuantizedWeight(arranged(codes), scales.to(counted).float(), None, dtype, counted)
     codes = torch.randint(16, (num_outputs, num_inputs), device=DEVICE)
     zeros = torch.randint(16, scales.shape, device=DEVICE).float() if kind == "int4 with zeros" else None
     counted = torch.float16 if zeros is not None else dtype
@@ -60,10 +60,12 @@ def test_codes_lie_in_words():
 def test_a_threads_codes_lie_side_by_side():
     """Those that PTX's mma.m16n8k16 wants of its first thread, of the first 16 inputs and of the second."""
     codes = torch.arange(128).expand(2, -1)
-    assert torch.equal(in_order(arranged(codes)), codes)
-    assert arranged(codes)[1, :8].tolist() == [0, 8, 1, 9, 16, 24, 17, 25]
     words = packed(codes % 16)[0, :2].tolist()  # of inputs 0, 8, 16, 24 and of 1, 9, 17, 25
     assert [word & 0xFFFF for word in words] == [0x8080, 0x9191]
+    codes = (codes + 128).to(torch.uint8).view(torch.float8_e4m3fn)  # input i has the code 128 + i
+    assert torch.equal(in_order(arranged(codes)).view(torch.uint8), codes.view(torch.uint8))
+    words = arranged(codes)[1, :8].view(torch.int16).tolist()  # of inputs 0, 8, then 1, 9, 16, 24 and 17, 25
+    assert [word & 0xFFFF for word in words] == [0x9808, 0x9819, 0x8908, 0x8919]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

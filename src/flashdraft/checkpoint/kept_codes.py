@@ -52,7 +52,7 @@ class Kept:
     def outline(self, dtype: torch.dtype) -> QuantizedWeight:
         """The same without values, on the meta device."""
         num_outputs, num_inputs = self.shape[0], self.shape[1] + self.padding
-        width, kind = (num_inputs // 4, torch.int16) if self.is_packed else (num_inputs, torch.float8_e4m3fn)
+        width, kind = (num_inputs // 4, torch.int16) if self.is_packed else (num_inputs, torch.uint8)
         codes = torch.empty(num_outputs, width, dtype=kind, device="meta")
         stored = torch.uint8 if self.is_float4 else torch.float32
         scales = torch.empty(self.num_groups, num_outputs, dtype=stored, device="meta")

@@ -35,9 +35,15 @@ def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
     return Tiling(64, 128, 4, 4) if few and 16384 < num_outputs <= 32768 else Tiling(128, 128, 4, 8)
 
 
-def _tiling_of_codes(num_outputs: int) -> Tiling:
+def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
     """The fastest measured on an H200, or as good: benchmarks/results/h200/linear-codes.jsonl."""
-    return Tiling(64, 256, 3 if num_outputs > _WIDE else 4, 4)
+    num_outputs = len(weight)
+    if num_tokens <= 8:
+        warps = 1 if num_outputs <= _WIDE else 2 if num_outputs <= 4 * _WIDE else 4
+        return Tiling(16 * warps, 256, 4, warps, 8)
+    if num_outputs <= _WIDE:
+        return Tiling(32, 256, 4, 2) if num_tokens <= 16 else Tiling(64, 256, 4, 4)
+    return Tiling(64, 256, 3, 4) if num_tokens <= 16 or weight.is_packed else Tiling(64, 128, 4, 4)
 
 
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
@@ -59,7 +65,7 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None)
     if isinstance(weight, QuantizedWeight):
         # With more tokens floats in memory cost less than made anew for each tile of tokens.
         if len(x) <= (128 if num_outputs > _WIDE else 64):
-            return few_tokens_linear(x, weight, _tiling_of_codes(num_outputs), bias, out)
+            return few_tokens_linear(x, weight, _tiling_of_codes(len(x), weight), bias, out)
         weight = dequantize(weight, x.new_empty(num_outputs, num_inputs))
     few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
     if num_inputs % 16 == 0 and (len(x) <= few or not _suits_cublas(x, num_outputs, bias, out)):

@@ -23,10 +23,10 @@ _LARGEST_EXPONENT = 252  # of MXFP4's scales: 6 times it is a number of bfloat16
 class QuantizedWeight:
     """A matrix [num_outputs, num_inputs]: ``(code - zero) * scale``, rounded to ``scale_dtype``, then to ``dtype``.
 
-    ``codes``: float8_e4m3fn [num_outputs, num_inputs] in the order of :func:`arranged`, whose zero is 0; or int16
-    [num_outputs, num_inputs / 4], four 4-bit codes a word as :func:`packed` has them. ``scales``, and ``zeros``
-    where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each, float32 that
-    ``scale_dtype`` holds exactly: loads of four bytes come behind the arithmetic, those of two do not.
+    ``codes``: uint8 [num_outputs, num_inputs], the bits of float8_e4m3fn, whose zero is 0, as :func:`arranged` has
+    them; or int16 [num_outputs, num_inputs / 4], four 4-bit codes a word as :func:`packed` has them. ``scales``, and
+    ``zeros`` where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each, float32
+    that ``scale_dtype`` holds exactly: loads of four bytes come behind the arithmetic, those of two do not.
 
     MXFP4 (OCP Microscaling Formats): 4-bit codes of FLOAT4, without zeros; ``scales`` uint8, exponents of 2 biased by
     127, of FLOAT4_GROUP inputs each. The last ``padding`` inputs, of value 0, fill the last chunk.
@@ -87,7 +87,9 @@ class QuantizedWeight:
             and bool((self.scales.abs() >= LARGEST_SCALE).any())
         ):
             return False
-        return self.is_packed or not bool(((self.codes.view(torch.uint8) & 127) == 127).any())  # float8's NaN
+        return self.is_packed or not bool(
+            ((in_order(self.codes).view(torch.uint8) & 127) == 127).any()
+        )  # float8's NaN
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -157,15 +159,30 @@ def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
 
 
 def arranged(codes: Tensor) -> Tensor:
-    """8-bit codes [num_outputs, num_inputs] in whole units as kernels read them: by thread, factor, place, half."""
-    by_factor = codes.reshape(len(codes), -1, 4, 2, 4, 2)  # unit, factor, half, thread, place
-    return by_factor.permute(0, 1, 4, 2, 5, 3).flatten(1)
+    """Float8 codes [num_outputs, num_inputs] in whole units as kernels read them, uint8 of the same shape.
+
+    They lie by thread, factor and place in words of two bytes, which hold the code of the factor's first half at the
+    places of a bfloat16's sign, last exponent bits and first of the mantissa: one instruction takes it out. The second
+    half's is about them: sign and last four bits in the same word, bits 4 to 6 in that of the factor's neighbour.
+    """
+    by_factor = codes.view(torch.uint8).reshape(
+        len(codes), -1, 2, 2, 2, 4, 2
+    )  # unit, pair, factor, half, thread, place
+    first, second = by_factor.permute(4, 0, 1, 5, 2, 3, 6)
+    low = (first & 15) << 4 | second & 15
+    high = first & 128 | second.flip(4) & 112 | (second & 128) >> 4 | (first & 112) >> 4
+    return torch.stack((low, high), -1).flatten(1)
 
 
 def in_order(codes: Tensor) -> Tensor:
-    """Codes whose :func:`arranged` is ``codes``."""
-    by_thread = codes.reshape(len(codes), -1, 4, 4, 2, 2)
-    return by_thread.permute(0, 1, 3, 5, 2, 4).flatten(1)
+    """The float8 codes whose :func:`arranged` is ``codes``."""
+    low, high = codes.reshape(len(codes), -1, 4, 2, 2, 2, 2).unbind(
+        -1
+    )  # unit, thread, pair, factor, place, byte
+    first = high & 128 | (high & 7) << 4 | low >> 4
+    second = (high & 8) << 4 | high.flip(4) & 112 | low & 15
+    by_thread = torch.stack((first, second), -1)
+    return by_thread.permute(0, 1, 3, 4, 6, 2, 5).flatten(1).view(torch.float8_e4m3fn)
 
 
 def packed(codes: Tensor) -> Tensor:

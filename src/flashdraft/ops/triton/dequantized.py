@@ -31,11 +31,12 @@ def _of_two_words(kind: str, one: str) -> str:
 _BF16, _FP16 = (
     tl.constexpr(_of_two_words(*one)) for one in (("bf16x2", "0x43004300"), ("f16x2", "0x64006400"))
 )
-# Bytes 0 and 2 of ``$2``, then 1 and 3: float8's bits at the places of bfloat16's are the value times 2 ** -EXPONENT.
+# What _eight_bits has of its two words, with bits at the places of bfloat16's: the value times 2 ** -EXPONENT.
 _FOUR_BYTES = tl.constexpr(
-    "{ .reg .b32 q, t; shl.b32 q, $2, 8; and.b32 t, q, 0x7f007f00; shr.b32 t, t, 4; "
-    "lop3.b32 t, q, 0x80008000, t, 0xea; mul.bf16x2 $0, t, $3; and.b32 t, $2, 0x7f007f00; shr.b32 t, t, 4; "
-    "lop3.b32 t, $2, 0x80008000, t, 0xea; mul.bf16x2 $1, t, $3; }"
+    "{ .reg .b32 s, t; and.b32 t, $4, 0x87f087f0; mul.bf16x2 $0, t, $6; and.b32 t, $5, 0x87f087f0; "
+    "mul.bf16x2 $2, t, $6; shl.b32 s, $4, 4; shr.b32 t, $5, 4; and.b32 t, t, 0x07000700; "
+    "lop3.b32 t, s, 0x80f080f0, t, 0xea; mul.bf16x2 $1, t, $6; shl.b32 s, $5, 4; shr.b32 t, $4, 4; "
+    "and.b32 t, t, 0x07000700; lop3.b32 t, s, 0x80f080f0, t, 0xea; mul.bf16x2 $3, t, $6; }"
 )
 
 
@@ -61,30 +62,34 @@ def floats_of(  # type: ignore[no-untyped-def]
     """
     units: tl.constexpr = inputs // _UNIT if kind == FP8 else inputs // _CHUNK
     words = words.reshape(outputs, units, LANES, 8)
-    if kind == MXFP4:
-        scale = scale.reshape(outputs, units, LANES, 8)
-    else:
-        scale = scale.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
+    if kind != MXFP4:
+        scale = scale.to(scale_type).reshape(outputs, 1, LANES, 1)
     high: tl.constexpr = 2 if warps else 1
     low: tl.constexpr = 8 if warps else 1
     across: tl.constexpr = warps if warps else 1
     rows: tl.constexpr = outputs // (high * across * low)
     if kind == FP8:
+        scale = scale.reshape(outputs, 1, LANES, 1, 1).broadcast_to(outputs, units, LANES, 2, 2)
+        even, odd = tl.split(words.reshape(outputs, units, LANES, 2, 2, 2).permute(0, 1, 2, 3, 5, 4))
         if by_ptx:
-            first, second = _two_bytes_by_ptx(words, scale)
+            a, b, c, d = _eight_bits_by_ptx(even, odd, scale)
         else:
-            first, second = _byte(words, 0, scale), _byte(words, 8, scale)
-        tile = tl.join(first, second).to(dtype).reshape(rows, high, across, low, units, LANES, 4, 2, 2)
-        tile = tile.permute(0, 2, 1, 3, 4, 6, 8, 5, 7)
+            a, b, c, d = (
+                _first(even, scale), _second(even, odd, scale), _first(odd, scale), _second(odd, even, scale)
+            )  # fmt: skip
+        tile = tl.join(tl.join(a, b), tl.join(c, d)).to(dtype)
+        tile = tile.reshape(rows, high, across, low, units, LANES, 2, 2, 2, 2).permute(
+            0, 2, 1, 3, 4, 6, 9, 8, 5, 7
+        )
     else:
-        if kind == MXFP4:
-            zero = words
-        elif has_zeros:
+        if kind != MXFP4:
+            scale = scale.broadcast_to(outputs, units, LANES, 8)
+        if has_zeros:
             zero = zero.to(scale_type).reshape(outputs, 1, LANES, 1).broadcast_to(outputs, units, LANES, 8)
         else:
             zero = tl.full([outputs, units, LANES, 8], _ZERO, scale_type)
         if kind == MXFP4:
-            factor = _power_of_two(scale)
+            factor = _power_of_two(scale.reshape(outputs, units, LANES, 8))
             a, b, c, d = (
                 _float4(words, 0, factor), _float4(words, 4, factor),
                 _float4(words, 8, factor), _float4(words, 12, factor),
@@ -106,8 +111,20 @@ def floats_of(  # type: ignore[no-untyped-def]
     return tile.reshape(outputs, inputs)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def factor_of(  # type: ignore[no-untyped-def]
+    words, scale, zero, tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """:func:`floats_of` as the first factor of a product with ``tokens``."""
+    tile = floats_of(words, scale, zero, outputs, inputs, warps, kind, has_zeros, by_ptx, scale_type, dtype)
+    if by_ptx and (warps < 4 or tokens < 16 or outputs % 64 != 0):  # each warp's own instruction
+        tile = _as_loaded_floats(tile)
+    return tile
+
+
 @triton.jit
-def as_loaded_floats(tile):  # type: ignore[no-untyped-def]
+def _as_loaded_floats(tile):  # type: ignore[no-untyped-def]
     """``tile``, of which :func:`tl.dot` takes the inputs in the order in which it takes floats from memory.
 
     Triton 3.6 gives a thread of mma.sync two neighbouring inputs of floats, but four of words of 16 bits and eight of
@@ -130,23 +147,40 @@ def row_of(place, warps: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _two_bytes_by_ptx(words, scale):  # type: ignore[no-untyped-def]
+def _eight_bits_by_ptx(even, odd, scale):  # type: ignore[no-untyped-def]
+    """Both halves' codes of an even factor's words, then of the odd one's that stand beside them."""
     factor = tl.full(scale.shape, _TO_FLOAT8, tl.bfloat16)
     if scale.dtype == tl.bfloat16:
         factor = (scale.to(tl.float32) * _TO_FLOAT8).to(tl.bfloat16)
-    first, second = tl.inline_asm_elementwise(
-        _FOUR_BYTES, "=r,=r,r,r", [words, factor], (tl.bfloat16, tl.bfloat16), True, 2
+    types: tl.constexpr = (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16)
+    a, b, c, d = tl.inline_asm_elementwise(
+        _FOUR_BYTES, "=r,=r,=r,=r,r,r,r", [even, odd, factor], types, True, 2
     )
     if scale.dtype != tl.bfloat16:
-        first = (first.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
-        second = (second.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
-    return first, second
+        a, b, c, d = _scaled(a, scale), _scaled(b, scale), _scaled(c, scale), _scaled(d, scale)
+    return a, b, c, d
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _byte(words, shift: tl.constexpr, scale):  # type: ignore[no-untyped-def]
-    codes = ((words.to(tl.int32) >> shift) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    return (codes.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+@triton.jit
+def _scaled(values, scale):  # type: ignore[no-untyped-def]
+    return (values.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+
+
+@triton.jit
+def _first(words, scale):  # type: ignore[no-untyped-def]
+    words = words.to(tl.int32)
+    return _byte((words >> 8 & 128) | (words >> 4 & 127), scale)
+
+
+@triton.jit
+def _second(words, others, scale):  # type: ignore[no-untyped-def]
+    words = words.to(tl.int32)
+    return _byte((words >> 4 & 128) | (words & 15) | (others.to(tl.int32) >> 8 & 112), scale)
+
+
+@triton.jit
+def _byte(codes, scale):  # type: ignore[no-untyped-def]
+    return _scaled(codes.to(tl.uint8).to(tl.float8e4nv, bitcast=True), scale)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

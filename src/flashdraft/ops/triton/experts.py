@@ -8,7 +8,7 @@ Up to ``NUM_EXACT`` tokens, a token's bits do not depend on the tokens beside it
 sizes run the same tiles in the same order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,8 +20,8 @@ from flashdraft.ops.triton.dequantized import (
     FLOATS,
     FP8,
     MXFP4,
-    as_loaded_floats,
-    floats_of,
+    factor_of,
+    row_of,
     settings,
     spread_over_lanes,
     words_of,
@@ -48,7 +48,7 @@ class ClampedSwiGLU:
 
 
 @dataclass(frozen=True)
-class _Tiles:
+class Tiles:
     """How a product is cut, and how it is compiled."""
 
     rows: int  # pairs of a block
@@ -59,8 +59,10 @@ class _Tiles:
     num_stages: int
 
 
-_DECODING = _Tiles(rows=16, up=32, down=64, inner=128, num_warps=4, num_stages=4)
-_PROMPTS = _Tiles(rows=64, up=64, down=128, inner=64, num_warps=4, num_stages=3)
+_DECODING = Tiles(rows=16, up=32, down=64, inner=128, num_warps=4, num_stages=4)
+_DECODING_CODES = Tiles(rows=16, up=64, down=64, inner=128, num_warps=4, num_stages=4)
+_ONE_TOKEN_CODES = Tiles(rows=8, up=16, down=16, inner=128, num_warps=1, num_stages=4)
+_PROMPTS = Tiles(rows=64, up=64, down=128, inner=64, num_warps=4, num_stages=3)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -105,42 +107,60 @@ def _block(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _weights(  # type: ignore[no-untyped-def]
-    weight, scales, zeros, row, is_row, start, size, num_rows, group, scale_step,
-    tile: tl.constexpr, inner: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
-    scale_type: tl.constexpr, dtype: tl.constexpr,
+    weight, scales, zeros, row, start, num_rows, scale_step, size: tl.constexpr, rows: tl.constexpr,
+    tile: tl.constexpr, inner: tl.constexpr, warps: tl.constexpr, group: tl.constexpr, kind: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """[tile, inner] of rows ``row`` from element ``start`` of their ``size`` on, as ``dtype``."""
+    """[tile, inner] of rows ``row`` from element ``start`` of their ``size`` on, as ``dtype``; codes by row_of."""
     a_code: tl.constexpr = 1 if kind == FLOATS else 2 if kind == FP8 else 4  # inputs a word
     chunk: tl.constexpr = _CHUNK if kind == MXFP4 else 1  # which rows are padded to
     whole: tl.constexpr = (size + chunk - 1) // chunk * chunk
     depth = start // a_code + tl.arange(0, inner // a_code)
-    seen = is_row[:, None] & (depth < whole // a_code)[None, :]
-    loaded = tl.load(weight + row[:, None] * (whole // a_code) + depth[None, :], seen, 0.0)
+    seen = (depth < whole // a_code)[None, :]
+    at = weight + row[:, None] * (whole // a_code) + depth[None, :]
+    loaded = tl.load(at) if whole % inner == 0 else tl.load(at, seen, 0.0)
     if kind == MXFP4:  # a word's inputs are of one group
-        at = (depth // 32 * 4 + depth % 8 // 2).to(tl.int64)[None, :] * num_rows + row[:, None]
-        scale = tl.load(scales + at, seen, 0)
-        loaded = floats_of(loaded, scale, scale, tile, inner, 0, kind, False, by_ptx, scale_type, dtype)
-        if by_ptx:
-            loaded = as_loaded_floats(loaded)
+        of_group = (depth // 32 * 4 + depth % 8 // 2).to(tl.int64)[None, :] * num_rows + row[:, None]
+        scale = tl.load(scales + of_group)
+        loaded = factor_of(
+            loaded, scale, scale, rows, tile, inner, warps, kind, False, by_ptx, scale_type, dtype
+        )
     elif kind != FLOATS:
-        at = (start // group).to(tl.int64) * num_rows + row
-        at = tl.where(is_row, at, 0) * scale_step
-        scale = spread_over_lanes(scales + at)
+        of_group = (row + start // group * num_rows) * scale_step
+        scale = spread_over_lanes(scales + of_group)
         zero = scale
         if has_zeros:
-            zero = spread_over_lanes(zeros + at)
-        loaded = floats_of(loaded, scale, zero, tile, inner, 0, kind, has_zeros, by_ptx, scale_type, dtype)
-        if by_ptx:
-            loaded = as_loaded_floats(loaded)
+            zero = spread_over_lanes(zeros + of_group)
+        loaded = factor_of(
+            loaded, scale, zero, rows, tile, inner, warps, kind, has_zeros, by_ptx, scale_type, dtype
+        )
     return loaded
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _inputs(at, there, start, size: tl.constexpr, inner: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[inner, rows] from element ``start`` of the pairs' ``size`` on; ``at`` [rows] are their first."""
+    depth = start + tl.arange(0, inner)[:, None]
+    seen = there[None, :] if size % inner == 0 else there[None, :] & (depth < size)
+    return tl.load(at[None, :] + depth, seen, 0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _columns(num_columns, tile: tl.constexpr, warps: tl.constexpr, kind: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Columns whose weights a program loads, and those that its sums are of: codes stand otherwise in a product."""
+    first, place = tl.program_id(1) * tile, tl.arange(0, tile)
+    loaded = tl.minimum(first + place, num_columns - 1)
+    if kind != FLOATS:
+        place = row_of(place, warps)
+    return loaded, first + place
 
 
 @triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _up_kernel(  # type: ignore[no-untyped-def]
-    x, weight, scales, zeros, group, scale_step, bias, activated, chosen, order, blocks, num_pairs, num_experts,
+    x, weight, scales, zeros, scale_step, bias, activated, chosen, order, blocks, num_pairs, num_experts,
     x_token, alpha, limit, is_clamped: tl.constexpr, top_k: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
-    rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
+    rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr, warps: tl.constexpr,
+    group: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     """``silu(gate) * up`` of a block's pairs, some columns of ``inner_size`` (an expert's intermediate size).
 
@@ -148,67 +168,68 @@ def _up_kernel(  # type: ignore[no-untyped-def]
     """
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
     if works:
-        column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
+        loaded, column = _columns(inner_size, tile, warps, kind)
         is_column = column < inner_size
-        taken = x + (pairs // top_k)[:, None] * x_token + depth[None, :]
+        taken = x + pairs // top_k * x_token
         dtype: tl.constexpr = activated.dtype.element_ty
         to_row: tl.constexpr = 2 if is_clamped else 1
         to_up: tl.constexpr = 1 if is_clamped else inner_size
-        row, num_rows = expert * (2 * inner_size) + column * to_row, num_experts * (2 * inner_size)
-        gate, up = tl.zeros([rows, tile], tl.float32), tl.zeros([rows, tile], tl.float32)
+        first, num_rows = expert * (2 * inner_size), num_experts * (2 * inner_size)
+        gate, up = tl.zeros([tile, rows], tl.float32), tl.zeros([tile, rows], tl.float32)
         for start in range(0, size, inner):
-            is_depth = (start + depth < size)[None, :]
-            values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
+            values = _inputs(taken, there, start, size, inner)
             gate_weight = _weights(
-                weight, scales, zeros, row, is_column, start, size, num_rows, group, scale_step,
-                tile, inner, kind, has_zeros, by_ptx, scale_type, dtype,
+                weight, scales, zeros, first + loaded * to_row, start, num_rows, scale_step, size, rows,
+                tile, inner, warps, group, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
+            gate = tl.dot(gate_weight, values, gate, input_precision="ieee")
             up_weight = _weights(
-                weight, scales, zeros, row + to_up, is_column, start, size, num_rows, group, scale_step,
-                tile, inner, kind, has_zeros, by_ptx, scale_type, dtype,
+                weight, scales, zeros, first + loaded * to_row + to_up, start, num_rows, scale_step, size, rows,
+                tile, inner, warps, group, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
-            gate = tl.dot(values, tl.trans(gate_weight), gate, input_precision="ieee")
-            up = tl.dot(values, tl.trans(up_weight), up, input_precision="ieee")
+            up = tl.dot(up_weight, values, up, input_precision="ieee")
         gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
         if is_clamped:
-            gate = (gate + tl.load(bias + row, is_column, 0.0)[None, :]).to(dtype).to(tl.float32)
-            up = (up + tl.load(bias + row + to_up, is_column, 0.0)[None, :]).to(dtype).to(tl.float32)
+            row = first + column * to_row
+            gate = (gate + tl.load(bias + row, is_column, 0.0)[:, None]).to(dtype).to(tl.float32)
+            up = (up + tl.load(bias + row + to_up, is_column, 0.0)[:, None]).to(dtype).to(tl.float32)
             gate, up = tl.minimum(gate, limit), tl.minimum(tl.maximum(up, -limit), limit) + 1.0
             gate = gate / (1.0 + tl.exp(-alpha * gate))
         else:
             gate = gate / (1.0 + tl.exp(-gate))
         gate = gate.to(dtype).to(tl.float32)
-        target = activated + pairs[:, None] * inner_size + column[None, :]
-        tl.store(target, (gate * up).to(dtype), there[:, None] & is_column[None, :])
+        target = activated + pairs[None, :] * inner_size + column[:, None]
+        tl.store(target, (gate * up).to(dtype), there[None, :] & is_column[:, None])
 
 
 @triton.jit(do_not_specialize=["scale_step"])  # type: ignore[untyped-decorator]
 def _down_kernel(  # type: ignore[no-untyped-def]
-    activated, weight, scales, zeros, group, scale_step, bias, parts, chosen, order, blocks, num_pairs, num_experts,
+    activated, weight, scales, zeros, scale_step, bias, parts, chosen, order, blocks, num_pairs, num_experts,
     is_clamped: tl.constexpr, size: tl.constexpr, inner_size: tl.constexpr,
-    rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
+    rows: tl.constexpr, max_pairs: tl.constexpr, tile: tl.constexpr, inner: tl.constexpr, warps: tl.constexpr,
+    group: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     expert, pairs, there, works = _block(chosen, order, blocks, num_pairs, num_experts, rows, max_pairs)
     if works:
-        column, depth = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, inner)
+        loaded, column = _columns(size, tile, warps, kind)
         is_column = column < size
-        taken = activated + pairs[:, None] * inner_size + depth[None, :]
-        row, num_rows = expert * size + column, num_experts * size
-        total = tl.zeros([rows, tile], tl.float32)
+        taken = activated + pairs * inner_size
+        dtype: tl.constexpr = parts.dtype.element_ty
+        first, num_rows = expert * size, num_experts * size
+        total = tl.zeros([tile, rows], tl.float32)
         for start in range(0, inner_size, inner):
-            is_depth = (start + depth < inner_size)[None, :]
-            values = tl.load(taken + start, there[:, None] & is_depth, 0.0)
-            loaded = _weights(
-                weight, scales, zeros, row, is_column, start, inner_size, num_rows, group, scale_step,
-                tile, inner, kind, has_zeros, by_ptx, scale_type, parts.dtype.element_ty,
+            weights = _weights(
+                weight, scales, zeros, first + loaded, start, num_rows, scale_step, inner_size, rows,
+                tile, inner, warps, group, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
-            total = tl.dot(values, tl.trans(loaded), total, input_precision="ieee")
+            total = tl.dot(
+                weights, _inputs(taken, there, start, inner_size, inner), total, input_precision="ieee"
+            )
         if is_clamped:
-            total = total.to(parts.dtype.element_ty).to(tl.float32)
-            total += tl.load(bias + row, is_column, 0.0).to(tl.float32)[None, :]
-        target = parts + pairs[:, None] * size + column[None, :]
-        tl.store(target, total.to(parts.dtype.element_ty), there[:, None] & is_column[None, :])
+            total = total.to(dtype).to(tl.float32)
+            total += tl.load(bias + first + column, is_column, 0.0).to(tl.float32)[:, None]
+        target = parts + pairs[None, :] * size + column[:, None]
+        tl.store(target, total.to(dtype), there[None, :] & is_column[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -236,7 +257,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
 def experts(
     x: Tensor, gate_up_proj: Tensor | QuantizedWeight, down_proj: Tensor | QuantizedWeight, chosen: Tensor,
     weights: Tensor, shared: Tensor | None = None, shared_gate: Tensor | None = None,
-    clamped: ClampedSwiGLU | None = None,
+    clamped: ClampedSwiGLU | None = None, tiles: Tiles | None = None,
 ) -> Tensor:  # fmt: skip
     """Weighted sum of the experts ``chosen`` for each token, as models/mlp.Experts: [num_tokens, hidden_size].
 
@@ -254,7 +275,8 @@ def experts(
     assert all(t.is_contiguous() for t in (_codes(gate_up_proj), _codes(down_proj), chosen, weights))
     assert x.stride(1) == 1, "a token's elements lie side by side"
     num_pairs = num_tokens * top_k
-    tiles = _DECODING if num_tokens <= NUM_EXACT else _PROMPTS
+    if tiles is None:
+        tiles = _tiles(num_tokens, isinstance(gate_up_proj, QuantizedWeight))
     if num_pairs <= NUM_FEW:
         order = blocks = chosen
         num_blocks, max_pairs = num_pairs, triton.next_power_of_2(num_pairs)
@@ -266,7 +288,8 @@ def experts(
     common = {
         "chosen": chosen, "order": order, "blocks": blocks, "num_pairs": num_pairs, "num_experts": num_experts,
         "size": size, "inner_size": inner_size, "rows": tiles.rows, "max_pairs": max_pairs,
-        "num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "is_clamped": clamped is not None,
+        "warps": tiles.num_warps, "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
+        "is_clamped": clamped is not None,
     }  # fmt: skip
     _up_kernel[(num_blocks, triton.cdiv(inner_size, tiles.up))](
         x, bias=clamped.gate_up_bias if clamped else x, activated=activated, x_token=x.stride(0), top_k=top_k,
@@ -284,11 +307,23 @@ def experts(
     return _summed(parts, weights, shared, shared_gate)
 
 
+def _tiles(num_tokens: int, in_codes: bool) -> Tiles:
+    """The fastest measured on an H200: benchmarks/results/h200/experts.jsonl."""
+    if num_tokens > NUM_EXACT:
+        return _PROMPTS
+    if not in_codes:
+        return _DECODING
+    if num_tokens == 1:
+        return _ONE_TOKEN_CODES
+    # No expert has more pairs than there are tokens.
+    return replace(_DECODING_CODES, rows=8) if num_tokens <= 8 else _DECODING_CODES
+
+
 def _codes(weight: Tensor | QuantizedWeight) -> Tensor:
     return weight if isinstance(weight, Tensor) else weight.codes
 
 
-def _given(weight: Tensor | QuantizedWeight, tiles: _Tiles) -> dict[str, object]:
+def _given(weight: Tensor | QuantizedWeight, tiles: Tiles) -> dict[str, object]:
     """What kernels are given of ``weight``, by name; 4-bit codes are read by whole chunks."""
     found = {"inner": tiles.inner, "scale_step": 1, **settings(weight)}
     if isinstance(weight, Tensor):

@@ -16,8 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
-    as_loaded_floats,
-    floats_of,
+    factor_of,
     parts,
     row_of,
     settings,
@@ -103,18 +102,19 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
                 if has_zeros:
                     zero = spread_over_lanes(zeros_at + which * scale_row)
             if even:
-                rows = tl.load(x_at + start, is_token[None, :], 0.0)
-                loaded = tl.load(words_at + start // unit * 32)
+                rows = tl.load(x_at + part * unit, is_token[None, :], 0.0)
+                loaded = tl.load(words_at + part * 32)
             else:
-                rows = tl.load(x_at + start, is_token[None, :] & (start + column < num_inputs)[:, None], 0.0)
+                rows = tl.load(
+                    x_at + part * unit, is_token[None, :] & (start + column < num_inputs)[:, None], 0.0
+                )
                 is_input = place * 0 + start < num_inputs
-                loaded = tl.load(words_at + start // unit * 32, is_input[:, None], 0)
-            weights = floats_of(
-                loaded, scale, zero, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
+                loaded = tl.load(words_at + part * 32, is_input[:, None], 0)
+            weights = factor_of(
+                loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
             )
-            if by_ptx and (warps < 4 or tokens < 16):  # a warp's own instruction
-                weights = as_loaded_floats(weights)
             summed = tl.dot(weights, rows, summed, input_precision=precision)
+        x_at, words_at = x_at + chunks * _CHUNK, words_at + chunks * units * 32
     output = first + row_of(place, warps)
     is_output = output < num_outputs
     if has_bias:
