@@ -31,6 +31,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
+from flashdraft.models.base import TargetModel
 from flashdraft.native.accelerate import accelerate
 from flashdraft.native.library import library
 from flashdraft.sampler import TokenLogprobs
@@ -109,10 +110,8 @@ class LLM:
             check_pair(model, draft, block_size if isinstance(block_size, int) else 1)
         check_backend(attention_backend)
         self.keeps_codes = _keeps_codes(model, dtype, device, attention_backend, keep_codes)
-        # Quantized from the checkpoint's own values: a GGUF of that kind is then computed as it is stored.
-        self.target = load_target(model, "float32" if quantization else dtype, device, self.keeps_codes)
-        if attention_backend in (AUTO_BACKEND, "native") or quantization:
-            self.target = accelerate(self.target, quantization)
+        packs = attention_backend in (AUTO_BACKEND, "native")
+        self.target = _open_target(model, dtype, device, self.keeps_codes, packs, quantization)
         self.drafter: Drafter | None = None
         if isinstance(draft, str):
             load, name = (load_own_mtp, model) if draft == OWN_MTP else (load_drafter, draft)
@@ -309,6 +308,17 @@ def exact_dtype(device: str, quantization: str | None = None) -> str:
     Quantized weights run in the C++ layers alone, in bfloat16.
     """
     return "float32" if device == "cpu" and not quantization and library() is None else "bfloat16"
+
+
+def _open_target(
+    model: str, dtype: str, device: str, keeps_codes: bool, packs: bool, quantization: str | None
+) -> TargetModel:
+    """The target in the form that runs here; ``packs``: in the C++ layers' where it can."""
+    if quantization:
+        # From the checkpoint's own values, one matrix at a time: a GGUF of that kind is computed as it is stored.
+        return accelerate(load_target(model, "float32", device, leave_matrices=True), quantization)
+    target = load_target(model, dtype, device, keeps_codes)
+    return accelerate(target) if packs else target
 
 
 def _keeps_codes(model: str, dtype: str, device: str, attention_backend: str, asked: bool | None) -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashdraft.checkpoint.weights import WeightSource
+from flashdraft.checkpoint.weights import WeightSource, Without
 from flashdraft.errors import CheckpointError
 from flashdraft.models.mlp import Experts, SparseMLP
 from flashdraft.ops.quantized import (
@@ -179,16 +179,8 @@ def hold_codes(
             parts = [f"{name}.{part}_proj" for part in ("gate_up", "down")]
             if all(_fits(found.get(part), one) for part, one in zip(parts, module.shapes(), strict=True)):
                 model.set_submodule(name, module.in_codes(*(read(part) for part in parts)))
-    return _Without(source, held)
+    return Without(source, held)
 
 
 def _fits(one: Kept | None, shape: tuple[int, ...]) -> bool:
     return one is not None and one.shape == shape
-
-
-class _Without:
-    """``source`` less some of its tensors."""
-
-    def __init__(self, source: WeightSource, names: set[str]) -> None:
-        self.label, self.read = source.label, source.read
-        self.shapes = {name: shape for name, shape in source.shapes.items() if name not in names}

@@ -30,6 +30,7 @@ from flashdraft.checkpoint.hub import locate
 from flashdraft.checkpoint.kept_codes import hold_codes
 from flashdraft.checkpoint.regrouped import RegroupedWeights
 from flashdraft.checkpoint.save import read_notes
+from flashdraft.checkpoint.stored import leave_in_files
 from flashdraft.checkpoint.target_copies import TargetRows, rows_by_name
 from flashdraft.checkpoint.tokenizer import folder_tokenizer, gguf_tokenizer, with_call_marks
 from flashdraft.checkpoint.untrusted import damage_is_told
@@ -76,11 +77,13 @@ def load_target(
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
     keep_codes: bool = False,
+    leave_matrices: bool = False,
 ) -> TargetModel:
     """A target, frozen, ready to run, its weights as ``dtype`` in memory of its own.
 
     ``keep_codes``: matrices of a quantized folder whose codes kernels can read (FP8, 4 bits in groups of 128) stay in
-    codes; all else of it becomes floats.
+    codes; all else of it becomes floats. ``leave_matrices``: those of the layers stay in their files, on a CPU, and are
+    read at every use, for :func:`flashdraft.native.accelerate.accelerate` to pack one at a time.
 
     ``path_or_name``: "embedded", a Hugging Face folder, a GGUF file or a hub name. Quantized GGUF weights are
     dequantized in float32. Raises CheckpointError before any tensor is read for what is missing, truncated or
@@ -97,6 +100,8 @@ def load_target(
             model = build_target(config)
         if keep_codes and wanted != torch.float32:
             source = hold_codes(model, source, wanted, where)
+        if leave_matrices and where.type == "cpu":
+            source = leave_in_files(model, source, wanted)
     fill(model, source, wanted, where)
     return model.eval().requires_grad_(False)
 

@@ -65,6 +65,14 @@ def list_some(items: Iterable[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
+class Without:
+    """``source`` less some of its tensors."""
+
+    def __init__(self, source: WeightSource, names: set[str]) -> None:
+        self.label, self.read = source.label, source.read
+        self.shapes = {name: shape for name, shape in source.shapes.items() if name not in names}
+
+
 def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
     """Give a meta-device ``model`` the tensors of ``source``, floats as ``dtype``, on ``device``, in its own memory.
 
@@ -81,7 +89,7 @@ def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: tor
     for name in (name for name in source.shapes if name in wanted):
         tensor = source.read(name)
         state[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        _check_finite(state[name], name, source.label)
+        check_finite(state[name], name, source.label)
     for name in tied_head:
         head = source.read(name).to(device, dtype)
         assert embedding is not None
@@ -93,7 +101,7 @@ def fill(model: nn.Module, source: WeightSource, dtype: torch.dtype, device: tor
     model.load_state_dict(state, assign=True)
 
 
-def _check_finite(tensor: Tensor, name: str, label: str) -> None:
+def check_finite(tensor: Tensor, name: str, label: str) -> None:
     """Refuse weights that make every answer the same token."""
     if not tensor.is_floating_point() or tensor.sum(dtype=torch.float32).isfinite():  # one pass tells most
         return

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from flashdraft.cache.stored_layer import PageTable, StoredLayer
 from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, LayerStruct
 from flashdraft.native.packing import Kind, PackedWeights
 from flashdraft.native.selector import NativeSelector
+from flashdraft.ops.stored import StoredLinear
 
 _POSITIONS_AT_A_TIME = 4096
 _LANES = 16  # floats of a vector
@@ -35,7 +37,8 @@ def why_unsupported(layers: Iterable[nn.Module], head_dim: int) -> str | None:
     if any(getattr(conv, "group_size", 16) % _LANES for layer in layers for conv in _convs(layer)):
         return "its convolutions' groups are not multiples of 16"
     convs = {conv.kernel_projection for layer in layers for conv in _convs(layer)}
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear) and m not in convs]
+    kinds = nn.Linear | StoredLinear
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, kinds) and m not in convs]
     if any(linear.bias is not None for linear in linears):
         return "its layers have biases"
     if any(linear.in_features % 32 or linear.out_features % 32 for linear in linears) or head_dim % 32:
@@ -62,9 +65,9 @@ class NativeDecoder:
     ) -> None:
         self._library, self._rotary, self._head_dim = library, rotary, head_dim
         self.num_threads = torch.get_num_threads()
-        matrices = [(weight, kind) for layer in model.layers for weight in _matrices(layer)]
-        self.packed = PackedWeights([*matrices, head, *((weight, kind) for weight in others)])
-        self.head, *self.others = self.packed.linears[len(matrices) :]
+        matrices = ((weight, kind) for layer in model.layers for weight in _matrices(layer))
+        self.packed = PackedWeights(chain(matrices, [head], ((weight, kind) for weight in others)))
+        self.head, *self.others = self.packed.linears[len(self.packed.linears) - 1 - len(others) :]
         self._kept: list[Tensor] = []  # what the structs point to
         linears = iter(self.packed.linears)
         structs = [
@@ -328,11 +331,13 @@ class _Made:
         self.k, self.v = both
 
 
-def _matrices(layer: Any) -> list[Tensor]:
+def _matrices(layer: Any) -> Iterator[Tensor]:
+    """One at a time: they may be copies, or read from files."""
     attention, mlp = layer.self_attn, layer.mlp
-    qkv = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
-    gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-    return [qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight]
+    yield torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
+    yield attention.o_proj.weight
+    yield torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+    yield mlp.down_proj.weight
 
 
 def _norms(layer: Any) -> list[Tensor | None]:

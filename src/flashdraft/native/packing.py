@@ -1,6 +1,7 @@
 """Weights in the tiles that the C++ part reads (linear.h), each model's in one piece of memory with large pages."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable
 from enum import IntEnum
 
 import torch
@@ -122,16 +123,17 @@ def _tiles(q: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
 
 
 class PackedWeights:
-    """The packed matrices of one model, by the order given."""
+    """The packed matrices of one model, by the order given. Of each no more than its tiles is held."""
 
-    def __init__(self, matrices: Sequence[tuple[Tensor, Kind]]) -> None:
-        packed = [pack(weight, kind) for weight, kind in matrices]
-        self.num_bytes = sum(tiles.numel() for tiles in packed)
-        self._memory = large_pages.zeros([self.num_bytes], torch.uint8)
+    def __init__(self, matrices: Iterable[tuple[Tensor, Kind]]) -> None:
+        packed = deque((pack(weight, kind), weight.shape, kind) for weight, kind in matrices)
+        self.num_bytes = sum(tiles.numel() for tiles, _, _ in packed)
+        self.tiles = large_pages.zeros([self.num_bytes], torch.uint8)
         self.linears = []
         start = 0
-        for tiles, (weight, kind) in zip(packed, matrices, strict=True):
-            place = self._memory[start : start + tiles.numel()]
+        while packed:
+            tiles, shape, kind = packed.popleft()
+            place = self.tiles[start : start + tiles.numel()]
             place.copy_(tiles.flatten())
             start += tiles.numel()
-            self.linears.append(LinearStruct(place.data_ptr(), *weight.shape, kind))
+            self.linears.append(LinearStruct(place.data_ptr(), *shape, kind))
