@@ -36,7 +36,10 @@ PARAMS = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
 class SharedPages(DFlashDrafter):
     """The same drafts from pages in common."""
 
-    windows = ()  # type: ignore[assignment]
+    @property
+    def windows(self) -> Sequence[int]:
+        """None."""
+        return ()
 
 
 def answered(engine: Engine, prompts: list[list[int]]) -> tuple[list[list[int]], dict[Any, list[int]]]:

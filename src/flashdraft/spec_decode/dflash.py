@@ -31,7 +31,7 @@ class DFlashDrafter(Drafter):
         self.max_block_size = model.config.block_size
 
     @property
-    def windows(self) -> Sequence[int]:  # type: ignore[override]
+    def windows(self) -> Sequence[int]:
         """See :class:`flashdraft.spec_decode.drafter.Drafter`; none on CUDA, whose kernels read one table of pages.
 
         The C++ layers read one table too: all of them have windows there, or none has pages of its own.

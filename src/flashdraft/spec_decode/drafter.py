@@ -77,7 +77,11 @@ class Drafter(ABC):
     max_block_size: int  # the largest block, anchor included, that it drafts
     can_branch = False  # whether it draws trees
     shares_prefix = True  # whether a request can start from a prefix that another one observed
-    windows: Sequence[int] = ()  # tokens that those of its layers see that may have pages of their own
+
+    @property
+    def windows(self) -> Sequence[int]:
+        """Tokens that those of its layers see that may have pages of their own; none: all have pages in common."""
+        return ()
 
     @abstractmethod
     def open(
