@@ -12,7 +12,7 @@ from command_line import run_command
 from flashdraft.bench.published import pair_configs, usual_drafter
 from flashdraft.gpus import GPUS
 from flashdraft.train.config import TrainConfig
-from flashdraft.train.forecast import PairSizes, Plan, forecast, memory
+from flashdraft.train.forecast import PairSizes, Plan, duration, forecast, memory
 from tiny_pair import save_tiny_pair
 
 REPO = Path(__file__).parents[2]
@@ -97,3 +97,8 @@ def test_the_command_forecasts_in_place_of_training(
     small = run_command([*told[:-4], "--gpu", "1,1,1,0.001"], capsys)
     assert "DOES NOT FIT" in small.stdout
     assert run_command([*told, "--rows-per-step", "3"], capsys).exit_code == 2
+
+
+def test_short_durations_are_told_in_minutes() -> None:
+    told = [duration(hours) for hours in (30.04, 2.0, 1.5, 0.05, 0.0)]
+    assert told == ["30.0 hours", "2.0 hours", "90 minutes", "3.0 minutes", "0.1 minutes"]

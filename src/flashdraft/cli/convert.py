@@ -33,8 +33,8 @@ def convert(
 ) -> None:
     """Write a drafter in another format, its weights bit by bit, or a GGUF target as a Hugging Face folder.
 
-    A draft vocabulary (flashdraft vocab) is for flashdraft: without --model the drafter is written without it, with
-    --model as a head of its own, which vLLM reads.
+    A draft vocabulary (flashdraft vocab) is for flashdraft: without --model the drafter is written without it.
+    With --model it becomes a head of its own, which vLLM reads.
 
     \b
     Examples:
@@ -57,7 +57,9 @@ def convert(
         from flashdraft.export.target_folder import export_target
 
         if to != "hf":
-            raise UsageError(f"the format of a target is {to!r}; expected hf")
+            raise UsageError(
+                f"the format of a target is {to!r}; expected hf, or a drafter by --draft ({target} is given by --model)"
+            )
         export_target(target, out, dtype)
     else:
         raise UsageError("convert takes a drafter or a target; give --draft, --model or both")

@@ -30,7 +30,7 @@ class DryRun:
         """Print the forecast. Raises UsageError for settings that do not go with so many GPUs, or an MTP head."""
         from flashdraft.checkpoint.load import load_tokenizer, outline_target
         from flashdraft.gpus import read_gpu
-        from flashdraft.train.forecast import PairSizes, forecast
+        from flashdraft.train.forecast import PairSizes, duration, forecast
         from flashdraft.train.run import dflash_shape
 
         if config.method != "dflash":
@@ -55,7 +55,7 @@ class DryRun:
         if num_answers:
             hours = self._answer_hours(target, gpu, data, num_answers)
             typer.echo(
-                f"answers: {num_answers:,}, at most {hours:.1f} hours with {data.answer_rows:,} at a time"
+                f"answers: {num_answers:,}, at most {duration(hours)} with {data.answer_rows:,} at a time"
             )
         typer.echo(
             "Speeds are the data sheet's times shares: 25 % of the peak for narrow drafters, 58 % for wide ones, both"

@@ -217,12 +217,19 @@ class Forecast:
         lines += [f"  {size / GB:>7.1f}  {name}" for name, size in self.memory.items() if size >= GB / 20]
         lines += [
             f"a step: {self.step_s:.2f} s, {self.tokens_per_s:,.0f} tokens/s, {self.blocks_per_s:,.0f} blocks/s",
-            f"training: {self.hours:.1f} hours",
+            f"training: {duration(self.hours)}",
             f"disk: {sum(self.disk.values()) / GB:.1f} GB ("
-            + ", ".join(f"{name} {size / GB:.1f}" for name, size in self.disk.items())
+            + ", ".join(f"{name} {size / GB:.1f}" for name, size in self.disk.items() if size >= GB / 20)
             + ")",
         ]
         return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    """For people: minutes below two hours."""
+    if hours >= 2:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 6 else f"{max(60 * hours, 0.1):.1f} minutes"
 
 
 def forecast(
