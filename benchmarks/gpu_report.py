@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flashdraft.bench.published import published_rows
 
-METHODS = ["plain", "plain@128k", "b16@7.93", "b16@5.47", "b8@5.90", "mtp@7.14"]
+METHODS = ["plain", "plain@128k", "b16@7.93", "b16@5.47", "b8@5.90", "mtp@7.14", "tree16@7.93", "tree32@7.93"]
 METHODS += [
     "b16",
     "b8",
@@ -112,8 +112,8 @@ def main():
         f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
         "vLLM's rows of the 35B-A3B, and of block 8 at 16 and 32, were measured on the machine of ours within",
         "a quarter of an hour; the others of the 27B (`vllm-27b-*.json`) on another card of its kind, where ours",
-        "in turn took 13.7, 14.8, 15.9 and 17.4 ms plain and 16.8, 22.4, 34.5 and 64.2 with block 16; vLLM's of",
-        "the small pair on a third.",
+        "in turn took 13.7, 14.8, 15.9 and 17.4 ms plain and 16.8, 22.4, 34.5 and 64.2 with block 16; ours of today",
+        "took the same on today's card before their tilings changed. vLLM's of the small pair on a third.",
         "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replay`: the step's recordings alone, back to back; the rest of a step is the host's.",
     ]

@@ -102,7 +102,7 @@ def losses() -> str:
             f"llama.cpp {beside_llama()[1]:.0f}",
         ],
         [
-            "H200, 27B, p99 gap between tokens while 32k tokens of prompts come (limited since, not measured again)",
+            "H200, 27B, p99 gap between tokens while 32k tokens of prompts come",
             f"{waits['busy_p99_ms']} ms",
             f"without prompts {waits['quiet_p99_ms']} ms",
         ],
