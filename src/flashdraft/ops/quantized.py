@@ -13,6 +13,7 @@ CHUNK = 128  # inputs whose 4-bit codes lie in 64 bytes; groups of inputs are mu
 SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
 EXPONENT = 120  # bfloat16's exponents are biased by so much more than float8's
 LARGEST_SCALE = 128.0  # of float8's in bfloat16, which kernels multiply by 2 ** EXPONENT
+_CHECKED = 16384  # outputs whose codes are looked at together: a copy in order stands beside them
 FLOAT4_GROUP = 32  # inputs that share a scale of MXFP4
 # E2M1, by code.
 FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # fmt: skip
@@ -87,9 +88,10 @@ class QuantizedWeight:
             and bool((self.scales.abs() >= LARGEST_SCALE).any())
         ):
             return False
-        return self.is_packed or not bool(
-            ((in_order(self.codes).view(torch.uint8) & 127) == 127).any()
-        )  # float8's NaN
+        if self.is_packed:
+            return True
+        parts = (in_order(part).view(torch.uint8) for part in self.codes.split(_CHECKED))
+        return not any(bool(((part & 127) == 127).any()) for part in parts)  # float8's NaN
 
     def __len__(self) -> int:
         return len(self.codes)
