@@ -90,7 +90,7 @@ class QuantizedWeight:
             return False
         if self.is_packed:
             return True
-        parts = (in_order(part).view(torch.uint8) for part in self.codes.split(_CHECKED))
+        parts = (in_order(part).view(torch.uint8) for part in torch.split(self.codes, _CHECKED))
         return not any(bool(((part & 127) == 127).any()) for part in parts)  # float8's NaN
 
     def __len__(self) -> int:
