@@ -223,7 +223,8 @@ def lossless() -> str:
             f"{sum(w['same'] for w in walked):,} of {sum(w['rounds'] for w in walked):,}",
         ],
     ]
-    return markdown(["float32, greedy, 256 tokens, 20 prompts of each of five tasks", "count"], lines)
+    lengths = " or ".join(map(str, sorted({row["max_tokens"] for row in found}, reverse=True)))
+    return markdown([f"float32, greedy, {lengths} tokens, 20 prompts of each of five tasks", "count"], lines)
 
 
 def quantized_drafters() -> str:
