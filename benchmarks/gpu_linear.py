@@ -13,7 +13,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -113,6 +113,24 @@ def in_codes(floats, kind, device=None):
         return QuantizedWeight(codes, scales, None, torch.bfloat16, torch.bfloat16)
     zeros = torch.randint(16, scales.shape, device=device).float()
     return QuantizedWeight(codes, scales.half().float(), zeros, torch.bfloat16, torch.float16)
+
+
+def drawn_alone(outline, kind, device):
+    """:func:`in_codes` of a weight on the meta device, in memory of its own as a loaded one is.
+
+    Drawing takes several times its size: in parts of that it would keep all of it from whoever comes next.
+    """
+    weight = in_codes(outline, kind)
+    if device == "meta":
+        return weight
+    parts = [name for name in ("codes", "scales", "zeros") if getattr(weight, name) is not None]
+    held = {name: torch.empty_like(getattr(weight, name), device=device) for name in parts}
+    drawn = in_codes(outline, kind, device)
+    for name, part in held.items():
+        part.copy_(getattr(drawn, name))
+    del drawn
+    torch.cuda.empty_cache()
+    return replace(weight, **held)
 
 
 def compile_some(jobs):

@@ -13,7 +13,7 @@ import traceback
 from statistics import median
 
 import torch
-from gpu_linear import in_codes
+from gpu_linear import drawn_alone
 from transformers import AutoConfig
 
 from flashdraft.bench.published import pair_configs
@@ -87,10 +87,10 @@ def with_codes(model, kind, device="cuda"):
         if module in small:
             continue
         if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
-            model.set_submodule(name, QuantizedLinear(in_codes(module.weight, kind, device), module.bias))
+            model.set_submodule(name, QuantizedLinear(drawn_alone(module.weight, kind, device), module.bias))
         elif type(module) is Experts:
             both = module.gate_up_proj.flatten(0, 1), module.down_proj.flatten(0, 1)
-            codes = (in_codes(one, kind, device) for one in both)
+            codes = (drawn_alone(one, kind, device) for one in both)
             model.set_submodule(name, ExpertsInCodes(len(module.down_proj), *codes))
     return model
 
