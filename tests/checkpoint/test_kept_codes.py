@@ -12,7 +12,7 @@ from flashdraft.checkpoint.load import floats_fit, load_target, outline_target
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.llm import LLM
 from flashdraft.models.mlp import ExpertsInCodes, SparseMLP
-from flashdraft.ops.quantized import QuantizedLinear
+from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 from quantized_files import quantize_folder
 
 SIZES = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256, "num_key_value_heads": 4}
@@ -131,3 +131,13 @@ def test_no_finite_numbers_are_refused(whole, part, value):
     save_file(state | {name: damaged.to(state[name].dtype)}, whole / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"up_proj.*fetch it again"):
         load_target(whole, keep_codes=True)
+
+
+def test_what_a_check_takes_is_given_back_before_the_next_weight(whole, monkeypatch):
+    """On a GPU the next weight would lie in part of it, and keep the rest from all that is larger."""
+    quantize_folder(whole, "block-fp8", 128)
+    order, is_finite = [], QuantizedWeight.is_finite
+    monkeypatch.setattr(QuantizedWeight, "is_finite", lambda one: order.append("check") or is_finite(one))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("back"))
+    load_target(whole, keep_codes=True)
+    assert order == ["check", "back"] * 7

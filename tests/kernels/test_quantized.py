@@ -1,5 +1,7 @@
 """Products with weights of 8 and 4 bits: the very bits of the product with the same weights as floats."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -172,3 +174,21 @@ def test_maps_of_codes_and_floats_are_one_product(num_tokens):
     expected = torch.cat([held[0](x), held[1](x), plain(x)], dim=1)
     torch.testing.assert_close(product(x, by), expected, atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(product(x, by.last(21)), expected[:, -21:], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [None, "int4", "int4 with zeros"])
+def test_free_memory_is_given_back_without_what_a_product_is_made_of(kind, monkeypatch):
+    """While an old weight is held its memory cannot be; later, smaller tensors may lie in it."""
+    plain = [torch.nn.Linear(256, 64, device=DEVICE).requires_grad_(False) for _ in range(2)]
+    modules = [QuantizedLinear(quantized(kind, 64, 256), None) for _ in plain] if kind else plain
+    weights = [one.weight for one in modules]
+    tensors = [part for one in weights for part in ((one.codes, one.scales, one.zeros) if kind else (one,))]
+    old = [weakref.ref(one.untyped_storage()) for one in tensors if one is not None]
+    assert all(one() is not None for one in old)
+    del weights, tensors
+    held = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append([one() for one in old]))
+    Product.of(modules[:1])
+    assert not held, "a weight alone stays where it lies"
+    Product.of(modules)
+    assert held == [[None] * len(old)]

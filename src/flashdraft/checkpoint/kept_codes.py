@@ -168,6 +168,7 @@ def hold_codes(
             raise CheckpointError(
                 f"{source.label}: codes or scales of {name} are no finite numbers, or too large: fetch it again"
             )
+        torch.cuda.empty_cache()  # the next weights in what this took for a moment would hold the rest of it
         return weight
 
     for name, module in list(model.named_modules()):

@@ -47,7 +47,14 @@ class Product:
                     for one, module in zip(biases, modules, strict=True)
                 ]
             )
-        return cls(tuple(_together(run) for run in runs), bias)
+        weights = []
+        for run in runs:
+            weights.append(_together(run))
+            if (
+                len(run) > 1
+            ):  # smaller tensors in the memory of those that it is made of would hold the rest of it
+                torch.cuda.empty_cache()
+        return cls(tuple(weights), bias)
 
     def last(self, num_outputs: int) -> "Product":
         """The last outputs alone."""
