@@ -13,10 +13,13 @@ from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.errors import CheckpointError, FlashdraftError
 from flashdraft.generate import generate
 from flashdraft.llm import LLM, exact_dtype
+from flashdraft.native.library import library
+from flashdraft.native.target import NativeTarget
 from flashdraft.ops.block_mask import BlockRule
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from tiny_pair import save_tiny_pair
+from native_pair import SHAPE
+from tiny_pair import save_tiny_hybrid, save_tiny_pair
 
 
 @pytest.fixture(scope="module")
@@ -166,17 +169,23 @@ def test_without_the_c_plus_plus_layers_it_runs_in_the_type_that_keeps_its_promi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [str(path) for path in save_tiny_pair(tmp_path)]
-    monkeypatch.setattr("flashdraft.llm.library", object)
-    assert (exact_dtype("cpu"), LLM(*paths).dtype) == ("bfloat16", "bfloat16")
-    monkeypatch.setattr("flashdraft.llm.library", lambda: None)
-    assert [exact_dtype(device) for device in ("cpu", "cuda", "cuda:1")] == [
+    monkeypatch.setattr("flashdraft.native.accelerate.library", lambda: None)
+    assert [exact_dtype(paths[0], device) for device in ("cpu", "cuda", "cuda:1")] == [
         "float32",
         "bfloat16",
         "bfloat16",
     ]
-    assert exact_dtype("cpu", "int8") == "bfloat16"
     assert LLM(*paths).target.dtype == torch.float32
     assert LLM(*paths, dtype="bfloat16").target.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(library() is None, reason="about where the C++ layers run")
+def test_so_it_does_where_they_do_not_know_the_target_or_are_not_asked(tmp_path: Path) -> None:
+    pair, hybrid = save_tiny_pair(tmp_path, **SHAPE), save_tiny_hybrid(tmp_path / "hybrid")
+    opened = [LLM(*pair), LLM(hybrid), LLM(*pair, attention_backend="eager")]
+    assert [isinstance(llm.target, NativeTarget) for llm in opened] == [True, False, False]
+    assert [llm.dtype for llm in opened] == ["bfloat16", "float32", "float32"]
+    assert [exact_dtype(hybrid, "cuda"), exact_dtype(pair[0], "cpu", "int8")] == ["bfloat16", "bfloat16"]
 
 
 def test_an_interrupted_call_leaves_the_engine_empty(llm: LLM) -> None:

@@ -38,12 +38,18 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_pair(
-    folder: Path, block_size: int = 8, tokenizer: Any = None, max_len: int = 2048
+    folder: Path, block_size: int = 8, tokenizer: Any = None, max_len: int = 2048, **shape: object
 ) -> tuple[str, str]:
-    """Write ``folder``/target and ``folder``/drafter; their paths. ``tokenizer``: None: one token a byte."""
+    """Write ``folder``/target and ``folder``/drafter; their paths. ``tokenizer``: None: one token a byte.
+
+    ``shape``: what of the target's config is not toy_target's.
+    """
     tokenizer = tokenizer or byte_tokenizer()
     target = toy_target(
-        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=max_len
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        max_position_embeddings=max_len,
+        **shape,
     )
     drafter = toy_dflash(target, block_size=block_size)
     config = target.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}

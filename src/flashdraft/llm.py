@@ -24,6 +24,7 @@ from flashdraft.checkpoint.load import (
     load_own_mtp,
     load_target,
     load_tokenizer,
+    outline_target,
 )
 from flashdraft.checkpoint.weights import check_device
 from flashdraft.control.explain import explain
@@ -32,8 +33,7 @@ from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.engine.types import StepOutput
 from flashdraft.errors import UsageError
 from flashdraft.models.base import TargetModel
-from flashdraft.native.accelerate import accelerate
-from flashdraft.native.library import library
+from flashdraft.native.accelerate import accelerate, has_fast_form
 from flashdraft.sampler import TokenLogprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.build import drafter_of
@@ -103,7 +103,7 @@ class LLM:
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
-        self.dtype = dtype = dtype or exact_dtype(device, quantization)
+        self.dtype = dtype = dtype or exact_dtype(model, device, quantization, attention_backend)
         if quantization and dtype != "bfloat16":
             raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {dtype}")
         if isinstance(draft, str):
@@ -301,13 +301,18 @@ class LLM:
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
 
 
-def exact_dtype(device: str, quantization: str | None = None) -> str:
+def exact_dtype(
+    model: str, device: str, quantization: str | None = None, attention_backend: str = AUTO_BACKEND
+) -> str:
     """The fastest type on ``device`` in which drafting does not change an answer's tokens: float32 or bfloat16.
 
-    In PyTorch on a CPU bfloat16 rounds a token otherwise alone than in a block, and near-ties fall either way.
-    Quantized weights run in the C++ layers alone, in bfloat16.
+    In PyTorch on a CPU bfloat16 rounds a token otherwise alone than in a block, and near-ties fall either way: float32
+    wherever the C++ layers do not run. Quantized weights run in these alone, in bfloat16.
     """
-    return "float32" if device == "cpu" and not quantization and library() is None else "bfloat16"
+    if device != "cpu" or quantization:
+        return "bfloat16"
+    packs = attention_backend in (AUTO_BACKEND, "native")
+    return "bfloat16" if packs and has_fast_form(outline_target(model)) else "float32"
 
 
 def _open_target(

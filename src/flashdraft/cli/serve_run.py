@@ -172,8 +172,10 @@ def _memory(options: ServeOptions, config: EngineConfig, speculation: Speculatio
     try:
         drafter = None if draft == "none" else draft
         keeps = bool(options.keep_codes)
-        dtype = options.dtype or exact_dtype(options.device, options.quantization)
-        plan = plan_memory(_model(options), drafter, dtype, config, size, keeps).to_text()
+        model = _model(options)
+        backend = config.attention_backend
+        dtype = options.dtype or exact_dtype(model, options.device, options.quantization, backend)
+        plan = plan_memory(model, drafter, dtype, config, size, keeps).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())

@@ -40,6 +40,11 @@ def accelerate(target: TargetModel, quantization: str | None = None) -> TargetMo
     return NativeTarget(target.bfloat16(), native)
 
 
+def has_fast_form(outline: TargetModel) -> bool:
+    """Whether :func:`accelerate` makes a bfloat16 target of these shapes, on the meta device too, one C++ call here."""
+    return _why_unknown(outline) is None and library() is not None
+
+
 def accelerate_drafter(
     model: DFlashModel, head: Tensor, quantization: str | None = None
 ) -> NativeDrafter | None:
@@ -77,6 +82,11 @@ def _why_not(model: nn.Module, quantization: str | None) -> str | None:
         return f"the model is on {weight.device}"
     if quantization is None and weight.dtype != torch.bfloat16:
         return f"the model is {weight.dtype}"
+    return _why_unknown(model)
+
+
+def _why_unknown(model: nn.Module) -> str | None:
+    """The same of its layers alone."""
     if not isinstance(model, LlamaModel | DFlashModel):
         return f"it does not know {type(model).__name__}"
     layers = list((model.model if isinstance(model, LlamaModel) else model).layers)
