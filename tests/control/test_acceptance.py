@@ -1,6 +1,7 @@
 """What drafts teach of the next ones, on made-up drafters whose luck is known."""
 
 import random
+from dataclasses import replace
 from math import exp, log
 
 import numpy as np
@@ -32,6 +33,19 @@ def test_what_confidence_is_worth_is_learned() -> None:
         model.observe([draft._replace(path=range(1 + next((i for i in range(3) if not hits[i]), 3)))])
     assert model.weights[0] == pytest.approx(-1, abs=0.3)
     assert model.weights[1] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_first_draft_that_fails_after_many_that_never_did_changes_little() -> None:
+    config = replace(DEFAULTS, kept_calibration=0.9)  # forgets in 500 steps what takes 100,000 else
+    model = AcceptanceModel((4, 2), config)
+    draft = Drafted(Acceptance(), 4, chain([-1e-4] * 3), 3, 3, range(4))
+    for _ in range(500):
+        model.observe([draft])
+    before = model.weights
+    model.observe([draft._replace(path=range(1))])
+    assert np.abs(model.weights - before).max() < 2
+    [chances] = model.foresee([draft])
+    assert 0 < chances[2] <= chances[0] < 1
 
 
 def test_a_draft_is_foretold_by_the_one_before_it() -> None:

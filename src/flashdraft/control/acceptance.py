@@ -47,7 +47,8 @@ class AcceptanceModel:
         self.blocks, self.max_block, self.config = tuple(blocks), max(blocks), config
         # Log odds that a token is accepted, by 1 and those that the drafter gives it: at first, just these.
         self.weights: Array = np.array([0.0, 1.0])
-        self._known: Array = config.prior_weight * np.diag([0.2, 1.0])  # the information about both
+        self._prior: Array = config.prior_weight * np.diag([0.2, 1.0])
+        self._known = self._prior  # the information about both
         depths = range(1, self.max_block)
         self.usual = self._by_block([config.prior_rate**depth for depth in depths], depths)
 
@@ -111,11 +112,16 @@ class AcceptanceModel:
         return table
 
     def _calibrate(self, known: Sequence[tuple[float, bool]]) -> None:
-        """A Newton step of logistic regression, on tokens' confidence and fate, beside what earlier ones taught."""
+        """A Newton step of logistic regression, on tokens' confidence and fate, beside what earlier ones taught.
+
+        What is forgotten gives way to the prior: of drafts that never fail there is nothing to learn, and without it the
+        first that fails would be all that is known.
+        """
         sure, hits = np.array(known).T
         inputs = np.stack([np.ones_like(sure), sure])
         found = 1 / (1 + np.exp(-self.weights @ inputs))
-        self._known = self.config.kept_calibration * self._known + (inputs * (found * (1 - found))) @ inputs.T
+        kept, taught = self.config.kept_calibration, (inputs * (found * (1 - found))) @ inputs.T
+        self._known = kept * self._known + (1 - kept) * self._prior + taught
         self.weights = self.weights + np.linalg.solve(self._known, inputs @ (hits - found))
 
 
