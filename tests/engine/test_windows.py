@@ -1,6 +1,7 @@
 """Layers that see a window keep no more than it: the same tokens, less memory, prefixes found where they can be."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,3 +122,19 @@ def test_memory_is_what_was_planned(tmp_path: pytest.TempPathFactory) -> None:
     few, many = plan.context_tokens(1, 80), plan.context_tokens(1, 160)
     full_bytes = plan.kv_bytes - plan.window_bytes
     assert many - few == pytest.approx(80e9 * 0.9 / full_bytes, rel=1e-6), "more context is full layers alone"
+
+
+def test_plain_steps_that_no_round_runs_take_no_pages_ahead() -> None:
+    """Rounds of several plain steps are a GPU's: where there are none, one of them takes one token's room."""
+    target = toy_sliding()
+    config = EngineConfig(**SMALL, num_pages=200, num_scheduler_steps=64)
+    engine = Engine(target, None, config)
+    assert engine.scheduler.windows, "windows are meant to have pages of their own"
+    prompts = [[5, 6, 7 + idx] for idx in range(SMALL["max_running"])]
+    params = replace(GREEDY, max_tokens=80)
+    for idx, prompt in enumerate(prompts):
+        engine.add_request(str(idx), prompt, params)
+    for _ in range(6):
+        engine.step()
+        engine.check_integrity()
+    assert all(len(request.pages) <= 3 for request in engine.scheduler.running)

@@ -82,3 +82,17 @@ def test_pages_for_all_steps_are_there():
         engine.add_request(str(idx), prompt, WHOLE)
     assert _run(engine)[0] == expected
     assert engine.scheduler.num_preemptions
+
+
+def test_what_is_recorded_runs_and_nothing_behind_an_answers_end():
+    config = EngineConfig(max_running=1, page_size=4, num_pages=8, num_scheduler_steps=NUM_STEPS)
+    engine = Engine(toy_target(num_hidden_layers=1).to(DEVICE), None, config)
+    launched = _launched(engine)
+    engine.overlap.record({1}, 1)
+    recorded = {row.num_steps for rows in launched for row in rows}
+    launched.clear()
+    engine.add_request("0", [5, 6, 7], replace(WHOLE, max_tokens=1 + 2 * NUM_STEPS))
+    found, _ = _run(engine)
+    assert len(found[0]) == 1 + 2 * NUM_STEPS
+    assert {row.num_steps for rows in launched for row in rows} == recorded
+    assert len(launched) == 2

@@ -114,8 +114,8 @@ class AcceptanceModel:
     def _calibrate(self, known: Sequence[tuple[float, bool]]) -> None:
         """A Newton step of logistic regression, on tokens' confidence and fate, beside what earlier ones taught.
 
-        What is forgotten gives way to the prior: of drafts that never fail there is nothing to learn, and without it the
-        first that fails would be all that is known.
+        What is forgotten gives way to the prior: drafts that never fail teach nothing, and the first one that does is
+        not to be all that is known.
         """
         sure, hits = np.array(known).T
         inputs = np.stack([np.ones_like(sure), sure])

@@ -67,10 +67,11 @@ class Engine:
         token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
         # Tokens of a request whose features wait for a draft.
         self.most_pending = _PENDING_BYTES // (max(token_bytes, 1) * self.config.max_running)
+        self.config = replace(self.config, num_scheduler_steps=self.runner.num_plain_steps)
         backend, windows, has_states = self.runner.backend, self.runner.window_room, bool(self.runner.states)
-        given = backend.most_tree, has_states, windows, backend.chunk_lengths
-        self.scheduler = Scheduler(self.config, num_pages, *given)
-        self.overlap = Overlap(self.runner, simulated, self.config.num_scheduler_steps)
+        given = num_pages, backend.most_tree, has_states, windows, backend.chunk_lengths
+        self.scheduler = Scheduler(self.config, *given)
+        self.overlap = Overlap(self.runner, simulated)
         self.requests: dict[str, Request] = {}
         self.metrics = RequestMetrics(num_requests=0)  # over finished requests
         self._arrivals = count()

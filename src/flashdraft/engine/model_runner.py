@@ -91,6 +91,8 @@ class ModelRunner:
         self.rounds = self.backend.new_rounds(
             drafter.in_rounds(self.drafter) if drafter and self.drafter else None
         )
+        # Plain steps of a round: of several where there are rounds, and nothing drafts in them.
+        self.num_plain_steps = config.num_scheduler_steps if self.rounds and not drafter else 1
         # Prefill chunks and blocks differ too much in width to share rows.
         self.chunk_rows, self.block_rows = self.new_rows(), self.new_rows()
 

@@ -80,11 +80,8 @@ class Ended(NamedTuple):
 class Overlap:
     """Launches rounds and reads them, at most one behind."""
 
-    def __init__(
-        self, runner: ModelRunner, simulated: SimulatedAcceptance | None, num_plain_steps: int = 1
-    ) -> None:
-        """``num_plain_steps``: of a round, where there is no drafter."""
-        self.runner, self.simulated, self.num_plain_steps = runner, simulated, num_plain_steps
+    def __init__(self, runner: ModelRunner, simulated: SimulatedAcceptance | None) -> None:
+        self.runner, self.simulated = runner, simulated
         self.in_flight: InFlight | None = None
         self._since = self.seconds = 0.0  # when the last round was read, and what it took
 
@@ -108,7 +105,8 @@ class Overlap:
             where = [CacheRow(("recorded", idx), pages, start) for idx in range(count)]
             asked = min(tree_size, self.runner.backend.most_tree(count))
             tree = (asked or few.size(count, block)) if block > 1 else 0
-            rows = [RoundRow(row, -1, 0, 0, block, block, start + block + 1, tree, rule) for row in where]
+            end, steps = start + block + 1, self.runner.num_plain_steps
+            rows = [RoundRow(row, -1, 0, 0, block, block, end, tree, rule, None, steps) for row in where]
             for _ in range(2):  # the first chooses kernels
                 rounds.launch(rows).ends()
 
@@ -148,8 +146,7 @@ class Overlap:
             self.runner.catch_up([request for request, _ in blocks])
         seats_before = before.seats if before else ()
         places = {id(seat.request): row for row, seat in enumerate(seats_before) if seat.is_taken}
-        num_steps = 1 if self.runner.drafter else self.num_plain_steps
-        rows, seats = [], []
+        rows, seats, num_steps = [], [], self.runner.num_plain_steps
         for request, num_verified in blocks:
             block = request.block_size if num_verified > 1 else 1
             tree_size = num_verified if request.tree_size and num_verified > 1 else 0

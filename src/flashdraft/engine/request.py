@@ -42,9 +42,8 @@ class Request:
     is_automatic: bool = False  # the controller sets block_size and num_verified before each step
     num_verified: int | None = None  # tokens of the next block to verify, anchor included; None: all
     acceptance: Acceptance | None = None  # what the controller knows of it
-    to_start: tuple[int, int] | None = (
-        None  # pages and tokens that it needs to start, as they were last looked up
-    )
+    # Pages and tokens that it needs to start, as they were last looked up.
+    to_start: tuple[int, int] | None = None
     error: str | None = None  # why it cannot go on
 
     @property
@@ -97,11 +96,6 @@ class Request:
     def most_tokens(self) -> int:
         """Of its next block: the last token of an answer is never verified itself, for nothing follows it."""
         return max(self.max_len - self.num_committed - 1, 1)
-
-    @property
-    def ends_in_flight(self) -> bool:
-        """Whether the round in flight brings its last token for certain."""
-        return self.num_in_flight > 0 and self.num_tokens + 1 >= self.max_len
 
     @property
     def key(self) -> tuple[int, int]:

@@ -237,7 +237,7 @@ class Scheduler:
             self.slots.check_integrity([*(r.slot for r in self.running), *kept])
 
     def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> None:
-        decoding = [r for r in decoding if r.pages and not r.ends_in_flight]
+        decoding = [r for r in decoding if r.pages and not self._ends_in_flight(r)]
         num_left, used, most_tree = len(decoding), 0, self.most_tree(len(decoding))
         for request in decoding:
             if not request.pages:  # preempted, by this step perhaps
@@ -277,6 +277,7 @@ class Scheduler:
         """A request that waits runs from now on, or False where others of this step have taken its pages."""
         found, num_needed = self.prefixes.pages_to_start(request)
         if num_needed > self.pool.num_free:
+            request.to_start = None  # what was found when it was looked up may be gone
             return False
         self.waiting.remove(request)
         self.pool.share(found)
@@ -313,6 +314,11 @@ class Scheduler:
         for request, num_tokens in (*step.blocks, *step.chunks):
             end = self._end(request, num_tokens)
             windows.reach(request.window, min(self.pool.num_pages_for(end), len(request.pages)))
+
+    def _ends_in_flight(self, request: Request) -> bool:
+        """Whether the round in flight brings its last token for certain: all of several plain steps, else one."""
+        least = request.num_in_flight if self.config.num_scheduler_steps > 1 else 1
+        return request.num_in_flight > 0 and request.num_tokens + least >= request.max_len
 
     def _end(self, request: Request, num_tokens: int) -> int:
         """Of ``request``'s tokens, where it may stand after a step of ``num_tokens``."""
