@@ -1,13 +1,16 @@
 """Products with weights of 8 and 4 bits: the very bits of the product with the same weights as floats."""
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+from flashdraft.cuda.layers import ClampedSparse
 from flashdraft.cuda.products import product
 from flashdraft.cuda.weights import Product
+from flashdraft.models.gpt_oss import GptOssMLP
 from flashdraft.ops.quantized import (
     CHUNK,
     QuantizedLinear,
@@ -192,3 +195,16 @@ def test_free_memory_is_given_back_without_what_a_product_is_made_of(kind, monke
     assert not held, "a weight alone stays where it lies"
     Product.of(modules)
     assert held == [[None] * len(old)]
+
+
+def test_so_it_is_of_experts_that_are_laid_out_anew(monkeypatch):
+    """gpt-oss' floats, which are stored with inputs first."""
+    config = SimpleNamespace(num_local_experts=2, hidden_size=64, intermediate_size=32, num_experts_per_tok=1)
+    module = GptOssMLP(config).requires_grad_(False)
+    stacked = module.experts
+    old = [weakref.ref(one.untyped_storage()) for one in (stacked.gate_up_proj, stacked.down_proj)]
+    held = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append([one() is None for one in old]))
+    laid_out = ClampedSparse(module)
+    assert held == [[True, False], [True, True]]
+    assert stacked.down_proj.data_ptr() == laid_out.down.data_ptr()

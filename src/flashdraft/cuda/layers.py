@@ -222,6 +222,7 @@ def _outputs_first(weight: Weight) -> Weight:
     if isinstance(weight, QuantizedWeight):
         return weight
     weight.data = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    torch.cuda.empty_cache()  # smaller tensors in the old one's memory would hold the rest of it
     return weight.detach().transpose(1, 2)
 
 
