@@ -14,7 +14,14 @@ from flashdraft.bench.efficiency import (
     least_squares,
     steady_tokens_per_s,
 )
-from flashdraft.bench.gpu_planning import error_range, forecast, left_out_checks, published_pair
+from flashdraft.bench.gpu_planning import (
+    Engine,
+    error_range,
+    forecast,
+    left_out_checks,
+    missed_text,
+    published_pair,
+)
 from flashdraft.bench.own_steps import left_out_errors, own_fit, own_steps
 from flashdraft.bench.published import CARD_PAIR, TARGETS, pair_configs
 from flashdraft.bench.roofline import (
@@ -127,6 +134,23 @@ def test_plain_decoding_tells_what_a_workload_costs_and_how_fast_a_gpu_is() -> N
     assert (costs, reads) == (here.costs, pytest.approx(0.03, rel=0.01))
     costs, reads = calibrate(here.costs, job, measured(1.4, 0.03), 0.03)
     assert (costs.scale, reads) == (pytest.approx(1.4, rel=0.01), 0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("qwen3-8b", "servers"), (CARD_PAIR, "servers"), ("qwen3-8b", "flashdraft")]
+)
+def test_plain_decoding_that_no_forecast_meets_is_told(name: str, engine: Engine) -> None:
+    """Ten times as slow as can be, or as fast: nothing that is fitted has such values."""
+    pair, gpu, job = published_pair(name), GPUS["B200"], Job(128, 1000)
+    usual = forecast(pair, gpu, job, "dflash", engine=engine)
+    speed = steady_tokens_per_s(usual.costs, job, 4, 1, 1.0, usual.token_s)
+    assert missed_text(usual, {}) == ""
+    for factor, is_met in ((1.0, True), (0.1, False), (10.0, False)):
+        plain = {4: factor * speed}
+        told = missed_text(forecast(pair, gpu, job, "dflash", plain=plain, engine=engine), plain)
+        assert (
+            told == "" if is_met else f"of 4 at a time is {factor * speed:,.4g} tokens/s by --plain" in told
+        )
 
 
 def test_what_the_least_squares_are_of_stays_within_its_bounds() -> None:

@@ -37,6 +37,7 @@ from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp
 from flashdraft.gpus import GPUS, Gpu
 
 Engine = Literal["servers", "flashdraft"]
+_MISSED = 0.2  # of a measured speed
 
 _LEFT_AT_EACH_END = 0.05  # of the errors
 
@@ -250,3 +251,18 @@ def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> 
     if forecast.costs.tp > 1:
         lines.append(f"An all-reduce is assumed to take {ALL_REDUCE_S * 1e6:.0f} us; no row tells of it.")
     return "\n".join(lines)
+
+
+def missed_text(forecast: GpuForecast, plain: Mapping[int, float]) -> str:
+    """Which of ``plain`` (as :func:`forecast` was given it) the forecast misses most, if by more than _MISSED."""
+    costs, job = forecast.costs, forecast.job
+    told = {n: steady_tokens_per_s(costs, job, n, 1, 1.0, forecast.token_s) for n in plain}
+    off = {n: max(told[n] / speed, speed / told[n]) - 1 for n, speed in plain.items()}
+    worst = max(off, key=lambda n: off[n], default=None)
+    if worst is None or off[worst] <= _MISSED:
+        return ""
+    return (
+        f"NOT MET: plain decoding of {worst} at a time is {plain[worst]:,.4g} tokens/s by --plain, and"
+        f" {told[worst]:,.4g} here, the nearest that it can be made to; look whether --plain, --gpu and"
+        " the pair belong together."
+    )

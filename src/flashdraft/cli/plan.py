@@ -144,7 +144,14 @@ def _on_gpu(
 ) -> "tuple[str, Sequence[PlanRow], Sequence[CheckRow], str]":
     """Title, predictions, checks and how far such predictions were off."""
     from flashdraft.bench.cost_model import AcceptanceProfile
-    from flashdraft.bench.gpu_planning import accuracy_text, card_checks, forecast, pair_of, published_pair
+    from flashdraft.bench.gpu_planning import (
+        accuracy_text,
+        card_checks,
+        forecast,
+        missed_text,
+        pair_of,
+        published_pair,
+    )
     from flashdraft.bench.published import CARD_PAIR, acceptance_of, published_rows, read_card
     from flashdraft.gpus import read_gpu
 
@@ -163,7 +170,8 @@ def _on_gpu(
         checks = card_checks(read_card(check))
     rows = found.rows(AcceptanceProfile(lengths), asked.concurrencies, asked.block_sizes)
     title = f"{name or folders[0]} on {'one' if tp == 1 else tp} {gpu}"
-    return title, rows, checks, accuracy_text(found, shapes, calibrates=bool(plain))
+    told = accuracy_text(found, shapes, calibrates=bool(plain)), missed_text(found, plain)
+    return title, rows, checks, "\n".join(filter(None, told))
 
 
 def _engine(name: str) -> "Engine":
