@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from math import exp, log
+from math import exp, inf, log, nan
 
 import numpy as np
 import pytest
@@ -46,6 +46,17 @@ def test_the_first_draft_that_fails_after_many_that_never_did_changes_little() -
     assert np.abs(model.weights - before).max() < 2
     [chances] = model.foresee([draft])
     assert 0 < chances[2] <= chances[0] < 1
+
+
+@pytest.mark.parametrize("log_prob", [nan, -inf])
+def test_a_draft_of_no_numbers_spoils_nothing(log_prob: float) -> None:
+    model = AcceptanceModel((4, 2))
+    draft = Drafted(Acceptance(), 4, chain([log_prob] * 3), 3, 3)
+    [chances] = model.foresee([draft])
+    assert 0 < chances[0] < 0.01
+    model.observe([draft])
+    assert np.isfinite(model.weights).all()
+    assert np.isfinite(model.usual).all()
 
 
 def test_a_draft_is_foretold_by_the_one_before_it() -> None:

@@ -81,6 +81,8 @@ def test_other_networks_and_threads_are_measured_for_themselves(
         {"verify": {**CURVE, "num_tokens": [2, 1]}},
         {"verify": {**CURVE, "row_s": None}},
         {"draft": {**CURVE, "seconds": [-1.0, 1.0]}},
+        {"verify": {**CURVE, "seconds": [0.0, 0.0]}},
+        {"verify": {**CURVE, "num_tokens": [0, 1]}},
         {"draft": {**CURVE, "seconds": [0.1, "0.1"]}},
         {"draft": {"num_tokens": [1], "seconds": [1.0]}},
         {"draft": {**CURVE, "row_s": float("nan")}},

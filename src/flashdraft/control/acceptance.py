@@ -7,7 +7,7 @@ what the next may be, and those of all requests for a new one's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, expm1, log
+from math import exp, expm1, isnan, log
 from typing import NamedTuple
 
 import numpy as np
@@ -126,9 +126,9 @@ class AcceptanceModel:
 
 
 def confidence(log_prob: float, most: float = DEFAULTS.most_confidence) -> float:
-    """Log odds of what a drafter gives ``log_prob``, from -``most`` to ``most``."""
+    """Log odds of what a drafter gives ``log_prob``, from -``most`` to ``most``; of no number, the least."""
     sure = min(log_prob, -1e-9)
-    return max(min(sure - log(-expm1(sure)), most), -most)
+    return -most if isnan(sure) else max(min(sure - log(-expm1(sure)), most), -most)
 
 
 def _falling(odds: Sequence[float], parents: Sequence[int]) -> list[float]:

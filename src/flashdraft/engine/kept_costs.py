@@ -104,6 +104,8 @@ def _curve(said: dict[str, Any]) -> Curve:
     if not tokens or len(tokens) != len(seconds) or tokens != sorted(set(tokens)):
         raise ValueError("a curve has seconds for each of its tokens, which rise")
     points = [np.array([_seconds(one) for one in values]) for values in (tokens, seconds)]
+    if not np.all(points):
+        raise ValueError("no tokens, or no seconds, are no step")
     return Curve(points[0], points[1], _seconds(row_s))
 
 
