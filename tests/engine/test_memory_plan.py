@@ -91,9 +91,10 @@ def test_the_27b(pair_27b):
 
 def test_printed(pair_27b, capsys):
     target, draft = pair_27b
-    printed = run_command(
-        ("serve", target, "--draft", draft, "--max-running-requests", "64", "--dry-run"), capsys
-    )
+    asked = "serve", target, "--draft", draft, "--max-running-requests", "64", "--dry-run"
+    on_cpu = run_command(asked, capsys)
+    assert "# weights: target 107.58 GB" in on_cpu.stdout, "PyTorch on a CPU computes a hybrid in float32"
+    printed = run_command((*asked, "--device", "cuda"), capsys)
     assert printed.exit_code == 0
     lines = [line for line in printed.stdout.splitlines() if line.startswith("# ")]
     assert "# 1 x 80 GB, 90% used: does not fit" in lines
