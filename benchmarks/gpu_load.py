@@ -114,7 +114,7 @@ class Load:
                 continue
             case = dice.choice(self.of_kind[dice.choices(kinds, [SHARES[kind] for kind in kinds])[0]])
             most = dice.randint(1, case.params.max_tokens)
-            leaves_at = dice.randint(0, most) if dice.random() < 0.3 else None
+            leaves_at = dice.randint(1, most) if dice.random() < 0.3 else None
             self.outcomes["asked"] += 1
             try:
                 await self._ask(case, most, leaves_at)

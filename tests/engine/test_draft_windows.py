@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from engine.test_engine import SMALL_VOCAB, mixed_cases, run_arriving_at_random
+from engine.test_engine import SMALL_VOCAB, check_alone, mixed_cases, run_arriving_at_random
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.memory_plan import MemoryPlan
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashBatch, DFlashDrafter
 from flashdraft.spec_decode.tree import DraftTree
@@ -101,10 +100,7 @@ def test_mixed_requests_equal_the_oracle(kind: str, prefix_caching: bool) -> Non
     cases = mixed_cases(25, rng)
     tokens, aborted = run_arriving_at_random(engine, cases, rng, abort_share=0.04)
     assert engine.stats().num_preemptions >= 2, "the pool is meant to be too small"
-    for idx, case in enumerate(cases):
-        alone = generate(target, None, case.prompt, case.params, eos_token_ids=[2]).token_ids
-        expected = alone[: len(tokens[idx])] if idx in aborted else alone
-        assert tokens[idx] == expected, f"request {idx}"
+    check_alone(target, cases, tokens, aborted)
 
 
 def test_behind_a_prefix_without_its_window_a_window_is_computed_again_and_drafts_are_the_same() -> None:

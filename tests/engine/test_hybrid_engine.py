@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.test_engine import SMALL_VOCAB, Case, mixed_cases, run_arriving_at_random
+from engine.test_engine import SMALL_VOCAB, Case, check_alone, mixed_cases, run_arriving_at_random
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
@@ -65,10 +65,7 @@ def test_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(
     if drafter:
         assert stats.metrics.num_accepted > 10, "drafts are meant to be right now and then"
         assert (len(stats.metrics.verified_histogram) > 1 + drafter.max_block_size) == bool(draft_tree)
-    for idx, case in enumerate(cases):
-        alone = generate(target, None, case.prompt, case.params, eos_token_ids=[2]).token_ids
-        expected = alone[: len(tokens[idx])] if idx in aborted else alone
-        assert tokens[idx] == expected, f"request {idx}"
+    check_alone(target, cases, tokens, aborted)
 
 
 def test_the_drafts_do_not_depend_on_the_batch() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM
 
-from engine.test_engine import SMALL_VOCAB, mixed_cases, run_arriving_at_random
+from engine.test_engine import SMALL_VOCAB, check_alone, mixed_cases, run_arriving_at_random
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
@@ -48,10 +48,7 @@ def test_mixed_requests_with_preemptions_and_aborts_equal_the_oracle(prefix_cach
     assert stats.num_preemptions >= 3, "the pool is meant to be too small"
     assert (stats.num_cached_tokens > 100) == prefix_caching
     assert stats.metrics.num_accepted > 10, "drafts are meant to be right now and then"
-    for idx, case in enumerate(cases):
-        alone = generate(target, None, case.prompt, case.params, eos_token_ids=[2]).token_ids
-        expected = alone[: len(tokens[idx])] if idx in aborted else alone
-        assert tokens[idx] == expected, f"request {idx}"
+    check_alone(target, cases, tokens, aborted)
 
 
 @pytest.mark.parametrize("draft_tree", [None, 12])

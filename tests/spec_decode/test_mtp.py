@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from engine.test_engine import SMALL_VOCAB, mixed_cases, run_arriving_at_random
+from engine.test_engine import SMALL_VOCAB, check_alone, mixed_cases, run_arriving_at_random
 from flashdraft.batch import ForwardBatch
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.engine.engine import Engine
@@ -89,10 +89,7 @@ def test_mixed_requests_with_preemptions_equal_the_oracle(prefix_caching: bool) 
     stats = engine.stats()
     assert stats.num_preemptions >= 3, "the pool is meant to be too small"
     assert (stats.num_cached_tokens > 100) == prefix_caching
-    for idx, case in enumerate(cases):
-        alone = generate(target, None, case.prompt, case.params, eos_token_ids=[2]).token_ids
-        expected = alone[: len(tokens[idx])] if idx in aborted else alone
-        assert tokens[idx] == expected, f"request {idx}"
+    check_alone(target, cases, tokens, aborted)
     assert not engine.runner.drafter.last_hidden  # type: ignore[union-attr]
 
 

@@ -120,9 +120,8 @@ class DeviceRounds:
             said.append(wanted)
             goes_on = step + 1 < lengths
             starts = starts + goes_on
-            anchors = torch.where(
-                goes_on, wanted.clamp(min=0), anchors
-            )  # a row whose logits are no numbers ends
+            # A row whose logits are no numbers ends.
+            anchors = torch.where(goes_on, wanted.clamp(min=0), anchors)
         every = torch.stack(said, 1)
         self._starts[: len(starts)] = starts + (lengths > 0)
         last = every.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)

@@ -52,7 +52,7 @@ class Product:
             weights.append(_together(run))
             if (
                 len(run) > 1
-            ):  # smaller tensors in the memory of those that it is made of would hold the rest of it
+            ):  # smaller tensors in the memory of what it was made of would hold the rest of that
                 torch.cuda.empty_cache()
         return cls(tuple(weights), bias)
 

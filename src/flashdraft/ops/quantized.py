@@ -167,9 +167,8 @@ def arranged(codes: Tensor) -> Tensor:
     places of a bfloat16's sign, last exponent bits and first of the mantissa: one instruction takes it out. The second
     half's is about them: sign and last four bits in the same word, bits 4 to 6 in that of the factor's neighbour.
     """
-    by_factor = codes.view(torch.uint8).reshape(
-        len(codes), -1, 2, 2, 2, 4, 2
-    )  # unit, pair, factor, half, thread, place
+    # By unit, pair, factor, half, thread and place.
+    by_factor = codes.view(torch.uint8).reshape(len(codes), -1, 2, 2, 2, 4, 2)
     first, second = by_factor.permute(4, 0, 1, 5, 2, 3, 6)
     low = (first & 15) << 4 | second & 15
     high = first & 128 | second.flip(4) & 112 | (second & 128) >> 4 | (first & 112) >> 4
@@ -178,9 +177,8 @@ def arranged(codes: Tensor) -> Tensor:
 
 def in_order(codes: Tensor) -> Tensor:
     """The float8 codes whose :func:`arranged` is ``codes``."""
-    low, high = codes.reshape(len(codes), -1, 4, 2, 2, 2, 2).unbind(
-        -1
-    )  # unit, thread, pair, factor, place, byte
+    # By unit, thread, pair, factor, place and byte.
+    low, high = codes.reshape(len(codes), -1, 4, 2, 2, 2, 2).unbind(-1)
     first = high & 128 | (high & 7) << 4 | low >> 4
     second = (high & 8) << 4 | high.flip(4) & 112 | low & 15
     by_thread = torch.stack((first, second), -1)
