@@ -147,6 +147,25 @@ def said_of(args: argparse.Namespace) -> tuple[Any, Any, TrainConfig]:
     return target, shape, replace(config, blocks_per_row=args.blocks_per_row or config.blocks_per_row)
 
 
+def foretell(args: argparse.Namespace, target: Any, shape: Any, config: TrainConfig) -> dict[str, Any]:
+    """What `train --dry-run` tells of the steps, and the planner of the rollout (of the card's own pair)."""
+    gpu = read_gpu(args.gpu)
+    told = forecast(PairSizes(target, shape), config, gpu, 1, 0, keeps_features=False)
+    found = {
+        "step_s": told.step_s,
+        "memory_bytes": told.memory_bytes,
+        "blocks_per_s": told.blocks_per_s,
+        "memory": told.memory,
+    }
+    if args.tokens:
+        job = Job(PROMPT_LEN, args.tokens // args.answer_rows)
+        plan = forecast_serving(published_pair(CARD_PAIR), gpu, job, "dflash", engine="flashdraft")
+        found["rollout_tokens_per_s"] = steady_tokens_per_s(
+            plan.costs, job, args.answer_rows, 1, 1.0, plan.token_s
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", default="H200")
@@ -159,23 +178,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     target_config, shape, config = said_of(args)
-    gpu = read_gpu(args.gpu)
-    told = forecast(PairSizes(target_config, shape), config, gpu, 1, 0, keeps_features=False)
+    foretold = foretell(args, target_config, shape, config)
+    print(json.dumps(foretold), flush=True)
     target = random_network(lambda: build_target(target_config), args.device).requires_grad_(False)
     drafter = random_network(lambda: DFlashModel(shape), args.device)
     # Training first: what an engine records stays in memory that is not training's.
     training = measure_training(target, drafter, config, args.steps, args.device)
     found: dict[str, Any] = {
+        "foretold": foretold,
         "training": training,
-        "foretold": {
-            "step_s": told.step_s, "memory_bytes": told.memory_bytes, "blocks_per_s": told.blocks_per_s,
-            "memory": told.memory,
-        },
         "ratios": {
-            "memory": training["peak_bytes"] / told.memory_bytes, "step": training["step_s"] / told.step_s,
+            "memory": training["peak_bytes"] / foretold["memory_bytes"],
+            "step": training["step_s"] / foretold["step_s"],
         },
         "provenance": collect_provenance(args.device),
-    }  # fmt: skip
+    }
     args.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(training), json.dumps(found["ratios"]), flush=True)
     if not args.tokens:
@@ -185,11 +202,7 @@ def main() -> None:
     if args.device == "cuda":
         torch.cuda.empty_cache()
     found["rollout"] = measure_rollout(target, args.answer_rows, args.tokens)
-    job = Job(PROMPT_LEN, args.tokens // args.answer_rows)
-    plan = forecast_serving(published_pair(CARD_PAIR), gpu, job, "dflash", engine="flashdraft")
-    speed = steady_tokens_per_s(plan.costs, job, args.answer_rows, 1, 1.0, plan.token_s)
-    found["foretold"]["rollout_tokens_per_s"] = speed
-    found["ratios"]["rollout"] = found["rollout"]["tokens_per_s"] / speed
+    found["ratios"]["rollout"] = found["rollout"]["tokens_per_s"] / foretold["rollout_tokens_per_s"]
     args.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found["rollout"]), json.dumps(found["ratios"]))
 
