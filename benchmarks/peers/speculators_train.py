@@ -1,7 +1,7 @@
-"""Ours and speculators' trainer: what both learn from, and what both drafters accept when they are served.
+"""Ours beside speculators' trainer or SpecForge's: what they learn from, and what the drafters accept when served.
 
     python benchmarks/peers/speculators_train.py data --answers ANSWERS --out WORK
-    (training: speculators_train.sh)
+    (training: speculators_train.sh, specforge_train.py)
     python benchmarks/peers/speculators_train.py report --work WORK --out benchmarks/results/speculators_train.json
 
 `data` writes, of the same answers, what each trainer takes: documents and the target's hidden states, one file a
@@ -106,34 +106,37 @@ def serve(draft: Path, prompts: list[Any], max_tokens: int, device: str) -> list
 
 def report(args: argparse.Namespace) -> None:
     asked = read_prompts(args.prompts)
-    work = args.work
+    work, peer = args.work, args.trainer
+    folder = work / ("theirs" if peer == "speculators" else peer)
+    drafter = newest_checkpoint(folder) if peer == "speculators" else folder / "drafter"
     outputs = {
         "ours": serve(work / "ours" / "drafter", asked, args.max_tokens, args.device),
-        "speculators": serve(newest_checkpoint(work / "theirs"), asked, args.max_tokens, args.device),
+        peer: serve(drafter, asked, args.max_tokens, args.device),
     }
     costs = {
         name: [(len(one.outputs[0].token_ids) - 1, one.metrics.num_rounds) for one in answers]
         for name, answers in outputs.items()
     }
     log = [json.loads(line) for line in (work / "ours" / "log.jsonl").read_text().splitlines()]
-    theirs = json.loads((work / "theirs" / "steps.json").read_text())
+    theirs = json.loads((folder / "steps.json").read_text())
     told = json.loads((work / "shape.json").read_text())
     ours = {"num_steps": log[-1]["step"], "num_blocks": log[-1]["blocks"], "seconds": log[-1]["elapsed_s"]}
     # Once all is compiled: after their first step, after our first reading of the loss.
-    later = theirs["num_blocks"] - told["anchors_a_step"], theirs["seconds"] - theirs["first_step_s"]
-    theirs["blocks_per_s_later"] = round(later[0] / later[1], 2)
+    share = (theirs["num_steps"] - 1) / theirs["num_steps"]
+    later_s = theirs["seconds"] - theirs["first_step_s"]
+    theirs["blocks_per_s_later"] = round(share * theirs["num_blocks"] / later_s, 2)
     of_log = log[-1]["blocks"] - log[0]["blocks"], log[-1]["elapsed_s"] - log[0]["elapsed_s"]
     ours["blocks_per_s_later"] = round(of_log[0] / of_log[1], 2) if of_log[1] else None
-    rows = {"ours": ours, "speculators": theirs}
+    rows = {"ours": ours, peer: theirs}
     for name, row in rows.items():
         row["blocks_per_s"] = round(row["num_blocks"] / row["seconds"], 2)
         row["acceptance_length"] = round(
             sum(tokens for tokens, _ in costs[name]) / sum(rounds for _, rounds in costs[name]), 4
         )
-        row["options"] = (
-            (work / f"{'theirs' if name == 'speculators' else 'ours'}.command").read_text().strip()
-        )
-    interval = ratio_interval(range(len(asked)), costs["ours"], costs["speculators"])
+    ours["options"] = (work / "ours.command").read_text().strip()
+    if peer == "speculators":
+        theirs["options"] = (work / "theirs.command").read_text().strip()
+    interval = ratio_interval(range(len(asked)), costs["ours"], costs[peer])
     result = {
         **told,
         "trainers": rows,
@@ -143,7 +146,7 @@ def report(args: argparse.Namespace) -> None:
         "same_tokens": sum(
             a.outputs[0].token_ids == b.outputs[0].token_ids for a, b in zip(*outputs.values(), strict=True)
         ),
-        "peer_versions": versions(args.peer),
+        "peer_versions": versions(args.peer, peer),
         "provenance": collect_provenance(args.device),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -152,7 +155,7 @@ def report(args: argparse.Namespace) -> None:
 
 def steps(args: argparse.Namespace) -> None:
     """How many steps fill the minutes, by what a short run took after its first."""
-    told = json.loads((args.work / "theirs" / "steps.json").read_text())
+    told = json.loads(args.steps.read_text())
     each_s = (told["seconds"] - told["first_step_s"]) / (told["num_steps"] - 1)
     print(max(2, int(60 * args.minutes / each_s)))
 
@@ -161,10 +164,10 @@ def newest_checkpoint(folder: Path) -> Path:
     return max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def versions(python: str) -> dict[str, str]:
+def versions(python: str, trainer: str) -> dict[str, str]:
     """Of what ``python`` would import."""
     ask = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
-    names = ["speculators", "torch", "transformers"]
+    names = [trainer, "torch", "transformers"]
     told = subprocess.run([python, "-c", ask, *names], capture_output=True, check=True, text=True).stdout
     return dict(zip(names, told.split(), strict=True))
 
@@ -181,13 +184,14 @@ def main() -> None:
     tell.add_argument("--work", type=Path, required=True)
     tell.add_argument("--prompts", type=Path, required=True)
     tell.add_argument("--max-tokens", type=int, default=256)
-    tell.add_argument("--peer", required=True, help="speculators' python")
+    tell.add_argument("--trainer", choices=("speculators", "specforge"), default="speculators")
+    tell.add_argument("--peer", required=True, help="the other trainer's python")
     tell.set_defaults(run=report)
     for command in (make, tell):
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--device", default="cpu")
     count = commands.add_parser("steps")
-    count.add_argument("--work", type=Path, required=True)
+    count.add_argument("--steps", type=Path, required=True, help="steps.json of a short run of theirs")
     count.add_argument("--minutes", type=float, required=True)
     count.set_defaults(run=steps)
     args = parser.parse_args()

@@ -46,7 +46,7 @@ both() {
   ours --pause-minutes 0
   find "$work/ours" -mindepth 1 -maxdepth 1 ! -name features -exec rm -r {} +
   theirs 8
-  theirs "$(.venv/bin/python $here/speculators_train.py steps --work "$work" --minutes "$minutes")"
+  theirs "$(.venv/bin/python $here/speculators_train.py steps --steps "$work/theirs/steps.json" --minutes "$minutes")"
   ours
 }
 ${QUIET:-} bash -c "$(declare -f theirs ours both); both"
