@@ -23,6 +23,8 @@ NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}
 BANNED_WORDS = {"verifier", "speculator", "proposer", "posterior", "eal"}
 BANNED_NAMES = {"p_probs", "q_probs", "target_hidden", "aux_hidden_states", "verified_id", "block_table"}
 
+CLOCKS = r"\b(perf_counter|monotonic|(process|thread)_time|(?<=time\.)time)(_ns)?$"
+
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -185,6 +187,15 @@ def clients_are_patient(sources: Sources, _: str) -> Iterator[str]:
                 yield f"{source.path}: {match[0]}...) gives up after 5 seconds; patient.{match[1]} does not"
 
 
+def clocks_are_not_asserted(sources: Sources, _: str) -> Iterator[str]:
+    for source in sources.values():
+        asserts = [node for node in ast.walk(source.tree) if isinstance(node, ast.Assert)]
+        for call in (node for one in asserts for node in ast.walk(one.test) if isinstance(node, ast.Call)):
+            if source.path.startswith("tests/") and (clock := re.search(CLOCKS, ast.unparse(call.func))):
+                where = f"{source.path}:{call.lineno} asserts what {clock[0]}() says"
+                yield f"{where}, which a busy machine changes: set the clock, or wait with wait_until"
+
+
 def folders_are_packages(sources: Sources, _: str) -> Iterator[str]:
     for path, source in sources.items():
         marker = path.rpartition("/")[0] + "/__init__.py"
@@ -271,6 +282,7 @@ CHECKS: list[Check] = [
     functions_are_short,
     reexports_are_declared,
     clients_are_patient,
+    clocks_are_not_asserted,
     folders_are_packages,
     names_say_something,
     public_things_are_explained,

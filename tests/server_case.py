@@ -85,5 +85,6 @@ def own_engine(llm: LLM, config: ServerConfig) -> Engine:
 def wait_until(is_so: Callable[[], bool], timeout_s: float = patient.PATIENCE_S) -> None:
     end = time.monotonic() + timeout_s
     while not is_so():
-        assert time.monotonic() < end, "it did not happen"
+        if time.monotonic() > end:
+            raise TimeoutError("it did not happen")
         time.sleep(0.01)

@@ -13,6 +13,7 @@ from flashdraft.bench.accuracy import final_answer, is_correct, math_grader, sam
 from flashdraft.bench.sandbox import passes
 from flashdraft.bench.tasks import BenchPrompt, load_task
 from flashdraft.errors import UsageError
+from server_case import wait_until
 
 
 @pytest.mark.parametrize(
@@ -133,10 +134,7 @@ def test_a_program_reaches_no_other_process_and_none_outlives_it() -> None:
             return any(b"31.5173" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
         return True
 
-    end = time.monotonic() + 10  # the kernel takes a moment
-    while is_left():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: not is_left())  # the kernel takes a moment
 
 
 @pytest.mark.parametrize(

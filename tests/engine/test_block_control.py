@@ -1,6 +1,6 @@
 """The controller within the engine: its choices show in the rounds, never in the tokens."""
 
-from time import sleep
+from typing import Any
 
 import pytest
 
@@ -145,12 +145,18 @@ def test_choosing_sampled_tokens_is_part_of_what_a_step_costs(monkeypatch: pytes
     engine = Engine(target, drafter, costs=flat_costs(0.1))
     told: list[float] = []
     monkeypatch.setattr(StepCosts, "learn", lambda *args: told.append(args[2]))
-    follow = engine._follow
-    monkeypatch.setattr(engine, "_follow", lambda *args: sleep(0.02) or follow(*args))
+    now, follow = [0.0], engine._follow
+
+    def timed_follow(*args: Any) -> Any:
+        now[0] += 0.5
+        return follow(*args)
+
+    monkeypatch.setattr("flashdraft.engine.engine.perf_counter", lambda: now[0])
+    monkeypatch.setattr(engine, "_follow", timed_follow)
     engine.add_request("r", PROMPT, SamplingParams(temperature=1.0, top_k=5, seed=1, max_tokens=40))
     list(engine.run())
     assert told
-    assert min(told) > 0.02
+    assert set(told) == {0.5}
 
 
 def test_acceptance_by_dice_has_the_length_that_was_asked_for() -> None:

@@ -87,7 +87,7 @@ def test_an_offer_of_http_2_is_passed_over_with_its_body_kept(running: Running, 
         f"POST {PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         f"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: {len(BODY)}\r\n\r\n"
     ).encode()
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as one:
+    with socket.create_connection((parts.hostname, parts.port), timeout=patient.PATIENCE_S) as one:
         one.sendall(head + BODY[:size])
         one.sendall(BODY[size:])
         assert one.recv(65536).startswith(b"HTTP/1.1 200 OK")
