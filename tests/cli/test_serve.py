@@ -70,6 +70,7 @@ def test_flags_of_vllm_and_sglang_mean_ours(run: Run, argv: tuple[str, ...]) -> 
         (("--trust-remote-code",), "--trust-remote-code"),
         (("--revision", "main"), "--revision is for a hub model"),
         (("--max-total-tokens", "3"), "--max-total-tokens is 3"),
+        (("--max-prefix-states", "0"), "num_checkpoints is 0; expected 1 or more"),
         (("--max-queue", "-1"), "max_queue is -1"),
         (("--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
     ],

@@ -104,6 +104,9 @@ def test_printed(pair_27b, capsys):
     assert any(line.startswith("# 1 x 141 GB") and "tokens of context" in line for line in lines)
     assert any(line.startswith("# 2 x 80 GB") and "--tp 2" in line for line in lines)
     assert yaml.safe_load(printed.stdout)["model"] == target
+    fewer = run_command((*asked, "--device", "cuda", "--max-prefix-states", "2"), capsys)
+    assert "# states: 153.9 MB a request and for each of 2 kept prefixes" in fewer.stdout
+    assert yaml.safe_load(fewer.stdout)["max_prefix_states"] == 2
     unknown = run_command(("serve", str(draft), "--dry-run"), capsys)
     assert "# memory: not known" in unknown.stdout
 

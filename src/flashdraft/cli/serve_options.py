@@ -144,6 +144,13 @@ class ServeOptions:
             show_default="a context, or 16384",
         ),
     ] = None
+    max_prefix_states: Annotated[
+        int,
+        _engine(
+            "--max-prefix-states",
+            help="Of models with recurrent layers: states kept behind prefixes, beside one of each answer.",
+        ),
+    ] = 32
     host: Annotated[str, _api("--host", help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _api("--port", help="Port; 0: a free one.")] = 30000
     api_key: Annotated[

@@ -37,6 +37,7 @@ _AS_GIVEN = (
         "chunked_prefill_size",
         "max_prefill_slowdown",
         "max_total_tokens",
+        "max_prefix_states",
         "drain_s",
         "log_format",
     ),
@@ -125,6 +126,7 @@ def _engine_config(options: ServeOptions) -> EngineConfig:
         options.chunked_prefill_size,
         slowdown,
         attention_backend=options.attention_backend,
+        num_checkpoints=options.max_prefix_states,
     )
     if total is None:
         return config
