@@ -35,18 +35,18 @@ class StopCondition:
             )
         self.params, self.max_tokens = params, max_tokens
         self.eos_token_ids = set() if params.ignore_eos else set(eos_token_ids)
+        self.end_ids = self.eos_token_ids | set(params.stop_token_ids)  # tokens that end the answer
         self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
         self._held = ""  # text that may yet turn out to be the start of a stop text
         self._num_tokens = 0
 
-    @property
-    def end_ids(self) -> set[int]:
-        """Tokens that end the answer."""
-        return self.eos_token_ids | set(self.params.stop_token_ids)
-
     def push(self, token_ids: Sequence[int]) -> Kept:
         """Take the new tokens of one round."""
         text, num_kept = "", 0
+        room = self.max_tokens - self._num_tokens
+        if self._detokenizer is None and len(token_ids) < room and self.end_ids.isdisjoint(token_ids):
+            self._num_tokens += len(token_ids)
+            return Kept(len(token_ids), "", None, None)
         for token in token_ids:
             num_kept += 1
             self._num_tokens += 1
