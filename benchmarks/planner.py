@@ -43,7 +43,7 @@ def from_other_tasks(row: PublishedRow, rows: Sequence[PublishedRow]) -> float:
 
 
 def best_of_one_time(row: PublishedRow, rows: Sequence[PublishedRow]) -> float:
-    """Tokens a second of ``row`` by the one time a round whose error is the same for the slowest and the fastest task."""
+    """Tokens a second of ``row`` by the time a round that is as far from the slowest task's as from the fastest's."""
     cell = row.method, row.block_size, row.concurrency
     times = [
         one.acceptance_length / (one.tokens_per_s or 0)
