@@ -6,6 +6,9 @@ One JSON line for each prompt and block size, in rounds over the tasks, so that 
 sample and a second run goes on. Several prompts are answered at a time; what a request accepts does not depend on
 its neighbours. Prompt lookup needs no model: its rounds are replayed on the answer. The table is
 `benchmarks/acceptance.py --table` on the same file, packed or not.
+
+With `--prompts FILE` other prompts are asked, whose `source` is their task; with `--temperature` answers are sampled,
+each with a seed of its own.
 """
 
 import argparse
@@ -15,8 +18,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flashdraft.bench.tasks import TASKS, load_task
+from flashdraft.bench.tasks import TASKS, BenchPrompt, load_task
 from flashdraft.data.prompt_files import read_lines
+from flashdraft.data.prompts import read_prompts
 from flashdraft.llm import LLM, RequestOutput
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -48,6 +52,17 @@ def ngram_rounds(prompt: list[int], answer: list[int], block_size: int) -> int:
     return rounds
 
 
+def tasks_of(args: argparse.Namespace) -> dict[str, list[BenchPrompt]]:
+    """The first ``args.limit`` prompts of each task, or of each source in ``args.prompts``."""
+    if args.prompts is None:
+        return {task: load_task(task, args.limit) for task in TASKS}
+    found: dict[str, list[BenchPrompt]] = {}
+    for prompt in read_prompts(args.prompts):
+        some = found.setdefault(prompt.source, [])
+        some += [BenchPrompt(prompt.id, (prompt.messages[-1]["content"],))] * (len(some) < args.limit)
+    return found
+
+
 def serve(args: argparse.Namespace) -> None:
     done = set()
     if args.out.exists():
@@ -57,19 +72,22 @@ def serve(args: argparse.Namespace) -> None:
     args.out.with_suffix(".provenance.json").write_text(
         json.dumps(collect_provenance(args.device), indent=1) + "\n"
     )
-    prompts = {task: load_task(task, args.limit) for task in TASKS}
-    params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
+    prompts = tasks_of(args)
     with args.out.open("a") as out:
         for block_size in args.block_sizes:
             asked = [
                 (task, prompts[task][i])
-                for i, task in product(range(args.limit), TASKS)
+                for i, task in product(range(args.limit), prompts)
                 if i < len(prompts[task])
             ]
             asked = [(task, prompt) for task, prompt in asked if (task, prompt.id, block_size) not in done]
             llm.block_size = block_size
             for start in range(0, len(asked), args.concurrency):
                 some = asked[start : start + args.concurrency]
+                params = [
+                    SamplingParams(args.temperature, seed=start + i, max_tokens=args.max_tokens)
+                    for i in range(len(some))
+                ]
                 outputs = llm.chat(
                     [[{"role": "user", "content": prompt.turns[0]}] for _, prompt in some], params
                 )
@@ -104,7 +122,7 @@ def table(args: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for block_size in args.block_sizes:
         means = []
-        for task in TASKS:
+        for task in dict.fromkeys(row["task"] for row in rows):
             mine = [row for row in rows if row["task"] == task and row["block_size"] == block_size]
             straight = [row for row in mine if not row["loops"]]
             cells = [
@@ -122,6 +140,8 @@ def table(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draft", default="embedded")
+    parser.add_argument("--prompts", type=Path, help="other prompts than the five tasks': chat data")
+    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[16, 8])

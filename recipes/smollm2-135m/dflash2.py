@@ -4,22 +4,22 @@
     python recipes/smollm2-135m/dflash2.py --run runs/dflash2 --out weights/ --minutes 9
 
 It answers as long as --answer-seconds lets it, trains from the shipped weights until the minutes are over, and writes
-rows of figures, the shipped drafter's first, and the weights, every minute. Answers are written beside them: a later
-call that finds them in --run does not answer again.
+rows of figures, the shipped drafter's first, and weights: on the way a mean of the last steps', as the rate is high
+there, at the end those that were reached. A later call that finds answers in --run does not answer again.
 """
 
 import argparse
 import json
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
-from dflash2_data import FeaturesOnDevice, Sizes, answered, fitting, rows_of, save_answers, saved_answers
+from dflash2_answers import save_answers, saved_answers
+from dflash2_data import FeaturesOnDevice, Sizes, answered, fitting, rows_of
 from dflash2_prompts import read_prepared
+from torch import Tensor
 
 from flashdraft.checkpoint.load import load_drafter, load_target
 from flashdraft.data.loader import PackedRows
@@ -33,6 +33,38 @@ from flashdraft.train.served import check_served
 from flashdraft.train.trainer import Trainer
 
 RESERVE_S = 25.0  # of --minutes, for the last figures and the weights
+FITTING = 0.8  # share of the rows whose features are to fit: a fifth more steps is what keeping them brings
+
+
+class Average:
+    """A mean of a drafter's weights over the last ninth of its steps: what the rate is going to find, less its noise.
+
+    A power function of time (arXiv 2312.02696, section 3.1), its exponent 8.
+    """
+
+    EXPONENT = 8
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.masters, self.parameters = trainer.optimizer.masters, trainer.optimizer.parameters
+        self.values = [master.clone() for master in self.masters]
+        self.step = max(trainer.progress.step, 1)
+
+    def take(self, step: int) -> None:
+        """Take in the weights as they are after ``step`` steps."""
+        share = 1 - (self.step / step) ** (self.EXPONENT + 1)
+        torch._foreach_lerp_(self.values, self.masters, share)
+        self.step = step
+
+    def show(self) -> None:
+        """Let the network compute with the mean."""
+        self._put(self.values)
+
+    def hide(self) -> None:
+        """Let it compute with what is trained."""
+        self._put(self.masters)
+
+    def _put(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_([parameter.data for parameter in self.parameters], values)
 
 
 class Output:
@@ -50,33 +82,29 @@ class Output:
         print(line, flush=True)
 
     def weights(self, drafter: DFlashModel) -> None:
-        """config.json and shards of less than 16 MiB, as load_drafter reads them."""
+        """config.json and shards of less than 16 MiB, as load_drafter reads them, put in place at once."""
         from huggingface_hub import save_torch_state_dict
 
         state = {
             name: tensor.detach().to("cpu", torch.bfloat16 if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in drafter.state_dict().items()
         }
-        save_torch_state_dict(state, self.folder, max_shard_size=15_000_000)
+        part = self.folder / "part"
+        part.mkdir(exist_ok=True)
+        save_torch_state_dict(state, part, max_shard_size=15_000_000)
         config = drafter.config.to_dict() | {"dtype": "bfloat16"}
-        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for file in part.iterdir():
+            file.replace(self.folder / file.name)
         self.saved_at = time.monotonic()
 
 
-def documents_of(target: TargetModel, args: argparse.Namespace, out: Output) -> list[Document]:
-    """The answers that --run keeps, or new ones, which are put there and beside the weights in the background."""
-    asked = read_prepared(args.run, args.seed)
-    documents = saved_answers(args.run, asked)
-    if documents:
-        return documents
-    documents = answered(target, asked, sizes_of(args), args.seed)
-
-    def keep() -> None:
+def documents_of(target: TargetModel, args: argparse.Namespace) -> list[Document]:
+    """The answers that --run keeps, or new ones, which are put there."""
+    documents = saved_answers(args.run)
+    if not documents:
+        documents = answered(target, *read_prepared(args.run), sizes_of(args))
         save_answers(documents, args.run)
-        for file in args.run.glob("answers-*.xz"):
-            shutil.copy(file, out.folder)
-
-    Thread(target=keep).start()
     return documents
 
 
@@ -88,11 +116,11 @@ def sizes_of(args: argparse.Namespace) -> Sizes:
 def with_features(trainer: Trainer, rows_per_forward: int) -> dict[str, Any]:
     """Let a trainer read features that are made here, once. Returns what a row of figures tells of it.
 
-    Rows whose features do not fit are left out; where that were most of them, features are computed at every step.
+    A few rows whose features do not fit are left out; where that were many, features are computed at every step.
     """
     layers, every = trainer.drafter.config.target_layer_ids, trainer.rows
     count = fitting(trainer.target, every, layers)
-    if count < len(every) // 2:
+    if count < FITTING * len(every):
         return {"rows": len(every), "features": "computed at every step"}
     trainer.rows = every.rows(torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:count])
     trainer.cache = FeaturesOnDevice(trainer.target, trainer.rows, layers, rows_per_forward)
@@ -105,7 +133,7 @@ def train(args: argparse.Namespace) -> None:
     deadline = started + 60 * args.minutes
     out = Output(args.out, started)
     target = load_target("embedded", dtype=args.dtype, device=args.device).requires_grad_(False)
-    documents = documents_of(target, args, out)
+    documents = documents_of(target, args)
     training, validation = rows_of(documents, sizes_of(args), target.device)
     out.row(
         stage="answers",
@@ -131,16 +159,21 @@ def train(args: argparse.Namespace) -> None:
 
 def run(trainer: Trainer, out: Output, save_seconds: float) -> None:
     """Train to the end of the schedule; rows and weights as it goes, figures at its end."""
-    drafter = trainer.drafter
+    drafter, average = trainer.drafter, Average(trainer)
     assert isinstance(drafter, DFlashModel)
     found: dict[str, float] = {}
 
     def hear(line: dict[str, Any]) -> None:
         if "loss" in line:
             out.row(stage="training", **line)
+            average.take(line["step"])
         found.update(line.get("simulated_acceptance_length", {}))
-        if found or time.monotonic() - out.saved_at > save_seconds:
+        if found:
             out.weights(drafter)
+        elif time.monotonic() - out.saved_at > save_seconds:
+            average.show()
+            out.weights(drafter)
+            average.hide()
 
     trainer.train(hear)
     out.row(stage="figures", drafter="new", **figures(trainer, found))
@@ -209,6 +242,7 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         blocks_per_row=args.blocks_per_row,
         lr=args.lr,
         warmup=0.03,
+        final_lr=0.01,
         total_blocks=10**9,
         max_minutes=1000.0,
         eval_minutes=1e9,
@@ -224,7 +258,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="rows.jsonl, and what is made")
     parser.add_argument("--answer-seconds", type=float, default=60.0)
     parser.add_argument("--answer-rows", type=int, default=4096)
-    parser.add_argument("--max-new-tokens", type=int, default=384)
+    parser.add_argument("--max-new-tokens", type=int, default=272)
     parser.add_argument("--seq-len", type=int, default=8192)
     parser.add_argument("--long-share", type=float, default=0.2, help="of the answers, in long conversations")
     parser.add_argument("--rows-per-step", type=int, default=6)
@@ -246,7 +280,7 @@ def main() -> None:
     parser.add_argument("--head", choices=("dflash", "dflash2"), default="dflash2")
     parser.add_argument("--selector-rank", type=int, default=128)
     parser.add_argument("--selector-stops", action="store_true")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--save-seconds", type=float, default=60.0)
     train(parser.parse_args())
 

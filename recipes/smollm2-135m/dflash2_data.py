@@ -1,23 +1,21 @@
-"""What dflash2.py trains on: the target's answers, kept between calls, and rows of 8,192 tokens of them.
+"""What dflash2.py trains on: the target's answers, and rows of 8,192 tokens of them.
 
 A row is eight packed rows of 1,024 tokens whose documents do not see each other, or one conversation: documents one
 behind the other, turn by turn, as long as the row. So one step has blocks behind short contexts and behind long ones,
-and every step the same shape. The target's features of all rows are computed once and stay on the device.
+and every step the same shape. Where the target's features of all rows fit they are kept on the device.
 """
 
 import gc
-import lzma
 import random
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
-from dflash2_prompts import kind_of
+from dflash2_answers import Rollout
+from dflash2_prompts import HELD_BACK, kind_of
 from torch import Tensor
 
 from flashdraft.checkpoint.load import eos_token_ids
@@ -31,7 +29,6 @@ from flashdraft.train.forward import target_features
 from flashdraft.train.run import is_held_back
 
 SHORT = 1024  # tokens of a packed row
-NUM_FILES = 2  # of answers: each small enough to be copied from machines that hand back small files
 LONGEST_PERIOD, SHORTEST_LOOP = 64, 24  # tokens
 LOOPS_KEPT = 2  # one looping answer of so many is kept whole
 LEFT_FOR_TRAINING = 48 << 30  # bytes of a GPU that features leave alone
@@ -48,70 +45,20 @@ class Sizes:
     max_new_tokens: int
 
 
-def answered(target: TargetModel, asked: Sequence[Document], sizes: Sizes, seed: int) -> list[Document]:
+def answered(
+    target: TargetModel, asked: Sequence[Document], closing: Sequence[int], sizes: Sizes
+) -> list[Document]:
     """The target's answers to as many of ``asked`` as ``sizes.answer_seconds`` let begin."""
     config = rollout_config(sizes.answer_rows, 512 + sizes.max_new_tokens)
     engine = Engine(target, None, config, eos_token_ids("embedded"))
-    answerer = EngineAnswers(engine, sizes.max_new_tokens, seed)
-    window = max(sizes.answer_rows, 64)  # long prompts first within it, so that a prefill pads little
-    order = sorted(range(len(asked)), key=lambda i: (i // window, -len(asked[i].prompt_token_ids)))
-    started = time.monotonic()
-
-    def requests() -> Iterator[AnswerRequest]:
-        for i in order:
-            if time.monotonic() - started > sizes.answer_seconds:
-                return
-            yield AnswerRequest(i, asked[i].prompt_token_ids, asked[i].temperature)
-
-    made = [
-        replace(asked[one.key], answer_token_ids=one.token_ids, finish_reason=one.finish_reason)
-        for answers in answerer.run(requests())
-        for one in answers
-    ]
+    answerer = EngineAnswers(engine, sizes.max_new_tokens)
+    window = max(sizes.answer_rows, 64)
+    made = Rollout(answerer, AnswerRequest, sizes.answer_seconds, window).run(asked, closing)
     del answerer, engine
     gc.collect()
     if target.device.type == "cuda":
         torch.cuda.empty_cache()
     return made
-
-
-def save_answers(documents: Sequence[Document], folder: Path) -> None:
-    """Write ``folder/answers-*.xz``, about 1.3 bytes a token: ids, temperatures and answers; no prompts."""
-    for number in range(NUM_FILES):
-        part = documents[number::NUM_FILES]
-        names = "\n".join(f"{doc.source}\t{doc.id}\t{doc.temperature}\t{doc.finish_reason}" for doc in part)
-        lengths = np.array([len(doc.answer_token_ids) for doc in part], dtype=np.uint16)
-        token_ids = np.fromiter(chain.from_iterable(doc.answer_token_ids for doc in part), dtype=np.uint16)
-        content = b"".join(
-            (
-                len(names.encode()).to_bytes(8, "little"),
-                names.encode(),
-                lengths.tobytes(),
-                token_ids.tobytes(),
-            )
-        )
-        file = folder / f"answers-{number}.xz"
-        whole = file.with_suffix(".part")
-        whole.write_bytes(lzma.compress(content, preset=1))
-        whole.replace(file)
-
-
-def saved_answers(folder: Path, asked: Sequence[Document]) -> list[Document]:
-    """The answers that ``folder`` keeps, with their prompts out of ``asked``; none where it keeps none."""
-    prompts = {(doc.source, doc.id): doc.prompt_token_ids for doc in asked}
-    documents = []
-    for file in sorted(folder.glob("answers-*.xz")):
-        content = lzma.decompress(file.read_bytes())
-        end = 8 + int.from_bytes(content[:8], "little")
-        names = [line.split("\t") for line in content[8:end].decode().split("\n")]
-        numbers = np.frombuffer(content[end:], dtype=np.uint16)
-        lengths = numbers[: len(names)]
-        token_ids, ends = numbers[len(names) :].tolist(), lengths.cumsum(dtype=np.int64)
-        for (source, name, temperature, reason), length, last in zip(names, lengths, ends, strict=True):
-            answer = token_ids[last - length : last]
-            prompt = prompts[source, name]
-            documents.append(Document(name, source, float(temperature), prompt, answer, reason))
-    return documents
 
 
 def loop_begins(token_ids: list[int]) -> int:
@@ -149,7 +96,8 @@ def rows_of(
         if not is_held_back(document):
             training.append(document)
         elif len(document.answer_token_ids) > 1 and document.temperature == 0:
-            held_back.setdefault(kind_of(document.source), []).append(document)
+            few = held_back.setdefault(kind_of(document.source), [])
+            few += [document] * (len(few) < HELD_BACK)
     rng = random.Random(0)
     rng.shuffle(training)
     seen = {

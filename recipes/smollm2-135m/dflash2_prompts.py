@@ -1,31 +1,48 @@
-"""The prompts that dflash2.py trains on: mathematics and code a quarter each, half of them chat of many kinds.
+"""The prompts that dflash2.py trains on: mathematics and code half of them, chat of many kinds the other half.
 
     python recipes/smollm2-135m/dflash2_prompts.py --prompts prompts/ --run runs/dflash2      # once, on any machine
 
 Chat is conversations, summaries, translations and questions about texts, most of them made from the passages that
-other prompts bring along. ``prompts.npz`` holds token ids, those that are held back from training first.
+other prompts bring along. Some prompts are beginnings alone: the target writes on as the user, and then answers what it
+asked. ``prompts.npz`` holds token ids and temperatures, those that are held back from training first;
+``held_back.jsonl`` has these as chat data, for benchmarks/acceptance.py.
 """
 
 import argparse
+import json
 import random
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from dflash2_variants import FUNCTION, variants
 
 from flashdraft.checkpoint.load import load_tokenizer
 from flashdraft.data.on_policy import Document
 from flashdraft.data.prompts import Prompt, encode_prompts, read_prompts
 from flashdraft.train.run import is_held_back
 
-SHARES = {"math": 0.25, "code": 0.25, "chat": 0.5}  # of the answers, by the kind of text
+SHARES = {  # of the answers, by the kind of prompt
+    "gsm8k": 0.15, "hendrycks": 0.11, "functions": 0.08, "descriptions": 0.01, "code": 0.13, "chat": 0.28,
+    "begun-functions": 0.05, "begun-code": 0.01, "begun-chat": 0.18,
+}  # fmt: skip
+GREEDY, WARM = 0.66, 0.14  # shares of the answers at temperature 0 and 0.7; the others are at 1
+AGAIN = {
+    "functions": 3,
+    "descriptions": 3,
+    "code": 2,
+    "chat": 2,
+}  # times that prompts are asked, at other temperatures
 KINDS = {  # of prompts, for the figures
     "math": "math", "code": "code", "medquad": "questions", "interview-questions": "open questions",
     "openassistant": "open questions", "concepts": "open questions", "t0-tasks": "instructions",
     "self-instruct-seeds": "instructions", "pubmedqa": "texts", "texts": "texts", "summaries": "summaries",
-    "translation": "translation",
+    "translation": "translation", "begun": "begun",
 }  # fmt: skip
 PASSAGES = ("chat-book-passages", "chat-pubmedqa", "chat-countries")
 LANGUAGES = ("French", "German", "Spanish", "Italian", "Portuguese", "Dutch")
@@ -49,14 +66,29 @@ GROUNDED = (
     "You are given the following document.\n\n{}\n\nBased on the document, answer this: {}",
     "Use the following pieces of information to answer the question at the end.\n\n[1] {}\n\nQuestion: {}",
 )
+BEGUN_FUNCTIONS = ("Write a function to", "Write a function to", "Write a python function to")
+BEGUN_CODE = (FUNCTION.split("{}")[0] + "def", FUNCTION.split("{}")[0] + "from typing import List\n\n\ndef")
+BEGUN_CHAT = (
+    *[""] * 14, "Write a", "Describe", "Compose a", "Imagine you are", "Explain", "What", "How", "Why", "Suppose",
+    "Draft", "Can you", "Could you", "Given", "Which", "Discuss", "Analyze", "Pretend to be", "Provide",
+)  # fmt: skip
+BEGUN_TEMPERATURE = 0.8
 HELD_BACK = 48  # prompts of each kind
-PLACES = 2  # among which seeds choose where the prompts begin
 
 
 def kind_of(source: str) -> str:
     """Which of the figures a prompt counts for."""
     group, _, rest = source.partition("-")
-    return KINDS.get(rest) or KINDS.get(group) or "chat"
+    return (KINDS.get(rest) if group != "begun" else None) or KINDS.get(group) or "chat"
+
+
+def share_of(source: str) -> str:
+    """Which of SHARES a prompt is of."""
+    group, _, rest = source.partition("-")
+    if group == "math":
+        return "gsm8k" if rest.startswith("gsm8k") else "hendrycks"
+    name = rest.removesuffix("+")
+    return name if group == "code" and name in SHARES else group
 
 
 def derived(prompts: Sequence[Prompt], rng: random.Random) -> Iterator[Prompt]:
@@ -79,6 +111,22 @@ def derived(prompts: Sequence[Prompt], rng: random.Random) -> Iterator[Prompt]:
             yield Prompt(prompt.id + "+" * number, f"chat-{name}", ({"role": "user", "content": task},))
 
 
+def begun(rng: random.Random) -> dict[str, Iterator[Prompt]]:
+    """Beginnings of what a user may ask, without end."""
+
+    def of(name: str, texts: Sequence[str]) -> Iterator[Prompt]:
+        for number in count():
+            message = {"role": "user", "content": rng.choice(texts)}
+            yield Prompt(f"{name}-{number}", name, (message,))
+
+    every = {
+        "begun-functions": BEGUN_FUNCTIONS,
+        "begun-code": BEGUN_CODE,
+        "begun-chat": BEGUN_CHAT,
+    }
+    return {name: of(name, texts) for name, texts in every.items()}
+
+
 def prepare(prompts: Path, run: Path, limit: int) -> None:
     """Write ``run/prompts.npz``: the token ids of ``limit`` prompts in the order in which they are to be answered.
 
@@ -88,27 +136,65 @@ def prepare(prompts: Path, run: Path, limit: int) -> None:
     found = [
         replace(one, source=one.id.split("/")[0]) for one in read_prompts(prompts)
     ]  # the file that it is from
-    found += derived(found, rng)
+    found += list(derived(found, rng))
+    found += variants(found, rng)
     rng.shuffle(found)
-    queues = {name: [p for p in found if p.source.split("-", 1)[0] == name] for name in SHARES}
-    taken = dict.fromkeys(SHARES, 0)
-    ordered = [p for name in sorted(set(KINDS.values()) | {"chat"}) for p in _held_back(found, name)]
-    while len(ordered) < limit and any(queues.values()):
-        name = min((n for n in SHARES if queues[n]), key=lambda n: taken[n] / SHARES[n])
-        prompt = queues[name].pop()
+    held_back = [p for name in sorted(set(KINDS.values()) | {"chat"}) for p in _held_back(found, name)]
+    queues: dict[str, Iterator[tuple[Prompt, float]]] = {
+        name: _queue([p for p in found if share_of(p.source) == name], AGAIN.get(name, 1)) for name in SHARES
+    }
+    queues |= {name: ((p, BEGUN_TEMPERATURE) for p in prompts) for name, prompts in begun(rng).items()}
+    taken, ordered = dict.fromkeys(SHARES, 0), [(p, 0.0) for p in held_back]
+    while len(ordered) < limit:
+        name = min(queues, key=lambda n: taken[n] / SHARES[n])
+        following = next(queues[name], None)
+        if following is None:
+            del queues[name]
+            continue
         taken[name] += 1
-        if not _is_held_back(prompt):
-            ordered.append(prompt)
-    token_ids = encode_prompts(load_tokenizer("embedded"), ordered, {})
-    kept = [(p, ids) for p, ids in zip(ordered, token_ids, strict=True) if len(ids) <= 512]
+        ordered.append(following)
+    write(ordered, run)
+    rows = [{"id": p.id, "source": kind_of(p.source), "prompt": p.messages[-1]["content"]} for p in held_back]
+    (run / "held_back.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"taken {taken}")
+
+
+def _queue(prompts: Sequence[Prompt], again: int) -> Iterator[tuple[Prompt, float]]:
+    """Prompts that are not held back, at their temperatures."""
+    kept = [p for p in prompts if not _is_held_back(p)]
+    for number in range(again):
+        for prompt in kept:
+            place = zlib.crc32(f"{prompt.source} {prompt.id}".encode()) / 2**32
+            first = (0.0, 0.7, 1.0)[(place >= GREEDY) + (place >= GREEDY + WARM)]
+            yield prompt, (first, 0.0 if first else 1.0, 0.7 if first != 0.7 else 1.0)[number]
+
+
+def write(asked: Sequence[tuple[Prompt, float]], run: Path) -> None:
+    """``run/prompts.npz``. A beginning is cut where the user goes on; what closes a turn of his is kept beside them."""
+    tokenizer = load_tokenizer("embedded")
+    token_ids = encode_prompts(tokenizer, [p for p, _ in asked], {})
+    empty, other = encode_prompts(tokenizer, [_user("one"), _user("two")], {})
+    first = next(i for i, (one, two) in enumerate(zip(empty, other, strict=True)) if one != two)
+    closing = empty[first + 1 :]  # <|im_end|> and what opens the answer
+    kept = [
+        (p, heat, ids[: len(ids) - len(closing)] if p.source.startswith("begun") else ids)
+        for (p, heat), ids in zip(asked, token_ids, strict=True)
+        if len(ids) <= 512
+    ]
     run.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         run / "prompts.npz",
-        token_ids=np.concatenate([np.array(ids, dtype=np.uint16) for _, ids in kept]),
-        lengths=np.array([len(ids) for _, ids in kept]),
-        names=np.array([f"{p.source}\t{p.id}" for p, _ in kept]),
+        token_ids=np.concatenate([np.array(ids, dtype=np.uint16) for _, _, ids in kept]),
+        lengths=np.array([len(ids) for _, _, ids in kept], dtype=np.uint16),
+        temperatures=np.array([heat for _, heat, _ in kept], dtype=np.float16),
+        names=np.array([f"{p.source}\t{p.id}" for p, _, _ in kept]),
+        closing=np.array(closing, dtype=np.uint16),
     )
-    print(f"{len(kept)} prompts, {sum(len(ids) for _, ids in kept)} tokens; taken {taken}")
+    print(f"{len(kept)} prompts, {sum(len(ids) for _, _, ids in kept)} tokens")
+
+
+def _user(content: str) -> Prompt:
+    return Prompt("", "", ({"role": "user", "content": content},))
 
 
 def _held_back(prompts: Sequence[Prompt], kind: str) -> list[Prompt]:
@@ -119,23 +205,18 @@ def _is_held_back(prompt: Prompt) -> bool:
     return is_held_back(Document(prompt.id, prompt.source, 0.0, [], [], ""))
 
 
-def read_prepared(run: Path, seed: int) -> list[Document]:
-    """The prompts as documents without answers, those that are held back first and greedy.
-
-    The others begin at another place for each ``seed``, two of three are to be answered greedily and one at 0.7.
-    """
-    stored = np.load(run / "prompts.npz")
-    ends = stored["lengths"].cumsum()
-    flat, held_back, others = stored["token_ids"].tolist(), [], []
-    for number, (name, length, end) in enumerate(zip(stored["names"], stored["lengths"], ends, strict=True)):
-        source, prompt_id = str(name).split("\t")
-        one = Document(prompt_id, source, 0.0, flat[end - length : end], [], "")
-        if is_held_back(one):
-            held_back.append(one)
-        else:
-            others.append(replace(one, temperature=0.7) if (number + seed) % 3 == 2 else one)
-    first = seed % PLACES * len(others) // PLACES
-    return held_back + others[first:] + others[:first]
+def read_prepared(run: Path) -> tuple[list[Document], list[int]]:
+    """The prompts as documents without answers, in their order, and what closes a turn of the user."""
+    stored: dict[str, Any] = dict(np.load(run / "prompts.npz"))
+    lengths = stored["lengths"].astype(np.int64)
+    flat, documents = stored["token_ids"].tolist(), []
+    every = zip(
+        stored["names"].tolist(), stored["temperatures"].tolist(), lengths, lengths.cumsum(), strict=True
+    )
+    for name, heat, length, end in every:
+        source, prompt_id = name.split("\t")
+        documents.append(Document(prompt_id, source, round(heat, 2), flat[end - length : end], [], ""))
+    return documents, stored["closing"].tolist()
 
 
 def main() -> None:
@@ -143,7 +224,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=80_000)
+    parser.add_argument("--limit", type=int, default=160_000)
     parser.add_argument("--run", type=Path, default=Path("runs/dflash2"))
     args = parser.parse_args()
     prepare(args.prompts, args.run, args.limit)

@@ -65,7 +65,7 @@ class Study:
     def __init__(self, args: argparse.Namespace, out: Output) -> None:
         self.args = args
         self.target = load_target("embedded", dtype=args.dtype, device=args.device).requires_grad_(False)
-        documents = documents_of(self.target, args, out)
+        documents = documents_of(self.target, args)
         self.rows, self.validation = rows_of(documents, sizes_of(args), self.target.device)
         self.tokenizer, self.cache = load_tokenizer("embedded"), None
         first = self.trainer("", config_of(args))
