@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from flashdraft.detokenizer import Decodes
+from flashdraft.errors import UsageError
 from flashdraft.grammar import GrammarState
 from flashdraft.sampler import TokenChooser, TokenLogprobs, token_logprobs
 from flashdraft.sampling_params import SamplingParams
@@ -16,6 +17,7 @@ from flashdraft.spec_decode.verify import verify
 from flashdraft.stopping import StopCondition
 
 Accept = Callable[[list[int], list[int]], tuple[int, int]]  # as spec_decode/verify.py
+NO_TOKEN = "there is no token to choose: a logit is no number"
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,23 @@ class Answer:
         return draft.first(len(self.chooser.allowed_prefix(self.output.token_ids, draft.token_ids)))
 
     def follow(
-        self, draft: DraftTree, logits: Tensor, argmax: list[int] | None = None, accept: Accept | None = None
+        self,
+        draft: DraftTree,
+        logits: Tensor,
+        argmax: list[int] | None = None,
+        accept: Accept | None = None,
+        is_sampled: bool = False,
     ) -> tuple[list[int], int]:
         """Which path of ``draft`` the target itself takes: its places, the anchor's 0 first, and the token after it.
 
         ``logits`` [1 + len(draft), vocab_size], ``argmax`` theirs if it is at hand; ``accept`` decides on chains.
+        ``is_sampled``: ``argmax`` is what a kernel chose by this answer's own rule, -1 where it found no numbers.
+        Raises UsageError where there is no token to choose.
         """
         choose, said = self.chooser.choose, self.output.token_ids
-        best = (argmax or logits.argmax(-1).tolist()) if self.chooser.is_argmax else []
+        best = (argmax or logits.argmax(-1).tolist()) if self.chooser.is_argmax or is_sampled else []
+        if is_sampled and min(best) < 0:
+            raise UsageError(NO_TOKEN)
         if draft.is_chain:
             wanted = best or choose(logits, said, draft.token_ids)
             num_accepted, token = (accept or verify)(draft.token_ids, wanted)

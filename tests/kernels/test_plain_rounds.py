@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flashdraft.answer import NO_TOKEN
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
+from flashdraft.sampler import TokenChooser
 from flashdraft.sampling_params import SamplingParams
 from toys import toy_hybrid, toy_target
 
@@ -69,6 +71,30 @@ def test_answers_of_several_steps(make):
     assert metrics.num_drafted == 0
     assert metrics.num_plain_rounds == metrics.num_rounds
     assert metrics.num_rounds >= metrics.num_output_tokens - metrics.num_requests
+
+
+def test_sampled_first_tokens_are_chosen_together(monkeypatch):
+    """The host asks for no answer's own token: it would wait for the device once for each."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3], [4, 8, 11]]
+    every = [replace(WHOLE, temperature=0.9, seed=idx) for idx in (1, 2)] + [WHOLE]
+    expected = [generate(target, None, *one).token_ids for one in zip(prompts, every, strict=True)]
+    engine = Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
+    monkeypatch.setattr(TokenChooser, "choose", None)
+    for idx, one in enumerate(zip(prompts, every, strict=True)):
+        engine.add_request(str(idx), *one)
+    assert _run(engine)[0] == dict(enumerate(expected))
+
+
+def test_a_sampled_first_token_of_no_numbers_ends_its_answer():
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    with torch.no_grad():
+        target.head_weight().fill_(float("nan"))
+    engine = Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
+    engine.add_request("0", [5, 6, 7], replace(WHOLE, temperature=0.9))
+    [output] = list(engine.run())
+    assert output.error == NO_TOKEN
+    assert output.finish_reason == "abort"
 
 
 def test_pages_for_all_steps_are_there():

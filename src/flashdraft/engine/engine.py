@@ -299,8 +299,7 @@ class Engine:
             if request.answer.scores_prompt:
                 request.answer.score_prompt(result.logits, start)
             if last:
-                result = result.at([-1])
-                _, token = self._follow(request, result, DraftTree())
+                _, token = self._follow(request, result := result.at([-1]), DraftTree())
                 outputs.append(self._deliver(request, [token], 0, 0, result))
         self._settle(left)
         return outputs
@@ -349,8 +348,9 @@ class Engine:
         return outputs
 
     def _follow(self, request: Request, result: Verified, draft: DraftTree) -> tuple[list[int], int]:
+        given = result.logits, result.argmax, self.simulated or verify, result.is_sampled
         try:
-            return request.answer.follow(draft, result.logits, result.argmax, self.simulated or verify)
+            return request.answer.follow(draft, *given)
         except UsageError as error:  # a grammar without a way on: it harms nobody else
             request.error = str(error)
             return [0], result.argmax[0]  # nothing of it is delivered

@@ -15,7 +15,9 @@ from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
-from flashdraft.ops.host_copy import HostCopy
+from flashdraft.ops import sampling_rule
+from flashdraft.ops.host_copy import HostCopy, told
+from flashdraft.ops.triton import runs_on
 from flashdraft.spec_decode.drafter import Drafter, Drafts
 from flashdraft.spec_decode.tree import DraftTree
 
@@ -27,6 +29,9 @@ class Verified:
     logits: Tensor  # [num_wanted, vocab_size], float32, of the last tokens; empty where no request reads them
     argmax: list[int]
     features: Tensor | None  # [num_tokens, feature_size], padding behind them
+    is_sampled: bool = (
+        False  # ``argmax`` has the request's own choices, by its temperature; -1: of no numbers
+    )
 
     def at(self, places: list[int]) -> "Verified":
         """The same with the choices at ``places`` alone, which rise."""
@@ -45,6 +50,7 @@ class Started:
     num_wanted: Sequence[int]  # of each request
     features: Sequence[Tensor | None]  # of each request
     logits: Tensor  # of the wanted tokens; empty where no request reads them
+    is_sampled: bool = False  # see :class:`Verified`
 
     def results(self) -> list[Verified]:
         """What it says to each request; waits for it."""
@@ -54,7 +60,8 @@ class Started:
             own = slice(done, done + wanted)
             done += wanted
             logits = self.logits[own] if len(self.logits) else self.logits
-            results.append(Verified(logits, [every[slot] for slot in self.slots[own]], features))
+            choices = [every[slot] for slot in self.slots[own]]
+            results.append(Verified(logits, choices, features, self.is_sampled))
         return results
 
 
@@ -169,7 +176,12 @@ class ModelRunner:
             for k in range(wanted)
         ]
         logits, features, argmax = None, step.output.features, step.argmax
-        if reads_logits:
+        is_sampled = reads_logits and parents is None and self._samples(requests)
+        if is_sampled:
+            argmax = self._sampled(
+                requests, token_ids, num_wanted, self.backend.logits(step.hidden_at(slots))
+            )
+        elif reads_logits:
             logits = self.backend.logits(step.hidden_at(slots))
             argmax = logits.argmax(-1)
         elif argmax is None:
@@ -177,9 +189,33 @@ class ModelRunner:
         kept = features.unbind() if features is not None else [None] * len(requests)
         own = kept[: len(requests)]
         chosen = slots if argmax is step.argmax else range(len(slots))
-        return Started(
-            HostCopy(argmax), chosen, list(num_wanted), own, self._no_logits if logits is None else logits
-        )
+        given = self._no_logits if logits is None else logits
+        return Started(HostCopy(argmax), chosen, list(num_wanted), own, given, is_sampled)
+
+    def _samples(self, requests: Sequence[Request]) -> bool:
+        """Whether a kernel chooses the tokens of all: the host would wait for each, and for a round before it."""
+        return runs_on(self.target.device) and not any(request.answer.needs_host for request in requests)
+
+    def _sampled(
+        self,
+        requests: Sequence[Request],
+        token_ids: Sequence[list[int]],
+        num_wanted: Sequence[int],
+        logits: Tensor,
+    ) -> Tensor:
+        """The requests' own choices, int64 [num_wanted], of the logits of their last tokens; -1: of no numbers."""
+        from flashdraft.ops.triton.sampling import sampled_tokens
+
+        rules: list[Sequence[int]] = []
+        positions: list[int] = []
+        for request, ids, wanted in zip(requests, token_ids, num_wanted, strict=True):
+            rule, end = request.answer.chooser.rule, request.num_committed + len(ids)
+            rules += [rule.told if rule else sampling_rule.GREEDY] * wanted
+            positions += range(end + 1 - wanted, end + 1)
+        if not rules:
+            return torch.empty(0, dtype=torch.int64)
+        device = logits.device
+        return sampled_tokens(logits, told(rules, device).int(), told(positions, device))
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from flashdraft.answer import NO_TOKEN
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
@@ -194,7 +195,7 @@ class Overlap:
                 continue
             request.num_in_flight -= seat.length
             if end.token < 0:
-                request.error = "there is no token to choose: a logit is no number"
+                request.error = NO_TOKEN
             draft = DraftTree(end.draft_ids, end.parents, end.log_probs)
             if draft.is_chain:
                 draft = draft.first(min(seat.length, request.most_tokens) - 1)
