@@ -183,18 +183,59 @@ def over_time(samples):
     return told
 
 
-def beside_plan(config, dtype, num_tokens):
-    """The largest that PyTorch held since the load began, in MB and over the plan for that many tokens of pages."""
+def beside_plan(llm, engine, config, dtype):
+    """What PyTorch held since the load began, in MB and over the plan, and part for part what it holds at its end."""
+    num_tokens = config.num_pages * config.page_size
     plan = plan_memory("embedded", "embedded", dtype, config, None)
     planned = plan.device_bytes(1) + num_tokens * (plan.kv_bytes + plan.draft_kv_bytes)
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    runner, sizes = engine.runner, lambda network: sum(one.nbytes for one in network.parameters())
+    pools, largest = held_in_pools()
+    outside = pools.pop("none", 0)
+    found = {
+        "weights": sizes(llm.target) + sizes(llm.drafter.model),
+        "pages": runner.cache.nbytes + runner.drafter.cache.nbytes,
+        "recordings": sum(pools.values()),
+        "transient": allocated - torch.cuda.memory_allocated(),
+    }
+    found["other"] = outside - found["weights"] - found["pages"]
+    foretold = {
+        "weights": plan.weight_bytes + plan.draft_weight_bytes,
+        "pages": plan.spare_bytes + num_tokens * (plan.kv_bytes + plan.draft_kv_bytes),
+        "recordings": plan.recorded_bytes + plan.chunk_bytes,
+        "transient": plan.activation_bytes,
+    }
     return {
-        "planned_mb": round(planned / 1e6, 1),
-        "most_allocated_mb": round(allocated / 1e6, 1),
-        "most_reserved_mb": round(reserved / 1e6, 1),
+        "planned_mb": _mb(planned),
+        "most_allocated_mb": _mb(allocated),
+        "most_reserved_mb": _mb(reserved),
         "allocated_over_plan": round(allocated / planned, 3),
         "reserved_over_plan": round(reserved / planned, 3),
+        "parts_mb": {name: [_mb(size), _mb(foretold.get(name, 0))] for name, size in found.items()},
+        "pools_mb": [_mb(size) for size in pools.values()],
+        "largest": largest,
     }
+
+
+def _mb(size):
+    return round(size / 1e6, 1)
+
+
+def held_in_pools():
+    """Bytes of tensors in each pool of recordings ("none": in no pool), and the 24 sizes that hold most.
+
+    Of these: whether in a pool, MB of one, how many.
+    """
+    pools, sizes = Counter(), Counter()
+    for segment in torch.cuda.memory_snapshot():
+        pool = segment.get("segment_pool_id", (0, 0))
+        name = "none" if tuple(pool) == (0, 0) else str(pool)
+        for block in segment["blocks"]:
+            if block["state"].startswith("active"):
+                pools[name] += block["size"]
+                sizes[name != "none", block["size"]] += 1
+    most = sorted(sizes.items(), key=lambda one: -one[0][1] * one[1])[:24]
+    return pools, [(in_pool, _mb(size), count) for (in_pool, size), count in most]
 
 
 def pages_for_some(cases, max_tokens, share):
@@ -234,7 +275,7 @@ async def loaded(llm, cases, args):
         "preemptions": stats.num_preemptions, "tokens": load.num_tokens, "pages": num_pages,
         "output_tokens_per_s": round(load.num_tokens / took, 1),
         "acceptance": round(stats.metrics.acceptance_length, 3), "memory": over_time(samples),
-        "plan": None if args.device == "cpu" else beside_plan(config, args.dtype, num_pages * config.page_size),
+        "plan": None if args.device == "cpu" else beside_plan(llm, engine, config, args.dtype),
     }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ class DeviceRounds:
             )
         self.rows.settled()
         if features is not None:  # they wait for a draft, and the next replay overwrites them
-            features = None if width > 1 else features.clone()
+            features = features.clone()
         kind = TreeDraft if has_trees else ChainDraft
         ends_of = plain_ends if num_steps > 1 else kind.ends
         return DeviceRound(HostCopy(ends), features, [row.block for row in rows], ends_of)
@@ -187,7 +187,8 @@ class DeviceRounds:
             self._observe(blocks, counts, features)
         self._starts[: len(starts)] = starts + counts
         self._anchors[: len(anchors)] = following.clamp(min=0)  # a row whose logits are no numbers ends
-        return draft.told(counts, following, path), features
+        # What a recording returns it keeps: features of blocks are observed by now, only a plain step's wait.
+        return draft.told(counts, following, path), features if shape.width == 1 else None
 
     def _asked(self, blocks: RowTables, shape: _Shape) -> RowTables:
         """Masks behind the anchors in ``blocks``."""

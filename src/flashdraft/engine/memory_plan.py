@@ -1,6 +1,7 @@
 """What serving a pair will take, from its configs alone: nothing is fetched or allocated but shapes.
 
-Sums of what the networks and caches say of themselves on the meta device; only a step's activations are an estimate.
+Sums of what the networks and caches say of themselves on the meta device; a step's activations, and what recordings
+and PyTorch's matrix products keep on a GPU, are estimates.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from flashdraft.admission import MAX_TREE
 from flashdraft.backends.base import recorded_tokens
 from flashdraft.cache.hybrid_cache import HybridCache
 from flashdraft.cache.kv_cache import KVShape
+from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
@@ -29,6 +31,10 @@ _GB = 10**9
 _USABLE = 0.9  # of a device's memory; the rest is the CUDA context, fragments and peaks
 # How layers run that have kernels which read pages in place (cuda/target.py): there all of them keep all tokens.
 _READ_IN_PLACE = LlamaModel.forward, Qwen3_5Model.forward
+# What cuBLAS and cuBLASLt keep on a Hopper for each thread and stream that ran a product (measured): of the thread that
+# starts an engine and of the one that steps it, each as it runs and as it records.
+_WORKSPACE_BYTES = 4 * (2**25 + 2**20)
+_KEY_BOUNDS = 2  # that the steps of one load are recorded for, as a rule (cuda/rows.keys_bound)
 DEVICES = ((1, 80), (1, 141), (2, 80))  # how many of how many GB
 
 
@@ -45,7 +51,7 @@ class MemoryPlan:
     state_bytes: int  # of one sequence: states of gated delta layers
     staged_bytes: int  # of one token in a step: what is kept of it until such layers' states are committed
     num_checkpoints: int  # states kept for prefixes, beside one of each request
-    activation_bytes: int  # of one step: its logits, and the widest tensors of a layer
+    activation_bytes: int  # of a step of blocks with its logits, or of prompts: a layer's widest tensors
     kv_heads: int
     page_size: int = 16
     step_tokens: int = 512  # of one step's blocks
@@ -60,6 +66,7 @@ class MemoryPlan:
         0  # of recorded chunks of prompts: what lies between recordings, and what one takes as it runs
     )
     staged_tokens: int = 0  # of the largest step on a GPU, for which ``staged_bytes`` are kept
+    recorded_bytes: int = 0  # on a GPU: what recorded steps of all shapes return, and cuBLAS' workspaces
 
     @property
     def spare_bytes(self) -> int:
@@ -96,7 +103,7 @@ class MemoryPlan:
         states = (self.num_checkpoints + self.max_running + 1) * self.state_bytes  # one for padding
         states += self.staged_tokens * self.staged_bytes
         shared = self.weight_bytes + self.draft_weight_bytes + states + self.spare_bytes
-        return (shared + self.activation_bytes + self.chunk_bytes) // num_devices
+        return (shared + self.activation_bytes + self.chunk_bytes) // num_devices + self.recorded_bytes
 
     def context_tokens(self, num_devices: int, device_gb: int) -> int:
         """Tokens of context that fit, of all requests together; negative where not even the rest does."""
@@ -122,6 +129,7 @@ class MemoryPlan:
             *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
             f"recorded chunks of prompts: about {_gb(self.chunk_bytes)}",
+            f"kept by recorded steps and cuBLAS: about {_gb(self.recorded_bytes)}",
         ]
         for num, size in DEVICES:
             tokens = self.context_tokens(num, size)
@@ -209,6 +217,7 @@ def plan_networks(
         gpu_window_bytes=0 if type(model).forward in _READ_IN_PLACE else window_bytes,
         window_tokens=room.num_pages * engine.page_size if room else 0,
         staged_tokens=_staged_tokens(drafter, engine),
+        recorded_bytes=_WORKSPACE_BYTES + _step_bytes(model, drafter, running, block_size),
     )
 
 
@@ -256,14 +265,26 @@ def staged_bytes(model: TargetModel) -> int:
     return int(inputs * model.head_weight().element_size() + 4 * scalars)
 
 
-def _activation_bytes(model: TargetModel, num_slots: int, step_tokens: int) -> int:
+def _step_bytes(model: TargetModel, drafter: DrafterNetwork | None, running: int, block_size: int) -> int:
+    """What recorded steps return (cuda/target.CudaTarget.step): final hidden states and features of their tokens.
+
+    A recording for each power of two of rows and of width: all but twice the tokens of the largest, either way.
+    """
+    num_tokens = (2 * power_of_two(running) - 1) * (2 * power_of_two(block_size) - 1)
+    features = 0 if drafter is None else int(drafter.fc.weight.shape[1])
+    each = (model.config.hidden_size + features) * model.head_weight().element_size()
+    return int(_KEY_BOUNDS * num_tokens * each)
+
+
+def _activation_bytes(model: TargetModel, num_slots: int, prompt_tokens: int) -> int:
     config, size = model.config, torch.empty(0, dtype=model.dtype).element_size()
     width = max(getattr(config, "intermediate_size", 0), getattr(config, "moe_intermediate_size", 0))
     logits = num_slots * config.vocab_size * (4 + size)
     # A prompt's product makes floats of weights in codes, of at most two matrices in one piece.
     maps = [module.weight for module in model.modules() if isinstance(module, QuantizedLinear)]
     floats = 2 * size * max((weight.shape.numel() for weight in maps), default=0)
-    return int(logits + max(num_slots, step_tokens) * size * (3 * width + 4 * config.hidden_size) + floats)
+    each = size * (3 * width + 4 * config.hidden_size)
+    return int(max(logits + num_slots * each, prompt_tokens * each) + floats)
 
 
 def _chunk_bytes(model: TargetModel) -> int:
