@@ -32,13 +32,12 @@ from flashdraft.ops.rope import rotate
 from flashdraft.ops.triton import gated_delta
 from flashdraft.ops.triton.delta_inputs import gated_delta_prepare, num_scalars
 from flashdraft.ops.triton.experts import NUM_EXACT, experts
-from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, silu_mul
+from flashdraft.ops.triton.fused import add_rms_norm, gated_norm, norm_rope_store, silu_mul
 from flashdraft.ops.triton.gated_delta import (
     conv_commit,
     gated_delta_block,
     gated_delta_commit,
     gated_delta_step,
-    gated_norm,
 )
 
 EPS = 1e-6

@@ -13,12 +13,12 @@ from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.triton import delta_inputs, gated_delta
 from flashdraft.ops.triton.delta_inputs import gated_delta_prepare, num_scalars
+from flashdraft.ops.triton.fused import gated_norm
 from flashdraft.ops.triton.gated_delta import (
     conv_commit,
     gated_delta_block,
     gated_delta_commit,
     gated_delta_step,
-    gated_norm,
 )
 
 NUM_SLOTS = 7
@@ -247,6 +247,19 @@ def test_bits_do_not_depend_on_the_tile(monkeypatch):
         monkeypatch.setattr(gated_delta, "VALUES", values)
         monkeypatch.setattr(delta_inputs, "TOKENS", tokens)
         found.append((case.block(case.copy()), *case.prepared(case.copy())))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+        assert not one.isnan().any(), "all is written"
+
+
+def test_steps_of_few_and_of_many_rows_have_the_same_bits(monkeypatch):
+    """They load in another order."""
+    case, found = Case.made(1, 3, torch.bfloat16), []
+    for few_rows in (0, 1):
+        monkeypatch.setattr(gated_delta, "FEW_ROWS", few_rows)
+        state = case.copy()
+        outs = [case.step_alone(state, 0, t) for t in range(3)]
+        found.append((torch.stack(outs), state.recurrent))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
         assert not one.isnan().any(), "all is written"

@@ -22,8 +22,7 @@ from flashdraft.models.qwen3_5 import GatedAttention, GatedDeltaNet, Qwen3_5Laye
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
 from flashdraft.ops.quantized import QuantizedWeight
 from flashdraft.ops.triton.experts import ClampedSwiGLU, experts
-from flashdraft.ops.triton.fused import add_rms_norm, norm_rope_store, sigmoid_mul, silu_mul
-from flashdraft.ops.triton.gated_delta import gated_norm
+from flashdraft.ops.triton.fused import add_rms_norm, gated_norm, norm_rope_store, sigmoid_mul, silu_mul
 from flashdraft.ops.triton.routing import route
 
 

@@ -29,7 +29,7 @@ def _past_inputs(conv, at, num_channels: tl.constexpr):  # type: ignore[no-untyp
 
 
 @triton.jit
-def _silu_conv(x3, x2, x1, x0, w3, w2, w1, w0):  # type: ignore[no-untyped-def]
+def silu_conv(x3, x2, x1, x0, w3, w2, w1, w0):  # type: ignore[no-untyped-def]
     """silu of the convolution, float32, rounded to the inputs' type wherever ops/causal_conv.py rounds."""
     dtype: tl.constexpr = x0.dtype
     total = (x0.to(tl.float32) * w0).to(dtype).to(tl.float32)
@@ -81,11 +81,18 @@ def gates_of(a, b, a_log, dt_bias):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def conv_of_one(x, weight, conv, at, channels: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A first token behind ``conv``."""
+def inputs_of_one(x, weight, conv, at, channels: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What :func:`silu_conv` takes of a first token behind ``conv``."""
     w3, w2, w1, w0 = _tap_weights(weight, at)
     x3, x2, x1 = _past_inputs(conv, at, channels)
-    return _silu_conv(x3, x2, x1, tl.load(x + at), w3, w2, w1, w0)
+    return x3, x2, x1, tl.load(x + at), w3, w2, w1, w0
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def conv_of_one(x, weight, conv, at, channels: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A first token behind ``conv``."""
+    x3, x2, x1, x0, w3, w2, w1, w0 = inputs_of_one(x, weight, conv, at, channels)
+    return silu_conv(x3, x2, x1, x0, w3, w2, w1, w0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -106,7 +113,7 @@ def _conv_of_block(  # type: ignore[no-untyped-def]
     x2 = _input_at(x, conv, at, t2[None, :], there, x_token, channels)
     x1 = _input_at(x, conv, at, t1[None, :], there, x_token, channels)
     x0 = _input_at(x, conv, at, t, there, x_token, channels)
-    result = _silu_conv(x3, x2, x1, x0, w3, w2, w1, w0)
+    result = silu_conv(x3, x2, x1, x0, w3, w2, w1, w0)
     tl.store(y + at + t * y_token, result.to(x0.dtype), there & (at >= 0))
     return result
 

@@ -194,3 +194,30 @@ def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
         head_dim=head_dim, tile=triton.next_power_of_2(head_dim), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gated_norm_kernel(  # type: ignore[no-untyped-def]
+    out, z, weight, gated, out_token, out_head, z_token, z_head, heads, eps: tl.constexpr, size: tl.constexpr
+):
+    token, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    at = tl.arange(0, size)
+    x = tl.load(out + token * out_token + head * out_head + at)
+    gate = tl.load(z + token * z_token + head * z_head + at).to(tl.float32)
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / size + eps)
+    normed = (wide * scale * tl.load(weight + at).to(tl.float32)).to(x.dtype).to(tl.float32)
+    result = normed * (gate / (1.0 + tl.exp(-gate)))
+    tl.store(gated + (token * heads + head) * size + at, result.to(x.dtype))
+
+
+def gated_norm(out: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of ``out`` [tokens, heads, value_dim] over value_dim, times silu of ``z``, of that shape: a tensor."""
+    num_tokens, heads, size = out.shape
+    gated = torch.empty((num_tokens, heads, size), dtype=out.dtype, device=out.device)
+    assert (out.stride(2), z.stride(2)) == (1, 1), "value dimensions lie side by side"
+    _gated_norm_kernel[(num_tokens * heads,)](
+        out, z, weight, gated, out.stride(0), out.stride(1), z.stride(0), z.stride(1), heads,
+        eps=eps, size=size, num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    return gated

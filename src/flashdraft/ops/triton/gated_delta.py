@@ -14,7 +14,6 @@ models/qwen3_5.py; lengths and decays multiply what is summed (S of raw k, times
 zeros there and in ``state``.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,11 +24,14 @@ from flashdraft.ops.triton.delta_inputs import (
     constants,
     conv_of_one,
     gates_of,
+    inputs_of_one,
     key_scalars,
+    silu_conv,
     sum_by_halves,
 )
 
 VALUES = 16  # value dimensions of a program
+FEW_ROWS = 8  # whose programs wait for memory more than they compute
 CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
 
 
@@ -114,22 +116,34 @@ def _step_kernel(  # type: ignore[no-untyped-def]
     qkv, a, b, weight, a_log, dt_bias, conv, state, slots, out,
     x_row, gate_row, conv_slot, state_slot, out_row,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr,
+    values: tl.constexpr, loads_first: tl.constexpr,
 ):  # fmt: skip
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     slot = tl.load(slots + row)
     at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
-    s0, s1, s2, s3 = _load_state(at, value_dim)
     channels: tl.constexpr = 2 * key_heads * key_dim + heads * value_dim
     q_at, column = _places(head, tile, heads, key_heads, key_dim, value_dim, values)
-    x, past = qkv + row * x_row, conv + slot * conv_slot
-    q = conv_of_one(x, weight, past, q_at, channels)
-    k = conv_of_one(x, weight, past, q_at + key_heads * key_dim, channels)
-    v = conv_of_one(x, weight, past, column + 2 * key_heads * key_dim, channels)
-    gate = row * gate_row + head
-    decay, beta = gates_of(
-        tl.load(a + gate), tl.load(b + gate), tl.load(a_log + head), tl.load(dt_bias + head)
-    )
+    k_at, v_at = q_at + key_heads * key_dim, column + 2 * key_heads * key_dim
+    x, past, gate = qkv + row * x_row, conv + slot * conv_slot, row * gate_row + head
+    if loads_first:  # before the first use of any: the compiler waits for memory twice, and else four times
+        q3, q2, q1, q0, qw3, qw2, qw1, qw0 = inputs_of_one(x, weight, past, q_at, channels)
+        k3, k2, k1, k0, kw3, kw2, kw1, kw0 = inputs_of_one(x, weight, past, k_at, channels)
+        v3, v2, v1, v0, vw3, vw2, vw1, vw0 = inputs_of_one(x, weight, past, v_at, channels)
+        fading, asked = tl.load(a + gate), tl.load(b + gate)
+        log, bias = tl.load(a_log + head), tl.load(dt_bias + head)
+        s0, s1, s2, s3 = _load_state(at, value_dim)
+        q = silu_conv(q3, q2, q1, q0, qw3, qw2, qw1, qw0)
+        k = silu_conv(k3, k2, k1, k0, kw3, kw2, kw1, kw0)
+        v = silu_conv(v3, v2, v1, v0, vw3, vw2, vw1, vw0)
+        decay, beta = gates_of(fading, asked, log, bias)
+    else:
+        s0, s1, s2, s3 = _load_state(at, value_dim)
+        q = conv_of_one(x, weight, past, q_at, channels)
+        k = conv_of_one(x, weight, past, k_at, channels)
+        v = conv_of_one(x, weight, past, v_at, channels)
+        decay, beta = gates_of(
+            tl.load(a + gate), tl.load(b + gate), tl.load(a_log + head), tl.load(dt_bias + head)
+        )
     k_scale, q_scale, qk = key_scalars(q, k, key_dim, 1)
     s0, s1, s2, s3, read = _update(
         s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, True
@@ -288,21 +302,6 @@ def _conv_kernel(  # type: ignore[no-untyped-def]
         tl.store(past + 2 * num_channels, newest, there)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _norm_kernel(  # type: ignore[no-untyped-def]
-    out, z, weight, gated, out_token, out_head, z_token, z_head, heads, eps: tl.constexpr, size: tl.constexpr
-):
-    token, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-    at = tl.arange(0, size)
-    x = tl.load(out + token * out_token + head * out_head + at)
-    gate = tl.load(z + token * z_token + head * z_head + at).to(tl.float32)
-    wide = x.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / size + eps)
-    normed = (wide * scale * tl.load(weight + at).to(tl.float32)).to(x.dtype).to(tl.float32)
-    result = normed * (gate / (1.0 + tl.exp(-gate)))
-    tl.store(gated + (token * heads + head) * size + at, result.to(x.dtype))
-
-
 def gated_delta_step(
     qkv: Tensor, a: Tensor, b: Tensor, conv_weight: Tensor, a_log: Tensor, dt_bias: Tensor,
     conv: Tensor, state: Tensor, slots: Tensor, out: Tensor,
@@ -320,7 +319,8 @@ def gated_delta_step(
     values = min(VALUES, shape["value_dim"])
     _step_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
         qkv, a, b, conv_weight, a_log, dt_bias, conv, state, slots, out,
-        qkv.stride(0), a.stride(0), conv.stride(0), state.stride(0), out.stride(0), **shape, values=values, **EXACT,
+        qkv.stride(0), a.stride(0), conv.stride(0), state.stride(0), out.stride(0), **shape,
+        values=values, loads_first=rows <= FEW_ROWS, **EXACT,
     )  # fmt: skip
 
 
@@ -381,15 +381,3 @@ def conv_commit(
         qkv, conv, slots, starts, counts, *_told_path(path, starts), *qkv.stride()[:3], *conv.stride()[:2],
         num_channels=channels, tile=CONV_TILE, has_path=path is not None, num_warps=4,
     )  # fmt: skip
-
-
-def gated_norm(out: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of ``out`` [tokens, heads, value_dim] over value_dim, times silu of ``z``, of that shape: a tensor."""
-    num_tokens, heads, size = out.shape
-    gated = torch.empty((num_tokens, heads, size), dtype=out.dtype, device=out.device)
-    assert (out.stride(2), z.stride(2)) == (1, 1), "value dimensions lie side by side"
-    _norm_kernel[(num_tokens * heads,)](
-        out, z, weight, gated, out.stride(0), out.stride(1), z.stride(0), z.stride(1), heads,
-        eps=eps, size=size, **EXACT,
-    )  # fmt: skip
-    return gated
