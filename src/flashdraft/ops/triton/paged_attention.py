@@ -46,6 +46,21 @@ def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
     return tl.where(staged >= 0, staged_from + tl.load(path + staged, is_key & (staged >= 0), 0), key)
 
 
+@triton.jit
+def _page_of(  # type: ignore[no-untyped-def]
+    table, at, place, is_key, end, page_size: tl.constexpr, tile: tl.constexpr, is_tree: tl.constexpr
+):
+    """The pages of the keys at ``place``, ``tile`` of them from ``at`` on: of whole pages, each asked for once."""
+    if is_tree or tile % page_size != 0:
+        page = tl.load(table + place // page_size, is_key, 0)
+    else:
+        pages: tl.constexpr = tile // page_size
+        number = at // page_size + tl.arange(0, pages)
+        page = tl.load(table + number, number * page_size < end, 0)
+        page = tl.reshape(tl.broadcast_to(page[:, None], (pages, page_size)), (tile,))
+    return page.to(tl.int64)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, table, first, last, start, paths, out, bests, totals,
@@ -78,7 +93,7 @@ def _attend(  # type: ignore[no-untyped-def]
         key = at + tl.arange(0, tile)
         is_key = key < end
         place = _on_path(key, is_key, path, staged_from) if is_tree else key
-        page = tl.load(table + row * table_row + place // page_size, is_key, 0).to(tl.int64)
+        page = _page_of(table + row * table_row, at, place, is_key, end, page_size, tile, is_tree)
         at_key = ((page * page_size + place % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
         k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
         v = tl.load(values + at_key, is_key[:, None] & is_dim[None, :], 0.0)
