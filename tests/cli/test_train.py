@@ -173,6 +173,22 @@ def test_more_features_than_the_target_has_layers_are_refused_before_any_answer(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (("--answer-rows", "0"), "answer_rows is 0; expected 1 or more"),
+        (("--max-new-tokens", "1"), "max_new_tokens is 1; expected 2 or more"),
+        (("--temperature", "-1"), "temperature is [-1.0]; expected 0 or more"),
+        (("--dry-run", "--gpus", "0"), "gpus is 0; expected 1 or more"),
+    ],
+)
+def test_settings_that_answer_nothing_are_refused(
+    run: Run, pair: list[str], tmp_path: Path, more: tuple[str, ...], part: str
+) -> None:
+    result = run("train", "--model", pair[1], "--prompts", "sample", "--out", str(tmp_path / "run"), *more)
+    assert (result.exit_code, part in result.stderr) == (2, True), result.stderr
+
+
 def test_rows_are_reported_before_the_run_and_bad_ones_stop_it(
     run: Run, pair: list[str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,8 @@ from command_line import Result, Run
 from flashdraft.data.request_log import RequestLog
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
+from flashdraft.train.tune import tune_drafter
+from flashdraft.train.tune_config import TuneConfig
 
 SMALL = (
     *("--max-len", "128", "--blocks-per-step", "32", "--max-new-tokens", "24"),
@@ -92,6 +95,12 @@ def test_missing_answers_are_the_targets_own(run: Run, pair: list[str], tmp_path
         (5, (), "there are 5 different requests"),
         (24, ("--held-back", "1.5"), "held_back is 1.5"),
         (24, ("--max-minutes", "1e-9"), "take all of 1e-09 minutes"),
+        (
+            24,
+            ("--blocks-per-step", "33"),
+            "blocks_per_step is 33, of blocks of 8 tokens; expected a multiple of 16",
+        ),
+        (24, ("--max-blocks", "0"), "max_blocks is 0; expected 1 or more"),
     ],
 )
 def test_what_cannot_be_tuned_is_told(
@@ -102,6 +111,30 @@ def test_what_cannot_be_tuned_is_told(
     result = tune(run, pair, tmp_path / "few.jsonl", tmp_path / "out", *more)
     assert result.exit_code in (1, 2)
     assert part in result.stderr
+
+
+def test_a_tuning_that_is_stopped_leaves_no_features_of_what_people_wrote(
+    pair: list[str], requests: Path, tmp_path: Path
+) -> None:
+    of_an_earlier_one = tmp_path / "features" / "features-00000.bin"
+    of_an_earlier_one.parent.mkdir()
+    of_an_earlier_one.write_text("what people wrote")
+
+    def stop(line: dict[str, Any]) -> None:
+        if "features" in line:
+            raise KeyboardInterrupt
+
+    config = TuneConfig(max_len=128, blocks_per_step=32, max_measured=2)
+    with pytest.raises(KeyboardInterrupt):
+        tune_drafter(pair[1], pair[3], requests, tmp_path, config, on_report=stop)
+    assert not of_an_earlier_one.parent.exists()
+
+
+def test_a_log_of_another_target_is_told(run: Run, pair: list[str], tmp_path: Path) -> None:
+    lines = [{"prompt_token_ids": [1, number], "answer_token_ids": [5, 100_000, 7]} for number in range(24)]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = tune(run, pair, tmp_path / "theirs.jsonl", tmp_path / "out")
+    assert (result.exit_code, "token id 100000 was found; expected 0 to" in result.stderr) == (1, True)
 
 
 def test_improve_tells_where_drafts_are_rejected_and_keeps_what_is_better(

@@ -98,7 +98,7 @@ def test_a_cached_run_is_the_same_to_the_bit(tmp_path: Path, dtype: torch.dtype,
 def test_the_plan_counts_bytes_and_steps_and_takes_the_cheaper(tmp_path: Path) -> None:
     target = toy_target().requires_grad_(False)
     drafter = toy_dflash(target)
-    plan = plan_features(target, drafter, ROWS, CONFIG, tmp_path / "features")
+    plan = plan_features(target, toy_dflash(target), ROWS, CONFIG, tmp_path / "features")
     assert plan.num_bytes == len(ROWS) * 128 * 2 * 48 * 4  # two layers of 48 floats
     assert (plan.num_steps, plan.num_fill_steps) == (24, -(-len(ROWS) // 2))
     assert plan.fly_s == pytest.approx(24 * plan.compute_s)
@@ -109,3 +109,12 @@ def test_the_plan_counts_bytes_and_steps_and_takes_the_cheaper(tmp_path: Path) -
     assert (cache, told["features"]) == (None, "fly")
     with pytest.raises(UsageError, match="--features is 'disk'"):
         feature_cache("disk", target, drafter, ROWS, CONFIG, tmp_path, {})
+
+
+def test_a_run_that_was_killed_while_it_measured_does_not_stop_the_next(tmp_path: Path) -> None:
+    target = toy_target().requires_grad_(False)
+    left = FeatureCache(tmp_path / "features.probe", SHAPE, {})
+    left.append(torch.zeros(1, 128, 6))
+    plan = plan_features(target, toy_dflash(target), ROWS, CONFIG, tmp_path / "features")
+    assert plan.num_bytes > 0
+    assert not left.folder.exists()

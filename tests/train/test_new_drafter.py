@@ -1,5 +1,7 @@
 """A new drafter's shape comes from the target's config, and what cannot be made is refused before any answer is."""
 
+import re
+
 import pytest
 import torch
 from transformers import Qwen3_5MoeTextConfig
@@ -46,3 +48,21 @@ def test_a_head_has_the_targets_experts(sparse_target):
     config = TrainConfig(method="mtp", block_size=4, intermediate_size=80)
     with pytest.raises(UsageError, match=r"of experts 24 wide: leave\s+--intermediate-size out"):
         new_drafter(sparse_target, None, config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seq_len": 0}, "seq_len is 0; expected more than 0"),
+        ({"total_blocks": 0}, "total_blocks is 0; expected 1 or more"),
+        ({"rows_per_step": 0}, "rows_per_step is 0; expected 1 or more"),
+        ({"num_layers": 0}, "num_layers is 0; expected 1 or more"),
+        ({"max_minutes": -1.0}, "max_minutes is -1.0; expected 0 or more"),
+        ({"lr": float("nan")}, "lr is nan; expected more than 0"),
+        ({"slots_per_block": 0.001}, "slots_per_block is 0.001; expected enough for one slot in a step"),
+        ({"warmup": 1.0}, "warmup is 1.0; expected a share from 0, below 1"),
+    ],
+)
+def test_settings_that_train_nothing_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        TrainConfig(**values)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashdraft.answer import RoundEvent
-from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.loader import PackedRows, check_token_ids, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.errors import DataError, UsageError
 from flashdraft.generate import generate
@@ -294,6 +294,41 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"cut off")
     with pytest.raises(DataError, match="cannot be read"):
         Trainer(TARGET, toy_dflash(TARGET), ROWS, {}, CONFIG, tmp_path).resume()
+
+
+def test_another_drafters_run_does_not_resume(tmp_path: Path) -> None:
+    train(tmp_path, (1e-9,))
+    wider = toy_target(hidden_size=32).requires_grad_(False)
+    with pytest.raises(DataError, match="drafter of another shape; use the same --model"):
+        Trainer(wider, toy_dflash(wider), ROWS, {}, CONFIG, tmp_path).resume()
+
+
+def test_a_run_that_is_stopped_has_told_of_its_last_steps(tmp_path: Path) -> None:
+    trainer = Trainer(TARGET, toy_dflash(TARGET), ROWS, {}, CONFIG, tmp_path)
+    lines: list[dict[str, float]] = []
+    trainer.train(lines.append, stop=lambda: trainer.progress.step == 3)
+    assert [(line["step"], "loss" in line) for line in lines] == [(3, True)]
+    again = Trainer(TARGET, toy_dflash(TARGET), ROWS, {}, CONFIG, tmp_path)
+    assert again.resume()
+    assert again.progress.elapsed_s > 0
+
+
+def test_a_run_that_fails_in_its_last_evaluation_has_kept_its_steps(tmp_path: Path) -> None:
+    def interrupt(line: dict[str, float]) -> None:
+        if "simulated_acceptance_length" in line:
+            raise KeyboardInterrupt
+
+    trainer = Trainer(TARGET, toy_dflash(TARGET), ROWS, {"toy": ROWS}, CONFIG, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(interrupt)
+    again = Trainer(TARGET, toy_dflash(TARGET), ROWS, {}, CONFIG, tmp_path)
+    assert again.resume()
+    assert again.progress.step == 40
+
+
+def test_answers_of_another_target_are_told() -> None:
+    with pytest.raises(DataError, match="token id 96 was found; expected 0 to 95, the target's"):
+        check_token_ids(96, ROWS, pack([Document("0", "", 0.0, [96, 1], [2, 3], "stop")], 128))
 
 
 def test_rows_of_an_epoch_are_all_rows_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from flashdraft.data.conversations import Regenerate
 from flashdraft.errors import DataError, UsageError
+from flashdraft.train.config import at_least, check_fields
 
 if TYPE_CHECKING:
     from flashdraft.data.on_policy import OnPolicyConfig
@@ -70,9 +71,18 @@ class TrainData:
     )
 
     def check(self) -> None:
-        """Raise UsageError where there is nothing to train on, or several processes would answer."""
+        """Raise UsageError for a value out of range, nothing to train on, or several processes that would answer."""
         from flashdraft.train.ranks import launched_count
 
+        check_fields(
+            self,
+            [
+                *at_least(self, 1, "max_prompt_len", "answer_rows"),
+                *at_least(self, 2, "max_new_tokens"),  # an anchor and what is drafted
+                (self.limit is None or self.limit >= 1, "limit", "1 or more"),
+                (all(one >= 0 for one in self.temperature or ()), "temperature", "0 or more"),
+            ],
+        )
         if self.prompts is None and not self.answers:
             raise UsageError(
                 "there is nothing to train on; give --prompts (to be answered) or --answers (made before)"

@@ -7,7 +7,7 @@ import typer
 
 from flashdraft.cli.train_data import TrainData
 from flashdraft.errors import UsageError
-from flashdraft.train.config import TrainConfig
+from flashdraft.train.config import TrainConfig, at_least, check_fields
 
 if TYPE_CHECKING:
     from flashdraft.gpus import Gpu
@@ -33,6 +33,7 @@ class DryRun:
         from flashdraft.train.forecast import PairSizes, duration, forecast
         from flashdraft.train.run import dflash_shape
 
+        check_fields(self, at_least(self, 1, "gpus"))
         if config.method != "dflash":
             raise UsageError("--dry-run forecasts DFlash drafters; leave --method out")
         if config.rows_per_step % (self.gpus * config.accumulate):

@@ -30,6 +30,17 @@ class PackedRows:
         return self.token_ids.shape[0]
 
 
+def check_token_ids(vocab_size: int, *packed: PackedRows) -> None:
+    """Raise DataError for a token id that the target does not have."""
+    for rows in packed:
+        least, most = int(rows.token_ids.min()), int(rows.token_ids.max())
+        if least < 0 or most >= vocab_size:
+            raise DataError(
+                f"token id {least if least < 0 else most} was found; expected 0 to {vocab_size - 1}, the target's: give"
+                " its own answers"
+            )
+
+
 def pack(documents: Sequence[Document], seq_len: int, device: torch.device | str = "cpu") -> PackedRows:
     """Pack best-fit decreasing. A document longer than ``seq_len`` is cut there: its later anchors are not trained.
 

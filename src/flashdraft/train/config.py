@@ -1,11 +1,15 @@
 """What a training run is: saved beside its checkpoints and compared when it resumes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flashdraft.errors import UsageError
 
+Check = tuple[bool, str, str]  # whether a field's value is fine, the field, what is expected of it
+
+TILE = 128  # of the attention's masks
 METHODS = ("dflash", "mtp")
 HEADS = ("dflash", "dflash2")
 MISSING = ("inject", "skip")
@@ -14,6 +18,23 @@ WEIGHTINGS = ("decay", "dpace")
 
 def _described(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+def check_fields(config: Any, checks: Sequence[Check]) -> None:
+    """Raise UsageError for the first field of ``config`` whose value is not fine."""
+    for is_fine, name, expected in checks:
+        if not is_fine:
+            raise UsageError(f"{name} is {getattr(config, name)}; expected {expected}")
+
+
+def at_least(config: Any, least: float, *names: str) -> list[Check]:
+    """Checks that these fields of ``config`` are no less, and numbers at all."""
+    return [(getattr(config, name) >= least, name, f"{least} or more") for name in names]
+
+
+def above_zero(config: Any, *names: str) -> list[Check]:
+    """Checks that these fields of ``config`` are more than nothing, and numbers at all."""
+    return [(getattr(config, name) > 0, name, "more than 0") for name in names]
 
 
 @dataclass(frozen=True)
@@ -95,27 +116,44 @@ class TrainConfig:
             )
         if self.weighting not in WEIGHTINGS:
             raise UsageError(f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
-        for name, most in (("dpace_alpha", 1), ("distill", 1), ("dpace_power", 2)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected 0 to {most}")
+        check_fields(self, self._ranges())
         if self.recompute and self.method == "mtp":
             raise UsageError(
                 "recompute is for the layers of a DFlash drafter; expected it off for an MTP head"
             )
-        if self.accumulate < 1 or self.rows_per_step % self.accumulate:
+        if self.rows_per_step % self.accumulate:
             raise UsageError(
                 f"accumulate is {self.accumulate}; expected a divisor of rows_per_step ({self.rows_per_step})"
             )
-        if self.block_size < 2:
-            raise UsageError(
-                f"block_size is {self.block_size}; expected 2 or more (anchor and a draft token)"
-            )
         slots = self.blocks_per_row * self.block_size
-        if slots % 128 or self.seq_len % 128:
+        if slots % TILE or self.seq_len % TILE:
             raise UsageError(
                 f"blocks_per_row * block_size is {slots} and seq_len {self.seq_len};"
-                " expected multiples of 128 (the attention tile)"
+                f" expected multiples of {TILE} (the attention tile)"
             )
+
+    def _ranges(self) -> list[Check]:
+        counts = (
+            "num_layers", "num_features", "rows_per_step", "accumulate", "blocks_per_row", "total_blocks",
+            "validation_documents", "conv_group_size", "selector_top_k",
+        )  # fmt: skip
+        amounts = "max_minutes", "eval_minutes", "checkpoint_minutes", "served_prompts"
+        return [
+            (self.block_size >= 2, "block_size", "2 or more (anchor and a draft token)"),
+            *at_least(self, 1, *counts),
+            *at_least(self, 0, *amounts, "selector_rank", "selector_loss", "weight_decay"),
+            *above_zero(self, "seq_len", "gamma", "lr", "grad_clip"),
+            (
+                self.slots_per_block * self.rows_per_step * self.blocks_per_row >= 1,
+                "slots_per_block",
+                "enough for one slot in a step",
+            ),
+            *(
+                (0 <= getattr(self, name) <= most, name, f"0 to {most}")
+                for name, most in (("dpace_alpha", 1), ("distill", 1), ("dpace_power", 2), ("final_lr", 1))
+            ),
+            (0 <= self.warmup < 1, "warmup", "a share from 0, below 1"),
+        ]
 
     def lr_factor(self, progress: float) -> float:
         """Share of ``lr`` at ``progress`` (0 to 1): linear warm-up, then cosine (paper, A.1)."""

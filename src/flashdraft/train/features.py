@@ -93,7 +93,9 @@ def plan_features(
         compute_s, features = _timed(target, lambda: target_features(target, some, layers))
     folder.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = int(shutil.disk_usage(folder.parent).free * _FREE_SHARE)
-    probe = FeatureCache(folder.with_name(folder.name + ".probe"), _shape(target, some, layers), {})
+    probed = folder.with_name(folder.name + ".probe")
+    shutil.rmtree(probed, ignore_errors=True)  # of a run that was killed just here
+    probe = FeatureCache(probed, _shape(target, some, layers), {})
     try:
         write_s, _ = _timed(target, lambda: probe.append(features))
         read_s, _ = _timed(target, lambda: probe.read(index, target.device))

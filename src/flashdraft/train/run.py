@@ -20,7 +20,7 @@ from flashdraft.checkpoint.load import (
 )
 from flashdraft.data.answerer import Answerer
 from flashdraft.data.engine_answers import EngineAnswers, rollout_config
-from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.loader import PackedRows, check_token_ids, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
 from flashdraft.data.prompts import Prompt, conversation_of, group_of
 from flashdraft.data.server_answers import ServerAnswers
@@ -44,6 +44,7 @@ from flashdraft.whole_files import write_whole
 
 NUM_TAPS = 2  # of DFlash 2's convolutions
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
+_SAID = "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "num_rows", "num_anchors"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def train_drafter(
     drafter = _first_drafter(target, target_name, config, device, dtype, init)
     notes = template_notes(answers)
     training, validation = split(documents, config, device)
+    check_token_ids(target.config.vocab_size, training, *validation.values())
     cache, plan = feature_cache(
         features, target, drafter, training, config, folder / "features", {"target": target_name}
     )
@@ -146,10 +148,7 @@ def train_drafter(
     }
     if ranks.is_first:
         write_whole(folder / "run.json", json.dumps(facts, indent=2) + "\n")
-        said = (
-            "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "num_rows", "num_anchors",
-        )  # fmt: skip
-        on_report({name: facts[name] for name in said} | {"features": plan["features"]})
+        on_report({name: facts[name] for name in _SAID} | {"features": plan["features"]})
     trainer.train(on_report, 60 * pause_minutes, stop)
     if ranks.is_first:
         save_drafter(drafter, folder / "drafter", torch.bfloat16, notes)

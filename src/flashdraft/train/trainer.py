@@ -31,9 +31,12 @@ from flashdraft.train.ranks import Ranks
 from flashdraft.train.served import check_served
 from flashdraft.train.simulate import simulate
 
-FREE_TO_CHANGE = ("max_minutes", "eval_minutes", "served_prompts", "shard_target")  # when a run is resumed
+FREE_TO_CHANGE = (  # when a run is resumed
+    "max_minutes", "eval_minutes", "checkpoint_minutes", "served_prompts", "shard_target",
+)  # fmt: skip
 STEPS_BETWEEN_READS = 20  # the device is asked for the loss this often; it runs ahead in between
 TIMED_READ_S = 5.0  # and this often where the schedule is one of time: slow steps must not overrun it
+SLOW_READ_S = 60.0  # and no less often than this: runs of slow steps are seen to go on, and are saved
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Trainer:
             ranks.shard_layers(target)
 
     def resume(self) -> bool:
-        """Go on from the folder's state, if there is one. Raises DataError when the settings differ."""
+        """Go on from the folder's state, if there is one. Raises DataError when settings or shapes differ."""
         state = load_state(self.folder)
         if state is None:
             if self.ranks.is_first:
@@ -100,6 +103,12 @@ class Trainer:
             raise DataError(
                 f"{self.folder}: its run has other settings ({', '.join(sorted(changed))});"
                 " use the same ones, or another --out folder"
+            )
+        then_shapes = {name: matrix.shape for name, matrix in matrices["masters"].items()}
+        if then_shapes != {name: matrix.shape for name, matrix in self.drafter.named_parameters()}:
+            raise DataError(
+                f"{self.folder}: its run trains a drafter of another shape; use the same --model and --init, or another"
+                " --out folder"
             )
         self.optimizer.load_state_dict(matrices)
         self.progress = Progress(head["step"], head["elapsed_s"])
@@ -129,30 +138,31 @@ class Trainer:
             progress.elapsed_s + 60 * m for m in (config.eval_minutes, config.checkpoint_minutes)
         )
         since, since_step = time.perf_counter(), progress.step
+        longest_s = TIMED_READ_S if config.max_minutes > 0 else SLOW_READ_S
         losses = []
         while progress.share(config) < 1 and progress.elapsed_s < pause_s and not stop():
             losses.append(self._step())
             progress.step += 1
             # Several processes read at the same steps, whatever their clocks say.
-            by_clock = config.max_minutes > 0 and self.ranks.count == 1
-            is_due = by_clock and time.perf_counter() - since >= TIMED_READ_S
-            if progress.step % STEPS_BETWEEN_READS and not is_due and progress.share(config) < 1:
+            is_due = self.ranks.count == 1 and time.perf_counter() - since >= longest_s
+            is_last = progress.share(config) >= 1 or stop()
+            if progress.step % STEPS_BETWEEN_READS and not (is_due or is_last):
                 continue
             loss = self.ranks.sum(torch.stack(losses).mean()).item()
             losses = []
             seconds = self.ranks.from_first(time.perf_counter() - since, self.target.device)
             progress.elapsed_s += seconds
             self._report(on_report, loss, (progress.step - since_step) / seconds)
-            if progress.elapsed_s >= next_eval and progress.share(config) < 1:  # the end has its own
+            if progress.elapsed_s >= next_eval and not is_last:  # the end has its own
                 self.evaluate(on_report)
                 next_eval = progress.elapsed_s + 60 * config.eval_minutes
             if progress.elapsed_s >= next_save:
                 self.save()
                 next_save = progress.elapsed_s + 60 * config.checkpoint_minutes
             since, since_step = time.perf_counter(), progress.step
+        self.save()
         if not stop():
             self.evaluate(on_report)
-        self.save()
 
     def evaluate(self, on_report: Any) -> dict[str, float]:
         """Simulated acceptance length on the validation documents, by kind of text and over all of them.

@@ -5,6 +5,7 @@ by simulation; a gain counts only where its confidence interval lies above nothi
 """
 
 import json
+import math
 import shutil
 import time
 import zlib
@@ -16,14 +17,15 @@ from typing import Any, Literal, cast
 import torch
 
 from flashdraft.checkpoint.load import (
-    check_pair,
     eos_token_ids,
     load_target,
     load_tokenizer,
+    outline_drafter,
+    outline_target,
     save_drafter,
     training_notes,
 )
-from flashdraft.data.loader import PackedRows, pack
+from flashdraft.data.loader import PackedRows, check_token_ids, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, read_documents
 from flashdraft.data.prompts import Prompt
 from flashdraft.data.request_log import SOURCE as REQUESTS
@@ -32,7 +34,7 @@ from flashdraft.errors import DataError, UsageError
 from flashdraft.intervals import ratio_interval
 from flashdraft.models.base import TargetModel
 from flashdraft.provenance import collect_provenance
-from flashdraft.train.config import TrainConfig
+from flashdraft.train.config import TILE, TrainConfig
 from flashdraft.train.features import feature_cache
 from flashdraft.train.forward import Network
 from flashdraft.train.lost import Lost, accepted_of, token_kinds, where_lost, with_replay
@@ -106,7 +108,7 @@ def tune_drafter(
     started = time.perf_counter()
     if (folder / "tune.json").exists():
         raise UsageError(f"{folder} holds a tuning already; give another --out")
-    check_pair(target_name, draft)
+    wanted = _settings(outline_drafter(draft, outline_target(target_name)), config)
     found = read_requests(requests, load_tokenizer(target_name), eos_token_ids(target_name))
     made = _answered([*found.unanswered, *others], target_name, draft, folder, config, device, dtype)
     training, held_back = divide(found.answered + made.pop(REQUESTS, []), config)
@@ -117,20 +119,16 @@ def tune_drafter(
     target = load_target(target_name, dtype=dtype, device=device)
     drafter = load_trainable(draft, target, dtype, device)
     packed = {name: pack(documents, config.max_len, device) for name, documents in kinds.items()}
+    learned = pack(training + mixed_in, config.max_len, device)
+    check_token_ids(target.config.vocab_size, learned, *packed.values())
     measuring = time.perf_counter()
     before = {name: _all_walks(target, drafter, rows) for name, rows in packed.items()}
-    now = time.perf_counter()
-    left_s = 60 * config.max_minutes - (now - started) - (now - measuring)
-    if left_s <= 0:
-        raise UsageError(
-            f"answering and measuring take all of {config.max_minutes:g} minutes; raise --max-minutes, or give"
-            " requests with their answers"
-        )
-    rows, share_looked = pack(training + mixed_in, config.max_len, device), None
+    left_s = _time_left(config, started, measuring)
+    share_looked = None
     if replays:
-        rows, share_looked, looked_s = _replayed(target, drafter, rows, _LOOK_SHARE * left_s)
+        learned, share_looked, looked_s = _replayed(target, drafter, learned, _LOOK_SHARE * left_s)
         left_s = max(left_s - looked_s, 1.0)
-    num_blocks = _train(target_name, target, drafter, rows, config, folder, left_s, on_report)
+    num_blocks = _train(target_name, target, drafter, learned, wanted, folder, left_s, on_report)
     after = {name: _all_walks(target, drafter, rows) for name, rows in packed.items()}
     compared = {name: _compared(before[name], after[name]) for name in packed}
     domain = compared.pop(REQUESTS)
@@ -144,6 +142,18 @@ def tune_drafter(
     facts = {"draft": draft, "config": asdict(config), "num_repeated": found.num_repeated}
     _write(folder, target_name, tuned, facts | {"provenance": collect_provenance(device)})
     return tuned
+
+
+def _time_left(config: TuneConfig, started: float, measuring: float) -> float:
+    """Seconds to train in, where measuring, which began then, comes once more. Raises UsageError for none."""
+    now = time.perf_counter()
+    left_s = 60 * config.max_minutes - (now - started) - (now - measuring)
+    if left_s <= 0:
+        raise UsageError(
+            f"answering and measuring take all of {config.max_minutes:g} minutes; raise --max-minutes, or give"
+            " requests with their answers"
+        )
+    return left_s
 
 
 def _write(folder: Path, target_name: str, tuned: Tuned, facts: dict[str, Any]) -> None:
@@ -236,42 +246,56 @@ def _answered(
     return by_source
 
 
-def _train(
-    target_name: str,
-    target: TargetModel,
-    drafter: Network,
-    rows: PackedRows,
-    config: TuneConfig,
-    folder: Path,
-    seconds: float,
-    on_report: Callable[[dict[str, Any]], None],
-) -> int:
-    """Train for ``seconds``, features kept on disk where that is cheaper; blocks trained on."""
-    started = time.perf_counter()
-    wanted = TrainConfig(
+def _settings(drafter: Network, config: TuneConfig) -> TrainConfig:
+    """The training's, without its time. Raises UsageError for blocks that do not fill the attention's tiles."""
+    block_size = drafter.config.block_size
+    if config.blocks_per_step * block_size % TILE:
+        raise UsageError(
+            f"blocks_per_step is {config.blocks_per_step}, of blocks of {block_size} tokens; expected a multiple of"
+            f" {TILE // math.gcd(TILE, block_size)}"
+        )
+    return TrainConfig(
         method=cast("Literal['dflash', 'mtp']", drafter.method),
-        block_size=drafter.config.block_size,
+        block_size=block_size,
         seq_len=config.max_len,
         rows_per_step=1,
         blocks_per_row=config.blocks_per_step,
         lr=config.lr,
         warmup=0.05,
         total_blocks=config.max_blocks,
-        max_minutes=seconds / 60,
         eval_minutes=float("inf"),
         checkpoint_minutes=float("inf"),
         served_prompts=0,
         seed=config.seed,
     )
+
+
+def _train(
+    target_name: str,
+    target: TargetModel,
+    drafter: Network,
+    rows: PackedRows,
+    wanted: TrainConfig,
+    folder: Path,
+    seconds: float,
+    on_report: Callable[[dict[str, Any]], None],
+) -> int:
+    """Train for ``seconds``, features kept on disk where that is cheaper; blocks trained on."""
+    started = time.perf_counter()
     kept = folder / "features"
-    cache, plan = feature_cache("auto", target, drafter, rows, wanted, kept, {"target": target_name})
-    on_report({"features": plan["features"]})
-    left_s = max(seconds - (time.perf_counter() - started), 1.0)
-    timed = replace(wanted, max_minutes=left_s / 60)
-    trainer = Trainer(target, drafter, rows, {}, timed, folder / "training", cache)
-    trainer.train(on_report)
-    shutil.rmtree(kept, ignore_errors=True)  # they tell what people wrote, and are of no more use
-    return trainer.progress.step * config.blocks_per_step
+    try:
+        # What an earlier tuning was stopped over is of other rows, or soon made again.
+        shutil.rmtree(kept, ignore_errors=True)
+        timed = replace(wanted, max_minutes=seconds / 60)
+        cache, plan = feature_cache("auto", target, drafter, rows, timed, kept, {"target": target_name})
+        on_report({"features": plan["features"]})
+        left_s = max(seconds - (time.perf_counter() - started), 1.0)
+        timed = replace(wanted, max_minutes=left_s / 60)
+        trainer = Trainer(target, drafter, rows, {}, timed, folder / "training", cache)
+        trainer.train(on_report)
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)  # they tell what people wrote, and are of no more use
+    return trainer.progress.step * wanted.blocks_per_row
 
 
 def _all_walks(target: TargetModel, drafter: Network, rows: PackedRows) -> list[Walk]:

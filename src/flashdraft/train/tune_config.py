@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashdraft.errors import UsageError
-
-_TILE = 128
+from flashdraft.train.config import TILE, above_zero, at_least, check_fields
 
 
 def _described(default: Any, text: str) -> Any:
@@ -30,12 +28,12 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.max_minutes > 0, "max_minutes", "more than 0"),
+            *above_zero(self, "max_minutes", "lr"),
+            *at_least(self, 1, "max_blocks", "answer_rows", "blocks_per_step"),
+            (self.max_new_tokens >= 2, "max_new_tokens", "2 or more (an anchor and what is drafted)"),
             (0 < self.held_back < 1, "held_back", "a share between 0 and 1"),
             (0 <= self.general_share < 1, "general_share", "a share from 0, below 1"),
-            (self.max_measured >= 2, "max_measured", "2 or more"),
-            (self.max_len >= _TILE and self.max_len % _TILE == 0, "max_len", f"a multiple of {_TILE}"),
+            *at_least(self, 2, "max_measured"),
+            (self.max_len >= TILE and self.max_len % TILE == 0, "max_len", f"a multiple of {TILE}"),
         )
-        for is_fine, name, expected in checks:
-            if not is_fine:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected {expected}")
+        check_fields(self, checks)
