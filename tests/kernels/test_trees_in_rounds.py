@@ -53,7 +53,9 @@ def test_trees_beside_chains_in_rounds():
         generate(target, None, prompt, one[0]).token_ids for prompt, one in zip(prompts, asked, strict=True)
     ]
     engine = Engine(target, drafter, EngineConfig(max_running=4, page_size=4, num_pages=96))
-    launched, found = _launched(engine), {}
+    launched, found, rounds, kept = _launched(engine), {}, engine.runner.rounds, []
+    recorded = rounds._recorded
+    rounds._recorded = lambda key, *given: kept.append((key[-1].width, recorded(key, *given))) or kept[-1][1]
     for idx, (prompt, (params, block, tree)) in enumerate(zip(prompts, asked, strict=True)):
         engine.add_request(str(idx), prompt, params, block, draft_tree=tree)
     for output in engine.run():
@@ -62,6 +64,8 @@ def test_trees_beside_chains_in_rounds():
     assert {0, 7, 12} in [{tree_size for _, tree_size in rows} for rows in launched]
     assert [found[idx] for idx in range(len(asked))] == expected
     assert engine.metrics.num_accepted > 3, "choose another seed: no path is kept"
+    assert max(width for width, _ in kept) > 1
+    assert all(features is None for width, (_, features) in kept if width > 1), "a recording would keep them"
 
 
 def test_auto_verifies_trees_of_few_requests_in_rounds():
