@@ -253,16 +253,18 @@ def test_bits_do_not_depend_on_the_tile(monkeypatch):
 
 
 def test_steps_of_few_and_of_many_rows_have_the_same_bits(monkeypatch):
-    """They load in another order."""
-    case, found = Case.made(1, 3, torch.bfloat16), []
-    for few_rows in (0, 1):
+    """They load in another order, and programs have other numbers of values."""
+    case, found = Case.made(1, 3, torch.bfloat16, key_dim=32, value_dim=32), []
+    for few_rows, many_rows in ((0, 2), (1, 2), (0, 1), (1, 1)):
         monkeypatch.setattr(gated_delta, "FEW_ROWS", few_rows)
+        monkeypatch.setattr(gated_delta, "MANY_ROWS", many_rows)
         state = case.copy()
         outs = [case.step_alone(state, 0, t) for t in range(3)]
         found.append((torch.stack(outs), state.recurrent))
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
-        assert not one.isnan().any(), "all is written"
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert torch.equal(one, same)
+            assert not one.isnan().any(), "all is written"
 
 
 @pytest.mark.parametrize("bias", [-100.0, -10.0, 0.0, 19.0, 21.0, 100.0])

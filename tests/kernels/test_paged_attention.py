@@ -48,6 +48,7 @@ def _expected(q, storage, every, mask, spec=FULL_ATTENTION):
         (2, 7, 9, 3, 32, [5, 530]),
         (1, 16, 6, 1, 256, [70]),
         (2, 5, 4, 4, 80, [1, 255]),
+        (2, 2, 2, 1, 136, [127, 1300]),  # wide heads: shorter parts of the first 1,024 keys
     ],
 )
 def test_blocks_see_what_came_before(rows, width, heads, kv_heads, head_dim, starts):
@@ -125,10 +126,10 @@ def test_a_path_has_the_bits_of_a_chain(start):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("start", [40, PART - 3, 2 * PART + 17])
-def test_bits_are_the_same_whatever_stands_beside(dtype, start):
+@pytest.mark.parametrize(("start", "head_dim"), [(40, 32), (PART - 3, 32), (2 * PART + 17, 32), (1021, 144)])
+def test_bits_are_the_same_whatever_stands_beside(dtype, start, head_dim):
     """A token of a block, of a wider one, alone, beside other rows, and with a larger bound of keys."""
-    q, storage, table, _, positions, num_keys = _made(3, 7, 6, 2, 32, [start, 11, 600], dtype)
+    q, storage, table, _, positions, num_keys = _made(3, 7, 6, 2, head_dim, [start, 11, 600], dtype)
     visible = Visible(torch.zeros_like(positions).int(), (positions + 1).int())
     whole = _run(q, storage, table, visible, num_keys)
     for token in range(7):

@@ -18,7 +18,7 @@ from flashdraft.ops.attention import AttentionSpec
 from flashdraft.ops.host_copy import told
 from flashdraft.ops.triton.delta_inputs import gated_delta_prepare
 from flashdraft.ops.triton.gated_delta import gated_delta_block, gated_delta_step
-from flashdraft.ops.triton.paged_attention import PART, Visible, paged_attention
+from flashdraft.ops.triton.paged_attention import Visible, paged_attention, parts_of
 
 
 class Storage(Protocol):
@@ -174,7 +174,8 @@ class _SideBySide:
     ) -> Tensor:
         """Attention of ``q`` [num_tokens, heads, head_dim], the same shape."""
         rows, visible = apart(q[self.padded], 0, self.shape), self.visible.within(window)
-        sums = len(rows) * q.shape[1:].numel() * -(-self.num_keys // PART)  # of a place of all rows
+        parts = parts_of(self.num_keys, q.shape[-1])
+        sums = len(rows) * q.shape[1:].numel() * parts  # of a place of all rows
         most, found = max(_MOST_SUMS // sums, 1), []
         for at in range(0, self.shape[1], most):
             part = slice(at, at + most)

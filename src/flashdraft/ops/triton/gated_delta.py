@@ -31,7 +31,8 @@ from flashdraft.ops.triton.delta_inputs import (
 )
 
 VALUES = 16  # value dimensions of a program
-FEW_ROWS = 8  # whose programs wait for memory more than they compute
+MANY_ROWS = 4  # of one token, and more: programs have twice as many values, and prepare keys half as often
+FEW_ROWS = 8  # no more: programs load all they need first, for they wait for memory more than they compute
 CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
 
 
@@ -316,7 +317,7 @@ def gated_delta_step(
     shape, (rows, width, _) = constants(qkv, state), qkv.shape
     assert width == 1, "wider blocks are prepared first"
     check_inputs(qkv, a, b, conv)
-    values = min(VALUES, shape["value_dim"])
+    values = min(VALUES if rows < MANY_ROWS else 2 * VALUES, shape["value_dim"])
     _step_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
         qkv, a, b, conv_weight, a_log, dt_bias, conv, state, slots, out,
         qkv.stride(0), a.stride(0), conv.stride(0), state.stride(0), out.stride(0), **shape,

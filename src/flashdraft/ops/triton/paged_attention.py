@@ -14,6 +14,10 @@ from torch import Tensor
 
 QUERIES = 16  # of one program: the rows of the smallest matrix product, whatever the width
 PART = 256  # keys of one program
+# Tiles of wide heads are small: of the first keys they have shorter parts, for else few programs have many tiles.
+_SHORT_PART = 128
+_IN_SHORT_PARTS = 1024  # keys
+_WIDE = 128  # dimensions; heads with more are wide
 _TILE = 64  # keys that it loads at a time; fewer where heads are wide
 _JOINED = 8  # parts that are joined at a time
 # Of the loop over tiles. Keys wait for the page's number, and that for a tree's path: each takes a stage of the loads
@@ -46,7 +50,7 @@ def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
     return tl.where(staged >= 0, staged_from + tl.load(path + staged, is_key & (staged >= 0), 0), key)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _page_of(  # type: ignore[no-untyped-def]
     table, at, place, is_key, end, page_size: tl.constexpr, tile: tl.constexpr, is_tree: tl.constexpr
 ):
@@ -62,12 +66,19 @@ def _page_of(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _first_key(part, short: tl.constexpr, part_len: tl.constexpr, within: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first key of a part: of ``short`` ones, ``within`` so many keys from the start, or of those behind them."""
+    few: tl.constexpr = within // short
+    return tl.where(part < few, part * short, within + (part - few) * part_len)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, table, first, last, start, paths, out, bests, totals,
     scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
     groups: tl.constexpr, head_dim: tl.constexpr, dims: tl.constexpr, page_size: tl.constexpr,
-    num_queries: tl.constexpr, tile: tl.constexpr, part_len: tl.constexpr, in_parts: tl.constexpr,
-    is_tree: tl.constexpr, precision: tl.constexpr,
+    num_queries: tl.constexpr, tile: tl.constexpr, part_len: tl.constexpr, short: tl.constexpr,
+    within: tl.constexpr, in_parts: tl.constexpr, is_tree: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     row, part, num_parts = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     head = tl.program_id(1) % kv_heads
@@ -78,8 +89,9 @@ def _attend(  # type: ignore[no-untyped-def]
     is_query = (token < width) & (query % of_token < groups)
     lowest = tl.load(first + row * width + token, is_query, 1 << 30)
     highest = tl.load(last + row * width + token, is_query, 0)
-    begin = tl.maximum(part * part_len, tl.min(lowest, 0) // tile * tile)
-    end = tl.minimum((part + 1) * part_len, tl.max(highest, 0))
+    own = _first_key(part, short, part_len, within)
+    begin = tl.maximum(own, tl.min(lowest, 0) // tile * tile)
+    end = tl.minimum(_first_key(part + 1, short, part_len, within), tl.max(highest, 0))
     dim = tl.arange(0, dims)
     is_dim = dim < head_dim
     q_at = (row * width + token) * q_token + q_heads * q_head
@@ -110,6 +122,7 @@ def _attend(  # type: ignore[no-untyped-def]
     heads_at = (row * width + token) * num_heads + q_heads
     if in_parts:
         places = heads_at * num_parts + part
+        is_query &= query * 0 + own < end  # what nobody joins is not written
         tl.store(bests + places, best, is_query)
         tl.store(totals + places, total, is_query)
         tl.store(out + places[:, None] * head_dim + dim[None, :], summed, is_query[:, None] & is_dim[None, :])
@@ -124,11 +137,12 @@ def _attend(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _join(  # type: ignore[no-untyped-def]
     parts, bests, totals, last, sinks, out, num_heads, num_parts,
-    head_dim: tl.constexpr, dims: tl.constexpr, part_len: tl.constexpr, most_parts: tl.constexpr,
-    joined_parts: tl.constexpr, has_sinks: tl.constexpr,
+    head_dim: tl.constexpr, dims: tl.constexpr, part_len: tl.constexpr, short: tl.constexpr, within: tl.constexpr,
+    most_parts: tl.constexpr, joined_parts: tl.constexpr, has_sinks: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    used = tl.cdiv(tl.load(last + token), part_len)
+    num_keys = tl.load(last + token)
+    used = tl.cdiv(tl.minimum(num_keys, within), short) + tl.cdiv(tl.maximum(num_keys - within, 0), part_len)
     place = (token * num_heads + head) * num_parts
     number = tl.arange(0, most_parts)
     every = tl.load(bests + place + number, number < used, float("-inf"))
@@ -153,6 +167,18 @@ def _join(  # type: ignore[no-untyped-def]
     )
 
 
+def _parts(head_dim: int) -> dict[str, int]:
+    """How keys are split among programs: see :func:`_first_key`."""
+    short = _SHORT_PART if head_dim > _WIDE else PART
+    return {"part_len": PART, "short": short, "within": _IN_SHORT_PARTS}
+
+
+def parts_of(num_keys: int, head_dim: int) -> int:
+    """How many parts ``num_keys`` keys are split into."""
+    first = min(num_keys, _IN_SHORT_PARTS)
+    return -(-first // _parts(head_dim)["short"]) - (first - num_keys) // PART
+
+
 def paged_attention(
     q: Tensor, keys: Tensor, values: Tensor, table: Tensor, visible: Visible, page_size: int, num_keys: int,
     scale: float | None = None, sinks: Tensor | None = None,
@@ -168,7 +194,7 @@ def paged_attention(
     kv_heads = keys.shape[1]
     groups, dims = num_heads // kv_heads, triton.next_power_of_2(head_dim)
     out = torch.empty((rows, width, num_heads, head_dim), dtype=q.dtype, device=q.device)
-    num_parts = triton.cdiv(num_keys, PART)
+    num_parts = parts_of(num_keys, head_dim)
     in_parts = num_parts > 1 or sinks is not None
     summed, bests, totals = out, out, out
     if in_parts:
@@ -184,14 +210,14 @@ def paged_attention(
         scale if scale is not None else head_dim**-0.5, width, num_heads, kv_heads, table.stride(0),
         q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
         groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
-        tile=_TILE if dims <= 128 else _TILE // 2, part_len=PART, in_parts=in_parts, is_tree=is_tree,
+        tile=_TILE if dims <= 128 else _TILE // 2, **_parts(head_dim), in_parts=in_parts, is_tree=is_tree,
         precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
         num_stages=3 if q.element_size() > 2 else _STAGES + 2 * is_tree,
     )  # fmt: skip
     if in_parts:
         _join[(rows * width, num_heads)](
             summed, bests, totals, visible.last, q if sinks is None else sinks, out, num_heads, num_parts,
-            head_dim=head_dim, dims=dims, part_len=PART, most_parts=triton.next_power_of_2(num_parts),
+            head_dim=head_dim, dims=dims, **_parts(head_dim), most_parts=triton.next_power_of_2(num_parts),
             joined_parts=_JOINED, has_sinks=sinks is not None, num_warps=1,
         )  # fmt: skip
     return out
