@@ -25,7 +25,8 @@ from flashdraft.cuda.products import tiling_of, unsplit_sums
 from flashdraft.ops.quantized import QuantizedWeight, arranged, packed
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import Tiles, experts
-from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
+from flashdraft.ops.triton.linear import few_tokens_linear
+from flashdraft.ops.triton.tiling import Tiling
 
 SHAPES = {  # outputs, inputs
     "gate_up": (34816, 5120),

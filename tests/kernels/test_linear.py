@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton")
 from flashdraft.cuda import products
 from flashdraft.cuda.weights import Product
-from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
+from flashdraft.ops.triton.linear import few_tokens_linear
+from flashdraft.ops.triton.tiling import Tiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

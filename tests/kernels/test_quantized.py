@@ -1,18 +1,21 @@
 """Products with weights of 8 and 4 bits: the very bits of the product with the same weights as floats."""
 
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+from flashdraft.cuda import products
 from flashdraft.cuda.layers import ClampedSparse
 from flashdraft.cuda.products import product
 from flashdraft.cuda.weights import Product
 from flashdraft.models.gpt_oss import GptOssMLP
 from flashdraft.ops.quantized import (
     CHUNK,
+    LARGEST_SYMMETRIC_SCALE,
     QuantizedLinear,
     QuantizedWeight,
     arranged,
@@ -23,7 +26,9 @@ from flashdraft.ops.quantized import (
 )
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, ClampedSwiGLU, experts
-from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
+from flashdraft.ops.triton.linear import few_tokens_linear
+from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
+from flashdraft.ops.triton.tiling import Tiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -102,12 +107,78 @@ def test_the_bits_of_the_product_with_floats(kind, tiling):
         assert torch.equal(few_tokens_linear(x[:count], weight, tiling), expected[:count])
 
 
+# A warp of a chain, of two and of all; of one tile of outputs and of two; of one round of chunks and of two.
+OF_CHAINS = [Tiling(16, 512, 2, 4, 8), Tiling(32, 512, 2, 2), Tiling(16, 1024, 2, 1)]
+
+
+def inputs_of_long_sums(num_tokens, num_inputs):
+    """Of a chunk one input alone is there on a CPU, whose libraries add its products as the tile's size lets them.
+
+    Magnitudes differ so much that each order of the chunks has its own bits.
+    """
+    x = torch.randn(num_tokens, num_inputs, device=DEVICE)
+    if DEVICE == "cpu":
+        x *= 2.0 ** torch.randint(-12, 12, x.shape)
+        x = torch.where(torch.arange(num_inputs) % CHUNK == 77, x, 0.0)
+    return x.bfloat16()
+
+
+@pytest.mark.parametrize("tiling", OF_CHAINS, ids=lambda one: f"{one.outputs}x{one.inputs}x{one.warps}")
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_sums_have_the_bits_of_floats(kind, tiling):
+    """Chains of unequal length; 88 outputs are no whole tiles."""
+    weight = quantized(kind, 88, 128 * 6)
+    floats = weight.dequantized()
+    x = inputs_of_long_sums(20, 128 * 6)
+    bias = torch.randn(88, device=DEVICE).bfloat16()
+    expected = long_sums_linear(x, floats, Tiling(64, 64, 2, 4, 16), bias)
+    error = expected.double() - torch.nn.functional.linear(x.double(), floats.double(), bias.double())
+    assert error.abs().max() < 1e-2 * expected.abs().max()
+    for count in (1, 20):
+        assert torch.equal(long_sums_linear(x[:count], weight, tiling, bias), expected[:count])
+
+
+def test_chains_have_every_fourth_chunk():
+    """Small beside large numbers are lost but where a chain has none of the large."""
+    x = torch.zeros(1, 128 * 8, device=DEVICE)
+    x[:, 0], x[:, 128 * 4], x[:, 128 * 5] = 1e8, 1.0, 1.0
+    found = long_sums_linear(x, torch.ones(16, 128 * 8, device=DEVICE), Tiling(64, 64, 2, 4, 16))
+    x[:, 0] = -1e8
+    less = long_sums_linear(x, torch.ones(16, 128 * 8, device=DEVICE), Tiling(64, 64, 2, 4, 16))
+    assert set((found + less).flatten().tolist()) == {0.0}
+    x[:, 0], x[:, 128 * 4] = 1e8, -1e8
+    found = long_sums_linear(x, torch.ones(16, 128 * 8, device=DEVICE), Tiling(64, 64, 2, 4, 16))
+    assert set(found.flatten().tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_many_tokens_have_the_bits_of_few_in_long_sums(kind):
+    weight = quantized(kind, 40, 128 * 48)
+    assert has_long_sums(weight)
+    assert not has_long_sums(quantized(kind, 40, 128 * 47))
+    x = inputs_of_long_sums(70, 128 * 48)
+    by = Product((weight,))
+    assert torch.equal(product(x, by)[:3], product(x[:3], by))
+
+
+def test_scales_too_large_to_leave_zeros_out():
+    """Kernels multiply bfloat16's scales of 4 bits by 2 ** 129."""
+    weight = quantized("int4", 32, 256)
+    assert weight.for_kernels() is weight
+    large = replace(weight, scales=weight.scales * 64)
+    assert large.scales.max() >= LARGEST_SYMMETRIC_SCALE
+    told = large.for_kernels()
+    assert torch.equal(told.dequantized(), large.dequantized())
+    assert torch.equal(dequantize(told, torch.empty_like(large.dequantized())), large.dequantized())
+
+
 def test_scales_of_rows_need_no_whole_chunks():
-    weight, x = quantized("fp8", 64, 192), torch.randn(3, 192, device=DEVICE).bfloat16()
+    weight, x = quantized("fp8", 64, 192), inputs_of_long_sums(3, 192)
     tiling = Tiling(64, 128, 2, 4)
-    assert torch.equal(
-        few_tokens_linear(x, weight, tiling), few_tokens_linear(x, weight.dequantized(), tiling)
-    )
+    floats = weight.dequantized()
+    assert torch.equal(few_tokens_linear(x, weight, tiling), few_tokens_linear(x, floats, tiling))
+    in_chains = long_sums_linear(x, floats, Tiling(64, 64, 2, 4, 16))
+    assert torch.equal(long_sums_linear(x, weight, Tiling(16, 512, 2, 4, 8)), in_chains)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,9 +236,11 @@ def test_experts_sum_in_the_order_of_floats(kind):
 
 
 @pytest.mark.parametrize("num_tokens", [3, 300])
-def test_maps_of_codes_and_floats_are_one_product(num_tokens):
-    """Two in codes lie in one piece, which their modules see parts of; many tokens meet floats in memory."""
+def test_maps_of_codes_and_floats_are_one_product(num_tokens, monkeypatch):
+    """Two in codes lie in one piece, which their modules see parts of; many tokens meet floats, some at a time."""
     torch.manual_seed(0)
+    monkeypatch.setattr(products, "_FLOATS", 16 * 128)
+    monkeypatch.setattr(products, "_ROWS", 16)
     held = [QuantizedLinear(quantized(kind, 24, 128), None) for kind in ("fp8", "fp8")]
     plain = torch.nn.Linear(128, 5, device=DEVICE, dtype=torch.bfloat16).requires_grad_(False)
     by = Product.of([*held, plain])

@@ -169,7 +169,7 @@ def hold_codes(
                 f"{source.label}: codes or scales of {name} are no finite numbers, or too large: fetch it again"
             )
         torch.cuda.empty_cache()  # the next weights in what this took for a moment would hold the rest of it
-        return weight
+        return weight.for_kernels()
 
     for name, module in list(model.named_modules()):
         if module in small:

@@ -6,7 +6,8 @@ which of the two works, then: benchmarks/gpu_linear.py compares them.
 For rows that do not begin at multiples of 16 bytes cuBLAS has other kernels, which add otherwise: of 1,281 outputs, as
 a router with its shared expert has them, or of a vocabulary of 151,669. Those products are the kernel's for few tokens,
 however many there are.
-Weights in codes are made floats on the way, for many tokens in memory: the same floats, so again the same bits.
+Weights in codes are made floats on the way, for many tokens in memory: the same floats, so again the same bits. Where
+their sums are long all products add in chains, ops/triton/long_sums.py, and cuBLAS has none of them.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,14 @@ from torch import Tensor
 from flashdraft.cuda.weights import Product, Weight
 from flashdraft.ops.quantized import QuantizedWeight
 from flashdraft.ops.triton.dequantized import dequantize
-from flashdraft.ops.triton.linear import Tiling, few_tokens_linear
+from flashdraft.ops.triton.linear import few_tokens_linear
+from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
+from flashdraft.ops.triton.tiling import Tiling
 
 _VECTOR = 16  # bytes that cuBLAS loads at once
+_MANY = Tiling(128, 64, 4, 8, 128)  # of floats in chains
+_FLOATS = 1 << 26  # that are made of codes in memory at once
+_ROWS = 128  # outputs that they are multiples of
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
 
 
@@ -38,6 +44,9 @@ def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
 def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
     """The fastest measured on an H200, or as good: benchmarks/results/h200/linear-codes.jsonl."""
     num_outputs = len(weight)
+    if has_long_sums(weight):
+        few = num_tokens <= 8
+        return Tiling(16, 1024 if few and weight.is_packed else 512, 3, 4, 8 if few else 16)
     if num_tokens <= 8:
         warps = 1 if num_outputs <= _WIDE else 2 if num_outputs <= 4 * _WIDE else 4
         return Tiling(16 * warps, 256, 4, warps, 8)
@@ -61,12 +70,37 @@ def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    if isinstance(weight, Tensor):
+        return _of_floats(x, weight, bias, out)
+    # With more tokens floats in memory cost less than made anew for each tile of tokens.
+    if len(x) > (128 if len(weight) > _WIDE else 64):
+        return _by_floats(x, weight, bias, out)
+    linear = long_sums_linear if has_long_sums(weight) else few_tokens_linear
+    return linear(x, weight, _tiling_of_codes(len(x), weight), bias, out)
+
+
+def _by_floats(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    """Some outputs after the others, so that not all of ``weight`` lies in memory as floats."""
     num_outputs, num_inputs = weight.shape
-    if isinstance(weight, QuantizedWeight):
-        # With more tokens floats in memory cost less than made anew for each tile of tokens.
-        if len(x) <= (128 if num_outputs > _WIDE else 64):
-            return few_tokens_linear(x, weight, _tiling_of_codes(len(x), weight), bias, out)
-        weight = dequantize(weight, x.new_empty(num_outputs, num_inputs))
+    rows = -(-num_outputs // -(-num_outputs * num_inputs // _FLOATS))
+    rows = -(-rows // _ROWS) * _ROWS
+    if out is None:
+        out = x.new_empty(len(x), num_outputs)
+    floats = x.new_empty(min(rows, num_outputs), num_inputs)
+    for at in range(0, num_outputs, rows):
+        part = weight[at : at + rows]
+        values = dequantize(part, floats[: len(part)])
+        its_bias = None if bias is None else bias[at : at + rows]
+        its_out = out[:, at : at + rows]
+        if has_long_sums(weight):
+            long_sums_linear(x, values, _MANY, its_bias, its_out)
+        else:
+            _of_floats(x, values, its_bias, its_out)
+    return out
+
+
+def _of_floats(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    num_outputs, num_inputs = weight.shape
     few = 64 if num_outputs > _WIDE or x.dtype == torch.float32 else 32
     if num_inputs % 16 == 0 and (len(x) <= few or not _suits_cublas(x, num_outputs, bias, out)):
         return few_tokens_linear(x, weight, tiling_of(num_outputs, num_inputs, len(x)), bias, out)

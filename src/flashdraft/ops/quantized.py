@@ -13,6 +13,8 @@ CHUNK = 128  # inputs whose 4-bit codes lie in 64 bytes; groups of inputs are mu
 SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
 EXPONENT = 120  # bfloat16's exponents are biased by so much more than float8's
 LARGEST_SCALE = 128.0  # of float8's in bfloat16, which kernels multiply by 2 ** EXPONENT
+SLICE = 129  # a 4-bit code at places 4 to 7 of a bfloat16 is its value times 2 ** -SLICE
+LARGEST_SYMMETRIC_SCALE = 0.5  # of 4 bits in bfloat16, which kernels multiply by 2 ** SLICE
 _CHECKED = 16384  # outputs whose codes are looked at together: a copy in order stands beside them
 FLOAT4_GROUP = 32  # inputs that share a scale of MXFP4
 # E2M1, by code.
@@ -92,6 +94,13 @@ class QuantizedWeight:
             return True
         parts = (in_order(part).view(torch.uint8) for part in torch.split(self.codes, _CHECKED))
         return not any(bool(((part & 127) == 127).any()) for part in parts)  # float8's NaN
+
+    def for_kernels(self) -> "QuantizedWeight":
+        """The same values; with zero points where scales are too large for kernels to leave them out."""
+        in_bfloat16 = self.is_packed and self.zeros is None and self.scale_dtype == torch.bfloat16
+        if in_bfloat16 and bool((self.scales.abs() >= LARGEST_SYMMETRIC_SCALE).any()):
+            return replace(self, zeros=torch.full_like(self.scales, SYMMETRIC_ZERO))
+        return self
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdraft.ops.quantized import CHUNK, EXPONENT, SYMMETRIC_ZERO, UNIT, QuantizedWeight
+from flashdraft.ops.quantized import CHUNK, EXPONENT, SLICE, SYMMETRIC_ZERO, UNIT, QuantizedWeight
 
 # What weights are kept in.
 FLOATS, FP8, INT4, MXFP4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -31,6 +31,15 @@ def _of_two_words(kind: str, one: str) -> str:
 _BF16, _FP16 = (
     tl.constexpr(_of_two_words(*one)) for one in (("bf16x2", "0x43004300"), ("f16x2", "0x64006400"))
 )
+# The same with bfloat16's scales below LARGEST_SYMMETRIC_SCALE: a slice at places 4 to 7 is its code times 2 ** -SLICE.
+# ``$5`` is the scale times 2 ** SLICE, ``$6`` the scale times -SYMMETRIC_ZERO.
+_AT_ONCE = tl.constexpr(
+    "{ .reg .b32 t; shl.b32 t, $4, 4; and.b32 t, t, 0x00f000f0; fma.rn.bf16x2 $0, t, $5, $6; "
+    "and.b32 t, $4, 0x00f000f0; fma.rn.bf16x2 $1, t, $5, $6; "
+    "shr.b32 t, $4, 4; and.b32 t, t, 0x00f000f0; fma.rn.bf16x2 $2, t, $5, $6; "
+    "shr.b32 t, $4, 8; and.b32 t, t, 0x00f000f0; fma.rn.bf16x2 $3, t, $5, $6; }"
+)
+_HALF_SLICE, _OTHER_HALF = tl.constexpr(2.0 ** (SLICE // 2)), tl.constexpr(2.0 ** (SLICE - SLICE // 2))
 # What _eight_bits has of its two words, with bits at the places of bfloat16's: the value times 2 ** -EXPONENT.
 _FOUR_BYTES = tl.constexpr(
     "{ .reg .b32 s, t; and.b32 t, $4, 0x87f087f0; mul.bf16x2 $0, t, $6; and.b32 t, $5, 0x87f087f0; "
@@ -95,10 +104,7 @@ def floats_of(  # type: ignore[no-untyped-def]
                 _float4(words, 8, factor), _float4(words, 12, factor),
             )  # fmt: skip
         elif by_ptx:
-            if scale_type == tl.bfloat16:
-                a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
-            else:
-                a, b, c, d = _four_slices(words, zero + 1024.0, scale, _FP16)
+            a, b, c, d = _four_bits_by_ptx(words, zero, scale, has_zeros)
         else:
             a, b, c, d = (
                 _slice(words, 0, zero, scale), _slice(words, 4, zero, scale),
@@ -119,12 +125,12 @@ def factor_of(  # type: ignore[no-untyped-def]
     """:func:`floats_of` as the first factor of a product with ``tokens``."""
     tile = floats_of(words, scale, zero, outputs, inputs, warps, kind, has_zeros, by_ptx, scale_type, dtype)
     if by_ptx and (warps < 4 or tokens < 16 or outputs % 64 != 0):  # each warp's own instruction
-        tile = _as_loaded_floats(tile)
+        tile = own_instruction(tile)
     return tile
 
 
 @triton.jit
-def _as_loaded_floats(tile):  # type: ignore[no-untyped-def]
+def own_instruction(tile):  # type: ignore[no-untyped-def]
     """``tile``, of which :func:`tl.dot` takes the inputs in the order in which it takes floats from memory.
 
     Triton 3.6 gives a thread of mma.sync two neighbouring inputs of floats, but four of words of 16 bits and eight of
@@ -184,12 +190,25 @@ def _byte(codes, scale):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _four_slices(words, zero, scale, ptx: tl.constexpr):  # type: ignore[no-untyped-def]
+def _four_bits_by_ptx(words, zero, scale, has_zeros: tl.constexpr):  # type: ignore[no-untyped-def]
+    if scale.dtype == tl.bfloat16 and not has_zeros:
+        numbers = scale.to(tl.float32)
+        factor = (numbers * _HALF_SLICE * _OTHER_HALF).to(tl.bfloat16)
+        a, b, c, d = _four_slices(words, factor, (numbers * -_ZERO).to(tl.bfloat16), _AT_ONCE)
+    elif scale.dtype == tl.bfloat16:
+        a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
+    else:
+        a, b, c, d = _four_slices(words, zero + 1024.0, scale, _FP16)
+    return a, b, c, d
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _four_slices(words, first, second, ptx: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.inline_asm_elementwise(
         ptx,
         "=r,=r,=r,=r,r,r,r",
-        [words, zero, scale],
-        (scale.dtype, scale.dtype, scale.dtype, scale.dtype),
+        [words, first, second],
+        (second.dtype, second.dtype, second.dtype, second.dtype),
         True,
         2,
     )

@@ -5,8 +5,6 @@ tokens are its short side. Each output is one sum over the inputs in order, what
 token's bits do not depend on how many tokens there are.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -22,25 +20,10 @@ from flashdraft.ops.triton.dequantized import (
     settings,
     spread_over_lanes,
 )
+from flashdraft.ops.triton.tiling import Tiling
 
 _CHUNK = tl.constexpr(CHUNK)
 _SHARED_BYTES = 208 * 1024
-_MOST_TOKENS = 64  # of a tile
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a product is cut: outputs and inputs of a tile, loads in flight, warps, tokens at least.
-
-    No bit depends on it. Four warps with 64 outputs and 16 tokens share Hopper's own instruction, which they wait for
-    together; below that each warp has its own for 16 outputs and 8 tokens, and makes floats of codes meanwhile.
-    """
-
-    outputs: int
-    inputs: int
-    stages: int
-    warps: int
-    tokens: int = 16
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
@@ -139,7 +122,7 @@ def few_tokens_linear(
     num_outputs = weight.shape[0]
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
-    tokens = min(max(triton.next_power_of_2(num_tokens), tiling.tokens), _MOST_TOKENS)
+    tokens = tiling.tokens_for(num_tokens)
     # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
     a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
     size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()

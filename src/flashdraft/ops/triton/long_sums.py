@@ -1,0 +1,197 @@
+"""Products whose sums are long, with weights in codes: each sum is cut into CHAINS parts, which are made side by side.
+
+A sum in order is a chain of a matrix unit's instructions that wait for one another; where outputs are few, these chains
+and not the memory are what a product of few tokens takes its time for. Chunk c of CHUNK inputs belongs to chain
+c % CHAINS; the chains' sums are added one after the other. All products with such weights add so, many tokens' with the
+same weights as floats too: a token's bits do not depend on how many tokens there are.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from flashdraft.ops.quantized import CHUNK, QuantizedWeight
+from flashdraft.ops.triton.dequantized import (
+    FP8,
+    floats_of,
+    own_instruction,
+    parts,
+    settings,
+    spread_over_lanes,
+)
+from flashdraft.ops.triton.tiling import Tiling
+
+CHAINS = 4
+_LONG = 6144  # inputs
+_CHUNK = tl.constexpr(CHUNK)
+_CHAINS = tl.constexpr(CHAINS)
+
+
+def has_long_sums(weight: Tensor | QuantizedWeight) -> bool:
+    """Whether products with ``weight``, if it is in codes, add in chains: by its inputs alone."""
+    return weight.shape[1] >= _LONG
+
+
+@triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
+def _linear_of_codes(  # type: ignore[no-untyped-def]
+    x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    word_row, scale_row, scale_step,
+    tokens: tl.constexpr, outputs: tl.constexpr, rounds: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
+):  # fmt: skip
+    # A warp has all the outputs of CHAINS / warps chains: [CHAINS, outputs, unit] times [CHAINS, unit, tokens].
+    units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
+    unit: tl.constexpr = _CHUNK // units
+    dtype: tl.constexpr = out.dtype.element_ty
+    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
+    first = tl.program_id(1) * outputs
+    row, chain = _loaded_rows(first, outputs, warps)
+    row, is_token = tl.minimum(row, num_outputs - 1), token < num_tokens
+    column = tl.arange(0, _CHAINS)[:, None] * _CHUNK + tl.arange(0, unit)[None, :]
+    x_at = x + token[None, None, :].to(tl.int64) * x_token + column[:, :, None]
+    words_at = words + row.to(tl.int64)[:, None] * word_row
+    words_at += (chain * (units * 32))[:, None] + tl.arange(0, 32)[None, :]
+    scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
+    scale = spread_over_lanes(scales_at)
+    zero = scale
+    if has_zeros:
+        zero = spread_over_lanes(zeros_at)
+    summed = tl.zeros([_CHAINS, outputs, tokens], tl.float32)
+    for at in range(0, num_inputs, rounds * _CHAINS * _CHUNK):
+        for part in tl.static_range(rounds * units):
+            skipped = part // units * _CHAINS
+            start = at + skipped * _CHUNK + part % units * unit  # of the first chain's unit
+            if group > 0 and part % units == 0:
+                which = (start + chain * _CHUNK) // group
+                if not even:
+                    which = tl.minimum(which, (num_inputs - 1) // group)
+                scale = spread_over_lanes(scales_at + which * scale_row)
+                if has_zeros:
+                    zero = spread_over_lanes(zeros_at + which * scale_row)
+            x_part = x_at + skipped * _CHUNK + part % units * unit
+            words_part = words_at + skipped * units * 32 + part % units * 32
+            if even:
+                rows = tl.load(x_part, is_token[None, None, :], 0.0)
+                loaded = tl.load(words_part)
+            else:
+                is_input = (start + column < num_inputs)[:, :, None]
+                rows = tl.load(x_part, is_token[None, None, :] & is_input, 0.0)
+                loaded = tl.load(words_part, (start + chain * _CHUNK < num_inputs)[:, None], 0)
+            weights = _factor(
+                loaded, scale, zero, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype,
+            )  # fmt: skip
+            summed = tl.dot(weights, rows, summed, input_precision=precision)
+        x_at += rounds * _CHAINS * _CHUNK
+        words_at += rounds * _CHAINS * units * 32
+    first_and_third, second_and_fourth = tl.split(summed.permute(1, 2, 0).reshape(outputs, tokens, 2, 2))
+    one, three = tl.split(first_and_third)
+    two, four = tl.split(second_and_fourth)
+    output = first + tl.arange(0, outputs)
+    _store(one + two + three + four, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _loaded_rows(first, outputs: tl.constexpr, warps: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Outputs from ``first`` on and their chains, as they are loaded: [outputs * CHAINS] both.
+
+    A warp loads 8 rows at once, and 16 are an instruction's: they are (chain / warps, tile of 16, half, warp, 8).
+    """
+    tiles: tl.constexpr = outputs // 16
+    place = tl.arange(0, outputs * _CHAINS)
+    chain = place // (16 * warps * tiles) * warps + place // 8 % warps
+    return first + place // (16 * warps) % tiles * 16 + place // (8 * warps) % 2 * 8 + place % 8, chain
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _factor(  # type: ignore[no-untyped-def]
+    words, scale, zero, outputs: tl.constexpr, unit: tl.constexpr, warps: tl.constexpr, kind: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """[CHAINS, outputs, unit] of words of :func:`_loaded_rows`."""
+    rows: tl.constexpr = outputs * _CHAINS
+    tile = floats_of(words, scale, zero, rows, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype)
+    tile = tile.reshape(_CHAINS // warps, outputs // 16, warps, 16, unit).permute(0, 2, 1, 3, 4)
+    tile = tile.reshape(_CHAINS, outputs, unit)
+    if by_ptx:
+        tile = own_instruction(tile)
+    return tile
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store(  # type: ignore[no-untyped-def]
+    total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias: tl.constexpr
+):
+    is_output = output < num_outputs
+    if has_bias:
+        total += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
+    out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
+    tl.store(out_at, total.to(out.dtype.element_ty), (token < num_tokens)[None, :] & is_output[:, None])
+
+
+@triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
+def _linear(  # type: ignore[no-untyped-def]
+    x, weights, bias, out, num_tokens, num_outputs, num_inputs, out_token,
+    tokens: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    # Floats: one chain after the other, so that two sums are all that a program holds.
+    token, first = tl.program_id(0) * tokens, tl.program_id(1) * outputs
+    of_chunk: tl.constexpr = _CHUNK // inputs
+    chunks = tl.cdiv(num_inputs, _CHUNK)
+    total = tl.zeros([outputs, tokens], tl.float32)
+    for chain in range(_CHAINS):
+        summed = tl.zeros([outputs, tokens], tl.float32)
+        for part in range(tl.cdiv(chunks - chain, _CHAINS) * of_chunk):
+            at = (part // of_chunk * (_CHAINS - 1) + chain) * _CHUNK + part * inputs
+            rows = x.load([token, at]).trans()
+            summed = tl.dot(weights.load([first, at]), rows, summed, input_precision=precision)
+        total += summed
+    token, output = token + tl.arange(0, tokens), first + tl.arange(0, outputs)
+    _store(total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
+def long_sums_linear(
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    tiling: Tiling,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As linear.few_tokens_linear, in chains; the bits of ``weight`` in codes and as floats are the same.
+
+    In codes, a tile's inputs are whole chunks of all chains and its warps at most CHAINS; as floats, its inputs are a
+    part of a chunk, and rows of ``x`` begin at multiples of 16 bytes, or are copied.
+    """
+    num_tokens, num_inputs = x.shape
+    num_outputs = weight.shape[0]
+    if out is None:
+        out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
+    common = {
+        "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
+        "num_inputs": num_inputs, "out_token": out.stride(0), "outputs": tiling.outputs,
+        "has_bias": bias is not None, "precision": "ieee" if x.dtype == torch.float32 else "tf32",
+        "num_warps": tiling.warps, "num_stages": tiling.stages,
+    }  # fmt: skip
+    if isinstance(weight, Tensor):
+        tokens = tiling.tokens
+        grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
+        if x.data_ptr() % 16 or x.stride(0) * x.element_size() % 16:
+            x = x.contiguous()
+        tiles = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
+        rows = TensorDescriptor.from_tensor(x, [tokens, tiling.inputs])
+        _linear[grid](rows, tiles, tokens=tokens, inputs=tiling.inputs, **common)
+        return out
+    assert tiling.outputs % 16 == 0
+    assert CHAINS % tiling.warps == 0
+    assert tiling.inputs % (CHAINS * CHUNK) == 0
+    tokens = tiling.tokens_for(num_tokens)
+    grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
+    _linear_of_codes[grid](
+        x, x_token=x.stride(0), tokens=tokens, rounds=tiling.inputs // (CHAINS * CHUNK), warps=tiling.warps,
+        group=weight.group if len(weight.scales) > 1 else 0, even=num_inputs % tiling.inputs == 0,
+        **common, **parts(weight), **settings(weight),
+    )  # fmt: skip
+    return out
