@@ -3,7 +3,8 @@
 One JSON line a shape, count of tokens and kernel, the fastest tilings first: milliseconds, TB of weights a second, and
 whether every row has the very bits that the kernel for few tokens gives it alone. ``unsplit`` is cuBLAS as
 cuda/products.py calls it; its bits are compared at counts in between, too. ``--weights fp8 int4 awq``: weights that
-stay in codes beside the same as floats, whose products must have the same bits; TB are of the codes. The best of them
+stay in codes beside the same as floats, whose products must have the same bits (added in chains where sums are long:
+ops/triton/long_sums.py); TB are of the codes. The best of them
 are printed, with how many times as fast as floats they are.
 """
 
@@ -26,6 +27,7 @@ from flashdraft.ops.quantized import QuantizedWeight, arranged, packed
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import Tiles, experts
 from flashdraft.ops.triton.linear import few_tokens_linear
+from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
 from flashdraft.ops.triton.tiling import Tiling
 
 SHAPES = {  # outputs, inputs
@@ -75,6 +77,13 @@ IN_CODES = [  # outputs: 16 a warp at least; inputs: whole chunks of 128
         (16, 512, 4, 1, 8), (32, 128, 4, 1, 8), (32, 256, 4, 1, 8), (32, 256, 4, 2, 8), (64, 256, 4, 4, 8),
     )
 ]  # fmt: skip
+IN_CHAINS = [  # of shapes with long sums; inputs: whole chunks of four chains
+    Tiling(*one)
+    for one in (
+        (16, 512, 3, 4, 8), (16, 512, 4, 4, 8), (16, 1024, 3, 4, 8), (32, 512, 3, 4, 8), (16, 512, 4, 2, 8),
+        (16, 512, 3, 4), (32, 512, 3, 4), (16, 512, 2, 4), (32, 512, 2, 4),
+    )
+]  # fmt: skip
 EXPERTS = {  # of Qwen3.5-35B-A3B: how many, chosen, of hidden size, of intermediate size
     "experts": (256, 8, 2048, 512)
 }
@@ -90,10 +99,12 @@ EXPERT_TOKENS = (1, 8, 16, 64)
 KINDS = ("bf16", "fp8", "int4", "awq", "fp8_32")
 
 
-def tilings_of(kind, tokens):
+def tilings_of(kind, tokens, is_long=False):
     """Tiles of 8 tokens are for no more; then codes have others for Hopper's own instruction alone."""
     if kind == "bf16":
         return [one for one in TILINGS if one.tokens >= 16 or tokens <= one.tokens]
+    if is_long:
+        return [one for one in IN_CHAINS if (tokens <= 8) == (one.tokens == 8)]
     return [one for one in IN_CODES if (tokens <= 8) == (one.tokens == 8) or (tokens <= 8 and one.warps == 4)]
 
 
@@ -143,8 +154,9 @@ def compile_some(jobs):
             continue
         x = torch.zeros(tokens, 1024, dtype=torch.bfloat16, device="cuda")
         weight = torch.zeros(512, 1024, dtype=torch.bfloat16, device="cuda")
+        linear = long_sums_linear if tiling in IN_CHAINS else few_tokens_linear
         with suppress(Exception):  # what does not fit the card is told when it is timed
-            few_tokens_linear(x, weight if kind == "bf16" else in_codes(weight, kind), tiling)
+            linear(x, weight if kind == "bf16" else in_codes(weight, kind), tiling)
 
 
 def seconds_of(work, repeats=4):
@@ -177,7 +189,9 @@ class Shape:
             self.weights = [in_codes(one, kind) for one in self.floats]
             self.floats = [one.dequantized() for one in self.weights]
         self.x = torch.randn(max(BETWEEN), inputs, dtype=torch.bfloat16, device="cuda")
-        alone = partial(few_tokens_linear, weight=self.floats[0], tiling=TILINGS[0])
+        self.is_long = kind != "bf16" and has_long_sums(self.weights[0])
+        self.linear = long_sums_linear if self.is_long else few_tokens_linear
+        alone = partial(self.linear, weight=self.floats[0], tiling=TILINGS[0])
         rows = self.x[:FEW].split(1) if kind == "bf16" else (self.x[:FEW],)
         self.alone = torch.cat([alone(row) for row in rows] + [alone(self.x[FEW:])])
 
@@ -192,9 +206,9 @@ class Shape:
         }  # fmt: skip
 
     def as_floats(self, tokens):
-        """The kernel for few tokens with the same weights as floats."""
+        """The kernel for few tokens with the same weights as floats; of long sums it has bits of its own."""
         work = partial(few_tokens_linear, tiling=tiling_of(*self.floats[0].shape, tokens))
-        return self.line(tokens, "floats", work, self.floats)
+        return self.line(tokens, "floats", work, self.floats) | ({"same_bits": None} if self.is_long else {})
 
     def by_libraries(self):
         for by, way in (("cublas", nullcontext), ("unsplit", partial(unsplit_sums, self.x))):
@@ -208,8 +222,8 @@ class Shape:
     def by_tilings(self, tokens):
         """The fastest first."""
         found = []
-        for tiling in tilings_of(self.kind, tokens):
-            work = partial(few_tokens_linear, tiling=tiling)
+        for tiling in tilings_of(self.kind, tokens, self.is_long):
+            work = partial(self.linear, tiling=tiling)
             try:
                 found.append(self.line(tokens, asdict(tiling), work, self.weights))
             except Exception as error:
@@ -310,7 +324,8 @@ def main():
         for kind in args.weights
         if args.shapes
         for tokens in ((8, 16, 32, 64) if kind == "bf16" else (8, 16, 32))
-        for tiling in tilings_of(kind, tokens)
+        for is_long in (False, True)[: 1 if kind == "bf16" else 2]
+        for tiling in tilings_of(kind, tokens, is_long)
         if tokens >= tiling.tokens
     ] + [
         (kind, tokens, tiles)
@@ -337,7 +352,7 @@ def main():
                     lines.insert(0, shape.as_floats(tokens))
                     best = next((one for one in lines[1:] if one["same_bits"]), lines[1])
                     told = {"of_floats": round(lines[0]["ms"] / best["ms"], 2), "wrong_bits": [
-                        one["by"] for one in lines if not one["same_bits"]
+                        one["by"] for one in lines if one["same_bits"] is False
                     ]}  # fmt: skip
                     print(json.dumps(best | told), flush=True)
                 found += lines
