@@ -107,8 +107,9 @@ def test_the_bits_of_the_product_with_floats(kind, tiling):
         assert torch.equal(few_tokens_linear(x[:count], weight, tiling), expected[:count])
 
 
-# A warp of a chain, of two and of all; of one tile of outputs and of two; of one round of chunks and of two.
-OF_CHAINS = [Tiling(16, 512, 2, 4, 8), Tiling(32, 512, 2, 2), Tiling(16, 1024, 2, 1)]
+# A warp of a chain, of two and of all; of one tile of outputs and of two; of one round of chunks and of two; and four
+# warps that share all chains.
+OF_CHAINS = [Tiling(16, 512, 2, 4, 8), Tiling(32, 512, 2, 2), Tiling(16, 1024, 2, 1), Tiling(64, 512, 2, 4)]
 
 
 def inputs_of_long_sums(num_tokens, num_inputs):

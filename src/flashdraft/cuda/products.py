@@ -25,6 +25,7 @@ from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
 from flashdraft.ops.triton.tiling import Tiling
 
 _VECTOR = 16  # bytes that cuBLAS loads at once
+_MORE = Tiling(64, 512, 2, 4)  # of codes in chains
 _MANY = Tiling(128, 64, 4, 8, 128)  # of floats in chains
 _FLOATS = 1 << 26  # that are made of codes in memory at once
 _ROWS = 128  # outputs that they are multiples of
@@ -43,16 +44,21 @@ def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
 
 def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
     """The fastest measured on an H200, or as good: benchmarks/results/h200/linear-codes.jsonl."""
-    num_outputs = len(weight)
+    num_outputs, is_packed = len(weight), weight.is_packed
     if has_long_sums(weight):
-        few = num_tokens <= 8
-        return Tiling(16, 1024 if few and weight.is_packed else 512, 3, 4, 8 if few else 16)
+        if num_tokens <= 8:
+            return Tiling(16, 1024, 3, 4, 8) if is_packed else Tiling(16, 512, 4, 4, 8)
+        return Tiling(16 if is_packed or num_tokens <= 16 else 32, 512, 3, 4) if num_tokens <= 32 else _MORE
     if num_tokens <= 8:
-        warps = 1 if num_outputs <= _WIDE else 2 if num_outputs <= 4 * _WIDE else 4
-        return Tiling(16 * warps, 256, 4, warps, 8)
+        if num_outputs <= _WIDE:
+            return Tiling(16, 256, 4, 1, 8)
+        stages = 3 if is_packed == (num_outputs > 4 * _WIDE) else 4
+        return Tiling(32, 256, stages, 2, 8)
     if num_outputs <= _WIDE:
         return Tiling(32, 256, 4, 2) if num_tokens <= 16 else Tiling(64, 256, 4, 4)
-    return Tiling(64, 256, 3, 4) if num_tokens <= 16 or weight.is_packed else Tiling(64, 128, 4, 4)
+    if num_tokens <= 16:
+        return Tiling(64, 256, 4, 4) if is_packed else Tiling(32, 256, 3, 2)
+    return Tiling(64, 256, 3, 4) if is_packed and num_tokens <= 32 else Tiling(64, 128, 4, 4)
 
 
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:

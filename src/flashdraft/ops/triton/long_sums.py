@@ -15,9 +15,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
+    factor_of,
     floats_of,
     own_instruction,
     parts,
+    row_of,
     settings,
     spread_over_lanes,
 )
@@ -131,6 +133,60 @@ def _store(  # type: ignore[no-untyped-def]
     tl.store(out_at, total.to(out.dtype.element_ty), (token < num_tokens)[None, :] & is_output[:, None])
 
 
+@triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
+def _linear_of_more(  # type: ignore[no-untyped-def]
+    x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    word_row, scale_row, scale_step,
+    tokens: tl.constexpr, outputs: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
+):  # fmt: skip
+    # Four warps share Hopper's own instruction for each of the chains in turn, whose sums stand side by side.
+    units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
+    unit: tl.constexpr = _CHUNK // units
+    dtype: tl.constexpr = out.dtype.element_ty
+    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
+    first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
+    row, is_token = tl.minimum(first + place, num_outputs - 1), token < num_tokens
+    x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
+    words_at = words + row.to(tl.int64)[:, None] * word_row + tl.arange(0, 32)[None, :]
+    scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
+    scale = spread_over_lanes(scales_at)
+    zero = scale
+    if has_zeros:
+        zero = spread_over_lanes(zeros_at)
+    one = tl.zeros([outputs, tokens], tl.float32)
+    two, three, four = one, one, one
+    for at in range(0, num_inputs, _CHAINS * _CHUNK):
+        for part in tl.static_range(_CHAINS * units):
+            start = at + part * unit
+            if group > 0 and part % units == 0:
+                which = start // group
+                if not even:
+                    which = tl.minimum(which, (num_inputs - 1) // group)
+                scale = spread_over_lanes(scales_at + which * scale_row)
+                if has_zeros:
+                    zero = spread_over_lanes(zeros_at + which * scale_row)
+            is_input = start + column < num_inputs
+            rows = tl.load(x_at + start, is_token[None, :] & (even | is_input)[:, None], 0.0)
+            loaded = tl.load(
+                words_at + start // unit * 32, (even | (place * 0 + start < num_inputs))[:, None], 0
+            )
+            weights = factor_of(
+                loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype,
+            )  # fmt: skip
+            if part // units == 0:
+                one = tl.dot(weights, rows, one, input_precision=precision)
+            elif part // units == 1:
+                two = tl.dot(weights, rows, two, input_precision=precision)
+            elif part // units == 2:
+                three = tl.dot(weights, rows, three, input_precision=precision)
+            else:
+                four = tl.dot(weights, rows, four, input_precision=precision)
+    output = first + row_of(place, warps)
+    _store(one + two + three + four, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
     x, weights, bias, out, num_tokens, num_outputs, num_inputs, out_token,
@@ -162,8 +218,9 @@ def long_sums_linear(
 ) -> Tensor:
     """As linear.few_tokens_linear, in chains; the bits of ``weight`` in codes and as floats are the same.
 
-    In codes, a tile's inputs are whole chunks of all chains and its warps at most CHAINS; as floats, its inputs are a
-    part of a chunk, and rows of ``x`` begin at multiples of 16 bytes, or are copied.
+    In codes, a tile's inputs are whole chunks of all chains, of 64 outputs and four warps one of each; its warps are at
+    most CHAINS. As floats, its inputs are a part of a chunk, and rows of ``x`` begin at multiples of 16 bytes, or are
+    copied.
     """
     num_tokens, num_inputs = x.shape
     num_outputs = weight.shape[0]
@@ -184,14 +241,19 @@ def long_sums_linear(
         rows = TensorDescriptor.from_tensor(x, [tokens, tiling.inputs])
         _linear[grid](rows, tiles, tokens=tokens, inputs=tiling.inputs, **common)
         return out
-    assert tiling.outputs % 16 == 0
-    assert CHAINS % tiling.warps == 0
-    assert tiling.inputs % (CHAINS * CHUNK) == 0
     tokens = tiling.tokens_for(num_tokens)
     grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
-    _linear_of_codes[grid](
-        x, x_token=x.stride(0), tokens=tokens, rounds=tiling.inputs // (CHAINS * CHUNK), warps=tiling.warps,
-        group=weight.group if len(weight.scales) > 1 else 0, even=num_inputs % tiling.inputs == 0,
-        **common, **parts(weight), **settings(weight),
-    )  # fmt: skip
+    common |= parts(weight) | settings(weight) | {
+        "x": x, "x_token": x.stride(0), "tokens": tokens, "warps": tiling.warps,
+        "group": weight.group if len(weight.scales) > 1 else 0, "even": num_inputs % tiling.inputs == 0,
+    }  # fmt: skip
+    rounds, rest = divmod(tiling.inputs, CHAINS * CHUNK)
+    assert rest == 0
+    if tiling.outputs % 64 == 0 and tiling.warps == 4:
+        assert rounds == 1
+        _linear_of_more[grid](**common)
+    else:
+        assert tiling.outputs % 16 == 0
+        assert CHAINS % tiling.warps == 0
+        _linear_of_codes[grid](rounds=rounds, **common)
     return out
