@@ -16,9 +16,10 @@ from flashdraft.errors import DataError, UsageError
 from flashdraft.generate import generate
 from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.ops.block_mask import BlockContextMask
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
-from flashdraft.train import loss
+from flashdraft.train import forward, loss
 from flashdraft.train.anchors import blocks_at, draw_blocks, sample_anchors, sample_slots
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
@@ -264,6 +265,24 @@ def test_training_learns_and_simulated_acceptance_is_the_served_one(tmp_path: Pa
         assert one.num_accepted == served[1:]
     assert trained.acceptance_length == pytest.approx((sum(rounds) + len(rounds)) / len(rounds))
     assert sorted(rounds) == sorted(taken_side_by_side(drafter))
+
+
+def test_simulation_of_few_anchors_drafts_whole_tiles_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = [dataclasses.replace(doc, answer_token_ids=doc.answer_token_ids[:6]) for doc in DOCUMENTS]
+    expected = [
+        simulate(TARGET, toy_dflash(TARGET), pack([doc], 128), 8, 1, 16).num_accepted for doc in short
+    ]
+    forms = []
+
+    def as_on_cuda(mask: BlockContextMask, _: torch.device) -> torch.Tensor:
+        forms.append(mask.flex())
+        return mask.dense()
+
+    monkeypatch.setattr(forward, "fast_mask", as_on_cuda)
+    for document, accepted in zip(short, expected, strict=True):
+        walk = simulate(TARGET, toy_dflash(TARGET), pack([document], 128), 8, 1, 16)
+        assert walk.num_accepted == accepted
+    assert len(forms) >= len(short)
 
 
 def taken_side_by_side(drafter: DFlashModel) -> list[int]:

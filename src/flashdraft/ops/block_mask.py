@@ -5,6 +5,7 @@ anchors, ``block_size`` slots each) stand behind it: keys are [context tokens | 
 document strictly before its anchor (the anchor's features do not exist yet when serving) and itself, both ways.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ from flashdraft.ops.attention import Part, Parts
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 TILE = 128  # FlexAttention's tile: rows and blocks are skipped by whole tiles
+
+
+def blocks_per_tile(block_size: int) -> int:
+    """The fewest blocks whose slots are whole tiles: :meth:`BlockContextMask.flex` wants a multiple of it."""
+    return TILE // math.gcd(TILE, block_size)
 
 
 @dataclass(frozen=True)

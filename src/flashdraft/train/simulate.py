@@ -13,6 +13,7 @@ from torch import Tensor
 from flashdraft.data.loader import PackedRows
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.ops.block_mask import blocks_per_tile
 from flashdraft.spec_decode.candidates import candidates_of, likeliest_token
 from flashdraft.train.anchors import Blocks, blocks_at
 from flashdraft.train.forward import Network, block_hidden, context_entries, target_features
@@ -56,9 +57,9 @@ def accepted_at_anchors(
     # Anchors first, in order; the rest of a row repeats its last place and is marked as not new.
     counts = rows.is_anchor.cumsum(-1)
     most = int(counts.max())
-    size = min(
-        blocks_per_forward, most
-    )  # a block's logits are a row of the vocabulary for each of its tokens
+    # A block's logits are a row of the vocabulary for each of its tokens; masks want whole tiles.
+    whole = blocks_per_tile(block_size)
+    size = min(blocks_per_forward, -(-most // whole) * whole)
     for first in range(0, most, size or 1):
         rank = torch.arange(first, first + size, device=counts.device).expand(len(counts), -1)
         is_valid = rank < counts[:, -1:]
