@@ -1,15 +1,14 @@
 """When an answer is over, and the text that is certain so far: end tokens, stop tokens, stop texts, lengths."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flashdraft.detokenizer import Decodes, Detokenizer
 from flashdraft.errors import UsageError
 from flashdraft.sampling_params import SamplingParams
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """What is delivered of some new tokens."""
 
     num_tokens: int

@@ -125,9 +125,9 @@ def test_stopping_ends_what_runs() -> None:
 
 
 PLACES = (
-    *("step", "_deliver", "_settle", "scheduler.schedule", "scheduler.register_pages", "runner.join"),
-    *("runner.run", "runner.forward", "runner.commit", "runner.propose", "runner.catch_up"),
-    *("control.plan", "control.select", "control.learn", "abort"),
+    *("step", "_deliver", "_settle", "scheduler.schedule_blocks", "scheduler.schedule_chunks"),
+    *("scheduler.register_pages", "runner.join", "runner.run", "runner.forward", "runner.commit"),
+    *("runner.propose", "runner.catch_up", "control.plan", "control.select", "control.learn", "abort"),
 )
 FAILURES = (RuntimeError, MemoryError, SystemExit, KeyboardInterrupt, AssertionError)
 

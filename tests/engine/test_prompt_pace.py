@@ -243,6 +243,15 @@ def test_nobody_takes_the_place_or_the_pages_of_who_came_before() -> None:
     assert [request.request_id for request in engine.scheduler.running] == ["runs", "long"]
 
 
+def test_a_place_that_is_left_is_taken_in_the_same_step() -> None:
+    engine = Engine(toy_target(), None, EngineConfig(max_running=1), (), None, 1)
+    for name in ("first", "next"):
+        engine.add_request(name, prompt_of(len(name), 6), params(2))
+    steps = [[output.request_id for output in engine.step()] for _ in range(3)]
+    assert steps == [["first"], ["first", "next"], ["next"]]
+    engine.check_integrity()
+
+
 def test_rollouts_of_many_rows_are_filled_at_once() -> None:
     """600 rows: a prompt is computed as soon as there is a place, and every row decodes in every step."""
     num_rows, length, num_tokens = 600, 12, 5

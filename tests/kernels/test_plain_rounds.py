@@ -110,6 +110,18 @@ def test_pages_for_all_steps_are_there():
     assert engine.scheduler.num_preemptions
 
 
+def test_rounds_much_longer_than_answers_need_no_pages_behind_their_ends():
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3]]
+    every = [replace(WHOLE, max_tokens=length) for length in (3, 5)]
+    expected = [generate(target, None, *one).token_ids for one in zip(prompts, every, strict=True)]
+    config = EngineConfig(max_running=2, page_size=4, num_pages=4, num_scheduler_steps=400)
+    engine = Engine(target, None, config)
+    for idx, one in enumerate(zip(prompts, every, strict=True)):
+        engine.add_request(str(idx), *one)
+    assert _run(engine)[0] == dict(enumerate(expected))
+
+
 def test_what_is_recorded_runs_and_nothing_behind_an_answers_end():
     config = EngineConfig(max_running=1, page_size=4, num_pages=8, num_scheduler_steps=NUM_STEPS)
     engine = Engine(toy_target(num_hidden_layers=1).to(DEVICE), None, config)

@@ -15,8 +15,8 @@ from flashdraft.server.config import ServerConfig
 from server_case import Running, own_engine, serving, wait_until
 
 PLACES = (
-    *("step", "_deliver", "scheduler.schedule", "scheduler.register_pages", "runner.run", "runner.forward"),
-    *("runner.commit", "runner.propose", "control.plan", "control.learn"),
+    *("step", "_deliver", "scheduler.schedule_blocks", "scheduler.register_pages", "runner.run"),
+    *("runner.forward", "runner.commit", "runner.propose", "control.plan", "control.learn"),
 )
 PATH, LONG = "/v1/completions", {"prompt": "abc", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 SHORT: dict[str, Any] = {"prompt": "a", "max_tokens": 12, "temperature": 0}

@@ -1,8 +1,7 @@
 """Rounds that the host does not wait for: what it tells of each row, and what it hears a step later."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -10,8 +9,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.ops.sampling_rule import SamplingRule
 
 
-@dataclass(frozen=True)
-class RoundRow:
+class RoundRow(NamedTuple):
     """A request's row in a round: a draft behind its anchor, a chain of ``block - 1`` or a tree, and verified."""
 
     cache_row: CacheRow  # ``start``: the tokens that are committed for certain; no snapshots
@@ -26,11 +24,11 @@ class RoundRow:
     tree_size: int = 0  # tokens of its tree, anchor included; 0: a chain
     sampling: SamplingRule | None = None  # None: the likeliest tokens are taken
     accepted: int | None = None  # drafts accepted, whatever the target says; None: as it says
-    num_steps: int = 1  # plain steps of a round of several, the same of all rows; ``length`` of them count
+    # Plain steps of a round of several at most, the same of all rows; ``length`` of them count.
+    num_steps: int = 1
 
 
-@dataclass(frozen=True)
-class RoundEnd:
+class RoundEnd(NamedTuple):
     """How a round ended for one row."""
 
     path: list[int]  # places of what is accepted, the anchor's 0 first: of a tree token i has place i + 1

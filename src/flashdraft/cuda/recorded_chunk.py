@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import PagedKVCache
@@ -71,23 +73,22 @@ class RecordedChunk:
 
     def __call__(
         self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
+        told: NDArray[np.int64],
         source: Source,
         feature_layers: Sequence[int],
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Final hidden states [num_tokens, hidden_size] and the outputs of ``feature_layers``, as layers.run.
 
-        ``slots``: where keys and values go; ``source``: what mixes these tokens.
+        ``told`` [3, num_tokens]: token ids, positions, and slots where keys and values go; ``source``: what mixes these
+        tokens.
         """
-        count = len(token_ids)
+        count = told.shape[1]
         length = next(one for one in CHUNK_LENGTHS if one >= count)
         numbers = torch.zeros(3, length, dtype=torch.int64)
         size = self._cache.page_size
         scratch = self._cache.storages[0].scratch_page * size
         numbers[2] = scratch + torch.arange(length) % size
-        numbers[:, :count] = torch.tensor([list(token_ids), list(positions), list(slots)])
+        numbers[:, :count] = torch.from_numpy(told)
         for kind in self._kinds:  # what another chunk left is not to spread
             kind.found[count:length].zero_()
         features = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,8 +107,11 @@ Draft = ChainDraft | TreeDraft
 
 def plain_ends(told: Tensor, blocks: Sequence[int]) -> list[RoundEnd]:
     """What several plain steps told, int32 [rows, 1 + steps]: how many of a row count, and their tokens."""
-    found = []
-    for (count, *said), _ in zip(told.tolist(), blocks, strict=False):
-        valid = next((at for at, token in enumerate(said[:count]) if token < 0), count - 1)
-        found.append(RoundEnd([0], said[valid], [], [], [], said[:valid]))
-    return found
+    said, nothing = told[: len(blocks), 1:], list[Any]()
+    counts = told[: len(blocks), 0]
+    is_none = (said < 0) & (torch.arange(said.shape[1]) < counts.unsqueeze(1))
+    last = torch.where(is_none.any(1), is_none.int().argmax(1), counts - 1)
+    return [
+        RoundEnd([0], tokens[at], nothing, nothing, nothing, tokens[:at])
+        for tokens, at in zip(said.tolist(), last.tolist(), strict=True)
+    ]

@@ -36,7 +36,6 @@ class _Shape:
     block: int  # tokens that the drafter has of each row
     width: int  # and the target
     num_keys: int
-    num_steps: int  # plain ones
     samples: bool  # whether a row is not greedy
     has_trees: bool  # whether a row is no chain
 
@@ -70,12 +69,17 @@ class DeviceRounds:
         """See :class:`flashdraft.cache.rounds.Rounds`."""
         block = power_of_two(max(row.block for row in rows))
         width = max(block, power_of_two(max(1, *(row.tree_size for row in rows))))
-        upper, num_steps = [row.cache_row.start + row.num_in_flight for row in rows], rows[0].num_steps
+        is_plain, num_steps = rows[0].num_steps > 1, max(row.length for row in rows)
         samples, has_trees = any(row.sampling for row in rows), any(row.tree_size for row in rows)
-        reach = max(width, num_steps)
-        shape = _Shape(block, width, keys_bound(max(upper) + reach), num_steps, samples, has_trees)
-        placed = [row.cache_row for row in rows]
-        pages = self.rows.page_table(placed, [row.num_in_flight + reach for row in rows], shape.num_keys)
+        reach, placed = num_steps if is_plain else width, [row.cache_row for row in rows]
+        counts = [row.num_in_flight + reach for row in rows]
+        if is_plain:  # which stop where an answer ends, as blocks do not
+            counts = [
+                min(count, row.max_len - row.cache_row.start) for count, row in zip(counts, rows, strict=True)
+            ]
+        upper = max(row.start + count for row, count in zip(placed, counts, strict=True))
+        shape = _Shape(block, width, keys_bound(upper), samples, has_trees)
+        pages = self.rows.page_table(placed, counts, shape.num_keys)
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
@@ -84,8 +88,9 @@ class DeviceRounds:
             self.rows.states.stage(len(pages), width)
 
         features: Tensor | None = None
-        if num_steps > 1:
-            ends = self._plain_steps(numbers.to(self._starts.device, non_blocking=True), shape)
+        if is_plain:
+            told_there = numbers.to(self._starts.device, non_blocking=True)
+            ends = self._plain_steps(told_there, shape, num_steps)
         else:
             ends, features = self._recorded(
                 (*numbers.shape, shape), lambda numbers: self._round(numbers, shape), [numbers]
@@ -94,7 +99,7 @@ class DeviceRounds:
         if features is not None:  # they wait for a draft, and the next replay overwrites them
             features = features.clone()
         kind = TreeDraft if has_trees else ChainDraft
-        ends_of = plain_ends if num_steps > 1 else kind.ends
+        ends_of = plain_ends if is_plain else kind.ends
         return DeviceRound(HostCopy(ends), features, [row.block for row in rows], ends_of)
 
     def _told(self, row: RoundRow) -> list[int]:
@@ -104,7 +109,7 @@ class DeviceRounds:
         rule = row.sampling.told if row.sampling else sampling_rule.GREEDY
         return [*where, row.block, row.length, row.max_len, slot, accepted, row.tree_size, *rule]
 
-    def _plain_steps(self, numbers: Tensor, shape: _Shape) -> Tensor:
+    def _plain_steps(self, numbers: Tensor, shape: _Shape, num_steps: int) -> Tensor:
         """Of each row how many steps it took, and their tokens: int32 [rows, 1 + num_steps].
 
         One step is recorded, whatever their number: on an H200 the launch of 32 in one recording took 200 ms, nearly
@@ -120,8 +125,8 @@ class DeviceRounds:
         def step(numbers: Tensor) -> Tensor:
             return self._plain_step(numbers, shape)
 
-        key = *numbers.shape, replace(shape, num_steps=1)
-        every = torch.stack([self._recorded(key, step, [numbers]).clone() for _ in range(shape.num_steps)], 1)
+        key = "step", *numbers.shape, shape
+        every = torch.stack([self._recorded(key, step, [numbers]).clone() for _ in range(num_steps)], 1)
         self._starts[:num_rows] += lengths > 0
         last = every.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         self._anchors[:num_rows] = last.clamp(min=0)

@@ -6,6 +6,7 @@ Nothing is gathered. Staged tokens are written where they would stay, as cache/p
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -59,6 +60,32 @@ class RowTables:
         return (page * page_size + self.places % page_size).flatten()
 
 
+def page_array(pages: Sequence[Sequence[int]], shape: tuple[int, int], fill: int) -> NDArray[np.int32]:
+    """The ``pages`` of rows, each row's in order, as a table of ``shape``, with ``fill`` behind them."""
+    table = np.full(shape, fill, np.int32)
+    lengths = np.fromiter(map(len, pages), np.int64, len(pages))
+    is_page = np.arange(shape[1]) < lengths[:, None]
+    table[: len(pages)][is_page] = np.fromiter(chain.from_iterable(pages), np.int32)
+    return table
+
+
+def places_of(
+    rows: Sequence[CacheRow], counts: Sequence[int], page_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the next ``counts[i]`` tokens of each row, row after row: their positions, and their slots in the cache."""
+    lengths = np.array(counts)
+    starts = np.array([row.start for row in rows])
+    num_pages = np.array([len(row.pages) for row in rows])
+    pages = np.fromiter(chain.from_iterable(row.pages for row in rows), np.int64)
+
+    def of_tokens(of_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.repeat(of_rows, lengths)
+
+    positions = np.arange(lengths.sum()) + of_tokens(starts - (lengths.cumsum() - lengths))
+    page = pages[of_tokens(num_pages.cumsum() - num_pages) + positions // page_size]
+    return positions, page * page_size + positions % page_size
+
+
 def keys_bound(num_keys: int) -> int:
     """The bound of keys that the recording for ``num_keys`` was made for."""
     bound = PART
@@ -103,10 +130,7 @@ class DeviceRows(PagedRows):
         """The pages of the first ``num_keys`` tokens of each row, which stages ``counts[i]``, and of empty rows."""
         most = -(-num_keys // self.cache.page_size)
         self._place(rows, counts, most)
-        table = np.full((power_of_two(len(rows)), most), self.scratch_page, np.int32)
-        for own, pages in zip(table, self._pages[0], strict=False):
-            own[: len(pages)] = pages
-        return table
+        return page_array(self._pages[0], (power_of_two(len(rows)), most), self.scratch_page)
 
     @property
     def spare_slot(self) -> int:

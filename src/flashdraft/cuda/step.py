@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
 from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, RecordedPrompt, prefill_delta
 from flashdraft.cuda.products import product
-from flashdraft.cuda.rows import RowTables
+from flashdraft.cuda.rows import RowTables, page_array
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.weights import Product, apart
 from flashdraft.ops.attention import AttentionSpec
@@ -148,25 +149,19 @@ class _SideBySide:
 
     def __init__(self, cache: PagedKVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         device, self.page_size = cache.slots.device, cache.page_size
-        width, firsts = max(counts), [sum(counts[:row]) for row in range(len(counts))]
-        self.num_keys = max(row.start for row in rows) + width
+        starts, lengths = np.array([row.start for row in rows]), np.array(counts)
+        width = max(counts)
+        self.num_keys = int(starts.max()) + width
         most = -(-self.num_keys // self.page_size)
-        pages = [[*row.pages[:most], *[0] * (most - len(row.pages))] for row in rows]
-        self.shape, self.table = (len(rows), width), told(pages, device).int()
-        self.padded = told(
-            [
-                first + min(at, count - 1)
-                for first, count in zip(firsts, counts, strict=True)
-                for at in range(width)
-            ],
-            device,
-        )
-        self.own = told([row * width + at for row, count in enumerate(counts) for at in range(count)], device)
-        ends = [
-            [row.start + min(at, n - 1) + 1 for at in range(width)]
-            for row, n in zip(rows, counts, strict=True)
-        ]
-        last = told(ends, device).int()
+        table = page_array([row.pages[:most] for row in rows], (len(rows), most), 0)
+        self.shape, self.table = (len(rows), width), told(table, device).int()
+        is_own = np.arange(width) < lengths[:, None]
+        # Padding is a row's last token once more.
+        places = np.minimum(np.arange(width), lengths[:, None] - 1)
+        firsts = lengths.cumsum() - lengths
+        self.padded = told((firsts[:, None] + places).ravel(), device)
+        self.own = told(np.flatnonzero(is_own), device)
+        last = told(starts[:, None] + places + 1, device).int()
         self.visible = Visible(torch.zeros_like(last), last)
 
     def attend(

@@ -1,19 +1,20 @@
 """A target on a GPU: steps and prompts through fused layers over pages and states."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, slots_of
+from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS
 from flashdraft.cuda.layers import Attention, Norm, layers_of, run, why_unsupported
 from flashdraft.cuda.prefill_delta import RecordedPrompt
 from flashdraft.cuda.products import product
 from flashdraft.cuda.recorded_chunk import RecordedChunk
-from flashdraft.cuda.rows import DeviceRows, RowTables
+from flashdraft.cuda.rows import DeviceRows, RowTables, places_of
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.cuda.step import PrefillSource, StepSource
 from flashdraft.cuda.weights import Product, apart
@@ -111,16 +112,15 @@ class CudaTarget:
     ) -> list[TargetOutput]:
         """Chunks of prompts, true at once: of each row hidden states and features [1, num_tokens, ...]."""
         counts, device = [len(ids) for ids in token_ids], self.model.device
-        tokens = [token for ids in token_ids for token in ids]
-        pairs = zip(placed, counts, strict=True)
-        positions = [at for row, count in pairs for at in range(row.start, row.start + count)]
-        [slots], chunk = slots_of(rows.cache, placed, counts), self._recorded_chunk
+        tokens = np.fromiter(chain.from_iterable(token_ids), np.int64)
+        numbers = np.stack([tokens, *places_of(placed, counts, rows.cache.page_size)])
+        chunk = self._recorded_chunk
         mixing = placed, counts, self.specs, rows.states, self._recorded_prompt
         if chunk and chunk.takes(len(tokens)):
             source = PrefillSource(rows.cache, chunk.slots, chunk.rope, *mixing)
-            hidden, features = chunk(tokens, positions, slots, source, feature_layers)
+            hidden, features = chunk(numbers, source, feature_layers)
         else:
-            every, at, where = told([tokens, positions, slots], device)
+            every, at, where = told(numbers, device)
             source = PrefillSource(rows.cache, where, self._rope(at), *mixing)
             hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
         rows.settled()

@@ -183,14 +183,15 @@ class Engine:
         started = perf_counter()  # costs may have been measured
         if self.overlap.must_read(decoding):
             outputs += self._read(self.overlap.in_flight)
-        step = self.scheduler.schedule(decoding)
+        step = self.scheduler.schedule_blocks(decoding)
         for row in step.left:
             self._leave(row)
-        for request in step.joined:
-            self.runner.join(request)
         num_before, pace = len(self._prompts), self.scheduler.pace
         outputs += self._decode(step.blocks)
         pace.blocks_ran(perf_counter() if step.blocks and outputs else None)
+        self.scheduler.schedule_chunks(step)
+        for request in step.joined:
+            self.runner.join(request)
         # Chunks of similar length share a forward: padding at most doubles it.
         chunks = sorted(step.chunks, key=lambda chunk: chunk[1].bit_length())
         for _, group in groupby(chunks, key=lambda chunk: chunk[1].bit_length()):
@@ -377,7 +378,6 @@ class Engine:
         self.runner.catch_up([r for r in late if not self._can_wait(r)])
         for request in requests:
             self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
-            self.scheduler.keep_snapshots(request)
             if not request.answer.goes_on:
                 self._finish(request)
 

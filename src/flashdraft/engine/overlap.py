@@ -22,11 +22,11 @@ from flashdraft.ops.sampling_rule import SamplingRule
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree
 
+_NO_DRAFT = DraftTree()
 _CONTEXTS = 128, 896, 3840  # tokens; recordings are made for keys up to 256, 1,024 and 4,096
 
 
-@dataclass(frozen=True)
-class _Seat:
+class _Seat(NamedTuple):
     """A request in a round."""
 
     request: Request
@@ -196,17 +196,21 @@ class Overlap:
             request.num_in_flight -= seat.length
             if end.token < 0:
                 request.error = NO_TOKEN
-            draft = DraftTree(end.draft_ids, end.parents, end.log_probs)
-            if draft.is_chain:
-                draft = draft.first(min(seat.length, request.most_tokens) - 1)
+            draft = _NO_DRAFT
+            if end.draft_ids:
+                draft = DraftTree(end.draft_ids, end.parents, end.log_probs)
+                if draft.is_chain:
+                    draft = draft.first(min(seat.length, request.most_tokens) - 1)
             request.num_committed += len(end.decided) + len(end.path)
             if features is not None:
                 request.pending.append(features[row, : len(end.path)])
             elif is_observed:
                 request.num_observed = request.num_committed
             metrics = request.answer.output.metrics
-            metrics.record_plain_rounds(len(end.decided))
-            metrics.record_round(draft, len(end.path) - 1)
+            if draft is _NO_DRAFT:
+                metrics.record_plain_rounds(len(end.decided) + len(end.path))
+            else:
+                metrics.record_round(draft, len(end.path) - 1)
             metrics.record_seconds(0.0, share)
             metrics.decode_s += share
             found.append(Ended(request, seat.block, draft, end.path, end.decided, end.token))

@@ -6,7 +6,7 @@ in turns, within a budget of tokens of their own (prompt_pace.py). When pages ru
 last gives up its own and is computed again later; what of it is still cached then is found by its prefix.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -143,17 +143,17 @@ class Scheduler:
 
     def finish(self, request: Request) -> None:
         """The request is over, wherever it stands: its pages are free."""
-        if request in self.running:
-            self.running.remove(request)
+        if _is_among(self.running, request):
+            _take_out(self.running, request)
             self._release(request)
         else:
             (self.paused if request in self.paused else self.waiting).remove(request)
 
     def set_paused(self, request: Request, is_paused: bool) -> CacheRow:
         """A paused request neither runs nor waits nor holds pages; the row that its drafter had."""
-        row = self.preempt(request) if request in self.running else request.draft_row
+        row = self.preempt(request) if _is_among(self.running, request) else request.draft_row
         if is_paused:
-            self.waiting.remove(request)
+            _take_out(self.waiting, request)
             self.paused.append(request)
         else:
             self.paused.remove(request)
@@ -165,27 +165,31 @@ class Scheduler:
         decoding = [request for request in self.running if not request.is_prefilling]
         return self.fair.pick(decoding, [*(r for r in self.running if r.is_prefilling), *self.waiting])
 
-    def schedule(self, decoding: Sequence[Request]) -> Step:
-        """The next step, with pages for all that it writes. ``decoding``: whose blocks may run."""
+    def schedule_blocks(self, decoding: Sequence[Request]) -> Step:
+        """The next step's blocks, with pages for all that they write. ``decoding``: whose may run."""
         step = Step()
         self._yield_places(step)
         self._schedule_blocks(decoding, step)
+        if self.windows:  # pages of layers with windows: what is not seen or was rejected is free
+            for request in self.running:
+                end = request.num_committed + request.num_in_flight
+                self.windows.trim(request.window, request.num_committed, end)
+        self._make_ready(step.blocks)
+        return step
+
+    def schedule_chunks(self, step: Step) -> None:
+        """Chunks of prompts for ``step``, whose blocks have started: who ended meanwhile has left its place."""
         budget = self.pace.tokens if step.blocks else self.pace.most
         if step.blocks and self.fair.is_shared:
             budget = min(budget, self.fair.prompt_tokens)
         if budget:
             self._schedule_chunks(step, budget)
-        if self.windows:
-            self._move_windows(self.windows, step)
-        if self.slots and self.config.prefix_caching:
-            for request, num_tokens in (*step.blocks, *step.chunks):
-                self._plan_snapshots(self.slots, request, num_tokens)
-        return step
+        self._make_ready(step.chunks)
 
     def preempt(self, request: Request) -> CacheRow:
         """A running request gives up its pages and waits to be computed again; the row that its drafter had."""
         row = request.draft_row
-        self.running.remove(request)
+        _take_out(self.running, request)
         self._release(request)
         request.lose_pages()
         self.num_preemptions += 1
@@ -193,9 +197,15 @@ class Scheduler:
         return row
 
     def register_pages(self, request: Request, num_final: int) -> None:
-        """The request's first ``num_final`` tokens are in the pages, of target and drafter: let them be found."""
+        """The request's first ``num_final`` tokens are in the pages, of target and drafter: let them be found.
+
+        So can the states be that were left at page borders of its tokens.
+        """
+        if not self.config.prefix_caching:
+            return
+        self._keep_snapshots(request)
         full = num_final // self.pool.page_size
-        if not self.config.prefix_caching or full <= request.num_registered:
+        if full <= request.num_registered:
             return
         if len(request.hashes) < full:
             request.hashes = page_hashes(request.token_ids, self.pool.page_size, request.hashes)
@@ -204,20 +214,6 @@ class Scheduler:
             if self.windows:
                 self.windows.register(request.window, idx, request.hashes[idx])
         request.num_registered = full
-
-    def keep_snapshots(self, request: Request) -> None:
-        """The states that were left at page borders of the request's tokens can be found from now on."""
-        passed = [one for one in request.snapshots if one[0] <= request.num_committed]
-        for border, slot in passed:
-            assert self.slots is not None
-            request.snapshots.remove((border, slot))
-            if border > len(request.token_ids):  # dropped behind a stop text
-                self.slots.free(slot)
-                continue
-            size = self.pool.page_size
-            if len(request.hashes) * size < border:
-                request.hashes = page_hashes(request.token_ids, size, request.hashes)
-            self.slots.keep(slot, request.hashes[border // size - 1])
 
     def check_integrity(self) -> None:
         """Assert that requests and pages are in a sane state."""
@@ -235,6 +231,19 @@ class Scheduler:
         if self.slots:
             kept = [slot for r in self.running for _, slot in r.snapshots]
             self.slots.check_integrity([*(r.slot for r in self.running), *kept])
+
+    def _keep_snapshots(self, request: Request) -> None:
+        passed = [one for one in request.snapshots if one[0] <= request.num_committed]
+        for border, slot in passed:
+            assert self.slots is not None
+            request.snapshots.remove((border, slot))
+            if border > len(request.token_ids):  # dropped behind a stop text
+                self.slots.free(slot)
+                continue
+            size = self.pool.page_size
+            if len(request.hashes) * size < border:
+                request.hashes = page_hashes(request.token_ids, size, request.hashes)
+            self.slots.keep(slot, request.hashes[border // size - 1])
 
     def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> None:
         decoding = [r for r in decoding if r.pages and not self._ends_in_flight(r)]
@@ -279,7 +288,7 @@ class Scheduler:
         if num_needed > self.pool.num_free:
             request.to_start = None  # what was found when it was looked up may be gone
             return False
-        self.waiting.remove(request)
+        _take_out(self.waiting, request)
         self.pool.share(found)
         pages = self.pool.allocate(self.pool.num_pages_for(request.prefill_len + 1) - len(found))
         assert pages is not None
@@ -306,14 +315,15 @@ class Scheduler:
                 return
             self._preempt_last(step)
 
-    def _move_windows(self, windows: WindowPool, step: Step) -> None:
-        """Pages of layers with windows: what is not seen or was rejected is free, the step's are taken."""
-        for request in self.running:
-            end = request.num_committed + request.num_in_flight
-            windows.trim(request.window, request.num_committed, end)
-        for request, num_tokens in (*step.blocks, *step.chunks):
+    def _make_ready(self, parts: Sequence[tuple[Request, int]]) -> None:
+        """Pages of layers with windows for what (request, tokens) write, and slots for states at page borders."""
+        for request, num_tokens in parts if self.windows else ():
+            assert self.windows is not None
             end = self._end(request, num_tokens)
-            windows.reach(request.window, min(self.pool.num_pages_for(end), len(request.pages)))
+            self.windows.reach(request.window, min(self.pool.num_pages_for(end), len(request.pages)))
+        if self.slots and self.config.prefix_caching:
+            for request, num_tokens in parts:
+                self._plan_snapshots(self.slots, request, num_tokens)
 
     def _ends_in_flight(self, request: Request) -> bool:
         """Whether the round in flight brings its last token for certain: all of several plain steps, else one."""
@@ -366,3 +376,14 @@ class Scheduler:
         last = self.running[-1]
         step.left.append(self.preempt(last))
         return last
+
+
+def _is_among(queue: Sequence[Request], request: Request) -> bool:
+    """Whether ``queue``, in the order of ranks, has it."""
+    at = bisect_left(queue, request.rank, key=lambda r: r.rank)
+    return at < len(queue) and queue[at] is request
+
+
+def _take_out(queue: list[Request], request: Request) -> None:
+    """``queue`` without it: looked for by rank, for thousands may run."""
+    del queue[bisect_left(queue, request.rank, key=lambda r: r.rank)]
