@@ -43,7 +43,7 @@ def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
 
 
 def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
-    """The fastest measured on an H200, or as good: benchmarks/results/h200/linear-codes.jsonl."""
+    """The fastest measured on an H200, or as good: benchmarks/results/h200/long-sums.jsonl."""
     num_outputs, is_packed = len(weight), weight.is_packed
     if has_long_sums(weight):
         if num_tokens <= 8:
