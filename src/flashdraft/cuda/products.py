@@ -26,7 +26,6 @@ from flashdraft.ops.triton.tiling import Tiling
 
 _VECTOR = 16  # bytes that cuBLAS loads at once
 _MORE = Tiling(64, 512, 2, 4)  # of codes in chains
-_MANY = Tiling(128, 64, 4, 8, 128)  # of floats in chains
 _FLOATS = 1 << 26  # that are made of codes in memory at once
 _ROWS = 128  # outputs that they are multiples of
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
@@ -59,6 +58,13 @@ def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
     if num_tokens <= 16:
         return Tiling(64, 256, 4, 4) if is_packed else Tiling(32, 256, 3, 2)
     return Tiling(64, 256, 3, 4) if is_packed and num_tokens <= 32 else Tiling(64, 128, 4, 4)
+
+
+def _tiling_of_chains(num_tokens: int) -> Tiling:
+    """Of floats whose sums are in chains: tiles so small that most of a card's multiprocessors have some."""
+    if num_tokens <= 128:
+        return Tiling(64, 64, 6, 4, 64)
+    return Tiling(64, 64, 4, 4, 128) if num_tokens <= 512 else Tiling(128, 64, 4, 8, 128)
 
 
 def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
@@ -99,7 +105,7 @@ def _by_floats(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, out: Ten
         its_bias = None if bias is None else bias[at : at + rows]
         its_out = out[:, at : at + rows]
         if has_long_sums(weight):
-            long_sums_linear(x, values, _MANY, its_bias, its_out)
+            long_sums_linear(x, values, _tiling_of_chains(len(x)), its_bias, its_out)
         else:
             _of_floats(x, values, its_bias, its_out)
     return out
