@@ -237,7 +237,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
     parts, weights, shared, shared_gate, out, shared_token, gate_token,
     has_shared: tl.constexpr, top_k: tl.constexpr, size: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    token, at = tl.program_id(1).to(tl.int64), tl.program_id(0) * tile + tl.arange(0, tile)
+    token, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * tile + tl.arange(0, tile)
     there = at < size
     dtype: tl.constexpr = out.dtype.element_ty
     total = tl.zeros([tile], tl.float32)
@@ -341,7 +341,7 @@ def _summed(parts: Tensor, weights: Tensor, shared: Tensor | None, shared_gate: 
     out = torch.empty((num_tokens, size), dtype=parts.dtype, device=parts.device)
     added, gate = (parts, parts) if shared is None or shared_gate is None else (shared, shared_gate)
     assert added.stride(1) == 1, "a token's elements lie side by side"
-    _sum_kernel[(triton.cdiv(size, SUM_TILE), num_tokens)](
+    _sum_kernel[(num_tokens, triton.cdiv(size, SUM_TILE))](
         parts, weights, added, gate, out, added.stride(0), gate.stride(0),
         has_shared=shared is not None, top_k=top_k, size=size, tile=SUM_TILE, num_warps=2, enable_fp_fusion=False,
     )  # fmt: skip

@@ -46,8 +46,8 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
 def _silu_mul_kernel(  # type: ignore[no-untyped-def]
     gate_up, out, token_stride, size: tl.constexpr, tile: tl.constexpr
 ):
-    token = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * tile + tl.arange(0, tile)
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * tile + tl.arange(0, tile)
     there = at < size
     gate = tl.load(gate_up + token * token_stride + at, there, 0.0)
     up = tl.load(gate_up + token * token_stride + size + at, there, 0.0)
@@ -88,7 +88,7 @@ def _norm_rope_store_kernel(  # type: ignore[no-untyped-def]
     heads: tl.constexpr, kv_heads: tl.constexpr,
     head_dim: tl.constexpr, rotary_dim: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    token, head, dim = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.arange(0, tile)
+    token, head, dim = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, tile)
     there = dim < head_dim
     cos += token * cos_token
     sin += token * sin_token
@@ -136,7 +136,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     assert gate_up.stride(1) == 1, "a token's elements lie side by side"
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
-    _silu_mul_kernel[(triton.cdiv(size, GATE_TILE), num_tokens)](
+    _silu_mul_kernel[(num_tokens, triton.cdiv(size, GATE_TILE))](
         gate_up, out, gate_up.stride(0), size=size, tile=GATE_TILE, num_warps=4, enable_fp_fusion=False
     )
     return out
@@ -159,7 +159,7 @@ def norm_rope_store(
     assert pages.shape[1:] == (2, kv_heads, head_dim)
     assert pages.stride()[2:] == (head_dim, 1), "a token's heads lie side by side"
     out = torch.empty((num_tokens, heads, head_dim), dtype=q.dtype, device=q.device)
-    _norm_rope_store_kernel[(heads + 2 * kv_heads, num_tokens)](
+    _norm_rope_store_kernel[(num_tokens, heads + 2 * kv_heads)](
         q, k, v, q if q_weight is None else q_weight, k if k_weight is None else k_weight,
         cos, sin, pages, slot_mapping, out,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos.stride(0), sin.stride(0), *pages.stride()[:2],
