@@ -180,6 +180,8 @@ def test_more_features_than_the_target_has_layers_are_refused_before_any_answer(
         (("--max-new-tokens", "1"), "max_new_tokens is 1; expected 2 or more"),
         (("--temperature", "-1"), "temperature is [-1.0]; expected 0 or more"),
         (("--dry-run", "--gpus", "0"), "gpus is 0; expected 1 or more"),
+        (("--temperature", "0.7"), "falls into the validation split (2% of the prompts"),
+        (("--temperature", "0", "--limit", "1"), "none of the answers to 1 prompts falls into"),
     ],
 )
 def test_settings_that_answer_nothing_are_refused(
@@ -210,7 +212,7 @@ def test_rows_are_reported_before_the_run_and_bad_ones_stop_it(
         "1 left out: bad rows",
         "1 left out: equal to another",
         "4 prompts of",
-        "5 answers of the data are left out and made anew",
+        "4 answers of the data are left out and made anew",
     ):
         assert line in kept.stdout
     documents = read_documents(tmp_path / "run" / "answers")

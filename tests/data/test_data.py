@@ -138,6 +138,30 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
     )
 
 
+def test_a_deleted_shard_is_remade_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_policy, "ANSWERS_PER_SHARD", 1)
+    make(tmp_path, some_prompts(6), max_prompt_len=200, num_rows=1)
+    before = {doc.id for doc in read_documents(tmp_path)}
+    shards = sorted(tmp_path.glob("*.parquet"))
+    assert len(shards) >= 3
+    shards[1].unlink()
+    make(tmp_path, some_prompts(6), max_prompt_len=200, num_rows=1)
+    documents = read_documents(tmp_path)
+    assert {doc.id for doc in documents} == before
+    assert len(documents) == 2 * len(before)
+
+
+def test_a_prompt_that_has_changed_is_not_taken_for_answered(tmp_path: Path) -> None:
+    make(tmp_path, some_prompts(3), max_prompt_len=200)
+    make(tmp_path, some_prompts(4), max_prompt_len=200)  # one more: the others stay
+    with pytest.raises(
+        DataError, match="4 prompts have changed since they were answered, p0 first; give another"
+    ):
+        make(tmp_path, some_prompts(4, seed=1), max_prompt_len=200)
+
+
 def test_other_settings_and_damage_are_told(tmp_path: Path) -> None:
     make(tmp_path, some_prompts(3))
     with pytest.raises(DataError, match="max_new_tokens = 20, now it is 21"):

@@ -69,17 +69,17 @@ def train(
     if data.prompts is not None:
         answering = data.on_policy(target, config.seed)
         asked, _ = data.report(answering)
+        data.check_validation(asked, answering)
         folders.append(out / "answers")
         with interruptible(lambda: num_answers(out / "answers")):
             make_answers(answering, asked, out / "answers", device, dtype, init, data.rollout())
         show_answers(out / "answers", data.max_new_tokens)
     if data.answers_only:
         return
-    trackers = {"wandb": wandb, "trackio": trackio}
     with (
         ranks_of_launch(device) as (ranks, device),
         interruptible(lambda: f"the state of the last checkpoint is in {out}"),
-        watched(out, ranks.is_first, tensorboard, trackers) as tell,
+        watched(out, ranks.is_first, tensorboard, {"wandb": wandb, "trackio": trackio}) as tell,
         asked_to_stop(ranks.count == 1) as stop,
     ):
         places = target, folders, out, config, device, dtype, init

@@ -130,6 +130,13 @@ class TrainData:
             raise DataError("no prompt is left to ask; give other --prompts")
         return asked, report
 
+    def check_validation(self, asked: "list[Prompt]", config: "OnPolicyConfig") -> None:
+        """Raise UsageError where the answers are to be trained on alone and none of them could be held back."""
+        from flashdraft.train.run import check_validation
+
+        if not self.answers_only and not self.answers:
+            check_validation(asked, config.temperatures)
+
 
 def show_answers(folder: Path, max_new_tokens: int) -> None:
     """How long the answers of a folder are, and how many were cut."""

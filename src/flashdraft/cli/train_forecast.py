@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flashdraft.cli.train_data import TrainData
-from flashdraft.errors import UsageError
+from flashdraft.errors import DataError, UsageError
 from flashdraft.train.config import TrainConfig, at_least, check_fields
 
 if TYPE_CHECKING:
@@ -68,9 +68,12 @@ class DryRun:
         """Answers still to be made, and tokens of all: no more than that."""
         from flashdraft.data.on_policy import count_answers
 
-        num_tokens = sum(
-            one.num_tokens for folder in data.answers or [] for one in count_answers(folder).values()
-        )
+        num_tokens = 0
+        for folder in data.answers or []:
+            counts = count_answers(folder).values()
+            if not counts:
+                raise DataError(f"{folder}: no answers found; expected a folder made by `flashdraft train`")
+            num_tokens += sum(one.num_tokens for one in counts)
         if data.prompts is None:
             return 0, num_tokens
         report = data.report(data.on_policy(target, config.seed))[1]

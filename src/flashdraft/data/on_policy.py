@@ -4,6 +4,7 @@ A folder holds ``manifest.json`` (what was asked and how) and ``answers-*.parque
 in a shard is not generated again.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         "prompt_token_ids": pa.list_(pa.int32()),
         "answer_token_ids": pa.list_(pa.int32()),
         "finish_reason": pa.string(),
+        "prompt_digest": pa.string(),
     }
 )
 ANSWERS_PER_SHARD = 4096
@@ -66,6 +68,7 @@ class Document:
     prompt_token_ids: list[int]
     answer_token_ids: list[int]
     finish_reason: str
+    prompt_digest: str | None = None  # of the conversation; None: not told
 
 
 def generate_answers(
@@ -78,7 +81,8 @@ def generate_answers(
     """Answer ``prompts`` into ``folder``, going on where an earlier run stopped; equal conversations once.
 
     A conversation of several turns is answered turn by turn, each behind the target's own answers before it.
-    ``answerer``: what answers, by a seed. Raises DataError when the folder was made with other settings.
+    ``answerer``: what answers, by a seed. Raises DataError when the folder was made with other settings, or when an
+    answer in it is to another conversation than the prompt of its id.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +95,9 @@ def generate_answers(
     }
     asked = [(prompt, temperature) for prompt in different for temperature in config.temperatures]
     while asked:
-        done = {(doc.id, round(doc.temperature, 4)) for doc in read_documents(folder, allow_empty=True)}
+        documents = read_documents(folder, allow_empty=True)
+        _check_same(documents, asked, folder)
+        done = {(doc.id, round(doc.temperature, 4)) for doc in documents}
         requests, owners = _requests(tokenizer, asked, config, done, manifest)
         _write_manifest(folder, manifest)
         if requests:
@@ -135,7 +141,29 @@ def _row(prompt: Prompt, request: AnswerRequest, answer: PromptAnswer) -> dict[s
         "prompt_token_ids": list(request.token_ids),
         "answer_token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
+        "prompt_digest": _digest(prompt),
     }
+
+
+def _check_same(documents: Sequence[Document], asked: Sequence[tuple[Prompt, float]], folder: Path) -> None:
+    """Raise DataError where an answer's prompt has changed: rows without an id have their line's number."""
+    told = {(one.id, round(one.temperature, 4)): one.prompt_digest for one in documents if one.prompt_digest}
+    changed = sorted(
+        {
+            prompt.id
+            for prompt, temperature in asked
+            if (digest := told.get((prompt.id, round(temperature, 4)))) and digest != _digest(prompt)
+        }
+    )
+    if changed:
+        raise DataError(
+            f"{folder}: {len(changed)} prompts have changed since they were answered, {changed[0]} first; give another"
+            " --out folder, or each row an id of its own (without, it is known by its line)"
+        )
+
+
+def _digest(prompt: Prompt) -> str:
+    return hashlib.sha256(_content(prompt).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def without_repeats(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -172,14 +200,17 @@ def read_documents(folder: str | Path, allow_empty: bool = False) -> list[Docume
         raise DataError(f"{folder}: no answers-*.parquet found; expected a folder made by `flashdraft train`")
     documents = []
     for shard in shards:
-        try:
-            rows = pq.read_table(shard, schema=SCHEMA).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{shard}: a damaged shard ({error}); delete it and run again to remake it"
-            ) from error
-        documents += [Document(**row) for row in rows]
+        documents += [Document(**row) for row in _read_shard(shard).to_pylist()]
     return documents
+
+
+def _read_shard(shard: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(shard, schema=SCHEMA, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{shard}: a damaged shard ({error}); delete it and run again to remake it"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -192,10 +223,10 @@ class AnswerCounts:
 
 
 def count_answers(folder: str | Path) -> dict[str, AnswerCounts]:
-    """The answers of a folder by kind of text, without reading their tokens."""
+    """The answers of a folder by kind of text, without reading their tokens. Raises DataError for a damaged shard."""
     counts: dict[str, AnswerCounts] = {}
     for shard in sorted(Path(folder).glob("answers-*.parquet")):
-        answers = pq.read_table(shard, columns=["source", "answer_token_ids", "finish_reason"])
+        answers = _read_shard(shard, ["source", "answer_token_ids", "finish_reason"])
         kinds = [group_of(source) for source in answers["source"].to_pylist()]
         lengths = pc.list_value_length(answers["answer_token_ids"]).to_pylist()
         for kind, length, reason in zip(kinds, lengths, answers["finish_reason"].to_pylist(), strict=True):
@@ -232,7 +263,9 @@ def _requests(
 
 
 def _write_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
-    number = len(list(folder.glob("answers-*.parquet")))
+    # Behind the last: a damaged one may have been deleted.
+    numbers = [int(one.stem.removeprefix("answers-")) for one in folder.glob("answers-*.parquet")]
+    number = max(numbers, default=-1) + 1
     shard = folder / f"answers-{number:05d}.parquet"
     part = shard.with_suffix(".part")
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part, compression="zstd")

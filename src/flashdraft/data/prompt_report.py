@@ -27,7 +27,7 @@ class PromptReport:
     num_rows: int
     left_out: dict[str, int]  # why -> prompts
     kinds: dict[str, KindOfPrompts]
-    num_left_out_answers: int
+    num_left_out_answers: int  # of the prompts that are asked
     num_kept_answers: int
     num_answers: int  # to be made: turns at each temperature
     template: str
@@ -97,8 +97,8 @@ def report_prompts(
         num_rows=found.num_rows,
         left_out=left_out,
         kinds=dict(sorted(kinds.items())),
-        num_left_out_answers=found.num_left_out,
-        num_kept_answers=found.num_kept,
+        num_left_out_answers=sum(prompt.num_left_out for prompt in fitting),
+        num_kept_answers=sum(prompt.num_kept for prompt in fitting),
         num_answers=len(config.temperatures) * sum(1 + len(prompt.next_turns) for prompt in fitting),
         template=told,
     )

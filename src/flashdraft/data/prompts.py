@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from flashdraft.data.conversations import BadRowError, Conversation, Message, Regenerate, parse_conversation
+from flashdraft.data.conversations import BadRowError, Message, Regenerate, parse_conversation
 from flashdraft.data.prompt_files import Row, read_rows
 from flashdraft.errors import DataError
 
@@ -24,6 +24,8 @@ class Prompt:
     next_turns: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     place: str = field(default="", compare=False)  # file and row, for messages
+    num_left_out: int = field(default=0, compare=False)  # the row's own answers that the target makes anew
+    num_kept: int = field(default=0, compare=False)  # those that stay before the answer, as they are
 
     def after(self, answer: str) -> "Prompt":
         """The conversation at its next turn."""
@@ -38,8 +40,6 @@ class PromptSet:
 
     prompts: list[Prompt]
     bad: list[str]
-    num_left_out: int  # the data's own answers that the target makes anew
-    num_kept: int  # those that stay before the answer, as they are
 
     @property
     def num_rows(self) -> int:
@@ -62,19 +62,16 @@ def collect_prompts(path: str | Path, regenerate: Regenerate = "last", split: st
     last); "none": all are context, the target goes on behind them. Raises DataError for files that cannot be read.
     """
     prompts, bad, places = [], [], dict[str, str]()
-    num_left_out = num_kept = 0
     for row in read_rows(path, split):
         try:
-            conversation, prompt = _prompt(row, regenerate)
+            prompt = _prompt(row, regenerate)
             if (first := places.setdefault(prompt.id, row.place)) != row.place:
                 raise BadRowError(f"the id {prompt.id!r} stands twice, first at {first}; expected each once")
         except BadRowError as error:
             bad.append(f"{row.place}: {error}")
             continue
         prompts.append(prompt)
-        num_left_out += conversation.num_left_out
-        num_kept += conversation.num_kept
-    return PromptSet(prompts, bad, num_left_out, num_kept)
+    return PromptSet(prompts, bad)
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -91,7 +88,7 @@ def group_of(source: str) -> str:
     return source.split("-", 1)[0]
 
 
-def _prompt(row: Row, regenerate: Regenerate) -> tuple[Conversation, Prompt]:
+def _prompt(row: Row, regenerate: Regenerate) -> Prompt:
     if isinstance(row.values, str):
         raise BadRowError(row.values)
     return parse_prompt(row.values, row.place, row.stem, row.number, regenerate)
@@ -99,8 +96,8 @@ def _prompt(row: Row, regenerate: Regenerate) -> tuple[Conversation, Prompt]:
 
 def parse_prompt(
     row: Mapping[str, Any], place: str, stem: str, number: int, regenerate: Regenerate = "last"
-) -> tuple[Conversation, Prompt]:
-    """The conversation of one row and its prompt; ``stem``: of the row's file. Raises BadRowError."""
+) -> Prompt:
+    """The prompt of one row; ``stem``: of the row's file. Raises BadRowError."""
     conversation = parse_conversation(row, regenerate)
     source = row.get("source") or stem
     if not isinstance(source, str):
@@ -110,7 +107,8 @@ def parse_prompt(
     name = row.get("id")
     name = str(number if name is None else name).rstrip(_TURN)
     asked = conversation.messages, conversation.next_turns, conversation.tools
-    return conversation, Prompt(f"{stem}/{name}", source, *asked, place)
+    counts = conversation.num_left_out, conversation.num_kept
+    return Prompt(f"{stem}/{name}", source, *asked, place, *counts)
 
 
 def encode_prompts(

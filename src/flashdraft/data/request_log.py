@@ -125,7 +125,7 @@ def read_requests(file: Path, tokenizer: Any, eos_token_ids: Sequence[int]) -> R
         else:
             asked, said = _split(row, place)
             try:
-                _, parsed = parse_prompt(asked, place, SOURCE, number)
+                parsed = parse_prompt(asked, place, SOURCE, number)
             except BadRowError as error:
                 raise DataError(f"{place}: {error}") from None
             one = replace(parsed, source=SOURCE)

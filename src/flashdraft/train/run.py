@@ -260,10 +260,7 @@ def split(
         elif document.temperature == 0:
             held_back.setdefault(group_of(document.source), []).append(document)
     if not held_back:
-        raise UsageError(
-            f"none of {len(documents)} documents falls into the validation split (2 % of the prompts, greedy answers);"
-            " give more prompts, and 0 among the temperatures"
-        )
+        raise _nothing_held_back(f"{len(documents)} answers")
     share = max(config.validation_documents // len(held_back), 1)
     validation = {
         name: pack(docs[:share], config.seq_len, device) for name, docs in sorted(held_back.items())
@@ -271,9 +268,26 @@ def split(
     return pack(training, config.seq_len, device), validation
 
 
+def check_validation(prompts: Sequence[Prompt], temperatures: Sequence[float]) -> None:
+    """Raise UsageError where none of the answers to come could be held back, before any is made."""
+    if 0 not in temperatures or not any(_is_validation(prompt.id) for prompt in prompts):
+        raise _nothing_held_back(f"the answers to {len(prompts)} prompts")
+
+
+def _nothing_held_back(what: str) -> UsageError:
+    return UsageError(
+        f"none of {what} falls into the validation split ({VALIDATION_SHARE:.0%} of the prompts, chosen by their ids,"
+        " greedy answers); give some hundred prompts, and 0 among the temperatures"
+    )
+
+
 def is_held_back(document: Document) -> bool:
     """Whether the answer belongs to a validation prompt."""
-    return zlib.crc32(b"validation " + conversation_of(document.id).encode()) / 2**32 < VALIDATION_SHARE
+    return _is_validation(document.id)
+
+
+def _is_validation(prompt_id: str) -> bool:
+    return zlib.crc32(b"validation " + conversation_of(prompt_id).encode()) / 2**32 < VALIDATION_SHARE
 
 
 def new_drafter(target: TargetModel, tokenizer: Any, config: TrainConfig) -> Network:
