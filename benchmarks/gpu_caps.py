@@ -90,7 +90,7 @@ def measured(configs, kind, gib, device="cuda", served=SERVED, length=PROMPT):
     cold, cold_s = answer(engine, "cold", other, BLOCK)
     drafted, drafted_s = answer(engine, "drafted", ids, BLOCK)
     planned, peak = plan.serving_bytes(served.num_pages * PAGE), torch.cuda.max_memory_allocated()
-    taken = plan.activation_bytes + plan.chunk_bytes + plan.recorded_bytes
+    taken = plan.activation_bytes + plan.chunk_bytes + plan.beside_bytes
     pages = planned - plan.weight_bytes - plan.draft_weight_bytes - taken
     parts = {
         "weights": (plan.weight_bytes + plan.draft_weight_bytes, weights),

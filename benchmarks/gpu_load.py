@@ -189,30 +189,24 @@ def beside_plan(llm, engine, config, dtype):
     plan = plan_memory("embedded", "embedded", dtype, config, None)
     planned = plan.device_bytes(1) + num_tokens * (plan.kv_bytes + plan.draft_kv_bytes)
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    runner, sizes = engine.runner, lambda network: sum(one.nbytes for one in network.parameters())
+    weights = sum(one.nbytes for part in (llm.target, llm.drafter.model) for one in part.parameters())
+    pages = engine.runner.cache.nbytes + engine.runner.drafter.cache.nbytes
+    held = torch.cuda.memory_allocated()
+    parts = {
+        "weights": (weights, plan.weight_bytes + plan.draft_weight_bytes),
+        "pages": (pages, plan.spare_bytes + num_tokens * (plan.kv_bytes + plan.draft_kv_bytes)),
+        "beside": (held - weights - pages, plan.beside_bytes + plan.chunk_bytes),
+        "transient": (allocated - held, plan.activation_bytes),
+    }
     pools, largest = held_in_pools()
-    outside = pools.pop("none", 0)
-    found = {
-        "weights": sizes(llm.target) + sizes(llm.drafter.model),
-        "pages": runner.cache.nbytes + runner.drafter.cache.nbytes,
-        "recordings": sum(pools.values()),
-        "transient": allocated - torch.cuda.memory_allocated(),
-    }
-    found["other"] = outside - found["weights"] - found["pages"]
-    foretold = {
-        "weights": plan.weight_bytes + plan.draft_weight_bytes,
-        "pages": plan.spare_bytes + num_tokens * (plan.kv_bytes + plan.draft_kv_bytes),
-        "recordings": plan.recorded_bytes + plan.chunk_bytes,
-        "transient": plan.activation_bytes,
-    }
     return {
         "planned_mb": _mb(planned),
         "most_allocated_mb": _mb(allocated),
         "most_reserved_mb": _mb(reserved),
         "allocated_over_plan": round(allocated / planned, 3),
         "reserved_over_plan": round(reserved / planned, 3),
-        "parts_mb": {name: [_mb(size), _mb(foretold.get(name, 0))] for name, size in found.items()},
-        "pools_mb": [_mb(size) for size in pools.values()],
+        "parts_mb": {name: [_mb(size) for size in both] for name, both in parts.items()},  # found, foretold
+        "pools_mb": {name: _mb(size) for name, size in pools.items()},
         "largest": largest,
     }
 

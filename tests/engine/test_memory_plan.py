@@ -66,12 +66,12 @@ def test_the_27b(pair_27b):
     between = 512 * (2 * 5120 + 3 * 24 * 256 + inputs + 2 * 48 * 128)
     deltas = 2048 * (6 * inputs + 48 * 128)
     assert plan.chunk_bytes == 2 * (between + deltas + 512 * (3 * 17408 + 4 * 5120))
-    # Hidden states and features of a recording for each power of two of rows and of width, and 4 times cuBLAS' 32 MiB
-    # and cuBLASLt's 1.
-    recorded = sum(
+    # Hidden states and features of a recording for each power of two of rows and of width; features of contexts.
+    recorded = 2 * sum(
         rows * width * (5120 + 5 * 5120) * 2 for rows in (1, 2, 4, 8, 16, 32) for width in (1, 2, 4, 8, 16)
-    )
-    assert plan.recorded_bytes == 2 * recorded + 4 * 33 * 2**20
+    ) + sum(2**power * 5 * 5120 * 2 for power in range(10))
+    matrices = 48 * 3 + 16 * 4 + 64 * 3 + 2 + 6 * 7 + 1  # of more than 1 MiB
+    assert plan.beside_bytes == recorded + 4 * 33 * 2**20 + matrices * 2**17
     layer = 2 * (3 * 17408 + 4 * 5120)  # of a token
     assert plan.activation_bytes == max(512 * (248320 * 6 + layer), 8192 * layer), "blocks or prompts"
     taken = (
@@ -81,7 +81,7 @@ def test_the_27b(pair_27b):
         + 512 * plan.staged_bytes
         + plan.activation_bytes
         + plan.chunk_bytes
-        + plan.recorded_bytes
+        + plan.beside_bytes
         + ((32 * (256 + 16) + 16) * 65536 + (32 * (16 + 16) + 16) * 24576)  # spare pages
     )
     assert plan.serving_bytes(8192) == taken + 8192 * (65536 + 24576)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, slots_of
+from flashdraft.cuda.chunk_lengths import MOST_STORED_TOKENS
 from flashdraft.cuda.layers import Attention, Norm, layers_of, run
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
@@ -19,7 +20,6 @@ from flashdraft.ops.host_copy import pinned, told
 from flashdraft.ops.triton.paged_attention import Visible
 
 T = TypeVar("T")
-_MOST_RECORDED = 512  # tokens of context stored at once; a prompt's many are not worth a recording
 
 
 class CudaDrafter:
@@ -45,7 +45,7 @@ class CudaDrafter:
             for at in range(row.start, row.start + count)
         ]
         [slots] = slots_of(self.cache, placed, counts)
-        if total > _MOST_RECORDED:
+        if total > MOST_STORED_TOKENS:
             self.store(features, told([positions, slots], device))
             return
         more = power_of_two(total) - total

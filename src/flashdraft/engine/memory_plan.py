@@ -18,7 +18,7 @@ from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
-from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS
+from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS, MOST_STORED_TOKENS
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
@@ -34,6 +34,8 @@ _READ_IN_PLACE = LlamaModel.forward, Qwen3_5Model.forward
 # What cuBLAS and cuBLASLt keep on a Hopper for each thread and stream that ran a product (measured): of the thread that
 # starts an engine and of the one that steps it, each as it runs and as it records.
 _WORKSPACE_BYTES = 4 * (2**25 + 2**20)
+# Of PyTorch's blocks for matrices of more than 1 MiB: up to 1 MiB behind one is not split off (measured, on average).
+_BEHIND_BYTES = 2**17
 _KEY_BOUNDS = 2  # that the steps of one load are recorded for, as a rule (cuda/rows.keys_bound)
 DEVICES = ((1, 80), (1, 141), (2, 80))  # how many of how many GB
 
@@ -66,7 +68,7 @@ class MemoryPlan:
         0  # of recorded chunks of prompts: what lies between recordings, and what one takes as it runs
     )
     staged_tokens: int = 0  # of the largest step on a GPU, for which ``staged_bytes`` are kept
-    recorded_bytes: int = 0  # on a GPU: what recorded steps of all shapes return, and cuBLAS' workspaces
+    beside_bytes: int = 0  # on a GPU: what recorded steps take and return, and what cuBLAS and PyTorch keep
 
     @property
     def spare_bytes(self) -> int:
@@ -103,7 +105,7 @@ class MemoryPlan:
         states = (self.num_checkpoints + self.max_running + 1) * self.state_bytes  # one for padding
         states += self.staged_tokens * self.staged_bytes
         shared = self.weight_bytes + self.draft_weight_bytes + states + self.spare_bytes
-        return (shared + self.activation_bytes + self.chunk_bytes) // num_devices + self.recorded_bytes
+        return (shared + self.activation_bytes + self.chunk_bytes) // num_devices + self.beside_bytes
 
     def context_tokens(self, num_devices: int, device_gb: int) -> int:
         """Tokens of context that fit, of all requests together; negative where not even the rest does."""
@@ -129,7 +131,7 @@ class MemoryPlan:
             *self._states(),
             f"activations of a step: about {_gb(self.activation_bytes)} ({requests})",
             f"recorded chunks of prompts: about {_gb(self.chunk_bytes)}",
-            f"kept by recorded steps and cuBLAS: about {_gb(self.recorded_bytes)}",
+            f"kept beside by recorded steps, cuBLAS and PyTorch: about {_gb(self.beside_bytes)}",
         ]
         for num, size in DEVICES:
             tokens = self.context_tokens(num, size)
@@ -217,7 +219,9 @@ def plan_networks(
         gpu_window_bytes=0 if type(model).forward in _READ_IN_PLACE else window_bytes,
         window_tokens=room.num_pages * engine.page_size if room else 0,
         staged_tokens=_staged_tokens(drafter, engine),
-        recorded_bytes=_WORKSPACE_BYTES + _step_bytes(model, drafter, running, block_size),
+        beside_bytes=_WORKSPACE_BYTES
+        + _BEHIND_BYTES * (_num_large(model) + (0 if drafter is None else _num_large(drafter)))
+        + _step_bytes(model, drafter, running, block_size),
     )
 
 
@@ -225,6 +229,10 @@ def _bytes_of(network: nn.Module) -> int:
     # A set, so that a tied head counts once.
     floats = {id(t): t for t in network.state_dict(keep_vars=True).values()}.values()
     return sum(part.nbytes for part in (*floats, *_in_codes(network)))
+
+
+def _num_large(network: nn.Module) -> int:
+    return sum(part.nbytes > 2**20 for part in network.parameters())
 
 
 def _in_codes(network: nn.Module) -> list[QuantizedWeight]:
@@ -266,14 +274,16 @@ def staged_bytes(model: TargetModel) -> int:
 
 
 def _step_bytes(model: TargetModel, drafter: DrafterNetwork | None, running: int, block_size: int) -> int:
-    """What recorded steps return (cuda/target.CudaTarget.step): final hidden states and features of their tokens.
+    """What recorded steps return (cuda/target.CudaTarget.step), and recorded contexts take (cuda/drafter.py).
 
-    A recording for each power of two of rows and of width: all but twice the tokens of the largest, either way.
+    Final hidden states and features of their tokens; features. A recording for each power of two of rows and of width,
+    or of tokens: all but twice the largest, each way.
     """
     num_tokens = (2 * power_of_two(running) - 1) * (2 * power_of_two(block_size) - 1)
     features = 0 if drafter is None else int(drafter.fc.weight.shape[1])
-    each = (model.config.hidden_size + features) * model.head_weight().element_size()
-    return int(_KEY_BOUNDS * num_tokens * each)
+    taken = (2 * MOST_STORED_TOKENS - 1) * features
+    returned = _KEY_BOUNDS * num_tokens * (model.config.hidden_size + features)
+    return int((taken + returned) * model.head_weight().element_size())
 
 
 def _activation_bytes(model: TargetModel, num_slots: int, prompt_tokens: int) -> int:
