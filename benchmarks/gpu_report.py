@@ -112,10 +112,10 @@ def main():
     lines = ["# One H200, beside vLLM 0.24", ""]
     lines += [
         f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
-        "vLLM's rows of the 35B-A3B, and of block 8 at 16 and 32, were measured on the machine of ours within",
-        "a quarter of an hour; the others of the 27B (`vllm-27b-*.json`) on another card of its kind, where ours",
-        "in turn took 13.7, 14.8, 15.9 and 17.4 ms plain and 16.8, 22.4, 34.5 and 64.2 with block 16; ours of today",
-        "took the same on today's card before their tilings changed. vLLM's of the small pair on a third.",
+        "vLLM's rows of the 35B-A3B, of the 27B plain (at 32 requests one pass of three), and of block 8 at 16 and 32,",
+        "were measured on the machine of ours within a quarter of an hour; the others of the 27B on another card of",
+        "its kind, where ours in turn took 16.8, 22.4, 34.5 and 64.2 ms with block 16; those of the small pair on a",
+        "third.",
         "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replay`: the step's recordings alone, back to back; the rest of a step is the host's.",
     ]
