@@ -21,6 +21,7 @@ from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from server_case import Running, serving
 from tiny_pair import save_tiny_pair
+from web_page import web_page
 
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=12, ignore_eos=True)
 PROMPTS = load_task("gsm8k", 5)
@@ -39,6 +40,18 @@ def asked(running: Running, load: Load, target: Target | None = None) -> OnlineR
             return await measure(client, "gsm8k", PROMPTS, GREEDY, load, target or Target(), "ours")
 
     return asyncio.run(ask())
+
+
+def test_a_server_of_web_pages_is_told() -> None:
+    async def ask(url: str) -> None:
+        async with Client(url):
+            pass
+
+    with (
+        web_page() as url,
+        pytest.raises(EngineError, match=r"/v1/models lists no model .*; expected an OpenAI-"),
+    ):
+        asyncio.run(ask(url))
 
 
 @pytest.mark.parametrize("load", [Load(concurrency=1), Load(concurrency=3), Load(rate=50.0)])

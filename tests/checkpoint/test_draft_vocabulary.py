@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from command_line import run_command
 from flashdraft.checkpoint.convert import convert_drafter
 from flashdraft.checkpoint.load import load_drafter, save_drafter
 from flashdraft.data.loader import PackedRows
@@ -168,3 +170,18 @@ def from_reduced(name, folder):
         str(folder / "reduced"),
         lambda _report: None,
     )
+
+
+def test_a_log_without_answers_chooses_no_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "hi"}\n')
+    out = str(tmp_path / "out")
+    told = run_command(
+        ("vocab", "--from", str(tmp_path / "asked.jsonl"), "--size", "1024", "--out", out), capsys
+    )
+    assert (told.exit_code, "holds no answers; give the target's own by --answers" in told.stderr) == (
+        2,
+        True,
+    )
+    assert not Path(out).exists()

@@ -19,6 +19,7 @@ from flashdraft.errors import DataError
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from server_process import server_process
+from web_page import web_page
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,16 @@ def test_a_poor_server_is_asked_again_and_its_texts_are_tokenized(pair: list[str
     counts = {name: answers.facts[name] for name in ("token_ids_told", "tokenized_anew", "of_another_length")}
     assert sum(counts.values()) == 1
     assert counts["token_ids_told"] == 0
+
+
+@pytest.mark.parametrize(("model", "part"), [(None, "without models"), ("m", "without choices")])
+def test_a_server_of_web_pages_is_told(pair: list[str], model: str | None, part: str) -> None:
+    with web_page() as url, pytest.raises(DataError, match=f"a page {part}.*mend --rollout-url"):
+        list(
+            ServerAnswers(url, load_tokenizer(pair[1]), (), 4, 1, model=model).run(
+                [AnswerRequest(0, [1], 0.0)]
+            )
+        )
 
 
 def test_a_server_that_is_not_there_is_told(pair: list[str], url: str) -> None:

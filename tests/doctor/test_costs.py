@@ -68,6 +68,10 @@ def test_a_server_is_read(serving):
         read_served("http://127.0.0.1:1")
     with pytest.raises(UsageError, match="expected http://HOST:PORT"):
         read_served("file:///etc")
+    with pytest.raises(
+        UsageError, match=r"gives no page of metrics .*expected one of flashdraft, vllm, sglang"
+    ):
+        read_served(serving("<html><body>hello {you}</body></html>"))
 
 
 @pytest.fixture

@@ -74,6 +74,9 @@ def test_what_cannot_be_drawn_is_told(run: Path, tmp_path: Path) -> None:
         draw_curves([run], tmp_path / "x.png", "poems")
     with pytest.raises(DataError, match="nowhere: not found"):
         draw_curves([tmp_path / "nowhere"], tmp_path / "x.png")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"its log\.jsonl is empty; leave it out"):
+        draw_curves([run, tmp_path / "empty.jsonl"], tmp_path / "x.png")
     (tmp_path / "other.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match="line 1: not a line of a training log"):
         draw_curves([tmp_path / "other.jsonl"], tmp_path / "x.png")

@@ -57,8 +57,14 @@ class Client:
 
     async def __aenter__(self) -> "Client":
         if not self.model:
-            listed = json.loads(await self.get("/v1/models"))["data"]
-            self.model = str(listed[0]["id"])
+            listed = await self.get("/v1/models")
+            try:
+                self.model = str(json.loads(listed)["data"][0]["id"])
+            except (ValueError, LookupError, TypeError):
+                raise EngineError(
+                    f"{self.base}/v1/models lists no model ({listed[:80]!r}); expected an OpenAI-compatible server:"
+                    " mend --url"
+                ) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:

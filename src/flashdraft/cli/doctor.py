@@ -18,8 +18,8 @@ def doctor(
         Path | None,
         typer.Option("--prompts", help="Prompts, as train reads them.", show_default="four of our own"),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="The first prompts of the file.")] = 8,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="The longest answer.")] = 128,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The first prompts of the file.")] = 8,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="The longest answer.")] = 128,
     url: Annotated[
         str | None,
         typer.Option("--url", help="A running server (ours, vLLM, SGLang): compare what it accepts."),

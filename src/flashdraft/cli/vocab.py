@@ -65,6 +65,10 @@ def vocab(
     documents = [document for folder in answers or () for document in read_documents(folder)]
     if requests is not None:
         documents += read_requests(requests, tokenizer, ends).answered
+    if not documents:
+        raise UsageError(
+            f"{requests} holds no answers; give the target's own by --answers (flashdraft train)"
+        )
     asked = [document.prompt_token_ids for document in documents]
     if prompts is not None:
         asked += encode_prompts(tokenizer, read_prompts(prompts), {})

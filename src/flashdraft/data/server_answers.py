@@ -57,7 +57,7 @@ class ServerAnswers:
         """See :class:`flashdraft.data.answerer.Answerer`. Raises DataError for a server that gives none."""
         with httpx2.Client(headers=self._headers, timeout=_TIMEOUT_S) as self._http:
             if self.model is None:
-                self.model = str(self._call("GET", "/v1/models").json()["data"][0]["id"])
+                self.model = self._first_model()
             pool = ThreadPoolExecutor(self.num_rows)
             try:
                 yield from self._run(iter(requests), pool)
@@ -88,8 +88,14 @@ class ServerAnswers:
             "temperature": request.temperature,
             "seed": self.seed * 1_000_003 + request.key,
         }
-        told = self._call("POST", "/v1/completions", body).json()
-        choice = told["choices"][0]
+        response = self._call("POST", "/v1/completions", body)
+        try:
+            told = response.json()
+            choice = told["choices"][0]
+        except (ValueError, LookupError, TypeError):
+            raise self._no_answer(
+                "/v1/completions", f"a page without choices: {response.text[:80]!r}"
+            ) from None
         token_ids, reason = choice.get("token_ids"), choice.get("finish_reason") or "stop"
         is_told = token_ids is not None
         if not is_told:
@@ -121,7 +127,17 @@ class ServerAnswers:
                 self._asks_for_ids = False  # a server that refuses what it does not know
             elif response.status_code not in _PASSING and response.status_code < 500:
                 break
-        raise DataError(
+        raise self._no_answer(path, fault)
+
+    def _first_model(self) -> str:
+        response = self._call("GET", "/v1/models")
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise self._no_answer("/v1/models", f"a page without models: {response.text[:80]!r}") from None
+
+    def _no_answer(self, path: str, fault: str) -> DataError:
+        return DataError(
             f"{self.base}{path} gives no answer ({fault}); expected an OpenAI-compatible server: start it, or mend"
             " --rollout-url. What was answered is kept: run again to go on"
         )

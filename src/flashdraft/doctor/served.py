@@ -42,7 +42,12 @@ def parse_metrics(page: str, address: str) -> Served:
     """The acceptance in a Prometheus page. Raises UsageError where there is none."""
     totals: dict[str, float] = {}
     by_position: dict[int, float] = {}
-    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    try:
+        samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    except ValueError as error:
+        raise UsageError(
+            f"{address} gives no page of metrics ({error}); expected one of {', '.join(_ENGINES)}: give another URL"
+        ) from None
     prefixes = {sample.name.partition(":")[0] for sample in samples if ":spec_" in sample.name}
     # A flashdraft server tells all of it under vLLM's prefix too: its own comes first, and counts once.
     engine = next((one for one in _ENGINES if one in prefixes), "")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 
 from flashdraft.errors import DataError, UsageError
-from flashdraft.train.log_file import Line, read_log
+from flashdraft.train.log_file import LOG_FILE, Line, read_log
 
 FORMS = (".png", ".svg", ".pdf")
 NUM_BLOCKS = EngFormatter(sep="")  # 500, 1.5k, 2M
@@ -64,6 +64,9 @@ def draw_curves(runs: Sequence[Path], file: Path, kind: str = "all") -> None:
     if file.suffix not in FORMS:
         raise UsageError(f"the figure is {file.name!r}; expected a name that ends in {', '.join(FORMS)}")
     logs = {_name(run, runs): read_log(run) for run in runs}
+    for name, log in logs.items():
+        if not log:
+            raise DataError(f"{name}: its {LOG_FILE} is empty; leave it out until it has told something")
     kinds = {name for log in logs.values() for line in log for name in line.get(SIMULATED, ())}
     if kinds and kind not in kinds:
         raise DataError(
