@@ -78,7 +78,9 @@ class DeviceRounds:
                 min(count, row.max_len - row.cache_row.start) for count, row in zip(counts, rows, strict=True)
             ]
         upper = max(row.start + count for row, count in zip(placed, counts, strict=True))
-        shape = _Shape(block, width, keys_bound(upper), samples, has_trees)
+        # One plain step is soon recorded, and of thousands of rows a bound twice as large takes 1.3 times as long.
+        bound = keys_bound(upper, 2) if is_plain else keys_bound(upper)
+        shape = _Shape(block, width, bound, samples, has_trees)
         pages = self.rows.page_table(placed, counts, shape.num_keys)
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot

@@ -20,7 +20,7 @@ from flashdraft.ops.host_copy import pinned
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.paged_attention import PART
 
-_COARSE = 4  # keys that recordings are made for: PART times a power of this
+_COARSE = 4  # of the bounds of keys that recordings are made for, as a rule
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def places_of(
     return positions, page * page_size + positions % page_size
 
 
-def keys_bound(num_keys: int) -> int:
-    """The bound of keys that the recording for ``num_keys`` was made for."""
+def keys_bound(num_keys: int, coarse: int = _COARSE) -> int:
+    """The bound of keys that the recording for ``num_keys`` was made for: PART times a power of ``coarse``."""
     bound = PART
     while bound < num_keys:
-        bound *= _COARSE
+        bound *= coarse
     return bound
 
 
