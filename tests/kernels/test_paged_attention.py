@@ -6,10 +6,17 @@ import torch
 from flashdraft.ops.attention import FULL_ATTENTION, AttentionSpec, attention_reference
 
 pytest.importorskip("triton")
+from flashdraft.ops.triton import paged_attention as attention_kernels
 from flashdraft.ops.triton.paged_attention import PART, Visible, paged_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAGE = 16
+
+
+@pytest.fixture(params=[attention_kernels._WIDE, 8], ids=["parts", "shorter parts"])
+def parts(request, monkeypatch):
+    """How the first keys are split: as those of wide heads, too."""
+    monkeypatch.setattr(attention_kernels, "_WIDE", request.param)
 
 
 def _made(rows, width, heads, kv_heads, head_dim, starts, dtype=torch.float32):
@@ -70,6 +77,7 @@ def test_windows_and_whole_blocks():
     torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("starts", [[70, 3], [PART + 9, 600]])
 def test_a_sink_takes_weight_and_gives_nothing(starts):
     """In one part of keys and in several, within a window; sinks above all scores and below them."""
@@ -87,6 +95,7 @@ def test_a_sink_takes_weight_and_gives_nothing(starts):
     assert torch.equal(alone[0, 0], found[0, 0])
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (36, 2)])
 def test_a_tree_sees_its_own_path(heads, kv_heads):
     starts = [3, PART + 1]
@@ -105,6 +114,7 @@ def test_a_tree_sees_its_own_path(heads, kv_heads):
     torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("start", [3, PART - 1])
 def test_a_path_has_the_bits_of_a_chain(start):
     """Tokens 0, 2 and 4 of a tree, and the same three alone in their order."""
