@@ -36,7 +36,7 @@ def _linear(  # type: ignore[no-untyped-def]
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
     first = tl.program_id(1) * outputs
     output, column = first + tl.arange(0, outputs), tl.arange(0, inputs)
-    is_token, is_output = token < num_tokens, output < num_outputs
+    is_token = token < num_tokens
     x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
     summed = tl.zeros([outputs, tokens], tl.float32)
     for at in range(0, num_inputs, inputs):
@@ -45,21 +45,19 @@ def _linear(  # type: ignore[no-untyped-def]
         else:
             rows = tl.load(x_at + at, is_token[None, :] & (at + column < num_inputs)[:, None], 0.0)
         summed = tl.dot(weights.load([first, at]), rows, summed, input_precision=precision)
-    if has_bias:
-        summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
-    out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
-    tl.store(out_at, summed.to(out.dtype.element_ty), is_token[None, :] & is_output[:, None])
+    store_sums(summed, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
-def _linear_of_codes(  # type: ignore[no-untyped-def]
+def linear_of_codes(  # type: ignore[no-untyped-def]
     x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
     word_row, scale_row, scale_step,
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
-    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    chains: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     # Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
+    # Sums in one chain, or in four as long_sums.py has them: chunks of a tile are a multiple of them.
     units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
     unit: tl.constexpr = _CHUNK // units
     dtype: tl.constexpr = out.dtype.element_ty
@@ -73,7 +71,8 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     zero = scale
     if has_zeros:
         zero = spread_over_lanes(zeros_at)
-    summed = tl.zeros([outputs, tokens], tl.float32)
+    one = tl.zeros([outputs, tokens], tl.float32)
+    two, three, four = one, one, one
     for at in range(0, num_inputs, chunks * _CHUNK):
         for part in tl.static_range(chunks * units):
             start = at + part * unit
@@ -96,14 +95,31 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
             weights = factor_of(
                 loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
             )
-            summed = tl.dot(weights, rows, summed, input_precision=precision)
+            if part // units % chains == 0:
+                one = tl.dot(weights, rows, one, input_precision=precision)
+            elif part // units % chains == 1:
+                two = tl.dot(weights, rows, two, input_precision=precision)
+            elif part // units % chains == 2:
+                three = tl.dot(weights, rows, three, input_precision=precision)
+            else:
+                four = tl.dot(weights, rows, four, input_precision=precision)
         x_at, words_at = x_at + chunks * _CHUNK, words_at + chunks * units * 32
     output = first + row_of(place, warps)
+    if chains == 4:
+        one = one + two + three + four
+    store_sums(one, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def store_sums(  # type: ignore[no-untyped-def]
+    sums, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias: tl.constexpr
+):
+    """``sums`` [outputs, tokens] and ``bias`` into ``out``."""
     is_output = output < num_outputs
     if has_bias:
-        summed += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
+        sums += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
     out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
-    tl.store(out_at, summed.to(dtype), is_token[None, :] & is_output[:, None])
+    tl.store(out_at, sums.to(out.dtype.element_ty), (token < num_tokens)[None, :] & is_output[:, None])
 
 
 def few_tokens_linear(
@@ -140,8 +156,8 @@ def few_tokens_linear(
     else:
         assert tiling.outputs % (16 * tiling.warps) == 0
         assert tiling.inputs % CHUNK == 0
-        _linear_of_codes[grid](
-            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps,
+        linear_of_codes[grid](
+            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, chains=1,
             group=weight.group if len(weight.scales) > 1 else 0, **common, **parts(weight),
             **settings(weight),
         )  # fmt: skip

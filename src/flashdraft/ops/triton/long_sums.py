@@ -15,14 +15,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from flashdraft.ops.quantized import CHUNK, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
-    factor_of,
     floats_of,
     own_instruction,
     parts,
-    row_of,
     settings,
     spread_over_lanes,
 )
+from flashdraft.ops.triton.linear import linear_of_codes, store_sums
 from flashdraft.ops.triton.tiling import Tiling
 
 CHAINS = 4
@@ -92,7 +91,9 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     one, three = tl.split(first_and_third)
     two, four = tl.split(second_and_fourth)
     output = first + tl.arange(0, outputs)
-    _store(one + two + three + four, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+    store_sums(
+        one + two + three + four, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -122,71 +123,6 @@ def _factor(  # type: ignore[no-untyped-def]
     return tile
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _store(  # type: ignore[no-untyped-def]
-    total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias: tl.constexpr
-):
-    is_output = output < num_outputs
-    if has_bias:
-        total += tl.load(bias + output, is_output, 0.0).to(tl.float32)[:, None]
-    out_at = out + token[None, :].to(tl.int64) * out_token + output[:, None]
-    tl.store(out_at, total.to(out.dtype.element_ty), (token < num_tokens)[None, :] & is_output[:, None])
-
-
-@triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
-def _linear_of_more(  # type: ignore[no-untyped-def]
-    x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
-    word_row, scale_row, scale_step,
-    tokens: tl.constexpr, outputs: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
-    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
-):  # fmt: skip
-    # Four warps share Hopper's own instruction for each of the chains in turn, whose sums stand side by side.
-    units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
-    unit: tl.constexpr = _CHUNK // units
-    dtype: tl.constexpr = out.dtype.element_ty
-    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
-    first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
-    row, is_token = tl.minimum(first + place, num_outputs - 1), token < num_tokens
-    x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
-    words_at = words + row.to(tl.int64)[:, None] * word_row + tl.arange(0, 32)[None, :]
-    scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
-    scale = spread_over_lanes(scales_at)
-    zero = scale
-    if has_zeros:
-        zero = spread_over_lanes(zeros_at)
-    one = tl.zeros([outputs, tokens], tl.float32)
-    two, three, four = one, one, one
-    for at in range(0, num_inputs, _CHAINS * _CHUNK):
-        for part in tl.static_range(_CHAINS * units):
-            start = at + part * unit
-            if group > 0 and part % units == 0:
-                which = start // group
-                if not even:
-                    which = tl.minimum(which, (num_inputs - 1) // group)
-                scale = spread_over_lanes(scales_at + which * scale_row)
-                if has_zeros:
-                    zero = spread_over_lanes(zeros_at + which * scale_row)
-            is_input = start + column < num_inputs
-            rows = tl.load(x_at + start, is_token[None, :] & (even | is_input)[:, None], 0.0)
-            loaded = tl.load(
-                words_at + start // unit * 32, (even | (place * 0 + start < num_inputs))[:, None], 0
-            )
-            weights = factor_of(
-                loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype,
-            )  # fmt: skip
-            if part // units == 0:
-                one = tl.dot(weights, rows, one, input_precision=precision)
-            elif part // units == 1:
-                two = tl.dot(weights, rows, two, input_precision=precision)
-            elif part // units == 2:
-                three = tl.dot(weights, rows, three, input_precision=precision)
-            else:
-                four = tl.dot(weights, rows, four, input_precision=precision)
-    output = first + row_of(place, warps)
-    _store(one + two + three + four, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
-
-
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
     x, weights, bias, out, num_tokens, num_outputs, num_inputs, out_token,
@@ -206,7 +142,7 @@ def _linear(  # type: ignore[no-untyped-def]
             summed = tl.dot(weights.load([first, at]), rows, summed, input_precision=precision)
         total += summed
     token, output = token + tl.arange(0, tokens), first + tl.arange(0, outputs)
-    _store(total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+    store_sums(total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
 
 
 def long_sums_linear(
@@ -218,9 +154,9 @@ def long_sums_linear(
 ) -> Tensor:
     """As linear.few_tokens_linear, in chains; the bits of ``weight`` in codes and as floats are the same.
 
-    In codes, a tile's inputs are whole chunks of all chains, of 64 outputs and four warps one of each; its warps are at
-    most CHAINS. As floats, its inputs are a part of a chunk, and rows of ``x`` begin at multiples of 16 bytes, or are
-    copied.
+    In codes, a tile's inputs are whole chunks of all chains, and its warps have chains of their own, or all together
+    where four have 64 outputs: faster from some 32 tokens on. As floats, its inputs are a part of a chunk, and rows of
+    ``x`` begin at multiples of 16 bytes, or are copied.
     """
     num_tokens, num_inputs = x.shape
     num_outputs = weight.shape[0]
@@ -247,13 +183,11 @@ def long_sums_linear(
         "x": x, "x_token": x.stride(0), "tokens": tokens, "warps": tiling.warps,
         "group": weight.group if len(weight.scales) > 1 else 0, "even": num_inputs % tiling.inputs == 0,
     }  # fmt: skip
-    rounds, rest = divmod(tiling.inputs, CHAINS * CHUNK)
-    assert rest == 0
+    assert tiling.inputs % (CHAINS * CHUNK) == 0
     if tiling.outputs % 64 == 0 and tiling.warps == 4:
-        assert rounds == 1
-        _linear_of_more[grid](**common)
+        linear_of_codes[grid](chunks=tiling.inputs // CHUNK, chains=CHAINS, **common)
     else:
         assert tiling.outputs % 16 == 0
         assert CHAINS % tiling.warps == 0
-        _linear_of_codes[grid](rounds=rounds, **common)
+        _linear_of_codes[grid](rounds=tiling.inputs // (CHAINS * CHUNK), **common)
     return out
