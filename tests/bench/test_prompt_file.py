@@ -7,6 +7,7 @@ import pytest
 
 from flashdraft.bench.config import BenchConfig
 from flashdraft.bench.prompt_file import load_prompt_file
+from flashdraft.bench.rows_file import RowsFile, read_rows
 from flashdraft.errors import DataError, UsageError
 
 ROWS = [
@@ -57,6 +58,17 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, part: str) -> None:
     with pytest.raises(DataError, match=r"speed.jsonl:2 ") as caught:
         load_prompt_file(path)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85"])
+def test_other_ends_of_lines_are_of_the_text(tmp_path: Path, end: str) -> None:
+    line = json.dumps({"question_id": 1, "category": "c", "turns": [f"one{end}two"]}, ensure_ascii=False)
+    (tmp_path / "asked.jsonl").write_text(line + "\n", encoding="utf-8")
+    [prompt] = load_prompt_file(tmp_path / "asked.jsonl")["c"]
+    assert prompt.turns == (f"one{end}two",)
+    rows = RowsFile(tmp_path / "rows.jsonl", {"tasks": f"a{end}b"}, {})
+    rows.start([])
+    assert read_rows(tmp_path / "rows.jsonl").settings == {"tasks": f"a{end}b"}
 
 
 def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:

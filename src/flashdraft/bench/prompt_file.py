@@ -21,7 +21,7 @@ def load_prompt_file(path: Path, categories: Sequence[str] = ()) -> dict[str, li
     category that no line has.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON's texts may hold the other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); expected a file of JSON lines") from None
     found: dict[str, list[BenchPrompt]] = {}

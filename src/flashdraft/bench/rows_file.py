@@ -51,11 +51,12 @@ def read_rows(path: Path) -> Results:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(
+            f"{path} cannot be read ({error}); expected what flashdraft bench --out wrote: name its folder"
+        ) from None
     results = Results()
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
+    # Not by splitlines: texts of JSON may hold the other ends of lines that it knows.
+    for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             if line.startswith('{"run"'):
                 results.runs.append(json.loads(line)["run"])
