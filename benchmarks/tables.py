@@ -186,27 +186,22 @@ def _home(folders: Sequence[str], load: int) -> str | None:
 
 
 def acceptance() -> str:
-    """Acceptance length by task with blocks of 16: the shipped drafter on a CPU, the one before DFlash 2 on an H100."""
+    """Acceptance length by task with blocks of 16: shipped drafter and the one before, and before DFlash 2."""
     found = {}
-    for folder in (".", "h100"):
-        for text in (RESULTS / folder / "acceptance.md").read_text().splitlines():
+    for file in ("h200/drafter/served-after", "h200/drafter/served-before", "h100/acceptance"):
+        for text in (RESULTS / f"{file}.md").read_text().splitlines():
             cells = [part.strip() for part in text.split("|")[1:-1]]
             if cells[0] != "task" and not cells[0].startswith("---"):
-                found[folder, cells[0], cells[1]] = cells
+                found[file.split("/")[-1], cells[0], cells[1]] = cells
     lines = []
     for task in ("gsm8k", "math500", "humaneval", "mbpp", "mt-bench", "mean"):
-        cpu, gpu = found[".", task, "16"], found["h100", task, "16"]
-        lines.append([task, cpu[3], cpu[6], cpu[4], cpu[7], gpu[3], gpu[6]])
-    header = [
-        "task",
-        "DFlash",
-        "not looping",
-        "prompt lookup",
-        "not looping",
-        "before DFlash 2",
-        "not looping",
-    ]
-    return markdown(header, lines)
+        after, before, plain = (
+            found[name, task, "16"] for name in ("served-after", "served-before", "acceptance")
+        )
+        lengths = [one[column] for one in (before, plain) for column in (3, 6)]
+        lines.append([task, after[3], after[6], after[4], after[7], *lengths])
+    header = ["task", "DFlash", "prompt lookup", "before", "before DFlash 2"]
+    return markdown([header[0], *(name for one in header[1:] for name in (one, "not looping"))], lines)
 
 
 def lossless() -> str:

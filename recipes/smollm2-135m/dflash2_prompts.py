@@ -154,7 +154,10 @@ def prepare(prompts: Path, run: Path, limit: int) -> None:
         taken[name] += 1
         ordered.append(following)
     write(ordered, run)
-    rows = [{"id": p.id, "source": kind_of(p.source), "prompt": p.messages[-1]["content"]} for p in held_back]
+    rows = [
+        {"id": f"held-back-{number}", "source": kind_of(p.source), "prompt": p.messages[-1]["content"]}
+        for number, p in enumerate(held_back)
+    ]
     (run / "held_back.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"taken {taken}")
 
