@@ -56,8 +56,10 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     chains: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
-    # Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
-    # Sums in one chain, or in four as long_sums.py has them: chunks of a tile are a multiple of them.
+    """Sums in one chain, or in four as long_sums.py has them; ``chunks``, of a tile, are a multiple of ``chains``.
+
+    Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
+    """
     units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
     unit: tl.constexpr = _CHUNK // units
     dtype: tl.constexpr = out.dtype.element_ty
@@ -87,11 +89,9 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
                 rows = tl.load(x_at + part * unit, is_token[None, :], 0.0)
                 loaded = tl.load(words_at + part * 32)
             else:
-                rows = tl.load(
-                    x_at + part * unit, is_token[None, :] & (start + column < num_inputs)[:, None], 0.0
-                )
-                is_input = place * 0 + start < num_inputs
-                loaded = tl.load(words_at + part * 32, is_input[:, None], 0)
+                is_input = (start + column < num_inputs)[:, None]
+                rows = tl.load(x_at + part * unit, is_token[None, :] & is_input, 0.0)
+                loaded = tl.load(words_at + part * 32, (place * 0 + start < num_inputs)[:, None], 0)
             weights = factor_of(
                 loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
             )
