@@ -34,8 +34,8 @@ from flashdraft.control.controller import Controller, Plan
 from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
 from flashdraft.engine import engine, step_timing
 from flashdraft.engine.block_control import BlockControl
+from flashdraft.engine.recorded_trees import STEP_TREES
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import STEP_TREES
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -57,6 +57,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "other requests' drafts": {"kept_usual": 1.0},
     "what confidence is worth is learned": {"calibrates": False},
     "selecting by confidence": {"selects": False},
+    "what confidence was worth fades": {"kept_calibration": 1.0},
     "probes": {"probe_share": 0.0},
     "plans that last": {"plan_steps": 1, "recorded_plan_steps": 1},
     "plans for few steps, but for twelve": {"plan_steps": 12, "recorded_plan_steps": 12},
@@ -74,19 +75,30 @@ ENGINE_IDEAS: dict[str, dict[str, Any]] = {
 
 
 class Recording:
-    """Drafts behind each token of each answer. ``spoiled``: share of the right tokens that are made wrong."""
+    """Drafts behind each token of each answer. ``spoiled``: shares of the right tokens that are made wrong.
 
-    def __init__(self, path: Path, spoiled: float = 0.0) -> None:
+    Of several shares there are the answers once for each: a drafter that becomes another one meanwhile.
+    """
+
+    def __init__(self, path: Path, spoiled: Sequence[float] = (0.0,)) -> None:
         with np.load(path) as file:
-            self.hits, self.log_probs, self.lengths = (
-                file["hits"],
-                file["log_probs"],
-                file["lengths"].tolist(),
-            )
+            self.hits, self.log_probs = file["hits"], file["log_probs"]
+            self.lengths = file["lengths"].tolist()
         # A drafter that is as sure as before and right less often: a pair that no constant was made for.
-        wrong = np.random.default_rng(0).random(self.hits.shape) < spoiled
-        self.hits = np.where(wrong, -1, self.hits)
+        chances = np.random.default_rng(0).random(self.hits.shape)
+        self.hits = np.concatenate([np.where(chances < share, -1, self.hits) for share in spoiled])
+        self.log_probs = np.concatenate([self.log_probs] * len(spoiled))
+        self.lengths, self.num_parts = self.lengths * len(spoiled), len(spoiled)
         self.first = {block: sum(b - 1 for b in BLOCKS if b > block) for block in BLOCKS}
+
+    def orders(self, number: int) -> list[list[int]]:
+        """So many orders of the answers, each part's one after the other."""
+        rng, num_answers = np.random.default_rng(0), len(self.lengths) // self.num_parts
+        starts = range(0, len(self.lengths), num_answers)
+        return [
+            [start + answer for start in starts for answer in rng.permutation(num_answers).tolist()]
+            for _ in range(number)
+        ]
 
     def draft(self, answer: int, place: int, block: int, tree_size: int) -> DraftTree:
         """What is drafted behind ``place``; tokens are numbered by slot and rank. ``tree_size``: 0 for a chain."""
@@ -184,7 +196,7 @@ class Replay:
     def _tell(self) -> None:
         assert isinstance(self.method, Controller)
         started = thread_time()
-        if self._untold and self.method.listens:
+        if self._untold:
             self.method.observe(self._untold)
         self._untold = []
         self.plan_s += thread_time() - started
@@ -201,7 +213,7 @@ class Replay:
             num_tokens = num_rows * (1 + max(verified, default=0))
         seconds = self.host_row_s * num_rows
         seconds += float(self.costs.draft_seconds(len(blocks), max(blocks, default=1)))
-        return seconds + float(self.costs.forward_seconds(num_rows, num_tokens))
+        return seconds + float(self.costs.verify(num_rows, num_tokens))
 
 
 def controller_without(costs: StepCosts, off: dict[str, Any]) -> Controller:
@@ -218,13 +230,7 @@ def run(args: argparse.Namespace) -> None:
     """Print and write tokens a second with everything, and what share of it is left without each idea."""
     recording = Recording(args.drafts, args.spoiled)
     costs, host_row_s = read_costs(args.costs)
-    rng = np.random.default_rng(0)
-    orders = {
-        rows: [
-            rng.permutation(len(recording.lengths)).tolist() for _ in range(1 if rows == 1 else args.orders)
-        ]
-        for rows in args.rows
-    }
+    orders = {rows: recording.orders(1 if rows == 1 else args.orders) for rows in args.rows}
     table: dict[str, dict[int, float]] = {}
     fixed = {f"block {block}": block for block in (1, 4, 8, 16)}
     for name in [*fixed, *(args.ideas or IDEAS)]:
@@ -374,9 +380,8 @@ def main() -> None:
     runner.add_argument("--orders", type=int, default=6, help="of the answers")
     runner.add_argument("--drafts", type=Path, default=FOLDER / "drafts.npz")
     runner.add_argument("--costs", type=Path, default=FOLDER / "costs.json")
-    runner.add_argument(
-        "--spoiled", type=float, default=0.0, help="share of right draft tokens that are made wrong"
-    )
+    shares = "of the right draft tokens that are made wrong, one after the other"
+    runner.add_argument("--spoiled", type=float, nargs="+", default=[0.0], help=shares)
     runner.add_argument("--ideas", nargs="+", help="some of them; 'all on' first")
     runner.add_argument("--out", type=Path)
     timer.set_defaults(verb=run_engine)

@@ -16,10 +16,9 @@ import traceback
 from pathlib import Path
 
 from flashdraft.bench.closed_loop import answer_all
-from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.engine import Engine
+from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import NO_TREES, FewTrees
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
@@ -74,7 +73,7 @@ def measured(llm, method, running, prompts, asked, max_tokens):
     config = EngineConfig(max_running=running, prefix_caching=False, num_pages=128 * running)
     engine = Engine(llm.target, drafter, config, llm.eos_token_ids, llm.tokenizer, block, draft_tree=tree)
     if method in ROUND_TREES:
-        engine.control = BlockControl(engine.runner, drafter, round_trees=ROUND_TREES[method])
+        engine.control.trees = ROUND_TREES[method]
     answer_all(engine, asked[: 2 * running], params, None, running)  # recordings, costs
     seconds = []
     for _ in range(2):

@@ -88,7 +88,7 @@ def measure(
                 told = ""
                 if isinstance(block, int):
                     draft_s = float(costs.draft_seconds(count, block)) if block > 1 else 0.0
-                    verify_s = float(costs.forward_seconds(count, count * block))
+                    verify_s = float(costs.verify(count, count * block))
                     row["expected_ms"] = {"draft": 1e3 * draft_s, "verify": 1e3 * verify_s}
                     told = f"   {1e3 * draft_s:8.2f} {1e3 * verify_s:8.2f}"
                 print(

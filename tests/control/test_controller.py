@@ -147,7 +147,7 @@ def test_nothing_beats_the_plan(seed: int, is_ragged: bool) -> None:
         seconds = float(costs.draft_seconds(num_drafting, max(block, *others, 1)))
         every = [*verified, *others]
         num_tokens = sum(every) if is_ragged else num_rows * max(every)
-        return (num_rows + num_accepted) / (seconds + float(costs.forward_seconds(num_rows, num_tokens)))
+        return (num_rows + num_accepted) / (seconds + float(costs.verify(num_rows, num_tokens)))
 
     every = [rate((0, 0, 0), 1)]
     for block in controller.acceptance.blocks:
@@ -183,7 +183,7 @@ def test_nothing_beats_what_is_verified_of_drafts_that_are_there(seed: int, is_r
     def value(lengths: tuple[int, ...]) -> float:
         gained = sum(sum(own[:length]) for own, length in zip(chances, lengths, strict=True))
         num_tokens = 5 + sum(lengths) if is_ragged else 4 * (1 + max(*lengths, 1))
-        return gained - plan.rate * float(costs.forward_seconds(4, num_tokens))
+        return gained - plan.rate * float(costs.verify(4, num_tokens))
 
     found = tuple(controller.select(drafts, [2]))
     assert value(found) == pytest.approx(max(map(value, product(range(5), repeat=3))))
@@ -245,15 +245,13 @@ def test_a_plan_needs_nothing_of_the_step_before_it() -> None:
                 ]
             )
             tokens += 4 + sum(len(draft.path) - 1 for draft in late[-1])
-            seconds += float(controller.costs.forward_seconds(4, 4 + sum(verified)))
+            seconds += float(controller.costs.verify(4, 4 + sum(verified)))
             seconds += float(controller.costs.draft_seconds(len(drafts), plan.block))
             if len(late) > delay and (told := late.pop(0)):
                 controller.observe(told)
         rates.append(tokens / seconds)
     assert rates[1] > 0.9 * rates[0]
-    assert rates[1] > 1.2 * 4 / float(controller.costs.forward_seconds(4, 4)), (
-        "and plain decoding is far behind"
-    )
+    assert rates[1] > 1.2 * 4 / float(controller.costs.verify(4, 4)), "and plain decoding is far behind"
 
 
 def test_a_request_that_never_accepts_costs_little_more_than_plain_decoding() -> None:
@@ -262,10 +260,10 @@ def test_a_request_that_never_accepts_costs_little_more_than_plain_decoding() ->
     live(controller, [0.0], 200, rng)  # the drafter is known by now
     states = [Acceptance()]
     costs, rounds = controller.costs, [one_round(controller, states, [0.0], rng) for _ in range(400)]
-    plain_s = float(costs.forward_seconds(1, 1))
+    plain_s = float(costs.verify(1, 1))
     drafting = [(plan.block, length) for plan, [length] in rounds[20:] if plan.block > 1]
     extra_s = sum(
-        float(costs.draft_seconds(1, block) + costs.forward_seconds(1, n)) - plain_s for block, n in drafting
+        float(costs.draft_seconds(1, block) + costs.verify(1, n)) - plain_s for block, n in drafting
     )
     assert extra_s < 0.02 * plain_s * len(rounds[20:])
     assert len(drafting) >= 2, "it is still asked now and then"

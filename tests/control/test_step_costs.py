@@ -42,8 +42,8 @@ def test_steps_that_cost_more_than_measured_do_not_make_others_look_dear() -> No
         costs.learn((32, 32), plain_s, (0, 0), 0.0)
     for _ in range(50):
         costs.learn((32, 128), 1.4 * whole_s, (32, 128), 1.4 * draft_s)
-    assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(plain_s, rel=0.1)
-    assert costs.pace * float(costs.forward_seconds(32, 128)) == pytest.approx(1.4 * whole_s, rel=0.05)
+    assert costs.pace * float(costs.verify(32, 32)) == pytest.approx(plain_s, rel=0.1)
+    assert costs.pace * float(costs.verify(32, 128)) == pytest.approx(1.4 * whole_s, rel=0.05)
     assert costs.pace * float(costs.draft_seconds(32, 4)) == pytest.approx(1.4 * draft_s, rel=0.1)
 
 
@@ -74,8 +74,8 @@ def test_what_many_tokens_cost_does_not_bend_the_price_of_few() -> None:
     for _ in range(60):
         costs.learn((32, 512), 600.0, (0, 0), 0.0)  # 391 was expected
         costs.learn((32, 32), float(Curve([8, 128], [9.0, 100.0])(1, 32)), (0, 0), 0.0)
-    assert costs.pace * float(costs.forward_seconds(32, 512)) == pytest.approx(600.0, rel=0.1)
-    assert costs.pace * float(costs.forward_seconds(32, 32)) == pytest.approx(27.2, rel=0.05)
+    assert costs.pace * float(costs.verify(32, 512)) == pytest.approx(600.0, rel=0.1)
+    assert costs.pace * float(costs.verify(32, 32)) == pytest.approx(27.2, rel=0.05)
 
 
 def test_what_steps_teach_never_makes_more_tokens_cheaper() -> None:
@@ -100,7 +100,7 @@ def test_rows_that_were_measured_too_slow_are_corrected_apart_from_tokens() -> N
             costs.learn((rows, tokens), float(true.verify(rows, tokens)), (0, 0), 0.0)
     for rows, tokens in ((1, 1), (8, 8), (1, 8), (8, 16)):
         expected = pytest.approx(float(true.verify(rows, tokens)), rel=0.1)
-        assert costs.pace * float(costs.forward_seconds(rows, tokens)) == expected
+        assert costs.pace * float(costs.verify(rows, tokens)) == expected
 
 
 def test_a_step_that_is_faster_than_expected_is_believed_and_a_slower_one_only_in_part() -> None:

@@ -101,20 +101,6 @@ def test_a_file_that_is_not_as_written_is_measured_again(
     assert json.loads(file.read_text()).keys() == whole.keys()
 
 
-def test_steps_refresh_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flashdraft.engine.block_control._KEEP_EVERY", 4)
-    engine = opened()
-    engine.control.calibrate(1)
-    before = only_file(tmp_path).read_text()
-    engine.add_request("r", [5, 3, 8], PARAMS)
-    list(engine.run())
-    after = json.loads(only_file(tmp_path).read_text())
-    assert json.loads(before) != after
-    costs = engine.control.calibrate(1).costs
-    assert isinstance(costs.verify, Curve)
-    assert after["verify"]["num_tokens"] == costs.verify.num_tokens.tolist()
-
-
 def test_where_nothing_can_be_written_the_engine_goes_on(
     measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,14 +147,14 @@ def test_what_was_kept_of_a_busy_moment_is_soon_outlived(
     clock = Clock(draft_s, monkeypatch)
     answer = prompt + generate(target, None, prompt, params).token_ids
 
-    def answered() -> list[int]:
-        """Tokens verified in each round, of a new process."""
+    def answered() -> tuple[list[int], StepCosts]:
+        """Of a new process, tokens verified in each round, and what steps are then known to cost."""
         engine = Engine(target, ScriptedDrafter(answer, lambda _: False, max_block_size=8))
         clock.runs(engine)
         engine.add_request("r", prompt, params)
         outputs = list(engine.run())
         assert [token for output in outputs for token in output.token_ids] == answer[len(prompt) :]
-        return [1 + output.num_drafted for output in outputs[1:]]
+        return [1 + output.num_drafted for output in outputs[1:]], engine.control.calibrate().costs
 
     answered()
     file = only_file(tmp_path)
@@ -178,11 +164,10 @@ def test_what_was_kept_of_a_busy_moment_is_soon_outlived(
             value = kept[name][part]
             kept[name][part] = [factor * one for one in value] if part == "seconds" else factor * value
     file.write_text(json.dumps(kept))
-    lengths = answered()
+    lengths, costs = answered()
     if draft_s > 1:
         assert len(lengths) > 150
         assert sum(length > 1 for length in lengths[12:]) <= 1, "a probe may be due"
         return
     assert lengths[12:-1] == [8] * (len(lengths) - 13)
-    told = json.loads(file.read_text())  # of a draft of 8 tokens and of a plain step
-    assert told["draft"]["seconds"][2] / told["verify"]["seconds"][0] == pytest.approx(draft_s, rel=0.5)
+    assert float(costs.draft(1, 8) / costs.verify(1, 1)) == pytest.approx(draft_s, rel=0.5)

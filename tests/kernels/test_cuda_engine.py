@@ -12,8 +12,8 @@ from transformers import Ministral3Config
 
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.memory_plan import staged_bytes
+from flashdraft.engine.recorded_trees import NO_TREES
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import NO_TREES
 from flashdraft.generate import generate
 from flashdraft.models.base import build_target
 from flashdraft.ops.quantized import SYMMETRIC_ZERO, UNIT, QuantizedLinear, QuantizedWeight, arranged, packed

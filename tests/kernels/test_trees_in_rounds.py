@@ -10,8 +10,8 @@ from flashdraft.control.step_costs import ShapeTable, StepCosts
 from flashdraft.engine import step_timing
 from flashdraft.engine.block_control import BlockControl
 from flashdraft.engine.engine import Engine
+from flashdraft.engine.recorded_trees import FewTrees
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import FewTrees
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
@@ -78,7 +78,8 @@ def test_auto_verifies_trees_of_few_requests_in_rounds():
     flat = ShapeTable([1, 2, 4], [1, 2, 4], torch.ones(3, 3).numpy())
     costs = _Steady(flat, ShapeTable([1], [1], [[0.0]]))
     engine = Engine(target, drafter, EngineConfig(max_running=3, page_size=4, num_pages=96))
-    engine.control = BlockControl(engine.runner, drafter, costs, round_trees=FewTrees(2, 2))
+    engine.control = BlockControl(engine.runner, drafter, costs)
+    engine.control.trees = FewTrees(2, 2)
     launched, found, teaches = _launched(engine), {}, []
     lengths = {"one": 26, "two": 12, "three": 5}
     prompts = dict(zip(lengths, PROMPTS, strict=False))

@@ -24,7 +24,7 @@ class MeasuredCosts:
 
     def verify_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
-        return float(self.costs.forward_seconds(num_requests, num_requests * block_size))
+        return float(self.costs.verify(num_requests, num_requests * block_size))
 
     def draft_s(self, num_requests: int, block_size: int) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""
@@ -32,7 +32,7 @@ class MeasuredCosts:
 
     def prefill_s(self, num_tokens: int) -> float:
         """A forward over as many tokens of blocks, less the logits that a prompt does not need."""
-        return float(self.costs.forward_seconds(1, num_tokens)) - self.logits_s * (num_tokens - 1)
+        return float(self.costs.verify(1, num_tokens)) - self.logits_s * (num_tokens - 1)
 
     def host_s(self) -> float:
         """See :class:`flashdraft.bench.cost_model.Costs`."""

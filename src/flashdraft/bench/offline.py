@@ -19,10 +19,10 @@ from flashdraft.bench.lossless import find_difference
 from flashdraft.bench.methods import Method
 from flashdraft.bench.results import Measurement, repeated_share
 from flashdraft.bench.tasks import BenchPrompt
+from flashdraft.cache.paged_kv_cache import doubling
 from flashdraft.control.explain import explain
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
-from flashdraft.engine.step_timing import doubling
 from flashdraft.llm import LLM
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.metrics import RequestMetrics

@@ -20,6 +20,11 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def doubling(last: int) -> list[int]:
+    """1, 2, 4, ..., last."""
+    return [*(1 << k for k in range((last - 1).bit_length())), last]
+
+
 class PageStorage:
     """Storage of layers that have pages in common. Each of ``layers``: keys, values [num_slots, kv_heads, head_dim].
 

@@ -89,16 +89,13 @@ class AcceptanceModel:
             self._calibrate(known)
 
     def _remember(self, draft: Drafted, chances: Sequence[float], depths: Sequence[int]) -> None:
-        """What a block was too short for goes on as drafts usually do."""
-        last = max(depths)
+        """What a block was too short for goes on as drafts do before anything is known."""
+        config, request, last = self.config, draft.request, max(depths)
         if last == draft.block - 1 or not draft.draft.log_probs:
-            chance, usual = chances[depths.index(last)], self.usual[0].tolist()
-            chances, depths = list(chances), list(depths)
-            for depth in range(last + 1, self.max_block):
-                chance *= usual[depth - 1] / max(usual[depth - 2], 1e-9)
-                chances.append(chance)
-                depths.append(depth)
-        found, request, config = self._by_block(chances, depths), draft.request, self.config
+            rest, chance = range(last + 1, self.max_block), chances[depths.index(last)]
+            chances = [*chances, *(chance * config.prior_rate ** (depth - last) for depth in rest)]
+            depths = [*depths, *rest]
+        found = self._by_block(chances, depths)
         before = self.usual if request.chances is None else request.chances
         request.chances = config.kept_draft * before + (1 - config.kept_draft) * found
         self.usual = config.kept_usual * self.usual + (1 - config.kept_usual) * found

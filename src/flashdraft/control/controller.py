@@ -48,7 +48,7 @@ class Controller:
         self.acceptance = AcceptanceModel(drafted_blocks(max_block, config), config)
         self._kept: tuple[Plan, Sequence[int]] | None = None  # the last plan, with the other requests' blocks
         self._steps_left = self._num_plans = 0  # steps for which it is the answer again
-        self._credit_s = 0.0  # saved for probes
+        self._credit_s = self._probe_s = 0.0  # saved for probes; what the next one may cost
 
     def plan(self, most: Mapping[Acceptance, int], others: Sequence[int] = ()) -> Plan:
         """The best step; now and then a slightly worse one that tells more.
@@ -83,20 +83,17 @@ class Controller:
         else:  # the first tokens of each
             gains = [sum(column) for column in zip_longest(*chances, fillvalue=0.0)]
             num_tokens = num_rows * np.maximum(1 + np.arange(len(gains) + 1), max(others, default=1))
-        price_s = self._kept[0].rate * costs.forward_seconds(num_rows, num_tokens)
+        price_s = self._kept[0].rate * costs.verify(num_rows, num_tokens)
         best = int((np.cumsum([0.0, *gains]) - price_s).argmax())
         if not costs.is_ragged:
             return [min(best, len(row)) for row in chances]
         least = gains[best - 1] if best else inf
         return [sum(one >= least for one in row) for row in chances]
 
-    @property
-    def listens(self) -> bool:
-        """Whether :meth:`observe` has something to learn: of recorded steps, one a plan teaches."""
-        return not self.costs.is_recorded or not self._steps_left
-
     def observe(self, drafts: Sequence[Drafted]) -> None:
-        """Take what came of a step's drafts, all of one block."""
+        """Take what came of a step's drafts, all of one block; of recorded steps, one a plan teaches."""
+        if not drafts or (self.costs.is_recorded and self._steps_left):
+            return
         if self.costs.is_recorded:
             every = -(-len(drafts) // self.config.most_taught)
             drafts = drafts[self._num_plans % every :: every]
@@ -105,17 +102,17 @@ class Controller:
 
     def _with_probe(self, best: Plan, most: Mapping[Acceptance, int], others: Sequence[int]) -> Plan:
         """``best``, or a step that tells more: once that is paid for, or while no step has shown what the costs say."""
-        costs, every = self.costs, self.config.probe_plans
-        if costs.plain_trials and any(best.drafts.values()):
+        if self.costs.plain_trials and any(best.drafts.values()):
             return self._plain(most, others)
         plain = [row for row, one in enumerate(most) if most[one] > 1 and not best.drafts[one]]
-        if not plain or (self._num_plans % every and not costs.draft_trials):
-            return best
-        probe = self._best(most, others, must=plain[self._num_plans // every % len(plain)])
-        if probe.seconds - probe.num_tokens / best.rate > self._credit_s and not costs.draft_trials:
-            return best
-        self._credit_s = 0.0
-        return probe
+        credit_s = inf if self.costs.draft_trials else self._credit_s
+        if plain and credit_s >= self._probe_s:
+            probe = self._best(most, others, must=plain[self._num_plans % len(plain)])
+            self._probe_s = probe.seconds - probe.num_tokens / best.rate
+            if credit_s >= self._probe_s:
+                self._credit_s = 0.0
+                return probe
+        return best
 
     def _plain(self, most: Mapping[Acceptance, int], others: Sequence[int]) -> Plan:
         seconds = self._step_s(len(most), others, 1, np.array(0), np.array(0))
@@ -129,8 +126,6 @@ class Controller:
         """
         costs, model, room, num_rows = self.costs, self.acceptance, np.array([*most.values()]), len(most)
         plain = self._plain(most, others)
-        if room.max(initial=0) < 2:
-            return plain
         blocks, chances = np.array(model.blocks)[:, None, None], model.expected([*most])
         # Where there is no room for a whole block, its tokens are counted as if they were a chain.
         places = np.arange(1, chances.shape[2] + 1)
@@ -165,7 +160,7 @@ class Controller:
             num_tokens = num_rows * np.maximum(1 + num_verified, widest)
         num_drafting = num_drafting + sum(length > 1 for length in others)
         draft_s = self.costs.draft_seconds(num_drafting, np.maximum(blocks, widest))
-        return draft_s + self.costs.forward_seconds(num_rows, num_tokens)
+        return draft_s + self.costs.verify(num_rows, num_tokens)
 
 
 def drafted_blocks(max_block: int, config: ControllerConfig = DEFAULTS) -> tuple[int, ...]:

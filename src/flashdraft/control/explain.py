@@ -5,41 +5,34 @@ from collections.abc import Iterable
 from flashdraft.control.controller import Controller
 from flashdraft.spec_decode.metrics import RequestMetrics
 
-_SHOWN = 1, 2, 4, 8, 16, 32, 64, 128, 256
-
 
 def explain(controller: Controller | None, metrics: RequestMetrics) -> str:
     """What ``controller`` (None: block sizes were fixed) knows by now, and what it chose over ``metrics``."""
     rounds = {length: count for length, count in enumerate(metrics.verified_histogram) if count}
-    accepted = f"acceptance length {metrics.acceptance_length:.2f}"
+    plain, length = metrics.num_plain_rounds, metrics.acceptance_length
     lines = [
-        f"Rounds: {metrics.num_rounds}, {metrics.num_plain_rounds} of them plain; {accepted}.",
+        f"Rounds: {metrics.num_rounds}, {plain} of them plain; acceptance length {length:.2f}.",
         _line("tokens verified", rounds),
         _line("rounds", rounds.values()),
     ]
     if controller:
         costs, model = controller.costs, controller.acceptance
-        blocks, (offset, slope) = sorted(model.blocks), model.weights
+        widths, (offset, slope) = (1, *sorted(model.blocks)), model.weights
+        drafts = [0] + [1] * len(model.blocks)
         lines = [
             "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
-            _line("requests, plain", _SHOWN),
-            _line("target", _ms(costs.forward_seconds(_SHOWN, _SHOWN))),
-            _line("one request, tokens", (1, *blocks)),
-            _line("target", _ms(costs.forward_seconds(1, (1, *blocks)))),
-            _line("drafter", _ms([0.0, *(float(costs.draft_seconds(1, block)) for block in blocks)])),
+            _line("one request, tokens", widths),
+            _line("target", 1e3 * costs.verify(1, widths)),
+            _line("drafter", 1e3 * costs.draft_seconds(drafts, widths)),
             f"The last steps took {costs.pace:.2f} times as long.",
             "Chance that a draft token and all before it are accepted, over all requests:",
             _line("draft token", range(1, model.max_block)),
-            _line("percent", [f"{100 * chance:.0f}" for chance in model.usual[0]]),
+            _line("percent", 100 * model.usual[0]),
             f"Of a draft that is there, log odds of a token are {offset:.2f} + {slope:.2f} times the drafter's.",
             *lines,
         ]
     return "\n".join(lines)
 
 
-def _line(name: str, values: Iterable[object]) -> str:
-    return f"  {name:<24}" + "".join(f"{value!s:>6}" for value in values)
-
-
-def _ms(seconds: Iterable[float]) -> list[str]:
-    return [f"{1e3 * one:.1f}" for one in seconds]
+def _line(name: str, values: Iterable[float]) -> str:
+    return f"  {name:<24}" + "".join(f"{value:>6.3g}" for value in values)

@@ -121,10 +121,6 @@ class StepCosts:
         """Whether steps come in few shapes, and are planned so."""
         return isinstance(self.verify, ShapeTable)
 
-    def forward_seconds(self, num_rows: ArrayLike, num_tokens: ArrayLike) -> Array:
-        """A target forward over ``num_tokens`` of ``num_rows`` requests together."""
-        return self.verify(num_rows, num_tokens)
-
     def draft_seconds(self, num_rows: ArrayLike, block: ArrayLike) -> Array:
         """The drafter's forward over ``num_rows`` blocks; nothing for no rows."""
         rows = np.asarray(num_rows)
@@ -136,8 +132,7 @@ class StepCosts:
             parts = enumerate((self.verify.places, self.draft.places), 1)
             places = np.array([(0.0, 0.0, 0.0), *((idx * _FAR, *one) for idx, part in parts for one in part)])
             self._covariance = _FIRST**2 * np.exp(-np.abs(places[:, None] - places).sum(axis=2) / _KINSHIP)
-        num_parts = len(self._covariance) - 1
-        self._covariance += np.diag([_PACE_DRIFT**2, *[_DRIFT**2] * num_parts])
+        self._covariance += np.diag([_PACE_DRIFT**2, *[_DRIFT**2] * (len(self._covariance) - 1)])
         self._correct(self.verify, 1, verified, verify_s)
         if drafted[0]:
             self._correct(self.draft, 1 + len(self.verify.places), drafted, draft_s)

@@ -55,4 +55,4 @@ def judge_costs(costs: StepCosts, block_size: int, accepted_by_position: Sequenc
 
 def _seconds(costs: StepCosts, num_rows: int, verified: int, drafted: int) -> float:
     draft_s = float(costs.draft_seconds(num_rows, drafted)) if drafted else 0.0
-    return draft_s + float(costs.forward_seconds(num_rows, num_rows * verified))
+    return draft_s + float(costs.verify(num_rows, num_rows * verified))

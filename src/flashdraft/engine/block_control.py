@@ -7,15 +7,14 @@ from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.control.acceptance import Acceptance, Drafted
 from flashdraft.control.controller import Controller, Plan
 from flashdraft.control.step_costs import StepCosts
-from flashdraft.engine.kept_costs import keep, kept_or_measured
+from flashdraft.engine.kept_costs import kept_or_measured
 from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.engine.recorded_trees import NO_TREES, ROUND_TREES, STEP_TREES
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import NO_TREES, ROUND_TREES, STEP_TREES, FewTrees
 from flashdraft.spec_decode.drafter import Drafter
 from flashdraft.spec_decode.tree import DraftTree
 
 _MOST_ROWS, MOST_RECORDED_ROWS = 8, 32  # of measured steps; from there on seconds grow by tokens
-_KEEP_EVERY = 256  # steps: what they taught is written for the next process; what the first ones did, at once
 
 # A request that drafted: its block's length, the whole draft, tokens verified, places of those accepted.
 Seen = tuple[Request, int, DraftTree, int, Sequence[int]]
@@ -25,12 +24,11 @@ class BlockControl:
     """Chooses the blocks of requests that leave it to the engine. ``costs``: measured when first needed if None.
 
     ``trusts_drafter``: what is accepted has to do with the drafter's confidence, as it has unless it is simulated.
-    ``round_trees``: which of them verify trees in rounds on a GPU.
     """
 
     def __init__(
         self, runner: ModelRunner, drafter: Drafter | None = None, costs: StepCosts | None = None,
-        trusts_drafter: bool = True, round_trees: FewTrees = ROUND_TREES,
+        trusts_drafter: bool = True,
     ) -> None:  # fmt: skip
         self.runner, self.trusts_drafter = runner, trusts_drafter
         self.max_block = drafter.max_block_size if drafter else 1
@@ -38,12 +36,12 @@ class BlockControl:
         # has shown what they bring there: `auto` leaves them to who asks.
         pays = not (runner.states and runner.backend.is_recorded)
         self.draws_trees = trusts_drafter and drafter is not None and drafter.can_branch and pays
-        of_recorded = round_trees if runner.drafts_in_rounds else STEP_TREES
-        fitting = of_recorded.fitting(self.max_block, runner.backend.most_tree)
-        self.trees = fitting if self.draws_trees else NO_TREES  # of recorded steps
+        few = ROUND_TREES if runner.drafts_in_rounds else STEP_TREES
+        fits = few.size(1, self.max_block) <= runner.backend.most_tree(few.most)
+        self.trees = few if self.draws_trees and fits else NO_TREES  # of recorded steps
         self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = MOST_RECORDED_ROWS if costs else 0
-        self._num_steps, self._drafted, self._keeps_costs = 0, False, costs is None
+        self._num_steps, self._drafted = 0, False
         self._last: tuple[Plan, bool] | None = None  # the last plan, and whether there were few requests
 
     def calibrate(self, num_rows: int = 1) -> Controller:
@@ -122,15 +120,13 @@ class BlockControl:
             num_tokens = num_rows + sum(counts) if costs.is_ragged else num_rows * width
             costs.learn((num_rows, num_tokens), rest_s, (len(seen), len(seen) * block), draft_s)
         self._drafted = bool(seen)
-        if self._keeps_costs and self._num_steps % _KEEP_EVERY in (0, every):
-            keep(costs, self.runner, self.max_block, self._num_measured_rows)
-        observed = [
-            self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)
-            for request, block, draft, count, path in seen
-            if request.acceptance
-        ]
-        if observed and self.controller.listens:
-            self.controller.observe(observed)
+        self.controller.observe(
+            [
+                self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)
+                for request, block, draft, count, path in seen
+                if request.acceptance
+            ]
+        )
 
     def _draft(self, acceptance: Acceptance, block: int, draft: DraftTree) -> Drafted:
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])

@@ -1,7 +1,7 @@
 """Measured step costs, kept in the user's cache from one process to the next: the first answer need not wait for them.
 
 A file holds the costs of one machine, build, target, drafter, number of threads, backend and shape, all of which are
-its name. What is not a file as :func:`keep` writes it counts as none. Costs of recorded steps are not kept: to measure
+its name. What is not a file as it is written here counts as none. Costs of recorded steps are not kept: to measure
 them is to record the steps.
 """
 
@@ -19,7 +19,8 @@ from torch import nn
 
 from flashdraft.control.step_costs import Curve, StepCosts
 from flashdraft.engine.model_runner import ModelRunner
-from flashdraft.engine.step_timing import NO_TREES, FewTrees, measure_costs
+from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
+from flashdraft.engine.step_timing import measure_costs
 from flashdraft.native.library import build_name
 from flashdraft.provenance import device_name
 from flashdraft.user_cache import cache_folder
@@ -41,16 +42,14 @@ def kept_or_measured(
     costs = _read(_file(runner, max_block, num_rows))
     if costs is None:
         costs = measure_costs(runner, max_block, num_rows)
-        keep(costs, runner, max_block, num_rows)
+        _keep(costs, runner, max_block, num_rows)
     costs.is_ragged = runner.backend.is_ragged
     costs.plain_trials, costs.draft_trials = _PLAIN_TRIALS, _DRAFT_TRIALS
     return costs
 
 
-def keep(costs: StepCosts, runner: ModelRunner, max_block: int, num_rows: int) -> None:
-    """Have the next process start from ``costs``, as steps have corrected them, where its cache can be written."""
-    if not _are_kept(runner):
-        return
+def _keep(costs: StepCosts, runner: ModelRunner, max_block: int, num_rows: int) -> None:
+    """Have the next process start from ``costs``, where its cache can be written."""
     said: dict[str, Any] = {}
     for name in _CURVES:
         curve = getattr(costs, name)

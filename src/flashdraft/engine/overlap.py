@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from flashdraft.answer import NO_TOKEN
-from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.cache.paged_kv_cache import CacheRow, doubling
 from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.model_runner import ModelRunner, Started
+from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.engine.request import Request
-from flashdraft.engine.step_timing import NO_TREES, FewTrees, doubling
 from flashdraft.ops.sampling_rule import SamplingRule
 from flashdraft.spec_decode.simulated import SimulatedAcceptance
 from flashdraft.spec_decode.tree import DraftTree

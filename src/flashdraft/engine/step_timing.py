@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from math import inf
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from flashdraft.cache.paged_kv_cache import CacheRow, power_of_two
+from flashdraft.cache.paged_kv_cache import CacheRow, doubling, power_of_two
 from flashdraft.cache.rounds import RoundRow
 from flashdraft.control.controller import drafted_blocks
 from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts, not_falling
 from flashdraft.engine.model_runner import ModelRunner
+from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.spec_decode.drafter import DraftShape
 
 _CONTEXTS = 896, 128  # tokens behind recorded steps, of which the mean is taken; else the last alone
@@ -20,28 +20,6 @@ _ROUNDS = 4  # that are timed together, for the host does not wait for one befor
 _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
 _TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are recorded, so does the second
 _Work = Callable[[int, int], None]  # on so many rows of such a width
-
-
-class FewTrees(NamedTuple):
-    """Which automatic requests verify trees in recorded steps, and how large ones."""
-
-    most: int  # requests beside each other; of more the drafts are chains
-    num_blocks: int = 1  # blocks that a tree has the tokens of
-
-    def size(self, num_rows: int, block: int) -> int:
-        """Tokens of a tree, anchor included, of each of ``num_rows`` requests that draft ``block``; 0: a chain."""
-        return self.num_blocks * block if num_rows <= self.most and block > 1 else 0
-
-    def fitting(self, max_block: int, most_tree: Callable[[int], int]) -> "FewTrees":
-        """Of as many requests as may have such trees: ``most_tree`` gives their size for a number of requests."""
-        size = self.num_blocks * max_block
-        return self._replace(
-            most=max((n for n in range(1, self.most + 1) if most_tree(n) >= size), default=0)
-        )
-
-
-NO_TREES, STEP_TREES = FewTrees(0), FewTrees(4)
-ROUND_TREES = FewTrees(4, 2)  # 1.08 to 1.23 times chains on an H200: benchmarks/results/h200/beside-vllm
 
 
 @torch.inference_mode()
@@ -118,11 +96,6 @@ class _Steps:
         launched[-1].ends()
 
 
-def doubling(last: int) -> list[int]:
-    """1, 2, 4, ..., last."""
-    return [*(1 << k for k in range((last - 1).bit_length())), last]
-
-
 def _table(every: Sequence[_Steps], work: str, widths: Sequence[int]) -> ShapeTable:
     """Seconds of ``work``. The largest shapes come first: rows that grow lose recordings."""
     counts = doubling(len(every[0].rows))
@@ -137,7 +110,7 @@ def _curve(work: _Work, shapes: Sequence[tuple[int, int]], of_rows: tuple[int, i
 
     ``of_rows``: the shape that tells what rows cost. The same number of tokens in fewer rows is on the curve.
     """
-    *seconds, rows_s = _fastest(work, [*shapes, of_rows])
+    *seconds, rows_s = _fastest(work, [*shapes, of_rows], _TURNS)
     tokens = [num_rows * width for num_rows, width in shapes]
     curve = Curve(np.array(tokens), not_falling(seconds))
     more_s = max(rows_s - float(curve(1, of_rows[0] * of_rows[1])), 0.0)
@@ -146,7 +119,7 @@ def _curve(work: _Work, shapes: Sequence[tuple[int, int]], of_rows: tuple[int, i
     return Curve(np.array(tokens), curve(1, tokens), more_s / max(of_rows[0] - 1, 1))
 
 
-def _fastest(work: _Work, shapes: Sequence[tuple[int, int]], turns: int = _TURNS) -> list[float]:
+def _fastest(work: _Work, shapes: Sequence[tuple[int, int]], turns: int) -> list[float]:
     """The shapes in turns, so that a machine that slows down meanwhile does so for all of them."""
     seconds = [inf] * len(shapes)
     for _ in range(turns):
