@@ -1,6 +1,7 @@
 """Prompts of the user's own: SPEED-Bench's shape, by category, and what is no such file."""
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_each_category_is_a_task(file: Path) -> None:
     assert list(BenchConfig(prompts_file=str(file), tasks="math").prompts()) == ["math"]
     with pytest.raises(UsageError, match=r"names 'law'; .* has the categories coding, math"):
         BenchConfig(prompts_file=str(file), tasks="law").prompts()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(file: Path) -> None:
+    expected = load_prompt_file(file)
+    file.write_bytes(BOM_UTF8 + file.read_bytes())
+    assert load_prompt_file(file) == expected
 
 
 @pytest.mark.parametrize(

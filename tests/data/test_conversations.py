@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,21 @@ def test_every_kind_of_file_gives_the_same_prompts(name: str, tmp_path: Path) ->
     for path in (tmp_path / name, tmp_path):
         prompts = read_prompts(path)
         assert [(one.messages, one.source) for one in prompts] == [((ASK,), "geo"), ((MORE,), "geo")]
+
+
+def test_a_column_of_another_rows_form_is_null(tmp_path: Path) -> None:
+    rows = [{"prompt": "Capital?", "turns": None}, {"prompt": None, "turns": ["And of Spain?"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
+    assert [one.messages for one in read_prompts(tmp_path)] == [(ASK,), (MORE,)]
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.json.gz", "lines.json", "lines.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    marked = BOM_UTF8 + (gzip.decompress(content) if name.endswith(".gz") else content)
+    (tmp_path / name).write_bytes(gzip.compress(marked) if name.endswith(".gz") else marked)
+    assert [one.messages for one in read_prompts(tmp_path)] == [(ASK,), (MORE,)]
 
 
 def test_folders_of_datasets_and_of_the_hub_have_splits(tmp_path: Path) -> None:

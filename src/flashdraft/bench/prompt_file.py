@@ -21,11 +21,13 @@ def load_prompt_file(path: Path, categories: Sequence[str] = ()) -> dict[str, li
     category that no line has.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON's texts may hold the other ends of lines
+        text = path.read_text(
+            encoding="utf-8-sig"
+        )  # a byte order mark, as Windows' tools write it, is left out
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); expected a file of JSON lines") from None
     found: dict[str, list[BenchPrompt]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON's texts may hold the other ends of lines
         if line.strip():
             prompt = _prompt(line, f"{path}:{number}", str(number))
             found.setdefault(prompt.category or "prompts", []).append(prompt)
@@ -42,7 +44,7 @@ def _prompt(line: str, where: str, number: str) -> BenchPrompt:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("category", ""), str):
+    if not isinstance(row, dict) or not isinstance(row.get("category") or "", str):
         raise DataError(f"{where} is no object with a category; expected question_id, category and turns")
     turns = row.get("turns")
     if turns is None and isinstance(row.get("messages"), list):
@@ -53,7 +55,8 @@ def _prompt(line: str, where: str, number: str) -> BenchPrompt:
         raise DataError(f"{where} has no turns; expected a list of texts, what the user says turn by turn")
     if any(text.startswith(_PLACEHOLDER) for text in turns):
         raise DataError(f"{where} has a placeholder for its text; fetch the data as SPEED-Bench's page says")
-    return BenchPrompt(str(row.get("question_id", number)), tuple(turns), category=row.get("category"))
+    name = row.get("question_id")
+    return BenchPrompt(str(number if name is None else name), tuple(turns), category=row.get("category"))
 
 
 def _user_text(message: Any, where: str) -> Any:

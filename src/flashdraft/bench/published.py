@@ -93,7 +93,7 @@ def read_card(file: Path) -> list[PublishedRow]:
     """
     rows = []
     try:
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8-sig").splitlines():
             told = json.loads(line)
             if "output_tokens_per_s" not in told:
                 continue

@@ -232,7 +232,7 @@ def allowed_hosts(options: ServeOptions) -> tuple[str, ...]:
 
 def _template(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--chat-template {file} cannot be read: {error}") from None
 

@@ -66,7 +66,9 @@ def parse_conversation(row: Mapping[str, Any], regenerate: Regenerate = "last") 
 def _of_texts(row: Mapping[str, Any]) -> Conversation:
     if isinstance(row.get("instruction"), str):  # Alpaca's: the input stands behind the instruction
         row = {"prompt": "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)}
-    turns = row.get("turns", [row.get("prompt")])
+    turns = row.get("turns") or [
+        row.get("prompt")
+    ]  # a table has a null in the column that a row does not use
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
         raise BadRowError(
             f"found keys {sorted(row)}; expected a text under prompt, turns, messages, conversations or instruction"

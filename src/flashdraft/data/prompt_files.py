@@ -21,6 +21,9 @@ import pyarrow.parquet as pq
 from flashdraft.errors import DataError
 
 SAMPLE = "sample"  # the name of the prompts that come with the package
+_ENCODING = (
+    "utf-8-sig"  # a byte order mark in front, as Windows' tools write it, is no part of the first line
+)
 _LINES = (".jsonl", ".jsonl.gz")
 _JSON = (".json", ".json.gz")
 _TABLES = (".parquet", ".arrow")
@@ -135,7 +138,7 @@ def read_lines(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 def _lines(file: Path) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
     opener: Any = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8") as lines:
+    with opener(file, "rt", encoding=_ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{file}:{number}", number, _parse(line)
@@ -155,7 +158,7 @@ def _object(values: Any) -> dict[str, Any] | str:
 def _array(file: Path) -> list[Any] | None:
     """The rows of a .json file that holds an array; None where it holds an object a line, as many on the hub do."""
     opener: Any = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8") as lines:
+    with opener(file, "rt", encoding=_ENCODING) as lines:
         first = next((line for line in lines if line.strip()), "")
         if isinstance(_parse(first), dict):
             return None
