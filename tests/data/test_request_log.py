@@ -78,6 +78,17 @@ def test_equal_prompts_count_once_and_an_answer_wins(tmp_path: Path) -> None:
         ({"text": "Hi"}, r"log.jsonl:1: found keys \['text'\]"),
         ({"prompt_token_ids": "12", "answer_token_ids": [1]}, "prompt_token_ids is no list"),
         ({"messages": CHAT, "choices": [{}]}, "not as OpenAI has them"),
+        (
+            {"messages": CHAT, "choices": [{"message": {"content": 5}}]},
+            r"log.jsonl:1: choices\[0\].message.content is 5; expected a text, or leave it out",
+        ),
+        (
+            {"prompt": "Hi", "answer": "Yes", "temperature": "warm"},
+            "log.jsonl:1: temperature is 'warm'; expected a number, or leave it out",
+        ),
+        ({"prompt": "Hi", "temperature": [1]}, r"log.jsonl:1: temperature is \[1\]; expected a number"),
+        ({"prompt": "Hi", "answer": 5}, "log.jsonl:1: answer is 5; expected a text"),
+        ({"prompt": "Hi", "finish_reason": 5}, "log.jsonl:1: finish_reason is 5; expected a text"),
     ],
 )
 def test_lines_that_are_no_requests_are_told(tmp_path: Path, line: object, message: str) -> None:

@@ -116,7 +116,9 @@ def read_requests(file: Path, tokenizer: Any, eos_token_ids: Sequence[int]) -> R
     num_lines = 0
     for place, number, row in read_lines(file):
         num_lines += 1
-        name = str(row.get("id", number))
+        name = str(number if row.get("id") is None else row["id"])
+        temperature = float(_setting(row, "temperature", (int, float), place) or 0)
+        finish_reason = _setting(row, "finish_reason", (str,), place) or "stop"
         if row.get("prompt_token_ids") and row.get("answer_token_ids"):
             prompt, answer = (
                 _token_ids(row, "prompt_token_ids", place),
@@ -134,16 +136,9 @@ def read_requests(file: Path, tokenizer: Any, eos_token_ids: Sequence[int]) -> R
                 unanswered.setdefault(tuple(prompt), one)
                 continue
             answer = tokenizer(said, add_special_tokens=False)["input_ids"]
-            if row.get("finish_reason", "stop") == "stop":
+            if finish_reason == "stop":
                 answer = [*answer, eos_token_ids[0]] if eos_token_ids else answer
-        document = Document(
-            name,
-            SOURCE,
-            float(row.get("temperature") or 0),
-            prompt,
-            answer,
-            row.get("finish_reason", "stop"),
-        )
+        document = Document(name, SOURCE, temperature, prompt, answer, finish_reason)
         answered.setdefault(tuple(prompt), document)
     if not num_lines:
         raise DataError(f"{file}: no requests found; expected a JSON object a line")
@@ -158,6 +153,15 @@ def _token_ids(row: dict[str, Any], name: str, place: str) -> list[int]:
     return list(ids)
 
 
+def _setting(row: dict[str, Any], name: str, kinds: tuple[type, ...], place: str) -> Any:
+    """A line's value of one of ``kinds``, None where it has none. Raises DataError."""
+    value = row.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+        expected = "a text" if str in kinds else "a number"
+        raise DataError(f"{place}: {name} is {value!r}; expected {expected}, or leave it out")
+    return value
+
+
 def _split(row: dict[str, Any], place: str) -> tuple[dict[str, Any], str | None]:
     """What was asked, and the answer's text where the line tells one."""
     told = row.get("response", row)
@@ -165,13 +169,13 @@ def _split(row: dict[str, Any], place: str) -> tuple[dict[str, Any], str | None]
     messages: Any = row.get("messages")
     if choices:
         try:
-            said = choices[0]["message"]["content"]
+            name, said = "choices[0].message.content", choices[0]["message"]["content"]
+            return row, _setting({name: said}, name, (str,), place)
         except (KeyError, TypeError, IndexError):
             raise DataError(
                 f"{place}: choices are not as OpenAI has them: choices[0].message.content"
             ) from None
-        return row, said
     last = messages[-1] if isinstance(messages, list) and messages else None
     if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
         return row | {"messages": messages[:-1]}, last["content"]
-    return row, row.get("answer")
+    return row, _setting(row, "answer", (str,), place)
