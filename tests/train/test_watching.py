@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from flashdraft.cli.train_screen import TrainScreen, evaluation_table
+from flashdraft.cli.train_screen import TrainScreen, evaluation_table, outcome
 from flashdraft.errors import DataError, UsageError
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.curves import curve_of, draw_curves, smooth
@@ -25,6 +25,7 @@ from flashdraft.train.log_file import (
     tracker_log,
 )
 from flashdraft.train.model_card import card_text, write_card, write_tuned_card
+from flashdraft.train.trainer import Progress
 
 
 def lines(count: int = 3) -> list[dict[str, object]]:
@@ -159,6 +160,28 @@ def test_an_evaluation_is_a_table_by_kind() -> None:
         "  warning: they part",
     ]
     assert len({len(row) for row in text[1:5]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("total_blocks", "longer"),
+    [(10_000, "the same command with a larger --max-minutes goes on"), (64, "more --total-blocks")],
+)
+def test_a_run_that_ends_with_nothing_accepted_says_to_train_longer(total_blocks: int, longer: str) -> None:
+    def told(length: float) -> str:
+        found = {"step": 2, "blocks": 64, "elapsed_s": 90.0, "simulated_acceptance_length": {"all": length}}
+        return outcome(Path("first/drafter"), [found, {"step": 2, "loss": 9.0}], total_blocks)
+
+    assert told(1.2) == outcome(Path("first/drafter"), [], 1)
+    assert told(1.2).endswith("hf upload USER/NAME first/drafter")
+    nothing = told(1.004)
+    assert "upload" not in nothing
+    assert "accepts nothing yet (acceptance length 1.00 after 64 blocks in 1.5 minutes)" in nothing
+    assert longer in nothing
+
+
+def test_a_step_longer_than_all_its_minutes_is_no_more_than_the_whole_run() -> None:
+    assert Progress(1, 202.4).share(TrainConfig(max_minutes=1)) == 1.0
+    assert Progress(1, 30.0).share(TrainConfig(max_minutes=1)) == 0.5
 
 
 def test_smoothing_keeps_the_start_and_its_half_life_is_in_blocks() -> None:

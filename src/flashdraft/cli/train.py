@@ -10,6 +10,7 @@ from flashdraft.cli.options import DeviceOption, DtypeOption, ModelOption
 from flashdraft.cli.train_data import TrainData, num_answers, show_answers
 from flashdraft.cli.train_forecast import DryRun
 from flashdraft.train.config import TrainConfig
+from flashdraft.train.log_file import read_log
 
 Features = Annotated[
     Literal["auto", "fly", "cache"],
@@ -55,7 +56,7 @@ def train(
       torchrun --nproc-per-node 8 -m flashdraft train --answers runs/big/answers --out runs/eight \\
           --device cuda --dtype bfloat16 --rows-per-step 64
     """
-    from flashdraft.cli.train_screen import STOPPED, asked_to_stop, interruptible, watched
+    from flashdraft.cli.train_screen import STOPPED, asked_to_stop, interruptible, outcome, watched
     from flashdraft.train.ranks import ranks_of_launch
     from flashdraft.train.run import check_shape, make_answers, train_drafter
 
@@ -88,4 +89,4 @@ def train(
         typer.echo(f"stopped: state and drafter are saved in {out}; the same command goes on from there")
         raise typer.Exit(STOPPED)
     if ranks.is_first:
-        typer.echo(f"the drafter is in {drafter}, with a model card; hf upload USER/NAME {drafter}")
+        typer.echo(outcome(drafter, read_log(out), config.total_blocks))

@@ -1,7 +1,7 @@
 """What a training run shows while it runs: a live line in a terminal, plain lines elsewhere, evaluations as tables."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SMOOTHING_S = 600.0  # the time left follows from the progress of this long
+_NOTHING_ACCEPTED = 1.005  # acceptance lengths up to here show as 1.00
 STOPPED = 130  # exit code after ctrl-C, as shells have it
 _SIMULATED, _SERVED, _ON_SERVED = (
     "simulated_acceptance_length",
@@ -106,6 +107,22 @@ def evaluation_table(line: Mapping[str, Any], before: Mapping[str, float]) -> st
     if warning := line.get("warning"):
         rows.append(f"  warning: {warning}")
     return "\n".join(rows)
+
+
+def outcome(drafter: Path, log: Sequence[Mapping[str, Any]], total_blocks: int) -> str:
+    """What came of a run by its ``log``, and what to do next: to publish the drafter, or to train one longer."""
+    evaluated = [line for line in log if _SIMULATED in line]
+    if not evaluated or evaluated[-1][_SIMULATED]["all"] > _NOTHING_ACCEPTED:
+        return f"the drafter is in {drafter}, with a model card; hf upload USER/NAME {drafter}"
+    last = evaluated[-1]
+    longer = "the same command with a larger --max-minutes goes on from there"
+    if last["blocks"] >= total_blocks:
+        longer = "give another --out and more --total-blocks"
+    return (
+        f"the drafter is in {drafter}, but accepts nothing yet (acceptance length {last[_SIMULATED]['all']:.2f} after"
+        f" {last['blocks']:,} blocks in {last['elapsed_s'] / 60:.1f} minutes): train longer (the guide's first run"
+        f" takes --max-minutes 60); {longer}"
+    )
 
 
 def _number(value: float | None) -> str:

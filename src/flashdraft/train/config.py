@@ -97,7 +97,9 @@ class TrainConfig:
     grad_clip: float = _described(1.0, "Largest gradient norm.")
     total_blocks: int = _described(2_000_000, "Blocks to train on.")
     max_minutes: float = _described(
-        0.0, "End by then, the schedule adapts (resuming is no longer exact); 0: never."
+        0.0,
+        "Of steps alone: the answers before, evaluations and a last step come on top. The schedule adapts (resuming is"
+        " no longer exact); 0: no limit.",
     )
     eval_minutes: float = _described(10.0, "Between evaluations.")
     checkpoint_minutes: float = _described(10.0, "Between saved states.")

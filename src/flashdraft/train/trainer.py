@@ -47,10 +47,10 @@ class Progress:
     elapsed_s: float = 0.0
 
     def share(self, config: TrainConfig) -> float:
-        """How much of the run is done, 0 to 1."""
+        """How much of the run is done, 0 to 1: a step that takes longer than all its minutes ends it, too."""
         by_blocks = self.step * config.rows_per_step * config.blocks_per_row / config.total_blocks
         by_time = self.elapsed_s / (config.max_minutes * 60) if config.max_minutes > 0 else 0.0
-        return max(by_blocks, by_time)
+        return min(max(by_blocks, by_time), 1.0)
 
 
 class Trainer:
