@@ -35,4 +35,5 @@ def explain(controller: Controller | None, metrics: RequestMetrics) -> str:
 
 
 def _line(name: str, values: Iterable[float]) -> str:
-    return f"  {name:<24}" + "".join(f"{value:>6.3g}" for value in values)
+    told = (str(value) if isinstance(value, int) else f"{value:.3g}" for value in values)
+    return f"  {name:<24}" + "".join(f" {one:>5}" for one in told)
