@@ -7,6 +7,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,9 @@ def test_a_run_that_is_stopped_before_its_first_line_has_a_drafter(
 ) -> None:
     config = TrainConfig(block_size=4, seq_len=256, rows_per_step=1, blocks_per_row=32, num_features=2)
     places = pair[1], [answers], tmp_path / "run", config, "cpu", "float32", None
-    drafter = train_drafter(*places, lambda _line: None, stop=lambda: True)
+    first: list[dict[str, Any]] = []
+    drafter = train_drafter(*places, first.append, stop=lambda: True)
+    assert set(first[0]["beyond_seq_len"].values()) == {0}
     assert "## Training" in (drafter / "README.md").read_text()
     assert not (tmp_path / "run" / "log.jsonl").exists()
 

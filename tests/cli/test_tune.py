@@ -83,10 +83,22 @@ def test_what_is_not_better_is_not_kept(run: Run, pair: list[str], requests: Pat
 
 def test_missing_answers_are_the_targets_own(run: Run, pair: list[str], tmp_path: Path) -> None:
     lines = [{"prompt": f"Tell {number}"} for number in range(24)]
+    unfit = [
+        {"prompt": "a" * 100},  # longer than the target is asked
+        {"prompt": "b" * 200, "answer": "No."},
+        {"prompt": "Tell", "answer": ""},
+    ]
+    cut = {"prompt": "Tell all", "answer": "c" * 200}
+    lines = [*lines, *unfit, cut, cut]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tune(run, pair, tmp_path / "asked.jsonl", tmp_path / "out", "--max-blocks", "32")
+    result = tune(run, pair, tmp_path / "asked.jsonl", tmp_path / "out", "--max-blocks", "32")
     facts = json.loads((tmp_path / "out" / "tune.json").read_text())
-    assert facts["num_requests"] + facts["domain"]["num_texts"] == 24
+    assert facts["num_requests"] + facts["domain"]["num_texts"] == 24 + 1
+    left_out = (
+        "left out equal to another 1, to be answered, prompts of over 64 tokens 1, answered, prompts of over 126"
+        " tokens 1, answers of one token 1  num cut at max len 1"
+    )
+    assert left_out in result.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import flashdraft.data.on_policy as on_policy
 from flashdraft.data.answerer import AnswerRequest
 from flashdraft.data.engine_answers import EngineAnswers, rollout_config
-from flashdraft.data.loader import pack
+from flashdraft.data.loader import Unfit, count_unfit, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_documents
 from flashdraft.data.prompts import Prompt, read_prompts
 from flashdraft.engine.engine import Engine
@@ -241,6 +241,18 @@ def test_no_prompts_and_nothing_to_train_on_are_told(tmp_path: Path) -> None:
         read_prompts(tmp_path)
     with pytest.raises(DataError, match="answer of 2 tokens"):
         pack([], 128)
+
+
+def test_what_packing_leaves_out_and_cuts_is_counted() -> None:
+    lengths = [(126, 2), (126, 3), (127, 2), (200, 9), (3, 1), (3, 125), (3, 126)]  # of prompts and answers
+    documents = [
+        Document(str(i), "", 0.0, [5] * prompt, [6] * answer, "stop")
+        for i, (prompt, answer) in enumerate(lengths)
+    ]
+    assert count_unfit(documents, 128) == Unfit(num_long_prompts=2, num_short_answers=1, num_cut=2)
+    packed = pack(documents, 128)
+    assert len(packed) == 4
+    assert int(packed.is_anchor.sum()) == 1 + 1 + 124 + 124
 
 
 def test_any_part_of_the_prompts_has_its_share_for_validation(tmp_path: Path) -> None:

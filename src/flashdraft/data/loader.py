@@ -41,14 +41,34 @@ def check_token_ids(vocab_size: int, *packed: PackedRows) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Unfit:
+    """How many documents :func:`pack` leaves out, by why, and how many it cuts at the end of a row."""
+
+    num_long_prompts: int
+    num_short_answers: int
+    num_cut: int
+
+
+def fits(document: Document, seq_len: int) -> bool:
+    """Whether a row of ``seq_len`` tokens holds the prompt and two tokens of the answer, and there are two."""
+    return len(document.answer_token_ids) > 1 and len(document.prompt_token_ids) < seq_len - 1
+
+
+def count_unfit(documents: Sequence[Document], seq_len: int) -> Unfit:
+    """What :func:`pack` will not take whole of ``documents``."""
+    fitting = [doc for doc in documents if fits(doc, seq_len)]
+    num_short = sum(len(doc.answer_token_ids) < 2 for doc in documents)
+    num_cut = sum(len(doc.prompt_token_ids) + len(doc.answer_token_ids) > seq_len for doc in fitting)
+    return Unfit(len(documents) - len(fitting) - num_short, num_short, num_cut)
+
+
 def pack(documents: Sequence[Document], seq_len: int, device: torch.device | str = "cpu") -> PackedRows:
     """Pack best-fit decreasing. A document longer than ``seq_len`` is cut there: its later anchors are not trained.
 
     Raises DataError when no document has an answer of two tokens (an anchor and something to predict).
     """
-    documents = [
-        doc for doc in documents if len(doc.answer_token_ids) > 1 and len(doc.prompt_token_ids) < seq_len - 1
-    ]
+    documents = [doc for doc in documents if fits(doc, seq_len)]
     if not documents:
         raise DataError(
             f"no document has a prompt shorter than {seq_len - 1} tokens and an answer of 2 tokens or more"

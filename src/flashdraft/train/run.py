@@ -20,7 +20,7 @@ from flashdraft.checkpoint.load import (
 )
 from flashdraft.data.answerer import Answerer
 from flashdraft.data.engine_answers import EngineAnswers, rollout_config
-from flashdraft.data.loader import PackedRows, check_token_ids, pack
+from flashdraft.data.loader import PackedRows, check_token_ids, count_unfit, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
 from flashdraft.data.prompts import Prompt, conversation_of, group_of
 from flashdraft.data.server_answers import ServerAnswers
@@ -44,7 +44,9 @@ from flashdraft.whole_files import write_whole
 
 NUM_TAPS = 2  # of DFlash 2's convolutions
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
-_SAID = "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "num_rows", "num_anchors"
+_SAID = (
+    "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "beyond_seq_len", "num_rows", "num_anchors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def train_drafter(
         "num_documents": len(documents),
         "num_answer_tokens": sum(len(doc.answer_token_ids) for doc in documents),
         "num_cut_answers": sum(doc.finish_reason == "length" for doc in documents),
+        "beyond_seq_len": _beyond(documents, config.seq_len),
         "template": notes.get("chat_template_kwargs", {}),
         "num_rows": len(training),
         "num_anchors": int(training.is_anchor.sum()),
@@ -156,6 +159,16 @@ def train_drafter(
         write_card(folder / "drafter", target_name, facts, log)
     ranks.wait()
     return folder / "drafter"
+
+
+def _beyond(documents: Sequence[Document], seq_len: int) -> dict[str, int]:
+    """How many documents are left out of rows of ``seq_len`` tokens or cut there, in words."""
+    unfit = count_unfit(documents, seq_len)
+    return {
+        "long prompts left out": unfit.num_long_prompts,
+        "answers of one token left out": unfit.num_short_answers,
+        "cut": unfit.num_cut,
+    }
 
 
 def check_shape(target_name: str, config: TrainConfig) -> None:

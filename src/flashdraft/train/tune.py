@@ -25,8 +25,8 @@ from flashdraft.checkpoint.load import (
     save_drafter,
     training_notes,
 )
-from flashdraft.data.loader import PackedRows, check_token_ids, pack
-from flashdraft.data.on_policy import Document, OnPolicyConfig, read_documents
+from flashdraft.data.loader import PackedRows, check_token_ids, count_unfit, fits, pack
+from flashdraft.data.on_policy import Document, OnPolicyConfig, read_documents, without_repeats
 from flashdraft.data.prompts import Prompt
 from flashdraft.data.request_log import SOURCE as REQUESTS
 from flashdraft.data.request_log import read_requests
@@ -110,10 +110,14 @@ def tune_drafter(
         raise UsageError(f"{folder} holds a tuning already; give another --out")
     wanted = _settings(outline_drafter(draft, outline_target(target_name)), config)
     found = read_requests(requests, load_tokenizer(target_name), eos_token_ids(target_name))
-    made = _answered([*found.unanswered, *others], target_name, draft, folder, config, device, dtype)
-    training, held_back = divide(found.answered + made.pop(REQUESTS, []), config)
-    mixed_in = mixed(training, [doc for one in general for doc in read_documents(one)], config)
-    kinds = {REQUESTS: held_back, **made}
+    asked = without_repeats([*found.unanswered, *others])
+    made = _answered(asked, target_name, draft, folder, config, device, dtype)
+    texts = [doc for one in general for doc in read_documents(one)]
+    answers = [*found.answered, *made]
+    on_report(left_out := _left_out(found.num_repeated, asked, made, [*answers, *texts], config))
+    training, held_back = divide([doc for doc in answers if doc.source == REQUESTS], config)
+    mixed_in = mixed(training, texts, config)
+    kinds = {REQUESTS: held_back, **_by_source(made, config)}
     counts = {name: len(documents) for name, documents in kinds.items()}
     on_report({"trained on": len(training), "mixed in": len(mixed_in), "measured on": counts})
     target = load_target(target_name, dtype=dtype, device=device)
@@ -139,9 +143,49 @@ def tune_drafter(
     lost = _lost(target_name, drafter, packed[REQUESTS], *both) if replays else None
     seconds = time.perf_counter() - started
     tuned = Tuned(domain, compared, kept, len(training), num_blocks, seconds, lost, share_looked)
-    facts = {"draft": draft, "config": asdict(config), "num_repeated": found.num_repeated}
+    facts = {"draft": draft, "config": asdict(config), **left_out}
     _write(folder, target_name, tuned, facts | {"provenance": collect_provenance(device)})
     return tuned
+
+
+def _left_out(
+    num_repeated: int,
+    asked: Sequence[Prompt],
+    made: Sequence[Document],
+    texts: Sequence[Document],
+    config: TuneConfig,
+) -> dict[str, Any]:
+    """How many requests and other ``texts`` are not used, by why, and how many are cut.
+
+    ``made``: what came of the prompts ``asked``, which is nothing where they are too long.
+    """
+    unfit = count_unfit(texts, config.max_len)
+    answered = {doc.id for doc in made}
+    return {
+        "left_out": {
+            "equal to another": num_repeated,
+            f"to be answered, prompts of over {_longest_asked(config)} tokens": sum(
+                prompt.id not in answered for prompt in asked
+            ),
+            f"answered, prompts of over {config.max_len - 2} tokens": unfit.num_long_prompts,
+            "answers of one token": unfit.num_short_answers,
+        },
+        "num_cut_at_max_len": unfit.num_cut,
+    }
+
+
+def _longest_asked(config: TuneConfig) -> int:
+    """Tokens of a prompt that the target is to answer: as much room again is left for the answer."""
+    return config.max_len // 2
+
+
+def _by_source(made: Sequence[Document], config: TuneConfig) -> dict[str, list[Document]]:
+    """Answers to other prompts than the requests, those that can be measured."""
+    by_source: dict[str, list[Document]] = {}
+    for document in made:
+        if document.source != REQUESTS and fits(document, config.max_len):
+            by_source.setdefault(document.source, []).append(document)
+    return by_source
 
 
 def _time_left(config: TuneConfig, started: float, measuring: float) -> float:
@@ -189,7 +233,7 @@ def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Docu
     Raises DataError for too few.
     """
     longest = config.max_len - 2
-    usable = [d for d in documents if len(d.answer_token_ids) > 1 and len(d.prompt_token_ids) <= longest]
+    usable = [document for document in documents if fits(document, config.max_len)]
     if len(usable) < FEWEST_REQUESTS:
         raise DataError(
             f"there are {len(usable)} different requests with answers of 2 tokens or more, and prompts of"
@@ -204,6 +248,7 @@ def mixed(training: Sequence[Document], general: Sequence[Document], config: Tun
     """General texts, drawn at random until they are ``general_share`` of all tokens."""
     own = sum(_num_tokens(document) for document in training)
     wanted = own * config.general_share / (1 - config.general_share)
+    general = [document for document in general if fits(document, config.max_len)]
     order = torch.randperm(len(general), generator=torch.Generator().manual_seed(_GENERAL_SEED)).tolist()
     drawn: list[Document] = []
     for idx in order:
@@ -226,24 +271,20 @@ def _answered(
     config: TuneConfig,
     device: str,
     dtype: str,
-) -> dict[str, list[Document]]:
-    """The target's greedy answers, by source; prompts that are too long have none."""
+) -> list[Document]:
+    """The target's greedy answers; prompts that are too long have none."""
     if not prompts:
-        return {}
+        return []
     data = OnPolicyConfig(
         target_name,
         (0.0,),
-        config.max_len // 2,
+        _longest_asked(config),
         config.max_new_tokens,
         config.answer_rows,
         config.seed,
     )
     make_answers(data, prompts, folder / "answers", device, dtype, draft)
-    by_source: dict[str, list[Document]] = {}
-    for document in read_documents(folder / "answers", allow_empty=True):
-        if len(document.answer_token_ids) > 1:
-            by_source.setdefault(document.source, []).append(document)
-    return by_source
+    return read_documents(folder / "answers", allow_empty=True)
 
 
 def _settings(drafter: Network, config: TuneConfig) -> TrainConfig:
