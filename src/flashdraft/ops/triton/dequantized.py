@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.target_info import cuda_capability_geq
 
 from flashdraft.ops.quantized import CHUNK, EXPONENT, SLICE, SYMMETRIC_ZERO, UNIT, QuantizedWeight
 
@@ -31,6 +32,22 @@ def _of_two_words(kind: str, one: str) -> str:
 _BF16, _FP16 = (
     tl.constexpr(_of_two_words(*one)) for one in (("bf16x2", "0x43004300"), ("f16x2", "0x64006400"))
 )
+_BY_FMA = {  # before Hopper bfloat16 has no difference and no product alone: these have their bits
+    "sub.bf16x2 t, t, $5;": "fma.rn.bf16x2 t, $5, m, t;",
+    "mul.bf16x2 $0, t, $6;": "fma.rn.bf16x2 $0, t, $6, z;",
+    "mul.bf16x2 $1, t, $6;": "fma.rn.bf16x2 $1, t, $6, z;",
+    "mul.bf16x2 $2, t, $6;": "fma.rn.bf16x2 $2, t, $6, z;",
+    "mul.bf16x2 $3, t, $6;": "fma.rn.bf16x2 $3, t, $6, z;",
+}
+
+
+def _before_hopper(ptx: str) -> str:
+    """``ptx`` by sums of a product alone: with -0 in place of products, and with -1 times a number of differences."""
+    for one, other in _BY_FMA.items():
+        ptx = ptx.replace(one, other)
+    return ptx.replace("{ ", "{ .reg .b32 m, z; mov.b32 m, 0xbf80bf80; mov.b32 z, 0x80008000; ", 1)
+
+
 # The same with bfloat16's scales below LARGEST_SYMMETRIC_SCALE: a slice at places 4 to 7 is its code times 2 ** -SLICE.
 # ``$5`` is the scale times 2 ** SLICE, ``$6`` the scale times -SYMMETRIC_ZERO.
 _AT_ONCE = tl.constexpr(
@@ -47,6 +64,7 @@ _FOUR_BYTES = tl.constexpr(
     "lop3.b32 t, s, 0x80f080f0, t, 0xea; mul.bf16x2 $1, t, $6; shl.b32 s, $5, 4; shr.b32 t, $4, 4; "
     "and.b32 t, t, 0x07000700; lop3.b32 t, s, 0x80f080f0, t, 0xea; mul.bf16x2 $3, t, $6; }"
 )
+_OLD_BF16, _OLD_FOUR_BYTES = (tl.constexpr(_before_hopper(one.value)) for one in (_BF16, _FOUR_BYTES))
 
 
 @triton.jit
@@ -159,9 +177,8 @@ def _eight_bits_by_ptx(even, odd, scale):  # type: ignore[no-untyped-def]
     if scale.dtype == tl.bfloat16:
         factor = (scale.to(tl.float32) * _TO_FLOAT8).to(tl.bfloat16)
     types: tl.constexpr = (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16)
-    a, b, c, d = tl.inline_asm_elementwise(
-        _FOUR_BYTES, "=r,=r,=r,=r,r,r,r", [even, odd, factor], types, True, 2
-    )
+    ptx: tl.constexpr = _FOUR_BYTES if cuda_capability_geq(9) else _OLD_FOUR_BYTES
+    a, b, c, d = tl.inline_asm_elementwise(ptx, "=r,=r,=r,=r,r,r,r", [even, odd, factor], types, True, 2)
     if scale.dtype != tl.bfloat16:
         a, b, c, d = _scaled(a, scale), _scaled(b, scale), _scaled(c, scale), _scaled(d, scale)
     return a, b, c, d
@@ -196,7 +213,8 @@ def _four_bits_by_ptx(words, zero, scale, has_zeros: tl.constexpr):  # type: ign
         factor = (numbers * _HALF_SLICE * _OTHER_HALF).to(tl.bfloat16)
         a, b, c, d = _four_slices(words, factor, (numbers * -_ZERO).to(tl.bfloat16), _AT_ONCE)
     elif scale.dtype == tl.bfloat16:
-        a, b, c, d = _four_slices(words, zero + 128.0, scale, _BF16)
+        ptx: tl.constexpr = _BF16 if cuda_capability_geq(9) else _OLD_BF16
+        a, b, c, d = _four_slices(words, zero + 128.0, scale, ptx)
     else:
         a, b, c, d = _four_slices(words, zero + 1024.0, scale, _FP16)
     return a, b, c, d
