@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,21 @@ def test_a_deleted_shard_is_remade_and_costs_no_other(
     documents = read_documents(tmp_path)
     assert {doc.id for doc in documents} == before
     assert len(documents) == 2 * len(before)
+
+
+def test_a_first_turn_that_is_answered_anew_costs_no_later_turn(tmp_path: Path) -> None:
+    """Drawn again it is another answer; the later turns' stand behind the old one, which they hold themselves."""
+    prompts = [replace(prompt, next_turns=("3 4",)) for prompt in some_prompts(3)]
+    settings = {"temperatures": (0.7,), "max_prompt_len": 90}
+    make(tmp_path, prompts, **settings)
+    first, later = sorted(tmp_path.glob("*.parquet"))
+    kept = later.read_bytes()
+    first.unlink()
+    make(tmp_path, prompts, **settings)
+    assert len(read_documents(tmp_path)) == 6
+    assert later.read_bytes() == kept
+    with pytest.raises(DataError, match="3 prompts have changed"):
+        make(tmp_path, [replace(prompt, next_turns=("3 5",)) for prompt in prompts], **settings)
 
 
 def test_a_prompt_that_has_changed_is_not_taken_for_answered(tmp_path: Path) -> None:

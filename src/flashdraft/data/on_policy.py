@@ -94,10 +94,10 @@ def generate_answers(
         "num_too_long": 0,
     }
     asked = [(prompt, temperature) for prompt in different for temperature in config.temperatures]
+    # Not of later turns: answers before them that were lost may have been made anew, and the first turn tells of all.
+    _check_same(read_documents(folder, allow_empty=True), asked, folder)
     while asked:
-        documents = read_documents(folder, allow_empty=True)
-        _check_same(documents, asked, folder)
-        done = {(doc.id, round(doc.temperature, 4)) for doc in documents}
+        done = {(doc.id, round(doc.temperature, 4)) for doc in read_documents(folder, allow_empty=True)}
         requests, owners = _requests(tokenizer, asked, config, done, manifest)
         _write_manifest(folder, manifest)
         if requests:
