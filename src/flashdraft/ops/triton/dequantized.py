@@ -176,9 +176,15 @@ def _eight_bits_by_ptx(even, odd, scale):  # type: ignore[no-untyped-def]
     factor = tl.full(scale.shape, _TO_FLOAT8, tl.bfloat16)
     if scale.dtype == tl.bfloat16:
         factor = (scale.to(tl.float32) * _TO_FLOAT8).to(tl.bfloat16)
-    types: tl.constexpr = (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16)
     ptx: tl.constexpr = _FOUR_BYTES if cuda_capability_geq(9) else _OLD_FOUR_BYTES
-    a, b, c, d = tl.inline_asm_elementwise(ptx, "=r,=r,=r,=r,r,r,r", [even, odd, factor], types, True, 2)
+    a, b, c, d = tl.inline_asm_elementwise(
+        ptx,
+        "=r,=r,=r,=r,r,r,r",
+        [even, odd, factor],
+        (factor.dtype, factor.dtype, factor.dtype, factor.dtype),
+        True,
+        2,
+    )
     if scale.dtype != tl.bfloat16:
         a, b, c, d = _scaled(a, scale), _scaled(b, scale), _scaled(c, scale), _scaled(d, scale)
     return a, b, c, d

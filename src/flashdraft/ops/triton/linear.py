@@ -23,7 +23,6 @@ from flashdraft.ops.triton.dequantized import (
 from flashdraft.ops.triton.tiling import Tiling
 
 _CHUNK = tl.constexpr(CHUNK)
-_SHARED_BYTES = 208 * 1024
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
@@ -139,7 +138,6 @@ def few_tokens_linear(
     if out is None:
         out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
     tokens = tiling.tokens_for(num_tokens)
-    # Fewer loads in flight where tiles are large: a Hopper's programs share 227 KiB.
     a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
     size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
     common = {
@@ -147,7 +145,7 @@ def few_tokens_linear(
         "num_inputs": num_inputs, "x_token": x.stride(0), "out_token": out.stride(0), "tokens": tokens,
         "outputs": tiling.outputs, "has_bias": bias is not None,
         "precision": "ieee" if x.dtype == torch.float32 else "tf32", "even": num_inputs % tiling.inputs == 0,
-        "num_warps": tiling.warps, "num_stages": max(min(tiling.stages, _SHARED_BYTES // size), 2),
+        "num_warps": tiling.warps, "num_stages": tiling.stages_of(size, x.device),
     }  # fmt: skip
     grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
     if isinstance(weight, Tensor):

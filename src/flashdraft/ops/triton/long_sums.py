@@ -166,10 +166,13 @@ def long_sums_linear(
         "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
         "num_inputs": num_inputs, "out_token": out.stride(0), "outputs": tiling.outputs,
         "has_bias": bias is not None, "precision": "ieee" if x.dtype == torch.float32 else "tf32",
-        "num_warps": tiling.warps, "num_stages": tiling.stages,
+        "num_warps": tiling.warps,
     }  # fmt: skip
+    tokens = tiling.tokens if isinstance(weight, Tensor) else tiling.tokens_for(num_tokens)
+    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
+    size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
+    common["num_stages"] = tiling.stages_of(size, x.device)
     if isinstance(weight, Tensor):
-        tokens = tiling.tokens
         grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
         if x.data_ptr() % 16 or x.stride(0) * x.element_size() % 16:
             x = x.contiguous()
@@ -177,7 +180,6 @@ def long_sums_linear(
         rows = TensorDescriptor.from_tensor(x, [tokens, tiling.inputs])
         _linear[grid](rows, tiles, tokens=tokens, inputs=tiling.inputs, **common)
         return out
-    tokens = tiling.tokens_for(num_tokens)
     grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
     common |= parts(weight) | settings(weight) | {
         "x": x, "x_token": x.stride(0), "tokens": tokens, "warps": tiling.warps,

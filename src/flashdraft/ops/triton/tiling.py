@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 import triton
+from triton.runtime import driver
 
 _MOST_TOKENS = 64  # of a tile
+_HOPPERS_SHARED_BYTES = 227 * 1024
+_BESIDE_TILES = 19 * 1024  # bytes of a program's shared memory for what is no tile in flight
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,10 @@ class Tiling:
     def tokens_for(self, num_tokens: int) -> int:
         """Of a tile, where a product has ``num_tokens``."""
         return min(max(int(triton.next_power_of_2(num_tokens)), self.tokens), _MOST_TOKENS)
+
+    def stages_of(self, num_bytes: int, device: torch.device) -> int:
+        """Loads in flight of ``num_bytes`` each that ``device`` has room for: an Ada's program has 99 KiB for them."""
+        shared = _HOPPERS_SHARED_BYTES
+        if device.type == "cuda":
+            shared = driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+        return max(min(self.stages, (shared - _BESIDE_TILES) // num_bytes), 1)
