@@ -1,4 +1,4 @@
-"""A web server that is no model server: it answers all that it is asked with one page."""
+"""Small web servers of a test's own: what answers them, and one that answers all that it is asked with one page."""
 
 import contextlib
 import http.server
@@ -6,25 +6,23 @@ import threading
 from collections.abc import Iterator
 
 
+class Front(http.server.BaseHTTPRequestHandler):
+    """Answers by :meth:`tell`, and logs nothing."""
+
+    def tell(self, status: int, text: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def web_page(page: str = "<html><body>hello {you}</body></html>") -> Iterator[str]:
-    """The URL of the server."""
-
-    class Front(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page.encode())
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as server:
+def serving(front: type[Front]) -> Iterator[str]:
+    """The URL of a server that answers by ``front``."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), front) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -32,3 +30,19 @@ def web_page(page: str = "<html><body>hello {you}</body></html>") -> Iterator[st
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def web_page(page: str = "<html><body>hello {you}</body></html>") -> Iterator[str]:
+    """The URL of the server of one page, which is no model server."""
+
+    class Page(Front):
+        def do_GET(self) -> None:
+            self.tell(200, page.encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+    with serving(Page) as url:
+        yield url

@@ -1,9 +1,7 @@
 """Training answers from a server: its own process, and one that fails, refuses and tells texts alone."""
 
 import contextlib
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from flashdraft.errors import DataError
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from server_process import server_process
-from web_page import web_page
+from web_page import Front, serving, web_page
 
 
 @pytest.fixture(scope="module")
@@ -33,35 +31,19 @@ def poor_server(url: str, num_failures: int) -> Iterator[str]:
     """Another server in front of a real one: fails at first, and knows nothing of token ids."""
     failures = [503] * num_failures
 
-    class Front(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+    class Poor(Front):
+        def do_POST(self) -> None:  # noqa: N802 - the name that http.server looks for
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if failures:
-                self.tell(failures.pop(), {})
+                self.tell(failures.pop(), b"{}")
             elif "return_token_ids" in body:
-                self.tell(400, {"error": "return_token_ids is unknown"})
+                self.tell(400, b'{"error": "return_token_ids is unknown"}')
             else:
                 told = patient.post(url + self.path, json=body)
-                self.tell(told.status_code, told.json())
+                self.tell(told.status_code, told.content)
 
-        def tell(self, status: int, body: dict[str, object]) -> None:
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Poor) as poor:
+        yield poor
 
 
 def train(run: Run, pair: list[str], out: Path, prompts: Path, url: str, *more: str) -> Result:

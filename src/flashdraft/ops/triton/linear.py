@@ -5,6 +5,8 @@ tokens are its short side. Each output is one sum over the inputs in order, what
 token's bits do not depend on how many tokens there are.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -121,6 +123,29 @@ def store_sums(  # type: ignore[no-untyped-def]
     tl.store(out_at, sums.to(out.dtype.element_ty), (token < num_tokens)[None, :] & is_output[:, None])
 
 
+def launch_of(
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    tiling: Tiling,
+    tokens: int,
+    bias: Tensor | None,
+    out: Tensor | None,
+) -> tuple[tuple[int, int], Tensor, dict[str, Any]]:
+    """The grid of tiles with ``tokens``, where the product goes, and what all its kernels are told by name."""
+    (num_tokens, num_inputs), num_outputs = x.shape, weight.shape[0]
+    if out is None:
+        out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
+    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
+    size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
+    common = {
+        "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
+        "num_inputs": num_inputs, "out_token": out.stride(0), "tokens": tokens, "outputs": tiling.outputs,
+        "has_bias": bias is not None, "precision": "ieee" if x.dtype == torch.float32 else "tf32",
+        "num_warps": tiling.warps, "num_stages": tiling.stages_of(size, x.device),
+    }  # fmt: skip
+    return (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs)), out, common
+
+
 def few_tokens_linear(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
@@ -133,21 +158,9 @@ def few_tokens_linear(
     ``out``: where it goes, rows apart as they like. Sums are float32, rounded once. A weight in codes is cut into at
     least 16 outputs a warp, and whole chunks of inputs.
     """
-    num_tokens, num_inputs = x.shape
-    num_outputs = weight.shape[0]
-    if out is None:
-        out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
-    tokens = tiling.tokens_for(num_tokens)
-    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
-    size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
-    common = {
-        "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
-        "num_inputs": num_inputs, "x_token": x.stride(0), "out_token": out.stride(0), "tokens": tokens,
-        "outputs": tiling.outputs, "has_bias": bias is not None,
-        "precision": "ieee" if x.dtype == torch.float32 else "tf32", "even": num_inputs % tiling.inputs == 0,
-        "num_warps": tiling.warps, "num_stages": tiling.stages_of(size, x.device),
-    }  # fmt: skip
-    grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
+    tokens = tiling.tokens_for(len(x))
+    grid, out, common = launch_of(x, weight, tiling, tokens, bias, out)
+    common |= {"x_token": x.stride(0), "even": x.shape[1] % tiling.inputs == 0}
     if isinstance(weight, Tensor):
         tiles = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
         _linear[grid](x, tiles, inputs=tiling.inputs, **common)

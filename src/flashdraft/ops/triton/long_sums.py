@@ -6,7 +6,6 @@ c % CHAINS; the chains' sums are added one after the other. All products with su
 same weights as floats too: a token's bits do not depend on how many tokens there are.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,7 +20,7 @@ from flashdraft.ops.triton.dequantized import (
     settings,
     spread_over_lanes,
 )
-from flashdraft.ops.triton.linear import linear_of_codes, store_sums
+from flashdraft.ops.triton.linear import launch_of, linear_of_codes, store_sums
 from flashdraft.ops.triton.tiling import Tiling
 
 CHAINS = 4
@@ -158,32 +157,18 @@ def long_sums_linear(
     where four have 64 outputs: faster from some 32 tokens on. As floats, its inputs are a part of a chunk, and rows of
     ``x`` begin at multiples of 16 bytes, or are copied.
     """
-    num_tokens, num_inputs = x.shape
-    num_outputs = weight.shape[0]
-    if out is None:
-        out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
-    common = {
-        "bias": out if bias is None else bias, "out": out, "num_tokens": num_tokens, "num_outputs": num_outputs,
-        "num_inputs": num_inputs, "out_token": out.stride(0), "outputs": tiling.outputs,
-        "has_bias": bias is not None, "precision": "ieee" if x.dtype == torch.float32 else "tf32",
-        "num_warps": tiling.warps,
-    }  # fmt: skip
-    tokens = tiling.tokens if isinstance(weight, Tensor) else tiling.tokens_for(num_tokens)
-    a_row = weight.nbytes * tiling.inputs // (num_outputs * num_inputs)
-    size = tiling.outputs * a_row + tokens * tiling.inputs * x.element_size()
-    common["num_stages"] = tiling.stages_of(size, x.device)
+    tokens = tiling.tokens if isinstance(weight, Tensor) else tiling.tokens_for(len(x))
+    grid, out, common = launch_of(x, weight, tiling, tokens, bias, out)
     if isinstance(weight, Tensor):
-        grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
         if x.data_ptr() % 16 or x.stride(0) * x.element_size() % 16:
             x = x.contiguous()
         tiles = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
         rows = TensorDescriptor.from_tensor(x, [tokens, tiling.inputs])
-        _linear[grid](rows, tiles, tokens=tokens, inputs=tiling.inputs, **common)
+        _linear[grid](rows, tiles, inputs=tiling.inputs, **common)
         return out
-    grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs))
     common |= parts(weight) | settings(weight) | {
-        "x": x, "x_token": x.stride(0), "tokens": tokens, "warps": tiling.warps,
-        "group": weight.group if len(weight.scales) > 1 else 0, "even": num_inputs % tiling.inputs == 0,
+        "x": x, "x_token": x.stride(0), "warps": tiling.warps,
+        "group": weight.group if len(weight.scales) > 1 else 0, "even": x.shape[1] % tiling.inputs == 0,
     }  # fmt: skip
     assert tiling.inputs % (CHAINS * CHUNK) == 0
     if tiling.outputs % 64 == 0 and tiling.warps == 4:
