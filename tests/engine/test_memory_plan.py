@@ -11,12 +11,14 @@ import native_pair
 from command_line import run_command
 from flashdraft.cache import paged_step
 from flashdraft.engine.engine import Engine
-from flashdraft.engine.memory_plan import MemoryPlan, plan_memory
+from flashdraft.engine.memory_plan import MemoryPlan, plan_memory, plan_networks
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import IncompatibleDrafterError
+from flashdraft.models.base import build_target
 from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.native.library import library
 from flashdraft.ops.attention import attention
+from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from tiny_pair import save_tiny_pair
@@ -96,6 +98,30 @@ def test_the_27b(pair_27b):
         for draft in (pair_27b[1], "mtp")
     ]
     assert [plan.staged_tokens for plan in few] == [512, 64], "an MTP head drafts no trees"
+
+
+def test_the_27b_in_codes():
+    """Of floats that prompts' products make, the largest part of two like matrices; of blocks, codes' and scales'."""
+    with torch.device("meta"):
+        model = build_target(Qwen3_5Config(text_config=QWEN3_5_27B, tie_word_embeddings=False)).bfloat16()
+    plain = plan_networks(model, None, EngineConfig(), None)
+    for name, module in list(model.named_modules()):
+        if ".layers." in name and type(module) is torch.nn.Linear and not name.endswith(("_a", "_b")):
+            outputs, inputs = module.weight.shape
+            codes = torch.empty(outputs, inputs // 4, dtype=torch.int16, device="meta")
+            scales = torch.empty(inputs // 128, outputs, device="meta")
+            weight = QuantizedWeight(codes, scales, None, torch.bfloat16, torch.bfloat16)
+            model.set_submodule(name, QuantizedLinear(weight, None))
+    plan = plan_networks(model, None, EngineConfig(), None)
+    floats = (
+        12288 * 5120 * 2
+    )  # of 2 x 12288 outputs half: two of q. Of gates and ups, 2 x 17408, it is a third
+    assert plan.activation_bytes - plain.activation_bytes == floats
+    assert plan.chunk_bytes - plain.chunk_bytes == floats
+    scales = (
+        48 + 16 + 64 * 3
+    )  # of more than 1 MiB: of qkv, q, gate, up and down; codes are as many as floats were
+    assert plan.beside_bytes - plain.beside_bytes == scales * 2**17
 
 
 def test_printed(pair_27b, capsys):

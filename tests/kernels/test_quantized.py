@@ -8,13 +8,14 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from flashdraft.cuda import products
 from flashdraft.cuda.layers import ClampedSparse
 from flashdraft.cuda.products import product
 from flashdraft.cuda.weights import Product
 from flashdraft.models.gpt_oss import GptOssMLP
+from flashdraft.ops import quantized as quantized_ops
 from flashdraft.ops.quantized import (
     CHUNK,
+    LARGEST_SCALE,
     LARGEST_SYMMETRIC_SCALE,
     QuantizedLinear,
     QuantizedWeight,
@@ -173,6 +174,26 @@ def test_scales_too_large_to_leave_zeros_out():
     assert torch.equal(dequantize(told, torch.empty_like(large.dequantized())), large.dequantized())
 
 
+@pytest.mark.parametrize(
+    ("change", "counted"),
+    [
+        (lambda scales: torch.exp2(scales.mul(100).floor() - 7), torch.bfloat16),
+        (lambda scales: scales, torch.float32),  # of more bits than bfloat16 has
+        (lambda scales: torch.full_like(scales, LARGEST_SCALE), torch.float32),
+    ],
+)
+def test_scales_that_bfloat16_has_count_as_such(change, counted):
+    """Powers of 2, as float8_e8m0fnu are: the same values, for half the instructions."""
+    weight = quantized("fp8", 32, 256)
+    weight = replace(weight, scales=change(weight.scales))
+    told = weight.for_kernels()
+    assert told.scale_dtype == counted
+    assert torch.equal(told.dequantized(), weight.dequantized())
+    assert told.is_finite()
+    in_float16 = replace(weight, dtype=torch.float16)
+    assert in_float16.for_kernels() is in_float16
+
+
 def test_scales_of_rows_need_no_whole_chunks():
     weight, x = quantized("fp8", 64, 192), inputs_of_long_sums(3, 192)
     tiling = Tiling(64, 128, 2, 4)
@@ -240,8 +261,8 @@ def test_experts_sum_in_the_order_of_floats(kind):
 def test_maps_of_codes_and_floats_are_one_product(num_tokens, monkeypatch):
     """Two in codes lie in one piece, which their modules see parts of; many tokens meet floats, some at a time."""
     torch.manual_seed(0)
-    monkeypatch.setattr(products, "_FLOATS", 16 * 128)
-    monkeypatch.setattr(products, "_ROWS", 16)
+    monkeypatch.setattr(quantized_ops, "_MOST_FLOATS", 16 * 128)
+    monkeypatch.setattr(quantized_ops, "_FLOAT_ROWS", 16)
     held = [QuantizedLinear(quantized(kind, 24, 128), None) for kind in ("fp8", "fp8")]
     plain = torch.nn.Linear(128, 5, device=DEVICE, dtype=torch.bfloat16).requires_grad_(False)
     by = Product.of([*held, plain])

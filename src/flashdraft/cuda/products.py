@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.cuda.weights import Product, Weight
-from flashdraft.ops.quantized import QuantizedWeight
+from flashdraft.ops.quantized import QuantizedWeight, rows_at_once
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.linear import few_tokens_linear
 from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
@@ -26,8 +26,6 @@ from flashdraft.ops.triton.tiling import Tiling
 
 _VECTOR = 16  # bytes that cuBLAS loads at once
 _MORE = Tiling(64, 512, 2, 4)  # of codes in chains
-_FLOATS = 1 << 26  # that are made of codes in memory at once
-_ROWS = 128  # outputs that they are multiples of
 _WIDE = 8192  # outputs; with more the kernel for few tokens has enough programs for 64 of them
 
 
@@ -94,11 +92,10 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None)
 def _by_floats(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, out: Tensor | None) -> Tensor:
     """Some outputs after the others, so that not all of ``weight`` lies in memory as floats."""
     num_outputs, num_inputs = weight.shape
-    rows = -(-num_outputs // -(-num_outputs * num_inputs // _FLOATS))
-    rows = -(-rows // _ROWS) * _ROWS
+    rows = rows_at_once(num_outputs, num_inputs)
     if out is None:
         out = x.new_empty(len(x), num_outputs)
-    floats = x.new_empty(min(rows, num_outputs), num_inputs)
+    floats = x.new_empty(rows, num_inputs)
     for at in range(0, num_outputs, rows):
         part = weight[at : at + rows]
         values = dequantize(part, floats[: len(part)])

@@ -25,7 +25,7 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.models.drafter_network import DrafterNetwork
 from flashdraft.models.llama import LlamaModel
 from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
-from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight
+from flashdraft.ops.quantized import QuantizedLinear, QuantizedWeight, rows_at_once
 
 _GB = 10**9
 _USABLE = 0.9  # of a device's memory; the rest is the CUDA context, fragments and peaks
@@ -232,7 +232,8 @@ def _bytes_of(network: nn.Module) -> int:
 
 
 def _num_large(network: nn.Module) -> int:
-    return sum(part.nbytes > 2**20 for part in network.parameters())
+    parts = [part for weight in _in_codes(network) for part in (weight.codes, weight.scales, weight.zeros)]
+    return sum(part is not None and part.nbytes > 2**20 for part in (*network.parameters(), *parts))
 
 
 def _in_codes(network: nn.Module) -> list[QuantizedWeight]:
@@ -290,9 +291,9 @@ def _activation_bytes(model: TargetModel, num_slots: int, prompt_tokens: int) ->
     config, size = model.config, torch.empty(0, dtype=model.dtype).element_size()
     width = max(getattr(config, "intermediate_size", 0), getattr(config, "moe_intermediate_size", 0))
     logits = num_slots * config.vocab_size * (4 + size)
-    # A prompt's product makes floats of weights in codes, of at most two matrices in one piece.
-    maps = [module.weight for module in model.modules() if isinstance(module, QuantizedLinear)]
-    floats = 2 * size * max((weight.shape.numel() for weight in maps), default=0)
+    # A prompt's product makes floats of weights in codes, some outputs at a time; two matrices may lie in one piece.
+    maps = [module.weight.shape for module in model.modules() if isinstance(module, QuantizedLinear)]
+    floats = size * max((rows_at_once(2 * outputs, inputs) * inputs for outputs, inputs in maps), default=0)
     each = size * (3 * width + 4 * config.hidden_size)
     return int(max(logits + num_slots * each, prompt_tokens * each) + floats)
 

@@ -19,6 +19,8 @@ _CHECKED = 16384  # outputs whose codes are looked at together: a copy in order 
 FLOAT4_GROUP = 32  # inputs that share a scale of MXFP4
 # E2M1, by code.
 FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # fmt: skip
+_MOST_FLOATS = 1 << 26  # that a GPU makes of codes in memory at once
+_FLOAT_ROWS = 128  # outputs that they are multiples of
 _LARGEST_EXPONENT = 252  # of MXFP4's scales: 6 times it is a number of bfloat16
 
 
@@ -96,7 +98,15 @@ class QuantizedWeight:
         return not any(bool(((part & 127) == 127).any()) for part in parts)  # float8's NaN
 
     def for_kernels(self) -> "QuantizedWeight":
-        """The same values; with zero points where scales are too large for kernels to leave them out."""
+        """The same values; with zero points where scales are too large for kernels to leave them out.
+
+        float32's scales of float8 count as bfloat16's where they are such numbers (powers of 2 are): a product of both
+        is exact in float32, so that it is rounded once in either case, and kernels have half as much to do.
+        """
+        scales = self.scales
+        if not self.is_packed and (self.scale_dtype, self.dtype) == (torch.float32, torch.bfloat16):
+            is_such = (scales == scales.bfloat16()) & (scales.abs() < LARGEST_SCALE)
+            return replace(self, scale_dtype=torch.bfloat16) if bool(is_such.all()) else self
         in_bfloat16 = self.is_packed and self.zeros is None and self.scale_dtype == torch.bfloat16
         if in_bfloat16 and bool((self.scales.abs() >= LARGEST_SYMMETRIC_SCALE).any()):
             return replace(self, zeros=torch.full_like(self.scales, SYMMETRIC_ZERO))
@@ -158,6 +168,13 @@ def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
         scales=torch.cat([part.scales for part in parts], dim=1),
         zeros=torch.cat(zeros, dim=1) if zeros else None,
     )
+
+
+def rows_at_once(num_outputs: int, num_inputs: int) -> int:
+    """Of how many outputs a GPU makes floats together, for products of many tokens: parts of about the same size."""
+    parts = -(-num_outputs * num_inputs // _MOST_FLOATS)
+    rows = -(-num_outputs // parts)
+    return min(-(-rows // _FLOAT_ROWS) * _FLOAT_ROWS, num_outputs)
 
 
 def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
