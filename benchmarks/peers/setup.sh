@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The peers, each in an environment of its own below $PEERS (default ~/.cache/flashdraft/peers), and the same weights
 # for all of them: run by benchmarks/peers/run.sh, or alone. What is there is kept.
-#   benchmarks/peers/setup.sh [vllm|llamacpp|transformers|dflash|pair|speculators]...    (no name: all that serve)
+#   benchmarks/peers/setup.sh [vllm|llamacpp|transformers|dflash|pair|speculators|specforge]...    (no name: all that serve)
 # What vLLM's CPU build does wrong with every drafter (vllm_cpu_context_norm.patch) is mended; AS_RELEASED=1 takes that back.
 # Debian packages wanted: libtcmalloc-minimal4 (vLLM), cmake and g++ (llama.cpp is compiled: ten minutes on two cores).
 set -euo pipefail
@@ -44,6 +44,12 @@ speculators() { # its own minimum, without torchvision and torchaudio, which DFl
   install speculators torch==2.13.0 transformers==5.19.0 datasets==5.1.0 aiohttp click httpx loguru==0.7.3 numpy openai \
     protobuf psutil pydantic pydantic-settings rich safetensors tqdm==4.70.1 typer accelerate
   "$PEERS/speculators/bin/pip" install -q --no-deps speculators==0.9.0 hs-connectors==0.9.0
+}
+
+specforge() { # what its offline training of DFlash imports: no SGLang, wandb, yunchang, openai-harmony
+  install specforge torch==2.13.0 transformers==5.8.1 datasets==5.0.0 accelerate==1.15.0 numpy==2.4.6 psutil==7.2.2 \
+    pydantic==2.13.4 pyyaml requests safetensors==0.8.0 tensorboard tqdm
+  "$PEERS/specforge/bin/pip" install -q --no-deps specforge==0.2.0
 }
 
 gguf() { # FOLDER FILE OPTION...: what is said of it is shown where it failed
