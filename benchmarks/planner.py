@@ -27,6 +27,11 @@ from flashdraft.gpus import GPUS
 from flashdraft.provenance import collect_provenance
 
 VLLM = Path("benchmarks/results/h200/beside-vllm/rows.jsonl")
+KNOWN: dict[str, tuple[int, ...]] = {
+    "nothing known of the task": (),
+    "its plain decoding known": (1, 8, 16, 32),
+    **{f"that at {count} alone": (count,) for count in (1, 8, 16, 32)},
+}
 BLOCKS = {"plain": 1, "b16@7.93": 16, "b8@5.90": 8}
 
 
@@ -61,13 +66,12 @@ def summary(name: str, errors: Iterable[float]) -> list[str]:
 def of_card() -> list[str]:
     rows = [row for row in published_rows() if row.source == "model card"]
     drafting = [row for row in rows if row.method != "ar"]
-    unknown, known = (left_out_checks(CARD_PAIR, calibrates) for calibrates in (False, True))
+    checks = [left_out_checks(CARD_PAIR, known) for known in KNOWN.values()]
     lines, errors = [], []
-    for row, bare, plain in zip(drafting, unknown, known, strict=True):
+    for row, *predicted in zip(drafting, *checks, strict=True):
         found = row.tokens_per_s or 0
         said = [
-            bare.predicted_tokens_per_s,
-            plain.predicted_tokens_per_s,
+            *(one.predicted_tokens_per_s for one in predicted),
             from_other_tasks(row, rows),
             best_of_one_time(row, rows),
         ]
@@ -78,8 +82,7 @@ def of_card() -> list[str]:
             [*key, f"{found:.0f}", *(f"{one:.0f} ({e:+.0%})" for one, e in zip(said, off, strict=True))]
         )
     kinds = [
-        "nothing known of the task",
-        "its plain decoding known",
+        *KNOWN,
         "the other tasks' own cells",
         "one time for all tasks, all seen",
     ]

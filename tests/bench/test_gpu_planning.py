@@ -16,6 +16,7 @@ from flashdraft.bench.efficiency import (
 )
 from flashdraft.bench.gpu_planning import (
     Engine,
+    accuracy_text,
     error_range,
     forecast,
     left_out_checks,
@@ -163,13 +164,22 @@ def test_what_the_least_squares_are_of_stays_within_its_bounds() -> None:
 
 
 def test_tasks_of_the_card_are_predicted_from_the_other_ones() -> None:
-    """The card's 24 rows of each method, each task left out of the fit; its plain decoding is known, or nothing."""
-    for calibrates, most in ((True, (0.06, 0.15)), (False, (0.08, 0.42))):
-        rows = left_out_checks("qwen3.5-27b", calibrates)
+    """The card's 24 rows of each method, each task left out of the fit; its plain decoding is known, or nothing.
+
+    One number of it does, where many requests share a step; of one request alone it tells little.
+    """
+    for known, most in (
+        ((1, 8, 16, 32), (0.06, 0.15)),
+        ((32,), (0.06, 0.16)),
+        ((16,), (0.06, 0.16)),
+        ((1,), (0.08, 0.36)),
+        ((), (0.08, 0.42)),
+    ):
+        rows = left_out_checks("qwen3.5-27b", known)
         for method in ("dflash", "mtp"):
             off = sorted(abs(row.error or 0) for row in rows if row.method == method)
             assert len(off) == 24
-            assert (median(off) <= most[0], off[-1] <= most[1]) == (True, True), (method, calibrates, off)
+            assert (median(off) <= most[0], off[-1] <= most[1]) == (True, True), (method, known, off)
     plain = {1: 84.0, 8: 625.0, 16: 1121.0, 32: 1949.0}
     pair, profile = published_pair("qwen3.5-27b"), AcceptanceProfile({16: 7.93})
     told = forecast(pair, GPUS["B200"], Job(128, 2500), "dflash", plain=plain)
@@ -177,6 +187,26 @@ def test_tasks_of_the_card_are_predicted_from_the_other_ones() -> None:
         assert row.likely is not None
         assert row.likely[0] < found < row.likely[1]
         assert row.plain_tokens_per_s == pytest.approx(plain[row.concurrency], rel=0.05)
+
+
+def test_the_accuracy_told_is_that_of_the_plain_decoding_given() -> None:
+    pair, job = published_pair(CARD_PAIR), Job(128, 2500)
+
+    def told(plain: dict[int, float]) -> str:
+        return accuracy_text(forecast(pair, GPUS["B200"], job, "dflash", plain=plain), pair, tuple(plain))
+
+    def worst(text: str) -> int:
+        return int(text.split("worst ")[1].split("%")[0])
+
+    nothing, alone, many, between = told({}), told({1: 84.0}), told({32: 1949.0}), told({40: 2200.0})
+    assert "nothing known of it" in nothing
+    assert "by --plain for less error" in nothing
+    assert "known at 1 at a time" in alone
+    assert "16 at a time or more tells more" in alone
+    assert "known at 32 at a time" in many
+    assert "tells more" not in many
+    assert worst(many) < worst(alone)
+    assert worst(between) == worst(many)  # 32 is the nearest that is published
 
 
 def test_other_gpus_and_pairs_have_no_range_or_a_wide_one() -> None:

@@ -139,6 +139,9 @@ def test_the_command_plans_this_machine_and_checks_its_rows(
         (("--gpu", "B200", "--pair", "qwen3-8b", "--draft", "mtp"), "not published with an MTP head"),
         (("--gpu", "B200", "--pair", "qwen3-8b", "--check", "x"), "is for rows of qwen3.5-27b"),
         (("--gpu", "abc"), "expected one of A100"),
+        (("--acceptance", "8=2", "--plain", "1=84"), "--plain without --gpu"),
+        (("--acceptance", "8=2", "--pair", "qwen3-8b", "--tp", "2"), "--tp and --pair without --gpu"),
+        (("--acceptance", "8=2", "--engine", "flashdraft"), "--engine without --gpu"),
         (("--gpu", "H200", "--engine", "vllm"), "expected servers or flashdraft"),
     ],
 )

@@ -7,7 +7,7 @@ published, every published pair left out in turn.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil, floor
+from math import ceil, floor, log
 from statistics import median
 from typing import Literal, cast
 
@@ -38,6 +38,9 @@ from flashdraft.gpus import GPUS, Gpu
 
 Engine = Literal["servers", "flashdraft"]
 _MISSED = 0.2  # of a measured speed
+# Requests: with plain decoding known at so many alone, the card's worst row is 16 % off; at 8 alone 25, at 1 alone 36
+# (benchmarks/results/plan/left_out.md).
+TELLING = 16
 
 _LEFT_AT_EACH_END = 0.05  # of the errors
 
@@ -145,7 +148,7 @@ def forecast(
         costs, token_reads = calibrate(costs, job, plain, None if is_fitted else token_reads)
     errors: tuple[float, ...] = ()
     if is_published:
-        checks = left_out_checks(pair.name, calibrates=bool(plain))
+        checks = left_out_checks(pair.name, tuple(sorted(plain or ())))
         errors = tuple(
             row.found_tokens_per_s / row.predicted_tokens_per_s
             for row in checks
@@ -155,29 +158,29 @@ def forecast(
 
 
 @cache
-def left_out_checks(pair: str, calibrates: bool) -> tuple[CheckRow, ...]:
+def left_out_checks(pair: str, known: tuple[int, ...]) -> tuple[CheckRow, ...]:
     """Published rows that draft, each predicted by a fit that has not seen its workload (``pair``'s), or its pair.
 
-    ``calibrates``: the workload's plain decoding is known, as ``plain`` of :func:`forecast`.
+    ``known``: at how many requests the workload's plain decoding is known, as ``plain`` of :func:`forecast` has it;
+    where none is published, at the nearest number of requests that one is.
     """
     own = [row for row in published_rows() if row.pair == pair and row.source == "model card"]
     if own:
-        return tuple(_checks(own, lambda row: fit_of(pair, PUBLISHED_GPU, row.workload), calibrates))
+        return tuple(_checks(own, lambda row: fit_of(pair, PUBLISHED_GPU, row.workload), known))
     others = [row for row in published_rows() if row.source != "table 11"]
-    return tuple(
-        _checks(others, lambda row: fit_of("", PUBLISHED_GPU, row.pair), calibrates, knows_pair=False)
-    )
+    return tuple(_checks(others, lambda row: fit_of("", PUBLISHED_GPU, row.pair), known, knows_pair=False))
 
 
 def card_checks(rows: Sequence[PublishedRow]) -> list[CheckRow]:
     """Other rows of the card's pair by the whole fit; what they tell of plain decoding is known."""
-    return _checks(rows, lambda row: fit_of(row.pair, PUBLISHED_GPU), calibrates=True)
+    every = tuple({row.concurrency for row in rows})
+    return _checks(rows, lambda row: fit_of(row.pair, PUBLISHED_GPU), every)
 
 
 def _checks(
     rows: Sequence[PublishedRow],
     fit_for: Callable[[PublishedRow], Fit],
-    calibrates: bool,
+    known: Sequence[int],
     knows_pair: bool = True,
 ) -> list[CheckRow]:
     found = []
@@ -192,16 +195,23 @@ def _checks(
             if (one.pair, one.workload, one.method) == (row.pair, row.workload, "ar") and one.tokens_per_s
         }
         token_reads = fit.mean_token_reads
-        if calibrates and plain:
-            costs, token_reads = calibrate(costs, row.job, plain, None if knows_pair else token_reads)
+        if known and plain:
+            told = _nearest(plain, known)
+            costs, token_reads = calibrate(costs, row.job, told, None if knows_pair else token_reads)
         speed, plain_speed = replace(cell, costs=costs).predict(fit.reached, token_reads)
         speedup = speed / plain_speed
-        told = plain.get(row.concurrency)
-        speedup_found = row.speedup or (row.tokens_per_s / told if row.tokens_per_s and told else None)
-        tokens_found = row.tokens_per_s or (row.speedup * told if row.speedup and told else None)
+        alone = plain.get(row.concurrency)
+        speedup_found = row.speedup or (row.tokens_per_s / alone if row.tokens_per_s and alone else None)
+        tokens_found = row.tokens_per_s or (row.speedup * alone if row.speedup and alone else None)
         key = row.task, row.method, row.block_size, row.concurrency, row.acceptance_length
         found.append(CheckRow(*key, speed, tokens_found, speedup, speedup_found, row.source))
     return found
+
+
+def _nearest(plain: Mapping[int, float], known: Sequence[int]) -> dict[int, float]:
+    """Of ``plain`` what stands at, or by ratio nearest to, each of ``known``."""
+    places = {min(plain, key=lambda there: abs(log(there / wanted))) for wanted in known}
+    return {place: plain[place] for place in places}
 
 
 def pair_of(model: str, draft: str | None) -> PairShapes:
@@ -221,8 +231,8 @@ def pair_of(model: str, draft: str | None) -> PairShapes:
     return PairShapes("", target_shape(target.config), {cast("Method", network.method): shape})
 
 
-def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> str:
-    """How far such forecasts were off, in a sentence or two."""
+def accuracy_text(forecast: GpuForecast, pair: PairShapes, known: Sequence[int]) -> str:
+    """How far such forecasts were off, in a sentence or two; ``known``: as for :func:`left_out_checks`."""
     lines = []
     if forecast.costs.reached == own_fit().reached:
         off = sorted(abs(1 / error - 1) for error in left_out_errors())
@@ -234,9 +244,10 @@ def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> 
     if forecast.errors:
         off = sorted(abs(1 / error - 1) for error in forecast.errors)
         left_out = "task of this pair" if pair.name == CARD_PAIR else "pair"
-        known = "its plain decoding known" if calibrates else "nothing known of it"
+        at = ", ".join(map(str, sorted(known)))
+        told = f"its plain decoding known at {at} at a time" if known else "nothing known of it"
         lines.append(
-            f"{len(off)} published rows, each {left_out} left out of the fit in turn, {known}: median error"
+            f"{len(off)} published rows, each {left_out} left out of the fit in turn, {told}: median error"
             f" {median(off):.0%}, worst {off[-1]:.0%}."
         )
     else:
@@ -244,10 +255,11 @@ def accuracy_text(forecast: GpuForecast, pair: PairShapes, calibrates: bool) -> 
             "No published row is of such GPUs: what share of their data sheet is reached is taken from one B200, and no"
             " range can be given."
         )
-    if not calibrates and (
-        pair.name == CARD_PAIR or not forecast.errors
-    ):  # of other pairs it tells too little
-        lines.append("Give plain decoding's measured tokens a second by --plain for less error.")
+    if not known and (pair.name == CARD_PAIR or not forecast.errors):  # of other pairs it tells too little
+        enough = f" (one number, at {TELLING} at a time or more, will do)" if forecast.errors else ""
+        lines.append(f"Give plain decoding's measured tokens a second by --plain for less error{enough}.")
+    elif forecast.errors and pair.name == CARD_PAIR and max(known) < TELLING:
+        lines.append(f"Plain decoding at {TELLING} at a time or more tells more of a task than at fewer.")
     if forecast.costs.tp > 1:
         lines.append(f"An all-reduce is assumed to take {ALL_REDUCE_S * 1e6:.0f} us; no row tells of it.")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """``flashdraft plan``: what speed to expect, before anything is run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +43,8 @@ PairOption = Annotated[
 PlainOption = Annotated[
     str,
     typer.Option(
-        "--plain", help="With --gpu: plain decoding's measured tokens a second by concurrency: 1=84,8=625."
+        "--plain",
+        help="With --gpu: plain decoding's measured tokens a second by concurrency: 32=1949,1=84.",
     ),
 ]
 EngineOption = Annotated[
@@ -83,7 +84,7 @@ def plan(
     Examples:
       flashdraft plan --acceptance 16=3.2,8=3.0
       flashdraft plan --check results/embedded/rows.jsonl
-      flashdraft plan --gpu B200 --pair qwen3.5-27b --acceptance 16=7.7 --plain 1=84,32=1949
+      flashdraft plan --gpu B200 --pair qwen3.5-27b --acceptance 16=7.7 --plain 32=1949
       flashdraft plan --gpu H200 --pair qwen3.5-27b --engine flashdraft --acceptance 16=7.93
       flashdraft plan --gpu 4.8,989,450 --tp 2 --model my/target --draft my/drafter --acceptance 16=5
     """
@@ -102,6 +103,7 @@ def plan(
         of_engine = _engine(engine)
         found = _on_gpu(asked, gpu, tp, name, (model, draft), _by_number(plain, "--plain"), check, of_engine)
         return _show(*found, as_json)
+    _refuse_without_gpu({"--tp": tp != 1, "--pair": pair, "--engine": engine != "servers", "--plain": plain})
     if not asked.lengths and not check:
         raise UsageError("--acceptance is missing; expected what a round gains, for example 16=3.2,8=3.0")
     costs, measurements = _measured(open_llm(model, draft, dtype, device), asked.concurrencies, check)
@@ -110,6 +112,15 @@ def plan(
         profile = AcceptanceProfile(asked.lengths)
         rows = plan_rows(costs, profile, asked.job, asked.concurrencies, asked.block_sizes)
     return _show("This machine", rows, check_rows(costs, measurements), "", as_json)
+
+
+def _refuse_without_gpu(given: Mapping[str, object]) -> None:
+    """Raise UsageError where one of the options, which this machine's plan would not heed, is there."""
+    found = [option for option, is_given in given.items() if is_given]
+    if found:
+        raise UsageError(
+            f"{' and '.join(found)} without --gpu: this machine's costs are measured; expected --gpu beside, or neither"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ def _on_gpu(
         checks = card_checks(read_card(check))
     rows = found.rows(AcceptanceProfile(lengths), asked.concurrencies, asked.block_sizes)
     title = f"{name or folders[0]} on {'one' if tp == 1 else tp} {gpu}"
-    told = accuracy_text(found, shapes, calibrates=bool(plain)), missed_text(found, plain)
+    told = accuracy_text(found, shapes, tuple(plain)), missed_text(found, plain)
     return title, rows, checks, "\n".join(filter(None, told))
 
 
