@@ -67,3 +67,17 @@ product_of(*{shape})
 print(max(kernel.metadata.shared for kernel in made))
 """
     assert 0 < int(run(script, 89, tmp_path)) <= 99 * 1024
+
+
+@pytest.mark.parametrize(("num_inputs", "tiling"), [(1024, (16, 256, 4, 1, 8)), (6144, (16, 512, 4, 4, 8))])
+def test_one_token_is_in_shared_memory_once(num_inputs, tiling, tmp_path):
+    """In place of as often as a tile has columns: it took more room there than the codes, and kept programs waiting."""
+    script = f"""
+products._tiling_of_codes = lambda *_: tiling.Tiling(*{tiling})
+for num_tokens in (1, 2):
+    product_of(64, {num_inputs}, num_tokens, True)
+one, two = (kernel.metadata.shared for kernel in made)
+print(two - one)
+"""
+    _, inputs, stages, _, columns = tiling
+    assert int(run(script, 90, tmp_path)) >= (stages - 1) * (columns - 1) * inputs * 2

@@ -54,12 +54,13 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
     word_row, scale_row, scale_step,
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
-    chains: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    chains: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     """Sums in one chain, or in four as long_sums.py has them; ``chunks``, of a tile, are a multiple of ``chains``.
 
     Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
+    ``alone``: of one token, which stands in all columns of a tile; in shared memory it is there once.
     """
     units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
     unit: tl.constexpr = _CHUNK // units
@@ -67,7 +68,7 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     token = tl.program_id(0) * tokens + tl.arange(0, tokens)
     first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
     row, is_token = tl.minimum(first + place, num_outputs - 1), token < num_tokens
-    x_at = x + token[None, :].to(tl.int64) * x_token + column[:, None]
+    x_at = x + (column if alone else token[None, :].to(tl.int64) * x_token + column[:, None])
     words_at = words + row.to(tl.int64)[:, None] * word_row + tl.arange(0, 32)[None, :]
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
     scale = spread_over_lanes(scales_at)
@@ -86,12 +87,12 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
                 scale = spread_over_lanes(scales_at + which * scale_row)
                 if has_zeros:
                     zero = spread_over_lanes(zeros_at + which * scale_row)
+            rows = inputs_of(x_at + part * unit, is_token[None, :], start + column < num_inputs, even, alone)
+            if alone:
+                rows = rows.broadcast_to(unit, tokens)
             if even:
-                rows = tl.load(x_at + part * unit, is_token[None, :], 0.0)
                 loaded = tl.load(words_at + part * 32)
             else:
-                is_input = (start + column < num_inputs)[:, None]
-                rows = tl.load(x_at + part * unit, is_token[None, :] & is_input, 0.0)
                 loaded = tl.load(words_at + part * 32, (place * 0 + start < num_inputs)[:, None], 0)
             weights = factor_of(
                 loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
@@ -109,6 +110,21 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     if chains == 4:
         one = one + two + three + four
     store_sums(one, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def inputs_of(at, is_token, is_input, even: tl.constexpr, alone: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Tokens' inputs that lie ``at`` [.., inputs, tokens]; of one ``alone`` [.., inputs], a column given.
+
+    ``is_token`` [.., 1, tokens], ``is_input`` [.., inputs], which are all where the tiles are ``even``.
+    """
+    if alone:
+        rows = (tl.load(at) if even else tl.load(at, is_input, 0.0)).expand_dims(-1)
+    elif even:
+        rows = tl.load(at, is_token, 0.0)
+    else:
+        rows = tl.load(at, is_token & is_input.expand_dims(-1), 0.0)
+    return rows
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -146,6 +162,11 @@ def launch_of(
     return (triton.cdiv(num_tokens, tokens), triton.cdiv(num_outputs, tiling.outputs)), out, common
 
 
+def stands_alone(x: Tensor, weight: QuantizedWeight) -> bool:
+    """Whether :func:`linear_of_codes` is told so: FP8's tiles are so large that it brings nothing, in some it costs."""
+    return len(x) == 1 and weight.is_packed
+
+
 def few_tokens_linear(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
@@ -168,7 +189,7 @@ def few_tokens_linear(
         assert tiling.outputs % (16 * tiling.warps) == 0
         assert tiling.inputs % CHUNK == 0
         linear_of_codes[grid](
-            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, chains=1,
+            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, chains=1, alone=stands_alone(x, weight),
             group=weight.group if len(weight.scales) > 1 else 0, **common, **parts(weight),
             **settings(weight),
         )  # fmt: skip

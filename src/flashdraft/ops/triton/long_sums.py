@@ -20,7 +20,7 @@ from flashdraft.ops.triton.dequantized import (
     settings,
     spread_over_lanes,
 )
-from flashdraft.ops.triton.linear import launch_of, linear_of_codes, store_sums
+from flashdraft.ops.triton.linear import inputs_of, launch_of, linear_of_codes, stands_alone, store_sums
 from flashdraft.ops.triton.tiling import Tiling
 
 CHAINS = 4
@@ -39,7 +39,7 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
     word_row, scale_row, scale_step,
     tokens: tl.constexpr, outputs: tl.constexpr, rounds: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
-    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     # A warp has all the outputs of CHAINS / warps chains: [CHAINS, outputs, unit] times [CHAINS, unit, tokens].
@@ -51,7 +51,7 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     row, chain = _loaded_rows(first, outputs, warps)
     row, is_token = tl.minimum(row, num_outputs - 1), token < num_tokens
     column = tl.arange(0, _CHAINS)[:, None] * _CHUNK + tl.arange(0, unit)[None, :]
-    x_at = x + token[None, None, :].to(tl.int64) * x_token + column[:, :, None]
+    x_at = x + (column if alone else token[None, None, :].to(tl.int64) * x_token + column[:, :, None])
     words_at = words + row.to(tl.int64)[:, None] * word_row
     words_at += (chain * (units * 32))[:, None] + tl.arange(0, 32)[None, :]
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
@@ -73,12 +73,12 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
                     zero = spread_over_lanes(zeros_at + which * scale_row)
             x_part = x_at + skipped * _CHUNK + part % units * unit
             words_part = words_at + skipped * units * 32 + part % units * 32
+            rows = inputs_of(x_part, is_token[None, None, :], start + column < num_inputs, even, alone)
+            if alone:
+                rows = rows.broadcast_to(_CHAINS, unit, tokens)
             if even:
-                rows = tl.load(x_part, is_token[None, None, :], 0.0)
                 loaded = tl.load(words_part)
             else:
-                is_input = (start + column < num_inputs)[:, :, None]
-                rows = tl.load(x_part, is_token[None, None, :] & is_input, 0.0)
                 loaded = tl.load(words_part, (start + chain * _CHUNK < num_inputs)[:, None], 0)
             weights = _factor(
                 loaded, scale, zero, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype,
@@ -114,7 +114,9 @@ def _factor(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """[CHAINS, outputs, unit] of words of :func:`_loaded_rows`."""
     rows: tl.constexpr = outputs * _CHAINS
-    tile = floats_of(words, scale, zero, rows, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype)
+    tile = floats_of(
+        words, scale, zero, rows, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype, by_ptx
+    )
     tile = tile.reshape(_CHAINS // warps, outputs // 16, warps, 16, unit).permute(0, 2, 1, 3, 4)
     tile = tile.reshape(_CHAINS, outputs, unit)
     if by_ptx:
@@ -167,7 +169,7 @@ def long_sums_linear(
         _linear[grid](rows, tiles, inputs=tiling.inputs, **common)
         return out
     common |= parts(weight) | settings(weight) | {
-        "x": x, "x_token": x.stride(0), "warps": tiling.warps,
+        "x": x, "x_token": x.stride(0), "warps": tiling.warps, "alone": stands_alone(x, weight),
         "group": weight.group if len(weight.scales) > 1 else 0, "even": x.shape[1] % tiling.inputs == 0,
     }  # fmt: skip
     assert tiling.inputs % (CHAINS * CHUNK) == 0
