@@ -96,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
             "mask_token_id": told["mask_token_id"],
             "torch_dtype": "bfloat16",
         },
-        "data": {"hidden_states_path": str(folder / "features"), "max_length": told["row_tokens"]},
+        "data": {"hidden_states_path": str(args.work / "features"), "max_length": told["row_tokens"]},
         "training": {
             "strategy": "dflash", "num_epochs": 1000, "max_steps": 1_000_000, "batch_size": told["rows"],
             "num_anchors": told["anchors"] // told["rows"], "log_interval": 1_000_000,

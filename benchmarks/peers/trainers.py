@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def data(args: argparse.Namespace) -> None:
     learned = [doc for doc in documents if not is_held_back(doc)]
     # speculators' trainer wants a validation set; nothing is taken for it from what all learn from.
     ordered = [*learned, *(doc for doc in documents if is_held_back(doc))]
-    states, features = args.work / "arrow" / "hidden_states", args.work / "specforge" / "features"
+    states, features = args.work / "arrow" / "hidden_states", args.work / "features"
     states.mkdir(parents=True)
     features.mkdir(parents=True)
     texts = [(doc.prompt_token_ids + doc.answer_token_ids)[:ROW_TOKENS] for doc in ordered]
@@ -161,9 +162,8 @@ def command_of(name: str, args: argparse.Namespace, told: dict[str, Any]) -> lis
 
 def start(name: str, args: argparse.Namespace, told: dict[str, Any]) -> "subprocess.Popen[bytes]":
     folder = args.work / name
-    folder.mkdir(exist_ok=True)
-    for left in ("ready", "turn", "turn.json"):
-        (folder / left).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left would be gone on with
+    folder.mkdir()
     command = command_of(name, args, told)
     (folder / "command").write_text(shlex.join(command) + "\n")
     with (args.work / f"{name}.log").open("wb") as log:
