@@ -4,9 +4,9 @@
     python benchmarks/gpu_embedded.py OUT.jsonl PROMPTS.json --num-prompts 200 --max-tokens 64 --whole   # for the bits
 
 PROMPTS.json: lists of token ids. Every answer is compared with plain decoding's of one request alone; sampled ones with
-sampled plain decoding of the same seeds. Rates are of steps in which all decode, and with prompts of whole answers; two
-passes. ``auto`` is the engine's own; ``auto-chains`` verifies no trees in rounds, ``auto-tree16`` trees of one block's
-tokens.
+sampled plain decoding of the same seeds. Rates are of steps in which all decode, over the same tokens of each request,
+and with prompts of whole answers. ``auto`` is the engine's own; ``auto-chains`` verifies no trees in rounds,
+``auto-tree16`` trees of one block's tokens.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import time
 import traceback
 from pathlib import Path
+from statistics import mean, median
 
 from flashdraft.bench.closed_loop import answer_all
 from flashdraft.engine.engine import Engine
@@ -23,6 +24,7 @@ from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 
+SPAN, PASSES = 128, 5  # tokens of each request whose steps are counted; passes that count
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}
 METHODS = {  # block, tokens of trees, sampling
@@ -44,25 +46,36 @@ SHOWN = (
 )  # fmt: skip
 
 
-def steady(engine, prompts, method, running, count=100):
-    """Tokens and steps a second of ``running`` requests that all decode; the first of two times makes recordings."""
+def steady(engine, prompts, method, running):
+    """Tokens and steps a second of ``running`` requests that all decode: medians of passes behind the first one.
+
+    Counted are each request's SPAN tokens, in as many steps as they took it, however much faster others came past
+    them: the same text for every method. So many steps of each would be further on in its answer the more it accepts.
+    """
     block, tree, sampling = METHODS[method]
-    for _ in range(2):
+    rates, paces = [], []
+    for _ in range(1 + PASSES):  # the first one makes recordings
+        counts, steps, left = [0] * running, [0] * running, running
         for idx in range(running):
             params = SamplingParams(**sampling, seed=idx, max_tokens=1500, ignore_eos=True)
-            engine.add_request(f"steady-{idx}", prompts[idx % len(prompts)], params, block, draft_tree=tree)
+            engine.add_request(str(idx), prompts[idx % len(prompts)], params, block, draft_tree=tree)
         while any(request.is_prefilling for request in engine.requests.values()):
             engine.step()
-        for _ in range(10):
-            engine.step()
-        started, tokens = time.perf_counter(), 0
-        for _ in range(count):
-            tokens += sum(len(one.token_ids) for one in engine.step())
-        seconds = time.perf_counter() - started
+        engine.step()
+        started, num_steps = time.perf_counter(), 0
+        while left:
+            num_steps += 1
+            for one in engine.step():
+                idx = int(one.request_id)
+                counts[idx] += len(one.token_ids)
+                if counts[idx] >= SPAN and not steps[idx]:
+                    steps[idx], left = num_steps * SPAN / counts[idx], left - 1
+        paces.append(num_steps / (time.perf_counter() - started))
+        rates.append(running * SPAN / mean(steps) * paces[-1])
         for name in list(engine.requests):
             engine.abort(name)
         engine.step()
-    return tokens / seconds, count / seconds
+    return median(rates[1:]), median(paces[1:])
 
 
 def measured(llm, method, running, prompts, asked, max_tokens):

@@ -138,7 +138,8 @@ def test_what_a_tree_would_have_been_in_each_block() -> None:
         reached = list(zip(found, tree.depths, strict=False))
         deepest = next((chance for chance, depth in reached if depth == drafted - 1), None)
         if deepest is not None:
-            reached += [(deepest * 0.7 ** (depth - drafted + 1), depth) for depth in range(drafted, 8)]
+            rate = (deepest * DEFAULTS.prior_rate) ** (1 / drafted)
+            reached += [(deepest * rate ** (depth - drafted + 1), depth) for depth in range(drafted, 8)]
         usual, kept = AcceptanceModel((8, 4)).usual, DEFAULTS.kept_draft
         for which, block in enumerate((8, 4)):
             every = sorted((one for one, depth in reached if depth < block), reverse=True)[:7]

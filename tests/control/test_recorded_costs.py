@@ -77,6 +77,24 @@ def test_a_recorded_plan_stands_for_who_joins_and_its_last_step_teaches() -> Non
     assert controller.plan({first: 99}, others=(4,)) is not second
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_longer_blocks_come_back_when_all_of_shorter_ones_is_accepted(tells: bool) -> None:
+    """An answer that begins to loop: nothing but blocks of 4 tells that blocks of 8 would be accepted."""
+    controller = Controller(8, costs_of([[1.0, 1.2, 1.5, 2.4]] * 3, np.full((3, 3), 0.1)))
+    states = [Acceptance() for _ in range(4)]
+    blocks = []
+    for step in range(60 * DEFAULTS.recorded_plan_steps):
+        block = controller.plan(dict.fromkeys(states, 99)).block
+        blocks.append(block)
+        rate = 0.6 if step < 30 * DEFAULTS.recorded_plan_steps else 0.995
+        num_tokens = min(block - 1, 1 if rate == 0.6 else 7)
+        for state in states if block > 1 else ():
+            draft = DraftTree.chain([0] * (block - 1), [log(rate)] * (block - 1) if tells else [])
+            controller.observe([Drafted(state, block, draft, block - 1, block - 1, range(1 + num_tokens))])
+    assert blocks[29 * DEFAULTS.recorded_plan_steps] < 8
+    assert blocks[-1] == 8
+
+
 def test_each_shape_is_corrected_by_its_own_steps() -> None:
     """Now and then a step pays for a recording: that is no news of what steps take."""
     rng = random.Random(0)

@@ -89,12 +89,12 @@ class AcceptanceModel:
             self._calibrate(known)
 
     def _remember(self, draft: Drafted, chances: Sequence[float], depths: Sequence[int]) -> None:
-        """What a block was too short for goes on as drafts do before anything is known."""
+        """What a block was too short for goes on as its tokens and one of the prior's did: by their geometric mean."""
         config, request, last = self.config, draft.request, max(depths)
         if last == draft.block - 1 or not draft.draft.log_probs:
-            rest, chance = range(last + 1, self.max_block), chances[depths.index(last)]
-            chances = [*chances, *(chance * config.prior_rate ** (depth - last) for depth in rest)]
-            depths = [*depths, *rest]
+            chance, rest = chances[depths.index(last)], range(last + 1, self.max_block)
+            rate = (chance * config.prior_rate) ** (1 / (last + 1))
+            chances, depths = [*chances, *(chance * rate ** (n - last) for n in rest)], [*depths, *rest]
         found = self._by_block(chances, depths)
         before = self.usual if request.chances is None else request.chances
         request.chances = config.kept_draft * before + (1 - config.kept_draft) * found
