@@ -103,6 +103,19 @@ def test_the_machine_is_measured_in_the_middle_of_answers_and_nothing_is_disturb
     assert costs.draft.num_tokens.tolist() == [2, 4, 8, *taught]
 
 
+@pytest.mark.parametrize(("page_size", "num_pages"), [(4, 6), (4, 24), (4, 31), (16, 2)])
+def test_the_machine_is_measured_behind_no_more_pages_than_there_are(page_size: int, num_pages: int) -> None:
+    target = toy_target(vocab_size=11)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+    config = EngineConfig(page_size=page_size, num_pages=num_pages, max_running=2)
+    engine = Engine(target, drafter, config, block_size="auto")
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    engine.add_request("r", PROMPT, params)
+    tokens = [token for output in engine.run() for token in output.token_ids]
+    assert tokens == generate(target, None, PROMPT, params).token_ids
+    assert engine.control.controller is not None
+
+
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_features_of_plain_rounds_wait_and_are_taken_in_few_projections(prefix_caching: bool) -> None:
     target = toy_target(vocab_size=11)

@@ -62,10 +62,10 @@ class _Steps:
         assert runner.drafter is not None
         self.runner, self.drafter, self.trees = runner, runner.drafter, trees
         self.gathered = runner.block_rows if runner.backend.is_recorded else runner.new_rows()
-        room = min(runner.cache.num_slots, runner.target.config.max_position_embeddings) - max_block
-        # Whole pages: what is timed is staged behind them and not in them, for they may be others'.
-        pages = range(max(min(context, room), 0) // runner.cache.page_size)
-        self.context = len(pages) * runner.cache.page_size
+        cache, most = runner.cache, runner.target.config.max_position_embeddings - max_block
+        # Whole pages of the pool: what is timed is staged behind them and not in them, for they may be others'.
+        pages = range(min(max(min(context, most), 0) // cache.page_size, cache.num_pages))
+        self.context = len(pages) * cache.page_size
         self.rows = [CacheRow(("timed", context, idx), pages, self.context) for idx in range(num_rows)]
         for row in self.rows:
             self.drafter.join(row, [], self.context + max_block)
