@@ -1,5 +1,8 @@
 """Features on disk: what is read is what was computed, and a run with them is the run without."""
 
+import os
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 import torch
 
 import flashdraft.data.feature_cache as module
-from flashdraft.data.feature_cache import FeatureCache, FeatureShape, digest
+from flashdraft.data.feature_cache import FeatureCache, FeatureShape, bytes_held, digest
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.errors import DataError, UsageError
@@ -118,3 +121,58 @@ def test_a_run_that_was_killed_while_it_measured_does_not_stop_the_next(tmp_path
     plan = plan_features(target, toy_dflash(target), ROWS, CONFIG, tmp_path / "features")
     assert plan.num_bytes > 0
     assert not left.folder.exists()
+
+
+def test_all_room_is_taken_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of a sparse file that finds no room when it is written to ends the process."""
+    monkeypatch.setattr(module, "SHARD_BYTES", 3 * SHAPE.row_bytes)
+    for _ in range(2):
+        FeatureCache(tmp_path, SHAPE, {"target": "toy"})
+        for file in tmp_path.glob("*.bin"):
+            assert 512 * file.stat().st_blocks >= file.stat().st_size > 0
+            sparse = file.read_bytes()
+            file.write_bytes(b"")
+            os.truncate(file, len(sparse))  # as an earlier version left it
+    assert bytes_held(tmp_path) < SHAPE.num_bytes
+
+
+def test_a_disk_without_room_is_told_with_the_mend(tmp_path: Path) -> None:
+    shape = FeatureShape(64, 128, 64, torch.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (shape.num_bytes // 2, hard))
+    try:
+        with pytest.raises(
+            DataError, match=r"no room for its 0\.0 GB .*free some and delete .*--features fly"
+        ):
+            FeatureCache(tmp_path, shape, {"target": "toy"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_whole_cache_is_found_again_on_a_disk_that_it_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = toy_target().requires_grad_(False)
+    drafter, folder = toy_dflash(target), tmp_path / "features"
+    first, _ = feature_cache("cache", target, drafter, ROWS, CONFIG, folder, {})
+    assert first is not None
+    full = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    again, told = feature_cache("cache", target, drafter, ROWS, CONFIG, folder, {})
+    assert again is not None
+    assert again.is_whole
+    assert told["free_bytes"] >= first.shape.num_bytes
+
+
+def test_filling_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    target = toy_target().requires_grad_(False)
+    drafter, pressed = toy_dflash(target), iter([False, True])
+    given = "cache", target, drafter, ROWS, CONFIG, tmp_path / "features", {}
+    cache, _ = feature_cache(*given, lambda: next(pressed))
+    assert cache is not None
+    assert cache.num_filled == CONFIG.rows_per_step < len(ROWS)
+    again, _ = feature_cache(*given)
+    assert again is not None
+    assert again.is_whole

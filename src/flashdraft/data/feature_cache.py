@@ -6,6 +6,7 @@ without them, to the bit. Knows no models.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from flashdraft.errors import DataError
 from flashdraft.whole_files import write_whole
 
 SHARD_BYTES = 1 << 30
+_WRITTEN = 1 << 20  # bytes at a time
 _INDEX = "features.json"
 # numpy knows no bfloat16: its bits are kept as integers.
 _STORED = {torch.bfloat16: np.uint16, torch.float16: np.float16, torch.float32: np.float32}
@@ -48,7 +50,8 @@ class FeatureShape:
 class FeatureCache:
     """The cache in ``folder``, begun or gone on with.
 
-    ``made_of``: what the features depend on (see :func:`digest`). Raises DataError for a folder that holds others.
+    ``made_of``: what the features depend on (see :func:`digest`). All of its room on the disk is taken at once. Raises
+    DataError for a folder that holds others, and for a disk with too little room.
     """
 
     def __init__(self, folder: Path, shape: FeatureShape, made_of: Mapping[str, Any]) -> None:
@@ -101,14 +104,40 @@ class FeatureCache:
         shape = self.shape
         count = min(self._rows_per_shard, shape.num_rows - first)
         file = self.folder / f"features-{first // self._rows_per_shard:05d}.bin"
-        if not file.exists() or file.stat().st_size != count * shape.row_bytes:
+        num_bytes = count * shape.row_bytes
+        if not file.exists() or file.stat().st_size != num_bytes:
             if self.num_filled > first:
                 raise DataError(
                     f"{file}: missing or cut short; delete {self.folder} to compute the features again"
                 )
-            with file.open("wb") as made:
-                made.truncate(count * shape.row_bytes)  # sparse: takes room as it is filled
+            file.write_bytes(b"")
+        if self.num_filled < first + count:
+            _reserve(file, num_bytes)
         return np.memmap(file, _STORED[shape.dtype], "r+", shape=(count, shape.seq_len, shape.width))
+
+
+def bytes_held(folder: Path) -> int:
+    """What a cache in ``folder`` has taken of its disk."""
+    return sum(512 * file.stat().st_blocks for file in folder.glob("features-*.bin"))
+
+
+def _reserve(file: Path, num_bytes: int) -> None:
+    """Room on the disk for all of ``file``: where a mapped page finds none, the system ends the process.
+
+    Raises DataError for a disk that has too little.
+    """
+    try:
+        with file.open("r+b") as made:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(made.fileno(), 0, num_bytes)
+            else:  # macOS has none; zeros that are written are there
+                for first in range(made.seek(0, os.SEEK_END), num_bytes, _WRITTEN):
+                    made.write(bytes(min(_WRITTEN, num_bytes - first)))
+    except OSError as error:
+        raise DataError(
+            f"{file}: no room for its {num_bytes / 1e9:.1f} GB ({error.strerror}); free some and delete"
+            f" {file.parent}, or use --features fly"
+        ) from error
 
 
 def digest(rows: PackedRows) -> str:

@@ -2,14 +2,14 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flashdraft.data.feature_cache import FeatureCache, FeatureShape, digest
+from flashdraft.data.feature_cache import FeatureCache, FeatureShape, bytes_held, digest
 from flashdraft.data.loader import PackedRows
 from flashdraft.errors import UsageError
 from flashdraft.models.base import FINAL_HIDDEN, TargetModel
@@ -28,7 +28,7 @@ class FeaturePlan:
 
     cached: bool
     num_bytes: int  # of the cache
-    free_bytes: int  # on its disk
+    free_bytes: int  # on its disk, with what an earlier run took for it
     num_steps: int  # of the run
     num_fill_steps: int  # to fill the cache, once
     compute_s: float  # a step's features, by the target
@@ -51,11 +51,13 @@ def feature_cache(
     config: TrainConfig,
     folder: Path,
     made_of: dict[str, Any],
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[FeatureCache | None, dict[str, Any]]:
     """The filled cache in ``folder``, or None where features are computed at every step; and what was planned.
 
-    ``how``: "fly", "cache" or "auto" (whichever is cheaper). ``made_of``: what names the target. Raises UsageError for
-    another word and for a disk that is too small, DataError for a folder of other features.
+    ``how``: "fly", "cache" or "auto" (whichever is cheaper). ``made_of``: what names the target. ``stop``: asked while
+    it is filled; the next call goes on with what is there. Raises UsageError for another word and for a disk that is too
+    small, DataError for a folder of other features.
     """
     if how not in FEATURES:
         raise UsageError(f"--features is {how!r}; expected one of {', '.join(FEATURES)}")
@@ -73,7 +75,7 @@ def feature_cache(
         )
     shape = _shape(target, rows, layers)
     cache = FeatureCache(folder, shape, made_of | {"layers": list(layers), "rows": digest(rows)})
-    while not cache.is_whole:
+    while not cache.is_whole and not stop():
         ends = min(cache.num_filled + config.rows_per_step, len(rows))
         index = torch.arange(cache.num_filled, ends, device=rows.token_ids.device)
         cache.append(target_features(target, rows.rows(index), layers))
@@ -92,7 +94,7 @@ def plan_features(
     for _ in range(_PROBES):
         compute_s, features = _timed(target, lambda: target_features(target, some, layers))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    free_bytes = int(shutil.disk_usage(folder.parent).free * _FREE_SHARE)
+    free_bytes = int(shutil.disk_usage(folder.parent).free * _FREE_SHARE) + bytes_held(folder)
     probed = folder.with_name(folder.name + ".probe")
     shutil.rmtree(probed, ignore_errors=True)  # of a run that was killed just here
     probe = FeatureCache(probed, _shape(target, some, layers), {})
