@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +122,30 @@ def test_a_server_of_web_pages_is_told(pair: list[str], model: str | None, part:
                 [AnswerRequest(0, [1], 0.0)]
             )
         )
+
+
+def test_an_interrupt_ends_answers_that_are_under_way(pair: list[str]) -> None:
+    came, left = threading.Event(), threading.Event()
+
+    class Slow(Front):
+        def do_POST(self) -> None:  # noqa: N802 - the name that http.server looks for
+            self.rfile.read(int(self.headers["Content-Length"]))
+            came.set()
+            self.connection.settimeout(20)
+            with contextlib.suppress(TimeoutError):
+                if not self.connection.recv(1):
+                    left.set()
+
+    def interrupt() -> None:
+        came.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with serving(Slow) as url:
+        answers = ServerAnswers(url, load_tokenizer(pair[1]), (), 4, 2, model="m")
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(answers.run([AnswerRequest(key, [1], 0.0) for key in range(3)]))
+        assert left.wait(20), "the server hears of it"
 
 
 def test_a_server_that_is_not_there_is_told(pair: list[str], url: str) -> None:

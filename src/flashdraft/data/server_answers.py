@@ -5,9 +5,8 @@ token ids where the server tells them (``return_token_ids``: vLLM, flashdraft); 
 give the tokens that were sampled: the facts count how many came which way, and how many have another length.
 """
 
-import time
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any
 
@@ -19,6 +18,7 @@ from flashdraft.errors import DataError
 _TIMEOUT_S = 600.0
 _TRIES = 6
 _LONGEST_PAUSE_S = 30.0
+_Going = asyncio.Task[tuple[PromptAnswer, str]]  # an answer under way, and how its tokens come
 _PASSING = {408, 409, 425, 429}  # beside all from 500 on: worth another try
 
 
@@ -54,33 +54,47 @@ class ServerAnswers:
         return {"answered_by": self.base, "model": self.model, **self._counts}
 
     def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
-        """See :class:`flashdraft.data.answerer.Answerer`. Raises DataError for a server that gives none."""
-        with httpx2.Client(headers=self._headers, timeout=_TIMEOUT_S) as self._http:
-            if self.model is None:
-                self.model = self._first_model()
-            pool = ThreadPoolExecutor(self.num_rows)
+        """See :class:`flashdraft.data.answerer.Answerer`. Raises DataError for a server that gives none.
+
+        Whoever leaves takes the answers under way along: the server sees its connections closed.
+        """
+        waiting, going = iter(requests), set[_Going]()
+        with asyncio.Runner() as loop:  # runs between the answers that it gives, and ends what is under way
             try:
-                yield from self._run(iter(requests), pool)
+                loop.run(self._open())
+                while ended := loop.run(self._some(waiting, going)):
+                    yield ended
             finally:
-                pool.shutdown(cancel_futures=True)
+                loop.run(self._close(going))
 
-    def _run(
-        self, waiting: Iterator[AnswerRequest], pool: ThreadPoolExecutor
-    ) -> Iterator[list[PromptAnswer]]:
-        going: set[Future[tuple[PromptAnswer, str]]] = set()
-        while True:
-            new = islice(waiting, 2 * self.num_rows - len(going))
-            going |= {pool.submit(self._answer, request) for request in new}
-            if not going:
-                return
-            ended, going = wait(going, return_when=FIRST_COMPLETED)
-            answers = []
-            for answer, how in (future.result() for future in ended):
-                self._counts[how] += 1
-                answers.append(answer)
-            yield answers
+    async def _open(self) -> None:
+        limits = httpx2.Limits(max_connections=self.num_rows)
+        self._http = httpx2.AsyncClient(headers=self._headers, timeout=_TIMEOUT_S, limits=limits)
+        if self.model is None:
+            self.model = await self._first_model()
 
-    def _answer(self, request: AnswerRequest) -> tuple[PromptAnswer, str]:
+    async def _close(self, going: set[_Going]) -> None:
+        for task in going:
+            task.cancel()
+        await asyncio.gather(*going, return_exceptions=True)
+        await self._http.aclose()
+
+    async def _some(self, waiting: Iterator[AnswerRequest], going: set[_Going]) -> list[PromptAnswer]:
+        """The next answers, none behind the last; ``going``: those under way, ``num_rows`` of ``waiting`` at most."""
+        going |= {
+            asyncio.create_task(self._answer(one)) for one in islice(waiting, self.num_rows - len(going))
+        }
+        if not going:
+            return []
+        ended, _ = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+        going -= ended
+        answers = []
+        for answer, how in (task.result() for task in ended):
+            self._counts[how] += 1
+            answers.append(answer)
+        return answers
+
+    async def _answer(self, request: AnswerRequest) -> tuple[PromptAnswer, str]:
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(request.token_ids),
@@ -88,7 +102,7 @@ class ServerAnswers:
             "temperature": request.temperature,
             "seed": self.seed * 1_000_003 + request.key,
         }
-        response = self._call("POST", "/v1/completions", body)
+        response = await self._call("POST", "/v1/completions", body)
         try:
             told = response.json()
             choice = told["choices"][0]
@@ -106,15 +120,15 @@ class ServerAnswers:
         how = "tokenized_anew" if counted in (None, len(token_ids)) else "of_another_length"
         return PromptAnswer(request.key, list(token_ids), reason), "token_ids_told" if is_told else how
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
         """The response; what may pass is tried again, with growing pauses."""
         fault = ""
         for attempt in range(_TRIES):
             if attempt:
-                time.sleep(min(self.pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S))
+                await asyncio.sleep(min(self.pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S))
             more = {"return_token_ids": True} if body and self._asks_for_ids else {}
             try:
-                response = self._http.request(
+                response = await self._http.request(
                     method, self.base + path, json=None if body is None else body | more
                 )
             except httpx2.HTTPError as error:
@@ -129,8 +143,8 @@ class ServerAnswers:
                 break
         raise self._no_answer(path, fault)
 
-    def _first_model(self) -> str:
-        response = self._call("GET", "/v1/models")
+    async def _first_model(self) -> str:
+        response = await self._call("GET", "/v1/models")
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError):
