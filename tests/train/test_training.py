@@ -246,6 +246,16 @@ def train(
     return lines, drafter
 
 
+@pytest.mark.parametrize("ends", ["by pause", "by minutes"])
+def test_a_run_that_ends_when_an_evaluation_is_due_is_evaluated_once(tmp_path: Path, ends: str) -> None:
+    pause, minutes = (0.1, 0.0) if ends == "by pause" else (float("inf"), 0.1 / 60)
+    config = TrainConfig(**{**CONFIG.__dict__, "eval_minutes": 0.1 / 60, "max_minutes": minutes})
+    lines, _ = train(tmp_path, (pause,), config)
+    steps = [line["step"] for line in lines if "simulated_acceptance_length" in line]
+    assert len(steps) == len(set(steps)) >= 1
+    assert steps[-1] == lines[-1]["step"]
+
+
 def test_training_learns_and_simulated_acceptance_is_the_served_one(tmp_path: Path) -> None:
     untrained = simulate(TARGET, toy_dflash(TARGET), ROWS, 8, 2, 16)
     _, drafter = train(tmp_path, config=TrainConfig(**{**CONFIG.__dict__, "total_blocks": 32 * 120}))

@@ -140,7 +140,11 @@ class Trainer:
         since, since_step = time.perf_counter(), progress.step
         longest_s = TIMED_READ_S if config.max_minutes > 0 else SLOW_READ_S
         losses = []
-        while progress.share(config) < 1 and progress.elapsed_s < pause_s and not stop():
+
+        def goes_on() -> bool:
+            return progress.share(config) < 1 and progress.elapsed_s < pause_s and not stop()
+
+        while goes_on():
             losses.append(self._step())
             progress.step += 1
             # Several processes read at the same steps, whatever their clocks say.
@@ -153,10 +157,10 @@ class Trainer:
             seconds = self.ranks.from_first(time.perf_counter() - since, self.target.device)
             progress.elapsed_s += seconds
             self._report(on_report, loss, (progress.step - since_step) / seconds)
-            if progress.elapsed_s >= next_eval and not is_last:  # the end has its own
+            if progress.elapsed_s >= next_eval and goes_on():  # the end has its own
                 self.evaluate(on_report)
                 next_eval = progress.elapsed_s + 60 * config.eval_minutes
-            if progress.elapsed_s >= next_save:
+            if progress.elapsed_s >= next_save and goes_on():
                 self.save()
                 next_save = progress.elapsed_s + 60 * config.checkpoint_minutes
             since, since_step = time.perf_counter(), progress.step
