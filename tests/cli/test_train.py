@@ -153,6 +153,30 @@ def test_a_run_that_is_stopped_before_its_first_line_has_a_drafter(
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+@pytest.mark.usefixtures("answers")
+def test_held_back_answers_that_nothing_evaluates_are_counted(
+    run: Run, pair: list[str], tmp_path: Path
+) -> None:
+    asked = (
+        "train",
+        "--model",
+        pair[1],
+        "--prompts",
+        str(tmp_path / "toy.jsonl"),
+        "--out",
+        str(tmp_path / "two"),
+    )
+    made = run(
+        *asked, "--temperature", "0", "--temperature", "0.7", "--max-new-tokens", "8", "--answers-only"
+    )
+    assert made.exit_code == 0, made.stderr
+    config = TrainConfig(block_size=4, seq_len=256, rows_per_step=1, blocks_per_row=32, num_features=2)
+    places = pair[1], [tmp_path / "two" / "answers"], tmp_path / "run", config, "cpu", "float32", None
+    first: list[dict[str, Any]] = []
+    train_drafter(*places, first.append, stop=lambda: True)
+    assert (first[0]["num_documents"], list(first[0]["held_back"].values())) == (14, [1, 1])
+
+
 def test_torchrun_trains_with_two_processes(run: Run, pair: list[str], answers: Path, tmp_path: Path) -> None:
     wanted = options(pair[1], answers, 20)
     assert run("train", "--out", str(tmp_path / "one"), *wanted).exit_code == 0

@@ -91,9 +91,13 @@ def test_missing_answers_are_the_targets_own(run: Run, pair: list[str], tmp_path
     cut = {"prompt": "Tell all", "answer": "c" * 200}
     lines = [*lines, *unfit, cut, cut]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = tune(run, pair, tmp_path / "asked.jsonl", tmp_path / "out", "--max-blocks", "32")
+    result = tune(
+        run, pair, tmp_path / "asked.jsonl", tmp_path / "out", "--max-blocks", "32", "--max-measured", "2"
+    )
     facts = json.loads((tmp_path / "out" / "tune.json").read_text())
-    assert facts["num_requests"] + facts["domain"]["num_texts"] == 24 + 1
+    assert (facts["domain"]["num_texts"], facts["num_unmeasured"]) == (2, 3), "a fifth of 25"
+    assert facts["num_requests"] == 24 + 1 - 5
+    assert "held back, not measured 3" in result.stdout
     left_out = (
         "left out equal to another 1, to be answered, prompts of over 64 tokens 1, answered, prompts of over 126"
         " tokens 1, answers of one token 1  num cut at max len 1"

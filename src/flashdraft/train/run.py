@@ -20,7 +20,7 @@ from flashdraft.checkpoint.load import (
 )
 from flashdraft.data.answerer import Answerer
 from flashdraft.data.engine_answers import EngineAnswers, rollout_config
-from flashdraft.data.loader import PackedRows, check_token_ids, count_unfit, pack
+from flashdraft.data.loader import PackedRows, check_token_ids, count_unfit, fits, pack
 from flashdraft.data.on_policy import Document, OnPolicyConfig, generate_answers, read_config, read_documents
 from flashdraft.data.prompts import Prompt, conversation_of, group_of
 from flashdraft.data.server_answers import ServerAnswers
@@ -45,7 +45,8 @@ from flashdraft.whole_files import write_whole
 NUM_TAPS = 2  # of DFlash 2's convolutions
 VALIDATION_SHARE = 0.02  # of the prompts, chosen by their ids: the same ones whatever else is in the data
 _SAID = (
-    "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "beyond_seq_len", "num_rows", "num_anchors",
+    "resumed", "num_documents", "num_answer_tokens", "num_cut_answers", "beyond_seq_len", "held_back", "num_rows",
+    "num_anchors",
 )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def train_drafter(
     training, validation = split(documents, config, device)
     check_token_ids(target.config.vocab_size, training, *validation.values())
     cache, plan = feature_cache(
-        features, target, drafter, training, config, folder / "features", {"target": target_name}
+        features, target, drafter, training, config, folder / "features", {"target": target_name}, stop
     )
     trainer = Trainer(target, drafter, training, validation, config, folder, cache, ranks)
     resumed = trainer.resume()
@@ -142,6 +143,7 @@ def train_drafter(
         "num_answer_tokens": sum(len(doc.answer_token_ids) for doc in documents),
         "num_cut_answers": sum(doc.finish_reason == "length" for doc in documents),
         "beyond_seq_len": _beyond(documents, config.seq_len),
+        "held_back": _held_back(documents, config),
         "template": notes.get("chat_template_kwargs", {}),
         "num_rows": len(training),
         "num_anchors": int(training.is_anchor.sum()),
@@ -169,6 +171,13 @@ def _beyond(documents: Sequence[Document], seq_len: int) -> dict[str, int]:
         "answers of one token left out": unfit.num_short_answers,
         "cut": unfit.num_cut,
     }
+
+
+def _held_back(documents: Sequence[Document], config: TrainConfig) -> dict[str, int]:
+    """How many documents are not trained on for evaluations, in words."""
+    evaluated = sum(map(len, _evaluated(documents, config).values()))
+    others = sum(map(is_held_back, documents)) - evaluated
+    return {"evaluated": evaluated, "sampled, unfit or beyond --validation-documents": others}
 
 
 def check_shape(target_name: str, config: TrainConfig) -> None:
@@ -265,20 +274,22 @@ def split(
 
     Every answer to a validation prompt stays out of training.
     """
-    training: list[Document] = []
+    training = [document for document in documents if not is_held_back(document)]
+    evaluated = _evaluated(documents, config)
+    if not evaluated:
+        raise _nothing_held_back(f"{len(documents)} answers")
+    validation = {name: pack(docs, config.seq_len, device) for name, docs in evaluated.items()}
+    return pack(training, config.seq_len, device), validation
+
+
+def _evaluated(documents: Sequence[Document], config: TrainConfig) -> dict[str, list[Document]]:
+    """Held-back answers that are evaluated, by kind of text: greedy ones that fit a row, equally many of each kind."""
     held_back: dict[str, list[Document]] = {}
     for document in documents:
-        if not is_held_back(document):
-            training.append(document)
-        elif document.temperature == 0:
+        if is_held_back(document) and document.temperature == 0 and fits(document, config.seq_len):
             held_back.setdefault(group_of(document.source), []).append(document)
-    if not held_back:
-        raise _nothing_held_back(f"{len(documents)} answers")
-    share = max(config.validation_documents // len(held_back), 1)
-    validation = {
-        name: pack(docs[:share], config.seq_len, device) for name, docs in sorted(held_back.items())
-    }
-    return pack(training, config.seq_len, device), validation
+    share = max(config.validation_documents // max(len(held_back), 1), 1)
+    return {name: docs[:share] for name, docs in sorted(held_back.items())}
 
 
 def check_validation(prompts: Sequence[Prompt], temperatures: Sequence[float]) -> None:
@@ -290,7 +301,7 @@ def check_validation(prompts: Sequence[Prompt], temperatures: Sequence[float]) -
 def _nothing_held_back(what: str) -> UsageError:
     return UsageError(
         f"none of {what} falls into the validation split ({VALIDATION_SHARE:.0%} of the prompts, chosen by their ids,"
-        " greedy answers); give some hundred prompts, and 0 among the temperatures"
+        " greedy answers that fit a row); give some hundred prompts, and 0 among the temperatures"
     )
 
 

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -115,11 +115,10 @@ def tune_drafter(
     texts = [doc for one in general for doc in read_documents(one)]
     answers = [*found.answered, *made]
     on_report(left_out := _left_out(found.num_repeated, asked, made, [*answers, *texts], config))
-    training, held_back = divide([doc for doc in answers if doc.source == REQUESTS], config)
+    training, held_back, num_unmeasured = divide([doc for doc in answers if doc.source == REQUESTS], config)
     mixed_in = mixed(training, texts, config)
     kinds = {REQUESTS: held_back, **_by_source(made, config)}
-    counts = {name: len(documents) for name, documents in kinds.items()}
-    on_report({"trained on": len(training), "mixed in": len(mixed_in), "measured on": counts})
+    on_report(_parts(training, mixed_in, kinds, num_unmeasured))
     target = load_target(target_name, dtype=dtype, device=device)
     drafter = load_trainable(draft, target, dtype, device)
     packed = {name: pack(documents, config.max_len, device) for name, documents in kinds.items()}
@@ -143,7 +142,7 @@ def tune_drafter(
     lost = _lost(target_name, drafter, packed[REQUESTS], *both) if replays else None
     seconds = time.perf_counter() - started
     tuned = Tuned(domain, compared, kept, len(training), num_blocks, seconds, lost, share_looked)
-    facts = {"draft": draft, "config": asdict(config), **left_out}
+    facts = {"draft": draft, "config": asdict(config), **left_out, "num_unmeasured": num_unmeasured}
     _write(folder, target_name, tuned, facts | {"provenance": collect_provenance(device)})
     return tuned
 
@@ -171,6 +170,21 @@ def _left_out(
             "answers of one token": unfit.num_short_answers,
         },
         "num_cut_at_max_len": unfit.num_cut,
+    }
+
+
+def _parts(
+    training: Sequence[Document],
+    mixed_in: Sequence[Document],
+    measured: Mapping[str, Sequence[Document]],
+    num_unmeasured: int,
+) -> dict[str, Any]:
+    """How many documents are for what."""
+    return {
+        "trained on": len(training),
+        "mixed in": len(mixed_in),
+        "measured on": {name: len(documents) for name, documents in measured.items()},
+        "held back, not measured": num_unmeasured,
     }
 
 
@@ -227,10 +241,10 @@ def _replayed(
     return with_replay(rows, accepted), len(accepted) / len(rows), time.perf_counter() - started
 
 
-def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Document], list[Document]]:
+def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Document], list[Document], int]:
     """Training and held-back requests, chosen by their prompts: the same ones whatever the order.
 
-    Raises DataError for too few.
+    And how many more are held back than ``max_measured``. Raises DataError for too few.
     """
     longest = config.max_len - 2
     usable = [document for document in documents if fits(document, config.max_len)]
@@ -241,7 +255,8 @@ def divide(documents: Sequence[Document], config: TuneConfig) -> tuple[list[Docu
         )
     ordered = sorted(usable, key=lambda doc: zlib.crc32(repr(doc.prompt_token_ids).encode()))
     num_held = min(max(round(config.held_back * len(ordered)), 2), len(ordered) - 2)
-    return ordered[num_held:], ordered[: min(num_held, config.max_measured)]
+    num_measured = min(num_held, config.max_measured)
+    return ordered[num_held:], ordered[:num_measured], num_held - num_measured
 
 
 def mixed(training: Sequence[Document], general: Sequence[Document], config: TuneConfig) -> list[Document]:
