@@ -1,9 +1,8 @@
 """Hub names against a small hub of our own on this machine, and against none."""
 
+import contextlib
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +14,7 @@ from flashdraft.checkpoint.load import load_target, save_drafter
 from flashdraft.errors import CheckpointError, IncompatibleDrafterError
 from flashdraft.llm import LLM
 from toys import toy_dflash, toy_target
+from web_page import Front, serving
 
 COMMIT = "c" * 40
 
@@ -22,38 +22,26 @@ COMMIT = "c" * 40
 def handler_for(folder, fetched=None, facts=None):
     """Serves ``folder`` as the model tiny/llama, the way a hub does; ``fetched`` gets the names of files sent."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_HEAD(self):
+    class Handler(Front):
+        def do_HEAD(self):  # noqa: N802 - the name that http.server looks for
             self.do_GET()
 
-        def do_GET(self):
+        def do_GET(self):  # noqa: N802 - likewise
             if "/gated/" in self.path:
                 self.refuse()
                 return
             body = self.body()
-            self.send_response(404 if body is None else 200)
-            for name, value in (
-                ("Content-Length", len(body or b"")),
-                ("ETag", f'"{hashlib.sha1(body or b"").hexdigest()}"'),
-                ("X-Repo-Commit", COMMIT),
-                *((("X-Error-Code", "RepoNotFound"),) if body is None else ()),
-            ):
-                self.send_header(name, str(value))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body or b"")
-                if fetched is not None and body and "/resolve/" in self.path:
-                    fetched.append(self.path.rpartition("/")[2])
+            headers = {"ETag": f'"{hashlib.sha1(body or b"").hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if body is None:
+                self.tell(404, headers=headers | {"X-Error-Code": "RepoNotFound"})
+                return
+            self.tell(200, body, headers)
+            if self.command == "GET" and fetched is not None and body and "/resolve/" in self.path:
+                fetched.append(self.path.rpartition("/")[2])
 
         def refuse(self):
-            self.send_response(401)
-            self.send_header("X-Error-Code", "GatedRepo")
-            self.send_header("X-Error-Message", "Access to model is restricted. You must be authenticated.")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            said = "Access to model is restricted. You must be authenticated."
+            self.tell(401, headers={"X-Error-Code": "GatedRepo", "X-Error-Message": said})
 
         def body(self):
             if "tiny/llama" not in self.path:
@@ -79,14 +67,9 @@ def handler_for(folder, fetched=None, facts=None):
 def hub(sharded_folder, tmp_path, monkeypatch):
     """The hub's files; they are served while the test runs."""
     (sharded_folder / "pytorch_model.bin").write_bytes(b"not wanted")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(sharded_folder))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    use_endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "cache")
-    yield sharded_folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler_for(sharded_folder)) as url:
+        use_endpoint(monkeypatch, url, tmp_path / "cache")
+        yield sharded_folder
 
 
 def use_endpoint(monkeypatch, endpoint, cache):
@@ -142,22 +125,15 @@ def test_no_valid_name():
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """Serves a folder as tiny/llama; gives the list of the files that are fetched."""
-    servers = []
+    with contextlib.ExitStack() as servers:
 
-    def start(folder, **facts):
-        fetched = []
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(folder, fetched, facts))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        servers.append((server, thread))
-        use_endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "cache")
-        return fetched
+        def start(folder, **facts):
+            fetched = []
+            url = servers.enter_context(serving(handler_for(folder, fetched, facts)))
+            use_endpoint(monkeypatch, url, tmp_path / "cache")
+            return fetched
 
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        yield start
 
 
 def weights_of(fetched):

@@ -1,8 +1,6 @@
 """Break-even and the best block from known costs; a server's metrics page; a pair examined beside its server."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -17,6 +15,7 @@ from flashdraft.errors import UsageError
 from flashdraft.server.metrics import ServerMetrics
 from flashdraft.spec_decode.metrics import RequestMetrics
 from tiny_pair import byte_tokenizer, save_tiny_pair
+from web_page import web_page
 
 SHARES = (0.8, 0.5, 0.2, 0.0, 0.0, 0.0, 0.0)
 
@@ -61,43 +60,21 @@ def test_pages_of_three_engines():
         parse_metrics("", "here")
 
 
-def test_a_server_is_read(serving):
-    served = read_served(serving(VLLM) + "/v1")
+def test_a_server_is_read():
+    with web_page(VLLM, "/metrics") as url:
+        served = read_served(url + "/v1")
     assert served.acceptance_length == 2.5
     with pytest.raises(UsageError, match="gives no metrics"):
         read_served("http://127.0.0.1:1")
     with pytest.raises(UsageError, match="expected http://HOST:PORT"):
         read_served("file:///etc")
-    with pytest.raises(
-        UsageError, match=r"gives no page of metrics .*expected one of flashdraft, vllm, sglang"
+    with (
+        web_page() as url,
+        pytest.raises(
+            UsageError, match=r"gives no page of metrics .*expected one of flashdraft, vllm, sglang"
+        ),
     ):
-        read_served(serving("<html><body>hello {you}</body></html>"))
-
-
-@pytest.fixture
-def serving():
-    """Starts a server of one page; its URL."""
-    servers = []
-
-    def start(page: str) -> str:
-        class Page(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200 if self.path == "/metrics" else 404)
-                self.end_headers()
-                self.wfile.write(page.encode())
-
-            def log_message(self, *_):
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Page)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        read_served(url)
 
 
 def test_our_own_metrics_are_read():
@@ -144,14 +121,15 @@ def test_prompts_told_otherwise():
     assert prompt_readings(tokenizer, asked) == ([tokenizer.encode("hello")], {})
 
 
-def test_the_command_measures_and_compares(tmp_path, capsys, serving):
+def test_the_command_measures_and_compares(tmp_path, capsys):
     model, draft = save_tiny_pair(tmp_path)
-    options = ("doctor", "--model", model, "--draft", draft, "--max-tokens", "12", "--url", serving(VLLM))
-    text = run_command(options, capsys).stdout
-    assert text.startswith("weak: ")
-    assert "break-even acceptance length" in text
-    assert "for 1 at once: flashdraft serve" in text
-    found = json.loads(run_command((*options, "--json"), capsys).stdout)
-    assert [cost["concurrency"] for cost in found["costs"]] == list(CONCURRENCIES)
-    assert all(cost["break_even"] > 1 for cost in found["costs"])
-    assert found["served"]["accepted_by_position"] == [0.8, 0.5, 0.2]
+    with web_page(VLLM, "/metrics") as url:
+        options = ("doctor", "--model", model, "--draft", draft, "--max-tokens", "12", "--url", url)
+        text = run_command(options, capsys).stdout
+        assert text.startswith("weak: ")
+        assert "break-even acceptance length" in text
+        assert "for 1 at once: flashdraft serve" in text
+        found = json.loads(run_command((*options, "--json"), capsys).stdout)
+        assert [cost["concurrency"] for cost in found["costs"]] == list(CONCURRENCIES)
+        assert all(cost["break_even"] > 1 for cost in found["costs"])
+        assert found["served"]["accepted_by_position"] == [0.8, 0.5, 0.2]
