@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flashdraft.checkpoint.weights import WeightSource, Without
 from flashdraft.errors import CheckpointError
 from flashdraft.models.mlp import Experts, SparseMLP
+from flashdraft.ops.device_memory import give_back_kept
 from flashdraft.ops.quantized import (
     CHUNK,
     FLOAT4_GROUP,
@@ -168,7 +169,7 @@ def hold_codes(
             raise CheckpointError(
                 f"{source.label}: codes or scales of {name} are no finite numbers, or too large: fetch it again"
             )
-        torch.cuda.empty_cache()  # the next weights in what this took for a moment would hold the rest of it
+        give_back_kept()  # what this took for a moment
         return weight.for_kernels()
 
     for name, module in list(model.named_modules()):

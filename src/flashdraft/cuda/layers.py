@@ -19,6 +19,7 @@ from flashdraft.models.gpt_oss import GptOssAttention, GptOssLayer, GptOssMLP
 from flashdraft.models.llama import LlamaAttention, LlamaLayer
 from flashdraft.models.mlp import GatedMLP, SparseMLP
 from flashdraft.models.qwen3_5 import GatedAttention, GatedDeltaNet, Qwen3_5Layer
+from flashdraft.ops.device_memory import give_back_kept
 from flashdraft.ops.norm import RMSNorm, ZeroCenteredRMSNorm
 from flashdraft.ops.quantized import QuantizedWeight
 from flashdraft.ops.triton.experts import ClampedSwiGLU, experts
@@ -221,7 +222,7 @@ def _outputs_first(weight: Weight) -> Weight:
     if isinstance(weight, QuantizedWeight):
         return weight
     weight.data = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
-    torch.cuda.empty_cache()  # smaller tensors in the old one's memory would hold the rest of it
+    give_back_kept()
     return weight.detach().transpose(1, 2)
 
 

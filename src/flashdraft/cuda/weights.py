@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flashdraft.ops.device_memory import give_back_kept
 from flashdraft.ops.quantized import QuantizedWeight, joined, kind_of
 
 Weight = Tensor | QuantizedWeight
@@ -50,10 +51,8 @@ class Product:
         weights = []
         for run in runs:
             weights.append(_together(run))
-            if (
-                len(run) > 1
-            ):  # smaller tensors in the memory of what it was made of would hold the rest of that
-                torch.cuda.empty_cache()
+            if len(run) > 1:  # what it was made of is gone
+                give_back_kept()
         return cls(tuple(weights), bias)
 
     def last(self, num_outputs: int) -> "Product":
