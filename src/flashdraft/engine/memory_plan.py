@@ -17,6 +17,7 @@ from flashdraft.cache.kv_cache import KVShape
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
+from flashdraft.checkpoint.embedded import drafts_among_all
 from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
 from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS, MOST_STORED_TOKENS
 from flashdraft.engine.scheduler import EngineConfig
@@ -53,7 +54,7 @@ class MemoryPlan:
     state_bytes: int  # of one sequence: states of gated delta layers
     staged_bytes: int  # of one token in a step: what is kept of it until such layers' states are committed
     num_checkpoints: int  # states kept for prefixes, beside one of each request
-    activation_bytes: int  # of a step of blocks with its logits, or of prompts: a layer's widest tensors
+    activation_bytes: int  # of a step's drafts, blocks with their logits or prompts: a layer's widest tensors
     kv_heads: int
     page_size: int = 16
     step_tokens: int = 512  # of one step's blocks
@@ -178,6 +179,8 @@ def plan_memory(
         drafter = outline_own_mtp(target, model, dtype)
     elif draft is not None:
         drafter = outline_drafter(draft, model, dtype)
+        if isinstance(drafter, DFlashModel) and drafts_among_all(draft, torch.device("cuda")):
+            drafter.config = drafter.config.among_all()
     return plan_networks(model, drafter, engine, block_size)
 
 
@@ -208,7 +211,10 @@ def plan_networks(
         state_bytes=state_bytes,
         staged_bytes=staged_bytes(model),
         num_checkpoints=engine.num_slots - running if state_bytes else 0,
-        activation_bytes=_activation_bytes(model, running * block_size, engine.prompt_tokens),
+        activation_bytes=max(
+            _activation_bytes(model, running * block_size, engine.prompt_tokens),
+            0 if drafter is None else _draft_head_bytes(model, drafter, running, block_size),
+        ),
         chunk_bytes=_chunk_bytes(model),
         kv_heads=model.config.num_key_value_heads,
         page_size=engine.page_size,
@@ -296,6 +302,12 @@ def _activation_bytes(model: TargetModel, num_slots: int, prompt_tokens: int) ->
     floats = size * max((rows_at_once(2 * outputs, inputs) * inputs for outputs, inputs in maps), default=0)
     each = size * (3 * width + 4 * config.hidden_size)
     return int(max(logits + num_slots * each, prompt_tokens * each) + floats)
+
+
+def _draft_head_bytes(model: TargetModel, drafter: DrafterNetwork, running: int, block_size: int) -> int:
+    """Float32 logits of what is drafted at once, and their exponentials: see spec_decode/tree.likeliest."""
+    num_slots = running * (block_size - 1 if isinstance(drafter, DFlashModel) else 1)
+    return num_slots * int(drafter.draft_vocab_size or model.config.vocab_size) * (4 + 4)
 
 
 def _chunk_bytes(model: TargetModel) -> int:
