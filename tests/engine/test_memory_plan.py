@@ -10,6 +10,7 @@ from transformers import Qwen3_5Config
 import native_pair
 from command_line import run_command
 from flashdraft.cache import paged_step
+from flashdraft.checkpoint.load import outline_drafter, outline_target
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.memory_plan import MemoryPlan, plan_memory, plan_networks
 from flashdraft.engine.scheduler import EngineConfig
@@ -130,6 +131,13 @@ def test_what_the_embedded_pair_holds_for_a_moment_on_a_gpu():
     plan = plan_memory("embedded", "embedded", "bfloat16", EngineConfig(max_running=32, num_pages=213), None)
     assert plan.activation_bytes == 32 * 15 * 49152 * 8, "its draft vocabulary is for CPUs"
     assert plan.activation_bytes == pytest.approx(192.2e6, rel=0.05)
+    drafter = outline_drafter("embedded", outline_target("embedded"))
+    own = {id(part): part.nbytes for part in drafter.state_dict(keep_vars=True).values()}
+    assert plan.draft_weight_bytes == sum(own.values()) + 2 * 49152 * 128 * 2, (
+        "two codebooks made of the head"
+    )
+    held = plan.device_bytes(1) + 213 * 16 * (plan.kv_bytes + plan.draft_kv_bytes)
+    assert held == pytest.approx(1006.4e6, rel=0.03), "the same run's peak"
 
 
 def test_printed(pair_27b, capsys):

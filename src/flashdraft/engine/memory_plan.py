@@ -205,7 +205,7 @@ def plan_networks(
         max_running=running,
         block_size=block_size,
         weight_bytes=_bytes_of(model),
-        draft_weight_bytes=0 if drafter is None else _bytes_of(drafter),
+        draft_weight_bytes=0 if drafter is None else _bytes_of(drafter) + _codebook_bytes(model, drafter),
         kv_bytes=kv_bytes,
         draft_kv_bytes=0 if drafter is None else _kv_bytes(draft_shapes, drafter.fc.weight),
         state_bytes=state_bytes,
@@ -235,6 +235,15 @@ def _bytes_of(network: nn.Module) -> int:
     # A set, so that a tied head counts once.
     floats = {id(t): t for t in network.state_dict(keep_vars=True).values()}.values()
     return sum(part.nbytes for part in (*floats, *_in_codes(network)))
+
+
+def _codebook_bytes(model: TargetModel, drafter: DrafterNetwork) -> int:
+    """Of codebooks that are made of the target's head once: models/dflash2.CandidateSelector.freeze."""
+    selector = drafter.candidate_selector if isinstance(drafter, DFlashModel) else None
+    if selector is None or not selector.projects_head:
+        return 0
+    weight = selector.hidden_projection.weight
+    return 2 * int(model.config.vocab_size) * len(weight) * weight.element_size()
 
 
 def _num_large(network: nn.Module) -> int:

@@ -56,8 +56,8 @@ def feature_cache(
     """The filled cache in ``folder``, or None where features are computed at every step; and what was planned.
 
     ``how``: "fly", "cache" or "auto" (whichever is cheaper). ``made_of``: what names the target. ``stop``: asked while
-    it is filled; the next call goes on with what is there. Raises UsageError for another word and for a disk that is too
-    small, DataError for a folder of other features.
+    it is filled; the next call goes on with what is there. Raises UsageError for another word and for a disk that is
+    too small, DataError for a folder of other features.
     """
     if how not in FEATURES:
         raise UsageError(f"--features is {how!r}; expected one of {', '.join(FEATURES)}")
