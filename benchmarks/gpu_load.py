@@ -189,7 +189,9 @@ def beside_plan(llm, engine, config, dtype):
     plan = plan_memory("embedded", "embedded", dtype, config, None)
     planned = plan.device_bytes(1) + num_tokens * (plan.kv_bytes + plan.draft_kv_bytes)
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    weights = sum(one.nbytes for part in (llm.target, llm.drafter.model) for one in part.parameters())
+    made = llm.drafter.model.candidate_selector.frozen[:2]  # codebooks, of the head
+    every = [*llm.target.parameters(), *llm.drafter.model.parameters(), *made]
+    weights = sum(one.nbytes for one in every)
     pages = engine.runner.cache.nbytes + engine.runner.drafter.cache.nbytes
     held = torch.cuda.memory_allocated()
     parts = {
