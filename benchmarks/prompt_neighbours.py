@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from flashdraft.data.engine_answers import rollout_config, without_collection
+from flashdraft.data.engine_answers import for_many_rows, rollout_config
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
@@ -155,7 +155,7 @@ class Rollouts:
 def rollouts(target, num_rows, seconds, say):
     """Steps and tokens a second, of ``seconds``, once nine rows of ten decode or as long has passed."""
     every, started = Rollouts(target, num_rows), time.perf_counter()
-    with without_collection():
+    with for_many_rows():
         while every.step()[0] < 0.9 * num_rows and time.perf_counter() - started < seconds:
             pass
         filled, found = time.perf_counter(), []

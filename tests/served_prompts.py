@@ -46,8 +46,9 @@ class ServedPrompts:
             pages = range(row * PAGES_A_ROW, (row + 1) * PAGES_A_ROW)
             placed.append(CacheRow(row, pages, start, row if self.states else None, snapshots))
             ids.append([(7 * at + row) % 97 for at in range(start, start + count)])
-        outputs = self.target.prefill(self.rows, placed, ids, [0, 1])
-        return [tensor for one in outputs for tensor in (one.hidden, one.features)]
+        output, counts = self.target.prefill(self.rows, placed, ids, [0, 1]), [len(own) for own in ids]
+        both = (torch.split(tensor, counts) for tensor in (output.hidden, output.features))
+        return [tensor for one in zip(*both, strict=True) for tensor in one]
 
     def state(self, slot: int) -> list[Tensor]:
         """Of all gated delta layers, if there are any."""

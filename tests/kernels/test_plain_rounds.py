@@ -1,5 +1,6 @@
 """Rounds of several plain steps, of which the host hears together: each answer is that of the loop of generate.py."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -134,3 +135,71 @@ def test_what_is_recorded_runs_and_nothing_behind_an_answers_end():
     assert len(found[0]) == 1 + 2 * NUM_STEPS
     assert {row.num_steps for rows in launched for row in rows} == recorded
     assert len(launched) == 2
+
+
+def _held_launches(engine, monkeypatch):
+    """Rounds are launched once the returned event is set; the list tells what is launched from now on, in order."""
+    may, order = threading.Event(), []
+    rounds, runner = engine.runner.rounds, engine.runner
+    steps, forward = rounds._plain_steps, runner.forward
+
+    def held(*given):
+        assert may.wait(60), "nobody lets it go on"
+        order.append("round")
+        return steps(*given)
+
+    def told(*given, **named):
+        order.append("prompt")
+        return forward(*given, **named)
+
+    monkeypatch.setattr(rounds, "_plain_steps", held)
+    monkeypatch.setattr(runner, "forward", told)
+    return may, order
+
+
+def test_the_host_reads_a_round_while_launches_of_the_next_wait(monkeypatch):
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    expected = generate(target, None, [5, 6, 7], WHOLE).token_ids
+    engine = Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
+    engine.add_request("0", [5, 6, 7], WHOLE)
+    found = [token for _ in range(2) for output in engine.step() for token in output.token_ids]
+    assert found == expected[:1]
+    engine.runner.rounds.settle()
+    may, order = _held_launches(engine, monkeypatch)
+    found += [token for output in engine.step() for token in output.token_ids]
+    assert found == expected[: 1 + NUM_STEPS]
+    assert not order
+    may.set()
+    found += [token for output in engine.run() for token in output.token_ids]
+    assert found == expected
+
+
+def test_a_prompt_is_launched_behind_the_round_before_it(monkeypatch):
+    """Its pages may be those of an answer that the round still writes behind."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3]]
+    expected = [generate(target, None, prompt, WHOLE).token_ids for prompt in prompts]
+    engine = Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
+    engine.add_request("0", prompts[0], WHOLE)
+    found = {0: [token for output in engine.step() for token in output.token_ids]}
+    may, order = _held_launches(engine, monkeypatch)
+    engine.add_request("1", prompts[1], WHOLE)
+    later = threading.Timer(0.3, may.set)
+    later.start()
+    for idx, tokens in _run(engine)[0].items():
+        found.setdefault(idx, []).extend(tokens)
+    assert order[:2] == ["round", "prompt"]
+    assert found == dict(enumerate(expected))
+
+
+def test_what_a_launch_raises_is_raised_where_its_round_is_read(monkeypatch):
+    engine = Engine(
+        toy_target(num_hidden_layers=1).to(DEVICE),
+        None,
+        EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS),
+    )
+    engine.add_request("0", [5, 6, 7], WHOLE)
+    engine.step()
+    monkeypatch.setattr(engine.runner.rounds, "_plain_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        list(engine.run())

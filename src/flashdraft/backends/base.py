@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -43,16 +44,31 @@ class Room:
 
 @dataclass(frozen=True)
 class TargetStep:
-    """One forward over rows of ``width`` tokens, padding included."""
+    """One forward over rows of ``width`` tokens, padding included; or, where ``counts`` says so, without padding."""
 
-    output: TargetOutput
-    width: int
+    output: TargetOutput  # [rows, width, ...], or [num_tokens, ...]
+    width: int = 0
     argmax: Tensor | None = None  # of all slots, where the head ran along
+    counts: Sequence[int] | None = None  # tokens of each row, which lie end to end
+
+    def firsts(self, num_rows: int) -> list[int]:
+        """The slots where rows begin, counted row by row."""
+        if self.counts is None:
+            return [*range(0, num_rows * self.width, self.width)]
+        return [0, *accumulate(self.counts[:-1])]
+
+    def features_of(self, num_rows: int) -> Sequence[Tensor | None]:
+        """Each row's features [num_tokens, feature_size], padding behind them."""
+        features = self.output.features
+        if features is None:
+            return [None] * num_rows
+        every = features.unbind() if self.counts is None else torch.split(features, list(self.counts))
+        return every[:num_rows]
 
     def hidden_at(self, slots: list[int]) -> Tensor:
-        """Final hidden states of some slots, counted row by row."""
-        every = self.output.hidden.flatten(0, 1)
-        is_all = slots == list(range(len(every)))
+        """Final hidden states of some slots."""
+        every = self.output.hidden.flatten(0, -2)
+        is_all = len(slots) == len(every) and slots == list(range(len(every)))
         return every if is_all else every.index_select(0, told(slots, every.device))
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.backends.base import Backend, Room, TargetStep, recorded_tokens
@@ -16,7 +14,7 @@ from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS
 from flashdraft.cuda.rounds import DeviceRounds
 from flashdraft.cuda.rows import DeviceRows
 from flashdraft.cuda.target import CudaTarget, why_not
-from flashdraft.models.base import TargetModel, TargetOutput
+from flashdraft.models.base import TargetModel
 from flashdraft.ops.triton import runs_on
 
 
@@ -82,9 +80,8 @@ class CudaBackend(Backend):
         """See :class:`Backend`."""
         if self._layers.steps_prompts(placed, token_ids):
             return self.block_step(rows, placed, token_ids, None, with_head=False)
-        outputs = self._layers.prefill(cast("DeviceRows", rows), placed, token_ids, self.feature_layers)
-        width = max(len(ids) for ids in token_ids)
-        return TargetStep(_side_by_side(outputs, width), width)
+        output = self._layers.prefill(cast("DeviceRows", rows), placed, token_ids, self.feature_layers)
+        return TargetStep(output, counts=[len(ids) for ids in token_ids])
 
     def record_prompts(self, rows: PagedRows) -> None:
         """See :class:`Backend`."""
@@ -104,13 +101,3 @@ class CudaBackend(Backend):
             cast("DeviceRows", rows), placed, token_ids, parents, self.feature_layers, with_head
         )
         return TargetStep(output, output.hidden.shape[1], argmax)
-
-
-def _side_by_side(outputs: Sequence[TargetOutput], width: int) -> TargetOutput:
-    """Outputs [1, num_tokens, ...] as rows of one width, padded."""
-
-    def padded(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])
-
-    features = [one.features for one in outputs if one.features is not None]
-    return TargetOutput(padded([one.hidden for one in outputs]), padded(features) if features else None)

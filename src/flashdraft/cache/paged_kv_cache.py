@@ -5,7 +5,7 @@ rejected is overwritten by what comes next and nothing is held twice.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,8 +163,7 @@ def _apart(tokens: Tensor, heads: tuple[int, int]) -> Tensor:
     return apart.transpose(0, 1)
 
 
-@dataclass(frozen=True)
-class CacheRow:
+class CacheRow(NamedTuple):
     """One sequence of a step."""
 
     key: Hashable  # who it is: a new key after each loss of its pages

@@ -66,3 +66,7 @@ class Rounds(Protocol):
         Then the drafter has observed what they committed, and observes what the round commits.
         """
         ...
+
+    def settle(self) -> None:
+        """Returns when all rounds are launched: what the host launches from then on runs behind them."""
+        ...

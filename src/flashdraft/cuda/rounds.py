@@ -21,6 +21,7 @@ from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
 from flashdraft.ops import sampling_rule
 from flashdraft.ops.host_copy import HostCopy, pinned
+from flashdraft.ops.launch_thread import LaunchThread
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.trees import Branches, grown, move_path
 
@@ -53,7 +54,7 @@ class DeviceRounds:
     ) -> None:
         self.target, self.rows, self.drafter, self.feature_layers = target, rows, drafter, feature_layers
         device, most = target.model.device, power_of_two(num_rows)
-        self._recorded = Recorded(device)
+        self._recorded, self._thread = Recorded(device), LaunchThread(device)
         # Of the rows of the last round, how it left them.
         self._starts = torch.zeros(most, dtype=torch.int64, device=device)
         self._anchors = torch.zeros(most, dtype=torch.int64, device=device)
@@ -85,24 +86,28 @@ class DeviceRounds:
         told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
-        numbers = pinned(torch.from_numpy(np.hstack((told, pages))), self._starts.device)
+        numbers = torch.from_numpy(np.hstack((told, pages)))
         if self.rows.states:
             self.rows.states.stage(len(pages), width)
-
-        features: Tensor | None = None
-        if is_plain:
-            told_there = numbers.to(self._starts.device, non_blocking=True)
-            ends = self._plain_steps(told_there, shape, num_steps)
-        else:
-            ends, features = self._recorded(
-                (*numbers.shape, shape), lambda numbers: self._round(numbers, shape), [numbers]
-            )
         self.rows.settled()
+        blocks = [row.block for row in rows]
+        if is_plain:
+            steps = self._thread.start(lambda: self._plain_steps(numbers, shape, num_steps))
+            return DeviceRound(lambda: steps.result().wait(), None, blocks, plain_ends)
+
+        ends, features = self._recorded(
+            (*numbers.shape, shape),
+            lambda numbers: self._round(numbers, shape),
+            [pinned(numbers, self._starts.device)],
+        )
         if features is not None:  # they wait for a draft, and the next replay overwrites them
             features = features.clone()
         kind = TreeDraft if has_trees else ChainDraft
-        ends_of = plain_ends if is_plain else kind.ends
-        return DeviceRound(HostCopy(ends), features, [row.block for row in rows], ends_of)
+        return DeviceRound(HostCopy(ends).wait, features, blocks, kind.ends)
+
+    def settle(self) -> None:
+        """See :class:`flashdraft.cache.rounds.Rounds`."""
+        self._thread.wait()
 
     def _told(self, row: RoundRow) -> list[int]:
         slot = self.rows.states.slot_of(row.cache_row) if self.rows.states else 0
@@ -111,11 +116,13 @@ class DeviceRounds:
         rule = row.sampling.told if row.sampling else sampling_rule.GREEDY
         return [*where, row.block, row.length, row.max_len, slot, accepted, row.tree_size, *rule]
 
-    def _plain_steps(self, numbers: Tensor, shape: _Shape, num_steps: int) -> Tensor:
+    def _plain_steps(self, numbers: Tensor, shape: _Shape, num_steps: int) -> HostCopy:
         """Of each row how many steps it took, and their tokens: int32 [rows, 1 + num_steps].
 
         One step is recorded, whatever their number: a recording of 32 took a second on an H200, for each shape.
         """
+        device = self._starts.device
+        numbers = pinned(numbers, device).to(device, non_blocking=True)
         told, num_rows = numbers[:, :_NUM_COLUMNS].t().long(), len(numbers)
         starts, anchors = self._where(told)
         lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1).clamp(min=1)
@@ -131,7 +138,7 @@ class DeviceRounds:
         self._starts[:num_rows] += lengths > 0
         last = every.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         self._anchors[:num_rows] = last.clamp(min=0)
-        return torch.cat((lengths.unsqueeze(1), every), 1).int()
+        return HostCopy(torch.cat((lengths.unsqueeze(1), every), 1).int())
 
     def _plain_step(self, numbers: Tensor, shape: _Shape) -> Tensor:
         """The token of each row behind its anchor, int64 [rows]; those that may take more go on behind it.
@@ -237,7 +244,7 @@ class DeviceRound:
 
     def __init__(
         self,
-        told: HostCopy,
+        told: Callable[[], Tensor],
         features: Tensor | None,
         blocks: Sequence[int],
         ends: Callable[[Tensor, Sequence[int]], list[RoundEnd]],
@@ -246,4 +253,4 @@ class DeviceRound:
 
     def ends(self) -> list[RoundEnd]:
         """See :class:`flashdraft.cache.rounds.Round`."""
-        return self._ends(self._told.wait(), self._blocks)
+        return self._ends(self._told(), self._blocks)

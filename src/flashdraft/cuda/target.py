@@ -109,8 +109,8 @@ class CudaTarget:
         placed: Sequence[CacheRow],
         token_ids: Sequence[list[int]],
         feature_layers: Sequence[int],
-    ) -> list[TargetOutput]:
-        """Chunks of prompts, true at once: of each row hidden states and features [1, num_tokens, ...]."""
+    ) -> TargetOutput:
+        """Chunks of prompts, true at once: hidden states and features [num_tokens, ...], row after row."""
         counts, device = [len(ids) for ids in token_ids], self.model.device
         tokens = np.fromiter(chain.from_iterable(token_ids), np.int64)
         numbers = np.stack([tokens, *places_of(placed, counts, rows.cache.page_size)])
@@ -124,12 +124,7 @@ class CudaTarget:
             source = PrefillSource(rows.cache, where, self._rope(at), *mixing)
             hidden, features = run(self.layers, self.last, self.model.embed(every), source, feature_layers)
         rows.settled()
-        joined = TargetOutput.of(hidden, features, feature_layers)
-        parts = torch.split(joined.features, counts) if joined.features is not None else [None] * len(counts)
-        return [
-            TargetOutput(own.unsqueeze(0), None if part is None else part.unsqueeze(0))
-            for own, part in zip(torch.split(hidden, counts), parts, strict=True)
-        ]
+        return TargetOutput.of(hidden, features, feature_layers)
 
     def record_prompts(self, rows: DeviceRows, feature_layers: Sequence[int]) -> None:
         """Run a chunk of each recorded length from a prompt's start, with its states where padding has them."""

@@ -271,9 +271,8 @@ class Engine:
 
     def _start_chunks(self, chunks: Sequence[tuple[Request, int]]) -> PromptRun:
         """Run chunks of prompts, whose tokens are true at once."""
-        started = perf_counter()
-        runner, requests = self.runner, [request for request, _ in chunks]
-        sizes = [size for _, size in chunks]
+        started, runner = perf_counter(), self.runner
+        requests, sizes = [request for request, _ in chunks], [size for _, size in chunks]
         tokens = [r.token_ids[r.num_committed : r.num_committed + size] for r, size in chunks]
         # The last chunk of a fresh prompt gives the first token; after preemption it is known already.
         is_last = [r.num_left == size and not r.num_said for r, size in chunks]
@@ -328,8 +327,7 @@ class Engine:
         verified = perf_counter()
         paths = [path for path, _ in decided]
         runner.commit(runner.block_rows, requests, paths, run.features)
-        ended = perf_counter()
-        outputs = []
+        ended, outputs = perf_counter(), []
         for request, draft, block, (path, anchor), result in zip(
             requests, drafts, tokens, decided, results, strict=True
         ):
@@ -369,15 +367,17 @@ class Engine:
 
     def _settle(self, requests: Sequence[Request]) -> None:
         """After delivery: full pages can be found from now on, and who is finished leaves."""
-        size = self.config.page_size
-        # What was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
-        whole = [r for r in requests if r.num_committed <= r.num_tokens]
-        late = [r for r in whole if r.num_committed // size > r.num_observed // size]
-        # What a finished request leaves is for those who find its prefix.
-        late = [r for r in late if r.answer.goes_on or self.config.prefix_caching]
-        self.runner.catch_up([r for r in late if not self._can_wait(r)])
+        size, is_found = self.config.page_size, self.config.prefix_caching
+        if self.runner.drafter:
+            # What was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
+            whole = [r for r in requests if r.num_committed <= r.num_tokens]
+            late = [r for r in whole if r.num_committed // size > r.num_observed // size]
+            # What a finished request leaves is for those who find its prefix.
+            late = [r for r in late if (r.answer.goes_on or is_found) and not self._can_wait(r)]
+            self.runner.catch_up(late)
         for request in requests:
-            self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
+            if is_found:
+                self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
             if not request.answer.goes_on:
                 self._finish(request)
 

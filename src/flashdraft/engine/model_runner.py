@@ -119,6 +119,7 @@ class ModelRunner:
 
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
+        self._settle()
         self.backend.begin(self.chunk_rows, request.slot, request.checkpoint)
         if self.drafter:
             prefix = request.token_ids[: request.num_committed]
@@ -167,15 +168,13 @@ class ModelRunner:
         ``num_wanted``: for how many of its last tokens each wants logits. ``parents``: of tokens that are trees
         (ForwardBatch.as_trees).
         """
+        self._settle()
         reads_logits = any(request.answer.reads_logits for request in requests)
         step = self.forward(rows, [request.row for request in requests], token_ids, parents, not reads_logits)
         # Only the slots that are wanted go through the head.
-        slots = [
-            row * step.width + len(ids) - wanted + k
-            for row, (ids, wanted) in enumerate(zip(token_ids, num_wanted, strict=True))
-            for k in range(wanted)
-        ]
-        logits, features, argmax = None, step.output.features, step.argmax
+        every = zip(step.firsts(len(requests)), token_ids, num_wanted, strict=True)
+        slots = [first + len(ids) - wanted + k for first, ids, wanted in every for k in range(wanted)]
+        logits, argmax = None, step.argmax
         is_sampled = reads_logits and parents is None and self._samples(requests)
         if is_sampled:
             argmax = self._sampled(
@@ -186,11 +185,15 @@ class ModelRunner:
             argmax = logits.argmax(-1)
         elif argmax is None:
             argmax = self.backend.argmax(step.hidden_at(slots))
-        kept = features.unbind() if features is not None else [None] * len(requests)
-        own = kept[: len(requests)]
+        own = step.features_of(len(requests))
         chosen = slots if argmax is step.argmax else range(len(slots))
         given = self._no_logits if logits is None else logits
         return Started(HostCopy(argmax), chosen, list(num_wanted), own, given, is_sampled)
+
+    def _settle(self) -> None:
+        """What is launched from now on runs behind every round."""
+        if self.rounds is not None:
+            self.rounds.settle()
 
     def _samples(self, requests: Sequence[Request]) -> bool:
         """Whether a kernel chooses the tokens of all: the host would wait for each, and for a round before it."""

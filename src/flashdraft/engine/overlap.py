@@ -4,7 +4,7 @@ Until then a request has tokens in flight: the scheduler makes room for as many 
 where the request stands. What a round brings to a request that has ended or lost its pages meanwhile is dropped.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from time import perf_counter
@@ -30,7 +30,7 @@ class _Seat(NamedTuple):
     """A request in a round."""
 
     request: Request
-    key: tuple[int, int]  # by which it was known then
+    key: Hashable  # by which it was known then
     block: int
     length: int  # tokens committed at most
 
@@ -149,18 +149,17 @@ class Overlap:
         places = {id(seat.request): row for row, seat in enumerate(seats_before) if seat.is_taken}
         rows, seats, num_steps = [], [], self.runner.num_plain_steps
         for request, num_verified in blocks:
-            block = request.block_size if num_verified > 1 else 1
+            block, row = request.block_size if num_verified > 1 else 1, request.row
             tree_size = num_verified if request.tree_size and num_verified > 1 else 0
             length = (
                 min(max(block, num_steps), request.most_tokens)
                 if tree_size or num_steps > 1
                 else num_verified
             )
-            place = places.get(id(request), -1)
             rows.append(
                 RoundRow(
-                    cache_row=request.row,
-                    source=place,
+                    cache_row=row,
+                    source=places.get(id(request), -1),
                     anchor=request.anchor,
                     num_in_flight=request.num_in_flight,
                     block=block,
@@ -172,7 +171,7 @@ class Overlap:
                     num_steps=num_steps,
                 )
             )
-            seats.append(_Seat(request, request.key, block, length))
+            seats.append(_Seat(request, row.key, block, length))
         asked = any(request.tree_size and not request.is_automatic for request, _ in blocks)
         is_usual = not (is_behind_prompts or asked)
         self.in_flight = InFlight(rounds.launch(rows), seats, is_usual)

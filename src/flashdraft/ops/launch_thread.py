@@ -1,0 +1,35 @@
+"""Launches from a second thread: of a long row of them most wait until the device has come so far, and hold no lock."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class LaunchThread:
+    """Starts work on ``device`` in order. The thread is there from the first work on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._thread = ThreadPoolExecutor(1, "flashdraft-launches")
+        self._last: Future[Any] | None = None
+
+    def start(self, work: Callable[[], T]) -> "Future[T]":
+        """``work()``, on the caller's stream."""
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+
+        def on_stream() -> T:
+            with torch.inference_mode(), torch.cuda.stream(stream):  # both are a thread's own; None: nothing
+                return work()
+
+        self._last = done = self._thread.submit(on_stream)
+        return done
+
+    def wait(self) -> None:
+        """Returns when all work has started: what the caller launches then is behind it. Raises no error of it."""
+        if self._last is not None:
+            wait([self._last])
+            self._last = None
