@@ -203,3 +203,4 @@ def test_what_a_launch_raises_is_raised_where_its_round_is_read(monkeypatch):
     monkeypatch.setattr(engine.runner.rounds, "_plain_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         list(engine.run())
+    engine.runner.rounds.settle()

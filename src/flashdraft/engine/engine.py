@@ -391,7 +391,7 @@ class Engine:
         self.scheduler.finish(request)
         del self.requests[request.request_id]
         if not self.requests:
-            self.overlap.in_flight = None  # it runs for nobody
+            self.overlap.drop()
         self.metrics.add(request.answer.output.metrics)
 
     def run(self) -> Iterable[StepOutput]:

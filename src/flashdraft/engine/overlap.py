@@ -178,6 +178,12 @@ class Overlap:
         for seat in seats:
             seat.request.num_in_flight += seat.length
 
+    def drop(self) -> None:
+        """The round in flight runs for nobody. Who has the device next finds it launched."""
+        self.in_flight = None
+        if self.runner.rounds is not None:
+            self.runner.rounds.settle()
+
     def read(self, flown: InFlight) -> list[Ended]:
         """How ``flown`` ended, committed to the requests that still are."""
         ends, features = flown.round.ends(), flown.round.features
