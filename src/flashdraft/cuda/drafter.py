@@ -17,6 +17,7 @@ from flashdraft.cuda.weights import Product, apart
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.ops.block_mask import BlockRule
 from flashdraft.ops.host_copy import pinned, told
+from flashdraft.ops.triton.fused import rope_of
 from flashdraft.ops.triton.paged_attention import Visible
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class CudaDrafter:
         asked, num_keys = self.rows.tables(placed, blocks, width)
 
         def work(numbers: Tensor) -> T:
-            tables = RowTables.of(numbers, width)
+            tables = RowTables.of(numbers, width, self.cache.page_size)
             return found(self.hidden(tables, num_keys, embed)[:, 1:], tables.token_ids[:, 0])
 
         return self.rows.recorded((*asked.shape, width, num_keys, key), work, [asked])
@@ -103,8 +104,10 @@ class CudaDrafter:
             layer.mixer.store(fused, source)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.model.rotary(positions.unsqueeze(0), self.model.fc.weight.dtype)
-        return cos[0, 0], sin[0, 0]
+        rotary = self.model.rotary
+        return rope_of(
+            positions, rotary.speeds_on(positions.device), rotary.factor, self.model.fc.weight.dtype
+        )
 
 
 def _visible(rule: BlockRule, places: Tensor, ends: Tensor) -> Visible:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.rounds import RoundEnd
+from flashdraft.ops.triton.rounds import ACCEPTED, MAX_LEN, Begun, chains_ended
 from flashdraft.ops.triton.trees import Trees, followed
 
 
@@ -24,24 +25,19 @@ class ChainDraft:
         """Int64 [width]: of each token from the anchor."""
         return torch.arange(self.token_ids.shape[1], device=self.token_ids.device)
 
-    def followed(self, wanted: Tensor, most: Tensor, given: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of each row the number of drafts accepted, and the target's own token behind them, int64 [rows] both.
+    def ended(
+        self, wanted: Tensor, rows: Begun, kept_starts: Tensor, kept_anchors: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        """Of each row how many tokens are true, int64 [rows], what the host is told of it, and no path.
 
-        ``wanted`` [rows, width]: its choices; ``most`` [rows]: how many may be accepted; ``given`` [rows]: how many
-        are, whatever it says, or -1.
+        ``wanted`` [rows, width]: the target's choices. See ops/triton/rounds.chains_ended.
         """
-        same = (self.token_ids[:, 1:] == wanted[:, :-1]).long().cumprod(1).sum(1)
-        accepted = torch.minimum(torch.where(given < 0, same, given), most)
-        return accepted, wanted.gather(1, accepted.unsqueeze(1)).squeeze(1), None
-
-    def told(self, counts: Tensor, following: Tensor, path: Tensor | None) -> Tensor:  # noqa: ARG002
-        """Int32 [rows, 2 * width]: tokens committed, the next anchor, drafts, bits of their log-probabilities."""
-        ended = torch.stack((counts, following), 1)
-        return torch.cat([ended.int(), self.token_ids[:, 1:].int(), self.log_probs.view(torch.int32)], 1)
+        kept = kept_starts, kept_anchors
+        return *chains_ended(self.token_ids, self.log_probs, wanted, rows, *kept), None
 
     @staticmethod
     def ends(told: Tensor, blocks: Sequence[int]) -> list[RoundEnd]:
-        """What :meth:`told` told, of rows with ``blocks`` tokens."""
+        """What :meth:`ended` told, of rows with ``blocks`` tokens."""
         numbers, num_drafted = told.tolist(), told.shape[1] // 2 - 1
         log_probs = told[:, 2 + num_drafted :].view(torch.float32).tolist()
         found = []
@@ -73,14 +69,26 @@ class TreeDraft:
         """What CudaTarget.forward is told of it."""
         return self.trees.depths, self.trees.paths
 
+    def ended(
+        self, wanted: Tensor, rows: Begun, kept_starts: Tensor, kept_anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As of chains, and the path of each [rows, block]."""
+        accepted, following, path = self.followed(wanted, rows.most, rows.columns[ACCEPTED])
+        counts = torch.where(rows.columns[MAX_LEN] > 0, accepted + 1, 0)  # nothing of padding
+        kept_starts[: len(counts)] = rows.starts + counts
+        kept_anchors[: len(counts)] = following.clamp(min=0)  # a row whose logits are no numbers ends
+        return counts, self._told(counts, following, path), path
+
     def followed(self, wanted: Tensor, most: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        """As of chains, and the path of each [rows, block]: see ops/triton/trees.followed. None is ``given``."""
+        """Drafts accepted, the target's own token behind them, int64 [rows] both, and the path of each [rows, block].
+
+        See ops/triton/trees.followed. ``most`` [rows]: how many may be accepted; none is ``given``.
+        """
         path, accepted, following = followed(self.trees, wanted, most, self.block)
         return accepted, following, path
 
-    def told(self, counts: Tensor, following: Tensor, path: Tensor | None) -> Tensor:
+    def _told(self, counts: Tensor, following: Tensor, path: Tensor) -> Tensor:
         """Int32 [rows, 3 * width]: tokens committed, the next anchor, the last place; of drafts ids, parents, bits."""
-        assert path is not None
         last = path.gather(1, (counts - 1).clamp(min=0).unsqueeze(1))
         ended = torch.cat((torch.stack((counts, following), 1), last), 1)
         bits = self.trees.log_probs[:, 1:].view(torch.int32)
@@ -88,7 +96,7 @@ class TreeDraft:
 
     @staticmethod
     def ends(told: Tensor, blocks: Sequence[int]) -> list[RoundEnd]:
-        """What :meth:`told` told, of as many rows as there are ``blocks``."""
+        """What :meth:`ended` told, of as many rows as there are ``blocks``."""
         num_drafted, found = told.shape[1] // 3 - 1, []
         log_probs = told[:, 3 + 2 * num_drafted :].view(torch.float32).tolist()
         for (_, following, last, *rest), values, _block in zip(

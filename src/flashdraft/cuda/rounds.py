@@ -23,11 +23,17 @@ from flashdraft.ops import sampling_rule
 from flashdraft.ops.host_copy import HostCopy, pinned
 from flashdraft.ops.launch_thread import LaunchThread
 from flashdraft.ops.recorded import Recorded
+from flashdraft.ops.triton.rounds import (
+    BLOCK,
+    MAX_LEN,
+    NUM_COLUMNS,
+    RULE,
+    SLOT,
+    SOURCE,
+    TREE,
+    begun,
+)
 from flashdraft.ops.triton.trees import Branches, grown, move_path
-
-# What the host tells of a row, in this order; its pages follow.
-SOURCE, _START, _ANCHOR, _BLOCK, _LENGTH, _MAX_LEN, _SLOT, _ACCEPTED, _TREE, _RULE = range(10)
-_NUM_COLUMNS = _RULE + sampling_rule.NUM_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,8 @@ class DeviceRounds:
         bound = keys_bound(upper, 2) if is_plain else keys_bound(upper)
         shape = _Shape(block, width, bound, samples, has_trees)
         pages = self.rows.page_table(placed, counts, shape.num_keys)
-        told = np.zeros((len(pages), _NUM_COLUMNS), np.int32)
-        told[:, SOURCE], told[:, _BLOCK], told[:, _SLOT] = -1, 1, self.rows.spare_slot
+        told = np.zeros((len(pages), NUM_COLUMNS), np.int32)
+        told[:, SOURCE], told[:, BLOCK], told[:, SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
         numbers = torch.from_numpy(np.hstack((told, pages)))
         if self.rows.states:
@@ -123,11 +129,9 @@ class DeviceRounds:
         """
         device = self._starts.device
         numbers = pinned(numbers, device).to(device, non_blocking=True)
-        told, num_rows = numbers[:, :_NUM_COLUMNS].t().long(), len(numbers)
-        starts, anchors = self._where(told)
-        lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1).clamp(min=1)
-        lengths = torch.where(told[_MAX_LEN] > 0, lengths, 0)  # nothing of padding
-        self._starts[:num_rows], self._anchors[:num_rows] = starts, anchors
+        rows, num_rows = begun(numbers, self._starts, self._anchors), len(numbers)
+        lengths = torch.where(rows.columns[MAX_LEN] > 0, rows.most + 1, 0)  # nothing of padding
+        self._starts[:num_rows], self._anchors[:num_rows] = rows.starts, rows.anchors
         self._left[:num_rows] = lengths - 1
 
         def step(numbers: Tensor) -> Tensor:
@@ -145,13 +149,12 @@ class DeviceRounds:
 
         A row that may take no more stays where it is, and does its last step again.
         """
-        told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()
         starts, anchors, left = (one[: len(numbers)] for one in (self._starts, self._anchors, self._left))
-        one = (starts.int(), (starts + 1).int(), told[_SLOT], anchors.unsqueeze(1))
-        tables = RowTables(*one, numbers[:, _NUM_COLUMNS:])
+        one = (starts.int(), (starts + 1).int(), numbers[:, SLOT].long(), anchors.unsqueeze(1))
+        tables = RowTables(*one, numbers[:, NUM_COLUMNS:], self.rows.cache.page_size)
         hidden, _, _ = self.target.forward(self.rows, tables, shape.num_keys, (), False)
         logits = self.target.logits(hidden.flatten(0, 1))
-        rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if shape.samples else None
+        rules = RowRules(numbers[:, RULE:NUM_COLUMNS], starts + 1) if shape.samples else None
         depths = torch.zeros(1, dtype=torch.int64, device=starts.device)
         wanted = rules.choose(logits, depths) if rules else logits.argmax(-1)
         goes_on = left > 0
@@ -161,25 +164,18 @@ class DeviceRounds:
         left -= 1
         return wanted
 
-    def _where(self, told: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the rows stand and their anchors, int64 [rows] both, as the round before left them or as is told."""
-        source = told[SOURCE]
-        before, is_new = source.clamp(min=0), source < 0
-        starts = torch.where(is_new, told[_START], self._starts[before])
-        return starts, torch.where(is_new, told[_ANCHOR], self._anchors[before])
-
     def _round(self, numbers: Tensor, shape: _Shape) -> tuple[Tensor, Tensor | None]:
         """What is told of each row, int32 [rows, ...]: see round_drafts.py."""
-        told = numbers[:, :_NUM_COLUMNS].t().long().contiguous()  # kernels want each in one piece
-        pages, slots = numbers[:, _NUM_COLUMNS:], told[_SLOT]
-        starts, anchors = self._where(told)
-        lengths = torch.minimum(told[_LENGTH], told[_MAX_LEN] - starts - 1)
-        rules = RowRules(numbers[:, _RULE:_NUM_COLUMNS], starts + 1) if shape.samples else None
+        rows = begun(numbers, self._starts, self._anchors)
+        told, starts = rows.columns, rows.starts
+        pages, slots = numbers[:, NUM_COLUMNS:], told[SLOT]
+        rules = RowRules(numbers[:, RULE:NUM_COLUMNS], starts + 1) if shape.samples else None
         own = pages  # the drafter's: it has spare ones, of which padding takes the last, of its own number
         if self.drafter is not None and shape.width > 1:
             own = pages.clamp(max=self.drafter.network.rows.scratch_page)
-        ends = (starts + told[_BLOCK]).int()
-        blocks = self._asked(RowTables(starts.int(), ends, slots, anchors.unsqueeze(1), own), shape)
+        bounds, anchors = (rows.begins, rows.ends), rows.anchors.unsqueeze(1)
+        size = self.rows.cache.page_size
+        blocks = self._asked(RowTables(*bounds, slots, anchors, own, size), shape)
         draft = self._draft(blocks, told, shape, rules)
         tables = replace(blocks, token_ids=draft.token_ids, pages=pages)
         hidden, features, _ = self.target.forward(
@@ -187,21 +183,18 @@ class DeviceRounds:
         )
         logits = self.target.logits(hidden.flatten(0, 1))
         wanted = rules.choose(logits, draft.depths) if rules else logits.argmax(-1)
-        most = (lengths - 1).clamp(min=0)
-        accepted, following, path = draft.followed(wanted.view(-1, shape.width), most, told[_ACCEPTED])
-        counts = torch.where(told[_MAX_LEN] > 0, accepted + 1, 0)  # nothing of padding
+        kept = self._starts, self._anchors
+        counts, told_there, path = draft.ended(wanted.view(-1, shape.width), rows, *kept)
         if path is not None:
-            move_path(self.rows.cache.slots, pages, starts, path, counts, self.rows.cache.page_size)
+            move_path(self.rows.cache.slots, pages, starts, path, counts, size)
             if features is not None:
                 features = features.take_along_dim(path.unsqueeze(-1), 1)
         if self.rows.states and shape.width > 1:
             self.rows.states.commit_counts(slots, counts, shape.width, path)
         if shape.width > 1 and features is not None:
             self._observe(blocks, counts, features)
-        self._starts[: len(starts)] = starts + counts
-        self._anchors[: len(anchors)] = following.clamp(min=0)  # a row whose logits are no numbers ends
         # What a recording returns it keeps: features of blocks are observed by now, only a plain step's wait.
-        return draft.told(counts, following, path), features if shape.width == 1 else None
+        return told_there, features if shape.width == 1 else None
 
     def _asked(self, blocks: RowTables, shape: _Shape) -> RowTables:
         """Masks behind the anchors in ``blocks``."""
@@ -223,10 +216,10 @@ class DeviceRounds:
             token_ids, log_probs = self.drafter.best(hidden, anchors, rules)
             return ChainDraft(torch.cat((anchors.unsqueeze(1), token_ids), 1), log_probs)
         branches = Branches(*self.drafter.branches(hidden, anchors, rules, shape.width - 1))
-        is_tree, ranks = told[_TREE] > 0, branches.log_probs.shape[-1]
-        sizes = torch.where(is_tree, told[_TREE], told[_BLOCK])
+        is_tree, ranks = told[TREE] > 0, branches.log_probs.shape[-1]
+        sizes = torch.where(is_tree, told[TREE], told[BLOCK])
         most_ranks = torch.where(is_tree, ranks, 1)  # of one rank a tree is a chain
-        trees = grown(branches, anchors.contiguous(), sizes, most_ranks, told[_BLOCK] - 1, shape.width)
+        trees = grown(branches, anchors.contiguous(), sizes, most_ranks, told[BLOCK] - 1, shape.width)
         return TreeDraft(trees, shape.block)
 
     def _observe(self, tables: RowTables, counts: Tensor, features: Tensor) -> None:
@@ -235,7 +228,7 @@ class DeviceRounds:
         network = self.drafter.network
         is_true = torch.arange(tables.width, device=counts.device) < counts.unsqueeze(1)
         size = network.cache.page_size
-        slots = torch.where(is_true.flatten(), tables.slots(size), network.rows.scratch_page * size)
+        slots = torch.where(is_true.flatten(), tables.slots, network.rows.scratch_page * size)
         network.store(features.flatten(0, 1), torch.stack((tables.places.flatten(), slots)))
 
 

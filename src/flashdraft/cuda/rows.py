@@ -18,7 +18,8 @@ from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cuda.states import DeviceStates
 from flashdraft.ops.host_copy import pinned
 from flashdraft.ops.recorded import Recorded
-from flashdraft.ops.triton.paged_attention import PART
+from flashdraft.ops.triton.paged_attention import PART, Visible
+from flashdraft.ops.triton.rounds import placed
 
 _COARSE = 4  # of the bounds of keys that recordings are made for, as a rule
 
@@ -32,9 +33,10 @@ class RowTables:
     state_slots: Tensor  # int64 [num_rows]: where the rows' states are
     token_ids: Tensor  # int64 [num_rows, width]
     pages: Tensor  # int32 [num_rows, num_pages]: each row's pages in order
+    page_size: int
 
     @classmethod
-    def of(cls, numbers: Tensor, width: int) -> "RowTables":
+    def of(cls, numbers: Tensor, width: int, page_size: int) -> "RowTables":
         """What :meth:`DeviceRows.tables` told."""
         return cls(
             numbers[:, 0],
@@ -42,6 +44,7 @@ class RowTables:
             numbers[:, 2].long(),
             numbers[:, 3 : 3 + width].long(),
             numbers[:, 3 + width :],
+            page_size,
         )
 
     @property
@@ -50,14 +53,23 @@ class RowTables:
         return self.token_ids.shape[1]
 
     @cached_property
+    def _placed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return placed(self.starts, self.pages, self.width, self.page_size)
+
+    @property
     def places(self) -> Tensor:
         """Int64 [num_rows, width]: where staged tokens lie, counted from the row's first."""
-        return self.starts.long().unsqueeze(1) + torch.arange(self.width, device=self.starts.device)
+        return self._placed[0]
 
-    def slots(self, page_size: int) -> Tensor:
+    @property
+    def slots(self) -> Tensor:
         """Int64 [num_rows * width]: where staged tokens lie in the cache."""
-        page = self.pages.long().gather(1, self.places // page_size)
-        return (page * page_size + self.places % page_size).flatten()
+        return self._placed[1]
+
+    @property
+    def visible(self) -> Visible:
+        """What staged tokens see, each row's a chain."""
+        return Visible(*self._placed[2:], self.starts.contiguous())
 
 
 def page_array(pages: Sequence[Sequence[int]], shape: tuple[int, int], fill: int) -> NDArray[np.int32]:

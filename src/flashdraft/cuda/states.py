@@ -42,6 +42,8 @@ class DeviceStates:
         self.most_kept, scalars = most_kept, num_scalars(one.key_heads, one.heads)
         self.convolved = weight.new_zeros(count, most_kept, channels)
         self.scalars = torch.zeros(count, most_kept, scalars, device=device)
+        self._one_token = torch.zeros(2, most_tokens, dtype=torch.int64, device=device)
+        self._one_token[1] = 1
         self._shape = (0, 0)  # rows and width of what is staged
         self._is_written = True  # the step has written the states
 
@@ -70,8 +72,8 @@ class DeviceStates:
     def after_step(self, slots: Tensor, shape: tuple[int, int]) -> None:
         """The end of a recorded step of ``shape`` (rows, width) in ``slots`` [rows]: plain steps' tokens are true."""
         if shape[1] == 1:
-            one = torch.ones_like(slots)
-            conv_commit(self._staged_qkv(shape), self.conv, slots, one - 1, one)
+            first, count = self._one_token[:, : len(slots)]
+            conv_commit(self._staged_qkv(shape), self.conv, slots, first, count)
 
     def _staged_qkv(self, shape: tuple[int, int]) -> Tensor:
         return apart(self.staged[:, : shape[0] * shape[1], : self.channels], 1, shape)

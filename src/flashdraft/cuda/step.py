@@ -103,7 +103,7 @@ class StepSource:
         """``tree``: depths and paths of trees, see ops/triton/trees.Trees."""
         self.cache, self.tables, self.visible, self.num_keys = cache, tables, visible, num_keys
         self.rope, self.states, self.tree = rope, states, tree
-        self.slots, self.width = tables.slots(cache.page_size), tables.width
+        self.slots, self.width = tables.slots, tables.width
         self._state_slots = tables.state_slots
 
     def pages(self, layer: int) -> Tensor:

@@ -1,6 +1,7 @@
 """A target on a GPU: steps and prompts through fused layers over pages and states."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -22,7 +23,8 @@ from flashdraft.models.base import TargetModel, TargetOutput
 from flashdraft.models.llama import LlamaModel
 from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
 from flashdraft.ops.host_copy import pinned, told
-from flashdraft.ops.triton.paged_attention import Visible
+from flashdraft.ops.rope import Rotary
+from flashdraft.ops.triton.fused import rope_of
 
 _MOST_STEPPED = (
     1024  # tokens of prompts, padding included: with more of them launching takes less than running
@@ -89,7 +91,7 @@ class CudaTarget:
         key = (*numbers.shape, width, num_keys, len(inputs), with_head)
 
         def work(numbers: Tensor, depths: Tensor | None = None, paths: Tensor | None = None) -> Any:
-            tables = RowTables.of(numbers, width)
+            tables = RowTables.of(numbers, width, rows.cache.page_size)
             return self.forward(rows, tables, num_keys, feature_layers, with_head, depths, paths)
 
         hidden, features, argmax = rows.recorded(key, work, inputs)
@@ -153,10 +155,10 @@ class CudaTarget:
 
         ``depths``, ``paths``: of trees, see :func:`_tree` and ops/triton/trees.Trees.
         """
-        places = tables.places
+        places, visible = tables.places, tables.visible
         positions = places if depths is None else places[:, :1] + depths
-        last = (positions + 1).int()
-        visible = Visible(torch.zeros_like(last), last, tables.starts.contiguous(), paths)
+        if depths is not None:
+            visible = replace(visible, last=(positions + 1).int(), paths=paths)
         seen = {window: visible.within(window) for window in {spec.window for spec in self.specs}}
         source = StepSource(
             rows.cache,
@@ -181,8 +183,9 @@ class CudaTarget:
         )
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.model.rotary(positions.unsqueeze(0), self.model.dtype)  # type: ignore[operator]
-        return cos[0, 0], sin[0, 0]
+        rotary = self.model.rotary
+        assert isinstance(rotary, Rotary)
+        return rope_of(positions, rotary.speeds_on(positions.device), rotary.factor, self.model.dtype)
 
 
 def _tree(parents: Sequence[Sequence[int]], num_rows: int, width: int) -> tuple[Tensor, Tensor]:

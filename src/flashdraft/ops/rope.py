@@ -31,11 +31,15 @@ class Rotary:
     def __init__(self, config: Any) -> None:
         self.inv_freq, self.factor = inverse_frequencies(config)
 
+    def speeds_on(self, device: torch.device) -> Tensor:
+        """``inv_freq``, which stays on ``device``."""
+        if self.inv_freq.device != device:
+            self.inv_freq = self.inv_freq.to(device)
+        return self.inv_freq
+
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin, each [batch, 1, num_tokens, rotary_dim], for positions [batch, num_tokens]."""
-        if self.inv_freq.device != positions.device:
-            self.inv_freq = self.inv_freq.to(positions.device)
-        angles = positions.unsqueeze(-1).float() * self.inv_freq
+        angles = positions.unsqueeze(-1).float() * self.speeds_on(positions.device)
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
         return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
 

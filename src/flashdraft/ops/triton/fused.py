@@ -221,3 +221,34 @@ def gated_norm(out: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps=eps, size=size, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return gated
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rope_kernel(  # type: ignore[no-untyped-def]
+    positions, speeds, cos, sin, factor, half: tl.constexpr, tile: tl.constexpr
+):
+    token, dim = tl.program_id(0).to(tl.int64), tl.arange(0, tile)
+    there = dim < half
+    angle = tl.load(positions + token).to(tl.float32) * tl.load(speeds + dim, there, 0.0)
+    at = token * 2 * half + dim
+    dtype: tl.constexpr = cos.dtype.element_ty
+    across = (tl.cos(angle) * factor).to(dtype)
+    tl.store(cos + at, across, there)
+    tl.store(cos + at + half, across, there)
+    along = (tl.sin(angle) * factor).to(dtype)
+    tl.store(sin + at, along, there)
+    tl.store(sin + at + half, along, there)
+
+
+def rope_of(positions: Tensor, speeds: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [num_tokens, 2 * half] of ``positions`` int64 [num_tokens], as ops/rope.Rotary has them.
+
+    ``speeds`` float32 [half]: radians a position; ``factor`` is put on both.
+    """
+    half = len(speeds)
+    cos, sin = torch.empty(2, len(positions), 2 * half, dtype=dtype, device=positions.device)
+    _rope_kernel[(len(positions),)](
+        positions.contiguous(), speeds, cos, sin, float(factor), half=half, tile=triton.next_power_of_2(half),
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    return cos, sin
