@@ -8,8 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from flashdraft.cuda import products
 from flashdraft.cuda.layers import ClampedSparse
-from flashdraft.cuda.products import product
+from flashdraft.cuda.products import gated_product, product
 from flashdraft.cuda.weights import Product
 from flashdraft.models.gpt_oss import GptOssMLP
 from flashdraft.ops import quantized as quantized_ops
@@ -27,6 +28,7 @@ from flashdraft.ops.quantized import (
 )
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, ClampedSwiGLU, experts
+from flashdraft.ops.triton.fused import silu_mul
 from flashdraft.ops.triton.linear import few_tokens_linear
 from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
 from flashdraft.ops.triton.tiling import Tiling
@@ -274,6 +276,29 @@ def test_maps_of_codes_and_floats_are_one_product(num_tokens, monkeypatch):
     torch.testing.assert_close(product(x, by.last(21)), expected[:, -21:], atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("num_tokens", "num_floats", "launches"), [(1, 37, 1), (20, 37, 1), (20, 513, 2)])
+def test_small_floats_behind_codes_are_no_launch_of_their_own(
+    num_tokens, num_floats, launches, has_bias, monkeypatch
+):
+    """Gates of gated delta layers: each output has the bits of its own product; nothing is written beside them."""
+    made, launch = [], products.few_tokens_linear
+    monkeypatch.setattr(products, "few_tokens_linear", lambda *given: made.append(given) or launch(*given))
+    codes = quantized("int4", 88, 256)
+    floats = torch.randn(num_floats, 256, device=DEVICE).bfloat16()
+    bias = torch.randn(88 + num_floats, device=DEVICE).bfloat16() if has_bias else None
+    biases = (None, None) if bias is None else (bias[:88], bias[88:])
+    x = torch.randn(num_tokens, 256, device=DEVICE).bfloat16()
+    expected = [product(x, Product((one,), its)) for one, its in zip((codes, floats), biases, strict=True)]
+    del made[:]
+    buffer = torch.full((num_tokens, 8 + 88 + num_floats + 8), 7.0, dtype=x.dtype, device=DEVICE)
+    product(x, Product((codes, floats), bias), buffer[:, 8:-8])
+    assert len(made) == launches
+    assert torch.equal(buffer[:, 8:-8], torch.cat(expected, 1))
+    assert bool((buffer[:, :8] == 7).all())
+    assert bool((buffer[:, -8:] == 7).all())
+
+
 @pytest.mark.parametrize("kind", [None, "int4", "int4 with zeros"])
 def test_free_memory_is_given_back_without_what_a_product_is_made_of(kind, monkeypatch):
     """While an old weight is held its memory cannot be; later, smaller tensors may lie in it."""
@@ -303,3 +328,13 @@ def test_so_it_is_of_experts_that_are_laid_out_anew(monkeypatch):
     laid_out = ClampedSparse(module)
     assert held == [[True, False], [True, True]]
     assert stacked.down_proj.data_ptr() == laid_out.down.data_ptr()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20, 65])
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_gates_within_their_product(kind, num_tokens):
+    """The bits of the product with the gating behind it, of outputs that are no whole tiles."""
+    weight = quantized(kind, 88, 256)
+    x = torch.randn(num_tokens, 256, device=DEVICE).bfloat16()
+    expected = silu_mul(product(x, Product((weight,))))
+    assert torch.equal(gated_product(x, Product((weight,))), expected)

@@ -28,7 +28,7 @@ def told(num_rows, num_pages=3):
     """Rows that go on from one of the round before, that begin, and that are padding (the last one)."""
     torch.manual_seed(num_rows)
     numbers = torch.randint(1, 50, (num_rows, NUM_COLUMNS + num_pages), dtype=torch.int32)
-    numbers[:, SOURCE] = torch.arange(num_rows).flip(0).int()
+    numbers[:, SOURCE] = torch.arange(num_rows).roll(1).int()
     numbers[::3, SOURCE] = -1
     numbers[:, MAX_LEN] = numbers[:, START] + torch.randint(-1, 9, (num_rows,)).int()
     numbers[:, ACCEPTED] = torch.where(torch.arange(num_rows) % 2 == 0, -1, numbers[:, ACCEPTED] % 7).int()

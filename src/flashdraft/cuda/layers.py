@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdraft.cuda.prefill_delta import DeltaWeights
-from flashdraft.cuda.products import product
+from flashdraft.cuda.products import gated_product, product
 from flashdraft.cuda.step import Inputs, Source, Storage
 from flashdraft.cuda.weights import Product, Weight, apart, heads_of
 from flashdraft.models.dflash import DFlashLayer
@@ -175,7 +175,7 @@ class Dense:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden_size] -> the same."""
-        return product(silu_mul(product(x, self.inputs)), self.output)
+        return product(gated_product(x, self.inputs), self.output)
 
 
 class Sparse:

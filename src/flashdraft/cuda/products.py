@@ -20,7 +20,8 @@ from torch import Tensor
 from flashdraft.cuda.weights import Product, Weight
 from flashdraft.ops.quantized import QuantizedWeight, rows_at_once
 from flashdraft.ops.triton.dequantized import dequantize
-from flashdraft.ops.triton.linear import few_tokens_linear
+from flashdraft.ops.triton.fused import silu_mul
+from flashdraft.ops.triton.linear import few_tokens_linear, is_small
 from flashdraft.ops.triton.long_sums import has_long_sums, long_sums_linear
 from flashdraft.ops.triton.tiling import Tiling
 
@@ -73,22 +74,50 @@ def product(x: Tensor, by: Product, out: Tensor | None = None) -> Tensor:
         return _product(x, by.weights[0], by.bias, out)
     if out is None:
         out = x.new_empty(len(x), by.num_outputs)
-    at = 0
-    for weight in by.weights:
-        end = at + len(weight)
-        _product(x, weight, None if by.bias is None else by.bias[at:end], out[:, at:end])
+    left, at = list(by.weights), 0
+    while left:
+        weight = left.pop(0)
+        beside = left.pop(0) if left and _has_beside(x, weight, left[0]) else None
+        end = at + len(weight) + (0 if beside is None else len(beside))
+        _product(x, weight, None if by.bias is None else by.bias[at:end], out[:, at:end], beside)
         at = end
     return out
 
 
-def _product(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None) -> Tensor:
+def gated_product(x: Tensor, by: Product) -> Tensor:
+    """``silu(gate) * up`` of the product, whose first half are gates: [num_tokens, num_outputs / 2]."""
+    weight = by.weights[0]
+    if not isinstance(weight, Tensor) and len(by.weights) == 1 and by.bias is None:
+        tiling = _tiling_of_codes(len(x), weight)
+        if _suits_codes(x, weight) and not has_long_sums(weight) and tiling.outputs == 16 * tiling.warps:
+            return few_tokens_linear(x, weight, tiling, gated=True)
+    return silu_mul(product(x, by))
+
+
+def _has_beside(x: Tensor, weight: Weight, other: Weight) -> bool:
+    """Whether products of ``x`` with both are one launch: small floats behind codes, as gates and routers are left."""
+    if isinstance(weight, Tensor) or not isinstance(other, Tensor) or other.dtype != x.dtype:
+        return False
+    return _suits_codes(x, weight) and not has_long_sums(weight) and is_small(other)
+
+
+def _product(
+    x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None, beside: Weight | None = None
+) -> Tensor:
     if isinstance(weight, Tensor):
         return _of_floats(x, weight, bias, out)
-    # With more tokens floats in memory cost less than made anew for each tile of tokens.
-    if len(x) > (128 if len(weight) > _WIDE else 64):
+    if not _suits_codes(x, weight):
         return _by_floats(x, weight, bias, out)
-    linear = long_sums_linear if has_long_sums(weight) else few_tokens_linear
-    return linear(x, weight, _tiling_of_codes(len(x), weight), bias, out)
+    tiling = _tiling_of_codes(len(x), weight)
+    if has_long_sums(weight):
+        return long_sums_linear(x, weight, tiling, bias, out)
+    assert not isinstance(beside, QuantizedWeight)
+    return few_tokens_linear(x, weight, tiling, bias, out, beside)
+
+
+def _suits_codes(x: Tensor, weight: QuantizedWeight) -> bool:
+    """Whether ``x`` is so few tokens that floats made anew for each tile cost less than floats in memory."""
+    return len(x) <= (128 if len(weight) > _WIDE else 64)
 
 
 def _by_floats(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, out: Tensor | None) -> Tensor:

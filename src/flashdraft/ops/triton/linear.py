@@ -25,6 +25,9 @@ from flashdraft.ops.triton.dequantized import (
 from flashdraft.ops.triton.tiling import Tiling
 
 _CHUNK = tl.constexpr(CHUNK)
+_BESIDE = 16  # outputs of a program that has floats beside codes: a matrix unit's
+_MOST_BESIDE = 512
+_BESIDE_OUTPUTS = tl.constexpr(_BESIDE)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
@@ -51,23 +54,60 @@ def _linear(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
 def linear_of_codes(  # type: ignore[no-untyped-def]
-    x, words, scales, zeros, bias, out, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    x, words, scales, zeros, beside, bias, out, num_tokens, num_outputs, num_beside, num_inputs, x_token, out_token,
     word_row, scale_row, scale_step,
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
-    chains: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
+    chains: tl.constexpr, has_beside: tl.constexpr, gated: tl.constexpr, has_bias: tl.constexpr,
+    precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr,
+    by_ptx: tl.constexpr, scale_type: tl.constexpr,
 ):  # fmt: skip
     """Sums in one chain, or in four as long_sums.py has them; ``chunks``, of a tile, are a multiple of ``chains``.
 
+    ``alone``: of one token, which stands in all columns of a tile; in shared memory it is there once. ``beside``
+    [num_beside, num_inputs]: floats, whose outputs follow those of the codes, by the first programs: what they have
+    takes longest.
+    """
+    token, number = tl.program_id(0) * tokens + tl.arange(0, tokens), tl.program_id(1)
+    if has_beside:
+        programs = tl.cdiv(num_beside, _BESIDE_OUTPUTS)
+        if number < programs:
+            _floats_beside(
+                x, beside, bias, out, token, number, num_tokens, num_outputs, num_beside, num_inputs, x_token,
+                out_token, tokens, has_bias, precision, alone,
+            )  # fmt: skip
+            return
+        number -= programs
+    first, place = number * outputs, tl.arange(0, outputs)
+    row = tl.minimum(first + place, num_outputs - 1)
+    if gated:  # a warp's first eight rows are gates, the others what these gate
+        half: tl.constexpr = outputs // 2
+        row = tl.minimum(number * half + place % half, num_outputs - 1) + place // half * num_outputs
+    sums = _sums_of_codes(
+        x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
+        tokens, outputs, chunks, warps, group, chains, precision, even, alone, kind, has_zeros, by_ptx, scale_type,
+        out.dtype.element_ty,
+    )  # fmt: skip
+    output = first + row_of(place, warps)
+    if gated:
+        sums = _gated(sums, outputs, tokens, warps, out.dtype.element_ty)
+        output = number * half + tl.arange(0, half)
+    store_sums(sums, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sums_of_codes(  # type: ignore[no-untyped-def]
+    x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
+    tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
+    chains: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """[outputs, tokens] of the weights' rows at ``row`` [outputs], as dequantized.row_of has them.
+
     Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
-    ``alone``: of one token, which stands in all columns of a tile; in shared memory it is there once.
     """
     units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
     unit: tl.constexpr = _CHUNK // units
-    dtype: tl.constexpr = out.dtype.element_ty
-    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
-    first, place, column = tl.program_id(1) * outputs, tl.arange(0, outputs), tl.arange(0, unit)
-    row, is_token = tl.minimum(first + place, num_outputs - 1), token < num_tokens
+    column, place, is_token = tl.arange(0, unit), tl.arange(0, outputs), token < num_tokens
     x_at = x + (column if alone else token[None, :].to(tl.int64) * x_token + column[:, None])
     words_at = words + row.to(tl.int64)[:, None] * word_row + tl.arange(0, 32)[None, :]
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
@@ -106,10 +146,38 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
             else:
                 four = tl.dot(weights, rows, four, input_precision=precision)
         x_at, words_at = x_at + chunks * _CHUNK, words_at + chunks * units * 32
-    output = first + row_of(place, warps)
     if chains == 4:
         one = one + two + three + four
-    store_sums(one, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+    return one
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _floats_beside(  # type: ignore[no-untyped-def]
+    x, weights, bias, out, token, number, num_tokens, before, num_outputs, num_inputs, x_token, out_token,
+    tokens: tl.constexpr, has_bias: tl.constexpr, precision: tl.constexpr, alone: tl.constexpr,
+):  # fmt: skip
+    """Tile ``number`` of the outputs of ``weights``, which go behind ``before`` others; inputs are whole chunks."""
+    output, column = number * _BESIDE_OUTPUTS + tl.arange(0, _BESIDE_OUTPUTS), tl.arange(0, _CHUNK)
+    x_at = x + (column if alone else token[None, :].to(tl.int64) * x_token + column[:, None])
+    weights_at = weights + output[:, None] * num_inputs + column[None, :]
+    summed = tl.zeros([_BESIDE_OUTPUTS, tokens], tl.float32)
+    for at in range(0, num_inputs, _CHUNK):
+        rows = inputs_of(x_at + at, (token < num_tokens)[None, :], column < num_inputs, True, alone)
+        if alone:
+            rows = rows.broadcast_to(_CHUNK, tokens)
+        loaded = tl.load(weights_at + at, (output < num_outputs)[:, None], 0.0)
+        summed = tl.dot(loaded, rows, summed, input_precision=precision)
+    output, end = before + output, before + num_outputs
+    store_sums(summed, bias, out, token, output, num_tokens, end, out_token, has_bias)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gated(sums, outputs: tl.constexpr, tokens: tl.constexpr, warps: tl.constexpr, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``silu(gate) * up`` of ``sums`` [16 * warps, tokens], with the roundings of fused.silu_mul."""
+    both = sums.to(dtype).to(tl.float32).reshape(warps, 2, 8, tokens).permute(0, 2, 3, 1)
+    gate, up = tl.split(both)
+    activated = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    return (activated * up).reshape(outputs // 2, tokens)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -173,14 +241,23 @@ def few_tokens_linear(
     tiling: Tiling,
     bias: Tensor | None = None,
     out: Tensor | None = None,
+    beside: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """``x`` [num_tokens, num_inputs] times ``weight`` [num_outputs, num_inputs] transposed, [num_tokens, num_outputs].
 
     ``out``: where it goes, rows apart as they like. Sums are float32, rounded once. A weight in codes is cut into at
-    least 16 outputs a warp, and whole chunks of inputs.
+    least 16 outputs a warp, and whole chunks of inputs. ``beside`` [more, num_inputs], floats that are
+    :func:`small <is_small>`, has outputs behind those of the codes: so have ``bias`` and ``out``, which is given then.
+    ``gated``: of codes, of which the first half are gates; what is given is ``silu(gate) * up``, [num_tokens,
+    num_outputs / 2].
     """
     tokens = tiling.tokens_for(len(x))
+    if gated:
+        out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
     grid, out, common = launch_of(x, weight, tiling, tokens, bias, out)
+    if gated:
+        common["num_outputs"] //= 2
     common |= {"x_token": x.stride(0), "even": x.shape[1] % tiling.inputs == 0}
     if isinstance(weight, Tensor):
         tiles = TensorDescriptor.from_tensor(weight, [tiling.outputs, tiling.inputs])
@@ -188,9 +265,16 @@ def few_tokens_linear(
     else:
         assert tiling.outputs % (16 * tiling.warps) == 0
         assert tiling.inputs % CHUNK == 0
-        linear_of_codes[grid](
-            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, chains=1, alone=stands_alone(x, weight),
-            group=weight.group if len(weight.scales) > 1 else 0, **common, **parts(weight),
-            **settings(weight),
+        assert not gated or (tiling.outputs == 16 * tiling.warps and bias is beside is None)
+        more = 0 if beside is None else len(beside)
+        linear_of_codes[grid[0], grid[1] + triton.cdiv(more, _BESIDE)](
+            x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, chains=1, beside=out if beside is None else beside,
+            num_beside=more, has_beside=more > 0, gated=gated, group=weight.group if len(weight.scales) > 1 else 0,
+            alone=stands_alone(x, weight), **common, **parts(weight), **settings(weight),
         )  # fmt: skip
     return out
+
+
+def is_small(weight: Tensor) -> bool:
+    """Whether :func:`few_tokens_linear` takes ``weight`` beside codes: a launch of its own would take longer."""
+    return weight.is_contiguous() and len(weight) <= _MOST_BESIDE and weight.shape[1] % CHUNK == 0
