@@ -176,3 +176,21 @@ def test_filling_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     again, _ = feature_cache(*given)
     assert again is not None
     assert again.is_whole
+
+
+def test_a_disk_that_is_too_small_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = toy_target().requires_grad_(False)
+    given = target, toy_dflash(target), ROWS, CONFIG, tmp_path / "features", {}
+    full = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        cache, told = feature_cache("auto", *given)
+        with pytest.raises(UsageError, match=r"features take 0\.0 GB and .* has 0\.0 GB free; free some"):
+            feature_cache("cache", *given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (cache, told["features"]) == (None, "fly")

@@ -64,16 +64,18 @@ def feature_cache(
     if how == "fly":
         return None, {"features": how}
     layers = wanted_layers(drafter, config)
+    shape, free_bytes = _shape(target, rows, layers), _free_bytes(folder)
+    if shape.num_bytes > free_bytes and how == "cache":
+        raise UsageError(
+            f"the features take {shape.num_bytes / 1e9:.1f} GB and {folder} has {free_bytes / 1e9:.1f} GB free;"
+            " free some, or use --features fly"
+        )
+    if shape.num_bytes > free_bytes:  # nothing is tried on such a disk
+        return None, {"features": "fly", "num_bytes": shape.num_bytes, "free_bytes": free_bytes}
     plan = plan_features(target, drafter, rows, config, folder)
     told = {"features": "cache" if plan.cached else "fly", **asdict(plan)}
     if how == "auto" and not plan.cached:
         return None, told
-    if plan.num_bytes > plan.free_bytes:
-        raise UsageError(
-            f"the features take {plan.num_bytes / 1e9:.1f} GB and {folder} has {plan.free_bytes / 1e9:.1f} GB free;"
-            " free some, or use --features fly"
-        )
-    shape = _shape(target, rows, layers)
     cache = FeatureCache(folder, shape, made_of | {"layers": list(layers), "rows": digest(rows)})
     while not cache.is_whole and not stop():
         ends = min(cache.num_filled + config.rows_per_step, len(rows))
@@ -93,8 +95,7 @@ def plan_features(
     some = rows.rows(index)
     for _ in range(_PROBES):
         compute_s, features = _timed(target, lambda: target_features(target, some, layers))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free_bytes = int(shutil.disk_usage(folder.parent).free * _FREE_SHARE) + bytes_held(folder)
+    free_bytes = _free_bytes(folder)
     probed = folder.with_name(folder.name + ".probe")
     shutil.rmtree(probed, ignore_errors=True)  # of a run that was killed just here
     probe = FeatureCache(probed, _shape(target, some, layers), {})
@@ -110,6 +111,12 @@ def plan_features(
     cached = cache_s < fly_s and shape.num_bytes <= free_bytes
     figures = num_steps, num_fill_steps, compute_s, write_s, read_s, fly_s, cache_s
     return FeaturePlan(cached, shape.num_bytes, free_bytes, *figures)
+
+
+def _free_bytes(folder: Path) -> int:
+    """What a cache in ``folder`` may take: of its disk, and what an earlier run took for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return int(shutil.disk_usage(folder.parent).free * _FREE_SHARE) + bytes_held(folder)
 
 
 def _shape(target: TargetModel, rows: PackedRows, layers: Sequence[int]) -> FeatureShape:
