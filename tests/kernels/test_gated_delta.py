@@ -243,13 +243,15 @@ def test_bits_do_not_depend_on_the_tile(monkeypatch):
     """Sums are written out, so that programs of other tiles, and others' tokens beside them, change nothing."""
     case = Case.made(1, 5, torch.float32, key_dim=32, value_dim=32, groups=1)
     found = []
-    for values, tokens in ((32, 1), (16, 4)):
+    for values, tokens, many_rows in ((32, 1, 2), (16, 4, 2), (16, 4, 1)):
         monkeypatch.setattr(gated_delta, "VALUES", values)
+        monkeypatch.setattr(gated_delta, "MANY_ROWS_OF_BLOCKS", many_rows)
         monkeypatch.setattr(delta_inputs, "TOKENS", tokens)
         found.append((case.block(case.copy()), *case.prepared(case.copy())))
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
-        assert not one.isnan().any(), "all is written"
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert torch.equal(one, same)
+            assert not one.isnan().any(), "all is written"
 
 
 def test_steps_of_few_and_of_many_rows_have_the_same_bits(monkeypatch):

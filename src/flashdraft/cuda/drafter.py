@@ -18,6 +18,7 @@ from flashdraft.models.dflash import DFlashModel
 from flashdraft.ops.block_mask import BlockRule
 from flashdraft.ops.host_copy import pinned, told
 from flashdraft.ops.triton.fused import rope_of
+from flashdraft.ops.triton.likeliest import likeliest_of
 from flashdraft.ops.triton.paged_attention import Visible
 
 T = TypeVar("T")
@@ -93,6 +94,19 @@ class CudaDrafter:
         source = StepSource(self.cache, tables, [seen[rule] for rule in rules], num_keys, rope)
         hidden, _ = run(self.layers, self.last, embed(tables.token_ids.flatten()), source)
         return apart(hidden, 0, places.shape)
+
+    def likeliest(self, hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens [rows, slots] of final hidden states [rows, slots, hidden_size], and log-probabilities.
+
+        ``head``: the target's, [vocab_size, hidden_size].
+        """
+        logits = product(hidden.reshape(-1, hidden.shape[-1]), Product((self.model.head_rows(head),)))
+        if self.model.config.scales_logits:
+            logits = self.model.scaled(logits.float())
+        rows, log_probs = likeliest_of(logits, True)
+        assert log_probs is not None
+        tokens, shape = self.model.head_tokens(rows), hidden.shape[:-1]
+        return apart(tokens, 0, shape), apart(log_probs, 0, shape)
 
     def store(self, features: Tensor, places: Tensor) -> None:
         """Keys and values of tokens with ``features`` [num_tokens, ...]; ``places`` [2, ...]: positions and slots."""

@@ -153,16 +153,19 @@ class DeviceRounds:
         one = (starts.int(), (starts + 1).int(), numbers[:, SLOT].long(), anchors.unsqueeze(1))
         tables = RowTables(*one, numbers[:, NUM_COLUMNS:], self.rows.cache.page_size)
         hidden, _, _ = self.target.forward(self.rows, tables, shape.num_keys, (), False)
-        logits = self.target.logits(hidden.flatten(0, 1))
         rules = RowRules(numbers[:, RULE:NUM_COLUMNS], starts + 1) if shape.samples else None
         depths = torch.zeros(1, dtype=torch.int64, device=starts.device)
-        wanted = rules.choose(logits, depths) if rules else logits.argmax(-1)
+        wanted = self._wanted(hidden.flatten(0, 1), rules, depths)
         goes_on = left > 0
         starts += goes_on
         # A row whose logits are no numbers ends.
         anchors.copy_(torch.where(goes_on, wanted.clamp(min=0), anchors))
         left -= 1
         return wanted
+
+    def _wanted(self, hidden: Tensor, rules: RowRules | None, depths: Tensor) -> Tensor:
+        """The target's tokens behind those with final hidden states ``hidden`` [num_tokens, hidden_size]."""
+        return rules.choose(self.target.logits(hidden), depths) if rules else self.target.choices(hidden)
 
     def _round(self, numbers: Tensor, shape: _Shape) -> tuple[Tensor, Tensor | None]:
         """What is told of each row, int32 [rows, ...]: see round_drafts.py."""
@@ -181,8 +184,7 @@ class DeviceRounds:
         hidden, features, _ = self.target.forward(
             self.rows, tables, shape.num_keys, self.feature_layers, False, *draft.tree
         )
-        logits = self.target.logits(hidden.flatten(0, 1))
-        wanted = rules.choose(logits, draft.depths) if rules else logits.argmax(-1)
+        wanted = self._wanted(hidden.flatten(0, 1), rules, draft.depths)
         kept = self._starts, self._anchors
         counts, told_there, path = draft.ended(wanted.view(-1, shape.width), rows, *kept)
         if path is not None:

@@ -25,6 +25,7 @@ from flashdraft.models.qwen3_5 import GatedDeltaNet, Qwen3_5Model
 from flashdraft.ops.host_copy import pinned, told
 from flashdraft.ops.rope import Rotary
 from flashdraft.ops.triton.fused import rope_of
+from flashdraft.ops.triton.likeliest import likeliest_of
 
 _MOST_STEPPED = (
     1024  # tokens of prompts, padding included: with more of them launching takes less than running
@@ -141,6 +142,10 @@ class CudaTarget:
         """Logits [num_tokens, vocab_size] of final hidden states [num_tokens, hidden_size], in the weights' type."""
         return product(hidden, Product((self.model.head_weight(),)))
 
+    def choices(self, hidden: Tensor) -> Tensor:
+        """The likeliest tokens [num_tokens] of final hidden states [num_tokens, hidden_size]; of equals the first."""
+        return likeliest_of(self.logits(hidden), False)[0]
+
     def forward(
         self,
         rows: DeviceRows,
@@ -175,7 +180,7 @@ class CudaTarget:
             rows.states.after_step(tables.state_slots, (len(places), tables.width))
         joined = TargetOutput.of(hidden, features, feature_layers).features
         shape = places.shape
-        argmax = self.logits(hidden).argmax(-1) if with_head else None
+        argmax = self.choices(hidden) if with_head else None
         return (
             apart(hidden, 0, shape),
             None if joined is None else apart(joined, 0, shape),

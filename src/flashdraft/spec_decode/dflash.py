@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from flashdraft.native.drafter import NativeDrafter
 from flashdraft.spec_decode.candidates import NUM_SAMPLED, Candidates, candidates_of, noise_of
 from flashdraft.spec_decode.drafter import Drafter, Drafts, DraftShape
 from flashdraft.spec_decode.tree import DraftTree, num_ranks
+
+if TYPE_CHECKING:
+    from flashdraft.cuda.drafter import CudaDrafter
 
 
 class DFlashDrafter(Drafter):
@@ -50,7 +54,8 @@ class DFlashDrafter(Drafter):
     def in_rounds(self, drafts: Drafts) -> RoundDrafter | None:
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         assert isinstance(drafts, DFlashBatch)
-        return RoundDrafter(drafts.on_device, self._best, self._branches) if drafts.on_device else None
+        network = drafts.on_device
+        return RoundDrafter(network, partial(self._best, network), self._branches) if network else None
 
     def hidden(
         self,
@@ -99,7 +104,11 @@ class DFlashDrafter(Drafter):
         config = self.model.config
         return int(min(NUM_SAMPLED, config.draft_vocab_size or config.vocab_size))
 
-    def _best(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None) -> tuple[Tensor, Tensor]:
+    def _best(
+        self, network: "CudaDrafter", hidden: Tensor, anchors: Tensor, rules: RowRules | None
+    ) -> tuple[Tensor, Tensor]:
+        if rules is None and self.model.candidate_selector is None:
+            return network.likeliest(hidden, self.target.head_weight())
         found = self._drawn(hidden, anchors, rules, 1).walk()
         return found.token_ids.squeeze(-1), found.log_probs.squeeze(-1)
 

@@ -32,6 +32,7 @@ from flashdraft.ops.triton.delta_inputs import (
 
 VALUES = 16  # value dimensions of a program
 MANY_ROWS = 4  # of one token, and more: programs have twice as many values, and prepare keys half as often
+MANY_ROWS_OF_BLOCKS = 16  # of blocks: likewise
 FEW_ROWS = 8  # no more: programs load all they need first, for they wait for memory more than they compute
 CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
 
@@ -192,7 +193,8 @@ def _run_tokens(  # type: ignore[no-untyped-def]
         convolved, scalars, path, first, end, q_at, column, head, y_token, scalar_token,
         heads, key_heads, key_dim, has_path, has_out,
     )  # fmt: skip
-    for t in range(first, end):
+    # Two tokens a turn: what is loaded ahead need not be moved to where the next turn looks for it.
+    for t in tl.range(first, end, loop_unroll_factor=2):
         # Loaded a token ahead: there is much to compute meanwhile.
         q_next, k_next, v_next, next_k_scale, next_q_scale, next_qk, next_decay, next_beta = _prepared(
             convolved, scalars, path, t + 1, end, q_at, column, head, y_token, scalar_token,
@@ -341,6 +343,8 @@ def gated_delta_block(
             state.stride(0), *out.stride()[:2], **shape, values=values, width=width, **EXACT,
         )  # fmt: skip
         return
+    if rows >= MANY_ROWS_OF_BLOCKS:
+        values = min(2 * VALUES, shape["value_dim"])
     _block_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
         convolved, scalars, state, slots, out, width, *convolved.stride()[:2], *scalars.stride()[:2],
         state.stride(0), *out.stride()[:2], **shape, values=values, **EXACT,
