@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 GATE_TILE = 1024  # elements of a program that gates
+HEADS_TILE = 2  # heads of a program that gates normed ones: with more there are too few programs of one token
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -198,17 +199,19 @@ def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gated_norm_kernel(  # type: ignore[no-untyped-def]
-    out, z, weight, gated, out_token, out_head, z_token, z_head, heads, eps: tl.constexpr, size: tl.constexpr
-):
-    token, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-    at = tl.arange(0, size)
-    x = tl.load(out + token * out_token + head * out_head + at)
-    gate = tl.load(z + token * z_token + head * z_head + at).to(tl.float32)
+    out, z, weight, gated, num_heads, out_token, out_head, z_token, z_head, heads,
+    eps: tl.constexpr, size: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    number, at = tl.program_id(0) * tile + tl.arange(0, tile), tl.arange(0, size)[None, :]
+    there = (number < num_heads)[:, None]
+    token, head = (number // heads).to(tl.int64)[:, None], (number % heads)[:, None]
+    x = tl.load(out + token * out_token + head * out_head + at, there, 0.0)
+    gate = tl.load(z + token * z_token + head * z_head + at, there, 0.0).to(tl.float32)
     wide = x.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / size + eps)
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / size + eps)[:, None]
     normed = (wide * scale * tl.load(weight + at).to(tl.float32)).to(x.dtype).to(tl.float32)
     result = normed * (gate / (1.0 + tl.exp(-gate)))
-    tl.store(gated + (token * heads + head) * size + at, result.to(x.dtype))
+    tl.store(gated + number.to(tl.int64)[:, None] * size + at, result.to(x.dtype), there)
 
 
 def gated_norm(out: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -216,9 +219,9 @@ def gated_norm(out: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     num_tokens, heads, size = out.shape
     gated = torch.empty((num_tokens, heads, size), dtype=out.dtype, device=out.device)
     assert (out.stride(2), z.stride(2)) == (1, 1), "value dimensions lie side by side"
-    _gated_norm_kernel[(num_tokens * heads,)](
-        out, z, weight, gated, out.stride(0), out.stride(1), z.stride(0), z.stride(1), heads,
-        eps=eps, size=size, num_warps=1, enable_fp_fusion=False,
+    _gated_norm_kernel[(triton.cdiv(num_tokens * heads, HEADS_TILE),)](
+        out, z, weight, gated, num_tokens * heads, out.stride(0), out.stride(1), z.stride(0), z.stride(1), heads,
+        eps=eps, size=size, tile=HEADS_TILE, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return gated
 

@@ -34,6 +34,7 @@ VALUES = 16  # value dimensions of a program
 MANY_ROWS = 4  # of one token, and more: programs have twice as many values, and prepare keys half as often
 MANY_ROWS_OF_BLOCKS = 16  # of blocks: likewise
 FEW_ROWS = 8  # no more: programs load all they need first, for they wait for memory more than they compute
+REGISTERS = 168  # of a commit's thread at most: told so, ptxas takes 128 without a spill, else 151
 CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
 
 
@@ -368,7 +369,7 @@ def gated_delta_commit(
     _commit_kernel[(shape["value_dim"] // values * shape["heads"], rows, num_layers)](
         convolved, scalars, state, slots, starts, counts, *_told_path(path, starts),
         *convolved.stride()[:3], *scalars.stride()[:3], *state.stride()[:2],
-        **shape, values=values, has_path=path is not None, **EXACT,
+        **shape, values=values, has_path=path is not None, maxnreg=REGISTERS, **EXACT,
     )  # fmt: skip
 
 

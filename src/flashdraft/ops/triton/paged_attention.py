@@ -5,6 +5,7 @@ The online softmax of FlashAttention (arXiv 2205.14135) over tiles of keys, spli
 not see adds exact zeros, so that a token's bits depend neither on the width of its block nor on its neighbours.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,9 @@ _STAGES = 5
 # Programs of many rows hide each other's waits, and more fit beside each other with fewer loads under way: 4,096 rows
 # of up to 192 keys took 0.84 of the time on an H200 where the bound was 1,024 keys, 0.98 where it was 256.
 _MANY_ROWS, _STAGES_OF_MANY = 512, 2
+# With as few registers three programs fit on a multiprocessor, and not two: 0.94 of the time of 32 blocks of 8; of one
+# row 1.1, for some are spilled.
+_MANY_PROGRAMS, _REGISTERS = 1024, 168
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ def _attend(  # type: ignore[no-untyped-def]
     own = _first_key(part, short, part_len, within)
     begin = tl.maximum(own, tl.min(lowest, 0) // tile * tile)
     end = tl.minimum(_first_key(part + 1, short, part_len, within), tl.max(highest, 0))
+    if in_parts:  # noqa: SIM102 - the first is known when it is compiled
+        if own >= end:  # nobody joins it: of keys that are bounded coarsely many parts are such
+            return
     dim = tl.arange(0, dims)
     is_dim = dim < head_dim
     q_at = (row * width + token) * q_token + q_heads * q_head
@@ -125,16 +132,13 @@ def _attend(  # type: ignore[no-untyped-def]
     heads_at = (row * width + token) * num_heads + q_heads
     if in_parts:
         places = heads_at * num_parts + part
-        is_query &= query * 0 + own < end  # what nobody joins is not written
         tl.store(bests + places, best, is_query)
         tl.store(totals + places, total, is_query)
         tl.store(out + places[:, None] * head_dim + dim[None, :], summed, is_query[:, None] & is_dim[None, :])
     else:
-        joined = summed / tl.where(total == 0.0, 1.0, total)[:, None]
-        tl.store(
-            out + heads_at[:, None] * head_dim + dim[None, :], joined.to(out.dtype.element_ty),
-            is_query[:, None] & is_dim[None, :],
-        )  # fmt: skip
+        joined = (summed / tl.where(total == 0.0, 1.0, total)[:, None]).to(out.dtype.element_ty)
+        out_at = out + heads_at[:, None] * head_dim + dim[None, :]
+        tl.store(out_at, joined, is_query[:, None] & is_dim[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -207,6 +211,7 @@ def paged_attention(
     is_tree = visible.paths is not None
     tiles = width * triton.cdiv(groups, QUERIES) if is_tree else triton.cdiv(width * groups, QUERIES)
     grid = (rows, kv_heads * tiles, num_parts)
+    many_programs = {"maxnreg": _REGISTERS} if math.prod(grid) >= _MANY_PROGRAMS else {}
     stages = _STAGES_OF_MANY if rows >= _MANY_ROWS else _STAGES + 2 * is_tree
     _attend[grid](
         q, keys, values, table, visible.first, visible.last,
@@ -216,7 +221,7 @@ def paged_attention(
         groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
         tile=_TILE if dims <= 128 else _TILE // 2, **_parts(head_dim), in_parts=in_parts, is_tree=is_tree,
         precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
-        num_stages=3 if q.element_size() > 2 else stages,
+        num_stages=3 if q.element_size() > 2 else stages, **many_programs,
     )  # fmt: skip
     if in_parts:
         _join[(rows * width, num_heads)](
