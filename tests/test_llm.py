@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flashdraft.answer import RoundEvent
+from flashdraft.checkpoint import load
 from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.errors import CheckpointError, FlashdraftError
 from flashdraft.generate import generate
@@ -186,6 +187,16 @@ def test_so_it_does_where_they_do_not_know_the_target_or_are_not_asked(tmp_path:
     assert [isinstance(llm.target, NativeTarget) for llm in opened] == [True, False, False]
     assert [llm.dtype for llm in opened] == ["bfloat16", "float32", "float32"]
     assert [exact_dtype(hybrid, "cuda"), exact_dtype(pair[0], "cpu", "int8")] == ["bfloat16", "bfloat16"]
+
+
+def test_a_targets_config_is_read_once_before_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, read = [str(path) for path in save_tiny_pair(tmp_path)], list[Path]()
+    config = load.read_config
+    monkeypatch.setattr(load, "read_config", lambda place: (read.append(place), config(place))[1])
+    LLM(*paths)
+    assert read == [Path(paths[0])] * 2, "for all that it tells, and with the weights"
 
 
 def test_an_interrupted_call_leaves_the_engine_empty(llm: LLM) -> None:

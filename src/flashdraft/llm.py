@@ -103,11 +103,12 @@ class LLM:
     ) -> None:
         if draft == _UNSET:
             draft = EMBEDDED if model == EMBEDDED else None
-        self.dtype = dtype = dtype or exact_dtype(model, device, quantization, attention_backend)
+        outline: TargetModel | None = None
+        if isinstance(draft, str):
+            outline = check_pair(model, draft, block_size if isinstance(block_size, int) else 1)
+        self.dtype = dtype = dtype or exact_dtype(model, device, quantization, attention_backend, outline)
         if quantization and dtype != "bfloat16":
             raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {dtype}")
-        if isinstance(draft, str):
-            check_pair(model, draft, block_size if isinstance(block_size, int) else 1)
         check_backend(attention_backend)
         self.keeps_codes = _keeps_codes(model, dtype, device, attention_backend, keep_codes)
         packs = attention_backend in (AUTO_BACKEND, "native")
@@ -302,17 +303,22 @@ class LLM:
 
 
 def exact_dtype(
-    model: str, device: str, quantization: str | None = None, attention_backend: str = AUTO_BACKEND
+    model: str,
+    device: str,
+    quantization: str | None = None,
+    attention_backend: str = AUTO_BACKEND,
+    outline: TargetModel | None = None,
 ) -> str:
     """The fastest type on ``device`` in which drafting does not change an answer's tokens: float32 or bfloat16.
 
     In PyTorch on a CPU bfloat16 rounds a token otherwise alone than in a block, and near-ties fall either way: float32
-    wherever the C++ layers do not run. Quantized weights run in these alone, in bfloat16.
+    wherever the C++ layers do not run. Quantized weights run in these alone, in bfloat16. ``outline``: the model's, if
+    there is one.
     """
     if device != "cpu" or quantization:
         return "bfloat16"
     packs = attention_backend in (AUTO_BACKEND, "native")
-    return "bfloat16" if packs and has_fast_form(outline_target(model)) else "float32"
+    return "bfloat16" if packs and has_fast_form(outline or outline_target(model)) else "float32"
 
 
 def _open_target(

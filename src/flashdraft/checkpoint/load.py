@@ -152,18 +152,20 @@ def outline_own_mtp(
     return network
 
 
-def check_pair(target: str | Path, draft: str | Path, block_size: int = 1) -> None:
+def check_pair(target: str | Path, draft: str | Path, block_size: int = 1) -> TargetModel | None:
     """Refuse what the configs of a pair tell, before any weight of either is fetched or read.
 
-    ``block_size``: of the blocks that it will be asked for. Raises what :func:`load_target`, :func:`load_drafter` and
-    :func:`load_own_mtp` raise, and UsageError for larger blocks than the drafter has.
+    ``block_size``: of the blocks that it will be asked for. Gives the target's outline, None where it is not looked at.
+    Raises what :func:`load_target`, :func:`load_drafter` and :func:`load_own_mtp` raise, and UsageError for larger
+    blocks than the drafter has.
     """
     if block_size == 1 and (target, draft) in ((EMBEDDED, EMBEDDED), (EMBEDDED, OWN_MTP)):
-        return
+        return None
     model = outline_target(target)
     drafter = outline_own_mtp(target, model) if draft == OWN_MTP else outline_drafter(draft, model)
     if not 1 <= block_size <= drafter.config.block_size:
         raise UsageError(f"block_size is {block_size}; expected 1 to {drafter.config.block_size}")
+    return model
 
 
 def _open_target(place: Path) -> tuple[Any, Callable[[], WeightSource]]:
