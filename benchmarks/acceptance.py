@@ -81,7 +81,7 @@ def serve(args: argparse.Namespace) -> None:
                 if i < len(prompts[task])
             ]
             asked = [(task, prompt) for task, prompt in asked if (task, prompt.id, block_size) not in done]
-            llm.block_size = block_size
+            llm.block_size, llm.draft_tree = block_size, args.draft_tree
             for start in range(0, len(asked), args.concurrency):
                 some = asked[start : start + args.concurrency]
                 params = [
@@ -145,6 +145,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[16, 8])
+    parser.add_argument(
+        "--draft-tree", type=int, help="tokens of a tree in place of every block, anchor included"
+    )
     parser.add_argument("--concurrency", type=int, default=8, help="prompts answered at a time")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from flashdraft.generate import generate
+from flashdraft.models.dflash_config import DFlashConfig
 from flashdraft.sampler import SharedNoise, sample
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.candidates import Candidates, noise_of
+from flashdraft.spec_decode.candidates import Candidates, candidates_of, noise_of
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import DraftSampling
 from flashdraft.spec_decode.tree import DraftTree
@@ -78,10 +79,10 @@ def test_trees_are_the_best_by_joint_scores(num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tree", [None, 12])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_answers_are_the_targets_own(tree: int | None, temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "scores_first"), [(0.0, True), (0.8, True), (0.8, False)])
+def test_answers_are_the_targets_own(tree: int | None, temperature: float, scores_first: bool) -> None:
     target = toy_target(vocab_size=11)  # random drafts are right now and then
-    drafter = DFlashDrafter(toy_dflash2(target), target)
+    drafter = DFlashDrafter(toy_dflash2(target, selector_anchor_sampled=scores_first), target)
     accepted = 0
     for seed in range(4):
         params = SamplingParams(temperature=temperature, seed=seed, max_tokens=40, ignore_eos=True)
@@ -134,3 +135,21 @@ def test_rows_that_are_not_sampled_stay_as_they_are() -> None:
         assert mixed.chains([SLOTS] * 2)[1] == some.chains([SLOTS] * 2)[1]
         assert mixed.trees([SLOTS] * 2, [6, 6], COUNT)[1] == some.trees([SLOTS] * 2, [6, 6], COUNT)[1]
         assert mixed.walk().token_ids[0].tolist() != some.walk().token_ids[0].tolist()
+
+
+@pytest.mark.parametrize("scores_first", [True, False])
+def test_a_sampled_rows_first_slot_is_left_to_the_layers(scores_first: bool) -> None:
+    """For a drafter that says so: greedy rows beside it and later slots have their pairs as ever."""
+    target = toy_target()
+    network = toy_dflash2(target, std=0.5, selector_anchor_sampled=scores_first)
+    assert DFlashConfig.from_dict(network.config.to_dict()) == network.config
+    hidden, anchors = torch.randn(2, SLOTS, 48), torch.tensor([3, 4])
+    found = candidates_of(network, target, hidden, anchors, 1)
+    made = noise_of(found.token_ids, [DraftSampling(SharedNoise(3), 0.5, 5), None], 97)
+    sampled = DFlashDrafter(network, target).as_sampled(found, *made)
+    assert found.pairs is not None
+    assert sampled.pairs is not None
+    torch.testing.assert_close(sampled.pairs[0, 1:], 2 * found.pairs[0, 1:])
+    torch.testing.assert_close(sampled.pairs[0, 0], 2 * found.pairs[0, 0] * scores_first)
+    assert torch.equal(sampled.pairs[1], found.pairs[1])
+    assert found.pairs[0, 0].abs().max() > 0

@@ -16,6 +16,7 @@ _OF_DFLASH2 = (
     "selector_rank",
     "selector_top_k",
     "selector_projects_head",
+    "selector_anchor_sampled",
     "output_multiplier",
     "final_logit_softcapping",
     "input_embedding_scale",
@@ -71,6 +72,8 @@ class DFlashConfig:
     selector_rank: int = 0  # of DFlash 2's candidate selector; 0: it has none
     selector_top_k: int = 16  # candidates of a slot
     selector_projects_head: bool = False  # its codebooks are projections of the target's head
+    # Whether the anchor scores the first slot's candidates in drafts of sampled tokens too; the layers saw it already.
+    selector_anchor_sampled: bool = True
     output_multiplier: float = 1.0  # of the head's outputs
     final_logit_softcapping: float = 0.0  # then capped to this by tanh; 0: not
     input_embedding_scale: float = 1.0  # of the block's embeddings

@@ -57,17 +57,21 @@ class Candidates:
         chosen = torch.stack(places, 1)
         return Candidates(self.token_ids.gather(2, chosen), torch.stack(log_probs, 1))
 
-    def as_sampled(self, noise: Tensor, temperatures: Tensor) -> "Candidates":
+    def as_sampled(self, noise: Tensor, temperatures: Tensor, scores_first: bool = True) -> "Candidates":
         """Best first as the target will sample: by their scores at ``temperatures`` [rows] and with ``noise``.
 
         ``noise`` float32 [rows, slots, count]: the target's own, of these tokens in their places. Rows of temperature
-        0 stay as they are. The log-probabilities are those of a softmax over all that.
+        0 stay as they are. The log-probabilities are those of a softmax over all that. Without ``scores_first`` pairs
+        of the first slot are left out.
         """
         asked = (temperatures > 0).view(-1, 1, 1)
         scale = torch.where(asked, temperatures.view(-1, 1, 1), 1.0)
         scores = torch.where(asked, self.log_probs / scale + noise, self.log_probs)
         if self.pairs is not None:
-            return Candidates(self.token_ids, scores, self.pairs / scale.unsqueeze(-1))
+            pairs = self.pairs / scale.unsqueeze(-1)
+            if not scores_first:
+                pairs[:, 0] = torch.where(asked, 0.0, pairs[:, 0])
+            return Candidates(self.token_ids, scores, pairs)
         order = scores.argsort(-1, descending=True)
         log_probs = torch.where(asked, scores.log_softmax(-1), scores).gather(-1, order)
         return Candidates(self.token_ids.gather(-1, order), log_probs)

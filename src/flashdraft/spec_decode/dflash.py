@@ -122,7 +122,11 @@ class DFlashDrafter(Drafter):
     def _drawn(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, count: int) -> Candidates:
         """Candidates of a round, best first as its ``rules`` sample them."""
         found = candidates_of(self.model, self.target, hidden, anchors, self.most_sampled if rules else count)
-        return found.as_sampled(rules.noise_of(found.token_ids), rules.temperatures) if rules else found
+        return self.as_sampled(found, rules.noise_of(found.token_ids), rules.temperatures) if rules else found
+
+    def as_sampled(self, found: Candidates, noise: Tensor, temperatures: Tensor) -> Candidates:
+        """:meth:`Candidates.as_sampled`, the first slot as the network wants it."""
+        return found.as_sampled(noise, temperatures, self.model.config.selector_anchor_sampled)
 
 
 class DFlashBatch:
@@ -198,7 +202,7 @@ class DFlashBatch:
         )
         if any(samplings):
             vocab_size = self.drafter.target.config.vocab_size
-            found = found.as_sampled(*noise_of(found.token_ids, samplings, vocab_size))
+            found = self.drafter.as_sampled(found, *noise_of(found.token_ids, samplings, vocab_size))
         return found.trees(depths, sizes, count)
 
     def _candidates(
