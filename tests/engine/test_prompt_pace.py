@@ -269,8 +269,8 @@ def test_rollouts_of_many_rows_are_filled_at_once() -> None:
 
 def test_rounds_of_rollouts_are_the_longer_the_more_rows_there_are() -> None:
     configs = [rollout_config(num_rows, 64) for num_rows in (1, 32, 100, 4096)]
-    assert [config.num_scheduler_steps for config in configs] == [1, 1, 4, 16]
-    assert [config.max_prompt_tokens for config in configs] == [8192, 8192, 8192, 65536]
+    assert [config.num_scheduler_steps for config in configs] == [1, 1, 4, 32]
+    assert [config.max_prompt_tokens for config in configs] == [8192, 8192, 8192, 131072]
     assert [config.num_pages for config in configs] == [4, 128, 400, 16384]
 
 
