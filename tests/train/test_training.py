@@ -23,6 +23,7 @@ from flashdraft.train import forward, loss
 from flashdraft.train.anchors import blocks_at, draw_blocks, sample_anchors, sample_slots
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
+from flashdraft.train.log_file import read_log
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs
 from flashdraft.train.simulate import simulate, walk_side_by_side
 from flashdraft.train.trainer import Trainer
@@ -254,6 +255,14 @@ def test_a_run_that_ends_when_an_evaluation_is_due_is_evaluated_once(tmp_path: P
     steps = [line["step"] for line in lines if "simulated_acceptance_length" in line]
     assert len(steps) == len(set(steps)) >= 1
     assert steps[-1] == lines[-1]["step"]
+
+
+def test_a_run_that_is_over_is_not_evaluated_again(tmp_path: Path) -> None:
+    config = TrainConfig(**{**CONFIG.__dict__, "total_blocks": 32 * 3})
+    lines, drafter = train(tmp_path, (float("inf"),) * 2, config)
+    assert [line["step"] for line in lines if "simulated_acceptance_length" in line] == [3]
+    assert read_log(tmp_path) == lines
+    assert not torch.equal(drafter.fc.weight, toy_dflash(TARGET).fc.weight), "its state is there"
 
 
 def test_training_learns_and_simulated_acceptance_is_the_served_one(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from flashdraft.train.forward import (
     target_features,
     teacher_hidden,
 )
-from flashdraft.train.log_file import append_line, cut_log
+from flashdraft.train.log_file import LOG_FILE, append_line, cut_log, read_log
 from flashdraft.train.loss import HeadLoss, decay_weights, dpace_weights, label_log_probs, selector_loss
 from flashdraft.train.optimizer import Optimizer
 from flashdraft.train.ranks import Ranks
@@ -133,7 +133,7 @@ class Trainer:
         is not evaluated.
         """
         config, progress = self.config, self.progress
-        pause_s += progress.elapsed_s
+        pause_s, first_step = pause_s + progress.elapsed_s, progress.step
         next_eval, next_save = (
             progress.elapsed_s + 60 * m for m in (config.eval_minutes, config.checkpoint_minutes)
         )
@@ -165,8 +165,15 @@ class Trainer:
                 next_save = progress.elapsed_s + 60 * config.checkpoint_minutes
             since, since_step = time.perf_counter(), progress.step
         self.save()
-        if not stop():
+        if not stop() and (progress.step > first_step or not self._is_evaluated()):
             self.evaluate(on_report)
+
+    def _is_evaluated(self) -> bool:
+        """Whether the log has an evaluation of where the run stands: one that is over may be started again."""
+        log = read_log(self.folder) if (self.folder / LOG_FILE).exists() else []
+        return any(
+            "simulated_acceptance_length" in line and line["step"] == self.progress.step for line in log
+        )
 
     def evaluate(self, on_report: Any) -> dict[str, float]:
         """Simulated acceptance length on the validation documents, by kind of text and over all of them.
