@@ -243,8 +243,8 @@ def _codebook_bytes(model: TargetModel, drafter: DrafterNetwork) -> int:
     if selector is None or not selector.projects_head:
         return 0
     weight = selector.hidden_projection.weight
-    rows: int = model.config.vocab_size
-    return 2 * rows * len(weight) * weight.element_size()
+    num_bytes: int = 2 * model.config.vocab_size * len(weight) * weight.element_size()
+    return num_bytes
 
 
 def _num_large(network: nn.Module) -> int:
