@@ -4,6 +4,7 @@ Beside trainers of other environments, so PyTorch alone is imported.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ class Turn:
 
     def __init__(self, folder: Path, seconds: float, begin_again: Callable[[], None]) -> None:
         self.folder, self.length, self.begin_again = folder, seconds, begin_again
-        self.born = time.perf_counter()
+        self.born, self.parent = time.perf_counter(), os.getppid()
         self.started: float | None = None
         self.num_steps = 0
         self.seconds = 0.0
@@ -47,6 +48,8 @@ class Turn:
         wait_for_device()
         (self.folder / "ready").write_text(f"{time.perf_counter() - self.born:.1f}\n")
         while not (self.folder / "turn").exists():
+            if os.getppid() != self.parent:  # killed: nobody gives turns any more, and the device is held
+                raise SystemExit("trainers.py has ended before this trainer's turn")
             time.sleep(0.05)
         self.num_steps, self.started = 0, time.perf_counter()
 

@@ -14,6 +14,7 @@ in time is stopped, and that is its row. `report` serves prompts that none has s
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,9 @@ _AFTER_S = 60  # for a trainer to save its drafter
 
 def data(args: argparse.Namespace) -> None:
     """Documents, hidden states in both peers' forms, the target as a folder, and shape.json."""
+    states, features = args.work / "arrow" / "hidden_states", args.work / "features"
+    states.mkdir(parents=True)
+    features.mkdir(parents=True)
     to_folder = ["convert", "--model", "embedded", "--to", "hf", "--dtype", "float32", "--out"]
     to_folder.append(str(args.work / "target"))
     converting = subprocess.Popen([sys.executable, "-m", "flashdraft", *to_folder], stdout=subprocess.DEVNULL)
@@ -63,9 +68,6 @@ def data(args: argparse.Namespace) -> None:
     learned = [doc for doc in documents if not is_held_back(doc)]
     # speculators' trainer wants a validation set; nothing is taken for it from what all learn from.
     ordered = [*learned, *(doc for doc in documents if is_held_back(doc))]
-    states, features = args.work / "arrow" / "hidden_states", args.work / "features"
-    states.mkdir(parents=True)
-    features.mkdir(parents=True)
     texts = [(doc.prompt_token_ids + doc.answer_token_ids)[:ROW_TOKENS] for doc in ordered]
     masks = [
         [int(i >= len(doc.prompt_token_ids)) for i in range(len(text))]
@@ -84,6 +86,7 @@ def data(args: argparse.Namespace) -> None:
             torch.save(one, features / f"{place:06d}.ckpt")
 
     size = _BATCH if args.device == "cuda" else 1
+    writing = []
     with ThreadPoolExecutor(8) as writers:
         for start in range(0, len(ordered), size):
             batch = ordered[start : start + size]
@@ -91,7 +94,9 @@ def data(args: argparse.Namespace) -> None:
             lengths = [len(text) for text in texts[start : start + size]]
             some = torch.cat([one[:length] for one, length in zip(hidden, lengths, strict=True)]).cpu()
             for place, one in enumerate(some.split(lengths), start):
-                writers.submit(write, place, one.clone())
+                writing.append(writers.submit(write, place, one.clone()))
+    for one in writing:
+        one.result()  # a full disk would leave documents without states
     told = {
         "target": "embedded",
         "layers": args.layers,
@@ -129,15 +134,8 @@ def command_of(name: str, args: argparse.Namespace, told: dict[str, Any]) -> lis
     """How the trainer is started."""
     script = str(HERE / f"trainer_{name}.py")
     if name == "ours":
-        return [
-            sys.executable,
-            script,
-            str(args.work),
-            "--seconds",
-            str(args.seconds),
-            "--device",
-            args.device,
-        ]
+        more = ["--seconds", str(args.seconds), "--device", args.device]
+        return [sys.executable, script, str(args.work), *more]
     python = shlex.split(getattr(args, name))
     if name == "specforge":
         return [*python, script, str(args.work), "--seconds", str(args.seconds)]
@@ -162,7 +160,6 @@ def command_of(name: str, args: argparse.Namespace, told: dict[str, Any]) -> lis
 
 def start(name: str, args: argparse.Namespace, told: dict[str, Any]) -> "subprocess.Popen[bytes]":
     folder = args.work / name
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left would be gone on with
     folder.mkdir()
     command = command_of(name, args, told)
     (folder / "command").write_text(shlex.join(command) + "\n")
@@ -176,19 +173,24 @@ def train(args: argparse.Namespace) -> None:
     told = json.loads((args.work / "shape.json").read_text())
     names = ["ours", *(name for name in PEERS if getattr(args, name))]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by the way of `finally`
+    for name in (
+        "ours",
+        *PEERS,
+    ):  # what an earlier run left would be gone on with, or reported beside this one
+        shutil.rmtree(args.work / name, ignore_errors=True)
     began = time.monotonic()
-    running = {name: start(name, args, told) for name in names}
+    running: dict[str, subprocess.Popen[bytes]] = {}
     try:
+        for name in names:
+            running[name] = start(name, args, told)
         while time.monotonic() - began < args.ready_within and any(
             not (args.work / name / "ready").exists() and process.poll() is None
             for name, process in running.items()
         ):
             time.sleep(0.1)
+        faults = {name: not_ready(name, running[name], args) for name in names}
         for name in names:
-            if not (args.work / name / "ready").exists():
-                stop(running[name])  # what it compiles would disturb the others
-        for name in names:
-            row = {"trainer": name, **turn_of(name, running[name], args)}
+            row = {"trainer": name, **(faults[name] or turn_of(name, running[name], args))}
             (args.work / name / "row.json").write_text(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
     finally:
@@ -196,18 +198,28 @@ def train(args: argparse.Namespace) -> None:
             stop(process)
 
 
+def not_ready(name: str, process: "subprocess.Popen[bytes]", args: argparse.Namespace) -> dict[str, Any]:
+    """The row of a trainer that has not warmed up, which is stopped: what it compiles would disturb the others."""
+    code = process.poll()
+    if (args.work / name / "ready").exists():
+        return {}
+    stop(process)
+    late = f"not ready in {args.ready_within} s" if code is None else f"ended with {code} before it was ready"
+    return {"error": late, "log": tail(args.work / f"{name}.log")}
+
+
 def turn_of(name: str, process: "subprocess.Popen[bytes]", args: argparse.Namespace) -> dict[str, Any]:
     """Give the trainer its turn, and wait until it has saved what it learned."""
-    folder, log = args.work / name, args.work / f"{name}.log"
-    if not (folder / "ready").exists():
-        return {"error": f"not ready in {args.ready_within} s", "log": log.read_text()[-300:]}
+    folder, fault = args.work / name, ""
     (folder / "turn").touch()
     try:
-        process.wait(args.seconds + _AFTER_S)
+        code = process.wait(args.seconds + _AFTER_S)
+        fault = f"ended with {code} in its turn" if code else ""
     except subprocess.TimeoutExpired:
-        stop(process)
-    if not (folder / "turn.json").exists():
-        return {"error": f"ended with {process.returncode} in its turn", "log": log.read_text()[-300:]}
+        fault = f"had not saved its drafter {_AFTER_S} s after its turn"
+    stop(process)
+    if fault or not (folder / "turn.json").exists():
+        return {"error": fault or "ended without a word of its turn", "log": tail(args.work / f"{name}.log")}
     row = {
         "warm_up_s": float((folder / "ready").read_text()),
         **json.loads((folder / "turn.json").read_text()),
@@ -215,11 +227,16 @@ def turn_of(name: str, process: "subprocess.Popen[bytes]", args: argparse.Namesp
     return row | {"blocks_per_s": round(row["num_blocks"] / row["seconds"], 1)}
 
 
+def tail(log: Path) -> str:
+    """The end of a log, which may have been cut within a character."""
+    return log.read_text(errors="replace")[-300:]
+
+
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """The trainer and the workers that it started."""
-    if process.poll() is None:
+    """The trainer and the workers that it started, which may outlive it."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -249,6 +266,8 @@ def report(args: argparse.Namespace) -> None:
         for name in ("ours", *PEERS)
         for path in args.work.glob(f"{name}/row.json")
     ]
+    if not rows:
+        raise SystemExit(f"{args.work} has no trainer's row.json; expected `train` to have run there")
     served = serve_all([row["trainer"] for row in rows if "seconds" in row], args)
     costs = {
         name: [(len(one["token_ids"]) - 1, one["rounds"]) for one in answers]
@@ -259,6 +278,8 @@ def report(args: argparse.Namespace) -> None:
         row["command"] = (args.work / name / "command").read_text().strip()
         if name in served:
             row |= {"acceptance_length": accepted(costs[name]), "by_task": by_task(served[name], costs[name])}
+        elif "seconds" in row:
+            row["error"] = "its drafter could not be served"
     ours, beside = rows[0], {}
     for row in rows:
         name = row["trainer"]
@@ -292,16 +313,8 @@ def serve_all(names: list[str], args: argparse.Namespace) -> dict[str, list[dict
     for name in names:
         folder = args.work / name
         draft = folder / ("0" if name == "speculators" else "drafter")
-        command = [
-            sys.executable,
-            __file__,
-            "serve",
-            "--draft",
-            str(draft),
-            "--out",
-            str(folder / "served.jsonl"),
-        ]
-        running.append(subprocess.Popen([*command, *common]))
+        own = ["--draft", str(draft), "--out", str(folder / "served.jsonl")]
+        running.append(subprocess.Popen([sys.executable, __file__, "serve", *own, *common]))
     ended = {name: process.wait() for name, process in zip(names, running, strict=True)}
     return {
         name: [json.loads(line) for line in (args.work / name / "served.jsonl").read_text().splitlines()]
@@ -319,6 +332,13 @@ def by_task(served: list[dict[str, Any]], costs: list[tuple[int, int]]) -> dict[
     for one, cost in zip(served, costs, strict=True):
         grouped[one["task"]].append(cost)
     return {task: accepted(some) for task, some in grouped.items()}
+
+
+def seconds(said: str) -> float:
+    number = float(said)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{said} is no time; expected seconds above 0")
+    return number
 
 
 def main() -> None:
@@ -340,8 +360,8 @@ def main() -> None:
     verbs["data"].add_argument("--answers", type=Path, required=True)
     verbs["data"].add_argument("--layers", type=int, default=2)
     verbs["data"].add_argument("--rows", type=int, default=1, help="of 1,024 tokens, in a step")
-    verbs["train"].add_argument("--seconds", type=float, required=True, help="of each trainer's turn")
-    verbs["train"].add_argument("--ready-within", type=float, default=900, help="seconds, for all warm-ups")
+    verbs["train"].add_argument("--seconds", type=seconds, required=True, help="of each trainer's turn")
+    verbs["train"].add_argument("--ready-within", type=seconds, default=900, help="seconds, for all warm-ups")
     for name in PEERS:
         verbs["train"].add_argument(f"--{name}", help="the command of its python; without, it is left out")
     args = parser.parse_args()
