@@ -1,6 +1,7 @@
 """Data sheets of GPUs, by name or told by their numbers."""
 
 from dataclasses import dataclass
+from math import inf
 
 from flashdraft.errors import UsageError
 
@@ -36,7 +37,7 @@ def read_gpu(told: str) -> Gpu:
         return GPUS[told.upper()]
     try:
         numbers = [float(part) for part in told.split(",")]
-        if not 2 <= len(numbers) <= 4 or min(numbers) <= 0:
+        if not 2 <= len(numbers) <= 4 or not all(0 < number < inf for number in numbers):
             raise ValueError
     except ValueError:
         raise UsageError(

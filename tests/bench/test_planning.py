@@ -135,7 +135,12 @@ def test_the_command_plans_this_machine_and_checks_its_rows(
     [
         ((), "--acceptance is missing"),
         (("--acceptance", "8:2"), "expected NUMBER=VALUE"),
-        (("--gpu", "B200", "--plain", "1=-3"), "expected numbers above 0"),
+        (("--gpu", "B200", "--plain", "1=-3"), "expected finite numbers above 0"),
+        (("--gpu", "B200", "--plain", "32=nan"), "--plain has '32=nan'; expected finite"),
+        (("--gpu", "B200", "--plain", "32=inf"), "--plain has '32=inf'; expected finite"),
+        (("--gpu", "B200", "--plain", "32=9,32=8"), "--plain has 32 twice"),
+        (("--gpu", "nan,989", "--acceptance", "16=5"), "the GPU 'nan,989' is not known"),
+        (("--gpu", "8,inf", "--acceptance", "16=5"), "the GPU '8,inf' is not known"),
         (("--gpu", "B200", "--pair", "qwen3-8b", "--draft", "mtp"), "not published with an MTP head"),
         (("--gpu", "B200", "--pair", "qwen3-8b", "--check", "x"), "is for rows of qwen3.5-27b"),
         (("--gpu", "abc"), "expected one of A100"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,17 +196,20 @@ def _by_number(said: str, option: str) -> dict[int, float]:
     """ "16=3.2,8=3" as numbers."""
     from flashdraft.bench.config import names_in
 
-    found = {}
+    found: dict[int, float] = {}
     for one in names_in(said):
-        number, _, value = one.partition("=")
+        before, _, behind = one.partition("=")
         try:
-            found[int(number)] = float(value)
+            number, value = int(before), float(behind)
         except ValueError:
             raise UsageError(
                 f"{option} has {one!r}; expected NUMBER=VALUE with commas, for example 16=3.2,8=3"
             ) from None
-        if int(number) < 1 or float(value) <= 0:
-            raise UsageError(f"{option} has {one!r}; expected numbers above 0")
+        if number < 1 or not 0 < value < inf:
+            raise UsageError(f"{option} has {one!r}; expected finite numbers above 0")
+        if number in found:
+            raise UsageError(f"{option} has {number} twice; expected each number once")
+        found[number] = value
     return found
 
 
