@@ -133,7 +133,8 @@ def of_vllm() -> list[str]:
     """Another server on another GPU: nothing of either was fitted, but plain decoding is known."""
     rows = [json.loads(line) for line in VLLM.read_text().splitlines()]
     every = [r for r in rows if (r["system"], r["pair"]) == ("vllm", "27b") and r["method"] in BLOCKS]
-    own = list({(r["method"], r["requests"]): r for r in every}.values())  # what was measured again, by its last time
+    # What was measured again stands there twice, the last behind.
+    own = list({(r["method"], r["requests"]): r for r in every}.values())
     plain = {r["requests"]: 1e3 * r["requests"] / r["step_ms"] for r in own if r["method"] == "plain"}
     costs = forecast(published_pair(CARD_PAIR), GPUS["H200"], Job(600, 0), "dflash").costs
     costs, _ = calibrate(costs, Job(1, 10**9), plain, token_reads=0.0)

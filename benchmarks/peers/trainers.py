@@ -56,8 +56,8 @@ _AFTER_S = 60  # for a trainer to save its drafter
 def data(args: argparse.Namespace) -> None:
     """Documents, hidden states in both peers' forms, the target as a folder, and shape.json."""
     states, features = args.work / "arrow" / "hidden_states", args.work / "features"
-    states.mkdir(parents=True)
-    features.mkdir(parents=True)
+    for made in (states, features):
+        made.mkdir(parents=True)
     to_folder = ["convert", "--model", "embedded", "--to", "hf", "--dtype", "float32", "--out"]
     to_folder.append(str(args.work / "target"))
     converting = subprocess.Popen([sys.executable, "-m", "flashdraft", *to_folder], stdout=subprocess.DEVNULL)
@@ -69,10 +69,7 @@ def data(args: argparse.Namespace) -> None:
     # speculators' trainer wants a validation set; nothing is taken for it from what all learn from.
     ordered = [*learned, *(doc for doc in documents if is_held_back(doc))]
     texts = [(doc.prompt_token_ids + doc.answer_token_ids)[:ROW_TOKENS] for doc in ordered]
-    masks = [
-        [int(i >= len(doc.prompt_token_ids)) for i in range(len(text))]
-        for doc, text in zip(ordered, texts, strict=True)
-    ]
+    masks = [loss_mask(doc) for doc in ordered]
     with (args.work / "documents.jsonl").open("w") as out:
         for text, mask in zip(texts, masks, strict=True):
             out.write(json.dumps({"input_ids": text, "loss_mask": mask, "seq_len": len(text)}) + "\n")
@@ -86,8 +83,8 @@ def data(args: argparse.Namespace) -> None:
             torch.save(one, features / f"{place:06d}.ckpt")
 
     size = _BATCH if args.device == "cuda" else 1
-    writing = []
     with ThreadPoolExecutor(8) as writers:
+        writing = []
         for start in range(0, len(ordered), size):
             batch = ordered[start : start + size]
             hidden = hidden_states(target, batch, (*layers, num_layers - 1))
@@ -95,8 +92,8 @@ def data(args: argparse.Namespace) -> None:
             some = torch.cat([one[:length] for one, length in zip(hidden, lengths, strict=True)]).cpu()
             for place, one in enumerate(some.split(lengths), start):
                 writing.append(writers.submit(write, place, one.clone()))
-    for one in writing:
-        one.result()  # a full disk would leave documents without states
+        for one in writing:
+            one.result()  # a full disk would leave documents without states
     told = {
         "target": "embedded",
         "layers": args.layers,
@@ -115,6 +112,12 @@ def data(args: argparse.Namespace) -> None:
         raise SystemExit(f"the target could not be written to {args.work / 'target'}")
     (args.work / "shape.json").write_text(json.dumps(told) + "\n")
     print(json.dumps({"data": told}), flush=True)
+
+
+def loss_mask(document: Document) -> list[int]:
+    """1 at the tokens of the answer, 0 at the prompt's, of those that fit a row."""
+    asked, answered = len(document.prompt_token_ids), len(document.answer_token_ids)
+    return ([0] * asked + [1] * answered)[:ROW_TOKENS]
 
 
 def hidden_states(target: Any, documents: list[Document], layers: tuple[int, ...]) -> list[torch.Tensor]:
