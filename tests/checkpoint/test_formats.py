@@ -126,6 +126,17 @@ def test_trap_layer_ids(target, tmp_path):
     assert load_drafter(tmp_path / "s", target).config.target_layer_ids == ids
 
 
+@pytest.mark.parametrize("scores_first", [True, False])
+def test_the_rule_of_sampled_first_slots_is_kept_in_every_format(scores_first, target, tmp_path):
+    """As a field of ours in speculators' config, which its readers pass over."""
+    save_drafter(toy_dflash2(target, selector_anchor_sampled=scores_first), tmp_path / "z")
+    for source, to in (("z", "speculators"), ("speculators", "z-lab"), ("z-lab", "transformers")):
+        convert_drafter(tmp_path / source, to, tmp_path / to)
+        assert load_drafter(tmp_path / to, target).config.selector_anchor_sampled is scores_first
+    raw = json.loads((tmp_path / "speculators" / "config.json").read_text())
+    assert ("selector_anchor_sampled" in raw) is not scores_first
+
+
 def test_trap_block_size_in_both_places(target, tmp_path):
     save_drafter(toy_dflash(target, block_size=4), tmp_path)
     assert loaded_config(tmp_path, bool).block_size == 4

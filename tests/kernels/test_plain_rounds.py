@@ -204,3 +204,29 @@ def test_what_a_launch_raises_is_raised_where_its_round_is_read(monkeypatch):
     with pytest.raises(RuntimeError, match="size"):
         list(engine.run())
     engine.runner.rounds.settle()
+
+
+def test_no_round_goes_on_from_one_that_failed(monkeypatch):
+    """Where its rows stand is not known. Once nobody is left the engine answers again."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    engine = Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
+    engine.add_request("0", [5, 6, 7], WHOLE)
+    engine.step()
+    rounds, called = engine.runner.rounds, []
+    steps = rounds._plain_steps
+
+    def fails(*_given):
+        called.append(1)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(rounds, "_plain_steps", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        list(engine.run())
+    assert engine.overlap.in_flight is not None
+    engine.abort("0")
+    assert [output.finish_reason for output in engine.run()] == ["abort"]
+    assert len(called) == 1
+    monkeypatch.setattr(rounds, "_plain_steps", steps)
+    engine.add_request("1", [9, 3], WHOLE)
+    found = [token for output in engine.run() for token in output.token_ids]
+    assert found == generate(target, None, [9, 3], WHOLE).token_ids

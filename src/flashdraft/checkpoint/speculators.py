@@ -2,8 +2,9 @@
 
 What differs (speculators 0.9, models/dflash and models/dflash2): ``aux_hidden_state_layer_ids`` count the embedding as
 0 and are one higher, the layer's shape stands in ``transformer_layer_config``, full layers are never causal, and its
-trainer counts a sliding window from the anchor. ``num_target_layers`` and ``window_from_anchor`` are fields of ours
-that its readers pass over; without them a file means what its trainer did.
+trainer counts a sliding window from the anchor. ``num_target_layers``, ``window_from_anchor`` and
+``selector_anchor_sampled`` are fields of ours that its readers pass over; without them a file means what its trainer
+did.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from flashdraft.models.dflash_config import DFLASH, DFLASH2
 MARK = "speculators_model_type"
 _IDS = "aux_hidden_state_layer_ids"
 _HEADS = {"conv_kernel_size": 2, "conv_group_size": 16, "selector_rank": 256, "selector_top_k": 16}
+_OURS = ("selector_anchor_sampled",)
 _UNKNOWN = ("selector_projects_head", "output_multiplier", "final_logit_softcapping", "input_embedding_scale")
 _OF_A_LAYER = (
     "attention_bias",
@@ -77,6 +79,7 @@ def to_zlab(raw: dict[str, Any], num_target_layers: int | None) -> dict[str, Any
     if (draft_vocab_size := raw.get("draft_vocab_size")) is not None:
         zlab["draft_vocab_size"] = draft_vocab_size
     inner |= {name: raw.get(name, theirs) for name, theirs in _HEADS.items() if is_dflash2}
+    inner |= {name: raw[name] for name in _OURS if name in raw}
     zlab |= {"architectures": [DFLASH2 if is_dflash2 else DFLASH], "dflash_config": inner}
     if slides and raw.get("sliding_window_non_causal", is_dflash2):
         zlab["is_causal"] = False
@@ -118,6 +121,7 @@ def from_zlab(
         "architectures": [DFLASH2 if is_dflash2 else "DFlashSpeculator"],
         MARK: algorithm,
         **{name: inner[name] for name in _HEADS if is_dflash2},
+        **{name: inner[name] for name in _OURS if name in inner},
         _IDS: [layer_id + 1 for layer_id in inner["target_layer_ids"]],
         "block_size": block_size,
         "draft_vocab_size": config.get("draft_vocab_size", config["vocab_size"]),

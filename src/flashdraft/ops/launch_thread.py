@@ -18,10 +18,17 @@ class LaunchThread:
         self._last: Future[Any] | None = None
 
     def start(self, work: Callable[[], T]) -> "Future[T]":
-        """``work()``, on the caller's stream."""
+        """``work()``, on the caller's stream.
+
+        Work behind work that failed goes on from what that left half done: it is not run, and raises the same error,
+        until :meth:`wait` was called.
+        """
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        before = self._last
 
         def on_stream() -> T:
+            if before is not None and (error := before.exception()) is not None:
+                raise error
             with torch.inference_mode(), torch.cuda.stream(stream):  # both are a thread's own; None: nothing
                 return work()
 

@@ -5,6 +5,7 @@ moves it makes a new :class:`Recorded`.
 """
 
 import gc
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+# PyTorch records all graphs on one stream, and waits for the device before each: two threads may not do so at once.
+_ONE_RECORDS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Recorded:
         graph = torch.cuda.CUDAGraph()
         # Other threads of a server may use the device meanwhile.
         with (
-            _no_garbage_collected(),
+            _alone(),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             result = work(*own)
@@ -69,12 +72,13 @@ class Recorded:
 
 
 @contextmanager
-def _no_garbage_collected() -> Iterator[None]:
-    """A recording that is garbage, of an engine that was, must not be freed while another is made: it would fail."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _alone() -> Iterator[None]:
+    """No other thread records, and a recording that is garbage, of an engine that was, is not freed: it would fail."""
+    with _ONE_RECORDS:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_on:
+                gc.enable()
