@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from dflash2_answers import save_answers, saved_answers
-from dflash2_data import FeaturesOnDevice, Sizes, answered, fitting, rows_of
+from dflash2_data import Data, FeaturesOnDevice, Sizes, answered, fitting, rows_of
 from dflash2_prompts import read_prepared
 from torch import Tensor
 
 from flashdraft.checkpoint.load import load_drafter, load_target
-from flashdraft.data.loader import PackedRows
 from flashdraft.data.on_policy import Document
 from flashdraft.models.base import TargetModel
 from flashdraft.models.dflash import DFlashModel
@@ -134,15 +133,18 @@ def train(args: argparse.Namespace) -> None:
     out = Output(args.out, started)
     target = load_target("embedded", dtype=args.dtype, device=args.device).requires_grad_(False)
     documents = documents_of(target, args)
-    training, validation = rows_of(documents, sizes_of(args), target.device)
+    data = rows_of(documents, sizes_of(args), target, args.rows_per_step)
     out.row(
         stage="answers",
         num_answers=len(documents),
         num_tokens=sum(len(doc.answer_token_ids) for doc in documents),
-        num_rows=len(training),
-        held_back={name: int(rows.is_anchor.sum()) for name, rows in validation.items()},
+        num_rows=len(data.rows),
+        sampled_share=round(
+            float((data.rows.is_anchor & data.is_sampled).sum() / data.rows.is_anchor.sum()), 4
+        ),
+        held_back={name: int(rows.is_anchor.sum()) for name, rows in data.validation.items()},
     )
-    trainer = trainer_of(target, training, validation, args)
+    trainer = trainer_of(target, data, args)
     out.row(stage="features", **with_features(trainer, args.rows_per_step), **memory(target.device))
     resumed = trainer.resume()
     out.row(stage="figures", drafter=args.init, **figures(trainer, trainer.evaluate(lambda _: None)))
@@ -179,16 +181,15 @@ def run(trainer: Trainer, out: Output, save_seconds: float) -> None:
     out.row(stage="figures", drafter="new", **figures(trainer, found))
 
 
-def trainer_of(
-    target: TargetModel, rows: PackedRows, validation: dict[str, PackedRows], args: argparse.Namespace
-) -> Trainer:
+def trainer_of(target: TargetModel, data: Data, args: argparse.Namespace) -> Trainer:
     """Of --init with those of DFlash 2's parts that it lacks."""
     config = config_of(args)
     drafter = load_drafter(args.init, target, dtype=args.dtype, device=args.device).requires_grad_(True)
     assert isinstance(drafter, DFlashModel)
     if config.head == "dflash2":
         drafter = with_dflash2(drafter, config)
-    return Trainer(target, drafter, rows, validation, config, args.run / f"training-{args.seed}")
+    folder = args.run / f"training-{args.seed}"
+    return Trainer(target, drafter, data.rows, data.validation, config, folder)
 
 
 def memory(device: torch.device) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flashdraft.data.engine_answers import EngineAnswers, rollout_config
 from flashdraft.data.loader import PackedRows, pack
 from flashdraft.data.on_policy import Document
 from flashdraft.engine.engine import Engine
-from flashdraft.models.base import TargetModel
+from flashdraft.models.base import FINAL_HIDDEN, TargetModel
 from flashdraft.train.forward import target_features
 from flashdraft.train.run import is_held_back
 
@@ -83,65 +83,98 @@ def without_loops(documents: Sequence[Document]) -> list[Document]:
     return cut
 
 
-def rows_of(
-    documents: Sequence[Document], sizes: Sizes, device: torch.device
-) -> tuple[PackedRows, dict[str, PackedRows]]:
-    """Training rows, and rows of held-back greedy answers by kind.
+@dataclass(frozen=True)
+class Data:
+    """Rows that are trained on, which of their places are sampled answers', and held-back greedy rows by kind."""
 
-    "long" has those behind each other, "seen" as many of each kind that are trained on: what is learned by heart.
+    rows: PackedRows
+    is_sampled: Tensor  # bool [num_rows, seq_len]
+    validation: dict[str, PackedRows]
+    sampled: dict[str, PackedRows]  # held-back answers at temperature 1, by kind
+
+
+def rows_of(documents: Sequence[Document], sizes: Sizes, target: TargetModel, rows_per_forward: int) -> Data:
+    """Training rows, and rows of held-back answers by kind, on the target's device.
+
+    "long" has the greedy ones behind each other, "seen" as many of each kind that are trained on: what is learned by
+    heart.
     """
-    held_back: dict[str, list[Document]] = {}
+    device = target.device
+    held_back: dict[float, dict[str, list[Document]]] = {0.0: {}, 1.0: {}}
     training = []
     for document in documents:
         if not is_held_back(document):
             training.append(document)
-        elif len(document.answer_token_ids) > 1 and document.temperature == 0:
-            few = held_back.setdefault(kind_of(document.source), [])
+        elif len(document.answer_token_ids) > 1 and document.temperature in held_back:
+            few = held_back[document.temperature].setdefault(kind_of(document.source), [])
             few += [document] * (len(few) < HELD_BACK)
     rng = random.Random(0)
     rng.shuffle(training)
+    greedy = held_back[0.0]
     seen = {
         name: [one for one in training if one.temperature == 0 and kind_of(one.source) == name]
-        for name in held_back
+        for name in greedy
     }
+    alike = [one for name, docs in greedy.items() for one in seen[name][: len(docs)]]
+    validation, sampled = (
+        {name: short_rows([docs], sizes, rng)[0] for name, docs in sorted(some.items())}
+        for some in held_back.values()
+    )
+    validation["seen"], _ = short_rows([alike], sizes, rng)
     training = without_loops(training)
     num_long = int(sizes.long_share * len(training))
-    parts = [short_rows(training[num_long:], sizes.seq_len, rng)]
-    validation = {name: short_rows(docs, sizes.seq_len, rng) for name, docs in sorted(held_back.items())}
-    alike = [one for name, docs in held_back.items() for one in seen[name][: len(docs)]]
-    validation["seen"] = short_rows(alike, sizes.seq_len, rng)
+    first, is_sampled = short_rows(_by_heat(training[num_long:]), sizes, rng)
+    parts, flags = [_on(device, first)], [is_sampled]
     if num_long:
-        parts.append(long_rows(training[:num_long], sizes.seq_len))
-        every = list(chain.from_iterable(held_back.values()))
+        for heat, docs in enumerate(_by_heat(training[:num_long])):
+            rows = _on(device, long_rows(docs, sizes.seq_len))
+            if not heat:
+                keep_own(target, rows, rows_per_forward)
+            parts.append(rows)
+            flags.append(torch.full(rows.is_anchor.shape, heat > 0))
+        every = list(chain.from_iterable(greedy.values()))
         rng.shuffle(every)
         validation["long"] = long_rows(every, sizes.seq_len)
+    by_kind = ({kind: _on(device, some) for kind, some in every.items()} for every in (validation, sampled))
+    return Data(_together(parts), torch.cat(flags).to(device), *by_kind)
+
+
+def _on(device: torch.device, rows: PackedRows) -> PackedRows:
+    return PackedRows(*(t.to(device) for t in (rows.token_ids, rows.doc_start, rows.is_anchor)))
+
+
+def _together(parts: Sequence[PackedRows]) -> PackedRows:
     fields = zip(*((p.token_ids, p.doc_start, p.is_anchor) for p in parts), strict=True)
-    everything = PackedRows(*(torch.cat(list(tensors)).to(device) for tensors in fields))
-    on_device = {
-        name: PackedRows(*(t.to(device) for t in (rows.token_ids, rows.doc_start, rows.is_anchor)))
-        for name, rows in validation.items()
-    }
-    return everything, on_device
+    return PackedRows(*(torch.cat(list(tensors)) for tensors in fields))
 
 
-def short_rows(documents: Sequence[Document], seq_len: int, rng: random.Random) -> PackedRows:
-    """Packed rows, some of them joined to one of ``seq_len`` tokens, in which their documents stay apart."""
-    packed = pack(documents, min(SHORT, seq_len))
-    count = seq_len // packed.token_ids.shape[1]
+def _by_heat(documents: Sequence[Document]) -> list[list[Document]]:
+    """Greedy answers, and sampled ones."""
+    return [[doc for doc in documents if (doc.temperature > 0) == heat] for heat in (False, True)]
+
+
+def short_rows(
+    groups: Sequence[Sequence[Document]], sizes: Sizes, rng: random.Random
+) -> tuple[PackedRows, Tensor]:
+    """Packed rows, some of them joined to one of ``sizes.seq_len`` tokens, in which their documents stay apart.
+
+    No packed row has documents of two ``groups``. Beside the rows which of their places are not the first one's, bool.
+    """
+    seq_len, length = sizes.seq_len, min(SHORT, sizes.seq_len)
+    parts = [(number, pack(docs, length)) for number, docs in enumerate(groups) if docs]
+    packed = _together([part for _, part in parts])
+    is_other = torch.cat([torch.full_like(part.is_anchor, number > 0) for number, part in parts])
+    count = seq_len // length
     order = list(range(len(packed)))
     rng.shuffle(order)  # packing puts documents of one length side by side
     missing = -len(order) % count
     index = torch.tensor(order + [0] * missing)
-    token_ids, doc_start, is_anchor = (
-        packed.token_ids[index],
-        packed.doc_start[index],
-        packed.is_anchor[index],
-    )
+    is_anchor = packed.is_anchor[index]
     if missing:
         is_anchor[-missing:] = False
-    starts = torch.arange(len(index), dtype=doc_start.dtype) % count * packed.token_ids.shape[1]
-    joined = (token_ids, doc_start + starts.unsqueeze(1), is_anchor)
-    return PackedRows(*(tensor.reshape(-1, seq_len) for tensor in joined))
+    starts = torch.arange(len(index), dtype=packed.doc_start.dtype) % count * length
+    rows = (packed.token_ids[index], packed.doc_start[index] + starts.unsqueeze(1), is_anchor)
+    return PackedRows(*(t.reshape(-1, seq_len) for t in rows)), is_other[index].reshape(-1, seq_len)
 
 
 def long_rows(documents: Sequence[Document], seq_len: int) -> PackedRows:
@@ -149,6 +182,8 @@ def long_rows(documents: Sequence[Document], seq_len: int) -> PackedRows:
 
     An answer was given to its own prompt alone, so in a conversation it is a text that the target may have written.
     """
+    if not documents:
+        return PackedRows(*torch.zeros(2, 0, seq_len, dtype=torch.int32), torch.zeros(0, seq_len).bool())
     im_start = documents[0].prompt_token_ids[0]
     heads = Counter(_system(doc, im_start) for doc in documents)
     system = list(heads.most_common(1)[0][0])  # <|im_start|>system ... <|im_end|>\n
@@ -171,6 +206,23 @@ def long_rows(documents: Sequence[Document], seq_len: int) -> PackedRows:
     return PackedRows(
         torch.from_numpy(token_ids), torch.from_numpy(doc_start), torch.from_numpy(is_anchor).bool()
     )
+
+
+@torch.no_grad()
+def keep_own(target: TargetModel, rows: PackedRows, rows_per_forward: int) -> None:
+    """Leave out anchors of greedy answers behind which the target's likeliest token is another than the text's.
+
+    In a conversation that an answer was not given in these are 5 to 8 % (4,096 tokens): what is right to draft there
+    is not the text's token. Blocks reach up to such a token and no further.
+    """
+    for first in range(0, len(rows), rows_per_forward):
+        index = torch.arange(first, first + rows_per_forward, device=rows.token_ids.device)
+        some = rows.rows(index.clamp(max=len(rows) - 1))  # the last one again, so that shapes stay the same
+        final = target_features(target, some, (FINAL_HIDDEN,)).flatten(0, 1)
+        best = torch.cat([target.argmax(part) for part in final.split(8192)]).view_as(some.token_ids)
+        is_own = best[:, :-1] == some.token_ids[:, 1:]
+        end = min(first + rows_per_forward, len(rows))
+        rows.is_anchor[first:end, :-1] &= is_own[: end - first]
 
 
 def _system(document: Document, im_start: int) -> tuple[int, ...]:

@@ -66,7 +66,8 @@ class Study:
         self.args = args
         self.target = load_target("embedded", dtype=args.dtype, device=args.device).requires_grad_(False)
         documents = documents_of(self.target, args)
-        self.rows, self.validation = rows_of(documents, sizes_of(args), self.target.device)
+        self.data = rows_of(documents, sizes_of(args), self.target, args.rows_per_step)
+        self.rows = self.data.rows
         self.tokenizer, self.cache = load_tokenizer("embedded"), None
         first = self.trainer("", config_of(args))
         told = with_features(first, args.rows_per_step)
@@ -84,7 +85,7 @@ class Study:
             drafter.candidate_selector = PreviousTokenHead(*sizes)
         drafter.to(device=target.device, dtype=target.dtype)
         folder = self.args.run / "study"
-        return Trainer(target, drafter, self.rows, self.validation, config, folder, self.cache)
+        return Trainer(target, drafter, self.rows, self.data.validation, config, folder, self.cache)
 
     def row(self, name: str, seconds: float) -> dict[str, Any]:
         """Train for ``seconds`` and evaluate."""
