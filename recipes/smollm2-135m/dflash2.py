@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from dflash2_answers import save_answers, saved_answers
 from dflash2_data import Data, FeaturesOnDevice, Sizes, answered, fitting, rows_of
+from dflash2_objective import OBJECTIVES, SampledTrainer
 from dflash2_prompts import read_prepared
 from torch import Tensor
 
@@ -112,16 +113,19 @@ def sizes_of(args: argparse.Namespace) -> Sizes:
     return Sizes(args.seq_len, args.long_share, args.answer_rows, args.answer_seconds, args.max_new_tokens)
 
 
-def with_features(trainer: Trainer, rows_per_forward: int) -> dict[str, Any]:
+def with_features(trainer: SampledTrainer, rows_per_forward: int) -> dict[str, Any]:
     """Let a trainer read features that are made here, once. Returns what a row of figures tells of it.
 
     A few rows whose features do not fit are left out; where that were many, features are computed at every step.
     """
     layers, every = trainer.drafter.config.target_layer_ids, trainer.rows
     count = fitting(trainer.target, every, layers)
-    if count < FITTING * len(every):
+    if count < FITTING * len(every) or trainer.objective != "labels":  # the others ask the target itself
         return {"rows": len(every), "features": "computed at every step"}
-    trainer.rows = every.rows(torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:count])
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:count].to(
+        every.token_ids.device
+    )
+    trainer.rows, trainer.is_sampled = every.rows(chosen), trainer.is_sampled[chosen]
     trainer.cache = FeaturesOnDevice(trainer.target, trainer.rows, layers, rows_per_forward)
     return {"rows": count, "rows_left_out": len(every) - count, "features": "on the device"}
 
@@ -181,7 +185,7 @@ def run(trainer: Trainer, out: Output, save_seconds: float) -> None:
     out.row(stage="figures", drafter="new", **figures(trainer, found))
 
 
-def trainer_of(target: TargetModel, data: Data, args: argparse.Namespace) -> Trainer:
+def trainer_of(target: TargetModel, data: Data, args: argparse.Namespace) -> SampledTrainer:
     """Of --init with those of DFlash 2's parts that it lacks."""
     config = config_of(args)
     drafter = load_drafter(args.init, target, dtype=args.dtype, device=args.device).requires_grad_(True)
@@ -189,7 +193,9 @@ def trainer_of(target: TargetModel, data: Data, args: argparse.Namespace) -> Tra
     if config.head == "dflash2":
         drafter = with_dflash2(drafter, config)
     folder = args.run / f"training-{args.seed}"
-    return Trainer(target, drafter, data.rows, data.validation, config, folder)
+    trainer = SampledTrainer(target, drafter, data.rows, data.validation, config, folder)
+    trainer.aim(data.is_sampled, args.objective)
+    return trainer
 
 
 def memory(device: torch.device) -> dict[str, Any]:
@@ -279,6 +285,7 @@ def main() -> None:
     parser.add_argument("--init", default="embedded", help="the drafter to go on from: it, or a folder")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, all in")
     parser.add_argument("--head", choices=("dflash", "dflash2"), default="dflash2")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="labels", help="of sampled answers")
     parser.add_argument("--selector-rank", type=int, default=128)
     parser.add_argument("--selector-stops", action="store_true")
     parser.add_argument("--lr", type=float, default=2e-3)

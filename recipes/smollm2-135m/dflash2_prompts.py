@@ -77,7 +77,9 @@ BEGUN_CHAT = (
 )  # fmt: skip
 BEGUN_TEMPERATURE = 0.8
 HELD_BACK = 48  # prompts of each kind
-TASKS_OVER_A_TEXT = 2  # times that a passage is summarised, translated and asked about: whole, then a part of it
+TASKS_OVER_A_TEXT = (
+    2  # times that a passage is summarised, translated and asked about: whole, then a part of it
+)
 
 
 def kind_of(source: str) -> str:
