@@ -166,6 +166,30 @@ def test_a_whole_cache_is_found_again_on_a_disk_that_it_filled(
     assert told["free_bytes"] >= first.shape.num_bytes
 
 
+@pytest.mark.parametrize("how", ["cache", "auto"])
+def test_a_cache_that_left_no_room_to_measure_in_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The disk is full of what the stopped run has taken for it."""
+    target = toy_target().requires_grad_(False)
+    given = target, toy_dflash(target), ROWS, CONFIG, tmp_path / "features", {}
+    stopped, _ = feature_cache("cache", *given, lambda: True)
+    assert stopped is not None
+    full = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    reserve = module._reserve
+
+    def on_full_disk(file: Path, num_bytes: int) -> None:
+        if file.parent != tmp_path / "features":
+            raise DataError("no room")
+        reserve(file, num_bytes)
+
+    monkeypatch.setattr(module, "_reserve", on_full_disk)
+    cache, told = feature_cache(how, *given)
+    assert cache is not None
+    assert (cache.is_whole, told["features"], told["num_bytes"]) == (True, "cache", stopped.shape.num_bytes)
+
+
 def test_filling_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     target = toy_target().requires_grad_(False)
     drafter, pressed = toy_dflash(target), iter([False, True])

@@ -72,10 +72,13 @@ def feature_cache(
         )
     if shape.num_bytes > free_bytes:  # nothing is tried on such a disk
         return None, {"features": "fly", "num_bytes": shape.num_bytes, "free_bytes": free_bytes}
-    plan = plan_features(target, drafter, rows, config, folder)
-    told = {"features": "cache" if plan.cached else "fly", **asdict(plan)}
-    if how == "auto" and not plan.cached:
-        return None, told
+    told: dict[str, Any] = {"features": "cache", "num_bytes": shape.num_bytes, "free_bytes": free_bytes}
+    # What an earlier run took for the cache may leave no room to measure in: that is gone on with.
+    if free_bytes - bytes_held(folder) >= _shape(target, _first(rows, config), layers).num_bytes:
+        plan = plan_features(target, drafter, rows, config, folder)
+        told = {"features": "cache" if plan.cached else "fly", **asdict(plan)}
+        if how == "auto" and not plan.cached:
+            return None, told
     cache = FeatureCache(folder, shape, made_of | {"layers": list(layers), "rows": digest(rows)})
     while not cache.is_whole and not stop():
         ends = min(cache.num_filled + config.rows_per_step, len(rows))
@@ -90,9 +93,8 @@ def plan_features(
     """Measure a step's features by the target, to disk and from it, and reckon what the run would cost each way."""
     layers = wanted_layers(drafter, config)
     shape = _shape(target, rows, layers)
-    count = min(config.rows_per_step, len(rows))
-    index = torch.arange(count, device=rows.token_ids.device)
-    some = rows.rows(index)
+    some = _first(rows, config)
+    count, index = len(some), torch.arange(len(some), device=rows.token_ids.device)
     for _ in range(_PROBES):
         compute_s, features = _timed(target, lambda: target_features(target, some, layers))
     free_bytes = _free_bytes(folder)
@@ -111,6 +113,11 @@ def plan_features(
     cached = cache_s < fly_s and shape.num_bytes <= free_bytes
     figures = num_steps, num_fill_steps, compute_s, write_s, read_s, fly_s, cache_s
     return FeaturePlan(cached, shape.num_bytes, free_bytes, *figures)
+
+
+def _first(rows: PackedRows, config: TrainConfig) -> PackedRows:
+    """The rows of the first step, which are measured."""
+    return rows.rows(slice(config.rows_per_step))
 
 
 def _free_bytes(folder: Path) -> int:
