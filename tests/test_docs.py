@@ -64,6 +64,14 @@ def test_every_guide_is_reached_from_the_index() -> None:
     assert not missing, f"docs/index.md does not name {sorted(missing)}"
 
 
+def test_every_entry_of_the_log_has_a_line_in_its_list() -> None:
+    led_to = set(links_and_anchors(REPO / "docs" / "log.md")[0])
+    for month in (REPO / "docs" / "log").glob("*.md"):
+        entries = re.findall(r"^## (.*)$", month.read_text(), re.MULTILINE)
+        missing = [one for one in entries if f"log/{month.name}#{slug(one)}" not in led_to]
+        assert (bool(entries), missing) == (True, [])
+
+
 def test_every_benchmark_is_in_the_list() -> None:
     told = (REPO / "benchmarks/README.md").read_text()
     scripts = {file.name for file in (REPO / "benchmarks").glob("*.py")}
