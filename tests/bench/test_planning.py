@@ -136,6 +136,8 @@ def test_the_command_plans_this_machine_and_checks_its_rows(
         ((), "--acceptance is missing"),
         (("--acceptance", "8:2"), "expected NUMBER=VALUE"),
         (("--gpu", "B200", "--plain", "1=-3"), "expected finite numbers above 0"),
+        (("--gpu", "B200", "--concurrency", "0"), "--concurrency is '0'; expected numbers above 0"),
+        (("--gpu", "B200", "--block-sizes", "8,0"), "--block-sizes is '8,0'; expected numbers above 0"),
         (("--gpu", "B200", "--plain", "32=nan"), "--plain has '32=nan'; expected finite"),
         (("--gpu", "B200", "--plain", "32=inf"), "--plain has '32=inf'; expected finite"),
         (("--gpu", "B200", "--plain", "32=9,32=8"), "--plain has 32 twice"),

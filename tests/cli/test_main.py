@@ -53,7 +53,7 @@ def test_help_does_not_pay_for_torch() -> None:
         (["generate", "hi " * 1000], "expected at most 2047"),
         (["bench", "--tasks", "gsm9k"], "there is no task 'gsm9k'"),
         (["bench", "--methods", "eagle"], "there is no method 'eagle'"),
-        (["bench", "--block-sizes", "8,x"], "expected numbers with commas"),
+        (["bench", "--block-sizes", "8,x"], "expected numbers above 0 with commas"),
         (["bench", "--block-sizes", "16"], "block size 16; expected 2 to 8"),
         (["bench", "--limit", "0"], "expected 1 or more"),
         (["demo", "hi", "--block-size", "1"], "a --block-size above 1"),
@@ -71,6 +71,7 @@ def test_a_wrong_use_is_told_in_one_line(run: Run, pair: list[str], argv: list[s
     [
         (["nonsense"], "no such command 'nonsense'; see flashdraft --help"),
         (["generat"], "no such command 'generat'. Did you mean 'generate'?; see flashdraft --help"),
+        (["train", "--out", "x", "--pause-minutes", "nan"], "invalid value for '--pause-minutes'"),
         (["generate", "--nonsense"], "no such option: --nonsense"),
         (
             ["generate", "--dtype", "int3"],

@@ -127,8 +127,8 @@ def names_in(listed: str) -> list[str]:
 
 
 def numbers_in(listed: str, option: str) -> list[int]:
-    """Numbers with commas between them. Raises UsageError, naming ``option``, for anything else."""
+    """Numbers above 0 with commas between them. Raises UsageError, naming ``option``, for anything else."""
     names = names_in(listed)
-    if not names or not all(name.isdecimal() for name in names):
-        raise UsageError(f"{option} is {listed!r}; expected numbers with commas, for example 16,8")
+    if not names or not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise UsageError(f"{option} is {listed!r}; expected numbers above 0 with commas, for example 16,8")
     return [int(name) for name in names]

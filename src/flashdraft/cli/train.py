@@ -24,7 +24,9 @@ Features = Annotated[
 
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Tell wandb too, in this project.")]
 Trackio = Annotated[str | None, typer.Option("--trackio", help="Tell trackio too, in this project.")]
-Pause = Annotated[float, typer.Option("--pause-minutes", help="Stop after this long; run again to resume.")]
+Pause = Annotated[
+    float, typer.Option("--pause-minutes", help="Stop after this long; run again to resume.", min=0)
+]
 
 
 @with_config(TrainConfig, panel="Training")
