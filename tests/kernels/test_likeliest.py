@@ -40,6 +40,15 @@ def test_what_is_no_number_is_taken():
     assert log_probs.isnan().tolist() == [True, False]
 
 
+def test_nothing_is_likely_where_nothing_can_be(monkeypatch):
+    """Its share is no number, as by PyTorch: 0 and above would be a sure draft."""
+    monkeypatch.setattr(likeliest, "_PIECE", 16)
+    logits = torch.full((1, 40), float("-inf"), device=DEVICE)
+    token_ids, log_probs = likeliest_of(logits, True)
+    assert token_ids.tolist() == [0]
+    assert log_probs.isnan().all()
+
+
 @pytest.mark.parametrize("changes", [{}, {"output_multiplier": 0.5, "final_logit_softcapping": 3.0}])
 def test_a_drafters_likeliest_tokens(changes):
     """As candidates_of finds them from logits in float32; ``hidden`` are slots behind anchors, so not in one piece."""

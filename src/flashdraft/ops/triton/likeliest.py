@@ -47,13 +47,15 @@ def _join_kernel(  # type: ignore[no-untyped-def]
         is_less = own < best
         share = tl.exp(tl.where(is_less, own, 0.0) - tl.where(is_less, best, 0.0))
         total = tl.load(sums + token * pieces + number, there, 0.0) * share
-        tl.store(log_probs + token, -tl.log(tl.sum(total, 0)))
+        total = tl.where(best == float("-inf"), float("nan"), tl.sum(total, 0))
+        tl.store(log_probs + token, -tl.log(total))
 
 
 def likeliest_of(logits: Tensor, has_log_probs: bool) -> tuple[Tensor, Tensor | None]:
     """Of rows of ``logits`` [num_tokens, vocab_size] the largest one's index, int64 [num_tokens]; the first of equals.
 
     And the logarithm of its share among all, float32 [num_tokens], or None. Where a logit is no number it is taken.
+    Of a row of -inf alone the share is no number.
     """
     num_tokens, vocab_size = logits.shape
     assert logits.stride(1) == 1, "a token's logits lie side by side"
