@@ -124,6 +124,15 @@ def test_a_server_of_web_pages_is_told(pair: list[str], model: str | None, part:
         )
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_answers_that_are_under_way(pair: list[str]) -> None:
     came, left = threading.Event(), threading.Event()
 
