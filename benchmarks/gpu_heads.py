@@ -36,6 +36,7 @@ from flashdraft.train.run import with_dflash2
 from flashdraft.train.trainer import Trainer
 
 PROMPT_TOKENS, ROUNDS = 200, 60
+PARTS = ("both parts", "no selector", "plain")  # that a drafter has
 
 
 def without(config: DFlashConfig, part: str) -> DFlashConfig:
@@ -49,7 +50,7 @@ def without(config: DFlashConfig, part: str) -> DFlashConfig:
 def parts_of(whole: DFlashModel) -> dict[str, DFlashModel]:
     """``whole`` and the same layers without its selector, and without its convolutions too."""
     made = {}
-    for part in ("both parts", "no selector", "plain"):
+    for part in PARTS:
         model = DFlashModel(without(whole.config, part)).to(whole.fc.weight)
         model.load_state_dict(whole.state_dict(), strict=False)
         made[part] = model.requires_grad_(False)
@@ -120,7 +121,7 @@ def training(args: argparse.Namespace, deadline: float) -> None:
         "blocks_per_row": args.blocks_per_row,
     }
     packed, ways = random_rows(8 * args.rows_per_step * args.seq_len // 384, args.seq_len, args.device), {}
-    for part in ("both parts", "no selector", "plain"):
+    for part in PARTS:
         rank = 128 if part == "both parts" else 0
         config = TrainConfig(
             head="dflash" if part == "plain" else "dflash2", conv_group_size=32, selector_rank=rank,

@@ -12,6 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from flashdraft.cli.main import COMMANDS
+from scripts import scripts
 
 REPO = Path(__file__).parent.parent
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md"), *(REPO / "benchmarks").glob("*.md")])
@@ -20,12 +21,8 @@ PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md"), *(REPO / "be
 @pytest.fixture(scope="module")
 def tables() -> Any:
     """benchmarks/tables.py as a module."""
-    sys.path.insert(0, str(REPO / "benchmarks"))
-    try:
-        import tables
-    finally:
-        sys.path.remove(str(REPO / "benchmarks"))
-    return tables
+    with scripts("benchmarks", "tables") as (module,):
+        return module
 
 
 def slug(heading: str) -> str:

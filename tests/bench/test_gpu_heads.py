@@ -1,8 +1,6 @@
 """The cost of DFlash 2's parts (benchmarks/gpu_heads.py): what is left out of a drafter, and ways in turns."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,21 +8,15 @@ import torch
 
 from flashdraft.spec_decode.build import drafter_of
 from flashdraft.spec_decode.candidates import candidates_of
+from scripts import scripts
 from toys import toy_dflash2, toy_target
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def heads() -> Iterator[Any]:
     """The module, which takes random weights from its neighbour train_speed.py."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import gpu_heads
-
-        yield gpu_heads
-    finally:
-        sys.path.remove(str(FOLDER))
+    with scripts("benchmarks", "gpu_heads") as (module,):
+        yield module
 
 
 def test_a_part_is_left_out_and_the_layers_stay_the_same(heads: Any) -> None:

@@ -1,6 +1,5 @@
 """The comparison of trainers (benchmarks/peers/trainers.py): turns on the machine, and what is made of theirs."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,16 +13,14 @@ from typing import Any
 
 import pytest
 
+from scripts import scripts
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 
 
 def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with scripts("benchmarks/peers", name) as (module,):
+        return module
 
 
 def test_a_turn_begins_after_the_warm_up_with_what_was_there_first(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The embedded drafter's recipe on sampled answers: losses by hand, acceptance reckoned against served."""
 
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.run import with_dflash2
+from scripts import scripts
 from toys import toy_dflash, toy_dflash2, toy_target
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-135m"
 TARGET = toy_target().requires_grad_(False)
 CONFIG = TrainConfig(
     head="dflash2", selector_rank=8, selector_top_k=6, block_size=8, seq_len=128, rows_per_step=2, blocks_per_row=16,
@@ -33,14 +32,8 @@ CONFIG = TrainConfig(
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[Any]:
     """The recipe's modules ``objective`` and ``sampled``."""
-    sys.path.insert(0, str(RECIPE))
-    try:
-        import dflash2_objective
-        import dflash2_sampled
-
-        yield SimpleNamespace(objective=dflash2_objective, sampled=dflash2_sampled)
-    finally:
-        sys.path.remove(str(RECIPE))
+    with scripts("recipes/smollm2-135m", "dflash2_objective", "dflash2_sampled") as (objective, sampled):
+        yield SimpleNamespace(objective=objective, sampled=sampled)
 
 
 def answered(count: int, temperature: float, max_tokens: int = 40) -> list[Document]:

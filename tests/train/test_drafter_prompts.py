@@ -1,7 +1,6 @@
 """The prompts of the embedded drafter's recipe: their mixture, by seed, and what is held back from training."""
 
 import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +10,16 @@ import pytest
 
 from flashdraft.data.on_policy import Document
 from flashdraft.train.run import is_held_back
+from scripts import scripts
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-135m"
 SENTENCE = "The river number {} rises in the hills of the north and flows to the sea."
 
 
 @pytest.fixture(scope="module")
 def prompts() -> Iterator[Any]:
     """The recipe's module ``dflash2_prompts``."""
-    sys.path.insert(0, str(RECIPE))
-    try:
-        import dflash2_prompts
-
-        yield dflash2_prompts
-    finally:
-        sys.path.remove(str(RECIPE))
+    with scripts("recipes/smollm2-135m", "dflash2_prompts") as (module,):
+        yield module
 
 
 def made(prompts: Any, folder: Path, seed: int) -> list[Document]:

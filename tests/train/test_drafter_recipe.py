@@ -1,7 +1,6 @@
 """The embedded drafter's recipe: prompts made of others, and those that the target begins itself."""
 
 import random
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,8 +12,8 @@ from flashdraft.data.answerer import AnswerRequest, PromptAnswer
 from flashdraft.data.on_policy import Document
 from flashdraft.data.prompts import Prompt
 from flashdraft.train.run import is_held_back
+from scripts import scripts
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-135m"
 CLOSING = [2, 198]
 MBPP = """Write a function to add two numbers.
 Your code should pass these tests:
@@ -27,14 +26,8 @@ assert add(-1, 1)==0
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[Any]:
     """The modules ``dflash2_variants`` and ``dflash2_answers``."""
-    sys.path.insert(0, str(RECIPE))
-    try:
-        import dflash2_answers
-        import dflash2_variants
-
-        yield dflash2_variants, dflash2_answers
-    finally:
-        sys.path.remove(str(RECIPE))
+    with scripts("recipes/smollm2-135m", "dflash2_variants", "dflash2_answers") as (variants, answers):
+        yield variants, answers
 
 
 class Scripted:

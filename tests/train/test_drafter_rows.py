@@ -1,11 +1,9 @@
 """The rows that the embedded drafter's recipe trains on: by temperature, conversations only where they are right."""
 
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +16,9 @@ from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.train.forward import target_features
 from flashdraft.train.run import is_held_back
+from scripts import scripts
 from toys import toy_target
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-135m"
 TARGET = toy_target().requires_grad_(False)
 CHAT = [5, 90, 91, 6, 91, 5, 92]  # <|im_start|>system ... <|im_end|>, <|im_start|>user
 
@@ -28,13 +26,8 @@ CHAT = [5, 90, 91, 6, 91, 5, 92]  # <|im_start|>system ... <|im_end|>, <|im_star
 @pytest.fixture(scope="module")
 def data() -> Iterator[Any]:
     """The recipe's module ``dflash2_data``."""
-    sys.path.insert(0, str(RECIPE))
-    try:
-        import dflash2_data
-
-        yield dflash2_data
-    finally:
-        sys.path.remove(str(RECIPE))
+    with scripts("recipes/smollm2-135m", "dflash2_data") as (module,):
+        yield module
 
 
 def answered(number: int, temperature: float, head: list[int]) -> list[Document]:

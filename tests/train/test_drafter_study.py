@@ -1,7 +1,6 @@
 """The embedded drafter's study: rows that go on from a trained drafter, by objective, with figures at temperature 1."""
 
 import random
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from copy import deepcopy
@@ -17,24 +16,21 @@ from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.train.config import TrainConfig
 from flashdraft.train.run import is_held_back, with_dflash2
+from scripts import scripts
 from toys import toy_dflash, toy_target
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-135m"
 TARGET = toy_target().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[Any]:
     """The recipe's modules ``main``, ``answers`` and ``study``."""
-    sys.path.insert(0, str(RECIPE))
-    try:
-        import dflash2
-        import dflash2_answers
-        import dflash2_study
-
-        yield SimpleNamespace(main=dflash2, answers=dflash2_answers, study=dflash2_study)
-    finally:
-        sys.path.remove(str(RECIPE))
+    with scripts("recipes/smollm2-135m", "dflash2", "dflash2_answers", "dflash2_study") as (
+        main,
+        answers,
+        study,
+    ):
+        yield SimpleNamespace(main=main, answers=answers, study=study)
 
 
 def answers() -> list[Document]:

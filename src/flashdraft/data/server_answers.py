@@ -59,19 +59,16 @@ class ServerAnswers:
         Whoever leaves takes the answers under way along: the server sees its connections closed.
         """
         waiting, going = iter(requests), set[_Going]()
+        limits = httpx2.Limits(max_connections=self.num_rows)
+        self._http = httpx2.AsyncClient(headers=self._headers, timeout=_TIMEOUT_S, limits=limits)
         with asyncio.Runner() as loop:  # runs between the answers that it gives, and ends what is under way
             try:
-                loop.run(self._open())
+                if self.model is None:
+                    self.model = loop.run(self._first_model())
                 while ended := loop.run(self._some(waiting, going)):
                     yield ended
             finally:
                 loop.run(self._close(going))
-
-    async def _open(self) -> None:
-        limits = httpx2.Limits(max_connections=self.num_rows)
-        self._http = httpx2.AsyncClient(headers=self._headers, timeout=_TIMEOUT_S, limits=limits)
-        if self.model is None:
-            self.model = await self._first_model()
 
     async def _close(self, going: set[_Going]) -> None:
         for task in going:

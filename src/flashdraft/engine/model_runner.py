@@ -119,7 +119,7 @@ class ModelRunner:
 
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
-        self._settle()
+        self.settle()
         self.backend.begin(self.chunk_rows, request.slot, request.checkpoint)
         if self.drafter:
             prefix = request.token_ids[: request.num_committed]
@@ -168,7 +168,7 @@ class ModelRunner:
         ``num_wanted``: for how many of its last tokens each wants logits. ``parents``: of tokens that are trees
         (ForwardBatch.as_trees).
         """
-        self._settle()
+        self.settle()
         reads_logits = any(request.answer.reads_logits for request in requests)
         step = self.forward(rows, [request.row for request in requests], token_ids, parents, not reads_logits)
         # Only the slots that are wanted go through the head.
@@ -190,7 +190,7 @@ class ModelRunner:
         given = self._no_logits if logits is None else logits
         return Started(HostCopy(argmax), chosen, list(num_wanted), own, given, is_sampled)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """What is launched from now on runs behind every round."""
         if self.rounds is not None:
             self.rounds.settle()

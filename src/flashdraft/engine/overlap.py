@@ -181,8 +181,7 @@ class Overlap:
     def drop(self) -> None:
         """The round in flight runs for nobody. Who has the device next finds it launched."""
         self.in_flight = None
-        if self.runner.rounds is not None:
-            self.runner.rounds.settle()
+        self.runner.settle()
 
     def read(self, flown: InFlight) -> list[Ended]:
         """How ``flown`` ended, committed to the requests that still are."""

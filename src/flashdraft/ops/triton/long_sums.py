@@ -174,8 +174,8 @@ def long_sums_linear(
     }  # fmt: skip
     assert tiling.inputs % (CHAINS * CHUNK) == 0
     if tiling.outputs % 64 == 0 and tiling.warps == 4:
-        alone = {"beside": out, "num_beside": 0, "has_beside": False, "gated": False}
-        linear_of_codes[grid](chunks=tiling.inputs // CHUNK, chains=CHAINS, **alone, **common)
+        only_codes = {"beside": out, "num_beside": 0, "has_beside": False, "gated": False}
+        linear_of_codes[grid](chunks=tiling.inputs // CHUNK, chains=CHAINS, **only_codes, **common)
     else:
         assert tiling.outputs % 16 == 0
         assert CHAINS % tiling.warps == 0
