@@ -37,3 +37,17 @@ def test_products_of_bytes_are_those_of_the_rounded_numbers(num_rows: int) -> No
         scale = (kept.abs().amax(-1, keepdim=True) / largest).half().float()
         wanted = rows.float() @ ((kept / scale).round() * scale).view(32, 96).T
         assert torch.allclose(out, wanted, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("num_rows", range(2, 18))
+def test_a_row_has_the_bits_of_itself_alone_beside_any_number_of_rows(num_rows: int) -> None:
+    lib = library()
+    assert lib
+    rows = torch.randn(num_rows, 96).bfloat16()
+    for kind in {Kind(lib.bf16_kind()), Kind(lib.byte_kind()), Kind.BF16, Kind.INT8, Kind.INT4}:
+        packed = PackedWeights([(torch.randn(48, 96), kind)])  # three tiles: two go together, one by itself
+        together, alone = torch.empty(num_rows, 48), torch.empty(num_rows, 48)
+        lib.linear(packed.linears[0], rows.data_ptr(), num_rows, together.data_ptr(), 1)
+        for row, out in zip(rows, alone, strict=True):
+            lib.linear(packed.linears[0], row.data_ptr(), 1, out.data_ptr(), 1)
+        assert torch.equal(together, alone), kind

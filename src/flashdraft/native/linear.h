@@ -15,27 +15,64 @@
 #include "matrix_units.h"
 #include "team.h"
 
+// The rows of a pass, `stride` elements apart, four to a pointer. The compiler is kept from knowing what lies between
+// them: it makes a pointer for each row, more than x86 has registers, and at every step moves some back from vectors.
+template <class T, int ROWS>
+struct RowPointers {
+    static constexpr int GROUP = 4, GROUPS = (ROWS + GROUP - 1) / GROUP;
+    const T* group[GROUPS];
+    int64_t stride, thrice;
+
+    INLINE RowPointers(const T* first, int64_t stride) : stride(stride), thrice(3 * stride) {
+        unrolled<GROUPS>([&](auto g) INLINED { group[g] = first + g * GROUP * stride; });
+        hide(this->stride);
+        hide(thrice);
+    }
+    template <int ROW>
+    INLINE const T* at(std::integral_constant<int, ROW>) const {
+        constexpr int place = ROW % GROUP;
+        return group[ROW / GROUP] + (place == 3 ? thrice : place * stride);
+    }
+    INLINE void move(int64_t count) {
+        unrolled<GROUPS>([&](auto g) INLINED {
+            group[g] += count;
+            hide(group[g]);
+        });
+    }
+
+   private:
+    template <class Value>
+    static INLINE void hide([[maybe_unused]] Value& value) {
+#ifdef __x86_64__
+        asm("" : "+r"(value));
+#endif
+    }
+};
+
 template <int ROWS, int TILES, bool LINES>
 void bf16_kernel(const uint8_t* tile, int64_t tile_bytes, const Ahead& ahead, const Activations& a, int64_t row,
                  float* out) {
     Floats acc[ROWS][TILES];
     unrolled<ROWS>([&](auto r) INLINED { unrolled<TILES>([&](auto t) INLINED { acc[r][t] = zeros(); }); });
-    const Operand* x = a.operands + row * a.k;
+    RowPointers<Operand, ROWS> x(a.operands + row * a.k, a.k);
+    const uint8_t* next = tile + ahead.tiles;
     for (int64_t i = 0; i < a.k / 2; ++i) {
-        const uint8_t* at = tile + i * 64;
         if constexpr (LINES) {
             ahead.fetch(i);
         } else {
-            unrolled<TILES>([&](auto t) INLINED { prefetch(at + t * tile_bytes + ahead.tiles); });
+            unrolled<TILES>([&](auto t) INLINED { prefetch(next + t * tile_bytes); });
+            next += 64;
         }
         unrolled<PAIR_STEPS>([&](auto step) INLINED {
             Weights weights[TILES];
-            unrolled<TILES>([&](auto t) INLINED { weights[t] = weights_of(at + t * tile_bytes, step); });
+            unrolled<TILES>([&](auto t) INLINED { weights[t] = weights_of(tile + t * tile_bytes, step); });
             unrolled<ROWS>([&](auto r) INLINED {
-                const Operand* operand = x + r * a.k + 2 * i + step;
+                const Operand* operand = x.at(r) + step;
                 unrolled<TILES>([&](auto t) INLINED { acc[r][t] = dot(acc[r][t], weights[t], operand); });
             });
         });
+        tile += 64;
+        x.move(2);
     }
     unrolled<ROWS>([&](auto r) INLINED {
         unrolled<TILES>([&](auto t) INLINED { put(out + (r * TILES + t) * LANES, acc[r][t]); });
@@ -66,15 +103,15 @@ void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activati
     Floats acc[ROWS];
     unrolled<ROWS>([&](auto r) INLINED { acc[r] = zeros(); });
     const int64_t num_blocks = a.k / BLOCK;
-    const Quantized* x = a.quantized + row * a.k;
-    const float *scale = a.scale + row * num_blocks, *total = a.sum + row * num_blocks;
+    RowPointers<Quantized, ROWS> x(a.quantized + row * a.k, a.k);
+    RowPointers<float, ROWS> scale(a.scale + row * num_blocks, num_blocks), sum(a.sum + row * num_blocks, num_blocks);
     for (int64_t b = 0; b < num_blocks; ++b) {
         Ints sums[ROWS];
         unrolled<ROWS>([&](auto r) INLINED { sums[r] = Ints{}; });
         unrolled<8>([&](auto j) INLINED {
             if constexpr (!LINES && j < lines) prefetch(tile + j * 64 + ahead.tiles);
             const Bytes bytes = bytes_of<KIND>(tile, j);
-            unrolled<ROWS>([&](auto r) INLINED { sums[r] = dot_of<KIND>(sums[r], bytes, x + r * a.k + b * BLOCK + j * 4); });
+            unrolled<ROWS>([&](auto r) INLINED { sums[r] = dot_of<KIND>(sums[r], bytes, x.at(r) + j * 4); });
         });
         tile += lines * 64;
         if constexpr (!LINES) prefetch(tile + ahead.tiles);
@@ -84,9 +121,12 @@ void int_kernel(const uint8_t* tile, int64_t, const Ahead& ahead, const Activati
         if constexpr (KIND == INT8 && BYTE_OFFSET) minimum = fma(weight_scale, all(BYTE_OFFSET), minimum);
         tile += 64;
         unrolled<ROWS>([&](auto r) INLINED {
-            acc[r] = fma(to_floats(sums[r]), weight_scale * all(scale[r * num_blocks + b]), acc[r]);
-            acc[r] = fma(minimum, all(total[r * num_blocks + b]), acc[r]);
+            acc[r] = fma(to_floats(sums[r]), weight_scale * all(*scale.at(r)), acc[r]);
+            acc[r] = fma(minimum, all(*sum.at(r)), acc[r]);
         });
+        x.move(BLOCK);
+        scale.move(1);
+        sum.move(1);
     }
     unrolled<ROWS>([&](auto r) INLINED { put(out + r * LANES, acc[r]); });
 }
