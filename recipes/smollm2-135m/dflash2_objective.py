@@ -7,7 +7,8 @@ distribution and q the drafter's, so there p itself is what is wanted.
 "labels": both losses are against the tokens that were drawn. "soft": against p, which has the same expected gradient
 with less noise. "accepted": the cross-entropy is against p, and the selector's loss is ``-log sum of min(p, q)`` over
 its candidates, whose gradient weighed by D-PACE is that of the log of the expected length. A token's confidence in
-D-PACE is ``min(1, q / p)`` then, by which a draft of it would be accepted. Trained on a GPU: "labels" alone.
+D-PACE is ``min(1, q / p)`` then, by which a draft of it would be accepted.
+Trained on a GPU: "labels" up to run i, "soft" in run j.
 """
 
 from dataclasses import dataclass
