@@ -14,7 +14,7 @@ import json
 import time
 import traceback
 from pathlib import Path
-from statistics import mean, median
+from statistics import harmonic_mean, mean, median
 
 from flashdraft.bench.closed_loop import answer_all
 from flashdraft.engine.engine import Engine
@@ -24,7 +24,7 @@ from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
 
-SPAN, PASSES = 128, 5  # tokens of each request whose steps are counted; passes that count
+SPAN, PASSES = 128, 8  # tokens of each request whose steps are counted; passes that count
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}
 METHODS = {  # block, tokens of trees, sampling
@@ -47,18 +47,21 @@ SHOWN = (
 
 
 def steady(engine, prompts, method, running):
-    """Tokens and steps a second of ``running`` requests that all decode: medians of passes behind the first one.
+    """Tokens and steps a second of ``running`` requests that all decode, over passes behind the first one.
 
     Counted are each request's SPAN tokens, in as many steps as they took it, however much faster others came past
     them: the same text for every method. So many steps of each would be further on in its answer the more it accepts.
+    Each pass has prompts of its own, for acceptance is the prompt's; tokens a second are of all passes together (the
+    harmonic mean, as each has as many tokens), steps a second the median.
     """
     block, tree, sampling = METHODS[method]
     rates, paces = [], []
-    for _ in range(1 + PASSES):  # the first one makes recordings
+    for turn in range(1 + PASSES):  # the first one makes recordings
         counts, steps, left = [0] * running, [0] * running, running
         for idx in range(running):
             params = SamplingParams(**sampling, seed=idx, max_tokens=1500, ignore_eos=True)
-            engine.add_request(str(idx), prompts[idx % len(prompts)], params, block, draft_tree=tree)
+            prompt = prompts[(turn * running + idx) % len(prompts)]
+            engine.add_request(str(idx), prompt, params, block, draft_tree=tree)
         while any(request.is_prefilling for request in engine.requests.values()):
             engine.step()
         engine.step()
@@ -75,7 +78,7 @@ def steady(engine, prompts, method, running):
         for name in list(engine.requests):
             engine.abort(name)
         engine.step()
-    return median(rates[1:]), median(paces[1:])
+    return harmonic_mean(rates[1:]), median(paces[1:])
 
 
 def measured(llm, method, running, prompts, asked, max_tokens):
