@@ -113,8 +113,8 @@ def main():
     lines += [
         f"flashdraft at {', '.join(commits)}; copy rate of the runs {copies[0]:.2f} to {copies[-1]:.2f} TB/s.",
         "vLLM's rows of the 27B plain and of its block 8 were each measured on the machine of ours within ten minutes",
-        "(its start beside a load test or a trainer, its steps alone), those of the 35B-A3B and of prompts on a machine",
-        "of their own with ours in turn, those of block 16 on another card of the kind, where ours in turn took 16.8,",
+        "(its start beside a load test or a trainer, its steps alone), those of the 35B-A3B and of prompts on one of",
+        "their own with ours in turn, those of block 16 on another card of the kind, where ours in turn took 16.8,",
         "22.4, 34.5 and 64.2 ms, and those of the small pair on a third.",
         "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replay`: the step's recordings alone, back to back; the rest of a step is the host's.",
