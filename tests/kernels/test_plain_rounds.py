@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from flashdraft.answer import NO_TOKEN
+from flashdraft.cuda.rows import padded_rows
+from flashdraft.engine import model_runner
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.generate import generate
@@ -155,6 +157,72 @@ def _held_launches(engine, monkeypatch):
     monkeypatch.setattr(rounds, "_plain_steps", held)
     monkeypatch.setattr(runner, "forward", told)
     return may, order
+
+
+def test_padding_of_thousands_of_rows_is_few():
+    assert [padded_rows(one) for one in (1, 3, 1000, 1024)] == [1, 4, 1024, 1024]
+    for num_rows in range(1025, 8193):
+        assert num_rows <= padded_rows(num_rows) < 1.25 * num_rows
+    assert len({padded_rows(one) for one in range(1, 4097)}) == 11 + 12
+
+
+def _engine(target):
+    return Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
+
+
+def test_the_host_goes_on_while_launches_of_a_prompt_wait(monkeypatch):
+    """It reads the round before, and hears of the prompt a step later."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3]]
+    expected = [generate(target, None, prompt, WHOLE).token_ids for prompt in prompts]
+    engine, found = _engine(target), {0: [], 1: []}
+
+    def step():
+        for output in engine.step():
+            found[int(output.request_id)] += output.token_ids
+
+    engine.add_request("0", prompts[0], WHOLE)
+    step()
+    engine.runner.rounds.settle()
+    may, order = _held_launches(engine, monkeypatch)
+    engine.add_request("1", prompts[1], WHOLE)
+    step()
+    assert not order
+    assert found == {0: expected[0][:1], 1: []}
+    may.set()
+    while engine.has_unfinished:
+        step()
+    assert order[:2] == ["round", "prompt"]
+    assert found == dict(enumerate(expected))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_prompts_that_do_not_fit_the_device_together_run_in_parts(temperature, monkeypatch):
+    """Each by itself, and one of them in pieces."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    prompts = [[5, 6, 7], [9, 3], [4, 8, 11, 2, 9, 6, 1, 3, 3], [7]]
+    params = [replace(WHOLE, temperature=temperature, seed=idx) for idx in range(4)]
+    expected = [generate(target, None, *one).token_ids for one in zip(prompts, params, strict=True)]
+    engine, sizes = _engine(target), []
+    forward = engine.runner.forward
+
+    def narrow(rows, placed, token_ids, *given, **named):
+        sizes.append(sum(map(len, token_ids)))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("no room")
+        return forward(rows, placed, token_ids, *given, **named)
+
+    monkeypatch.setattr(engine.runner, "forward", narrow)
+    monkeypatch.setattr(model_runner, "_FEWEST_TOKENS", 2)
+    for idx, one in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(str(idx), *one)
+    assert _run(engine)[0] == dict(enumerate(expected))
+    assert max(sizes) > 8
+    monkeypatch.setattr(model_runner, "_FEWEST_TOKENS", 8)
+    engine.add_request("4", [5, 6, 7, 8, 9], WHOLE)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        list(engine.run())
+    engine.runner.rounds.settle()
 
 
 def test_the_host_reads_a_round_while_launches_of_the_next_wait(monkeypatch):

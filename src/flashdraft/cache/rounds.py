@@ -1,11 +1,12 @@
 """Rounds that the host does not wait for: what it tells of each row, and what it hears a step later."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.ops.host_copy import Awaited
 from flashdraft.ops.sampling_rule import SamplingRule
 
 
@@ -64,6 +65,14 @@ class Rounds(Protocol):
         """Start a round; its longest block says whether all rows draft.
 
         Then the drafter has observed what they committed, and observes what the round commits.
+        """
+        ...
+
+    def behind(self, work: Callable[[], Tensor]) -> Awaited:
+        """What ``work()`` gives, which is launched behind all rounds so far and before those that follow.
+
+        The host does not wait until it is: a thread of its own runs ``work``, in inference mode, on the caller's
+        stream.
         """
         ...
 

@@ -20,7 +20,7 @@ from flashdraft.cuda.round_drafts import ChainDraft, Draft, TreeDraft, plain_end
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
 from flashdraft.ops import sampling_rule
-from flashdraft.ops.host_copy import HostCopy, pinned
+from flashdraft.ops.host_copy import Awaited, HostCopy, pinned
 from flashdraft.ops.launch_thread import LaunchThread
 from flashdraft.ops.recorded import Recorded
 from flashdraft.ops.triton.rounds import (
@@ -98,9 +98,8 @@ class DeviceRounds:
         self.rows.settled()
         blocks = [row.block for row in rows]
         if is_plain:
-            steps = self._thread.start(lambda: self._plain_steps(numbers, shape, num_steps))
-            return DeviceRound(lambda: steps.result().wait(), None, blocks, plain_ends)
-
+            steps = self.behind(lambda: self._plain_steps(numbers, shape, num_steps))
+            return DeviceRound(steps, None, blocks, plain_ends)
         ends, features = self._recorded(
             (*numbers.shape, shape),
             lambda numbers: self._round(numbers, shape),
@@ -109,7 +108,11 @@ class DeviceRounds:
         if features is not None:  # they wait for a draft, and the next replay overwrites them
             features = features.clone()
         kind = TreeDraft if has_trees else ChainDraft
-        return DeviceRound(HostCopy(ends).wait, features, blocks, kind.ends)
+        return DeviceRound(HostCopy(ends), features, blocks, kind.ends)
+
+    def behind(self, work: Callable[[], Tensor]) -> Awaited:
+        """See :class:`flashdraft.cache.rounds.Rounds`."""
+        return self._thread.start(work)
 
     def settle(self) -> None:
         """See :class:`flashdraft.cache.rounds.Rounds`."""
@@ -122,7 +125,7 @@ class DeviceRounds:
         rule = row.sampling.told if row.sampling else sampling_rule.GREEDY
         return [*where, row.block, row.length, row.max_len, slot, accepted, row.tree_size, *rule]
 
-    def _plain_steps(self, numbers: Tensor, shape: _Shape, num_steps: int) -> HostCopy:
+    def _plain_steps(self, numbers: Tensor, shape: _Shape, num_steps: int) -> Tensor:
         """Of each row how many steps it took, and their tokens: int32 [rows, 1 + num_steps].
 
         One step is recorded, whatever their number: a recording of 32 took a second on an H200, for each shape.
@@ -142,7 +145,7 @@ class DeviceRounds:
         self._starts[:num_rows] += lengths > 0
         last = every.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         self._anchors[:num_rows] = last.clamp(min=0)
-        return HostCopy(torch.cat((lengths.unsqueeze(1), every), 1).int())
+        return torch.cat((lengths.unsqueeze(1), every), 1).int()
 
     def _plain_step(self, numbers: Tensor, shape: _Shape) -> Tensor:
         """The token of each row behind its anchor, int64 [rows]; those that may take more go on behind it.
@@ -239,7 +242,7 @@ class DeviceRound:
 
     def __init__(
         self,
-        told: Callable[[], Tensor],
+        told: Awaited,
         features: Tensor | None,
         blocks: Sequence[int],
         ends: Callable[[Tensor, Sequence[int]], list[RoundEnd]],
@@ -248,4 +251,4 @@ class DeviceRound:
 
     def ends(self) -> list[RoundEnd]:
         """See :class:`flashdraft.cache.rounds.Round`."""
-        return self._ends(self._told(), self._blocks)
+        return self._ends(self._told.wait(), self._blocks)

@@ -22,6 +22,7 @@ from flashdraft.ops.triton.paged_attention import PART, Visible
 from flashdraft.ops.triton.rounds import placed
 
 _COARSE = 4  # of the bounds of keys that recordings are made for, as a rule
+_FINE_ROWS = 256  # thousands of rows are padded to a multiple: a power of two would be up to half empty
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ def keys_bound(num_keys: int, coarse: int = _COARSE) -> int:
     return bound
 
 
+def padded_rows(num_rows: int) -> int:
+    """How many rows the recording for ``num_rows`` has."""
+    if num_rows <= 4 * _FINE_ROWS:
+        return power_of_two(num_rows)
+    return -(-num_rows // _FINE_ROWS) * _FINE_ROWS
+
+
 class DeviceRows(PagedRows):
     """Rows whose attention reads pages on the GPU, with states of gated delta layers where there are any."""
 
@@ -119,7 +127,7 @@ class DeviceRows(PagedRows):
     def tables(
         self, rows: Sequence[CacheRow], token_ids: Sequence[list[int]], width: int
     ) -> tuple[Tensor, int]:
-        """What the host tells of ``rows`` and of empty ones up to a power of two, and a bound of their keys.
+        """What the host tells of ``rows`` and of empty ones (:func:`padded_rows`), and a bound of their keys.
 
         Int32 [num_rows, 3 + width + num_pages], on the host, pinned: :class:`RowTables` takes it apart.
         """
@@ -142,7 +150,7 @@ class DeviceRows(PagedRows):
         """The pages of the first ``num_keys`` tokens of each row, which stages ``counts[i]``, and of empty rows."""
         most = -(-num_keys // self.cache.page_size)
         self._place(rows, counts, most)
-        return page_array(self._pages[0], (power_of_two(len(rows)), most), self.scratch_page)
+        return page_array(self._pages[0], (padded_rows(len(rows)), most), self.scratch_page)
 
     @property
     def spare_slot(self) -> int:

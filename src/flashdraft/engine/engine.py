@@ -280,9 +280,8 @@ class Engine:
             size if r.answer.scores_prompt else int(last)
             for (r, size), last in zip(chunks, is_last, strict=True)
         ]
-        run = runner.run(runner.chunk_rows, requests, tokens, num_wanted)
         keys, starts = [r.key for r in requests], [r.num_committed for r in requests]
-        runner.commit(runner.chunk_rows, requests, [*map(range, sizes)], run.features)
+        run = runner.run_prompts(requests, tokens, num_wanted)
         return PromptRun(run, requests, keys, is_last, starts, sum(sizes), perf_counter() - started)
 
     def _read_chunks(self, chunks: PromptRun) -> list[StepOutput]:

@@ -16,10 +16,12 @@ from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.ops import sampling_rule
-from flashdraft.ops.host_copy import HostCopy, told
+from flashdraft.ops.host_copy import Awaited, HostCopy, told
 from flashdraft.ops.triton import runs_on
 from flashdraft.spec_decode.drafter import Drafter, Drafts
 from flashdraft.spec_decode.tree import DraftTree
+
+_FEWEST_TOKENS = 64  # of prompts: with less memory than they take nothing runs
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Verified:
 class Started:
     """A forward that runs, or has run; the host need not wait for it yet."""
 
-    argmax: HostCopy
+    argmax: Awaited
     slots: Sequence[int]  # where in it the wanted tokens' are, request after request
     num_wanted: Sequence[int]  # of each request
     features: Sequence[Tensor | None]  # of each request
@@ -63,6 +65,40 @@ class Started:
             choices = [every[slot] for slot in self.slots[own]]
             results.append(Verified(logits, choices, features, self.is_sampled))
         return results
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """By which rules a kernel chooses tokens."""
+
+    rules: Sequence[Sequence[int]]  # of each token, as a kernel is told them
+    positions: Sequence[int]  # where in its answer it stands
+
+    @classmethod
+    def of(
+        cls, requests: Sequence[Request], token_ids: Sequence[list[int]], num_wanted: Sequence[int]
+    ) -> "_Rules":
+        """The requests' own, of the last ``num_wanted[i]`` of the tokens that each runs."""
+        rules: list[Sequence[int]] = []
+        positions: list[int] = []
+        for request, ids, wanted in zip(requests, token_ids, num_wanted, strict=True):
+            rule, end = request.answer.chooser.rule, request.num_committed + len(ids)
+            rules += [rule.told if rule else sampling_rule.GREEDY] * wanted
+            positions += range(end + 1 - wanted, end + 1)
+        return cls(rules, positions)
+
+    def part(self, at: slice) -> "_Rules":
+        """Those of some of the tokens."""
+        return _Rules(self.rules[at], self.positions[at])
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The tokens, int64, by ``logits`` [tokens, vocab_size]; -1: of no numbers."""
+        from flashdraft.ops.triton.sampling import sampled_tokens
+
+        if not self.rules:
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
+        device = logits.device
+        return sampled_tokens(logits, told(self.rules, device).int(), told(self.positions, device))
 
 
 class ModelRunner:
@@ -119,7 +155,8 @@ class ModelRunner:
 
     def join(self, request: Request) -> None:
         """A request was admitted; its state is that of its found prefix, and the drafter hears of it."""
-        self.settle()
+        if self.states or self.drafter:  # else nothing is launched
+            self.settle()
         self.backend.begin(self.chunk_rows, request.slot, request.checkpoint)
         if self.drafter:
             prefix = request.token_ids[: request.num_committed]
@@ -171,15 +208,12 @@ class ModelRunner:
         self.settle()
         reads_logits = any(request.answer.reads_logits for request in requests)
         step = self.forward(rows, [request.row for request in requests], token_ids, parents, not reads_logits)
-        # Only the slots that are wanted go through the head.
-        every = zip(step.firsts(len(requests)), token_ids, num_wanted, strict=True)
-        slots = [first + len(ids) - wanted + k for first, ids, wanted in every for k in range(wanted)]
+        slots = _wanted_slots(step, token_ids, num_wanted)
         logits, argmax = None, step.argmax
         is_sampled = reads_logits and parents is None and self._samples(requests)
         if is_sampled:
-            argmax = self._sampled(
-                requests, token_ids, num_wanted, self.backend.logits(step.hidden_at(slots))
-            )
+            rules = _Rules.of(requests, token_ids, num_wanted)
+            argmax = rules.choose(self.backend.logits(step.hidden_at(slots)))
         elif reads_logits:
             logits = self.backend.logits(step.hidden_at(slots))
             argmax = logits.argmax(-1)
@@ -190,6 +224,56 @@ class ModelRunner:
         given = self._no_logits if logits is None else logits
         return Started(HostCopy(argmax), chosen, list(num_wanted), own, given, is_sampled)
 
+    def run_prompts(
+        self, requests: Sequence[Request], token_ids: Sequence[list[int]], num_wanted: Sequence[int]
+    ) -> Started:
+        """:meth:`run` of chunks of prompts, whose tokens are true from now on (:meth:`commit`).
+
+        Beside rounds of several plain steps the host does not wait until they are launched: a thousand launches
+        wait for the device. What states and drafts need of a prompt the host does itself.
+        """
+        paths = [range(len(ids)) for ids in token_ids]
+        is_alone = self.num_plain_steps > 1 and not self.states
+        if self.rounds is None or not is_alone or any(request.answer.needs_host for request in requests):
+            run = self.run(self.chunk_rows, requests, token_ids, num_wanted)
+            self.commit(self.chunk_rows, requests, paths, run.features)
+            return run
+        # The host goes on, and a row's pages with it.
+        placed = [request.row._replace(pages=tuple(request.pages)) for request in requests]
+        is_sampled = any(request.answer.reads_logits for request in requests)
+        rules = _Rules.of(requests, token_ids, num_wanted) if is_sampled else None
+        tokens = self.rounds.behind(lambda: self._first_tokens(placed, token_ids, num_wanted, rules))
+        nothing = [None] * len(requests)
+        self._committed(requests, paths, nothing)
+        return Started(tokens, range(sum(num_wanted)), list(num_wanted), nothing, self._no_logits, is_sampled)
+
+    def _first_tokens(
+        self,
+        placed: Sequence[CacheRow],
+        token_ids: Sequence[list[int]],
+        num_wanted: Sequence[int],
+        rules: "_Rules | None",
+    ) -> Tensor:
+        """The tokens behind the wanted ones of prompts' chunks, int64 [sum of num_wanted].
+
+        Where the device has no memory for all it has them in halves. Raises OutOfMemoryError for a few tokens.
+        """
+        try:
+            step = self.forward(self.chunk_rows, placed, token_ids)
+            self.chunk_rows.commit_paths(placed, [range(len(ids)) for ids in token_ids])
+            hidden = step.hidden_at(_wanted_slots(step, token_ids, num_wanted))
+            return rules.choose(self.backend.logits(hidden)) if rules else self.backend.argmax(hidden)
+        except torch.OutOfMemoryError:
+            if sum(map(len, token_ids)) <= _FEWEST_TOKENS:
+                raise
+        torch.cuda.empty_cache()
+        found, done = [], 0
+        for part in _halves(placed, token_ids, num_wanted):
+            end = done + sum(part[2])
+            found.append(self._first_tokens(*part, rules.part(slice(done, end)) if rules else None))
+            done = end
+        return torch.cat(found)
+
     def settle(self) -> None:
         """What is launched from now on runs behind every round."""
         if self.rounds is not None:
@@ -198,27 +282,6 @@ class ModelRunner:
     def _samples(self, requests: Sequence[Request]) -> bool:
         """Whether a kernel chooses the tokens of all: the host would wait for each, and for a round before it."""
         return runs_on(self.target.device) and not any(request.answer.needs_host for request in requests)
-
-    def _sampled(
-        self,
-        requests: Sequence[Request],
-        token_ids: Sequence[list[int]],
-        num_wanted: Sequence[int],
-        logits: Tensor,
-    ) -> Tensor:
-        """The requests' own choices, int64 [num_wanted], of the logits of their last tokens; -1: of no numbers."""
-        from flashdraft.ops.triton.sampling import sampled_tokens
-
-        rules: list[Sequence[int]] = []
-        positions: list[int] = []
-        for request, ids, wanted in zip(requests, token_ids, num_wanted, strict=True):
-            rule, end = request.answer.chooser.rule, request.num_committed + len(ids)
-            rules += [rule.told if rule else sampling_rule.GREEDY] * wanted
-            positions += range(end + 1 - wanted, end + 1)
-        if not rules:
-            return torch.empty(0, dtype=torch.int64)
-        device = logits.device
-        return sampled_tokens(logits, told(rules, device).int(), told(positions, device))
 
     def forward(
         self,
@@ -249,6 +312,14 @@ class ModelRunner:
         Keeps their features until the drafter takes them (:meth:`catch_up`).
         """
         rows.commit_paths([request.row for request in requests], paths)
+        self._committed(requests, paths, features)
+
+    def _committed(
+        self,
+        requests: Sequence[Request],
+        paths: Sequence[Sequence[int]],
+        features: Sequence[Tensor | None],
+    ) -> None:
         for request, path, given in zip(requests, paths, features, strict=True):
             request.num_committed += len(path)
             if given is not None:
@@ -256,6 +327,25 @@ class ModelRunner:
                 request.pending.append(given[: len(path)] if is_chain else given[list(path)])
             if self.drafter is None:
                 request.num_observed = request.num_committed
+
+
+def _wanted_slots(step: TargetStep, token_ids: Sequence[list[int]], num_wanted: Sequence[int]) -> list[int]:
+    """Where in ``step`` the last ``num_wanted[i]`` of each row's tokens are; these alone go through the head."""
+    every = zip(step.firsts(len(token_ids)), token_ids, num_wanted, strict=True)
+    return [first + len(ids) - wanted + k for first, ids, wanted in every for k in range(wanted)]
+
+
+def _halves(
+    placed: Sequence[CacheRow], token_ids: Sequence[list[int]], num_wanted: Sequence[int]
+) -> list[tuple[Sequence[CacheRow], Sequence[list[int]], Sequence[int]]]:
+    """Chunks of prompts in two parts. A single one, of which one token at most is wanted, is cut."""
+    if len(placed) > 1:
+        half = len(placed) // 2
+        parts = slice(half), slice(half, None)
+        return [(placed[at], token_ids[at], num_wanted[at]) for at in parts]
+    [row], [ids] = placed, token_ids
+    half = len(ids) // 2
+    return [([row], [ids[:half]], [0]), ([row._replace(start=row.start + half)], [ids[half:]], num_wanted)]
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:

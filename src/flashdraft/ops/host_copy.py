@@ -1,6 +1,6 @@
 """Between host and device without waiting: what the host tells, and what it is told later."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ def pinned(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory() if device.type == "cuda" else x
 
 
+class Awaited(Protocol):
+    """Numbers that the host has a copy of later."""
+
+    def wait(self) -> Tensor:
+        """The copy. Waits for the work before it alone, not for what was queued since."""
+        ...
+
+
 class HostCopy:
     """Starts to copy ``x`` to the host, as the work that is queued so far leaves it."""
 
@@ -28,7 +36,7 @@ class HostCopy:
             self._done.record()
 
     def wait(self) -> Tensor:
-        """The copy. Waits for the work before it alone, not for what was queued since."""
+        """See :class:`Awaited`."""
         if self._done is not None:
             self._done.synchronize()
         return self._there

@@ -2,11 +2,23 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-T = TypeVar("T")
+from flashdraft.ops.host_copy import HostCopy
+
+
+@dataclass(frozen=True)
+class LaunchedCopy:
+    """What work that a second thread launches brings the host: see :class:`flashdraft.ops.host_copy.Awaited`."""
+
+    launched: "Future[HostCopy]"
+
+    def wait(self) -> Tensor:
+        """The copy. Raises what launching raised."""
+        return self.launched.result().wait()
 
 
 class LaunchThread:
@@ -15,10 +27,10 @@ class LaunchThread:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._thread = ThreadPoolExecutor(1, "flashdraft-launches")
-        self._last: Future[Any] | None = None
+        self._last: Future[HostCopy] | None = None
 
-    def start(self, work: Callable[[], T]) -> "Future[T]":
-        """``work()``, on the caller's stream.
+    def start(self, work: Callable[[], Tensor]) -> LaunchedCopy:
+        """``work()``, on the caller's stream, copied to the host.
 
         Work behind work that failed goes on from what that left half done: it is not run, and raises the same error,
         until :meth:`wait` was called.
@@ -26,14 +38,14 @@ class LaunchThread:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         before = self._last
 
-        def on_stream() -> T:
+        def on_stream() -> HostCopy:
             if before is not None and (error := before.exception()) is not None:
                 raise error
             with torch.inference_mode(), torch.cuda.stream(stream):  # both are a thread's own; None: nothing
-                return work()
+                return HostCopy(work())
 
-        self._last = done = self._thread.submit(on_stream)
-        return done
+        self._last = self._thread.submit(on_stream)
+        return LaunchedCopy(self._last)
 
     def wait(self) -> None:
         """Returns when all work has started: what the caller launches then is behind it. Raises no error of it."""
