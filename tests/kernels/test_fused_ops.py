@@ -51,7 +51,7 @@ def test_silu_mul(num_tokens, size, dtype):
 @pytest.mark.parametrize("zero_centered", [None, False, True], ids=["no norm", "norm", "zero-centred"])
 @pytest.mark.parametrize(
     ("num_tokens", "heads", "kv_heads", "head_dim", "rotary_dim"),
-    [(1, 2, 1, 16, 16), (3, 3, 1, 12, 12), (2, 4, 2, 64, 16), (2, 1, 1, 24, 6)],
+    [(1, 2, 1, 16, 16), (3, 3, 1, 12, 12), (2, 4, 2, 64, 16), (2, 1, 1, 24, 6), (2, 9, 3, 256, 64)],
 )
 def test_norm_rope_store(num_tokens, heads, kv_heads, head_dim, rotary_dim, zero_centered, dtype):
     torch.manual_seed(head_dim)
@@ -78,3 +78,20 @@ def test_norm_rope_store(num_tokens, heads, kv_heads, head_dim, rotary_dim, zero
     assert torch.equal(storage[slots, 1, 1], v)
     before[slots, 1] = storage[slots, 1]
     assert torch.equal(storage, before)  # and nothing else is written
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary_dim"), [(9, 3, 64, 64), (2, 1, 24, 12)])
+def test_heads_without_norms_are_rotated_as_those_with(heads, kv_heads, head_dim, rotary_dim, dtype):
+    """The two kernels round alike: with norms of queries alone, keys have the same bits."""
+    torch.manual_seed(head_dim)
+    q = torch.randn(3, heads, head_dim, dtype=dtype)
+    k, v = torch.randn(2, 3, kv_heads, head_dim, dtype=dtype)
+    angles = torch.randn(3, rotary_dim // 2).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    ones, found = torch.ones(head_dim, dtype=dtype), []
+    for weight in (None, ones):
+        storage = torch.zeros(3, 2, kv_heads, head_dim, dtype=dtype)
+        norm_rope_store(q, k, v, weight, None, EPS, False, cos, sin, storage, torch.tensor([2, 0, 1]))
+        found.append(storage)
+    assert torch.equal(*found)

@@ -27,6 +27,9 @@ LAUNCHES = {
     "_sigmoid_mul_kernel": lambda: fused.sigmoid_mul(HEADS, HEADS),
     "_add_norm_kernel": lambda: fused.add_rms_norm(X, X, torch.ones(8), 1e-6, False),
     "_norm_rope_store_kernel": lambda: fused.norm_rope_store(
+        HEADS, HEADS, HEADS, torch.ones(4), torch.ones(4), 1e-6, False, ANGLES, ANGLES, PAGES, SLOTS
+    ),
+    "_rope_store_kernel": lambda: fused.norm_rope_store(
         HEADS, HEADS, HEADS, None, None, 1e-6, False, ANGLES, ANGLES, PAGES, SLOTS
     ),
     "_sum_kernel": lambda: experts_module._summed(X, X[:, :1], None, None),

@@ -146,3 +146,34 @@ def test_bits_are_the_same_whatever_stands_beside(dtype, start, head_dim):
         one = Visible(visible.first[:1, token : token + 1], visible.last[:1, token : token + 1])
         alone = _run(q[:1, token : token + 1], storage, table[:1], one, start + token + 1)
         assert torch.equal(alone[0, 0], whole[0, token])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("width", "head_dim", "window"),
+    [(1, 64, None), (1, 64, 40), (7, 32, None), (1, 144, None), (2, 144, 300)],
+)
+def test_thousands_of_rows_have_the_bits_of_few(width, head_dim, window, dtype, monkeypatch):
+    """A program of many rows has all parts of a row: one, up to its last key, with the next one's first, and more."""
+    starts = [0, 70, 127, 128, PART - 2, PART - 1, PART, 2 * PART + 17, 1021]
+    q, storage, table, every, positions, num_keys = _made(9, width, 6, 2, head_dim, starts, dtype)
+    visible = Visible(torch.zeros_like(positions).int(), (positions + 1).int()).within(window)
+    few = _run(q, storage, table, visible, num_keys)
+    monkeypatch.setattr(attention_kernels, "_MANY_ROWS", 1)
+    many = _run(q, storage, table, visible, num_keys)
+    assert torch.equal(many, few)
+    if dtype == torch.float32:
+        key = torch.arange(num_keys)
+        mask = (key >= visible.first.unsqueeze(-1)) & (key <= positions.unsqueeze(-1))
+        torch.testing.assert_close(many, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)
+
+
+def test_thousands_of_rows_within_one_part_are_not_joined(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "_MANY_ROWS", 1)
+    monkeypatch.setattr(attention_kernels, "_join", None)
+    q, storage, table, every, positions, num_keys = _made(2, 1, 6, 2, 64, [0, PART - 1])
+    found = _run(
+        q, storage, table, Visible(torch.zeros_like(positions).int(), (positions + 1).int()), num_keys
+    )
+    mask = torch.arange(num_keys) <= positions.unsqueeze(-1)
+    torch.testing.assert_close(found, _expected(q, storage, every, mask), rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 GATE_TILE = 1024  # elements of a program that gates
+ROPE_TILE = 1024  # of one that rotates heads without norms
 HEADS_TILE = 2  # heads of a program that gates normed ones: with more there are too few programs of one token
 
 
@@ -113,6 +114,43 @@ def _norm_rope_store_kernel(  # type: ignore[no-untyped-def]
             tl.store(stored + side + kv_head * head_dim, value, there)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _rope_store_kernel(  # type: ignore[no-untyped-def]
+    q, k, v, cos, sin, pages, slot_mapping, out,
+    q_token, q_head, k_token, k_head, v_token, v_head, cos_token, sin_token, slot, side,
+    heads: tl.constexpr, kv_heads: tl.constexpr, heads_tile: tl.constexpr,
+    head_dim: tl.constexpr, rotary_dim: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    """As :func:`_norm_rope_store_kernel` without norms: no sum ties a program to one head."""
+    token, dim = tl.program_id(0).to(tl.int64), tl.arange(0, tile)[None, :]
+    number = (tl.program_id(1) * heads_tile + tl.arange(0, heads_tile))[:, None]
+    kv_head = (number - heads) % kv_heads
+    is_dim, is_q = dim < head_dim, number < heads
+    is_k = (number < heads + kv_heads) & (number >= heads)
+    is_v = (number < heads + 2 * kv_heads) & (number >= heads + kv_heads)
+    half: tl.constexpr = rotary_dim // 2
+    other = tl.where(dim < half, dim + half, dim - half)
+    q += token * q_token + number * q_head
+    k += token * k_token + kv_head * k_head
+    # Where each lies is said for itself: so neighbours are loaded together.
+    x = tl.where(is_q, tl.load(q + dim, is_q & is_dim, 0.0), tl.load(k + dim, is_k & is_dim, 0.0))
+    x = tl.where(is_v, tl.load(v + token * v_token + kv_head * v_head + dim, is_v & is_dim, 0.0), x)
+    dtype: tl.constexpr = x.dtype
+    turns = dim < rotary_dim
+    partner = tl.where(is_q, tl.load(q + other, is_q & turns, 0.0), tl.load(k + other, is_k & turns, 0.0))
+    partner = partner.to(tl.float32)
+    partner = tl.where(dim < half, -partner, partner)
+    across = tl.load(cos + token * cos_token + dim, turns, 0.0).to(tl.float32)
+    along = tl.load(sin + token * sin_token + dim, turns, 0.0).to(tl.float32)
+    turned = (x.to(tl.float32) * across).to(dtype).to(tl.float32)
+    turned += (partner * along).to(dtype).to(tl.float32)
+    found = tl.where((is_q | is_k) & turns, turned.to(dtype), x)
+    tl.store(out + (token * heads + number) * head_dim + dim, found, is_q & is_dim)
+    stored = pages + tl.load(slot_mapping + token) * slot + kv_head * head_dim + dim
+    tl.store(stored, found, is_k & is_dim)
+    tl.store(stored + side, found, is_v & is_dim)
+
+
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor]:
@@ -160,13 +198,29 @@ def norm_rope_store(
     assert pages.shape[1:] == (2, kv_heads, head_dim)
     assert pages.stride()[2:] == (head_dim, 1), "a token's heads lie side by side"
     out = torch.empty((num_tokens, heads, head_dim), dtype=q.dtype, device=q.device)
-    _norm_rope_store_kernel[(num_tokens, heads + 2 * kv_heads)](
+    strides = (
+        *q.stride()[:2],
+        *k.stride()[:2],
+        *v.stride()[:2],
+        cos.stride(0),
+        sin.stride(0),
+        *pages.stride()[:2],
+    )
+    tile, every = triton.next_power_of_2(head_dim), heads + 2 * kv_heads
+    if q_weight is None and k_weight is None:
+        heads_tile = max(min(triton.next_power_of_2(every), ROPE_TILE // tile), 1)
+        _rope_store_kernel[(num_tokens, triton.cdiv(every, heads_tile))](
+            q, k, v, cos, sin, pages, slot_mapping, out, *strides,
+            heads=heads, kv_heads=kv_heads, heads_tile=heads_tile, head_dim=head_dim, rotary_dim=rotary_dim,
+            tile=tile, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+        return out
+    _norm_rope_store_kernel[(num_tokens, every)](
         q, k, v, q if q_weight is None else q_weight, k if k_weight is None else k_weight,
-        cos, sin, pages, slot_mapping, out,
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos.stride(0), sin.stride(0), *pages.stride()[:2],
+        cos, sin, pages, slot_mapping, out, *strides,
         eps=eps, zero_centered=zero_centered, has_q_norm=q_weight is not None, has_k_norm=k_weight is not None,
         heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_dim=rotary_dim,
-        tile=triton.next_power_of_2(head_dim), num_warps=1, enable_fp_fusion=False,
+        tile=tile, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 

@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdraft.ops.triton.key_parts import first_key, page_of, parts_used
+from flashdraft.ops.triton.row_attention import attend_rows
+
 QUERIES = 16  # of one program: the rows of the smallest matrix product, whatever the width
 PART = 256  # keys of one program
 # Tiles of wide heads are small: of the first keys they have shorter parts, for else few programs have many tiles.
@@ -24,9 +27,11 @@ _JOINED = 8  # parts that are joined at a time
 # Of the loop over tiles. Keys wait for the page's number, and that for a tree's path: each takes a stage of the loads
 # under way, and with 3 of them a tile is asked for only when the one before is done.
 _STAGES = 5
-# Programs of many rows hide each other's waits, and more fit beside each other with fewer loads under way: 4,096 rows
-# of up to 192 keys took 0.84 of the time on an H200 where the bound was 1,024 keys, 0.98 where it was 256.
+# Of so many rows a program has all parts (row_attention.py). Programs hide each other's waits, and more fit beside each
+# other with fewer loads under way: 4,096 rows of up to 192 keys took 0.84 of the time on an H200 where the bound was
+# 1,024 keys, 0.98 where it was 256. Heads of few dimensions spill little with registers for six of them.
 _MANY_ROWS, _STAGES_OF_MANY = 512, 2
+_NARROW, _NARROW_REGISTERS = 64, 80
 # With as few registers three programs fit on a multiprocessor, and not two: 0.94 of the time of 32 blocks of 8; of one
 # row 1.1, for some are spilled.
 _MANY_PROGRAMS, _REGISTERS = 1024, 168
@@ -58,28 +63,6 @@ def _on_path(key, is_key, path, staged_from):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _page_of(  # type: ignore[no-untyped-def]
-    table, at, place, is_key, end, page_size: tl.constexpr, tile: tl.constexpr, is_tree: tl.constexpr
-):
-    """The pages of the keys at ``place``, ``tile`` of them from ``at`` on: of whole pages, each asked for once."""
-    if is_tree or tile % page_size != 0:
-        page = tl.load(table + place // page_size, is_key, 0)
-    else:
-        pages: tl.constexpr = tile // page_size
-        number = at // page_size + tl.arange(0, pages)
-        page = tl.load(table + number, number * page_size < end, 0)
-        page = tl.reshape(tl.broadcast_to(page[:, None], (pages, page_size)), (tile,))
-    return page.to(tl.int64)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _first_key(part, short: tl.constexpr, part_len: tl.constexpr, within: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The first key of a part: of ``short`` ones, ``within`` so many keys from the start, or of those behind them."""
-    few: tl.constexpr = within // short
-    return tl.where(part < few, part * short, within + (part - few) * part_len)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, table, first, last, start, paths, out, bests, totals,
     scale, width, num_heads, kv_heads, table_row, q_token, q_head, kv_slot, kv_head,
@@ -96,9 +79,9 @@ def _attend(  # type: ignore[no-untyped-def]
     is_query = (token < width) & (query % of_token < groups)
     lowest = tl.load(first + row * width + token, is_query, 1 << 30)
     highest = tl.load(last + row * width + token, is_query, 0)
-    own = _first_key(part, short, part_len, within)
+    own = first_key(part, short, part_len, within)
     begin = tl.maximum(own, tl.min(lowest, 0) // tile * tile)
-    end = tl.minimum(_first_key(part + 1, short, part_len, within), tl.max(highest, 0))
+    end = tl.minimum(first_key(part + 1, short, part_len, within), tl.max(highest, 0))
     if in_parts:  # noqa: SIM102 - the first is known when it is compiled
         if own >= end:  # nobody joins it: of keys that are bounded coarsely many parts are such
             return
@@ -115,7 +98,7 @@ def _attend(  # type: ignore[no-untyped-def]
         key = at + tl.arange(0, tile)
         is_key = key < end
         place = _on_path(key, is_key, path, staged_from) if is_tree else key
-        page = _page_of(table + row * table_row, at, place, is_key, end, page_size, tile, is_tree)
+        page = page_of(table + row * table_row, at, place, is_key, end, page_size, tile, is_tree)
         at_key = ((page * page_size + place % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
         k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
         v = tl.load(values + at_key, is_key[:, None] & is_dim[None, :], 0.0)
@@ -146,36 +129,40 @@ def _join(  # type: ignore[no-untyped-def]
     parts, bests, totals, last, sinks, out, num_heads, num_parts,
     head_dim: tl.constexpr, dims: tl.constexpr, part_len: tl.constexpr, short: tl.constexpr, within: tl.constexpr,
     most_parts: tl.constexpr, joined_parts: tl.constexpr, has_sinks: tl.constexpr,
+    heads_each: tl.constexpr, whole_rows: tl.constexpr,
 ):  # fmt: skip
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64)
     num_keys = tl.load(last + token)
-    used = tl.cdiv(tl.minimum(num_keys, within), short) + tl.cdiv(tl.maximum(num_keys - within, 0), part_len)
-    place = (token * num_heads + head) * num_parts
-    number = tl.arange(0, most_parts)
-    every = tl.load(bests + place + number, number < used, float("-inf"))
-    best = tl.max(every, 0)
-    dim = tl.arange(0, dims)
-    total = tl.zeros([1], tl.float32)
-    if has_sinks:
-        sink = tl.load(sinks + head).to(tl.float32)
-        best = tl.maximum(best, sink)
-        total += tl.exp(sink - best)
-    summed = tl.zeros([dims], tl.float32)
-    for at in range(0, used, joined_parts):  # each waits for memory once
-        part = at + tl.arange(0, joined_parts)
-        weight = tl.exp(tl.load(bests + place + part, part < used, float("-inf")) - best)
-        total += tl.sum(tl.load(totals + place + part, part < used, 0.0) * weight, 0)
-        is_there = (part < used)[:, None] & (dim < head_dim)[None, :]
-        there = tl.load(parts + (place + part)[:, None] * head_dim + dim[None, :], is_there, 0.0)
-        summed += tl.sum(there * weight[:, None], 0)
-    joined = summed / tl.where(total == 0.0, 1.0, total)
-    tl.store(
-        out + (token * num_heads + head) * head_dim + dim, joined.to(out.dtype.element_ty), dim < head_dim
-    )
+    used = parts_used(num_keys, short, part_len, within)
+    if whole_rows:  # noqa: SIM102 - the first is known when it is compiled
+        if used <= 1:  # it is told whole
+            return
+    for own in tl.static_range(heads_each):
+        head = tl.program_id(1) * heads_each + own
+        place = (token * num_heads + head) * num_parts
+        number = tl.arange(0, most_parts)
+        every = tl.load(bests + place + number, number < used, float("-inf"))
+        best = tl.max(every, 0)
+        dim = tl.arange(0, dims)
+        total = tl.zeros([1], tl.float32)
+        if has_sinks:
+            sink = tl.load(sinks + head).to(tl.float32)
+            best = tl.maximum(best, sink)
+            total += tl.exp(sink - best)
+        summed = tl.zeros([dims], tl.float32)
+        for at in range(0, used, joined_parts):  # each waits for memory once
+            part = at + tl.arange(0, joined_parts)
+            weight = tl.exp(tl.load(bests + place + part, part < used, float("-inf")) - best)
+            total += tl.sum(tl.load(totals + place + part, part < used, 0.0) * weight, 0)
+            is_there = (part < used)[:, None] & (dim < head_dim)[None, :]
+            there = tl.load(parts + (place + part)[:, None] * head_dim + dim[None, :], is_there, 0.0)
+            summed += tl.sum(there * weight[:, None], 0)
+        joined = (summed / tl.where(total == 0.0, 1.0, total)).to(out.dtype.element_ty)
+        tl.store(out + (token * num_heads + head) * head_dim + dim, joined, dim < head_dim)
 
 
 def _parts(head_dim: int) -> dict[str, int]:
-    """How keys are split among programs: see :func:`_first_key`."""
+    """How keys are split among programs: see :func:`flashdraft.ops.triton.key_parts.first_key`."""
     short = _SHORT_PART if head_dim > _WIDE else PART
     return {"part_len": PART, "short": short, "within": _IN_SHORT_PARTS}
 
@@ -205,28 +192,43 @@ def paged_attention(
     in_parts = num_parts > 1 or sinks is not None
     summed, bests, totals = out, out, out
     if in_parts:
-        shape = (rows, width, num_heads, num_parts)
-        summed = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
-        bests, totals = torch.empty((2, *shape), dtype=torch.float32, device=q.device)
+        of_parts = (rows, width, num_heads, num_parts)
+        summed = torch.empty((*of_parts, head_dim), dtype=torch.float32, device=q.device)
+        bests, totals = torch.empty((2, *of_parts), dtype=torch.float32, device=q.device)
     is_tree = visible.paths is not None
     tiles = width * triton.cdiv(groups, QUERIES) if is_tree else triton.cdiv(width * groups, QUERIES)
-    grid = (rows, kv_heads * tiles, num_parts)
-    many_programs = {"maxnreg": _REGISTERS} if math.prod(grid) >= _MANY_PROGRAMS else {}
-    stages = _STAGES_OF_MANY if rows >= _MANY_ROWS else _STAGES + 2 * is_tree
-    _attend[grid](
-        q, keys, values, table, visible.first, visible.last,
-        visible.start if is_tree else table, visible.paths if is_tree else table, summed, bests, totals,
-        scale if scale is not None else head_dim**-0.5, width, num_heads, kv_heads, table.stride(0),
-        q.stride(1), q.stride(2), keys.stride(0), keys.stride(1),
-        groups=groups, head_dim=head_dim, dims=dims, page_size=page_size, num_queries=QUERIES,
-        tile=_TILE if dims <= 128 else _TILE // 2, **_parts(head_dim), in_parts=in_parts, is_tree=is_tree,
-        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
-        num_stages=3 if q.element_size() > 2 else stages, **many_programs,
-    )  # fmt: skip
+    given = {
+        "groups": groups, "head_dim": head_dim, "dims": dims, "page_size": page_size, "num_queries": QUERIES,
+        "tile": _TILE if dims <= 128 else _TILE // 2, **_parts(head_dim), "in_parts": in_parts,
+        "precision": "ieee" if q.dtype == torch.float32 else "tf32", "num_warps": 4,
+    }  # fmt: skip
+    shape = width, num_heads, kv_heads
+    strides = table.stride(0), q.stride(1), q.stride(2), keys.stride(0), keys.stride(1)
+    scale = head_dim**-0.5 if scale is None else scale
+    has_many_rows = rows >= _MANY_ROWS
+    whole_rows = has_many_rows and sinks is None and not is_tree
+    if whole_rows:
+        attend_rows[(kv_heads * tiles, rows)](
+            q, keys, values, table, visible.first, visible.last, summed, bests, totals, out,
+            scale, *shape, num_parts, *strides, **given, num_stages=_STAGES_OF_MANY,
+            maxnreg=_NARROW_REGISTERS if dims <= _NARROW else _REGISTERS,
+        )  # fmt: skip
+    else:
+        grid = (rows, kv_heads * tiles, num_parts)
+        many_programs = {"maxnreg": _REGISTERS} if math.prod(grid) >= _MANY_PROGRAMS else {}
+        stages = _STAGES_OF_MANY if has_many_rows else _STAGES + 2 * is_tree
+        _attend[grid](
+            q, keys, values, table, visible.first, visible.last,
+            visible.start if is_tree else table, visible.paths if is_tree else table, summed, bests, totals,
+            scale, *shape, *strides, **given, is_tree=is_tree,
+            num_stages=3 if q.element_size() > 2 else stages, **many_programs,
+        )  # fmt: skip
     if in_parts:
-        _join[(rows * width, num_heads)](
+        each = groups if whole_rows else 1
+        _join[(rows * width, num_heads // each)](
             summed, bests, totals, visible.last, q if sinks is None else sinks, out, num_heads, num_parts,
             head_dim=head_dim, dims=dims, **_parts(head_dim), most_parts=triton.next_power_of_2(num_parts),
-            joined_parts=_JOINED, has_sinks=sinks is not None, num_warps=1,
+            joined_parts=_JOINED, has_sinks=sinks is not None, heads_each=each, whole_rows=whole_rows,
+            num_warps=1,
         )  # fmt: skip
     return out
