@@ -1,11 +1,13 @@
 """The report of benchmarks/results/h200/beside-vllm: rows of gpu_steps.py and gpu_embedded.py beside vLLM's.
 
-Usage: gpu_report.py FOLDER. Reads FOLDER/rows.jsonl (vLLM's by vllm_rows.py) and FOLDER/bits.jsonl (gpu_embedded.py
---whole), writes FOLDER/report.md. Of a cell's rows the last counts.
+Usage: gpu_report.py FOLDER. Reads FOLDER/rows.jsonl, FOLDER/codes.jsonl (weights in codes; vLLM's of both by
+vllm_rows.py) and FOLDER/bits.jsonl (gpu_embedded.py --whole), writes FOLDER/report.md. Of a cell's rows the last
+counts.
 """
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 from flashdraft.bench.published import published_rows
@@ -27,8 +29,10 @@ FAMILIES = {"ar": "plain", "mtp": "mtp", "dflash": "b"}
 TITLES = {
     "27b": "Qwen3.5-27B's shape with a 6-layer drafter, random weights, acceptance by dice",
     "35b-a3b": "Qwen3.5-35B-A3B's shape, random weights",
-    "135m": "SmolLM2-135M-Instruct and its drafter; tokens/s while all requests decode (vLLM's: whole answers)",
+    "135m": "SmolLM2-135M-Instruct and its drafter; tokens/s while all requests decode",
 }
+FORMATS = {"fp8": "FP8, blocks of 128 by 128", "int4": "4 bits, symmetric, groups of 128"}
+RATES = ("output_tokens_per_s", "with_prompts_per_s")
 
 
 def cell(rows, key, digits=0):
@@ -48,19 +52,41 @@ def table(rows, pair):
             ours, peers = ([r for r in here if r["system"] == name] for name in ("flashdraft", "vllm"))
             if not ours:
                 continue
-            ratio = "-"
+            rate, ratio = RATES[0], "-"
             if peers:
-                like = "with_prompts_per_s" if pair == "135m" else "output_tokens_per_s"
-                ratio = f"{ours[-1][like] / peers[-1]['output_tokens_per_s']:.2f}"
+                rate = next(key for key in RATES if key in peers[-1])
+                ratio = f"{ours[-1][rate] / peers[-1][rate]:.2f}"
             figures = [cell(ours, "step_ms", 1), cell(ours, "floor_ms", 1), cell(ours, "replay_ms", 1)]
             figures += [
                 cell(ours, "kernels"),
                 cell(ours, "output_tokens_per_s"),
                 cell(ours, "with_prompts_per_s"),
             ]
-            figures += [cell(peers, "step_ms", 1), cell(peers, "output_tokens_per_s"), ratio]
+            whole = " (whole answers)" if rate != RATES[0] else ""
+            figures += [cell(peers, "step_ms", 1), cell(peers, rate) + whole, ratio]
             lines.append(f"| {method} | {requests} | " + " | ".join(figures) + " |")
     return lines
+
+
+def formats(rows, floats):
+    """Weights in codes: one line a format, method and number of requests, beside ours in bfloat16 and vLLM's."""
+    names = ["weights", "method", "requests", "step ms", "floor", "tokens/s", "over bfloat16"]
+    names += ["vLLM ms", "tokens/s", "over vLLM", "vLLM's products"]
+    lines = [f"| {' | '.join(names)} |", f"| --- | --- |{' ---: |' * (len(names) - 3)} --- |"]
+    rate = RATES[0]
+    for weights, method, requests in product(FORMATS, METHODS, (1, 8, 16, 32)):
+        here = [r for r in rows if (r["weights"], r["method"], r["requests"]) == (weights, method, requests)]
+        ours, peers = ([r for r in here if r["system"] == name] for name in ("flashdraft", "vllm"))
+        alike = [r for r in floats if (r["method"], r["requests"]) == (method, requests)]
+        if not ours:
+            continue
+        figures = [cell(ours, "step_ms", 1), cell(ours, "floor_ms", 1), cell(ours, rate)]
+        figures += [f"{ours[-1][rate] / alike[-1][rate]:.2f}" if alike else "-"]
+        figures += [cell(peers, "step_ms", 1), cell(peers, rate)]
+        figures += [f"{ours[-1][rate] / peers[-1][rate]:.2f}", peers[-1]["products"]] if peers else ["-", "-"]
+        lines.append(f"| {weights} | {method} | {requests} | {' | '.join(figures)} |")
+    told = [f"{name}: {meaning}" for name, meaning in FORMATS.items()]
+    return [*lines, "", f"{'; '.join(told)}; head and embedding in bfloat16, in both systems."]
 
 
 def card(rows):
@@ -122,6 +148,10 @@ def main():
     for pair, title in TITLES.items():
         if any(row["pair"] == pair for row in ours):
             lines += ["", f"## {title}", "", *table(rows, pair)]
+    in_codes = [json.loads(line) for line in (folder / "codes.jsonl").read_text().splitlines()]
+    in_codes = [row for row in in_codes if row["pair"] == "27b"]
+    lines += ["", f"## {TITLES['27b'].partition(' with')[0]}, weights in codes", ""]
+    lines += formats(in_codes, [row for row in ours if row["pair"] == "27b"])
     lines += [
         "",
         "## The card's tables, tokens/s: as published, and steps measured here times its lengths",

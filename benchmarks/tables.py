@@ -123,10 +123,40 @@ def beside_llama() -> tuple[float, float]:
 
 
 def on_card(file: str, **wanted: object) -> dict[str, Any]:
-    """The last row of an H200's ``file`` that has all of ``wanted``."""
+    """The last row of an H200's ``file`` that has all of ``wanted``; an empty one if none has."""
     lines = (RESULTS / "h200/beside-vllm" / f"{file}.jsonl").read_text().splitlines()
     found = [row for row in map(json.loads, lines) if wanted.items() <= row.items()]
-    return dict(found[-1])
+    return dict(found[-1]) if found else {}
+
+
+SHAPES = {  # a line of the table of one GPU -> its rows
+    "plain decoding": ("rows", {"method": "plain"}),
+    "block 16, 7.93 tokens a round": ("rows", {"method": "b16@7.93"}),
+    "block 16, 5.47 tokens a round": ("rows", {"method": "b16@5.47"}),
+    "block 8, 5.90 tokens a round": ("rows", {"method": "b8@5.90"}),
+    "MTP, 15 drafts, 7.14 tokens a round": ("rows", {"method": "mtp@7.14"}),
+    "prompts of 1,024 tokens, prefill": ("rows", {"method": "prefill"}),
+    "plain decoding, weights in FP8": ("codes", {"method": "plain", "weights": "fp8"}),
+    "plain decoding, weights in 4 bits": ("codes", {"method": "plain", "weights": "int4"}),
+    "Qwen3.5-35B-A3B's shape, plain": ("rows", {"method": "plain", "pair": "35b-a3b"}),
+}
+
+
+def on_one_gpu() -> str:
+    """Tokens a second of the 27B's shape, and what they are over vLLM's rows of the same cell and format."""
+
+    def rates(file: str, system: str, wanted: dict[str, str]) -> list[float | None]:
+        told = {"pair": "27b"} | wanted | {"system": system}
+        return [on_card(file, **told, requests=load).get("output_tokens_per_s") for load in LOADS]
+
+    lines = []
+    for name, (file, wanted) in SHAPES.items():
+        ours, peers = (rates(file, system, wanted) for system in ("flashdraft", "vllm"))
+        ratios = [f"{a / b:.2f}" if a and b else MISSING for a, b in zip(ours, peers, strict=True)]
+        told = " / ".join(ratios) if set(ratios) != {MISSING} else MISSING
+        lines.append([name, *(f"{one:,.0f}" if one else MISSING for one in ours), told])
+    names = ["method", "1 request", "8", "16", "32", "over vLLM 0.24 at 1 / 8 / 16 / 32"]
+    return markdown(names, lines)
 
 
 @cache
@@ -244,6 +274,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "peers": peers,
     "peers-later": peers_later,
+    "one-gpu": on_one_gpu,
     "acceptance": acceptance,
     "quantized-drafters": quantized_drafters,
     "lossless": lossless,

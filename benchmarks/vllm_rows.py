@@ -1,7 +1,8 @@
 """What vLLM measured, as rows beside ours: closed loops of its own engine, the median of the passes after the first.
 
-Usage: vllm_rows.py FOLDER. Appends to FOLDER/rows.jsonl what FOLDER/vllm-PAIR-METHOD.json say: {"told": what was asked,
-"cells": {"... xN": [passes]}}. A steady rate is of steps in which all N decode.
+Usage: vllm_rows.py FOLDER [FILE...]. Of FOLDER's vllm-PAIR-METHOD.json, which peers/vllm_steps.py writes ({"told": what
+was asked, "cells": {"... xN": [passes]}}), or of those named alone: rows of bfloat16 are appended to FOLDER/rows.jsonl,
+of weights in codes (vllm-PAIR-WEIGHTS-METHOD.json) to FOLDER/codes.jsonl. Tokens/s are of steps in which all N decode.
 """
 
 import json
@@ -17,10 +18,14 @@ def rows_of(path):
     """One row a cell."""
     pair, _, method = path.stem.removeprefix("vllm-").rpartition("-")
     found = json.loads(path.read_text())
+    weights = found.get("weights", "bf16")
+    told = {"system": "vllm", "pair": pair.removesuffix(f"-{weights}")}
+    if weights != "bf16":
+        told |= {"weights": weights, "products": max(found["kernels"], key=found["kernels"].get)}
     provenance = {"source": f"vLLM 0.24.0 on one NVIDIA H200 of the same machine as ours, {path.name}"}
     for name, passes in found["cells"].items():
         later = passes[1:] or passes
-        row = {"system": "vllm", "pair": pair, "provenance": provenance}
+        row = told | {"provenance": provenance}
         if prefill := re.search(r"prefill (\d+) x (\d+)", name):
             requests, length = map(int, prefill.groups())
             seconds = median(one["wall_s"] for one in later)
@@ -35,15 +40,17 @@ def rows_of(path):
         row |= {"method": label, "requests": int(name.rpartition("x")[2])}
         row |= {"most_at_once": max(one["most_active"] for one in later)}
         row |= {"step_ms": round(median(one["step_ms"] for one in later), 2)}
+        row |= {"with_prompts_per_s": round(median(one["tokens_s"] for one in later), 1)}
         yield row | {"output_tokens_per_s": round(median(one["steady_tokens_s"] for one in later), 1)}
 
 
 def main():
     folder = Path(sys.argv[1])
-    with (folder / "rows.jsonl").open("a") as file:
-        for path in sorted(folder.glob("vllm-*.json")):
-            for row in rows_of(path):
-                file.write(json.dumps(row) + "\n")
+    named = [folder / name for name in sys.argv[2:]]
+    for path in named or sorted(folder.glob("vllm-*.json")):
+        rows = list(rows_of(path))
+        with (folder / ("codes.jsonl" if "weights" in rows[0] else "rows.jsonl")).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":
