@@ -74,8 +74,8 @@ MOVED: tuple[tuple[Any, dict[str, tuple[Any, ...]], str], ...] = (
     (block_control, ROWS, STARTED),
     (kept_costs, TRIALS, STARTED),
 )
-# Not in a replay, which has neither contexts nor rounds.
-UNSEEN = ("_CONTEXTS", "_ROUNDS", "ROUND_TREES")
+# Not in a replay, which has neither contexts nor rounds, nor features that wait for a draft.
+UNSEEN = ("_CONTEXTS", "_ROUNDS", "ROUND_TREES", "_PROBE_STEPS")
 SPREAD, NOISE = 0.3, 0.05  # standard deviations of logarithms: of misjudged costs, of a step's seconds
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,7 +20,8 @@ Accept = Callable[[list[int], list[int]], tuple[int, int]]  # as spec_decode/ver
 NO_TOKEN = "there is no token to choose: a logit is no number"
 
 
-class RoundEvent(NamedTuple):
+@dataclass(frozen=True)
+class RoundEvent:
     """What one verification delivered: accepted draft tokens, then one recovered or bonus token."""
 
     token_ids: list[int]

@@ -95,6 +95,25 @@ def test_longer_blocks_come_back_when_all_of_shorter_ones_is_accepted(tells: boo
     assert blocks[-1] == 8
 
 
+def test_drafting_comes_back_after_a_bad_stretch_of_recorded_steps() -> None:
+    """What came of a step is told after the next one is planned; a probe has to teach all the same."""
+    controller = Controller(8, costs_of([[1.0, 1.2, 1.5, 2.4]] * 3, np.full((3, 3), 0.1)))
+    states, untold, blocks = [Acceptance() for _ in range(4)], list[Drafted](), list[int]()
+    for step in range(9000):
+        block = controller.plan(dict.fromkeys(states, 99)).block
+        controller.observe(untold)
+        blocks.append(block)
+        drafts = [0] * (block - 1), [log(0.7 if step < 3000 else 0.95)] * (block - 1)
+        drafted = 0 if step < 3000 else block - 1
+        every = states if block > 1 else []
+        untold = [
+            Drafted(state, block, DraftTree.chain(*drafts), block - 1, block - 1, range(1 + drafted))
+            for state in every
+        ]
+    assert set(blocks[2900:2950]) == {1}
+    assert blocks[-1] == 8
+
+
 def test_each_shape_is_corrected_by_its_own_steps() -> None:
     """Now and then a step pays for a recording: that is no news of what steps take."""
     rng = random.Random(0)

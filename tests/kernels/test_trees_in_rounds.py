@@ -54,8 +54,8 @@ def test_trees_beside_chains_in_rounds():
     ]
     engine = Engine(target, drafter, EngineConfig(max_running=4, page_size=4, num_pages=96))
     launched, found, rounds, kept = _launched(engine), {}, engine.runner.rounds, []
-    recorded = rounds._recorded
-    rounds._recorded = lambda key, *given: kept.append((key[-1].width, recorded(key, *given))) or kept[-1][1]
+    work = rounds._round
+    rounds._round = lambda numbers, shape: kept.append((shape.width, work(numbers, shape))) or kept[-1][1]
     for idx, (prompt, (params, block, tree)) in enumerate(zip(prompts, asked, strict=True)):
         engine.add_request(str(idx), prompt, params, block, draft_tree=tree)
     for output in engine.run():
@@ -105,13 +105,13 @@ def test_auto_verifies_trees_of_few_requests_in_rounds():
     assert engine.metrics.num_accepted > 3, "choose another seed: no path is kept"
 
 
-def test_auto_verifies_trees_of_two_blocks_in_rounds_of_few_requests():
+def test_auto_verifies_trees_of_two_blocks_in_rounds_of_few_requests_and_of_one_block_of_some():
     """The default."""
     target = toy_target(vocab_size=11, eos_token_id=None, num_hidden_layers=1).to(DEVICE)
     drafter = DFlashDrafter(toy_dflash(target, num_hidden_layers=1, block_size=4).to(DEVICE), target)
     engine = Engine(target, drafter, EngineConfig(max_running=1, page_size=4, num_pages=96))
-    sizes = [engine.control.trees.size(num_rows, 4) for num_rows in (1, 4, 5)]
-    assert sizes == [8, 8, 0]
+    sizes = [engine.control.trees.size(num_rows, 4) for num_rows in (1, 4, 5, 8, 9)]
+    assert sizes == [8, 8, 4, 4, 0]
 
 
 def test_prices_of_rounds_are_those_of_what_they_verify(monkeypatch):

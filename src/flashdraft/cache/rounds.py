@@ -48,6 +48,11 @@ class Round(Protocol):
         """[rows, width, feature_size], where the drafter has not taken them."""
         ...
 
+    @property
+    def is_new(self) -> bool:
+        """Whether work was prepared for its shape, which takes much longer than a round."""
+        ...
+
     def ends(self) -> list[RoundEnd]:
         """How it ended, for each row; waits for it, but not for what was queued since."""
         ...

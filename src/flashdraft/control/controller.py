@@ -18,6 +18,8 @@ from flashdraft.control.config import DEFAULTS, ControllerConfig
 from flashdraft.control.step_costs import Array, StepCosts
 
 Counts = NDArray[np.int_]
+# Of recorded steps: the first waits for what plain ones left to the drafter, the next one tells what it takes.
+_PROBE_STEPS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +66,12 @@ class Controller:
                 return plan
         best, self._num_plans = self._best(most, others), self._num_plans + 1
         steps = self.config.recorded_plan_steps if self.costs.is_recorded else self.config.plan_steps
-        self._kept, self._steps_left = (best, others), steps - 1
         self._credit_s += self.config.probe_share * steps * best.seconds
-        return self._with_probe(best, most, others)
+        plan = self._with_probe(best, most, others)
+        if self.costs.is_recorded and plan is not best:
+            best, steps = plan, _PROBE_STEPS
+        self._kept, self._steps_left = (best, others), steps - 1
+        return plan
 
     def select(self, drafts: Sequence[Drafted], others: Sequence[int]) -> list[int]:
         """How many tokens of each draft are worth verifying, all of one block; ``others``: of the step's other rows.
@@ -108,7 +113,8 @@ class Controller:
         credit_s = inf if self.costs.draft_trials else self._credit_s
         if plain and credit_s >= self._probe_s:
             probe = self._best(most, others, must=plain[self._num_plans % len(plain)])
-            self._probe_s = probe.seconds - probe.num_tokens / best.rate
+            loss_s = probe.seconds - probe.num_tokens / best.rate
+            self._probe_s = loss_s * (_PROBE_STEPS if self.costs.is_recorded else 1)
             if credit_s >= self._probe_s:
                 self._credit_s = 0.0
                 return probe

@@ -42,7 +42,7 @@ class BlockControl:
         self.controller = Controller(self.max_block, costs) if costs else None
         self._num_measured_rows = MOST_RECORDED_ROWS if costs else 0
         self._num_steps, self._drafted = 0, False
-        self._last: tuple[Plan, bool] | None = None  # the last plan, and whether there were few requests
+        self._last: tuple[Plan, int] | None = None  # the last plan, and the tokens of its trees
 
     def calibrate(self, num_rows: int = 1) -> Controller:
         """Measure steps, recorded ones of up to ``num_rows`` requests, unless that is done: it may take seconds."""
@@ -74,7 +74,7 @@ class BlockControl:
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
         plan = controller.plan({r.acceptance: r.most_tokens for r in automatic if r.acceptance}, others)
         # Of a plan that stands the others do as they did.
-        last, self._last = self._last, (plan, len(decoding) <= self.trees.most)
+        last, self._last = self._last, (plan, self.trees.size(len(decoding), plan.block))
         for request in joined if self._last == last else automatic:
             self._set(request, plan, controller.costs.is_recorded, len(decoding))
 
@@ -109,7 +109,7 @@ class BlockControl:
         """
         if self.controller is None:
             return
-        self._num_steps += 1
+        self._num_steps += rest_s > 0
         costs, every = self.controller.costs, self.controller.config.learn_steps
         is_due = self._num_steps <= every or self._num_steps % every == 0 or bool(seen) != self._drafted
         if is_due and rest_s:
@@ -119,7 +119,7 @@ class BlockControl:
             width = power_of_two(block) if self.runner.drafts_in_rounds else 1 + max(counts, default=0)
             num_tokens = num_rows + sum(counts) if costs.is_ragged else num_rows * width
             costs.learn((num_rows, num_tokens), rest_s, (len(seen), len(seen) * block), draft_s)
-        self._drafted = bool(seen)
+            self._drafted = bool(seen)
         self.controller.observe(
             [
                 self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)

@@ -238,10 +238,9 @@ class Engine:
         if flown is None:
             return []
         ended, outputs = self.overlap.read(flown), []
-        is_usual = flown.is_usual and not self._prompts
         seen = [(r, block, draft, len(draft), path) for r, block, draft, path, *_ in ended if block > 1]
         if ended:
-            self.control.learn(seen, len(flown.seats), 0.0, self.overlap.seconds if is_usual else 0.0)
+            self.control.learn(seen, len(flown.seats), 0.0, 0.0 if self._prompts else self.overlap.seconds)
         for request, _, draft, path, decided, token in ended:
             new = [*decided, *(draft.token_ids[place - 1] for place in path[1:]), token]
             outputs.append(self._deliver(request, new, len(draft), len(path) - 1, _NOT_READ))
@@ -373,6 +372,8 @@ class Engine:
             late = [r for r in whole if r.num_committed // size > r.num_observed // size]
             # What a finished request leaves is for those who find its prefix.
             late = [r for r in late if (r.answer.goes_on or is_found) and not self._can_wait(r)]
+            if any(r.num_pending >= self.most_pending for r in late):  # what lies together is taken together
+                late = [r for r in whole if r.answer.goes_on or is_found]
             self.runner.catch_up(late)
         for request in requests:
             if is_found:

@@ -12,6 +12,7 @@ from flashdraft.backends.registry import choose_backend
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.paged_rows import PagedRows
 from flashdraft.cache.window_pages import WindowRoom
+from flashdraft.engine.late_features import gathered
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -181,16 +182,20 @@ class ModelRunner:
             for request, draft in zip(requests, drafts, strict=True)
         }
 
-    def catch_up(self, requests: Sequence[Request]) -> None:
-        """Let the drafter take what is committed but not observed, of all ``requests`` in one projection."""
+    def catch_up(self, requests: Sequence[Request]) -> bool:
+        """Let the drafter take what is committed but not observed, of all ``requests`` in one projection.
+
+        Whether there was anything.
+        """
         late = [r for r in requests if r.num_observed < r.num_committed]
         if not late or self.drafter is None:
-            return
+            return False
         token_ids = [r.token_ids[r.num_observed : r.num_committed] for r in late]
-        features = [_joined(r.pending) for r in late]
+        features = gathered([r.pending for r in late])
         self.drafter.observe([r.draft_row for r in late], token_ids, features)
         for request in late:
             request.num_observed, request.pending = request.num_committed, []
+        return True
 
     def run(
         self,
@@ -346,8 +351,3 @@ def _halves(
     [row], [ids] = placed, token_ids
     half = len(ids) // 2
     return [([row], [ids[:half]], [0]), ([row._replace(start=row.start + half)], [ids[half:]], num_wanted)]
-
-
-def _joined(parts: list[Tensor]) -> Tensor | None:
-    """One tensor of ``parts``, None of none; most often there is one, which is not copied."""
-    return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)

@@ -15,6 +15,7 @@ import torch
 from flashdraft.answer import NO_TOKEN
 from flashdraft.cache.paged_kv_cache import CacheRow, doubling
 from flashdraft.cache.rounds import Round, RoundRow
+from flashdraft.engine.late_features import RowOf
 from flashdraft.engine.model_runner import ModelRunner, Started
 from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.engine.request import Request
@@ -46,7 +47,9 @@ class InFlight:
 
     round: Round
     seats: Sequence[_Seat]
-    is_usual: bool  # its shape is one that the controller has a price of, and no prompts ran before it
+    is_usual: (
+        bool  # its shape is one that the controller has a price of, and it waited for the round before alone
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class Overlap:
     def __init__(self, runner: ModelRunner, simulated: SimulatedAcceptance | None) -> None:
         self.runner, self.simulated = runner, simulated
         self.in_flight: InFlight | None = None
-        self._since = self.seconds = 0.0  # when the last round was read, and what it took
+        self._since = 0.0  # when the last round was read
+        self.seconds = 0.0  # that it took; 0 where that tells nothing of usual ones
+        self._disturbs = False  # whether more than a round was launched since
 
     @torch.inference_mode()
     def record(
@@ -143,8 +148,8 @@ class Overlap:
         assert rounds is not None
         if before is None:
             self._since = perf_counter()
-        if any(request.block_size > 1 for request, _ in blocks):
-            self.runner.catch_up([request for request, _ in blocks])
+        drafts = any(request.block_size > 1 for request, _ in blocks)
+        is_late = drafts and self.runner.catch_up([request for request, _ in blocks])
         seats_before = before.seats if before else ()
         places = {id(seat.request): row for row, seat in enumerate(seats_before) if seat.is_taken}
         rows, seats, num_steps = [], [], self.runner.num_plain_steps
@@ -173,8 +178,11 @@ class Overlap:
             )
             seats.append(_Seat(request, row.key, block, length))
         asked = any(request.tree_size and not request.is_automatic for request, _ in blocks)
-        is_usual = not (is_behind_prompts or asked)
-        self.in_flight = InFlight(rounds.launch(rows), seats, is_usual)
+        launched = rounds.launch(rows)
+        # What the drafter takes late and what is recorded lasts longer than a round, which would seem to take it.
+        self._disturbs = is_late or launched.is_new
+        is_usual = before is not None and not (is_behind_prompts or asked or self._disturbs)
+        self.in_flight = InFlight(launched, seats, is_usual)
         for seat in seats:
             seat.request.num_in_flight += seat.length
 
@@ -189,8 +197,9 @@ class Overlap:
         if self.in_flight is flown:
             self.in_flight = None
         started, self._since = self._since, perf_counter()
-        self.seconds = self._since - started
-        share = self.seconds / len(flown.seats)
+        seconds, is_usual = self._since - started, flown.is_usual and not self._disturbs
+        self.seconds, self._disturbs = seconds * is_usual, False
+        share = seconds / len(flown.seats)
         is_observed = self.runner.drafter is None or self.runner.drafts_in_rounds
         found = []
         for row, (seat, end) in enumerate(zip(flown.seats, ends, strict=True)):
@@ -207,7 +216,7 @@ class Overlap:
                     draft = draft.first(min(seat.length, request.most_tokens) - 1)
             request.num_committed += len(end.decided) + len(end.path)
             if features is not None:
-                request.pending.append(features[row, : len(end.path)])
+                request.pending.append(RowOf(features, row))
             elif is_observed:
                 request.num_observed = request.num_committed
             metrics = request.answer.output.metrics

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from flashdraft.answer import Answer
 from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.cache.window_pages import WindowPages
 from flashdraft.control.acceptance import Acceptance
+from flashdraft.engine.late_features import Late
 from flashdraft.spec_decode.drafter import DraftShape
 
 
@@ -30,7 +29,7 @@ class Request:
     num_committed: int = 0  # tokens whose keys and values the target's pages hold
     num_in_flight: int = 0  # tokens that a round in flight may commit beside these (engine/overlap.py)
     num_observed: int = 0  # tokens that the drafter has taken
-    pending: list[Tensor] = field(default_factory=list)  # features of committed, not yet observed tokens
+    pending: list[Late] = field(default_factory=list)  # features of committed, not yet observed tokens
     num_registered: int = 0  # pages that can be found by their prefix
     slot: int = 0  # of its states, in hybrid models
     branch: int = 0  # where it leaves the prompts before it: their pages end here, a state may be missing
@@ -45,10 +44,11 @@ class Request:
     # Pages and tokens that it needs to start, as they were last looked up.
     to_start: tuple[int, int] | None = None
     error: str | None = None  # why it cannot go on
-    rank: tuple[int, int] = field(init=False)  # who runs first: priority, then first come, first served
 
-    def __post_init__(self) -> None:
-        self.rank = self.priority, self.arrival
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who runs first: priority, then first come, first served."""
+        return self.priority, self.arrival
 
     @property
     def token_ids(self) -> list[int]:
@@ -83,8 +83,7 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         """Whether there is something to compute before a block can run."""
-        # Asked of every request at every step, so not by prefill_len.
-        num_said = len(self.answer.output.token_ids)
+        num_said = self.num_said  # asked of every request at every step, so not by prefill_len
         return not num_said or self.num_committed < len(self.prompt) + num_said - 1
 
     @property

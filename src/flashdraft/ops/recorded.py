@@ -38,6 +38,7 @@ class Recorded:
         self.device = device
         self._found: dict[Hashable, _Recording[Any] | None] = {}  # None: ran once
         self._pool: Any = None  # memory that the recordings share: one runs at a time
+        self.was_new = False  # whether the last call was one that did not just replay
 
     def __call__(self, key: Hashable, work: Callable[..., T], inputs: Sequence[Tensor]) -> T:
         """``work(*inputs)``. One ``key`` means one work on inputs of one shape; no work may wait for the device.
@@ -45,7 +46,9 @@ class Recorded:
         On a CPU, which has no graphs, it runs as it is every time.
         """
         device = self.device or inputs[0].device
-        if key not in self._found or device.type != "cuda":
+        is_first = key not in self._found
+        self.was_new = is_first or (self._found[key] is None and device.type == "cuda")
+        if is_first or device.type != "cuda":
             self._found[key] = None  # first calls choose kernels and take memory, which no recording may do
             return work(*(one.to(device) for one in inputs))
         recording = self._found[key]
