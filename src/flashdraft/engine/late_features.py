@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashdraft.ops.host_copy import told
+
 
 class RowOf(NamedTuple):
     """One row's token of a plain round's ``features`` [rows, 1, feature_size]."""
@@ -33,7 +35,7 @@ def gathered(pending: Sequence[Sequence[Late]]) -> list[Tensor | None]:
             firsts[id(one.features)] + one.row for parts in pending for one in parts if isinstance(one, RowOf)
         ]
         every = torch.cat(list(shared.values())).squeeze(1)
-        picked = every[torch.tensor(places).to(every.device, non_blocking=True)]
+        picked = every[told(places, every.device)]
     found, done = list[Tensor | None](), 0
     for parts in pending:
         own = list[Tensor]()
