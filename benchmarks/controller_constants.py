@@ -74,7 +74,7 @@ MOVED: tuple[tuple[Any, dict[str, tuple[Any, ...]], str], ...] = (
     (block_control, ROWS, STARTED),
     (kept_costs, TRIALS, STARTED),
 )
-# Not in a replay, which has neither contexts nor rounds, nor features that wait for a draft.
+# Not in a replay, which has neither contexts nor rounds, and of one drafter no probes.
 UNSEEN = ("_CONTEXTS", "_ROUNDS", "ROUND_TREES", "_PROBE_STEPS")
 SPREAD, NOISE = 0.3, 0.05  # standard deviations of logarithms: of misjudged costs, of a step's seconds
 
