@@ -13,10 +13,10 @@ BlockSize = int | Literal["auto"]  # tokens of a block, anchor included, or the 
 MAX_TREE = 256  # tokens of a tree
 
 
-def check_block_size(target: TargetModel, drafter: Drafter | None, block_size: BlockSize) -> BlockSize:
+def check_block_size(drafter: Drafter | None, block_size: BlockSize) -> BlockSize:
     """The block size to use: with nothing to draft with, "auto" is plain decoding. Raises UsageError."""
     if isinstance(block_size, int):
-        return check_request(target, drafter, [0], block_size)
+        return _checked_size(drafter, block_size)
     if block_size != AUTO:
         raise UsageError(f"block_size is {block_size!r}; expected {AUTO} or a number of tokens")
     return AUTO if drafter and drafter.max_block_size > 1 else 1
@@ -62,9 +62,13 @@ def check_request(
             raise UsageError(
                 f"logit_bias or stop_token_ids names token id {token}; expected 0 to {vocab_size - 1}"
             )
-    largest = drafter.max_block_size if drafter else 1
     if block_size is None:
-        return largest
+        return drafter.max_block_size if drafter else 1
+    return _checked_size(drafter, block_size)
+
+
+def _checked_size(drafter: Drafter | None, block_size: int) -> int:
+    largest = drafter.max_block_size if drafter else 1
     if not 1 <= block_size <= max(largest, 1):
         mend = "" if drafter else " (there is no drafter: give one, or block_size=1 for plain decoding)"
         raise UsageError(f"block_size is {block_size}; expected 1 to {largest}{mend}")

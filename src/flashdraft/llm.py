@@ -137,9 +137,7 @@ class LLM:
         check_tree(self.drafter, draft_tree)
         if draft_tree and block_size in (None, AUTO):
             block_size = self.max_block_size
-        self.block_size = check_block_size(
-            self.target, self.drafter, AUTO if block_size is None else block_size
-        )
+        self.block_size = check_block_size(self.drafter, AUTO if block_size is None else block_size)
         self.tokenizer: Any = None if skip_tokenizer_init else load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(model)
         self._defaults = generation_defaults(model)

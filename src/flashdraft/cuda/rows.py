@@ -22,7 +22,7 @@ from flashdraft.ops.triton.paged_attention import PART, Visible
 from flashdraft.ops.triton.rounds import placed
 
 _COARSE = 4  # of the bounds of keys that recordings are made for, as a rule
-_FINE_ROWS = 256  # thousands of rows are padded to a multiple: a power of two would be up to half empty
+_FINE_ROWS = 512  # thousands of rows are padded to a multiple: a power of two would be up to half empty
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def keys_bound(num_keys: int, coarse: int = _COARSE) -> int:
 
 def padded_rows(num_rows: int) -> int:
     """How many rows the recording for ``num_rows`` has."""
-    if num_rows <= 4 * _FINE_ROWS:
+    if num_rows <= 2 * _FINE_ROWS:
         return power_of_two(num_rows)
     return -(-num_rows // _FINE_ROWS) * _FINE_ROWS
 

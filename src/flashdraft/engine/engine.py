@@ -59,9 +59,10 @@ class Engine:
             self.config = replace(self.config, prefix_caching=False)
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.eos_token_ids, self.simulated = eos_token_ids, simulated
-        self.block_size = check_block_size(target, drafter, AUTO if block_size is None else block_size)
+        self._context = int(target.config.max_position_embeddings)  # tokens
+        self.block_size = check_block_size(drafter, AUTO if block_size is None else block_size)
         self.tree_size = self._check_tree(draft_tree)
-        num_pages = self.config.pages_for(target.config.max_position_embeddings)
+        num_pages = self.config.pages_for(self._context)
         self.runner = ModelRunner(target, drafter, self.config, num_pages)
         self.control = BlockControl(self.runner, drafter, costs, trusts_drafter=simulated is None)
         token_bytes = len(self.runner.feature_layers) * target.config.hidden_size * target.dtype.itemsize
@@ -87,8 +88,7 @@ class Engine:
         self, prompt_token_ids: Sequence[int], params: SamplingParams, block_size: BlockSize | None = None
     ) -> BlockSize:
         """The block size to use. Raises UsageError for a request that cannot be served. Touches no state."""
-        size = self.block_size if block_size is None else block_size
-        size = check_block_size(self.target, self.drafter, size)
+        size = check_block_size(self.drafter, self.block_size if block_size is None else block_size)
         check_request(self.target, self.drafter, prompt_token_ids, None, params)
         if params.n != 1:
             raise UsageError(f"n is {params.n}; the engine runs one answer a request: add params.split()")
@@ -220,7 +220,7 @@ class Engine:
         return check_tree(self.drafter, draft_tree)
 
     def _max_len(self, prompt: Sequence[int], params: SamplingParams) -> int:
-        return min(len(prompt) + params.max_tokens, int(self.target.config.max_position_embeddings))
+        return min(len(prompt) + params.max_tokens, self._context)
 
     def _decode(self, blocks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
         """One step of ``blocks``; where they run as a round, what the round before brought."""

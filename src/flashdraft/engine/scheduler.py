@@ -246,12 +246,13 @@ class Scheduler:
             self.slots.keep(slot, request.hashes[border // size - 1])
 
     def _schedule_blocks(self, decoding: Sequence[Request], step: Step) -> None:
-        decoding = [r for r in decoding if r.pages and not self._ends_in_flight(r)]
+        decoding = [r for r in decoding if r.pages and not (r.num_in_flight and self._ends_in_flight(r))]
         num_left, used, most_tree = len(decoding), 0, self.most_tree(len(decoding))
+        most = self.config.step_tokens
         for request in decoding:
             if not request.pages:  # preempted, by this step perhaps
                 continue
-            share = max((self.config.step_tokens - used) // max(num_left, 1), 1)
+            share = max((most - used) // num_left, 1)
             num_left -= 1
             num_tokens = min(request.num_verified or request.block_size, request.most_tokens, share)
             # The pages take one path of a tree, and what is in flight may be all true.
@@ -328,7 +329,7 @@ class Scheduler:
     def _ends_in_flight(self, request: Request) -> bool:
         """Whether the round in flight brings its last token for certain: all of several plain steps, else one."""
         least = request.num_in_flight if self.config.num_scheduler_steps > 1 else 1
-        return request.num_in_flight > 0 and request.num_tokens + least >= request.max_len
+        return request.num_tokens + least >= request.max_len
 
     def _end(self, request: Request, num_tokens: int) -> int:
         """Of ``request``'s tokens, where it may stand after a step of ``num_tokens``."""

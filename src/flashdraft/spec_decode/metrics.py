@@ -70,9 +70,10 @@ class RequestMetrics:
 
     def add(self, other: "RequestMetrics") -> None:
         """Add another's counts to these."""
+        own, others = vars(self), vars(other)
         for name in ("accepted_histogram", "verified_histogram"):
-            both = zip_longest(getattr(self, name), getattr(other, name), fillvalue=0)
-            setattr(self, name, [a + b for a, b in both])
+            both = zip_longest(own[name], others[name], fillvalue=0)
+            own[name] = [a + b for a, b in both]
         for name in (
             "num_rounds",
             "num_drafted",
@@ -84,7 +85,7 @@ class RequestMetrics:
             "draft_s",
             "verify_s",
         ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            own[name] += others[name]
 
 
 def _count(histogram: list[int], value: int, length: int, count: int = 1) -> None:
