@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two, slots_of
 from flashdraft.cuda.chunk_lengths import MOST_STORED_TOKENS
+from flashdraft.cuda.convolved import run_convolved
 from flashdraft.cuda.layers import Attention, Norm, layers_of, run
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import DeviceRows, RowTables
@@ -17,9 +18,12 @@ from flashdraft.cuda.weights import Product, apart
 from flashdraft.models.dflash import DFlashModel
 from flashdraft.ops.block_mask import BlockRule
 from flashdraft.ops.host_copy import pinned, told
+from flashdraft.ops.triton.chosen_drafts import branches, likeliest_tokens
 from flashdraft.ops.triton.fused import rope_of
 from flashdraft.ops.triton.likeliest import likeliest_of
 from flashdraft.ops.triton.paged_attention import Visible
+from flashdraft.ops.triton.sampling import noise_of
+from flashdraft.ops.triton.trees import Branches
 
 T = TypeVar("T")
 
@@ -92,7 +96,10 @@ class CudaDrafter:
         seen = {rule: _visible(rule, places, tables.ends) for rule in set(rules)}
         rope = self._rope(places.flatten())
         source = StepSource(self.cache, tables, [seen[rule] for rule in rules], num_keys, rope)
-        hidden, _ = run(self.layers, self.last, embed(tables.token_ids.flatten()), source)
+        x = self.model.scaled_inputs(embed(tables.token_ids.flatten()))
+        if self.model.config.conv_kernel_size:
+            return apart(run_convolved(self.layers, self.last, x, source), 0, places.shape)
+        hidden, _ = run(self.layers, self.last, x, source)
         return apart(hidden, 0, places.shape)
 
     def likeliest(self, hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,13 +107,34 @@ class CudaDrafter:
 
         ``head``: the target's, [vocab_size, hidden_size].
         """
-        logits = product(hidden.reshape(-1, hidden.shape[-1]), Product((self.model.head_rows(head),)))
-        if self.model.config.scales_logits:
-            logits = self.model.scaled(logits.float())
-        rows, log_probs = likeliest_of(logits, True)
+        rows, log_probs = likeliest_of(self._logits(hidden.flatten(0, 1), head), True)
         assert log_probs is not None
         tokens, shape = self.model.head_tokens(rows), hidden.shape[:-1]
         return apart(tokens, 0, shape), apart(log_probs, 0, shape)
+
+    def branches(
+        self, hidden: Tensor, anchors: Tensor, head: Tensor, ranks: int, rules: tuple[Tensor, Tensor] | None
+    ) -> Branches:
+        """The ``ranks`` best of a slot's candidates behind each one before it, by the frozen selector.
+
+        ``hidden``, ``head``: of :meth:`likeliest`; ``anchors`` [rows]. ``rules``: as cuda/build.RowRules has them, and
+        first positions; None: all rows are greedy.
+        """
+        config, shape = self.model.config, hidden.shape[:-1]
+        *codebooks, projection = self.model.candidate_selector.frozen
+        tokens, distances = hidden.flatten(0, 1), None if config.draft_vocab_size is None else self.model.d2t
+        ids, log_probs = likeliest_tokens(self._logits(tokens, head), config.selector_top_k, distances)
+        found, wanted = (
+            (apart(ids, 0, shape), apart(log_probs, 0, shape)),
+            product(tokens, Product((projection,))),
+        )
+        sampled = (rules[0], noise_of(found[0], *rules), config.selector_anchor_sampled) if rules else ()
+        return branches(found, anchors, wanted, codebooks, ranks, *sampled)
+
+    def _logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Of ``hidden`` [num_tokens, hidden_size], by what it drafts through."""
+        logits = product(hidden, Product((self.model.head_rows(head),)))
+        return self.model.scaled(logits.float()) if self.model.config.scales_logits else logits
 
     def store(self, features: Tensor, places: Tensor) -> None:
         """Keys and values of tokens with ``features`` [num_tokens, ...]; ``places`` [2, ...]: positions and slots."""

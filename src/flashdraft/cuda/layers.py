@@ -1,8 +1,7 @@
 """A decoder's layers as products with small kernels between them, made from the modules' weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from flashdraft.cuda.prefill_delta import DeltaWeights
 from flashdraft.cuda.products import gated_product, product
 from flashdraft.cuda.step import Inputs, Source, Storage
-from flashdraft.cuda.weights import Product, Weight, apart, heads_of
+from flashdraft.cuda.weights import Product, Weight, heads_of
 from flashdraft.models.dflash import DFlashLayer
 from flashdraft.models.dflash2 import BlockConv
 from flashdraft.models.gpt_oss import GptOssAttention, GptOssLayer, GptOssMLP
@@ -277,42 +276,30 @@ def run(
     source: Source,
     feature_layers: Sequence[int] = (),
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Final hidden states [num_tokens, hidden_size] of ``x``, and outputs of ``feature_layers`` before their norms."""
+    """Final hidden states [num_tokens, hidden_size] of ``x``, and outputs of ``feature_layers`` before their norms.
+
+    Of layers without convolutions: convolved.py has the others.
+    """
     features: dict[int, Tensor] = {}
     normed = layers[0].before.alone(x)
     for idx, layer in enumerate(layers):
-        conv = layer.convs[0] if layer.convs else None
-        mixed = _convolved(conv, normed, source.width, partial(_mixed, layer.mixer, source=source))
         following = layers[idx + 1].before if idx + 1 < len(layers) else last
-        normed, x = behind_mixing(layer, following, mixed, x, source.width)
+        normed, x = behind_mixing(layer, following, mixed(layer.mixer, normed, source), x)
         if idx in feature_layers:
             features[idx] = x
     return normed, features
 
 
-def behind_mixing(
-    layer: Layer, following: Norm, mixed: Tensor, x: Tensor, width: int = 0
-) -> tuple[Tensor, Tensor]:
+def behind_mixing(layer: Layer, following: Norm, found: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The rest of ``layer``: its output by the norm that follows, and as it is, [num_tokens, hidden_size] both.
 
-    ``mixed``: of its mixer; ``x``: its input; ``width``: tokens of a block, where it has convolutions over blocks.
+    ``found``: of its mixer; ``x``: its input.
     """
-    normed, x = layer.between(mixed, x)
-    conv = layer.convs[1] if layer.convs else None
-    return following(_convolved(conv, normed, width, layer.feed_forward), x)
+    normed, x = layer.between(found, x)
+    return following(layer.feed_forward(normed), x)
 
 
-def _mixed(mixer: Attention | Delta, x: Tensor, source: Source) -> Tensor:
+def mixed(mixer: Attention | Delta, x: Tensor, source: Source) -> Tensor:
+    """What ``mixer`` makes of ``x`` [num_tokens, hidden_size], of that shape."""
     asked, gate = mixer.asked(x, source)
     return mixer.answered(mixer.mixed(asked, source), gate)
-
-
-def _convolved(conv: BlockConv | None, x: Tensor, width: int, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """``work`` on ``x`` [num_tokens, hidden_size] with a drafter's convolution over blocks on both sides of it."""
-    if conv is None:
-        return work(x)
-    blocks = apart(x, 0, (-1, width))
-    kernels = conv.kernels(blocks, None)
-    found = work(conv(blocks, kernels, 0).flatten(0, 1))
-    out: Tensor = conv(apart(found, 0, (-1, width)), kernels, 1)
-    return out.flatten(0, 1)

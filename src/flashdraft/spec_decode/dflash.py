@@ -55,7 +55,9 @@ class DFlashDrafter(Drafter):
         """See :class:`flashdraft.spec_decode.drafter.Drafter`."""
         assert isinstance(drafts, DFlashBatch)
         network = drafts.on_device
-        return RoundDrafter(network, partial(self._best, network), self._branches) if network else None
+        if network is None:
+            return None
+        return RoundDrafter(network, partial(self.best, network), partial(self._branches, network))
 
     def hidden(
         self,
@@ -104,20 +106,34 @@ class DFlashDrafter(Drafter):
         config = self.model.config
         return int(min(NUM_SAMPLED, config.draft_vocab_size or config.vocab_size))
 
-    def _best(
+    def best(
         self, network: "CudaDrafter", hidden: Tensor, anchors: Tensor, rules: RowRules | None
     ) -> tuple[Tensor, Tensor]:
+        """The draft behind ``anchors``, as :class:`flashdraft.cuda.build.RoundDrafter` has it."""
+        if self._selects_on_device:
+            from flashdraft.ops.triton.chosen_drafts import walked
+
+            return walked(network.branches(hidden, anchors, self.target.head_weight(), 1, _told(rules)))
         if rules is None and self.model.candidate_selector is None:
             return network.likeliest(hidden, self.target.head_weight())
         found = self._drawn(hidden, anchors, rules, 1).walk()
         return found.token_ids.squeeze(-1), found.log_probs.squeeze(-1)
 
     def _branches(
-        self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, num_tokens: int
+        self, network: "CudaDrafter", hidden: Tensor, anchors: Tensor, rules: RowRules | None, num_tokens: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ranks = num_ranks(num_tokens)
+        if self._selects_on_device:
+            grown_of = network.branches(hidden, anchors, self.target.head_weight(), ranks, _told(rules))
+            return grown_of.token_ids, grown_of.log_probs, grown_of.places
         found = self._drawn(hidden, anchors, rules, ranks)
         return found.token_ids, *found.ranked(ranks)
+
+    @property
+    def _selects_on_device(self) -> bool:
+        """Whether kernels choose among candidates: while a selector trains, its codebooks are not there."""
+        selector = self.model.candidate_selector
+        return selector is not None and selector.frozen is not None
 
     def _drawn(self, hidden: Tensor, anchors: Tensor, rules: RowRules | None, count: int) -> Candidates:
         """Candidates of a round, best first as its ``rules`` sample them."""
@@ -127,6 +143,10 @@ class DFlashDrafter(Drafter):
     def as_sampled(self, found: Candidates, noise: Tensor, temperatures: Tensor) -> Candidates:
         """:meth:`Candidates.as_sampled`, the first slot as the network wants it."""
         return found.as_sampled(noise, temperatures, self.model.config.selector_anchor_sampled)
+
+
+def _told(rules: RowRules | None) -> tuple[Tensor, Tensor] | None:
+    return (rules.told, rules.first_positions) if rules else None
 
 
 class DFlashBatch:
@@ -213,7 +233,7 @@ class DFlashBatch:
         A row sees its own context and block alone, so a wider neighbour does not change its draft.
         """
         if self.on_device:
-            embed, finish = self.drafter.target.embed, partial(self._found, count)
+            embed, finish = self.drafter.target.embed, partial(self._found, self.on_device, count)
             drafted = self.on_device.draft(embed, rows, anchors, block_sizes, count, finish)
             return drafted.at(slice(0, len(rows)))
         if self.rows.records:
@@ -226,10 +246,13 @@ class DFlashBatch:
             ends = torch.tensor(seen, device=positions.device)
         return self.drafter.candidates(blocks, positions, kv_len, self.rows, ends, count)
 
-    def _found(self, count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
+    def _found(self, network: "CudaDrafter", count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
         """The candidates behind ``anchors`` [rows]; the walk over them alone where there is no tree to come."""
-        found = candidates_of(self.drafter.model, self.drafter.target, hidden, anchors, count)
-        return found.walk() if count == 1 else found
+        if count == 1:
+            return Candidates(
+                *(one.unsqueeze(-1) for one in self.drafter.best(network, hidden, anchors, None))
+            )
+        return candidates_of(self.drafter.model, self.drafter.target, hidden, anchors, count)
 
     def _replay(
         self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int
