@@ -220,13 +220,14 @@ def test_convolutions_match_their_modules(changes: dict[str, int]) -> None:
     fast = NativeDrafter(network, DrafterDecoder(lib, network, network.rotary, 64, Kind.BF16, head))
     features, block = torch.randn(2, 13, 192).bfloat16(), torch.randn(2, 5, 96).bfloat16()
     positions, found = torch.arange(13, 18).expand(2, -1), []
-    for form, dtype in ((fast, torch.bfloat16), (plain, torch.float32)):
-        cache = (network if form is fast else plain).new_cache(2, 24)
+    for form, dtype in ((fast, torch.bfloat16), (network, torch.bfloat16), (plain, torch.float32)):
+        cache = (plain if form is plain else network).new_cache(2, 24)
         pairs = form.context(features.to(dtype), torch.arange(13).expand(2, -1))
         for layer, (k, v) in zip(cache.layers, pairs, strict=True):
             layer.k[:, :, :13], layer.v[:, :, :13] = k, v
         found.append(form.served(block.to(dtype), positions, 18, cache).float())
-    assert (found[0] - found[1]).abs().max() < 0.03 * found[1].abs().max()
+    ours, modules = ((one - found[2]).abs().max() / found[2].abs().max() for one in found[:2])
+    assert ours < min(modules, 0.05)  # the modules round to bfloat16 more often
 
 
 @torch.inference_mode()
@@ -243,7 +244,7 @@ def test_a_block_with_convolutions_has_the_bits_of_each_alone() -> None:
         layer.k[:, :, :13], layer.v[:, :, :13] = k, v
     positions = torch.arange(13, 21).expand(2, -1)
     together = drafter.hidden(blocks, positions, 21, cache)
-    drafts = drafter.candidates(blocks, positions, 21, cache).walk()
+    drafts = drafter.candidates(blocks, positions, 21, cache, with_pairs=True).walk()
     for threads in (1, 2):
         fast.native.num_threads = threads
         for row in range(2):

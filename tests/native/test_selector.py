@@ -6,6 +6,7 @@ import torch
 from flashdraft.native.accelerate import accelerate_drafter
 from flashdraft.native.library import library
 from flashdraft.spec_decode.candidates import candidates_of
+from flashdraft.spec_decode.dflash import DFlashDrafter
 from native_pair import draft_network, make
 from toys import DFLASH2
 
@@ -32,3 +33,31 @@ def test_a_selectors_scores_match_its_modules(count: int) -> None:
     torch.testing.assert_close(found.pairs, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     alone = fast.native.selector.pairs(hidden[1:2, :4], anchors[1:2], found.token_ids[1:2, :4])
     assert torch.equal(alone, found.pairs[1:2, :4])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rank", [8, 20])
+def test_one_call_drafts_what_its_parts_draft(rank: int) -> None:
+    """Chains and trees, of rows that are not all as long as the longest."""
+    target, _ = make()
+    network = draft_network(target, **{**DFLASH2, "selector_rank": rank})
+    assert network.candidate_selector
+    network.candidate_selector.freeze(target.head_weight())
+    fast = accelerate_drafter(network, target.head_weight())
+    drafter = DFlashDrafter(network, target, fast)
+    cache, blocks = network.new_cache(3, 24), drafter.blocks([3, 9, 4], 8)
+    pairs = network.context(torch.randn(3, 13, 192).bfloat16(), torch.arange(13).expand(3, -1))
+    for layer, (k, v) in zip(cache.layers, pairs, strict=True):
+        layer.k[:, :, :13], layer.v[:, :, :13] = k, v
+    given = blocks, torch.arange(13, 21).expand(3, -1), 21, cache, torch.tensor([21, 17, 20]), 4
+    whole, parts = drafter.candidates(*given), drafter.candidates(*given, with_pairs=True)
+    assert whole.pairs is None
+    depths = [7, 3, 6]
+    every = (*whole.trees(depths, [12, 6, 0], 4), *whole.chains(depths))
+    wanted = (*parts.trees(depths, [12, 6, 0], 4), *parts.chains(depths))
+    assert len(set(every[0].parents)) > 2
+    for ours, theirs in zip(every, wanted, strict=True):
+        assert (ours.token_ids, ours.parents) == (theirs.token_ids, theirs.parents)
+        assert ours.log_probs == pytest.approx(theirs.log_probs, rel=1e-4, abs=1e-4)
+    some = whole.at(slice(1, 3))
+    assert some.chains(depths[1:]) == whole.chains(depths)[1:]

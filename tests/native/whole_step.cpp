@@ -70,8 +70,8 @@ struct Model {
     explicit Model(int32_t kind) {
         for (int64_t i = 0; i < LAYERS; ++i)
             layers.push_back({made(kind, (HEADS + 2 * KV_HEADS) * HEAD_DIM, SIZE), made(kind, SIZE, HEADS * HEAD_DIM),
-                              made(kind, 2 * INNER, SIZE), made(kind, SIZE, INNER), norm.data(), norm.data(),
-                              head_norm.data(), head_norm.data(), nullptr, nullptr, nullptr, nullptr});
+                              made(kind, 2 * INNER, SIZE), made(kind, SIZE, INNER), {}, {}, norm.data(), norm.data(),
+                              head_norm.data(), head_norm.data(), nullptr, nullptr});
         head = made(kind == BF16 ? BF16 : INT8, VOCAB, SIZE);
         for (float one : floats(TOKENS * SIZE, 1)) embedding.push_back(bfloat16(one));
         for (int64_t i = 0; i < TOKENS * HEAD_DIM / 2; ++i) {

@@ -9,11 +9,11 @@
 
 struct Layer {
     Linear qkv, o, gate_up, down;
-    const float *input_norm, *post_norm;  // [hidden_size]
-    const float *q_norm, *k_norm;         // [head_dim], or null
-    // Of the convolutions around attention and MLP (models/dflash2.py), or null: the projection that makes their
-    // kernels, [hidden_size][num_kernels], and their bases, [2][num_taps][hidden_size].
-    const float *attention_kernels, *mlp_kernels, *attention_base, *mlp_base;
+    // Of the convolutions around attention and MLP (models/dflash2.py), or without tiles: what makes their kernels.
+    Linear attention_kernels, mlp_kernels;
+    const float *input_norm, *post_norm;     // [hidden_size]
+    const float *q_norm, *k_norm;            // [head_dim], or null
+    const float *attention_base, *mlp_base;  // of the convolutions, [2][num_taps][hidden_size], or null
 };
 
 struct Decoder {
@@ -237,26 +237,20 @@ class Forward {
     }
 
     // What a sublayer reads: the normed x, mixed along the block where there is a convolution.
-    Activations read(const Linear& w, const float* norm, const float* projection, const float* base) {
-        if (!projection) return normed(w, norm);
+    Activations read(const Linear& w, const float* norm, const Linear& projection, const float* base) {
+        if (!projection.tiles) return normed(w, norm);
+        Activations a = activations(projection);
         each_row([&](int64_t row) {
             float* to = mixed + row * d.hidden_size;
-            rms_norm(x + row * d.hidden_size, norm, d.hidden_size, d.eps, [&](int64_t i, const Floats& a, const Floats& b) {
-                put(to + i, a);
-                put(to + i + LANES, b);
-            });
-            for (int64_t i = 0; i < d.num_kernels; i += LANES) project(projection + i, to, kernels + row * d.num_kernels + i);
+            rms_norm(x + row * d.hidden_size, norm, d.hidden_size, d.eps,
+                     [&](int64_t i, const Floats& first, const Floats& second) {
+                         put(to + i, first);
+                         put(to + i + LANES, second);
+                         prepare(a, row, i, first, second);
+                     });
         });
+        store(projection, a, 0, kernels, d.num_kernels);
         return prepared(w, [&](int64_t row, int64_t i) { return convolved(mixed, row, i, base); });
-    }
-
-    // Sixteen of a row's kernel values: `from` [hidden_size] times their columns of the projection.
-    void project(const float* columns, const float* from, float* to) const {
-        Floats sums[4] = {};  // independent, for the units are deeper than one sum is quick
-        for (int64_t k = 0; k < d.hidden_size; k += 4)
-            for (int64_t j = 0; j < 4; ++j)
-                sums[j] = fma(all(from[k + j]), load(columns + (k + j) * d.num_kernels), sums[j]);
-        put(to, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 
     // Sixteen columns of `from` [rows][hidden_size], mixed with those of the slots before it in its block.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flashdraft.batch import TreeSlots
 from flashdraft.cache.stored_layer import PageTable, StoredLayer
-from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, LayerStruct
+from flashdraft.native.library import BatchStruct, DecoderStruct, KVStruct, LayerStruct, LinearStruct
 from flashdraft.native.packing import Kind, PackedWeights
 from flashdraft.native.selector import NativeSelector
 from flashdraft.ops.stored import StoredLinear
@@ -65,14 +65,16 @@ class NativeDecoder:
     ) -> None:
         self._library, self._rotary, self._head_dim = library, rotary, head_dim
         self.num_threads = torch.get_num_threads()
-        matrices = ((weight, kind) for layer in model.layers for weight in _matrices(layer))
+        matrices = (one for layer in model.layers for one in _matrices(layer, kind))
         self.packed = PackedWeights(chain(matrices, [head], ((weight, kind) for weight in others)))
         self.head, *self.others = self.packed.linears[len(self.packed.linears) - 1 - len(others) :]
         self._kept: list[Tensor] = []  # what the structs point to
         linears = iter(self.packed.linears)
         structs = [
             LayerStruct(
-                *(next(linears) for _ in range(4)), *map(self._float, [*_norms(layer), *_conv_weights(layer)])
+                *(next(linears) for _ in range(4)),
+                *([next(linears) for _ in _convs(layer)] or [LinearStruct(), LinearStruct()]),
+                *map(self._float, [*_norms(layer), *(conv.base_kernel for conv in _convs(layer))]),
             )
             for layer in model.layers
         ]
@@ -219,15 +221,29 @@ class DrafterDecoder(NativeDecoder):
         ends: Tensor | None,
         tokens: Tensor | None,
         count: int,
-    ) -> tuple[Tensor, Tensor]:
+        anchors: Tensor | None = None,
+        num_ranks: int = 0,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """:meth:`likeliest` of blocks' slots behind their anchors, [rows, num_tokens - 1, count] both.
 
         In one call with their :meth:`forward`. Zeros where a row has no token. ``tokens``: the token of each output
-        of the head, int64, if that is not its number.
+        of the head, int64, if that is not its number. ``anchors`` int64 [rows]: where there is a selector, for what
+        it says then: the log-probabilities of the ``num_ranks`` likeliest candidates behind each one of the slot
+        before, best first, and which ones they are, [rows, num_tokens - 1, count, num_ranks] both.
         """
         x, (rows, width) = x.contiguous(), positions.shape
         best = torch.zeros(rows, width - 1, count, dtype=torch.long)
         log_probs = torch.zeros(rows, width - 1, count)
+        behind = selecting = None
+        if self.selector and anchors is not None:
+            anchors, shape = anchors.contiguous(), (*best.shape, num_ranks)
+            behind = torch.empty(shape), torch.empty(shape, dtype=torch.long)
+            selecting = (
+                self.selector.struct,
+                anchors.data_ptr(),
+                num_ranks,
+                *(one.data_ptr() for one in behind),
+            )
         kv = _storage(stored, stored[0].table)
         batch = _Batch(positions, positions, kv, ends, None, windows, False)
         self._need(kv_len)
@@ -240,9 +256,10 @@ class DrafterDecoder(NativeDecoder):
             count,
             best.data_ptr(),
             log_probs.data_ptr(),
+            *(selecting or (None, None, 0, None, None)),
             self.num_threads,
         )
-        return best, log_probs
+        return best, log_probs, behind
 
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values of verified tokens, [batch, kv_heads, num_tokens, head_dim].
@@ -331,13 +348,15 @@ class _Made:
         self.k, self.v = both
 
 
-def _matrices(layer: Any) -> Iterator[Tensor]:
+def _matrices(layer: Any, kind: Kind) -> Iterator[tuple[Tensor, Kind]]:
     """One at a time: they may be copies, or read from files."""
     attention, mlp = layer.self_attn, layer.mlp
-    yield torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
-    yield attention.o_proj.weight
-    yield torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-    yield mlp.down_proj.weight
+    yield torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)), kind
+    yield attention.o_proj.weight, kind
+    yield torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), kind
+    yield mlp.down_proj.weight, kind
+    for conv in _convs(layer):  # small, and what their inputs are mixed by
+        yield conv.kernel_projection.weight, Kind.BF16
 
 
 def _norms(layer: Any) -> list[Tensor | None]:
@@ -349,13 +368,6 @@ def _norms(layer: Any) -> list[Tensor | None]:
 def _convs(layer: Any) -> list[Any]:
     """DFlash 2's convolutions around attention and MLP, if it has them."""
     return [getattr(layer, name) for name in ("attention_conv", "mlp_conv") if hasattr(layer, name)]
-
-
-def _conv_weights(layer: Any) -> list[Tensor]:
-    """Their projections, a column for each kernel value and zeros up to whole vectors, and their bases."""
-    projections = [conv.kernel_projection.weight.T for conv in _convs(layer)]
-    padded = [nn.functional.pad(one, (0, -one.shape[1] % _LANES)) for one in projections]
-    return [*padded, *(conv.base_kernel for conv in _convs(layer))]
 
 
 def _conv_shape(layer: Any) -> dict[str, int]:

@@ -44,15 +44,29 @@ class NativeDrafter:
         context: BlockContext,
         ends: Tensor | None,
         count: int,
-    ) -> tuple[Tensor, Tensor] | None:
-        """The ``count`` likeliest tokens and their log-probabilities, [batch, num_tokens - 1, count] both.
+        anchors: Tensor,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None:
+        """The likeliest tokens and their log-probabilities, [batch, num_tokens - 1, count] both, best first.
 
-        For the slots of blocks behind their anchors, best first; None where one call does not give both.
+        For the slots of blocks behind their ``anchors`` [batch]; None where one call does not give that. With a
+        selector they are its candidates, and its ``count`` best behind each one before are told as
+        :meth:`DrafterDecoder.draft` does.
         """
-        if not self.knows_rules or self.model.candidate_selector:
+        if not self.knows_rules:
             return None
-        given = self.model.scaled_inputs(block), positions, kv_len, context.layers
-        return self.native.draft(*given, self._windows, ends, self._tokens, count)
+        given = (
+            self.model.scaled_inputs(block),
+            positions,
+            kv_len,
+            context.layers,
+            self._windows,
+            ends,
+            self._tokens,
+        )
+        if self.native.selector is None:
+            return None if self.model.candidate_selector else self.native.draft(*given, count)
+        num_candidates = self.model.config.selector_top_k
+        return self.native.draft(*given, num_candidates, anchors, min(count, num_candidates))
 
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See :meth:`DFlashModel.context`."""

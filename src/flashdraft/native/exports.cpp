@@ -229,10 +229,12 @@ void decoder_greedy(const Decoder* decoder, const Batch* batch, const uint16_t* 
 
 // decoder_forward of a drafter's blocks, and of each token that it computed behind a row's first what linear_likeliest
 // says, to best and log_probs [rows][width - 1][count]. In one call, likewise. `tokens`: null, or the token of each
-// column.
+// column. With a `selector`, else null, what rank_pairs says of these candidates, behind `anchors` [rows] in a row's first
+// slot, to values and places [rows][width - 1][count][ranks].
 void decoder_draft(const Decoder* decoder, const Batch* batch, const uint16_t* input, const Linear* head,
-                   const int64_t* tokens, int64_t count, int64_t* best, float* log_probs, int threads) {
-    const int64_t size = head->k;
+                   const int64_t* tokens, int64_t count, int64_t* best, float* log_probs, const Selector* selector,
+                   const int64_t* anchors, int64_t ranks, float* values, int64_t* places, int threads) {
+    const int64_t size = head->k, slots = batch->width - 1;
     std::vector<uint16_t> hidden(batch->num_rows * batch->width * size);
     decoder_forward(decoder, batch, input, nullptr, hidden.data(), nullptr, nullptr, 0, threads);
     const std::vector<uint16_t> asked = computed(*batch, hidden.data(), size, 1);
@@ -242,16 +244,21 @@ void decoder_draft(const Decoder* decoder, const Batch* batch, const uint16_t* i
     linear_likeliest(head, asked.data(), num_asked, count, found.data(), sure.data(), threads);
     for (auto& column : found) column = tokens ? tokens[column] : column;
     for (int64_t row = 0, done = 0; row < batch->num_rows; ++row) {
-        const int64_t own = (batch->count(row) - 1) * count, to = row * (batch->width - 1) * count;
+        const int64_t own = (batch->count(row) - 1) * count, to = row * slots * count;
         std::copy_n(found.begin() + done, own, best + to);
         std::copy_n(sure.begin() + done, own, log_probs + to);
         done += own;
     }
+    if (!selector) return;
+    const Slots of = {batch->num_rows, slots, count, batch->width, anchors, best};
+    std::vector<float> pairs(of.rows * slots * count * count);
+    score_pairs(*selector, hidden.data() + size, of, pairs.data());
+    rank_pairs(of, log_probs, pairs.data(), ranks, values, places);
 }
 
 void selector_pairs(const Selector* selector, const uint16_t* hidden, const int64_t* anchors, const int64_t* candidates,
                     int64_t rows, int64_t slots, int64_t count, float* pairs) {
-    score_pairs(*selector, hidden, anchors, candidates, rows, slots, count, pairs);
+    score_pairs(*selector, hidden, {rows, slots, count, slots, anchors, candidates}, pairs);
 }
 }
 #pragma GCC visibility pop

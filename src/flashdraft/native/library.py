@@ -64,9 +64,12 @@ class LayerStruct(ctypes.Structure):
     """``Layer`` of decoder.h."""
 
     _fields_ = (
-        *((name, LinearStruct) for name in ("qkv", "o", "gate_up", "down")),
+        *(
+            (name, LinearStruct)
+            for name in ("qkv", "o", "gate_up", "down", "attention_kernels", "mlp_kernels")
+        ),
         *((name, _POINTER) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
-        *((name, _POINTER) for name in ("attention_kernels", "mlp_kernels", "attention_base", "mlp_base")),
+        *((name, _POINTER) for name in ("attention_base", "mlp_base")),
     )
 
 
@@ -277,8 +280,8 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "decoder_forward": (*forward, ctypes.c_int),
         "decoder_greedy": (*forward, ctypes.POINTER(LinearStruct), _POINTER, ctypes.c_int),
         "decoder_draft": (
-            *(_POINTER, ctypes.POINTER(LinearStruct)),
-            *(_POINTER, _INT64, _POINTER, _POINTER, ctypes.c_int),
+            *(_POINTER, ctypes.POINTER(LinearStruct), _POINTER, _INT64, _POINTER, _POINTER),
+            *(ctypes.POINTER(SelectorStruct), _POINTER, _INT64, _POINTER, _POINTER, ctypes.c_int),
         ),
         "decoder_context": (_POINTER, _POINTER, ctypes.c_int),
         "linear": (_POINTER, _INT64, _POINTER, ctypes.c_int),

@@ -35,15 +35,18 @@ class Candidates:
     # float32 [rows, slots, count, count]: added to a slot's by the candidate before, of the first slot's by the anchor,
     # whose row is repeated. None: slots are independent.
     pairs: Tensor | None = None
+    # In place of ``pairs``: what :meth:`ranked` makes of them.
+    behind: tuple[Tensor, Tensor] | None = None
 
     def at(self, rows: Tensor | slice) -> "Candidates":
         """Those of some rows."""
         pairs = None if self.pairs is None else self.pairs[rows]
-        return Candidates(self.token_ids[rows], self.log_probs[rows], pairs)
+        behind = self.behind and (self.behind[0][rows], self.behind[1][rows])
+        return Candidates(self.token_ids[rows], self.log_probs[rows], pairs, behind)
 
     def walk(self) -> "Candidates":
         """Each row's draft alone: one candidate a slot, from the anchor on the best behind the one before it."""
-        if self.pairs is None:
+        if self.pairs is None and self.behind is None:
             return Candidates(self.token_ids[..., :1], self.log_probs[..., :1])
         behind = self._behind()
         scores, places, log_probs = behind[:, 0, 0], [], []
@@ -64,6 +67,7 @@ class Candidates:
         0 stay as they are. The log-probabilities are those of a softmax over all that. Without ``scores_first`` pairs
         of the first slot are left out.
         """
+        assert self.behind is None, "noise is added to the scores of pairs"
         asked = (temperatures > 0).view(-1, 1, 1)
         scale = torch.where(asked, temperatures.view(-1, 1, 1), 1.0)
         scores = torch.where(asked, self.log_probs / scale + noise, self.log_probs)
@@ -78,16 +82,14 @@ class Candidates:
 
     def chains(self, lengths: Sequence[int]) -> list[DraftTree]:
         """The first ``lengths[row]`` tokens of each row's walk as a draft."""
-        if self.pairs is None:
+        if self.pairs is None and self.behind is None:
             rows = zip(self.token_ids[..., 0].tolist(), self.log_probs[..., 0].tolist(), lengths, strict=True)
             return [DraftTree.chain(ids[:length], values[:length]) for ids, values, length in rows]
         # As walk(), on the host: of every candidate the best one behind it is asked for at once.
-        best = self._behind().max(-1)
-        every = zip(
-            self.token_ids.tolist(), best.indices.tolist(), best.values.tolist(), lengths, strict=True
-        )
+        best = [one[..., 0].tolist() for one in self.behind or self._behind().max(-1, keepdim=True)]
+        every = zip(self.token_ids.tolist(), *best, lengths, strict=True)
         drafts = []
-        for ids, places, values, length in every:
+        for ids, values, places, length in every:
             draft, before = DraftTree.chain([]), 0
             for slot in range(length):
                 draft.log_probs.append(values[slot][before])
@@ -116,6 +118,9 @@ class Candidates:
         And which candidates those are, of that shape. Where slots are independent, num_before is 1 and they are the
         first ones: None.
         """
+        if self.behind:
+            values, places = self.behind
+            return values[..., :num_ranks], places[..., :num_ranks]
         if self.pairs is None:
             return self.log_probs[:, :, None, :num_ranks], None
         behind, order = self._behind().topk(min(num_ranks, self.token_ids.shape[-1]), -1)

@@ -91,12 +91,17 @@ class DFlashDrafter(Drafter):
         context: BlockContext,
         ends: Tensor | None = None,
         count: int = 1,
+        with_pairs: bool = False,
     ) -> Candidates:
-        """:func:`candidates_of` every slot of :meth:`hidden`, ``count`` of each where there is no selector."""
-        if self.native:
-            found = self.native.draft(self.target.embed(blocks), positions, kv_len, context, ends, count)
-            if found is not None:
-                return Candidates(*found)
+        """:func:`candidates_of` every slot of :meth:`hidden`, ``count`` of each where there is no selector.
+
+        Where there is one, the scores of all pairs alone if ``with_pairs``, else at least the ``count`` best ones.
+        """
+        if self.native and not (with_pairs and self.model.candidate_selector):
+            given = self.target.embed(blocks), positions, kv_len, context, ends, count, blocks[:, 0]
+            if found := self.native.draft(*given):
+                token_ids, log_probs, behind = found
+                return Candidates(token_ids, log_probs, behind=behind)
         hidden = self.hidden(blocks, positions, kv_len, context, ends)
         return candidates_of(self.model, self.target, hidden, blocks[:, 0], count, self.native)
 
@@ -216,17 +221,22 @@ class DFlashBatch:
         samplings = [shape.sampling for shape in shapes]
         if not any(sizes) and not any(samplings):
             return self._candidates(rows, anchors, blocks, 1).chains(depths)
-        count = num_ranks(max(sizes))
+        count, is_sampled = num_ranks(max(sizes)), any(samplings)
         found = self._candidates(
-            rows, anchors, blocks, self.drafter.most_sampled if any(samplings) else count
+            rows, anchors, blocks, self.drafter.most_sampled if is_sampled else count, is_sampled
         )
-        if any(samplings):
+        if is_sampled:
             vocab_size = self.drafter.target.config.vocab_size
             found = self.drafter.as_sampled(found, *noise_of(found.token_ids, samplings, vocab_size))
         return found.trees(depths, sizes, count)
 
     def _candidates(
-        self, rows: Sequence[CacheRow], anchors: Sequence[int], block_sizes: Sequence[int], count: int
+        self,
+        rows: Sequence[CacheRow],
+        anchors: Sequence[int],
+        block_sizes: Sequence[int],
+        count: int,
+        with_pairs: bool = False,
     ) -> Candidates:
         """The candidates of every slot of all blocks, padded to the longest, in the order of ``rows``.
 
@@ -244,7 +254,7 @@ class DFlashBatch:
         if len(rows) > 1:
             seen = [row.start + size for row, size in zip(rows, block_sizes, strict=True)]
             ends = torch.tensor(seen, device=positions.device)
-        return self.drafter.candidates(blocks, positions, kv_len, self.rows, ends, count)
+        return self.drafter.candidates(blocks, positions, kv_len, self.rows, ends, count, with_pairs)
 
     def _found(self, network: "CudaDrafter", count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
         """The candidates behind ``anchors`` [rows]; the walk over them alone where there is no tree to come."""
