@@ -222,7 +222,8 @@ def controller_without(costs: StepCosts, off: dict[str, Any]) -> Controller:
     config = replace(DEFAULTS, **{name: value for name, value in off.items() if name in names})
     made = Controller(max(BLOCKS), deepcopy(costs), config)
     if not off.get("calibrates", True):
-        made.acceptance._known *= 1e9  # nothing that is seen weighs beside the prior
+        known = made.acceptance._known
+        made.acceptance._known = (1e9 * known[0], 1e9 * known[1], 1e9 * known[2])  # beside it nothing weighs
     return made
 
 

@@ -46,9 +46,10 @@ class AcceptanceModel:
     def __init__(self, blocks: Sequence[int], config: ControllerConfig = DEFAULTS) -> None:
         self.blocks, self.max_block, self.config = tuple(blocks), max(blocks), config
         # Log odds that a token is accepted, by 1 and those that the drafter gives it: at first, just these.
-        self.weights: Array = np.array([0.0, 1.0])
-        self._prior: Array = config.prior_weight * np.diag([0.2, 1.0])
-        self._known = self._prior  # the information about both
+        self.weights = (0.0, 1.0)
+        # The information about both: of the first, of the two together, of the second.
+        self._prior = (0.2 * config.prior_weight, 0.0, config.prior_weight)
+        self._known = self._prior
         depths = range(1, self.max_block)
         self.usual = self._by_block([config.prior_rate**depth for depth in depths], depths)
 
@@ -61,7 +62,7 @@ class AcceptanceModel:
 
     def foresee(self, drafts: Sequence[Drafted]) -> list[list[float]]:
         """The chances of each draft's tokens, falling; drafts that come with confidence are remembered."""
-        found, (offset, slope), most = [], self.weights.tolist(), self.config.most_confidence
+        found, (offset, slope), most = [], self.weights, self.config.most_confidence
         for draft in drafts:
             if draft.draft.log_probs:
                 odds = [offset + slope * confidence(one, most) for one in draft.draft.log_probs]
@@ -114,12 +115,20 @@ class AcceptanceModel:
         What is forgotten gives way to the prior: drafts that never fail teach nothing, and the first one that does is
         not to be all that is known.
         """
-        sure, hits = np.array(known).T
-        inputs = np.stack([np.ones_like(sure), sure])
-        found = 1 / (1 + np.exp(-self.weights @ inputs))
-        kept, taught = self.config.kept_calibration, (inputs * (found * (1 - found))) @ inputs.T
-        self._known = kept * self._known + (1 - kept) * self._prior + taught
-        self.weights = self.weights + np.linalg.solve(self._known, inputs @ (hits - found))
+        # In plain floats: a dozen calls of numpy take longer behind a forward, which leaves the caches without them.
+        kept, (offset, slope) = self.config.kept_calibration, self.weights
+        every = zip(self._known, self._prior, strict=True)
+        first, both, second = (kept * one + (1 - kept) * prior for one, prior in every)
+        of_offset = of_slope = 0.0
+        for sure, hit in known:
+            found = 1 / (1 + exp(-offset - slope * sure))
+            taught, missed = found * (1 - found), hit - found
+            first, both, second = first + taught, both + taught * sure, second + taught * sure * sure
+            of_offset, of_slope = of_offset + missed, of_slope + missed * sure
+        self._known, area = (first, both, second), first * second - both * both
+        offset += (second * of_offset - both * of_slope) / area
+        slope += (first * of_slope - both * of_offset) / area
+        self.weights = (offset, slope)
 
 
 def confidence(log_prob: float, most: float = DEFAULTS.most_confidence) -> float:
