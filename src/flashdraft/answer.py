@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,8 +21,7 @@ Accept = Callable[[list[int], list[int]], tuple[int, int]]  # as spec_decode/ver
 NO_TOKEN = "there is no token to choose: a logit is no number"
 
 
-@dataclass(frozen=True)
-class RoundEvent:
+class RoundEvent(NamedTuple):
     """What one verification delivered: accepted draft tokens, then one recovered or bonus token."""
 
     token_ids: list[int]

@@ -79,14 +79,12 @@ class DeviceRounds:
         is_plain, num_steps = rows[0].num_steps > 1, max(row.length for row in rows)
         samples, has_trees = any(row.sampling for row in rows), any(row.tree_size for row in rows)
         reach, placed = num_steps if is_plain else width, [row.cache_row for row in rows]
-        counts = [row.num_in_flight + reach for row in rows]
+        reached = [row.cache_row.start + row.num_in_flight + reach for row in rows]
         if is_plain:  # which stop where an answer ends, as blocks do not
-            counts = [
-                min(count, row.max_len - row.cache_row.start) for count, row in zip(counts, rows, strict=True)
-            ]
-        upper = max(row.start + count for row, count in zip(placed, counts, strict=True))
+            reached = [min(end, row.max_len) for end, row in zip(reached, rows, strict=True)]
+        counts = [end - row.start for end, row in zip(reached, placed, strict=True)]
         # One plain step is soon recorded, and of thousands of rows a bound twice as large takes 1.3 times as long.
-        bound = keys_bound(upper, 2) if is_plain else keys_bound(upper)
+        bound = keys_bound(max(reached), 2) if is_plain else keys_bound(max(reached))
         shape = _Shape(block, width, bound, samples, has_trees)
         pages = self.rows.page_table(placed, counts, shape.num_keys)
         told = np.zeros((len(pages), NUM_COLUMNS), np.int32)

@@ -177,7 +177,8 @@ class _SideBySide:
             first, last = (one[:, part].contiguous() for one in (visible.first, visible.last))
             own = rows[:, part].contiguous(), keys, values, self.table, Visible(first, last)
             found.append(paged_attention(*own, self.page_size, self.num_keys, sinks=sinks))
-        return torch.cat(found, dim=1).flatten(0, 1)[self.own]
+        every = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        return every.flatten(0, 1)[self.own]
 
 
 class PrefillSource(StoreSource):

@@ -8,6 +8,7 @@ a step, never a token.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from flashdraft.engine.request import Request
 
@@ -66,7 +67,7 @@ class PromptPace:
 
         In turns, so that a step has few rows: the first come has every second step, and no short one waits for it.
         """
-        prompts = sorted(lefts, key=lambda request: request.rank)
+        prompts = sorted(lefts, key=attrgetter("rank"))
         if len(prompts) < 2:
             return prompts
         self._is_firsts_turn = not self._is_firsts_turn

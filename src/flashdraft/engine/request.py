@@ -44,11 +44,10 @@ class Request:
     # Pages and tokens that it needs to start, as they were last looked up.
     to_start: tuple[int, int] | None = None
     error: str | None = None  # why it cannot go on
+    rank: tuple[int, int] = field(init=False)  # who runs first: priority, then first come, first served
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Who runs first: priority, then first come, first served."""
-        return self.priority, self.arrival
+    def __post_init__(self) -> None:
+        self.rank = self.priority, self.arrival
 
     @property
     def token_ids(self) -> list[int]:
@@ -83,7 +82,8 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         """Whether there is something to compute before a block can run."""
-        num_said = self.num_said  # asked of every request at every step, so not by prefill_len
+        # Asked of every request at every step, so not by prefill_len.
+        num_said = len(self.answer.output.token_ids)
         return not num_said or self.num_committed < len(self.prompt) + num_said - 1
 
     @property

@@ -9,6 +9,7 @@ last gives up its own and is computed again later; what of it is still cached th
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from flashdraft.backends.registry import AUTO_BACKEND, check_backend
 from flashdraft.cache.page_pool import PagePool, page_hashes
@@ -21,6 +22,7 @@ from flashdraft.engine.prompt_pace import PromptPace
 from flashdraft.engine.request import Request
 from flashdraft.errors import UsageError
 
+_RANK = attrgetter("rank")
 _STEP_TOKENS = 512  # of a step at least: blocks of 16 of 32 requests
 PROMPT_TOKENS = 8192  # of prompts on a GPU, where 8 prompts of 1,024 run at 0.78 of the matrix rate
 
@@ -139,7 +141,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """A new request."""
-        insort(self.waiting, request, key=lambda r: r.rank)
+        insort(self.waiting, request, key=_RANK)
 
     def finish(self, request: Request) -> None:
         """The request is over, wherever it stands: its pages are free."""
@@ -162,8 +164,11 @@ class Scheduler:
 
     def decoding(self) -> list[Request]:
         """The requests whose blocks the next step runs: all, or each client's share of them."""
-        decoding = [request for request in self.running if not request.is_prefilling]
-        return self.fair.pick(decoding, [*(r for r in self.running if r.is_prefilling), *self.waiting])
+        decoding: list[Request] = []
+        others: list[Request] = []
+        for request in self.running:
+            (others if request.is_prefilling else decoding).append(request)
+        return self.fair.pick(decoding, [*others, *self.waiting])
 
     def schedule_blocks(self, decoding: Sequence[Request]) -> Step:
         """The next step's blocks, with pages for all that they write. ``decoding``: whose may run."""
@@ -221,7 +226,7 @@ class Scheduler:
         assert len(self.running) <= self.config.max_running, "too many run"
         assert not any(r.pages for r in (*self.waiting, *self.paused)), "a waiting request holds pages"
         for queue in (self.waiting, self.running):
-            assert queue == sorted(queue, key=lambda r: r.rank), "out of order"
+            assert queue == sorted(queue, key=_RANK), "out of order"
         for request in self.running:
             assert request.num_observed <= request.num_committed <= len(request.token_ids)
             assert request.num_committed <= len(request.pages) * self.pool.page_size, "too few pages"
@@ -304,7 +309,7 @@ class Scheduler:
         request.num_committed = request.num_observed = len(found) * self.pool.page_size
         request.num_cached_tokens = max(request.num_cached_tokens, request.num_committed)
         self.num_cached_tokens += request.num_committed
-        insort(self.running, request, key=lambda r: r.rank)
+        insort(self.running, request, key=_RANK)
         step.joined.append(request)
         return True
 
@@ -381,10 +386,10 @@ class Scheduler:
 
 def _is_among(queue: Sequence[Request], request: Request) -> bool:
     """Whether ``queue``, in the order of ranks, has it."""
-    at = bisect_left(queue, request.rank, key=lambda r: r.rank)
+    at = bisect_left(queue, request.rank, key=_RANK)
     return at < len(queue) and queue[at] is request
 
 
 def _take_out(queue: list[Request], request: Request) -> None:
     """``queue`` without it: looked for by rank, for thousands may run."""
-    del queue[bisect_left(queue, request.rank, key=lambda r: r.rank)]
+    del queue[bisect_left(queue, request.rank, key=_RANK)]
