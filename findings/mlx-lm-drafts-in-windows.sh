@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mlx-lm 0.32.2's speculative decoding (a draft model given to stream_generate, `mlx_lm.server --draft-model`) changes
-# greedy answers of targets with sliding windows (Gemma 3, gpt-oss) once the text is as long as the window. It
-# asks whether the cache can be trimmed before the prompt, when every cache can, and not again: a full window cannot, and
+# greedy answers of targets with sliding windows (Gemma 3, gpt-oss) once the text is as long as the window. It asks
+# whether the cache can be trimmed before the prompt, when every cache can, and not again: a full window cannot, and
 # trim_prompt_cache, asked to take rejected drafts back, takes none, of no layer. They stay in the text that the target
 # sees. Within the window, without windows, and where all drafts are accepted, answers are the plain ones; recurrent
 # targets are refused by name. An engineer would guess that windows are refused likewise, or that drafts cost time, not
