@@ -10,7 +10,7 @@
 # Seen (mlx-lm 0.32.2, mlx 0.32.4 on a CPU, Python 3.11); greedy answers of 40 tokens, of 12 prompts of 10, that are as
 # without a drafter, and how many tokens the processor is given for the first one:
 #   no penalty              12 of 12
-#   repetition_penalty 1.5   2 of 12   10 tokens, with a drafter 1
+#   repetition_penalty 1.5   2 of 12   10 tokens, with a drafter 1 (another run: 0 of 12)
 # Exits 0 while that is so.
 set -euo pipefail
 folder=$(mktemp -d)
