@@ -22,7 +22,7 @@ from flashdraft.ops.triton.paged_attention import PART, Visible
 from flashdraft.ops.triton.rounds import placed
 
 _COARSE = 4  # of the bounds of keys that recordings are made for, as a rule
-_FINE_ROWS = 512  # thousands of rows are padded to a multiple: a power of two would be up to half empty
+_MANY_ROWS = 1024  # more are padded to three quarters of a power of two, too: it may be half empty
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def keys_bound(num_keys: int, coarse: int = _COARSE) -> int:
 
 def padded_rows(num_rows: int) -> int:
     """How many rows the recording for ``num_rows`` has."""
-    if num_rows <= 2 * _FINE_ROWS:
-        return power_of_two(num_rows)
-    return -(-num_rows // _FINE_ROWS) * _FINE_ROWS
+    whole = power_of_two(num_rows)
+    fits_less = _MANY_ROWS < num_rows <= whole // 4 * 3
+    return whole // 4 * 3 if fits_less else whole
 
 
 class DeviceRows(PagedRows):

@@ -15,9 +15,12 @@ from flashdraft.errors import DataError
 from flashdraft.sampling_params import SamplingParams
 
 # Plain steps of a round on a GPU. The host takes about 55 us a row and round; of an answer's last round half is lost.
-# 4,096 rows with answers of 32 to 256 tokens made 174 thousand tokens a second on an H200 with 32 steps, 158 with 16.
+# 4,096 rows with answers of 32 to 256 tokens made 174 thousand tokens a second on an H200 with 32 steps, 158 with 16,
+# when prompts were launched by the host itself.
 _NUM_STEPS = 32
-_SWITCH_S = 2e-4  # Python's usual 5 ms are half of a step of 4,096 rows
+# Python's usual 5 ms are half of a step of 4,096 rows. These made 249 thousand tokens a second with 5e-5, 228 to 236
+# with 2e-4 and 236 with 1e-3: a prompt's layers are a thousand launches, and before each the thread asks for its turn.
+_SWITCH_S = 5e-5
 _ROWS_A_STEP = 32  # a step takes a millisecond at least: of fewer rows the host hears sooner
 
 

@@ -28,8 +28,8 @@ _JOINED = 8  # parts that are joined at a time
 # under way, and with 3 of them a tile is asked for only when the one before is done.
 _STAGES = 5
 # Of so many rows a program has all parts (row_attention.py). Programs hide each other's waits, and more fit beside each
-# other with fewer loads under way: 4,096 rows of up to 192 keys took 0.84 of the time on an H200 where the bound was
-# 1,024 keys, 0.98 where it was 256. Heads of few dimensions spill little with registers for six of them.
+# other with fewer loads under way and few registers. 3,072 rows of 32 to 382 keys, heads of 64 dimensions, on an H200:
+# 142 us a layer so, 163 with 4 stages, 165 with no bound of registers, 149 with 64; 191 with parts in the grid.
 _MANY_ROWS, _STAGES_OF_MANY = 512, 2
 _NARROW, _NARROW_REGISTERS = 64, 80
 # With as few registers three programs fit on a multiprocessor, and not two: 0.94 of the time of 32 blocks of 8; of one
