@@ -259,9 +259,8 @@ class DFlashBatch:
     def _found(self, network: "CudaDrafter", count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
         """The candidates behind ``anchors`` [rows]; the walk over them alone where there is no tree to come."""
         if count == 1:
-            return Candidates(
-                *(one.unsqueeze(-1) for one in self.drafter.best(network, hidden, anchors, None))
-            )
+            token_ids, log_probs = self.drafter.best(network, hidden, anchors, None)
+            return Candidates(token_ids.unsqueeze(-1), log_probs.unsqueeze(-1))
         return candidates_of(self.drafter.model, self.drafter.target, hidden, anchors, count)
 
     def _replay(
