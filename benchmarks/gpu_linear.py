@@ -127,17 +127,19 @@ def in_codes(floats, kind, device=None):
     return QuantizedWeight(codes, scales.half().float(), zeros, torch.bfloat16, torch.float16)
 
 
-def drawn_alone(outline, kind, device):
-    """:func:`in_codes` of a weight on the meta device, in memory of its own as a loaded one is.
+def drawn_alone(outline, kind, device, in_tiles=False):
+    """:func:`in_codes` of a weight on the meta device, in memory of its own as a loaded one is: a linear map's in tiles.
 
     Drawing takes several times its size: in parts of that it would keep all of it from whoever comes next.
     """
     weight = in_codes(outline, kind)
+    weight = weight.in_tiles() if in_tiles else weight
     if device == "meta":
         return weight
     parts = [name for name in ("codes", "scales", "zeros") if getattr(weight, name) is not None]
     held = {name: torch.empty_like(getattr(weight, name), device=device) for name in parts}
     drawn = in_codes(outline, kind, device)
+    drawn = drawn.in_tiles() if in_tiles else drawn
     for name, part in held.items():
         part.copy_(getattr(drawn, name))
     del drawn
@@ -156,7 +158,7 @@ def compile_some(jobs):
         weight = torch.zeros(512, 1024, dtype=torch.bfloat16, device="cuda")
         linear = long_sums_linear if tiling in IN_CHAINS else few_tokens_linear
         with suppress(Exception):  # what does not fit the card is told when it is timed
-            linear(x, weight if kind == "bf16" else in_codes(weight, kind), tiling)
+            linear(x, weight if kind == "bf16" else in_codes(weight, kind).in_tiles(), tiling)
 
 
 def seconds_of(work, repeats=4):
@@ -186,7 +188,7 @@ class Shape:
             torch.randn(outputs, inputs, dtype=torch.bfloat16, device="cuda") * 0.02 for _ in range(copies)
         ]
         if kind != "bf16":
-            self.weights = [in_codes(one, kind) for one in self.floats]
+            self.weights = [in_codes(one, kind).in_tiles() for one in self.floats]
             self.floats = [one.dequantized() for one in self.weights]
         self.x = torch.randn(max(BETWEEN), inputs, dtype=torch.bfloat16, device="cuda")
         self.is_long = kind != "bf16" and has_long_sums(self.weights[0])

@@ -87,7 +87,8 @@ def with_codes(model, kind, device="cuda"):
         if module in small:
             continue
         if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
-            model.set_submodule(name, QuantizedLinear(drawn_alone(module.weight, kind, device), module.bias))
+            weight = drawn_alone(module.weight, kind, device, in_tiles=True)
+            model.set_submodule(name, QuantizedLinear(weight, module.bias))
         elif type(module) is Experts:
             both = module.gate_up_proj.flatten(0, 1), module.down_proj.flatten(0, 1)
             codes = (drawn_alone(one, kind, device) for one in both)

@@ -41,6 +41,7 @@ def test_the_same_floats(whole, kind, logits_of):
     assert len(found) == (7 if BITS[kind] else 0)
     for name, module in found.items():
         expected = floats.get_submodule(name).weight
+        assert module.weight.tiled
         assert torch.equal(module.weight.dequantized(), expected), name
         assert module.weight.codes.nbytes * 8 == expected.numel() * BITS[kind]
     ids = [3, 14, 15, 92]

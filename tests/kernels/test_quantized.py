@@ -70,6 +70,26 @@ def test_codes_lie_in_words():
     assert packed(codes).shape == (3, 64)
 
 
+@pytest.mark.parametrize("kind", ["fp8", "int4 with zeros"])
+def test_codes_of_eight_outputs_lie_side_by_side(kind):
+    """64 bytes each, as a warp loads them."""
+    rows = quantized(kind, 40, 256)
+    tiled = rows.in_tiles()
+    lie = tiled.codes.view(torch.uint8).view(5, -1, 8, 64)
+    expected = rows.codes.view(torch.uint8).view(5, 8, -1, 64)
+    assert torch.equal(lie[3, 1, 2], expected[3, 2, 1])
+    assert torch.equal(tiled.in_rows().codes, rows.codes)
+    assert torch.equal(tiled.dequantized(), rows.dequantized())
+    assert tiled[8:24].codes.data_ptr() == tiled.codes[8:].data_ptr()
+    for some in (slice(8, 24), slice(24, None), slice(3, 20)):
+        assert torch.equal(tiled[some].dequantized(), rows[some].dequantized())
+    for other in (tiled, rows, rows[:3]):
+        both = joined([tiled, other])
+        assert both.tiled == other.tiled
+        assert torch.equal(both.dequantized(), torch.cat([rows.dequantized(), other.dequantized()]))
+    assert not rows[:36].in_tiles().tiled, "they are no whole tiles"
+
+
 def test_a_threads_codes_lie_side_by_side():
     """Those that PTX's mma.m16n8k16 wants of its first thread, of the first 16 inputs and of the second."""
     codes = torch.arange(128).expand(2, -1)
@@ -103,11 +123,12 @@ def test_the_bits_of_the_product_with_floats(kind, tiling):
     weight = quantized(kind, 88, 384)
     floats = weight.dequantized()
     assert floats.float().abs().max() > 0
-    assert torch.equal(dequantize(weight, torch.empty_like(floats)), floats)
+    for one in (weight, weight.in_tiles()):
+        assert torch.equal(dequantize(one, torch.empty_like(floats)), floats)
     x = torch.randn(20, 384, device=DEVICE).bfloat16()
     expected = few_tokens_linear(x, floats, TILINGS[0])
-    for count in (1, 20):
-        assert torch.equal(few_tokens_linear(x[:count], weight, tiling), expected[:count])
+    for count, one in ((1, weight.in_tiles()), (20, weight), (20, weight.in_tiles())):
+        assert torch.equal(few_tokens_linear(x[:count], one, tiling), expected[:count])
 
 
 # A warp of a chain, of two and of all; of one tile of outputs and of two; of one round of chunks and of two; and four
@@ -138,8 +159,8 @@ def test_long_sums_have_the_bits_of_floats(kind, tiling):
     expected = long_sums_linear(x, floats, Tiling(64, 64, 2, 4, 16), bias)
     error = expected.double() - torch.nn.functional.linear(x.double(), floats.double(), bias.double())
     assert error.abs().max() < 1e-2 * expected.abs().max()
-    for count in (1, 20):
-        assert torch.equal(long_sums_linear(x[:count], weight, tiling, bias), expected[:count])
+    for count, one in ((1, weight.in_tiles()), (20, weight), (20, weight.in_tiles())):
+        assert torch.equal(long_sums_linear(x[:count], one, tiling, bias), expected[:count])
 
 
 def test_chains_have_every_fourth_chunk():
@@ -337,4 +358,4 @@ def test_gates_within_their_product(kind, num_tokens):
     weight = quantized(kind, 88, 256)
     x = torch.randn(num_tokens, 256, device=DEVICE).bfloat16()
     expected = silu_mul(product(x, Product((weight,))))
-    assert torch.equal(gated_product(x, Product((weight,))), expected)
+    assert torch.equal(gated_product(x, Product((weight.in_tiles(),))), expected)

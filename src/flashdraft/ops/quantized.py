@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 UNIT = 64  # inputs whose 8-bit codes lie in 64 bytes
 CHUNK = 128  # inputs whose 4-bit codes lie in 64 bytes; groups of inputs are multiples of it, or all
+TILE_ROWS = 8  # outputs whose codes a warp loads at once, 64 bytes each
 SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
 EXPONENT = 120  # bfloat16's exponents are biased by so much more than float8's
 LARGEST_SCALE = 128.0  # of float8's in bfloat16, which kernels multiply by 2 ** EXPONENT
@@ -33,6 +34,8 @@ class QuantizedWeight:
     ``zeros`` where they are not all SYMMETRIC_ZERO, [num_groups, num_outputs], of equally many inputs each, float32
     that ``scale_dtype`` holds exactly: loads of four bytes come behind the arithmetic, those of two do not.
 
+    ``tiled``: 64 bytes of TILE_ROWS outputs lie side by side, then the next 64 of each; see :meth:`in_tiles`.
+
     MXFP4 (OCP Microscaling Formats): 4-bit codes of FLOAT4, without zeros; ``scales`` uint8, exponents of 2 biased by
     127, of FLOAT4_GROUP inputs each. The last ``padding`` inputs, of value 0, fill the last chunk.
     """
@@ -43,6 +46,7 @@ class QuantizedWeight:
     dtype: torch.dtype
     scale_dtype: torch.dtype
     padding: int = 0
+    tiled: bool = False
 
     @property
     def is_float4(self) -> bool:
@@ -75,6 +79,19 @@ class QuantizedWeight:
         zeros = None if self.zeros is None else self.zeros.to(device)
         codes, scales = self.codes.to(device), self.scales.to(device)
         return replace(self, codes=codes, scales=scales, zeros=zeros)
+
+    def in_tiles(self) -> "QuantizedWeight":
+        """The same values in tiles of TILE_ROWS outputs, of which there are whole ones; else as they are.
+
+        A warp's load of a unit or chunk is then 512 bytes in a row, and not eight times 64 in as many rows.
+        """
+        if self.tiled or len(self) % TILE_ROWS:
+            return self
+        return replace(self, codes=_exchanged(self.codes, TILE_ROWS, -1), tiled=True)
+
+    def in_rows(self) -> "QuantizedWeight":
+        """The same values, each output's codes in a row."""
+        return replace(self, codes=_exchanged(self.codes, -1, TILE_ROWS), tiled=False) if self.tiled else self
 
     def followed(self, fn: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
         """On the device that ``fn`` brings tensors to, as nn.Module._apply calls it; types stay."""
@@ -116,7 +133,10 @@ class QuantizedWeight:
         return len(self.codes)
 
     def __getitem__(self, rows: slice) -> "QuantizedWeight":
-        """Some of the outputs, as views."""
+        """Some of the outputs, as views; of tiles that are cut, copies."""
+        start, stop, _ = rows.indices(len(self))
+        if self.tiled and (start % TILE_ROWS or stop % TILE_ROWS):
+            return self.in_rows()[rows]
         zeros = None if self.zeros is None else self.zeros[:, rows]
         return replace(self, codes=self.codes[rows], scales=self.scales[:, rows], zeros=zeros)
 
@@ -125,9 +145,10 @@ class QuantizedWeight:
         if self.is_float4:
             exponents = _spread(self.scales.int() - 127, self.group)
             assert exponents is not None
-            values = torch.tensor(FLOAT4, device=self.codes.device)[unpacked(self.codes)]
+            values = torch.tensor(FLOAT4, device=self.codes.device)[unpacked(self.in_rows().codes)]
             return torch.ldexp(values, exponents)[:, : self.shape[1]].to(self.dtype)
-        values = unpacked(self.codes) if self.is_packed else in_order(self.codes)
+        codes = self.in_rows().codes
+        values = unpacked(codes) if self.is_packed else in_order(codes)
         scales, zeros = (_spread(part, self.group) for part in (self.scales, self.zeros))
         assert scales is not None
         values = values.float()
@@ -161,6 +182,8 @@ def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """The outputs of ``parts`` one after the other. All have the same inputs, groups and types."""
     if len(parts) == 1:
         return parts[0]
+    if not all(part.tiled for part in parts):
+        parts = [part.in_rows() for part in parts]
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return replace(
         parts[0],
@@ -225,6 +248,12 @@ def unpacked(words: Tensor) -> Tensor:
     """Codes int32 [num_outputs, num_inputs] of ``packed``'s words."""
     by_thread = words.int().reshape(len(words), -1, 4, 4, 2, 1) >> _shifts(words.device)
     return (by_thread & 15).permute(0, 1, 3, 5, 2, 4).flatten(1)
+
+
+def _exchanged(codes: Tensor, first: int, second: int) -> Tensor:
+    """``codes`` of tiles [``first``, ``second``, 64 bytes] as tiles [second, first, 64 bytes]; one of them is -1."""
+    tiles = codes.reshape(len(codes) // TILE_ROWS, first, second, 64 // codes.element_size())
+    return tiles.transpose(1, 2).reshape(codes.shape)
 
 
 def _shifts(device: torch.device) -> Tensor:

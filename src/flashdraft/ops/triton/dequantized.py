@@ -6,13 +6,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.target_info import cuda_capability_geq
 
-from flashdraft.ops.quantized import CHUNK, EXPONENT, SLICE, SYMMETRIC_ZERO, UNIT, QuantizedWeight
+from flashdraft.ops.quantized import CHUNK, EXPONENT, SLICE, SYMMETRIC_ZERO, TILE_ROWS, UNIT, QuantizedWeight
 
 # What weights are kept in.
 FLOATS, FP8, INT4, MXFP4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 _UNIT = tl.constexpr(UNIT)
 _CHUNK = tl.constexpr(CHUNK)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
+_TILE_ROWS = tl.constexpr(TILE_ROWS)
 _TO_FLOAT8 = tl.constexpr(2.0**EXPONENT)
 _TO_FLOAT4 = tl.constexpr(2.0**126)  # E2M1's bits at the places of float32's are the value times 2 ** -126
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -71,6 +72,18 @@ _FOUR_BYTES = tl.constexpr(
     "and.b32 t, t, 0x07000700; lop3.b32 t, s, 0x80f080f0, t, 0xea; mul.bf16x2 $3, t, $6; }"
 )
 _OLD_BF16, _OLD_FOUR_BYTES = (tl.constexpr(_before_hopper(one.value)) for one in (_BF16, _FOUR_BYTES))
+
+
+@triton.jit
+def words_at(words, row, word_row, tiled: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the first 64 bytes of the outputs ``row`` are: [outputs, 32], words of 16 bits."""
+    column = tl.arange(0, 32)[None, :]
+    if tiled:
+        tile, place = row // _TILE_ROWS, row % _TILE_ROWS
+        at = words + tile.to(tl.int64)[:, None] * (word_row * _TILE_ROWS) + place[:, None] * 32 + column
+    else:
+        at = words + row.to(tl.int64)[:, None] * word_row + column
+    return at
 
 
 @triton.jit
@@ -290,19 +303,17 @@ def _float4(words, shift: tl.constexpr, factor):  # type: ignore[no-untyped-def]
 def _dequantize_kernel(  # type: ignore[no-untyped-def]
     words, scales, zeros, out, num_outputs, num_inputs, word_row, scale_row, scale_step, group,
     outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
-    scale_type: tl.constexpr,
+    scale_type: tl.constexpr, tiled: tl.constexpr,
 ):  # fmt: skip
     row, unit = tl.program_id(0) * outputs + tl.arange(0, outputs), tl.program_id(1)
-    at, is_row = (
-        row.to(tl.int64)[:, None] * word_row + unit * 32 + tl.arange(0, 32)[None, :],
-        row < num_outputs,
-    )
+    is_row = row < num_outputs
     scale_at = unit * inputs // group * scale_row + tl.where(is_row, row, 0) * scale_step
     scale = spread_over_lanes(scales + scale_at)
     zero = scale
     if has_zeros:
         zero = spread_over_lanes(zeros + scale_at)
-    loaded = tl.load(words + at, is_row[:, None], 0)
+    step: tl.constexpr = 32 * _TILE_ROWS if tiled else 32
+    loaded = tl.load(words_at(words, row, word_row, tiled) + unit * step, is_row[:, None], 0)
     tile = floats_of(
         loaded, scale, zero, outputs, inputs, 0, kind, has_zeros, by_ptx, scale_type, out.dtype.element_ty
     )
@@ -332,7 +343,7 @@ def parts(weight: QuantizedWeight) -> dict[str, object]:
     assert zeros.stride() == weight.scales.stride()
     return {
         "words": words, "scales": weight.scales, "zeros": zeros, "word_row": words.stride(0),
-        "scale_row": weight.scales.stride(0), "scale_step": weight.scales.stride(1),
+        "scale_row": weight.scales.stride(0), "scale_step": weight.scales.stride(1), "tiled": weight.tiled,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashdraft.ops.quantized import CHUNK, QuantizedWeight
+from flashdraft.ops.quantized import CHUNK, TILE_ROWS, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
     factor_of,
@@ -21,10 +21,12 @@ from flashdraft.ops.triton.dequantized import (
     row_of,
     settings,
     spread_over_lanes,
+    words_at,
 )
 from flashdraft.ops.triton.tiling import Tiling
 
 _CHUNK = tl.constexpr(CHUNK)
+_TILE_ROWS = tl.constexpr(TILE_ROWS)
 _BESIDE = 16  # outputs of a program that has floats beside codes: a matrix unit's
 _MOST_BESIDE = 512
 _BESIDE_OUTPUTS = tl.constexpr(_BESIDE)
@@ -59,7 +61,7 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
     chains: tl.constexpr, has_beside: tl.constexpr, gated: tl.constexpr, has_bias: tl.constexpr,
     precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr,
-    by_ptx: tl.constexpr, scale_type: tl.constexpr,
+    by_ptx: tl.constexpr, scale_type: tl.constexpr, tiled: tl.constexpr,
 ):  # fmt: skip
     """Sums in one chain, or in four as long_sums.py has them; ``chunks``, of a tile, are a multiple of ``chains``.
 
@@ -85,7 +87,7 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     sums = _sums_of_codes(
         x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
         tokens, outputs, chunks, warps, group, chains, precision, even, alone, kind, has_zeros, by_ptx, scale_type,
-        out.dtype.element_ty,
+        out.dtype.element_ty, tiled,
     )  # fmt: skip
     output = first + row_of(place, warps)
     if gated:
@@ -99,7 +101,7 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
     x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
     chains: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr,
-    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr, tiled: tl.constexpr,
 ):  # fmt: skip
     """[outputs, tokens] of the weights' rows at ``row`` [outputs], as dequantized.row_of has them.
 
@@ -109,7 +111,8 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
     unit: tl.constexpr = _CHUNK // units
     column, place, is_token = tl.arange(0, unit), tl.arange(0, outputs), token < num_tokens
     x_at = x + (column if alone else token[None, :].to(tl.int64) * x_token + column[:, None])
-    words_at = words + row.to(tl.int64)[:, None] * word_row + tl.arange(0, 32)[None, :]
+    codes_at = words_at(words, row, word_row, tiled)
+    step: tl.constexpr = 32 * _TILE_ROWS if tiled else 32
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
     scale = spread_over_lanes(scales_at)
     zero = scale
@@ -131,9 +134,9 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
             if alone:
                 rows = rows.broadcast_to(unit, tokens)
             if even:
-                loaded = tl.load(words_at + part * 32)
+                loaded = tl.load(codes_at + part * step)
             else:
-                loaded = tl.load(words_at + part * 32, (place * 0 + start < num_inputs)[:, None], 0)
+                loaded = tl.load(codes_at + part * step, (place * 0 + start < num_inputs)[:, None], 0)
             weights = factor_of(
                 loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
             )
@@ -145,7 +148,7 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
                 three = tl.dot(weights, rows, three, input_precision=precision)
             else:
                 four = tl.dot(weights, rows, four, input_precision=precision)
-        x_at, words_at = x_at + chunks * _CHUNK, words_at + chunks * units * 32
+        x_at, codes_at = x_at + chunks * _CHUNK, codes_at + chunks * units * step
     if chains == 4:
         one = one + two + three + four
     return one

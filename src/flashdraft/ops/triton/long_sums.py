@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashdraft.ops.quantized import CHUNK, QuantizedWeight
+from flashdraft.ops.quantized import CHUNK, TILE_ROWS, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
     floats_of,
@@ -19,6 +19,7 @@ from flashdraft.ops.triton.dequantized import (
     parts,
     settings,
     spread_over_lanes,
+    words_at,
 )
 from flashdraft.ops.triton.linear import inputs_of, launch_of, linear_of_codes, stands_alone, store_sums
 from flashdraft.ops.triton.tiling import Tiling
@@ -27,6 +28,7 @@ CHAINS = 4
 _LONG = 6144  # inputs
 _CHUNK = tl.constexpr(CHUNK)
 _CHAINS = tl.constexpr(CHAINS)
+_TILE_ROWS = tl.constexpr(TILE_ROWS)
 
 
 def has_long_sums(weight: Tensor | QuantizedWeight) -> bool:
@@ -41,6 +43,7 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     tokens: tl.constexpr, outputs: tl.constexpr, rounds: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
     has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr,
     kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr,
+    tiled: tl.constexpr,
 ):  # fmt: skip
     # A warp has all the outputs of CHAINS / warps chains: [CHAINS, outputs, unit] times [CHAINS, unit, tokens].
     units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
@@ -52,8 +55,8 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
     row, is_token = tl.minimum(row, num_outputs - 1), token < num_tokens
     column = tl.arange(0, _CHAINS)[:, None] * _CHUNK + tl.arange(0, unit)[None, :]
     x_at = x + (column if alone else token[None, None, :].to(tl.int64) * x_token + column[:, :, None])
-    words_at = words + row.to(tl.int64)[:, None] * word_row
-    words_at += (chain * (units * 32))[:, None] + tl.arange(0, 32)[None, :]
+    step: tl.constexpr = 32 * _TILE_ROWS if tiled else 32
+    codes_at = words_at(words, row, word_row, tiled) + (chain * (units * step))[:, None]
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
     scale = spread_over_lanes(scales_at)
     zero = scale
@@ -72,20 +75,20 @@ def _linear_of_codes(  # type: ignore[no-untyped-def]
                 if has_zeros:
                     zero = spread_over_lanes(zeros_at + which * scale_row)
             x_part = x_at + skipped * _CHUNK + part % units * unit
-            words_part = words_at + skipped * units * 32 + part % units * 32
+            codes_part = codes_at + (skipped * units + part % units) * step
             rows = inputs_of(x_part, is_token[None, None, :], start + column < num_inputs, even, alone)
             if alone:
                 rows = rows.broadcast_to(_CHAINS, unit, tokens)
             if even:
-                loaded = tl.load(words_part)
+                loaded = tl.load(codes_part)
             else:
-                loaded = tl.load(words_part, (start + chain * _CHUNK < num_inputs)[:, None], 0)
+                loaded = tl.load(codes_part, (start + chain * _CHUNK < num_inputs)[:, None], 0)
             weights = _factor(
                 loaded, scale, zero, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype,
             )  # fmt: skip
             summed = tl.dot(weights, rows, summed, input_precision=precision)
         x_at += rounds * _CHAINS * _CHUNK
-        words_at += rounds * _CHAINS * units * 32
+        codes_at += rounds * _CHAINS * units * step
     first_and_third, second_and_fourth = tl.split(summed.permute(1, 2, 0).reshape(outputs, tokens, 2, 2))
     one, three = tl.split(first_and_third)
     two, four = tl.split(second_and_fourth)
