@@ -127,24 +127,29 @@ def in_codes(floats, kind, device=None):
     return QuantizedWeight(codes, scales.half().float(), zeros, torch.bfloat16, torch.float16)
 
 
-def drawn_alone(outline, kind, device, in_tiles=False):
-    """:func:`in_codes` of a weight on the meta device, in memory of its own as a loaded one is: a linear map's in tiles.
+def held(weight):
+    """As a loaded linear map has it."""
+    return weight.in_tiles().in_pairs()
+
+
+def drawn_alone(outline, kind, device, for_linear=False):
+    """:func:`in_codes` of a weight on the meta device, in memory of its own as a loaded one is.
 
     Drawing takes several times its size: in parts of that it would keep all of it from whoever comes next.
     """
     weight = in_codes(outline, kind)
-    weight = weight.in_tiles() if in_tiles else weight
+    weight = held(weight) if for_linear else weight
     if device == "meta":
         return weight
     parts = [name for name in ("codes", "scales", "zeros") if getattr(weight, name) is not None]
-    held = {name: torch.empty_like(getattr(weight, name), device=device) for name in parts}
+    own = {name: torch.empty_like(getattr(weight, name), device=device) for name in parts}
     drawn = in_codes(outline, kind, device)
-    drawn = drawn.in_tiles() if in_tiles else drawn
-    for name, part in held.items():
+    drawn = held(drawn) if for_linear else drawn
+    for name, part in own.items():
         part.copy_(getattr(drawn, name))
     del drawn
     torch.cuda.empty_cache()
-    return replace(weight, **held)
+    return replace(weight, **own)
 
 
 def compile_some(jobs):
@@ -158,7 +163,7 @@ def compile_some(jobs):
         weight = torch.zeros(512, 1024, dtype=torch.bfloat16, device="cuda")
         linear = long_sums_linear if tiling in IN_CHAINS else few_tokens_linear
         with suppress(Exception):  # what does not fit the card is told when it is timed
-            linear(x, weight if kind == "bf16" else in_codes(weight, kind).in_tiles(), tiling)
+            linear(x, weight if kind == "bf16" else held(in_codes(weight, kind)), tiling)
 
 
 def seconds_of(work, repeats=4):
@@ -188,7 +193,7 @@ class Shape:
             torch.randn(outputs, inputs, dtype=torch.bfloat16, device="cuda") * 0.02 for _ in range(copies)
         ]
         if kind != "bf16":
-            self.weights = [in_codes(one, kind).in_tiles() for one in self.floats]
+            self.weights = [held(in_codes(one, kind)) for one in self.floats]
             self.floats = [one.dequantized() for one in self.weights]
         self.x = torch.randn(max(BETWEEN), inputs, dtype=torch.bfloat16, device="cuda")
         self.is_long = kind != "bf16" and has_long_sums(self.weights[0])

@@ -87,7 +87,7 @@ def with_codes(model, kind, device="cuda"):
         if module in small:
             continue
         if type(module) is torch.nn.Linear and ".layers." in name and not name.endswith(left):
-            weight = drawn_alone(module.weight, kind, device, in_tiles=True)
+            weight = drawn_alone(module.weight, kind, device, for_linear=True)
             model.set_submodule(name, QuantizedLinear(weight, module.bias))
         elif type(module) is Experts:
             both = module.gate_up_proj.flatten(0, 1), module.down_proj.flatten(0, 1)

@@ -48,11 +48,12 @@ def test_the_same_floats(whole, kind, logits_of):
     assert torch.equal(logits_of(kept, ids), logits_of(floats, ids))
 
 
-@pytest.mark.parametrize("kind", ["block-fp8", "awq"])
+@pytest.mark.parametrize("kind", ["block-fp8", "awq", "w4a16"])
 def test_the_outline_has_their_size(whole, kind):
     quantize_folder(whole, kind, 128)
     kept, outline = (load(whole, keep_codes=True) for load in (load_target, outline_target))
     sizes = [{name: one.weight.nbytes for name, one in in_codes(model).items()} for model in (kept, outline)]
+    assert {one.weight.is_paired for one in in_codes(kept).values()} == {kind == "w4a16"}
     assert sizes[0] == sizes[1]
     assert all(parameter.device.type == "meta" for parameter in outline.parameters())
 

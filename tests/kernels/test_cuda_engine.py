@@ -101,8 +101,8 @@ def _in_codes(target):
             scales = weight.abs().amax(1, keepdim=True) / 448
             codes = (weight / scales).to(torch.float8_e4m3fn)
             codes, counted = arranged(codes), torch.float32
-        held = QuantizedWeight(codes, scales.T.contiguous(), None, weight.dtype, counted).in_tiles()
-        target.set_submodule(name, QuantizedLinear(held, module.bias))
+        held = QuantizedWeight(codes, scales.T.contiguous(), None, weight.dtype, counted)
+        target.set_submodule(name, QuantizedLinear(held.in_tiles().in_pairs(), module.bias))
     return target
 
 

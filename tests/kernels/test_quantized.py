@@ -18,6 +18,7 @@ from flashdraft.ops.quantized import (
     CHUNK,
     LARGEST_SCALE,
     LARGEST_SYMMETRIC_SCALE,
+    LONG_SUM,
     QuantizedLinear,
     QuantizedWeight,
     arranged,
@@ -88,6 +89,28 @@ def test_codes_of_eight_outputs_lie_side_by_side(kind):
         assert both.tiled == other.tiled
         assert torch.equal(both.dequantized(), torch.cat([rows.dequantized(), other.dequantized()]))
     assert not rows[:36].in_tiles().tiled, "they are no whole tiles"
+
+
+def test_two_scales_in_a_word():
+    """Of single chunks in bfloat16, where sums are not long; the bits are those without."""
+    weight = quantized("int4", 88, 512)
+    paired = weight.in_tiles().in_pairs()
+    assert paired.scales.shape == (2, 88)
+    assert (paired.is_paired, paired.group) == (True, CHUNK)
+    low, high = weight.scales[2:, 5].bfloat16().view(torch.int16).tolist()
+    assert int(paired.scales[1, 5]) & 0xFFFFFFFF == (high & 0xFFFF) << 16 | low & 0xFFFF
+    floats = weight.dequantized()
+    assert torch.equal(paired.dequantized(), floats)
+    assert torch.equal(paired[8:24].dequantized(), floats[8:24])
+    assert torch.equal(joined([paired, paired[:8]]).dequantized(), torch.cat([floats, floats[:8]]))
+    assert torch.equal(dequantize(paired, torch.empty_like(floats)), floats)
+    x = torch.randn(20, 512, device=DEVICE).bfloat16()
+    expected = few_tokens_linear(x, floats, TILINGS[0])
+    for tiling in TILINGS:  # tiles of one chunk and of two
+        for count in (1, 20):
+            assert torch.equal(few_tokens_linear(x[:count], paired, tiling), expected[:count])
+    for kind, num_inputs in (("int4 with zeros", 512), ("fp8", 512), ("int4", 384), ("int4", LONG_SUM)):
+        assert not quantized(kind, 8, num_inputs).in_pairs().is_paired
 
 
 def test_a_threads_codes_lie_side_by_side():

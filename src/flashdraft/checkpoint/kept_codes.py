@@ -160,25 +160,26 @@ def hold_codes(
     found: Mapping[str, Kept] = getattr(source, "kept", {})
     held, small = set(), small_shared(model)
 
-    def read(name: str, in_tiles: bool = False) -> QuantizedWeight:
+    def read(name: str, for_linear: bool = False) -> QuantizedWeight:
         held.add(name)
         weight = found[name].outline(dtype) if device is None else found[name].read(dtype)
-        weight = weight.in_tiles() if in_tiles else weight
+        weight = weight.in_tiles() if for_linear else weight
         if device is None:
-            return weight
+            return weight.in_pairs() if for_linear else weight
         weight = weight.to(device)
         if not weight.is_finite():
             raise CheckpointError(
                 f"{source.label}: codes or scales of {name} are no finite numbers, or too large: fetch it again"
             )
         give_back_kept()  # what this took for a moment
-        return weight.for_kernels()
+        weight = weight.for_kernels()
+        return weight.in_pairs() if for_linear else weight
 
     for name, module in list(model.named_modules()):
         if module in small:
             continue
         if type(module) is nn.Linear and _fits(found.get(f"{name}.weight"), tuple(module.weight.shape)):
-            model.set_submodule(name, QuantizedLinear(read(f"{name}.weight", in_tiles=True), module.bias))
+            model.set_submodule(name, QuantizedLinear(read(f"{name}.weight", for_linear=True), module.bias))
         elif isinstance(module, Experts):
             parts = [f"{name}.{part}_proj" for part in ("gate_up", "down")]
             if all(_fits(found.get(part), one) for part, one in zip(parts, module.shapes(), strict=True)):

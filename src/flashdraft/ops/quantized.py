@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 UNIT = 64  # inputs whose 8-bit codes lie in 64 bytes
 CHUNK = 128  # inputs whose 4-bit codes lie in 64 bytes; groups of inputs are multiples of it, or all
+PAIRED_INPUTS = 2 * CHUNK  # whose two scales lie in a word
+LONG_SUM = 6144  # inputs; from here on products with codes add in chains: ops/triton/long_sums.py
 TILE_ROWS = 8  # outputs whose codes a warp loads at once, 64 bytes each
 SYMMETRIC_ZERO = 8  # the 4-bit code of 0, where there are no zero points
 EXPONENT = 120  # bfloat16's exponents are biased by so much more than float8's
@@ -35,6 +37,9 @@ class QuantizedWeight:
     that ``scale_dtype`` holds exactly: loads of four bytes come behind the arithmetic, those of two do not.
 
     ``tiled``: 64 bytes of TILE_ROWS outputs lie side by side, then the next 64 of each; see :meth:`in_tiles`.
+
+    Of bfloat16's scales of 4 bits two groups' may lie in a word, int32 [num_groups / 2, num_outputs]: see
+    :meth:`in_pairs`.
 
     MXFP4 (OCP Microscaling Formats): 4-bit codes of FLOAT4, without zeros; ``scales`` uint8, exponents of 2 biased by
     127, of FLOAT4_GROUP inputs each. The last ``padding`` inputs, of value 0, fill the last chunk.
@@ -65,9 +70,19 @@ class QuantizedWeight:
         return torch.Size((num_outputs, width * (4 if self.is_packed else 1) - self.padding))
 
     @property
+    def is_paired(self) -> bool:
+        """Whether two groups' scales lie in a word."""
+        return self.scales.dtype == torch.int32
+
+    @property
+    def num_groups(self) -> int:
+        """Of inputs that share a scale."""
+        return len(self.scales) * (2 if self.is_paired else 1)
+
+    @property
     def group(self) -> int:
         """Inputs that share a scale."""
-        return (self.shape[1] + self.padding) // len(self.scales)
+        return (self.shape[1] + self.padding) // self.num_groups
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +107,37 @@ class QuantizedWeight:
     def in_rows(self) -> "QuantizedWeight":
         """The same values, each output's codes in a row."""
         return replace(self, codes=_exchanged(self.codes, -1, TILE_ROWS), tiled=False) if self.tiled else self
+
+    def in_pairs(self) -> "QuantizedWeight":
+        """The same values with half the bytes of scales, where these are bfloat16's of single chunks; else as they are.
+
+        The first of two groups is a word's lower half. Where sums are long a chain has every fourth chunk, not two in
+        a row: those stay.
+        """
+        num_inputs = self.shape[1]
+        suits = (
+            self.is_packed
+            and self.zeros is None
+            and self.scale_dtype == torch.bfloat16
+            and not self.is_float4
+        )
+        if (
+            not suits
+            or self.is_paired
+            or self.group != CHUNK
+            or num_inputs % PAIRED_INPUTS
+            or num_inputs >= LONG_SUM
+        ):
+            return self
+        halves = self.scales.to(torch.bfloat16).view(torch.int16).int() & 0xFFFF
+        return replace(self, scales=halves[0::2] | halves[1::2] << 16)
+
+    def _floats_of_scales(self) -> Tensor:
+        """Float32 [num_groups, num_outputs]."""
+        if not self.is_paired:
+            return self.scales
+        halves = torch.stack((self.scales << 16, self.scales & -65536), 1)
+        return halves.view(torch.float32).flatten(0, 1)
 
     def followed(self, fn: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
         """On the device that ``fn`` brings tensors to, as nn.Module._apply calls it; types stay."""
@@ -149,7 +195,7 @@ class QuantizedWeight:
             return torch.ldexp(values, exponents)[:, : self.shape[1]].to(self.dtype)
         codes = self.in_rows().codes
         values = unpacked(codes) if self.is_packed else in_order(codes)
-        scales, zeros = (_spread(part, self.group) for part in (self.scales, self.zeros))
+        scales, zeros = (_spread(part, self.group) for part in (self._floats_of_scales(), self.zeros))
         assert scales is not None
         values = values.float()
         if self.is_packed:

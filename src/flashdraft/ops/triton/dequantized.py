@@ -96,6 +96,12 @@ def spread_over_lanes(at):  # type: ignore[no-untyped-def]
     return tl.load(at[None, :] + tl.zeros([LANES, 1], tl.int32)).trans()
 
 
+@triton.jit
+def one_of_pair(words, number):  # type: ignore[no-untyped-def]
+    """Number 0 or 1 of two scales of bfloat16 in words, as float32."""
+    return (words >> number * 16 << 16).to(tl.float32, bitcast=True)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def floats_of(  # type: ignore[no-untyped-def]
     words, scale, zero, outputs: tl.constexpr, inputs: tl.constexpr, warps: tl.constexpr, kind: tl.constexpr,
@@ -303,12 +309,15 @@ def _float4(words, shift: tl.constexpr, factor):  # type: ignore[no-untyped-def]
 def _dequantize_kernel(  # type: ignore[no-untyped-def]
     words, scales, zeros, out, num_outputs, num_inputs, word_row, scale_row, scale_step, group,
     outputs: tl.constexpr, inputs: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr,
-    scale_type: tl.constexpr, tiled: tl.constexpr,
+    scale_type: tl.constexpr, tiled: tl.constexpr, paired: tl.constexpr,
 ):  # fmt: skip
     row, unit = tl.program_id(0) * outputs + tl.arange(0, outputs), tl.program_id(1)
     is_row = row < num_outputs
-    scale_at = unit * inputs // group * scale_row + tl.where(is_row, row, 0) * scale_step
+    which = unit * inputs // group
+    scale_at = (which // 2 if paired else which) * scale_row + tl.where(is_row, row, 0) * scale_step
     scale = spread_over_lanes(scales + scale_at)
+    if paired:
+        scale = one_of_pair(scale, which % 2)
     zero = scale
     if has_zeros:
         zero = spread_over_lanes(zeros + scale_at)
@@ -353,6 +362,6 @@ def dequantize(weight: QuantizedWeight, out: Tensor) -> Tensor:
     outputs, inputs = 64, CHUNK if weight.is_packed else UNIT
     _dequantize_kernel[(triton.cdiv(num_outputs, outputs), num_inputs // inputs)](
         out=out, num_outputs=num_outputs, num_inputs=num_inputs, group=weight.group, outputs=outputs, inputs=inputs,
-        num_warps=4, **parts(weight), **settings(weight),
+        paired=weight.is_paired, num_warps=4, **parts(weight), **settings(weight),
     )  # fmt: skip
     return out

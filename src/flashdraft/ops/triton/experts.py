@@ -330,6 +330,7 @@ def _given(weight: Tensor | QuantizedWeight, tiles: Tiles) -> dict[str, object]:
         return found | {"weight": weight, "scales": weight, "zeros": weight, "group": 1}
     zeros = weight.scales if weight.zeros is None else weight.zeros
     assert not weight.tiled
+    assert not weight.is_paired
     assert weight.scales.is_contiguous()
     assert zeros.is_contiguous()
     inner = CHUNK if weight.is_packed else tiles.inner

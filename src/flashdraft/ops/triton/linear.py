@@ -17,6 +17,7 @@ from flashdraft.ops.quantized import CHUNK, TILE_ROWS, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
     factor_of,
+    one_of_pair,
     parts,
     row_of,
     settings,
@@ -61,7 +62,7 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
     chains: tl.constexpr, has_beside: tl.constexpr, gated: tl.constexpr, has_bias: tl.constexpr,
     precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr,
-    by_ptx: tl.constexpr, scale_type: tl.constexpr, tiled: tl.constexpr,
+    by_ptx: tl.constexpr, scale_type: tl.constexpr, tiled: tl.constexpr, paired: tl.constexpr,
 ):  # fmt: skip
     """Sums in one chain, or in four as long_sums.py has them; ``chunks``, of a tile, are a multiple of ``chains``.
 
@@ -87,7 +88,7 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     sums = _sums_of_codes(
         x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
         tokens, outputs, chunks, warps, group, chains, precision, even, alone, kind, has_zeros, by_ptx, scale_type,
-        out.dtype.element_ty, tiled,
+        out.dtype.element_ty, tiled, paired,
     )  # fmt: skip
     output = first + row_of(place, warps)
     if gated:
@@ -102,6 +103,7 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
     tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
     chains: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr,
     has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr, tiled: tl.constexpr,
+    paired: tl.constexpr,
 ):  # fmt: skip
     """[outputs, tokens] of the weights' rows at ``row`` [outputs], as dequantized.row_of has them.
 
@@ -114,7 +116,8 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
     codes_at = words_at(words, row, word_row, tiled)
     step: tl.constexpr = 32 * _TILE_ROWS if tiled else 32
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
-    scale = spread_over_lanes(scales_at)
+    pair = spread_over_lanes(scales_at)
+    scale = one_of_pair(pair, 0) if paired else pair
     zero = scale
     if has_zeros:
         zero = spread_over_lanes(zeros_at)
@@ -127,7 +130,9 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
                 which = start // group
                 if not even:
                     which = tl.minimum(which, (num_inputs - 1) // group)
-                scale = spread_over_lanes(scales_at + which * scale_row)
+                if not paired or chunks % 2 == 1 or part // units % 2 == 0:
+                    pair = spread_over_lanes(scales_at + (which // 2 if paired else which) * scale_row)
+                scale = one_of_pair(pair, which % 2 if chunks % 2 else part // units % 2) if paired else pair
                 if has_zeros:
                     zero = spread_over_lanes(zeros_at + which * scale_row)
             rows = inputs_of(x_at + part * unit, is_token[None, :], start + column < num_inputs, even, alone)
@@ -272,8 +277,8 @@ def few_tokens_linear(
         more = 0 if beside is None else len(beside)
         linear_of_codes[grid[0], grid[1] + triton.cdiv(more, _BESIDE)](
             x, chunks=tiling.inputs // CHUNK, warps=tiling.warps, chains=1, beside=out if beside is None else beside,
-            num_beside=more, has_beside=more > 0, gated=gated, group=weight.group if len(weight.scales) > 1 else 0,
-            alone=stands_alone(x, weight), **common, **parts(weight), **settings(weight),
+            num_beside=more, has_beside=more > 0, gated=gated, group=weight.group if weight.num_groups > 1 else 0,
+            alone=stands_alone(x, weight), paired=weight.is_paired, **common, **parts(weight), **settings(weight),
         )  # fmt: skip
     return out
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashdraft.ops.quantized import CHUNK, TILE_ROWS, QuantizedWeight
+from flashdraft.ops.quantized import CHUNK, LONG_SUM, TILE_ROWS, QuantizedWeight
 from flashdraft.ops.triton.dequantized import (
     FP8,
     floats_of,
@@ -25,7 +25,6 @@ from flashdraft.ops.triton.linear import inputs_of, launch_of, linear_of_codes, 
 from flashdraft.ops.triton.tiling import Tiling
 
 CHAINS = 4
-_LONG = 6144  # inputs
 _CHUNK = tl.constexpr(CHUNK)
 _CHAINS = tl.constexpr(CHAINS)
 _TILE_ROWS = tl.constexpr(TILE_ROWS)
@@ -33,7 +32,7 @@ _TILE_ROWS = tl.constexpr(TILE_ROWS)
 
 def has_long_sums(weight: Tensor | QuantizedWeight) -> bool:
     """Whether products with ``weight``, if it is in codes, add in chains: by its inputs alone."""
-    return weight.shape[1] >= _LONG
+    return weight.shape[1] >= LONG_SUM
 
 
 @triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
@@ -176,8 +175,9 @@ def long_sums_linear(
         "group": weight.group if len(weight.scales) > 1 else 0, "even": x.shape[1] % tiling.inputs == 0,
     }  # fmt: skip
     assert tiling.inputs % (CHAINS * CHUNK) == 0
+    assert not weight.is_paired
     if tiling.outputs % 64 == 0 and tiling.warps == 4:
-        only_codes = {"beside": out, "num_beside": 0, "has_beside": False, "gated": False}
+        only_codes = {"beside": out, "num_beside": 0, "has_beside": False, "gated": False, "paired": False}
         linear_of_codes[grid](chunks=tiling.inputs // CHUNK, chains=CHAINS, **only_codes, **common)
     else:
         assert tiling.outputs % 16 == 0
