@@ -74,7 +74,7 @@ _FOUR_BYTES = tl.constexpr(
 _OLD_BF16, _OLD_FOUR_BYTES = (tl.constexpr(_before_hopper(one.value)) for one in (_BF16, _FOUR_BYTES))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def words_at(words, row, word_row, tiled: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where the first 64 bytes of the outputs ``row`` are: [outputs, 32], words of 16 bits."""
     column = tl.arange(0, 32)[None, :]
