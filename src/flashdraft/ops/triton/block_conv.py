@@ -136,13 +136,13 @@ def _at(values, number, at):  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _norm_conv_kernel(  # type: ignore[no-untyped-def]
     residual, written, kernels, written_base, weight, base, projection, read, total, next_kernels,
-    width, written_token,
+    written_token, width: tl.constexpr,
     eps: tl.constexpr, size: tl.constexpr, groups: tl.constexpr, group_size: tl.constexpr, taps: tl.constexpr,
     has_written: tl.constexpr, has_conv: tl.constexpr, chunk: tl.constexpr,
     own: tl.constexpr, lanes: tl.constexpr, sides_taps: tl.constexpr,
 ):  # fmt: skip
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    slot = tl.zeros([1, 1], tl.int32) + (token % width).to(tl.int32)
+    slot = tl.zeros([1, 1], tl.int32) + tl.program_id(0) % width
     lane, own_group = tl.arange(0, lanes)[None, :], part * own + tl.arange(0, own)[:, None]
     own_channel, is_own = own_group * group_size + lane, (own_group < groups) & (lane < group_size)
     # What two tokens need comes first, for no load passes the sums' barriers.
@@ -152,6 +152,8 @@ def _norm_conv_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     along = tl.load(weight + own_channel, is_own, 0.0).to(tl.float32)
     if has_conv:
+        taken = tl.load(base + own_channel, is_own, 0.0).to(tl.float32)
+        taken_before = tl.load(base + size + own_channel, is_own & (taps > 1), 0.0).to(tl.float32)
         before, squares_before = _token(
             residual, written, kernels, written_base, token - 1, slot - 1, part, written_token,
             size, groups, group_size, taps, has_written, chunk, own, lanes,
@@ -172,7 +174,6 @@ def _norm_conv_kernel(  # type: ignore[no-untyped-def]
         at = next_kernels + (token * taps + kind - taps) * groups + of_group
         tl.store(at, made.to(residual.dtype.element_ty), is_output & (kind >= taps))
         by_kind, kinds = tl.reshape(made, [sides_taps, own]), tl.arange(0, sides_taps)[:, None]
-        taken = tl.load(base + own_channel, is_own, 0.0).to(tl.float32)
         kernel = _at(by_kind, kinds, 0)[:, None]
         found = _convolved(tl.zeros([own, lanes], tl.float32), taken, kernel, found, residual)
         for tap in tl.static_range(1, taps):
@@ -181,9 +182,9 @@ def _norm_conv_kernel(  # type: ignore[no-untyped-def]
                     residual, written, kernels, written_base, token - tap, slot - tap, part, written_token,
                     size, groups, group_size, taps, has_written, chunk, own, lanes,
                 )  # fmt: skip
+                taken_before = tl.load(base + tap * size + own_channel, is_own, 0.0).to(tl.float32)
             normed = _rounded(before * _scale(squares_before, size, eps) * along, residual)
-            taken = tl.load(base + tap * size + own_channel, is_own, 0.0).to(tl.float32)
-            found = _convolved(found, taken, _at(by_kind, kinds, tap)[:, None], normed, residual)
+            found = _convolved(found, taken_before, _at(by_kind, kinds, tap)[:, None], normed, residual)
     tl.store(read + out, found.to(residual.dtype.element_ty), is_own)
 
 
@@ -220,7 +221,7 @@ def norm_conv(
     ahead = conv or Convolution(anything, anything)
     _norm_conv_kernel[(num_tokens, triton.cdiv(num_groups, own))](
         residual, added.x, added.kernels, added.base, weight, ahead.base, ahead.projection, read, total, kernels,
-        width, added.x.stride(0),
+        added.x.stride(0), width=width,
         eps=eps, size=size, groups=num_groups, group_size=group_size, taps=taps,
         has_written=written is not None, has_conv=conv is not None,
         chunk=chunk, own=own, lanes=lanes, sides_taps=sides_taps,
