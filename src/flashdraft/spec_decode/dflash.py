@@ -259,13 +259,8 @@ class DFlashBatch:
     def _found(self, network: "CudaDrafter", count: int, hidden: Tensor, anchors: Tensor) -> Candidates:
         """The candidates behind ``anchors`` [rows]; the walk over them alone where there is no tree to come."""
         if count == 1:
-<<<<<<< HEAD
             token_ids, log_probs = self.drafter.best(network, hidden, anchors, None)
             return Candidates(token_ids.unsqueeze(-1), log_probs.unsqueeze(-1))
-=======
-            ids, log_probs = self.drafter.best(network, hidden, anchors, None)
-            return Candidates(ids.unsqueeze(-1), log_probs.unsqueeze(-1))
->>>>>>> 18b1e8a (A drafter's convolution asks for its base before the sums' barriers; what both parts cost a round on an H200 is written down)
         return candidates_of(self.drafter.model, self.drafter.target, hidden, anchors, count)
 
     def _replay(
