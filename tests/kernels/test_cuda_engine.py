@@ -35,6 +35,12 @@ def short_chunks(monkeypatch):
         monkeypatch.setattr("flashdraft.cuda.recorded_chunk.CHUNK_LENGTHS", (4, 12, 24))
 
 
+@pytest.fixture(autouse=True)
+def rounds_of_two_leave_tokens(monkeypatch):
+    """To the round that follows, as rounds of many rows do; those of one row do not."""
+    monkeypatch.setattr("flashdraft.cuda.rounds.MANY_ROWS", 2)
+
+
 def _llama():
     return toy_target(**({} if ON_GPU else {"num_hidden_layers": 2})).to(DEVICE)
 

@@ -18,8 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashdraft.ops.triton.conv_commit import place_of, told_path
 from flashdraft.ops.triton.delta_inputs import (
     EXACT,
+    Prepared,
     check_inputs,
     constants,
     conv_of_one,
@@ -35,7 +37,6 @@ MANY_ROWS = 4  # of one token, and more: programs have twice as many values, and
 MANY_ROWS_OF_BLOCKS = 16  # of blocks: likewise
 FEW_ROWS = 8  # no more: programs load all they need first, for they wait for memory more than they compute
 REGISTERS = 168  # of a commit's thread at most: told so, ptxas takes 128 without a spill, else 151
-CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -156,21 +157,12 @@ def _step_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _place(path, number, has_path: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where token ``number`` of a row, or of one path of its tree, stands in the row."""
-    place = number
-    if has_path:
-        place = tl.load(path + number)
-    return place
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _prepared(  # type: ignore[no-untyped-def]
     convolved, scalars, path, t, end, q_at, column, head, y_token, scalar_token, heads: tl.constexpr,
     key_heads: tl.constexpr, key_dim: tl.constexpr, has_path: tl.constexpr, has_out: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, 1 / |k|, scale / |q|, their product, decay and beta of token ``t``; the last one's from ``end`` on."""
-    t = _place(path, tl.minimum(t, end - 1), has_path)
+    t = place_of(path, tl.minimum(t, end - 1), has_path)
     y, scalar = convolved + t * y_token, scalars + t * scalar_token
     of_key = scalar + head // (heads // key_heads)
     k = tl.load(y + q_at + key_heads * key_dim)
@@ -205,34 +197,44 @@ def _run_tokens(  # type: ignore[no-untyped-def]
             s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, has_out
         )
         if has_out:
-            tl.store(out + _place(path, t, has_path) * out_token + column, read.to(out.dtype.element_ty))
+            tl.store(out + place_of(path, t, has_path) * out_token + column, read.to(out.dtype.element_ty))
         q, k, v, k_scale, q_scale = q_next, k_next, v_next, next_k_scale, next_q_scale
         qk, decay, beta = next_qk, next_decay, next_beta
     return s0, s1, s2, s3
 
 
-@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["width", "first_row"])  # type: ignore[untyped-decorator]
 def _block_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, state, slots, out, width,
-    y_row, y_token, scalar_row, scalar_token, state_slot, out_row, out_token,
+    convolved, scalars, firsts, state, slots, out, left_firsts, left_counts, width,
+    y_token, scalar_token, first_row, state_slot, out_row, out_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr,
+    values: tl.constexpr, has_left: tl.constexpr,
 ):  # fmt: skip
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    slot = tl.load(slots + row)
+    slot, first = tl.load(slots + row), tl.load(firsts + row * first_row)
     at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
     s0, s1, s2, s3 = _load_state(at, value_dim)
+    if has_left:
+        count = tl.load(left_counts + row)
+        if count > 0:
+            left = tl.load(left_firsts + row)
+            s0, s1, s2, s3 = _run_tokens(
+                convolved + left * y_token, scalars + left * scalar_token, slots, scalars,
+                s0, s1, s2, s3, head, tile, 0, count, y_token, scalar_token, 0,
+                heads, key_heads, key_dim, value_dim, values, False, False,
+            )  # fmt: skip
+            _store_state(at, s0, s1, s2, s3, value_dim)
     _run_tokens(
-        convolved + row * y_row, scalars + row * scalar_row, slots, out + row * out_row,
+        convolved + first * y_token, scalars + first * scalar_token, slots, out + row * out_row,
         s0, s1, s2, s3, head, tile, 0, width, y_token, scalar_token, out_token,
         heads, key_heads, key_dim, value_dim, values, False, True,
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first_row"])  # type: ignore[untyped-decorator]
 def _tree_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, state, slots, depths, paths, out,
-    y_row, y_token, scalar_row, scalar_token, state_slot, out_row, out_token,
+    convolved, scalars, firsts, state, slots, depths, paths, out,
+    y_token, scalar_token, first_row, state_slot, out_row, out_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
     values: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
@@ -249,20 +251,20 @@ def _tree_kernel(  # type: ignore[no-untyped-def]
         column = head * value_dim + tile * values + tl.arange(0, values)
         tl.store(out + place * out_token + column, tl.zeros([values], out.dtype.element_ty))
     elif tl.sum(is_behind.to(tl.int32), 0) == 0:
-        slot = tl.load(slots + row)
+        slot, first = tl.load(slots + row), tl.load(firsts + row * first_row)
         at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
         s0, s1, s2, s3 = _load_state(at, value_dim)
         _run_tokens(
-            convolved + row * y_row, scalars + row * scalar_row, paths + place * width, out,
+            convolved + first * y_token, scalars + first * scalar_token, paths + place * width, out,
             s0, s1, s2, s3, head, tile, 0, (depth + 1).to(tl.int32), y_token, scalar_token, out_token,
             heads, key_heads, key_dim, value_dim, values, True, True,
         )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first_layer", "first_row"])  # type: ignore[untyped-decorator]
 def _commit_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, state, slots, starts, counts, paths, path_len,
-    y_layer, y_row, y_token, scalar_layer, scalar_row, scalar_token, state_layer, state_slot,
+    convolved, scalars, firsts, state, slots, starts, counts, paths, path_len,
+    y_token, scalar_token, first_layer, first_row, state_layer, state_slot,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
     values: tl.constexpr, has_path: tl.constexpr,
 ):  # fmt: skip
@@ -271,39 +273,16 @@ def _commit_kernel(  # type: ignore[no-untyped-def]
     row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, count = tl.load(starts + row), tl.load(counts + row)
     if count > 0:
+        first = tl.load(firsts + layer * first_layer + row * first_row)
         own = state + layer * state_layer + tl.load(slots + row) * state_slot
         at = _state_at(own, head, tile, key_dim, value_dim, values)
         s0, s1, s2, s3 = _load_state(at, value_dim)
         s0, s1, s2, s3 = _run_tokens(
-            convolved + layer * y_layer + row * y_row, scalars + layer * scalar_layer + row * scalar_row,
+            convolved + first * y_token, scalars + first * scalar_token,
             paths + row * path_len, scalars, s0, s1, s2, s3, head, tile, start, start + count,
             y_token, scalar_token, 0, heads, key_heads, key_dim, value_dim, values, has_path, False,
         )  # fmt: skip
         _store_state(at, s0, s1, s2, s3, value_dim)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _conv_kernel(  # type: ignore[no-untyped-def]
-    qkv, conv, slots, starts, counts, paths, path_len, x_layer, x_row, x_token, conv_layer, conv_slot,
-    num_channels: tl.constexpr, tile: tl.constexpr, has_path: tl.constexpr,
-):  # fmt: skip
-    row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    start, count = tl.load(starts + row), tl.load(counts + row)
-    if count > 0:
-        at = tl.program_id(0) * tile + tl.arange(0, tile)
-        there = at < num_channels
-        past = conv + layer * conv_layer + tl.load(slots + row) * conv_slot + at
-        x, path, last = qkv + layer * x_layer + row * x_row + at, paths + row * path_len, start + count - 1
-        second = tl.load(past + 2 * num_channels, there)
-        third = tl.load(past + num_channels, there)
-        if count > 1:
-            third, second = second, tl.load(x + _place(path, last - 1, has_path) * x_token, there)
-        if count > 2:
-            third = tl.load(x + _place(path, last - 2, has_path) * x_token, there)
-        tl.store(past, third, there)
-        tl.store(past + num_channels, second, there)
-        newest = tl.load(x + _place(path, last, has_path) * x_token, there)
-        tl.store(past + 2 * num_channels, newest, there)
 
 
 def gated_delta_step(
@@ -329,61 +308,52 @@ def gated_delta_step(
 
 
 def gated_delta_block(
-    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, out: Tensor,
-    tree: tuple[Tensor, Tensor] | None = None,
+    prepared: Prepared, state: Tensor, slots: Tensor, out: Tensor,
+    tree: tuple[Tensor, Tensor] | None = None, left: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """One layer's outputs ``out`` [rows, width, heads, value_dim] of prepared tokens; ``state`` is only read.
+    """One layer's outputs ``out`` [rows, width, heads, value_dim] of ``prepared`` tokens, which ``state`` has not.
 
-    ``tree``: as in ``gated_delta_prepare``; their width is a power of two.
+    ``tree``: as in ``gated_delta_prepare``; their width is a power of two. ``left``: of chains, what rounds before left
+    to commit: where among the prepared tokens, and how many of each row, int64 [rows] both. These go into ``state``
+    first, which is then read once for both, with the bits of :func:`gated_delta_commit`; None: it is only read.
     """
-    shape, (rows, width, _) = constants(convolved, state), convolved.shape
+    shape, (rows, width) = constants(prepared.convolved, state), out.shape[:2]
+    tokens = prepared.convolved, prepared.scalars, prepared.firsts, state, slots
+    strides = prepared.convolved.stride(0), prepared.scalars.stride(0), prepared.firsts.stride(0)
     values = min(VALUES, shape["value_dim"])
     if tree is not None:
+        assert left is None, "each path would commit what is left, and only one may"
         _tree_kernel[(shape["value_dim"] // values * shape["heads"], width, rows)](
-            convolved, scalars, state, slots, *tree, out, *convolved.stride()[:2], *scalars.stride()[:2],
-            state.stride(0), *out.stride()[:2], **shape, values=values, width=width, **EXACT,
+            *tokens, *tree, out, *strides, state.stride(0), *out.stride()[:2],
+            **shape, values=values, width=width, **EXACT,
         )  # fmt: skip
         return
     if rows >= MANY_ROWS_OF_BLOCKS:
         values = min(2 * VALUES, shape["value_dim"])
     _block_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
-        convolved, scalars, state, slots, out, width, *convolved.stride()[:2], *scalars.stride()[:2],
-        state.stride(0), *out.stride()[:2], **shape, values=values, **EXACT,
+        *tokens, out, *(left or (slots, slots)), width, *strides, state.stride(0), *out.stride()[:2],
+        **shape, values=values, has_left=left is not None, **EXACT,
     )  # fmt: skip
 
 
 def gated_delta_commit(
-    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, starts: Tensor, counts: Tensor,
+    prepared: Prepared,
+    state: Tensor,
+    slots: Tensor,
+    starts: Tensor,
+    counts: Tensor,
     path: Tensor | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Replay tokens ``starts[row]`` .. ``starts[row] + counts[row]`` - 1 of each row into its states, all layers.
 
-    ``convolved`` [layers, rows, width, channels] and ``scalars`` [layers, rows, width, num_scalars] as
-    ``gated_delta_prepare`` left them; ``state`` [layers, num_slots, heads, key_dim, value_dim]; ``slots``, ``starts``,
+    ``prepared``: tokens of all layers; ``state`` [layers, num_slots, heads, key_dim, value_dim]; ``slots``, ``starts``,
     ``counts`` [rows]. ``path`` int64 [rows, path_len]: token i is the one at place ``path[row, i]``; None: at i. The
     bits are those of steps of one token.
     """
-    shape = constants(convolved, state)
-    num_layers, rows, _, _ = convolved.shape
+    shape, (num_layers, rows) = constants(prepared.convolved, state), prepared.firsts.shape
     values = min(VALUES, shape["value_dim"])
     _commit_kernel[(shape["value_dim"] // values * shape["heads"], rows, num_layers)](
-        convolved, scalars, state, slots, starts, counts, *_told_path(path, starts),
-        *convolved.stride()[:3], *scalars.stride()[:3], *state.stride()[:2],
+        prepared.convolved, prepared.scalars, prepared.firsts, state, slots, starts, counts, *told_path(path, starts),
+        prepared.convolved.stride(0), prepared.scalars.stride(0), *prepared.firsts.stride(), *state.stride()[:2],
         **shape, values=values, has_path=path is not None, maxnreg=REGISTERS, **EXACT,
-    )  # fmt: skip
-
-
-def _told_path(path: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
-    """A path and its length as kernels take them; without one, whatever tensor."""
-    return (like, 0) if path is None else (path, path.stride(0))
-
-
-def conv_commit(
-    qkv: Tensor, conv: Tensor, slots: Tensor, starts: Tensor, counts: Tensor, path: Tensor | None = None
-) -> None:
-    """Append the inputs of the same tokens to ``conv`` [layers, num_slots, 3, channels], its last three, all layers."""
-    num_layers, rows, _, channels = qkv.shape
-    _conv_kernel[(triton.cdiv(channels, CONV_TILE), rows, num_layers)](
-        qkv, conv, slots, starts, counts, *_told_path(path, starts), *qkv.stride()[:3], *conv.stride()[:2],
-        num_channels=channels, tile=CONV_TILE, has_path=path is not None, num_warps=4,
     )  # fmt: skip
