@@ -68,7 +68,7 @@ class LeftTokens:
 
     def blocks(self, told: Tensor) -> Blocks:
         """Of a round that was ``told`` so."""
-        firsts, left, (before,) = told.split([self.num_layers, self.num_layers, 1])
+        firsts, left, (before,) = torch.split(told, [self.num_layers, self.num_layers, 1])
         return Blocks(firsts, (left, self._counts[before]))
 
     def leave(self, counts: Tensor) -> None:

@@ -199,8 +199,9 @@ class DeviceRounds:
         own_blocks, states = None, self.rows.states
         if states and told_blocks is not None:
             own_blocks = states.blocks_of_round(told_blocks)
+        depths, paths = draft.tree or (None, None)
         hidden, features, _ = self.target.forward(
-            self.rows, tables, shape.num_keys, self.feature_layers, False, *draft.tree, blocks=own_blocks
+            self.rows, tables, shape.num_keys, self.feature_layers, False, depths, paths, own_blocks
         )
         wanted = self._wanted(hidden.flatten(0, 1), rules, draft.depths)
         kept = self._starts, self._anchors
