@@ -117,6 +117,7 @@ class DeltaLayers:
         self.prepared = Prepared(
             shape.random(len(tokens), channels),
             torch.rand(len(tokens), num_scalars(shape.key_heads, shape.heads), device=shape.device),
+            torch.rand(len(tokens), self.parts[1], device=shape.device),
             tokens.view(num_layers, rows, width)[:, :, 0],
         )
 

@@ -154,7 +154,7 @@ def test_trees_of_a_hybrid():
     assert engine.control.trees == NO_TREES, "of itself auto has none"
     assert engine.runner.backend.most_tree(2) == 4
     states = engine.runner.states
-    staged = states.staged.nbytes + states.convolved.nbytes + states.scalars.nbytes
+    staged = states.staged.nbytes + states.convolved.nbytes + states.scalars.nbytes + states.added.nbytes
     assert (states.most_kept, staged) == (12, 12 * staged_bytes(target))
     forward, launch, sizes = (
         engine.runner.forward,

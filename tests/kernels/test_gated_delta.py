@@ -76,22 +76,25 @@ class Case:
         layer, blank, (num_rows, width, channels) = self.layer, float("nan"), qkv.shape
         convolved = torch.full((num_rows * width + 1, channels), blank, dtype=qkv.dtype)
         scalars = torch.full((len(convolved), num_scalars(layer.key_heads, layer.heads)), blank)
-        slots, kept = (
-            self.slots[rows],
-            Prepared(convolved, scalars, 1 + torch.arange(num_rows).flip(0) * width),
-        )
+        added = torch.full((len(convolved), layer.heads * layer.value_dim), blank)
+        firsts = 1 + torch.arange(num_rows).flip(0) * width
+        slots, kept = self.slots[rows], Prepared(convolved, scalars, added, firsts)
         gated_delta_prepare(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, kept, tree)
         return kept
 
     def outputs(self, rows: int, width: int) -> Tensor:
         return torch.empty(rows, width, self.layer.heads, self.layer.value_dim, dtype=self.x.dtype)
 
-    def block(self, state: LayerState, rows=EVERY, tree=None) -> Tensor:
-        """The rule's outputs by the kernels of blocks, of some rows."""
+    def run(self, state: LayerState, rows=EVERY, tree=None) -> tuple[Tensor, Prepared]:
+        """The rule's outputs by the kernels of blocks, of some rows, and what is kept of them."""
         out = self.outputs(*self.projected[0][rows].shape[:2])
         prepared = self.prepared(state, rows, tree)
         gated_delta_block(prepared, state.recurrent, self.slots[rows], out, tree)
-        return out
+        return out, prepared
+
+    def block(self, state: LayerState, rows=EVERY, tree=None) -> Tensor:
+        """The outputs alone."""
+        return self.run(state, rows, tree)[0]
 
     def step_alone(self, state: LayerState, row: int, t: int) -> Tensor:
         """One token of one row, made true: [heads, value_dim]."""
@@ -108,14 +111,13 @@ def joined(every: list[Prepared]) -> Prepared:
     """Of several layers, or of blocks behind each other: firsts [len(every), rows]."""
     num_tokens = len(every[0].convolved)
     firsts = torch.stack([one.firsts + i * num_tokens for i, one in enumerate(every)])
-    kept = [torch.cat([getattr(one, name) for one in every]) for name in ("convolved", "scalars")]
-    return Prepared(*kept, firsts)
+    return Prepared(*(torch.cat(parts) for parts in zip(*(one.tokens for one in every), strict=True)), firsts)
 
 
 def commit(cases: list[Case], states: list[LayerState], *parts: tuple[Tensor, Tensor], path=None, tree=None):
     """Both commits over the layers of ``cases``, of some (starts, counts) after each other; states are written."""
     qkv = torch.stack([case.projected[0] for case in cases])
-    prepared = joined([case.prepared(state, tree=tree) for case, state in zip(cases, states, strict=True)])
+    prepared = joined([case.run(state, tree=tree)[1] for case, state in zip(cases, states, strict=True)])
     conv = torch.stack([state.conv for state in states])
     recurrent = torch.stack([state.recurrent for state in states])
     slots = cases[0].slots
@@ -275,13 +277,14 @@ def test_what_a_round_left_is_committed_before_the_block(dtype, many_rows, monke
     wanted = block.block(expected)
 
     conv_commit(before.projected[0][None], state.conv[None], before.slots, zeros, counts)
-    every = [before.prepared(before.state), block.prepared(state)]
-    left = before.copy().recurrent
-    out, shift = block.outputs(3, 3), len(every[0].convolved)
-    both = Prepared(
-        *(torch.cat([getattr(one, name) for one in every]) for name in ("convolved", "scalars")),
-        every[1].firsts + shift,
+    every = [before.run(before.state)[1], block.prepared(state)]
+    left, out, parts = (
+        before.copy().recurrent,
+        block.outputs(3, 3),
+        zip(*(one.tokens for one in every), strict=True),
     )
+    shifted = every[1].firsts + len(every[0].convolved)
+    both = Prepared(*(torch.cat(one) for one in parts), shifted)
     gated_delta_block(both, left, block.slots, out, left=(every[0].firsts, counts))
     assert torch.equal(out, wanted)
     assert torch.equal(left, expected.recurrent)

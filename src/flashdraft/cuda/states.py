@@ -2,8 +2,9 @@
 
 A step stages: it keeps each layer's inputs and reads the states. A step of one token a row writes them as well, for
 its token is decided; a prompt's tokens are, too. A wider block keeps what its tokens bring to the recurrence, beside
-its inputs, and ``commit`` replays the accepted ones from there, all layers in one launch, by the arithmetic of the
-step; of a tree, those on the accepted path. (SGLang's ReplaySSM; states of every token would be sixteen times as many.)
+its inputs, and what each adds to the state along its key; from there ``commit`` replays the accepted ones, all layers
+in one launch, with the bits of the step; of a tree, those on the accepted path. (SGLang's ReplaySSM; states of every
+token would be sixteen times as many.)
 
 Rounds of many rows leave that to the round that follows, whose layers read the states anyway (cuda/left_tokens.py).
 """
@@ -48,6 +49,7 @@ class DeviceStates:
         num_kept = (count + 1) * most_kept
         self.convolved = weight.new_zeros(num_kept, channels)
         self.scalars = torch.zeros(num_kept, scalars, device=device)
+        self.added = torch.zeros(num_kept, self.z_size, device=device)
         self._left = LeftTokens(count, most_kept, num_slots, device)
         self._kept_at = torch.arange(num_kept, device=device)
         self._one_token = torch.zeros(2, most_tokens, dtype=torch.int64, device=device)
@@ -58,7 +60,7 @@ class DeviceStates:
     @property
     def nbytes(self) -> int:
         """Bytes of the states and of what a step keeps of its tokens."""
-        kept = self.staged.nbytes + self.convolved.nbytes + self.scalars.nbytes
+        kept = self.staged.nbytes + self.convolved.nbytes + self.scalars.nbytes + self.added.nbytes
         return self.recurrent.nbytes + self.conv.nbytes + kept
 
     def slot_of(self, row: CacheRow) -> int:
@@ -118,7 +120,7 @@ class DeviceStates:
 
     def prepared(self, firsts: Tensor) -> Prepared:
         """What is kept of blocks' tokens; ``firsts`` int64 [rows] or [layers, rows]: where each row's begin."""
-        return Prepared(self.convolved, self.scalars, firsts)
+        return Prepared(self.convolved, self.scalars, self.added, firsts)
 
     def blocks(self, num_rows: int, width: int) -> Blocks:
         """Where a step's tokens go, of which all are committed behind it."""

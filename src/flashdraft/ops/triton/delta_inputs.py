@@ -16,11 +16,22 @@ EXACT = {"num_warps": 1, "enable_fp_fusion": False}  # as written, so that every
 
 @dataclass(frozen=True)
 class Prepared:
-    """What tokens of blocks bring to the recurrence, each block's in one piece."""
+    """What is kept of blocks' tokens, each block's in one piece."""
 
     convolved: Tensor  # [num_tokens, channels], of the inputs' type: q, k and v behind convolution and silu
     scalars: Tensor  # float32 [num_tokens, num_scalars], see :func:`num_scalars`
+    added: Tensor  # float32 [num_tokens, heads * value_dim]: what a step adds to the state along its key
     firsts: Tensor  # int64 [rows], of several layers [layers, rows]: where each row's block begins
+
+    @property
+    def tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All but the places."""
+        return self.convolved, self.scalars, self.added
+
+    @property
+    def strides(self) -> list[int]:
+        """From a token to the next, of each of ``tokens``."""
+        return [one.stride(0) for one in self.tokens]
 
 
 @triton.jit
