@@ -15,7 +15,8 @@ from torch import Tensor
 
 from flashdraft.ops.host_copy import told
 
-MANY_ROWS = 16  # of a round, padding included: of fewer, to commit all layers at once takes less time
+# Of a round, padding included. Of one row a commit of all layers at once takes 2 us a layer, and as long in each step.
+MANY_ROWS = 16
 
 
 @dataclass(frozen=True)
