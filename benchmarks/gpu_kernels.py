@@ -30,11 +30,15 @@ from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.norm import ZeroCenteredRMSNorm
 from flashdraft.ops.rope import rotate
 from flashdraft.ops.triton import gated_delta
-from flashdraft.ops.triton.conv_commit import conv_commit
-from flashdraft.ops.triton.delta_inputs import Prepared, gated_delta_prepare, num_scalars
+from flashdraft.ops.triton.delta_inputs import gated_delta_prepare, num_scalars
 from flashdraft.ops.triton.experts import NUM_EXACT, experts
 from flashdraft.ops.triton.fused import add_rms_norm, gated_norm, norm_rope_store, silu_mul
-from flashdraft.ops.triton.gated_delta import gated_delta_block, gated_delta_commit, gated_delta_step
+from flashdraft.ops.triton.gated_delta import (
+    conv_commit,
+    gated_delta_block,
+    gated_delta_commit,
+    gated_delta_step,
+)
 
 EPS = 1e-6
 
@@ -113,17 +117,9 @@ class DeltaLayers:
         weights = (self.layer.conv1d.weight.squeeze(1), self.layer.A_log, self.layer.dt_bias)
         self.weights = [weight.expand(num_layers, *weight.shape).contiguous() for weight in weights]
         self.out = shape.random(rows, width, shape.heads, shape.value_dim)
-        tokens = torch.arange(num_layers * rows * width, device=shape.device)
-        self.prepared = Prepared(
-            shape.random(len(tokens), channels),
-            torch.rand(len(tokens), num_scalars(shape.key_heads, shape.heads), device=shape.device),
-            torch.rand(len(tokens), self.parts[1], device=shape.device),
-            tokens.view(num_layers, rows, width)[:, :, 0],
-        )
-
-    def of(self, layers: int | slice) -> Prepared:
-        """What is prepared of some layers."""
-        return replace(self.prepared, firsts=self.prepared.firsts[layers])
+        self.convolved = shape.random(num_layers, rows, width, channels)
+        sizes = (num_layers, rows, width, num_scalars(shape.key_heads, shape.heads))
+        self.scalars = torch.rand(sizes, device=shape.device)
 
     def step(self, layer: int, rows: slice = slice(None), tokens: slice = slice(None)) -> Tensor:
         """One layer's outputs of some rows' single tokens, whose states are written, or of the whole block."""
@@ -134,13 +130,14 @@ class DeltaLayers:
             gated_delta_step(qkv, a, b, *weights, self.conv[layer], state, slots, out)
         else:
             self.prepare(layer)
-            gated_delta_block(self.of(layer), state, slots, out)
+            gated_delta_block(self.convolved[layer], self.scalars[layer], state, slots, out)
         return out
 
     def trees(self, layer: int) -> Tensor:
         """One layer's outputs of :meth:`tree` in each row."""
         self.prepare(layer, self.tree)
-        gated_delta_block(self.of(layer), self.state[layer], self.slots, self.out, self.tree)
+        given = self.convolved[layer], self.scalars[layer], self.state[layer], self.slots, self.out
+        gated_delta_block(*given, self.tree)
         return self.out
 
     @cached_property
@@ -171,13 +168,15 @@ class DeltaLayers:
         qkv, _, a, b = self.fused[layer].split(self.parts, dim=-1)
         gated_delta_prepare(
             qkv, a, b, *(weight[layer] for weight in self.weights), self.conv[layer], self.state[layer],
-            self.slots, self.of(layer), tree,
+            self.slots, self.convolved[layer], self.scalars[layer], tree,
         )  # fmt: skip
 
     def commit(self, layers: slice, starts: Tensor, counts: Tensor) -> None:
         """Both commits of some layers."""
         qkv = self.fused[layers].split(self.parts, dim=-1)[0]
-        gated_delta_commit(self.of(layers), self.state[layers], self.slots, starts, counts)
+        gated_delta_commit(
+            self.convolved[layers], self.scalars[layers], self.state[layers], self.slots, starts, counts
+        )
         conv_commit(qkv, self.conv[layers], self.slots, starts, counts)
 
     def counts(self, number: int, rows: int | None = None) -> Tensor:

@@ -60,9 +60,8 @@ def test_the_27b(pair_27b):
     assert plan.draft_kv_bytes == 6 * 2 * 8 * 128 * 2
     recurrent, channels, values = 48 * 128 * 128 * 4, 2 * 16 * 128 + 48 * 128, 48 * 128
     assert plan.state_bytes == 48 * (recurrent + 3 * channels * 2)
-    # Inputs; of one layer more, q, k and v, and in float32 what key heads and heads have beside and what values add.
-    brought = channels * 2 + (3 * 16 + 2 * 48 + values) * 4
-    assert plan.staged_bytes == 48 * (channels + values + 2 * 48) * 2 + 49 * brought
+    # Inputs, q, k and v of them, and in float32 what key heads and heads have beside.
+    assert plan.staged_bytes == 48 * ((2 * channels + values + 2 * 48) * 2 + (3 * 16 + 2 * 48) * 4)
     assert plan.staged_tokens == 32 * 16 == 512, "trees of so many tokens together"
     assert plan.weight_bytes == pytest.approx(2 * 26.9e9, rel=0.002)
     assert plan.draft_weight_bytes == pytest.approx(2 * (5 * 5120 * 5120 + 6 * 320.9e6), rel=0.01)

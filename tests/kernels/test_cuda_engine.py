@@ -35,12 +35,6 @@ def short_chunks(monkeypatch):
         monkeypatch.setattr("flashdraft.cuda.recorded_chunk.CHUNK_LENGTHS", (4, 12, 24))
 
 
-@pytest.fixture(autouse=True)
-def rounds_of_two_leave_tokens(monkeypatch):
-    """To the round that follows, as rounds of many rows do; those of one row do not."""
-    monkeypatch.setattr("flashdraft.cuda.rounds.MANY_ROWS", 2)
-
-
 def _llama():
     return toy_target(**({} if ON_GPU else {"num_hidden_layers": 2})).to(DEVICE)
 
@@ -154,7 +148,7 @@ def test_trees_of_a_hybrid():
     assert engine.control.trees == NO_TREES, "of itself auto has none"
     assert engine.runner.backend.most_tree(2) == 4
     states = engine.runner.states
-    staged = states.staged.nbytes + states.convolved.nbytes + states.scalars.nbytes + states.added.nbytes
+    staged = states.staged.nbytes + states.convolved.nbytes + states.scalars.nbytes
     assert (states.most_kept, staged) == (12, 12 * staged_bytes(target))
     forward, launch, sizes = (
         engine.runner.forward,

@@ -12,10 +12,10 @@ from transformers import Qwen3_5TextConfig
 from flashdraft.cache.state_cache import LayerState
 from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.triton import delta_inputs, gated_delta
-from flashdraft.ops.triton.conv_commit import conv_commit
-from flashdraft.ops.triton.delta_inputs import Prepared, gated_delta_prepare, num_scalars
+from flashdraft.ops.triton.delta_inputs import gated_delta_prepare, num_scalars
 from flashdraft.ops.triton.fused import gated_norm
 from flashdraft.ops.triton.gated_delta import (
+    conv_commit,
     gated_delta_block,
     gated_delta_commit,
     gated_delta_step,
@@ -70,31 +70,26 @@ class Case:
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.layer.conv1d.weight.squeeze(1), self.layer.A_log, self.layer.dt_bias
 
-    def prepared(self, state: LayerState, rows=EVERY, tree=None) -> Prepared:
-        """What the tokens of some rows bring, the last row's first, NaN where nothing is written."""
+    def prepared(self, state: LayerState, rows=EVERY, tree=None) -> tuple[Tensor, Tensor]:
+        """What the tokens of some rows bring, NaN where nothing is written."""
         qkv, _, a, b = (part[rows] for part in self.projected)
-        layer, blank, (num_rows, width, channels) = self.layer, float("nan"), qkv.shape
-        convolved = torch.full((num_rows * width + 1, channels), blank, dtype=qkv.dtype)
-        scalars = torch.full((len(convolved), num_scalars(layer.key_heads, layer.heads)), blank)
-        added = torch.full((len(convolved), layer.heads * layer.value_dim), blank)
-        firsts = 1 + torch.arange(num_rows).flip(0) * width
-        slots, kept = self.slots[rows], Prepared(convolved, scalars, added, firsts)
-        gated_delta_prepare(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, kept, tree)
-        return kept
+        layer, blank = self.layer, float("nan")
+        convolved = torch.full_like(qkv, blank, memory_format=torch.contiguous_format)
+        scalars = torch.full((*qkv.shape[:2], num_scalars(layer.key_heads, layer.heads)), blank)
+        slots = self.slots[rows]
+        kept = convolved, scalars
+        gated_delta_prepare(qkv, a, b, *self.weights, state.conv, state.recurrent, slots, *kept, tree)
+        return convolved, scalars
 
     def outputs(self, rows: int, width: int) -> Tensor:
         return torch.empty(rows, width, self.layer.heads, self.layer.value_dim, dtype=self.x.dtype)
 
-    def run(self, state: LayerState, rows=EVERY, tree=None) -> tuple[Tensor, Prepared]:
-        """The rule's outputs by the kernels of blocks, of some rows, and what is kept of them."""
-        out = self.outputs(*self.projected[0][rows].shape[:2])
-        prepared = self.prepared(state, rows, tree)
-        gated_delta_block(prepared, state.recurrent, self.slots[rows], out, tree)
-        return out, prepared
-
     def block(self, state: LayerState, rows=EVERY, tree=None) -> Tensor:
-        """The outputs alone."""
-        return self.run(state, rows, tree)[0]
+        """The rule's outputs by the kernels of blocks, of some rows."""
+        convolved, scalars = self.prepared(state, rows, tree)
+        out = self.outputs(*convolved.shape[:2])
+        gated_delta_block(convolved, scalars, state.recurrent, self.slots[rows], out, tree)
+        return out
 
     def step_alone(self, state: LayerState, row: int, t: int) -> Tensor:
         """One token of one row, made true: [heads, value_dim]."""
@@ -107,22 +102,16 @@ class Case:
         return out[0, 0]
 
 
-def joined(every: list[Prepared]) -> Prepared:
-    """Of several layers, or of blocks behind each other: firsts [len(every), rows]."""
-    num_tokens = len(every[0].convolved)
-    firsts = torch.stack([one.firsts + i * num_tokens for i, one in enumerate(every)])
-    return Prepared(*(torch.cat(parts) for parts in zip(*(one.tokens for one in every), strict=True)), firsts)
-
-
 def commit(cases: list[Case], states: list[LayerState], *parts: tuple[Tensor, Tensor], path=None, tree=None):
     """Both commits over the layers of ``cases``, of some (starts, counts) after each other; states are written."""
     qkv = torch.stack([case.projected[0] for case in cases])
-    prepared = joined([case.run(state, tree=tree)[1] for case, state in zip(cases, states, strict=True)])
+    prepared = [case.prepared(state, tree=tree) for case, state in zip(cases, states, strict=True)]
+    convolved, scalars = (torch.stack(part) for part in zip(*prepared, strict=True))
     conv = torch.stack([state.conv for state in states])
     recurrent = torch.stack([state.recurrent for state in states])
     slots = cases[0].slots
     for starts, counts in parts:
-        gated_delta_commit(prepared, recurrent, slots, starts, counts, path)
+        gated_delta_commit(convolved, scalars, recurrent, slots, starts, counts, path)
         conv_commit(qkv, conv, slots, starts, counts, path)
     for i, state in enumerate(states):
         state.conv.copy_(conv[i])
@@ -258,37 +247,11 @@ def test_bits_do_not_depend_on_the_tile(monkeypatch):
         monkeypatch.setattr(gated_delta, "VALUES", values)
         monkeypatch.setattr(gated_delta, "MANY_ROWS_OF_BLOCKS", many_rows)
         monkeypatch.setattr(delta_inputs, "TOKENS", tokens)
-        prepared = case.prepared(case.copy())
-        found.append((case.block(case.copy()), prepared.convolved[1:], prepared.scalars[1:]))
+        found.append((case.block(case.copy()), *case.prepared(case.copy())))
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             assert torch.equal(one, same)
             assert not one.isnan().any(), "all is written"
-
-
-@pytest.mark.parametrize(("dtype", "many_rows"), [(torch.float32, 1), (torch.bfloat16, 99)])
-def test_what_a_round_left_is_committed_before_the_block(dtype, many_rows, monkeypatch):
-    """Rows with all, none and some tokens left; outputs and states against the commit and then the block."""
-    monkeypatch.setattr(gated_delta, "MANY_ROWS_OF_BLOCKS", many_rows)
-    before, block = (Case.made(3, width, dtype, 2, 2, 32, 32, seed=7) for width in (5, 3))
-    counts, zeros = torch.tensor([5, 0, 2]), torch.zeros(3, dtype=torch.long)
-    expected, state = before.copy(), before.copy()
-    commit([before], [expected], (zeros, counts))
-    wanted = block.block(expected)
-
-    conv_commit(before.projected[0][None], state.conv[None], before.slots, zeros, counts)
-    every = [before.run(before.state)[1], block.prepared(state)]
-    left, out, parts = (
-        before.copy().recurrent,
-        block.outputs(3, 3),
-        zip(*(one.tokens for one in every), strict=True),
-    )
-    shifted = every[1].firsts + len(every[0].convolved)
-    both = Prepared(*(torch.cat(one) for one in parts), shifted)
-    gated_delta_block(both, left, block.slots, out, left=(every[0].firsts, counts))
-    assert torch.equal(out, wanted)
-    assert torch.equal(left, expected.recurrent)
-    assert not torch.equal(left, before.state.recurrent)
 
 
 def test_steps_of_few_and_of_many_rows_have_the_same_bits(monkeypatch):

@@ -16,7 +16,6 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.rounds import Round, RoundEnd, RoundRow
 from flashdraft.cuda.build import RoundDrafter, RowRules
-from flashdraft.cuda.left_tokens import MANY_ROWS
 from flashdraft.cuda.round_drafts import ChainDraft, Draft, TreeDraft, plain_ends
 from flashdraft.cuda.rows import DeviceRows, RowTables, keys_bound
 from flashdraft.cuda.target import CudaTarget
@@ -86,18 +85,14 @@ class DeviceRounds:
         counts = [end - row.start for end, row in zip(reached, placed, strict=True)]
         # One plain step is soon recorded, and of thousands of rows a bound twice as large takes 1.3 times as long.
         bound = keys_bound(max(reached), 2) if is_plain else keys_bound(max(reached))
-        pages, states = self.rows.page_table(placed, counts, bound), self.rows.states
-        leaves = states is not None and width > 1 and not has_trees and len(pages) >= MANY_ROWS
         shape = _Shape(block, width, bound, samples, has_trees)
+        pages = self.rows.page_table(placed, counts, shape.num_keys)
         told = np.zeros((len(pages), NUM_COLUMNS), np.int32)
         told[:, SOURCE], told[:, BLOCK], told[:, SLOT] = -1, 1, self.rows.spare_slot
         told[: len(rows)] = [self._told(row) for row in rows]
         numbers = torch.from_numpy(np.hstack((told, pages)))
-        slots, inputs = told[:, SLOT].tolist(), [numbers]
-        if states and leaves:
-            inputs.append(states.tell_round(slots, width))
-        elif states:
-            states.stage(len(pages), width)
+        if self.rows.states:
+            self.rows.states.stage(len(pages), width)
         self.rows.settled()
         blocks = [row.block for row in rows]
         if is_plain:
@@ -105,11 +100,9 @@ class DeviceRounds:
             return DeviceRound(steps, None, blocks, plain_ends)
         ends, features = self._recorded(
             (*numbers.shape, shape),
-            lambda numbers, blocks=None: self._round(numbers, shape, blocks),
-            [pinned(one, self._starts.device) for one in inputs],
+            lambda numbers: self._round(numbers, shape),
+            [pinned(numbers, self._starts.device)],
         )
-        if states and leaves:
-            states.launched(slots, width)
         if features is not None:  # they wait for a draft, and the next replay overwrites them
             features = features.clone()
         kind = TreeDraft if has_trees else ChainDraft
@@ -120,10 +113,8 @@ class DeviceRounds:
         return self._thread.start(work)
 
     def settle(self) -> None:
-        """See :class:`flashdraft.cache.rounds.Rounds`. What the last round left is committed."""
+        """See :class:`flashdraft.cache.rounds.Rounds`."""
         self._thread.wait()
-        if self.rows.states:
-            self.rows.states.settle()
 
     def _told(self, row: RoundRow) -> list[int]:
         slot = self.rows.states.slot_of(row.cache_row) if self.rows.states else 0
@@ -177,13 +168,8 @@ class DeviceRounds:
         """The target's tokens behind those with final hidden states ``hidden`` [num_tokens, hidden_size]."""
         return rules.choose(self.target.logits(hidden), depths) if rules else self.target.choices(hidden)
 
-    def _round(
-        self, numbers: Tensor, shape: _Shape, told_blocks: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is told of each row, int32 [rows, ...]: see round_drafts.py.
-
-        ``told_blocks``: see LeftTokens.told; None: the round commits to states what it makes true.
-        """
+    def _round(self, numbers: Tensor, shape: _Shape) -> tuple[Tensor, Tensor | None]:
+        """What is told of each row, int32 [rows, ...]: see round_drafts.py."""
         rows = begun(numbers, self._starts, self._anchors)
         told, starts = rows.columns, rows.starts
         pages, slots = numbers[:, NUM_COLUMNS:], told[SLOT]
@@ -196,12 +182,8 @@ class DeviceRounds:
         blocks = self._asked(RowTables(*bounds, slots, anchors, own, size), shape)
         draft = self._draft(blocks, told, shape, rules)
         tables = replace(blocks, token_ids=draft.token_ids, pages=pages)
-        own_blocks, states = None, self.rows.states
-        if states and told_blocks is not None:
-            own_blocks = states.blocks_of_round(told_blocks)
-        depths, paths = draft.tree or (None, None)
         hidden, features, _ = self.target.forward(
-            self.rows, tables, shape.num_keys, self.feature_layers, False, depths, paths, own_blocks
+            self.rows, tables, shape.num_keys, self.feature_layers, False, *draft.tree
         )
         wanted = self._wanted(hidden.flatten(0, 1), rules, draft.depths)
         kept = self._starts, self._anchors
@@ -210,10 +192,8 @@ class DeviceRounds:
             move_path(self.rows.cache.slots, pages, starts, path, counts, size)
             if features is not None:
                 features = features.take_along_dim(path.unsqueeze(-1), 1)
-        if states and own_blocks:
-            states.leave(slots, counts, shape.width)
-        elif states and shape.width > 1:
-            states.commit_counts(slots, counts, shape.width, path)
+        if self.rows.states and shape.width > 1:
+            self.rows.states.commit_counts(slots, counts, shape.width, path)
         if shape.width > 1 and features is not None:
             self._observe(blocks, counts, features)
         # What a recording returns it keeps: features of blocks are observed by now, only a plain step's wait.

@@ -2,11 +2,8 @@
 
 A step stages: it keeps each layer's inputs and reads the states. A step of one token a row writes them as well, for
 its token is decided; a prompt's tokens are, too. A wider block keeps what its tokens bring to the recurrence, beside
-its inputs, and what each adds to the state along its key; from there ``commit`` replays the accepted ones, all layers
-in one launch, with the bits of the step; of a tree, those on the accepted path. (SGLang's ReplaySSM; states of every
-token would be sixteen times as many.)
-
-Rounds of many rows leave that to the round that follows, whose layers read the states anyway (cuda/left_tokens.py).
+its inputs, and ``commit`` replays the accepted ones from there, all layers in one launch, by the arithmetic of the
+step; of a tree, those on the accepted path. (SGLang's ReplaySSM; states of every token would be sixteen times as many.)
 """
 
 from collections.abc import Sequence
@@ -15,13 +12,11 @@ import torch
 from torch import Tensor
 
 from flashdraft.cache.paged_kv_cache import CacheRow
-from flashdraft.cuda.left_tokens import Blocks, LeftTokens
 from flashdraft.cuda.weights import apart
 from flashdraft.models.qwen3_5 import GatedDeltaNet
 from flashdraft.ops.host_copy import told
-from flashdraft.ops.triton.conv_commit import conv_commit
-from flashdraft.ops.triton.delta_inputs import Prepared, num_scalars
-from flashdraft.ops.triton.gated_delta import gated_delta_commit
+from flashdraft.ops.triton.delta_inputs import num_scalars
+from flashdraft.ops.triton.gated_delta import conv_commit, gated_delta_commit
 
 
 class DeviceStates:
@@ -45,13 +40,8 @@ class DeviceStates:
         self.staged = weight.new_zeros(count, most_tokens, channels + self.z_size + 2 * one.heads)
         # What tokens of wider blocks bring to the recurrence: nothing is kept of single ones.
         self.most_kept, scalars = most_kept, num_scalars(one.key_heads, one.heads)
-        # One layer more: a round writes a layer's where the layer before has been read (LeftTokens).
-        num_kept = (count + 1) * most_kept
-        self.convolved = weight.new_zeros(num_kept, channels)
-        self.scalars = torch.zeros(num_kept, scalars, device=device)
-        self.added = torch.zeros(num_kept, self.z_size, device=device)
-        self._left = LeftTokens(count, most_kept, num_slots, device)
-        self._kept_at = torch.arange(num_kept, device=device)
+        self.convolved = weight.new_zeros(count, most_kept, channels)
+        self.scalars = torch.zeros(count, most_kept, scalars, device=device)
         self._one_token = torch.zeros(2, most_tokens, dtype=torch.int64, device=device)
         self._one_token[1] = 1
         self._shape = (0, 0)  # rows and width of what is staged
@@ -60,7 +50,7 @@ class DeviceStates:
     @property
     def nbytes(self) -> int:
         """Bytes of the states and of what a step keeps of its tokens."""
-        kept = self.staged.nbytes + self.convolved.nbytes + self.scalars.nbytes + self.added.nbytes
+        kept = self.staged.nbytes + self.convolved.nbytes + self.scalars.nbytes
         return self.recurrent.nbytes + self.conv.nbytes + kept
 
     def slot_of(self, row: CacheRow) -> int:
@@ -69,7 +59,6 @@ class DeviceStates:
 
     def begin(self, slot: int, source: int | None) -> None:
         """A sequence starts in ``slot``: from a copy of the state in ``source``, or from none."""
-        self.settle()
         for states in (self.recurrent, self.conv):
             if source is None:
                 states[:, slot] = 0.0
@@ -78,36 +67,7 @@ class DeviceStates:
 
     def stage(self, num_rows: int, width: int) -> None:
         """The next step runs ``width`` tokens of each of ``num_rows`` rows, padding included."""
-        self.settle()
         self._shape, self._is_written = (num_rows, width), width == 1
-
-    def settle(self) -> None:
-        """What a round has left is committed: every state is where its sequence is."""
-        left = self._left.taken()
-        if left is not None:
-            firsts, slots, counts = left
-            starts = torch.zeros_like(counts)
-            gated_delta_commit(self.prepared(firsts), self.recurrent, slots, starts, counts)
-            counts.zero_()
-
-    def tell_round(self, slots: Sequence[int], width: int) -> Tensor:
-        """What a round is told that leaves its blocks of ``width`` tokens to the next; see LeftTokens."""
-        if not self._left.are_of(slots):
-            self.settle()
-        return self._left.told(slots, width)
-
-    def launched(self, slots: Sequence[int], width: int) -> None:
-        """That round has started."""
-        self._left.launched(slots, width)
-
-    def blocks_of_round(self, told: Tensor) -> Blocks:
-        """Where that round's tokens go, and what is committed before them."""
-        return self._left.blocks(told)
-
-    def leave(self, slots: Tensor, counts: Tensor, width: int) -> None:
-        """The first ``counts`` [rows] tokens of a chain in ``slots`` [rows] are true; the next round commits them."""
-        self._left.leave(counts)
-        conv_commit(self._staged_qkv((len(slots), width)), self.conv, slots, torch.zeros_like(counts), counts)
 
     def after_step(self, slots: Tensor, shape: tuple[int, int]) -> None:
         """The end of a recorded step of ``shape`` (rows, width) in ``slots`` [rows]: plain steps' tokens are true."""
@@ -118,14 +78,13 @@ class DeviceStates:
     def _staged_qkv(self, shape: tuple[int, int]) -> Tensor:
         return apart(self.staged[:, : shape[0] * shape[1], : self.channels], 1, shape)
 
-    def prepared(self, firsts: Tensor) -> Prepared:
-        """What is kept of blocks' tokens; ``firsts`` int64 [rows] or [layers, rows]: where each row's begin."""
-        return Prepared(self.convolved, self.scalars, self.added, firsts)
-
-    def blocks(self, num_rows: int, width: int) -> Blocks:
-        """Where a step's tokens go, of which all are committed behind it."""
-        shape = len(self.recurrent), num_rows
-        return Blocks(self._kept_at.as_strided(shape, (self.most_kept, width)), None)
+    def prepared(self, layers: int | slice, num_rows: int, width: int) -> tuple[Tensor, Tensor]:
+        """Where a block's tokens are prepared: ``convolved``, ``scalars`` [..., num_rows, width, size]."""
+        convolved, scalars = (
+            apart(kept[layers, ..., : num_rows * width, :], -2, (num_rows, width))
+            for kept in (self.convolved, self.scalars)
+        )
+        return convolved, scalars
 
     def parts(self, staged: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``staged`` [..., channels + z + 2 heads] taken apart: qkv, z, b, a."""
@@ -174,6 +133,6 @@ class DeviceStates:
     def _replay(
         self, slots: Tensor, starts: Tensor, counts: Tensor, shape: tuple[int, int], path: Tensor | None
     ) -> None:
-        prepared = self.prepared(self.blocks(*shape).firsts)
-        gated_delta_commit(prepared, self.recurrent, slots, starts, counts, path)
+        prepared = self.prepared(slice(None), *shape)
+        gated_delta_commit(*prepared, self.recurrent, slots, starts, counts, path)
         conv_commit(self._staged_qkv(shape), self.conv, slots, starts, counts, path)

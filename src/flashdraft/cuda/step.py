@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache
-from flashdraft.cuda.left_tokens import Blocks
 from flashdraft.cuda.prefill_delta import DeltaWeights, PromptSegments, RecordedPrompt, prefill_delta
 from flashdraft.cuda.products import product
 from flashdraft.cuda.rows import RowTables, page_array
@@ -100,16 +99,12 @@ class StepSource:
         rope: tuple[Tensor, Tensor],
         states: DeviceStates | None = None,
         tree: tuple[Tensor, Tensor] | None = None,
-        blocks: Blocks | None = None,
     ) -> None:
-        """``tree``: depths and paths of trees, see ops/triton/trees.Trees; ``blocks``: None: nothing is left."""
+        """``tree``: depths and paths of trees, see ops/triton/trees.Trees."""
         self.cache, self.tables, self.visible, self.num_keys = cache, tables, visible, num_keys
         self.rope, self.states, self.tree = rope, states, tree
         self.slots, self.width = tables.slots, tables.width
         self._state_slots = tables.state_slots
-        if states and self.width > 1 and blocks is None:
-            blocks = states.blocks(len(tables.token_ids), self.width)
-        self._blocks = blocks
 
     def pages(self, layer: int) -> Tensor:
         """See :class:`Source`."""
@@ -140,12 +135,12 @@ class StepSource:
         inputs = (
             qkv, a, b, weights.conv, weights.a_log, weights.dt_bias, states.conv[layer], state, slots
         )  # fmt: skip
-        if self._blocks is None:
+        if width == 1:
             gated_delta_step(*inputs, out)
         else:
-            prepared = states.prepared(self._blocks.firsts[layer])
-            gated_delta_prepare(*inputs, prepared, self.tree)
-            gated_delta_block(prepared, state, slots, out, self.tree, self._blocks.left_of(layer))
+            prepared = states.prepared(layer, len(qkv), width)
+            gated_delta_prepare(*inputs, *prepared, self.tree)
+            gated_delta_block(*prepared, state, slots, out, self.tree)
         return out.flatten(0, 1)
 
 
@@ -206,8 +201,6 @@ class PrefillSource(StoreSource):
         recorded: RecordedPrompt | None = None,
     ) -> None:
         super().__init__(cache, slots, rope)
-        if states:
-            states.settle()
         self.counts, self.states, self._recorded = list(counts), states, recorded
         self._windows = [spec.window for spec in specs]
         device = slots.device

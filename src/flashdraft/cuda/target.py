@@ -12,7 +12,6 @@ from torch import Tensor
 from flashdraft.cache.paged_kv_cache import CacheRow, PagedKVCache, power_of_two
 from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS
 from flashdraft.cuda.layers import Attention, Norm, layers_of, run, why_unsupported
-from flashdraft.cuda.left_tokens import Blocks
 from flashdraft.cuda.prefill_delta import RecordedPrompt
 from flashdraft.cuda.products import product
 from flashdraft.cuda.recorded_chunk import RecordedChunk
@@ -156,11 +155,10 @@ class CudaTarget:
         with_head: bool,
         depths: Tensor | None = None,
         paths: Tensor | None = None,
-        blocks: Blocks | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The work of a step: final hidden states and features [rows, width, size], and the choices, flat.
 
-        ``depths``, ``paths``: of trees, see :func:`_tree` and ops/triton/trees.Trees. ``blocks``: see StepSource.
+        ``depths``, ``paths``: of trees, see :func:`_tree` and ops/triton/trees.Trees.
         """
         places, visible = tables.places, tables.visible
         positions = places if depths is None else places[:, :1] + depths
@@ -175,7 +173,6 @@ class CudaTarget:
             self._rope(positions.flatten()),
             rows.states,
             None if depths is None or paths is None else (depths, paths),
-            blocks,
         )
         x = self.model.embed(tables.token_ids.flatten())
         hidden, features = run(self.layers, self.last, x, source, feature_layers)

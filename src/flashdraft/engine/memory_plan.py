@@ -281,14 +281,12 @@ def _staged_tokens(drafter: DrafterNetwork | None, engine: EngineConfig) -> int:
 def staged_bytes(model: TargetModel) -> int:
     """Of one token, what a step on a GPU keeps of all gated delta layers (cuda/states.py).
 
-    Its inputs [qkv | z | b | a], and, of one layer more than there are, q, k and v behind the convolution, and in
-    float32 three numbers of each key head, two of each head and what it adds to the states.
+    Its inputs [qkv | z | b | a], q, k and v behind the convolution, and in float32 three numbers of each key head and
+    two of each head.
     """
     layers = [module for module in model.modules() if isinstance(module, GatedDeltaNet)]
-    inputs = sum(one.conv_shape[1] + one.sizes[2] + 2 * one.heads for one in layers)
-    kept = [*layers, *layers[:1]]
-    inputs += sum(one.conv_shape[1] for one in kept)
-    scalars = sum(3 * one.key_heads + 2 * one.heads + one.sizes[2] for one in kept)
+    inputs = sum(2 * one.conv_shape[1] + one.sizes[2] + 2 * one.heads for one in layers)
+    scalars = sum(3 * one.key_heads + 2 * one.heads for one in layers)
     return int(inputs * model.head_weight().element_size() + 4 * scalars)
 
 

@@ -4,34 +4,12 @@ Every sum over key dimensions is written out, halves added to each other, and no
 are the same whatever the launch.
 """
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 TOKENS = 2  # tokens of a program
 EXACT = {"num_warps": 1, "enable_fp_fusion": False}  # as written, so that every kernel gives the same bits
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is kept of blocks' tokens, each block's in one piece."""
-
-    convolved: Tensor  # [num_tokens, channels], of the inputs' type: q, k and v behind convolution and silu
-    scalars: Tensor  # float32 [num_tokens, num_scalars], see :func:`num_scalars`
-    added: Tensor  # float32 [num_tokens, heads * value_dim]: what a step adds to the state along its key
-    firsts: Tensor  # int64 [rows], of several layers [layers, rows]: where each row's block begins
-
-    @property
-    def tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All but the places."""
-        return self.convolved, self.scalars, self.added
-
-    @property
-    def strides(self) -> list[int]:
-        """From a token to the next, of each of ``tokens``."""
-        return [one.stride(0) for one in self.tokens]
 
 
 @triton.jit
@@ -150,10 +128,10 @@ def _before(t, back: tl.constexpr, depths, paths, width, there, has_tree: tl.con
     return place
 
 
-@triton.jit(do_not_specialize=["width", "first_row"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def _prepare_kernel(  # type: ignore[no-untyped-def]
-    qkv, a, b, weight, a_log, dt_bias, conv, slots, convolved, scalars, firsts, depths, paths, width,
-    x_row, x_token, gate_row, gate_token, conv_slot, y_token, scalar_token, first_row,
+    qkv, a, b, weight, a_log, dt_bias, conv, slots, convolved, scalars, depths, paths, width,
+    x_row, x_token, gate_row, gate_token, conv_slot, y_row, y_token, scalar_row, scalar_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
     tokens: tl.constexpr, has_tree: tl.constexpr,
 ):  # fmt: skip
@@ -161,9 +139,8 @@ def _prepare_kernel(  # type: ignore[no-untyped-def]
     channels: tl.constexpr = 2 * key_heads * key_dim + heads * value_dim
     t = tl.program_id(1) * tokens + tl.arange(0, tokens)
     there = t < width
-    first = tl.load(firsts + row * first_row)
-    x, past, y = qkv + row * x_row, conv + tl.load(slots + row) * conv_slot, convolved + first * y_token
-    scalar = scalars + (first + t) * scalar_token + unit
+    x, past, y = qkv + row * x_row, conv + tl.load(slots + row) * conv_slot, convolved + row * y_row
+    scalar = scalars + row * scalar_row + t * scalar_token + unit
     depths += row * width
     paths += row * width * width
     t1 = _before(t, 1, depths, paths, width, there, has_tree)
@@ -218,12 +195,13 @@ def num_scalars(key_heads: int, heads: int) -> int:
 
 def gated_delta_prepare(
     qkv: Tensor, a: Tensor, b: Tensor, conv_weight: Tensor, a_log: Tensor, dt_bias: Tensor,
-    conv: Tensor, state: Tensor, slots: Tensor, prepared: Prepared,
+    conv: Tensor, state: Tensor, slots: Tensor, convolved: Tensor, scalars: Tensor,
     tree: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """What the tokens of a block bring to one layer's recurrence is written to ``prepared``.
+    """What the tokens of a block bring to one layer's recurrence: ``convolved`` and ``scalars`` are written.
 
-    Inputs as in ``gated_delta_step``, of any width; of ``state`` only the shape counts.
+    Inputs as in ``gated_delta_step``, of any width; of ``state`` only the shape counts. ``convolved``
+    [rows, width, channels] of ``qkv``'s type; ``scalars`` [rows, width, num_scalars] float32, see :func:`num_scalars`.
     ``tree``: depths int64 [rows, width] and paths int32 [rows, width, width] of trees, as ops/triton/trees.Trees has
     them; None: chains.
     """
@@ -231,9 +209,7 @@ def gated_delta_prepare(
     check_inputs(qkv, a, b, conv)
     grid = (shape["key_heads"] + shape["heads"], triton.cdiv(width, TOKENS), rows)
     _prepare_kernel[grid](
-        qkv, a, b, conv_weight, a_log, dt_bias, conv, slots,
-        prepared.convolved, prepared.scalars, prepared.firsts, *(tree or (slots, slots)), width,
-        *qkv.stride()[:2], *a.stride()[:2], conv.stride(0),
-        prepared.convolved.stride(0), prepared.scalars.stride(0), prepared.firsts.stride(0),
+        qkv, a, b, conv_weight, a_log, dt_bias, conv, slots, convolved, scalars, *(tree or (slots, slots)), width,
+        *qkv.stride()[:2], *a.stride()[:2], conv.stride(0), *convolved.stride()[:2], *scalars.stride()[:2],
         **shape, tokens=TOKENS, has_tree=tree is not None, **EXACT,
     )  # fmt: skip

@@ -18,10 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdraft.ops.triton.conv_commit import place_of, told_path
 from flashdraft.ops.triton.delta_inputs import (
     EXACT,
-    Prepared,
     check_inputs,
     constants,
     conv_of_one,
@@ -36,7 +34,8 @@ VALUES = 16  # value dimensions of a program
 MANY_ROWS = 4  # of one token, and more: programs have twice as many values, and prepare keys half as often
 MANY_ROWS_OF_BLOCKS = 16  # of blocks: likewise
 FEW_ROWS = 8  # no more: programs load all they need first, for they wait for memory more than they compute
-REGISTERS = 128  # of a commit's thread at most: sixteen programs a multiprocessor, which wait for memory, and no spill
+REGISTERS = 168  # of a commit's thread at most: told so, ptxas takes 128 without a spill, else 151
+CONV_TILE = 1024  # channels of a program that keeps the convolution's inputs
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -60,32 +59,26 @@ def _product(s0, s1, s2, s3, x0, x1, x2, x3, quarter: tl.constexpr, values: tl.c
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _grown(s0, s1, s2, s3, k, added, decay, quarter: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The state after a token with key ``k`` that adds ``added`` [values]."""
-    k0, k1, k2, k3 = _quarters(k.to(tl.float32), quarter)
-    added = added[None, :]
-    s0, s1 = _fma(k0, added, s0 * decay), _fma(k1, added, s1 * decay)
-    s2, s3 = _fma(k2, added, s2 * decay), _fma(k3, added, s3 * decay)
-    return s0, s1, s2, s3
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _update(  # type: ignore[no-untyped-def]
-    s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, quarter: tl.constexpr, values: tl.constexpr
-):
-    """The state after a token, its output, and what it adds. ``s0`` .. ``s3`` [quarter, values]: of every fourth key.
+    s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta,
+    quarter: tl.constexpr, values: tl.constexpr, has_out: tl.constexpr,
+):  # fmt: skip
+    """The state after a token and its output. ``s0`` .. ``s3`` [quarter, values]: the state of every fourth key.
 
     The output comes from the state before, so that both products of it are under way together.
     """
     k0, k1, k2, k3 = _quarters(k.to(tl.float32), quarter)
     known = _product(s0, s1, s2, s3, k0, k1, k2, k3, quarter, values)
-    q0, q1, q2, q3 = _quarters(q.to(tl.float32), quarter)
-    read = _product(s0, s1, s2, s3, q0, q1, q2, q3, quarter, values)
+    read = known
+    if has_out:
+        q0, q1, q2, q3 = _quarters(q.to(tl.float32), quarter)
+        read = _product(s0, s1, s2, s3, q0, q1, q2, q3, quarter, values)
     missing = (v.to(tl.float32) - known * (k_scale * decay)) * beta
     out = read * (q_scale * decay) + missing * qk
-    added = missing * k_scale
-    s0, s1, s2, s3 = _grown(s0, s1, s2, s3, k, added, decay, quarter)
-    return s0, s1, s2, s3, out, added
+    added = (missing * k_scale)[None, :]
+    s0, s1 = _fma(k0, added, s0 * decay), _fma(k1, added, s1 * decay)
+    s2, s3 = _fma(k2, added, s2 * decay), _fma(k3, added, s3 * decay)
+    return s0, s1, s2, s3, out
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -155,123 +148,91 @@ def _step_kernel(  # type: ignore[no-untyped-def]
             tl.load(a + gate), tl.load(b + gate), tl.load(a_log + head), tl.load(dt_bias + head)
         )
     k_scale, q_scale, qk = key_scalars(q, k, key_dim, 1)
-    s0, s1, s2, s3, read, _ = _update(
-        s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values
+    s0, s1, s2, s3, read = _update(
+        s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, True
     )
     tl.store(out + row * out_row + column, read.to(out.dtype.element_ty))
     _store_state(at, s0, s1, s2, s3, value_dim)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _place(path, number, has_path: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where token ``number`` of a row, or of one path of its tree, stands in the row."""
+    place = number
+    if has_path:
+        place = tl.load(path + number)
+    return place
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _prepared(  # type: ignore[no-untyped-def]
-    convolved, scalars, path, t, end, q_at, column, head, y_token, scalar_token,
-    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, has_path: tl.constexpr,
+    convolved, scalars, path, t, end, q_at, column, head, y_token, scalar_token, heads: tl.constexpr,
+    key_heads: tl.constexpr, key_dim: tl.constexpr, has_path: tl.constexpr, has_out: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, 1 / |k|, scale / |q|, their product, decay and beta of token ``t``; the last one's from ``end`` on."""
-    t = place_of(path, tl.minimum(t, end - 1), has_path)
+    t = _place(path, tl.minimum(t, end - 1), has_path)
     y, scalar = convolved + t * y_token, scalars + t * scalar_token
-    of_key, of_head = scalar + head // (heads // key_heads), scalar + 3 * key_heads + head
-    q, k = tl.load(y + q_at), tl.load(y + q_at + key_heads * key_dim)
+    of_key = scalar + head // (heads // key_heads)
+    k = tl.load(y + q_at + key_heads * key_dim)
     v = tl.load(y + column + 2 * key_heads * key_dim)
-    k_scale, q_scale, qk = tl.load(of_key), tl.load(of_key + key_heads), tl.load(of_key + 2 * key_heads)
-    return q, k, v, k_scale, q_scale, qk, tl.load(of_head), tl.load(of_head + heads)
+    q, q_scale, qk = k, 0.0, 0.0
+    if has_out:
+        q, q_scale, qk = tl.load(y + q_at), tl.load(of_key + key_heads), tl.load(of_key + 2 * key_heads)
+    scalar += 3 * key_heads + head
+    return q, k, v, tl.load(of_key), q_scale, qk, tl.load(scalar), tl.load(scalar + heads)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _run_tokens(  # type: ignore[no-untyped-def]
-    convolved, scalars, added, path, out, s0, s1, s2, s3, head, tile, end, y_token, scalar_token, added_token,
-    out_token, heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr, has_path: tl.constexpr,
+    convolved, scalars, path, out, s0, s1, s2, s3, head, tile, first, end, y_token, scalar_token, out_token,
+    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
+    values: tl.constexpr, has_path: tl.constexpr, has_out: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of the tokens 0 .. ``end`` - 1 of one row, or of its ``path``, and what each adds to the state."""
+    """The state after the tokens ``first`` .. ``end`` - 1 of one row, or of its ``path``; outputs where wanted."""
     q_at, column = _places(head, tile, heads, key_heads, key_dim, value_dim, values)
     q, k, v, k_scale, q_scale, qk, decay, beta = _prepared(
-        convolved, scalars, path, 0, end, q_at, column, head, y_token, scalar_token,
-        heads, key_heads, key_dim, has_path,
+        convolved, scalars, path, first, end, q_at, column, head, y_token, scalar_token,
+        heads, key_heads, key_dim, has_path, has_out,
     )  # fmt: skip
     # Two tokens a turn: what is loaded ahead need not be moved to where the next turn looks for it.
-    for t in tl.range(0, end, loop_unroll_factor=2):
+    for t in tl.range(first, end, loop_unroll_factor=2):
         # Loaded a token ahead: there is much to compute meanwhile.
         q_next, k_next, v_next, next_k_scale, next_q_scale, next_qk, next_decay, next_beta = _prepared(
             convolved, scalars, path, t + 1, end, q_at, column, head, y_token, scalar_token,
-            heads, key_heads, key_dim, has_path,
+            heads, key_heads, key_dim, has_path, has_out,
         )  # fmt: skip
-        s0, s1, s2, s3, read, more = _update(
-            s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values
+        s0, s1, s2, s3, read = _update(
+            s0, s1, s2, s3, q, k, v, k_scale, q_scale, qk, decay, beta, key_dim // 4, values, has_out
         )
-        place = place_of(path, t, has_path)
-        tl.store(out + place * out_token + column, read.to(out.dtype.element_ty))
-        tl.store(added + place * added_token + column, more)
+        if has_out:
+            tl.store(out + _place(path, t, has_path) * out_token + column, read.to(out.dtype.element_ty))
         q, k, v, k_scale, q_scale = q_next, k_next, v_next, next_k_scale, next_q_scale
         qk, decay, beta = next_qk, next_decay, next_beta
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _brought(  # type: ignore[no-untyped-def]
-    convolved, scalars, added, path, t, end, k_at, column, decay_at, y_token, scalar_token, added_token,
-    has_path: tl.constexpr,
-):  # fmt: skip
-    """k, what is added and decay of token ``t``; the last one's from ``end`` on."""
-    t = place_of(path, tl.minimum(t, end - 1), has_path)
-    k, more = tl.load(convolved + t * y_token + k_at), tl.load(added + t * added_token + column)
-    return k, more, tl.load(scalars + t * scalar_token + decay_at)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _replay_tokens(  # type: ignore[no-untyped-def]
-    convolved, scalars, added, path, s0, s1, s2, s3, head, tile, first, end, y_token, scalar_token, added_token,
-    heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr, has_path: tl.constexpr,
-):  # fmt: skip
-    """The state after the tokens ``first`` .. ``end`` - 1 of one row, or of its ``path``, by what their step added."""
-    q_at, column = _places(head, tile, heads, key_heads, key_dim, value_dim, values)
-    k_at, decay_at = q_at + key_heads * key_dim, 3 * key_heads + head
-    k, more, decay = _brought(
-        convolved, scalars, added, path, first, end, k_at, column, decay_at, y_token, scalar_token, added_token,
-        has_path,
-    )  # fmt: skip
-    for t in tl.range(first, end, loop_unroll_factor=2):
-        next_k, next_more, next_decay = _brought(
-            convolved, scalars, added, path, t + 1, end, k_at, column, decay_at, y_token, scalar_token, added_token,
-            has_path,
-        )  # fmt: skip
-        s0, s1, s2, s3 = _grown(s0, s1, s2, s3, k, more, decay, key_dim // 4)
-        k, more, decay = next_k, next_more, next_decay
     return s0, s1, s2, s3
 
 
-@triton.jit(do_not_specialize=["width", "first_row"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def _block_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, added, firsts, state, slots, out, left_firsts, left_counts, width,
-    y_token, scalar_token, added_token, first_row, state_slot, out_row, out_token,
+    convolved, scalars, state, slots, out, width,
+    y_row, y_token, scalar_row, scalar_token, state_slot, out_row, out_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
-    values: tl.constexpr, has_left: tl.constexpr,
+    values: tl.constexpr,
 ):  # fmt: skip
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    slot, first = tl.load(slots + row), tl.load(firsts + row * first_row)
+    slot = tl.load(slots + row)
     at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
     s0, s1, s2, s3 = _load_state(at, value_dim)
-    if has_left:
-        count = tl.load(left_counts + row)
-        if count > 0:
-            left = tl.load(left_firsts + row)
-            s0, s1, s2, s3 = _replay_tokens(
-                convolved + left * y_token, scalars + left * scalar_token, added + left * added_token, slots,
-                s0, s1, s2, s3, head, tile, 0, count, y_token, scalar_token, added_token,
-                heads, key_heads, key_dim, value_dim, values, False,
-            )  # fmt: skip
-            _store_state(at, s0, s1, s2, s3, value_dim)
     _run_tokens(
-        convolved + first * y_token, scalars + first * scalar_token, added + first * added_token, slots,
-        out + row * out_row, s0, s1, s2, s3, head, tile, width, y_token, scalar_token, added_token, out_token,
-        heads, key_heads, key_dim, value_dim, values, False,
+        convolved + row * y_row, scalars + row * scalar_row, slots, out + row * out_row,
+        s0, s1, s2, s3, head, tile, 0, width, y_token, scalar_token, out_token,
+        heads, key_heads, key_dim, value_dim, values, False, True,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_row"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def _tree_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, added, firsts, state, slots, depths, paths, out,
-    y_token, scalar_token, added_token, first_row, state_slot, out_row, out_token,
+    convolved, scalars, state, slots, depths, paths, out,
+    y_row, y_token, scalar_row, scalar_token, state_slot, out_row, out_token,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
     values: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
@@ -288,21 +249,20 @@ def _tree_kernel(  # type: ignore[no-untyped-def]
         column = head * value_dim + tile * values + tl.arange(0, values)
         tl.store(out + place * out_token + column, tl.zeros([values], out.dtype.element_ty))
     elif tl.sum(is_behind.to(tl.int32), 0) == 0:
-        slot, first = tl.load(slots + row), tl.load(firsts + row * first_row)
+        slot = tl.load(slots + row)
         at = _state_at(state + slot * state_slot, head, tile, key_dim, value_dim, values)
         s0, s1, s2, s3 = _load_state(at, value_dim)
         _run_tokens(
-            convolved + first * y_token, scalars + first * scalar_token, added + first * added_token,
-            paths + place * width, out, s0, s1, s2, s3, head, tile, (depth + 1).to(tl.int32),
-            y_token, scalar_token, added_token, out_token,
-            heads, key_heads, key_dim, value_dim, values, True,
+            convolved + row * y_row, scalars + row * scalar_row, paths + place * width, out,
+            s0, s1, s2, s3, head, tile, 0, (depth + 1).to(tl.int32), y_token, scalar_token, out_token,
+            heads, key_heads, key_dim, value_dim, values, True, True,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_layer", "first_row"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def _commit_kernel(  # type: ignore[no-untyped-def]
-    convolved, scalars, added, firsts, state, slots, starts, counts, paths, path_len,
-    y_token, scalar_token, added_token, first_layer, first_row, state_layer, state_slot,
+    convolved, scalars, state, slots, starts, counts, paths, path_len,
+    y_layer, y_row, y_token, scalar_layer, scalar_row, scalar_token, state_layer, state_slot,
     heads: tl.constexpr, key_heads: tl.constexpr, key_dim: tl.constexpr, value_dim: tl.constexpr,
     values: tl.constexpr, has_path: tl.constexpr,
 ):  # fmt: skip
@@ -311,16 +271,39 @@ def _commit_kernel(  # type: ignore[no-untyped-def]
     row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, count = tl.load(starts + row), tl.load(counts + row)
     if count > 0:
-        first = tl.load(firsts + layer * first_layer + row * first_row)
         own = state + layer * state_layer + tl.load(slots + row) * state_slot
         at = _state_at(own, head, tile, key_dim, value_dim, values)
         s0, s1, s2, s3 = _load_state(at, value_dim)
-        s0, s1, s2, s3 = _replay_tokens(
-            convolved + first * y_token, scalars + first * scalar_token, added + first * added_token,
-            paths + row * path_len, s0, s1, s2, s3, head, tile, start, start + count,
-            y_token, scalar_token, added_token, heads, key_heads, key_dim, value_dim, values, has_path,
+        s0, s1, s2, s3 = _run_tokens(
+            convolved + layer * y_layer + row * y_row, scalars + layer * scalar_layer + row * scalar_row,
+            paths + row * path_len, scalars, s0, s1, s2, s3, head, tile, start, start + count,
+            y_token, scalar_token, 0, heads, key_heads, key_dim, value_dim, values, has_path, False,
         )  # fmt: skip
         _store_state(at, s0, s1, s2, s3, value_dim)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _conv_kernel(  # type: ignore[no-untyped-def]
+    qkv, conv, slots, starts, counts, paths, path_len, x_layer, x_row, x_token, conv_layer, conv_slot,
+    num_channels: tl.constexpr, tile: tl.constexpr, has_path: tl.constexpr,
+):  # fmt: skip
+    row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    start, count = tl.load(starts + row), tl.load(counts + row)
+    if count > 0:
+        at = tl.program_id(0) * tile + tl.arange(0, tile)
+        there = at < num_channels
+        past = conv + layer * conv_layer + tl.load(slots + row) * conv_slot + at
+        x, path, last = qkv + layer * x_layer + row * x_row + at, paths + row * path_len, start + count - 1
+        second = tl.load(past + 2 * num_channels, there)
+        third = tl.load(past + num_channels, there)
+        if count > 1:
+            third, second = second, tl.load(x + _place(path, last - 1, has_path) * x_token, there)
+        if count > 2:
+            third = tl.load(x + _place(path, last - 2, has_path) * x_token, there)
+        tl.store(past, third, there)
+        tl.store(past + num_channels, second, there)
+        newest = tl.load(x + _place(path, last, has_path) * x_token, there)
+        tl.store(past + 2 * num_channels, newest, there)
 
 
 def gated_delta_step(
@@ -346,52 +329,61 @@ def gated_delta_step(
 
 
 def gated_delta_block(
-    prepared: Prepared, state: Tensor, slots: Tensor, out: Tensor,
-    tree: tuple[Tensor, Tensor] | None = None, left: tuple[Tensor, Tensor] | None = None,
+    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, out: Tensor,
+    tree: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """One layer's outputs ``out`` [rows, width, heads, value_dim] of ``prepared`` tokens, which ``state`` has not.
+    """One layer's outputs ``out`` [rows, width, heads, value_dim] of prepared tokens; ``state`` is only read.
 
-    ``tree``: as in ``gated_delta_prepare``; their width is a power of two. ``left``: of chains, what rounds before left
-    to commit: where among the prepared tokens, and how many of each row, int64 [rows] both. These go into ``state``
-    first, which is then read once for both, with the bits of :func:`gated_delta_commit`; None: it is only read.
+    ``tree``: as in ``gated_delta_prepare``; their width is a power of two.
     """
-    shape, (rows, width) = constants(prepared.convolved, state), out.shape[:2]
-    tokens = *prepared.tokens, prepared.firsts, state, slots
-    strides = *prepared.strides, prepared.firsts.stride(0)
+    shape, (rows, width, _) = constants(convolved, state), convolved.shape
     values = min(VALUES, shape["value_dim"])
     if tree is not None:
-        assert left is None, "each path would commit what is left, and only one may"
         _tree_kernel[(shape["value_dim"] // values * shape["heads"], width, rows)](
-            *tokens, *tree, out, *strides, state.stride(0), *out.stride()[:2],
-            **shape, values=values, width=width, **EXACT,
+            convolved, scalars, state, slots, *tree, out, *convolved.stride()[:2], *scalars.stride()[:2],
+            state.stride(0), *out.stride()[:2], **shape, values=values, width=width, **EXACT,
         )  # fmt: skip
         return
     if rows >= MANY_ROWS_OF_BLOCKS:
         values = min(2 * VALUES, shape["value_dim"])
     _block_kernel[(shape["value_dim"] // values, shape["heads"], rows)](
-        *tokens, out, *(left or (slots, slots)), width, *strides, state.stride(0), *out.stride()[:2],
-        **shape, values=values, has_left=left is not None, **EXACT,
+        convolved, scalars, state, slots, out, width, *convolved.stride()[:2], *scalars.stride()[:2],
+        state.stride(0), *out.stride()[:2], **shape, values=values, **EXACT,
     )  # fmt: skip
 
 
 def gated_delta_commit(
-    prepared: Prepared,
-    state: Tensor,
-    slots: Tensor,
-    starts: Tensor,
-    counts: Tensor,
+    convolved: Tensor, scalars: Tensor, state: Tensor, slots: Tensor, starts: Tensor, counts: Tensor,
     path: Tensor | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Replay tokens ``starts[row]`` .. ``starts[row] + counts[row]`` - 1 of each row into its states, all layers.
 
-    ``prepared``: tokens of all layers; ``state`` [layers, num_slots, heads, key_dim, value_dim]; ``slots``, ``starts``,
+    ``convolved`` [layers, rows, width, channels] and ``scalars`` [layers, rows, width, num_scalars] as
+    ``gated_delta_prepare`` left them; ``state`` [layers, num_slots, heads, key_dim, value_dim]; ``slots``, ``starts``,
     ``counts`` [rows]. ``path`` int64 [rows, path_len]: token i is the one at place ``path[row, i]``; None: at i. The
     bits are those of steps of one token.
     """
-    shape, (num_layers, rows) = constants(prepared.convolved, state), prepared.firsts.shape
+    shape = constants(convolved, state)
+    num_layers, rows, _, _ = convolved.shape
     values = min(VALUES, shape["value_dim"])
     _commit_kernel[(shape["value_dim"] // values * shape["heads"], rows, num_layers)](
-        *prepared.tokens, prepared.firsts, state, slots, starts, counts, *told_path(path, starts),
-        *prepared.strides, *prepared.firsts.stride(), *state.stride()[:2],
+        convolved, scalars, state, slots, starts, counts, *_told_path(path, starts),
+        *convolved.stride()[:3], *scalars.stride()[:3], *state.stride()[:2],
         **shape, values=values, has_path=path is not None, maxnreg=REGISTERS, **EXACT,
+    )  # fmt: skip
+
+
+def _told_path(path: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
+    """A path and its length as kernels take them; without one, whatever tensor."""
+    return (like, 0) if path is None else (path, path.stride(0))
+
+
+def conv_commit(
+    qkv: Tensor, conv: Tensor, slots: Tensor, starts: Tensor, counts: Tensor, path: Tensor | None = None
+) -> None:
+    """Append the inputs of the same tokens to ``conv`` [layers, num_slots, 3, channels], its last three, all layers."""
+    num_layers, rows, _, channels = qkv.shape
+    _conv_kernel[(triton.cdiv(channels, CONV_TILE), rows, num_layers)](
+        qkv, conv, slots, starts, counts, *_told_path(path, starts), *qkv.stride()[:3], *conv.stride()[:2],
+        num_channels=channels, tile=CONV_TILE, has_path=path is not None, num_warps=4,
     )  # fmt: skip
