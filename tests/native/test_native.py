@@ -162,6 +162,22 @@ def test_the_argmax_is_the_first_largest() -> None:
     assert torch.allclose(log_probs, torch.tensor(-log(97)))
 
 
+@torch.inference_mode()
+def test_of_no_numbers_a_token_is_told_that_there_is() -> None:
+    """The last tile of 97 columns has 15 that are none."""
+    target, _ = make()
+    hidden = torch.randn(2, 96).bfloat16()
+    wanted = target.argmax(hidden)
+    hidden[0] = float("nan")
+    found = target.argmax(hidden)
+    assert 0 <= found[0] < 97
+    assert found[1] == wanted[1]
+    tokens, log_probs = target.native.likeliest(hidden, 3)
+    assert tokens.max() < 97
+    assert log_probs[0].isnan().all()
+    assert log_probs[1].isfinite().all()
+
+
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_greedy_answers_are_the_same_with_any_block(quantization: str | None) -> None:
     target, _ = make(quantization)

@@ -153,11 +153,12 @@ class NativeDecoder:
         return best.view(hidden.shape[:-1])
 
     def likeliest(self, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The ``count`` largest of the head's outputs, the largest first, of equal ones the first.
+        """The ``count`` largest of the head's outputs, or all, the largest first, of equal ones the first.
 
         Int64 [..., count] of final hidden states [..., hidden_size] bfloat16; with each its log-probability, float32.
         """
         head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        count = min(count, head.n)
         best, log_probs = torch.empty(len(rows), count, dtype=torch.long), torch.empty(len(rows), count)
         self._library.linear_likeliest(
             head, rows.data_ptr(), len(rows), count, best.data_ptr(), log_probs.data_ptr(), self.num_threads
@@ -232,10 +233,12 @@ class DrafterDecoder(NativeDecoder):
         before, best first, and which ones they are, [rows, num_tokens - 1, count, num_ranks] both.
         """
         x, (rows, width) = x.contiguous(), positions.shape
+        count = min(count, self.head.n)
         best = torch.zeros(rows, width - 1, count, dtype=torch.long)
         log_probs = torch.zeros(rows, width - 1, count)
         behind = selecting = None
         if self.selector and anchors is not None:
+            num_ranks = min(num_ranks, count)
             anchors, shape = anchors.contiguous(), (*best.shape, num_ranks)
             behind = torch.empty(shape), torch.empty(shape, dtype=torch.long)
             selecting = (

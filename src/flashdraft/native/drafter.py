@@ -65,8 +65,7 @@ class NativeDrafter:
         )
         if self.native.selector is None:
             return None if self.model.candidate_selector else self.native.draft(*given, count)
-        num_candidates = self.model.config.selector_top_k
-        return self.native.draft(*given, num_candidates, anchors, min(count, num_candidates))
+        return self.native.draft(*given, self.model.config.selector_top_k, anchors, count)
 
     def context(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See :meth:`DFlashModel.context`."""

@@ -35,8 +35,11 @@ std::vector<uint16_t> computed(const Batch& batch, const uint16_t* hidden, int64
 }
 
 struct Best {
+    static constexpr int64_t NOTHING = INT64_MAX;  // of a row without numbers
     float value = -INFINITY;
-    int64_t column = INT64_MAX;
+    int64_t column = NOTHING;
+    // One that there is: it is looked up by whoever called.
+    int64_t place() const { return column == NOTHING ? 0 : column; }
     bool operator<(const Best& other) const {
         return value != other.value ? value < other.value : column > other.column;
     }
@@ -148,16 +151,17 @@ void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t
     Team::run(threads, [&] { f.reserve(threads, w->k); }, [&] {
         Best* own = &found[Team::thread() * rows];
         multiply(*w, given(f, *w, input), rows, 0, w->num_tiles(), [&](int64_t row, int64_t column, Floats v) {
-            v = first_lanes(lanes_left(*w, column), v, all(-INFINITY));
+            const int64_t count = lanes_left(*w, column);
+            v = first_lanes(count, v, all(-INFINITY));
             const float largest = max_of(v);
             if (largest < own[row].value) return;
-            const int lane = __builtin_ctz(at_least(v, largest));
-            own[row] = std::max(own[row], Best{largest, column + lane});
+            const uint32_t lanes = at_least(v, largest) & ((1u << count) - 1);
+            if (lanes) own[row] = std::max(own[row], Best{largest, column + __builtin_ctz(lanes)});
         });
     });
     for (int64_t row = 0; row < rows; ++row) {
         for (int t = 1; t < threads; ++t) found[row] = std::max(found[row], found[t * rows + row]);
-        best[row] = found[row].column;
+        best[row] = found[row].place();
     }
 }
 
@@ -207,7 +211,7 @@ void linear_likeliest(const Linear* w, const uint16_t* input, int64_t rows, int6
             total += std::exp(found[(t * rows + row) * count].value - most[0].value) * sum_of(load(sum));
         }
         for (int64_t i = 0; i < count; ++i) {
-            best[row * count + i] = most[i].column;
+            best[row * count + i] = most[i].place();
             log_probs[row * count + i] = most[i].value - most[0].value - std::log(total);
         }
     }
