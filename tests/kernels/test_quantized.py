@@ -24,6 +24,7 @@ from flashdraft.ops.quantized import (
     arranged,
     in_order,
     joined,
+    kind_of,
     packed,
     unpacked,
 )
@@ -104,6 +105,8 @@ def test_two_scales_in_a_word():
     assert torch.equal(paired[8:24].dequantized(), floats[8:24])
     assert torch.equal(joined([paired, paired[:8]]).dequantized(), torch.cat([floats, floats[:8]]))
     assert torch.equal(dequantize(paired, torch.empty_like(floats)), floats)
+    # Groups twice as long have as many rows of scales, one a row.
+    assert kind_of(paired) != kind_of(replace(weight, scales=weight.scales[::2]))
     x = torch.randn(20, 512, device=DEVICE).bfloat16()
     expected = few_tokens_linear(x, floats, TILINGS[0])
     for tiling in TILINGS:  # tiles of one chunk and of two

@@ -248,7 +248,7 @@ def rows_at_once(num_outputs: int, num_inputs: int) -> int:
 
 def kind_of(weight: QuantizedWeight) -> tuple[object, ...]:
     """Weights of the same kind and number of inputs can be joined."""
-    return weight.codes.dtype, weight.scale_dtype, weight.scales.shape[0], weight.zeros is None, weight.dtype
+    return weight.codes.dtype, weight.scale_dtype, weight.num_groups, weight.zeros is None, weight.dtype
 
 
 # A matrix unit's factor of 16 inputs has inputs 2t, 2t + 1, 2t + 8 and 2t + 9 in thread t of four (PTX, mma.m16n8k16).
