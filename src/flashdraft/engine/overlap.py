@@ -47,9 +47,7 @@ class InFlight:
 
     round: Round
     seats: Sequence[_Seat]
-    is_usual: (
-        bool  # its shape is one that the controller has a price of, and it waited for the round before alone
-    )
+    is_usual: bool  # the controller has a price of its shape, and it waited for the round before alone
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,11 @@ def _convolved(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _summed(  # type: ignore[no-untyped-def]
-    residual, written, kernels, base, token, slot, group, channel, is_inside, written_token,
-    size: tl.constexpr, groups: tl.constexpr, taps: tl.constexpr, has_written: tl.constexpr,
+    residual, written, kernels, base, token, slot, group, lane, written_token, size: tl.constexpr,
+    groups: tl.constexpr, group_size: tl.constexpr, taps: tl.constexpr, has_written: tl.constexpr,
 ):  # fmt: skip
-    """float32 sums of tokens that are at ``slot`` of their block; before its first zeros."""
+    """float32 sums of groups' channels, of tokens that are at ``slot`` of their block; before its first zeros."""
+    channel, is_inside = group * group_size + lane, (group < groups) & (lane < group_size)
     there = is_inside & (slot >= 0)
     total = tl.load(residual + token * size + channel, there, 0.0).to(tl.float32)
     if has_written:
@@ -76,18 +77,14 @@ def _token(  # type: ignore[no-untyped-def]
     """Of a token the sums of a part's groups [own, lanes], and squares of all [chunk, lanes], to be added."""
     squares, lane = tl.zeros([chunk, lanes], tl.float32), tl.arange(0, lanes)[None, :]
     for start in range(0, groups, chunk):
-        group = start + tl.arange(0, chunk)[:, None]
-        channel, inside = group * group_size + lane, (group < groups) & (lane < group_size)
         wide = _summed(
-            residual, written, kernels, base, token, slot, group, channel, inside, written_token,
-            size, groups, taps, has_written,
+            residual, written, kernels, base, token, slot, start + tl.arange(0, chunk)[:, None], lane, written_token,
+            size, groups, group_size, taps, has_written,
         )  # fmt: skip
         squares += wide * wide
-    own_group = part * own + tl.arange(0, own)[:, None]
-    channel, inside = own_group * group_size + lane, (own_group < groups) & (lane < group_size)
     wide = _summed(
-        residual, written, kernels, base, token, slot, own_group, channel, inside, written_token,
-        size, groups, taps, has_written,
+        residual, written, kernels, base, token, slot, part * own + tl.arange(0, own)[:, None], lane, written_token,
+        size, groups, group_size, taps, has_written,
     )  # fmt: skip
     return wide, squares
 
@@ -111,11 +108,9 @@ def _projected(  # type: ignore[no-untyped-def]
             tl.float32
         )
         along = tl.load(weight + at, is_input, 0.0).to(tl.float32)
-        group = start + tl.arange(0, chunk)[:, None]
-        channel, inside = group * group_size + lane, (group < groups) & (lane < group_size)
         wide = _summed(
-            residual, written, kernels, base, token, slot, group, channel, inside, written_token,
-            size, groups, taps, has_written,
+            residual, written, kernels, base, token, slot, start + tl.arange(0, chunk)[:, None], lane, written_token,
+            size, groups, group_size, taps, has_written,
         )  # fmt: skip
         made += tl.sum(matrix * (tl.reshape(wide, [chunk * lanes]) * along)[None, :], 1)
     return made

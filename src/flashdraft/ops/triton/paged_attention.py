@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdraft.ops.triton.key_parts import first_key, page_of, parts_used
+from flashdraft.ops.triton.key_parts import first_key, page_of, parts_used, with_tile
 from flashdraft.ops.triton.row_attention import attend_rows
 
 QUERIES = 16  # of one program: the rows of the smallest matrix product, whatever the width
@@ -100,18 +100,10 @@ def _attend(  # type: ignore[no-untyped-def]
         place = _on_path(key, is_key, path, staged_from) if is_tree else key
         page = page_of(table + row * table_row, at, place, is_key, end, page_size, tile, is_tree)
         at_key = ((page * page_size + place % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
-        k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
-        v = tl.load(values + at_key, is_key[:, None] & is_dim[None, :], 0.0)
-        visible = (key[None, :] >= lowest[:, None]) & (key[None, :] < highest[:, None])
-        scores = tl.dot(queries, tl.trans(k), input_precision=precision) * scale
-        scores = tl.where(visible, scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        reference = tl.where(new_best == float("-inf"), 0.0, new_best)  # nothing seen so far
-        weights = tl.exp(scores - reference[:, None])
-        kept = tl.exp(best - reference)
-        total = total * kept + tl.sum(weights, 1)
-        summed = summed * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=precision)
-        best = new_best
+        best, total, summed = with_tile(
+            best, total, summed, queries, keys + at_key, values + at_key, key, is_key, is_dim, lowest, highest, scale,
+            precision,
+        )  # fmt: skip
     heads_at = (row * width + token) * num_heads + q_heads
     if in_parts:
         places = heads_at * num_parts + part

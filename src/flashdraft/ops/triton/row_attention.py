@@ -7,7 +7,7 @@ makes room for has mostly programs that find none. Parts are those of paged_atte
 import triton
 import triton.language as tl
 
-from flashdraft.ops.triton.key_parts import first_key, page_of, parts_used
+from flashdraft.ops.triton.key_parts import first_key, page_of, parts_used, with_tile
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -45,18 +45,10 @@ def attend_rows(  # type: ignore[no-untyped-def]
             is_key = key < end
             page = page_of(table, at, key, is_key, end, page_size, tile, False)
             at_key = ((page * page_size + key % page_size) * kv_slot + head * kv_head)[:, None] + dim[None, :]
-            k = tl.load(keys + at_key, is_key[:, None] & is_dim[None, :], 0.0)
-            v = tl.load(values + at_key, is_key[:, None] & is_dim[None, :], 0.0)
-            visible = (key[None, :] >= lowest[:, None]) & (key[None, :] < highest[:, None])
-            scores = tl.dot(queries, tl.trans(k), input_precision=precision) * scale
-            scores = tl.where(visible, scores, float("-inf"))
-            new_best = tl.maximum(best, tl.max(scores, 1))
-            reference = tl.where(new_best == float("-inf"), 0.0, new_best)  # nothing seen so far
-            weights = tl.exp(scores - reference[:, None])
-            kept = tl.exp(best - reference)
-            total = total * kept + tl.sum(weights, 1)
-            summed = summed * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=precision)
-            best = new_best
+            best, total, summed = with_tile(
+                best, total, summed, queries, keys + at_key, values + at_key, key, is_key, is_dim, lowest, highest,
+                scale, precision,
+            )  # fmt: skip
         if in_parts:
             places = heads_at * num_parts + part
             tl.store(bests + places, best, is_joined)
