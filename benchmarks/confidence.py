@@ -11,7 +11,7 @@ answers and read on the odd ones. How much one draft tells of a later one of the
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from flashdraft.bench.closed_loop import answer_all
 from flashdraft.bench.config import BenchConfig
 from flashdraft.control.acceptance import Acceptance, Drafted, confidence
 from flashdraft.control.step_costs import Array
+from flashdraft.engine.block_control import Seen
 from flashdraft.engine.engine import Engine
-from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.llm import LLM
 from flashdraft.provenance import collect_provenance
 from flashdraft.sampling_params import SamplingParams
-from flashdraft.spec_decode.tree import DraftTree
 
 LAGS = (1, 2, 4, 8, 16)
 TREE = 32
@@ -42,15 +41,9 @@ def rounds_of(limit: int, block_size: int, max_tokens: int, tree: int | None = N
     found: dict[str, list[Drafted]] = defaultdict(list)
     task = ""
 
-    def learn(
-        blocks: Sequence[tuple[Request, int]],
-        proposed: Mapping[Request, DraftTree],
-        drafts: Sequence[DraftTree],
-        paths: Sequence[Sequence[int]],
-        *_: Any,
-    ) -> None:
-        for (request, _size), draft, path in zip(blocks, drafts, paths, strict=True):
-            if request in proposed and len(draft) == (tree or block_size) - 1:
+    def learn(seen: Sequence[Seen], *_: Any) -> None:
+        for request, _, draft, _, path in seen:
+            if len(draft) == (tree or block_size) - 1:
                 one = Drafted(Acceptance(), block_size, draft, len(draft), len(draft), path)
                 found[f"{task} {request.request_id}"].append(one)
 

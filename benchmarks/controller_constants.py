@@ -41,8 +41,10 @@ CONFIG: dict[str, tuple[Any, ...]] = {
     "probe_share": (0.0015, 0.006),
     "plan_steps": (2, 8),
     "recorded_plan_steps": (6, 24),
+    "recorded_probe_steps": (1, 4),
     "most_confidence": (3.5, 14.0),
     "prior_weight": (2.5, 10.0),
+    "prior_offset": (0.5, 2.0),
     "kept_calibration": (0.996, 0.999),
     "most_taught": (4, 16),
 }
@@ -74,8 +76,8 @@ MOVED: tuple[tuple[Any, dict[str, tuple[Any, ...]], str], ...] = (
     (block_control, ROWS, STARTED),
     (kept_costs, TRIALS, STARTED),
 )
-# Not in a replay, which has neither contexts nor rounds, and of one drafter no probes.
-UNSEEN = ("_CONTEXTS", "_ROUNDS", "ROUND_TREES", "_PROBE_STEPS")
+# Not in a replay, which has neither contexts nor rounds.
+UNSEEN = ("_CONTEXTS", "_ROUNDS", "ROUND_TREES")
 SPREAD, NOISE = 0.3, 0.05  # standard deviations of logarithms: of misjudged costs, of a step's seconds
 
 

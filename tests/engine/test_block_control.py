@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flashdraft.control.step_costs import Curve, StepCosts
+from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import UsageError
@@ -76,6 +76,33 @@ def test_drafting_stops_and_comes_back_within_one_answer() -> None:
     assert lengths[1] == 16
     assert lengths.count(1) > 100, "the bad stretch, one token a round"
     assert max(lengths[-8:-1]) == 16
+
+
+def test_a_request_that_paused_while_the_plan_changed_comes_back_to_the_plan_that_stands() -> None:
+    """Recorded steps keep a plan whoever joins: with the block of an earlier one a step would have two lengths."""
+    target = toy_target(vocab_size=11)
+    drafter = DFlashDrafter(toy_dflash(target), target)
+
+    def recorded(draft_s: float) -> StepCosts:
+        return SteadyClock(ShapeTable([2], [1, 16], [[1.0, 1.1]]), ShapeTable([2], [16], [[draft_s]]))
+
+    engine = Engine(target, drafter, EngineConfig(max_running=2), costs=recorded(0.01), block_size="auto")
+    params = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
+    for name in "ab":
+        engine.add_request(name, PROMPT, params)
+    stays, pauses = engine.requests.values()
+    while pauses.block_size == 1:
+        engine.step()
+    engine.set_paused("b", True)
+    assert engine.control.controller is not None
+    engine.control.controller.costs = recorded(50.0)
+    while stays.block_size > 1:
+        engine.step()
+    engine.set_paused("b", False)
+    while pauses.is_prefilling:
+        engine.step()
+    engine.step()
+    assert (stays.block_size, pauses.block_size, pauses.tree_size) == (1, 1, 0)
 
 
 def test_the_machine_is_measured_in_the_middle_of_answers_and_nothing_is_disturbed() -> None:

@@ -1,12 +1,12 @@
 """How much of a draft is accepted: of one that is there, by the drafter's confidence; of the next, by the last ones.
 
 A drafter's probabilities foresee which of its tokens are accepted, far better than their positions and the request's
-past do (docs/log.md). What they are worth is learned. Before anything is drafted, a request's last drafts stand for
-what the next may be, and those of all requests for a new one's.
+past do (benchmarks/confidence.py). What they are worth is learned. A new request's next draft is as all requests' were.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import exp, expm1, isnan, log
 from typing import NamedTuple
 
@@ -48,8 +48,7 @@ class AcceptanceModel:
         # Log odds that a token is accepted, by 1 and those that the drafter gives it: at first, just these.
         self.weights = (0.0, 1.0)
         # The information about both: of the first, of the two together, of the second.
-        self._prior = (0.2 * config.prior_weight, 0.0, config.prior_weight)
-        self._known = self._prior
+        self._known = self._prior = (config.prior_offset, 0.0, config.prior_weight)
         depths = range(1, self.max_block)
         self.usual = self._by_block([config.prior_rate**depth for depth in depths], depths)
 
@@ -142,9 +141,7 @@ def _falling(odds: Sequence[float], parents: Sequence[int]) -> list[float]:
 
     They fall: a drafter's order of tokens is its own, and what it is worth may put two the other way round.
     """
-    found, chances, least = list[float](), [1.0], 1.0
+    chances = [1.0]
     for one, parent in zip(odds, parents, strict=True):
         chances.append(chances[parent] / (1 + exp(-one)))
-        least = min(least, chances[-1])
-        found.append(least)
-    return found
+    return [*accumulate(chances[1:], min)]

@@ -18,8 +18,6 @@ from flashdraft.control.config import DEFAULTS, ControllerConfig
 from flashdraft.control.step_costs import Array, StepCosts
 
 Counts = NDArray[np.int_]
-# Of recorded steps: the first waits for what plain ones left to the drafter, the next one tells what it takes.
-_PROBE_STEPS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,8 @@ class Controller:
     def __init__(self, max_block: int, costs: StepCosts, config: ControllerConfig = DEFAULTS) -> None:
         self.costs, self.config = costs, config
         self.acceptance = AcceptanceModel(drafted_blocks(max_block, config), config)
-        self._kept: tuple[Plan, Sequence[int]] | None = None  # the last plan, with the other requests' blocks
+        self._kept = Plan(1, {}, 0.0, inf)
+        self._others: Sequence[int] = ()  # blocks of requests that it was not for
         self._steps_left = self._num_plans = 0  # steps for which it is the answer again
         self._credit_s = self._probe_s = 0.0  # saved for probes; what the next one may cost
 
@@ -56,21 +55,19 @@ class Controller:
         """The best step; now and then a slightly worse one that tells more.
 
         ``most``: of each request the tokens that its block may have. ``others``: blocks of the step's requests that are
-        not to be planned. A plan serves a few steps of the same requests, those that end meanwhile aside: to plan takes
-        time, and chances move slowly. Where steps are recorded, who joins meanwhile does as the others do.
+        not to be planned. A plan serves a few steps of these requests or fewer; recorded ones of those too that join.
         """
-        if self._kept and self._steps_left and self._kept[1] == others:
-            plan = self._kept[0]
-            if self.costs.is_recorded or all(request in plan.drafts for request in most):
-                self._steps_left -= 1
-                return plan
+        stands = self.costs.is_recorded or most.keys() <= self._kept.drafts.keys()
+        if self._steps_left and self._others == others and stands:
+            self._steps_left -= 1
+            return self._kept
         best, self._num_plans = self._best(most, others), self._num_plans + 1
         steps = self.config.recorded_plan_steps if self.costs.is_recorded else self.config.plan_steps
         self._credit_s += self.config.probe_share * steps * best.seconds
         plan = self._with_probe(best, most, others)
         if self.costs.is_recorded and plan is not best:
-            best, steps = plan, _PROBE_STEPS
-        self._kept, self._steps_left = (best, others), steps - 1
+            best, steps = plan, self.config.recorded_probe_steps
+        self._kept, self._others, self._steps_left = best, others, steps - 1
         return plan
 
     def select(self, drafts: Sequence[Drafted], others: Sequence[int]) -> list[int]:
@@ -79,7 +76,7 @@ class Controller:
         A recorded step is as wide as it was planned: it comes in few widths, and is over before all are weighed.
         """
         costs, num_rows = self.costs, len(drafts) + len(others)
-        if costs.is_recorded or self._kept is None:
+        if costs.is_recorded:
             return [draft.num_tokens for draft in drafts]
         chances = self.acceptance.foresee(drafts)
         if costs.is_ragged:  # the surest tokens of all drafts
@@ -88,7 +85,7 @@ class Controller:
         else:  # the first tokens of each
             gains = [sum(column) for column in zip_longest(*chances, fillvalue=0.0)]
             num_tokens = num_rows * np.maximum(1 + np.arange(len(gains) + 1), max(others, default=1))
-        price_s = self._kept[0].rate * costs.verify(num_rows, num_tokens)
+        price_s = self._kept.rate * costs.verify(num_rows, num_tokens)
         best = int((np.cumsum([0.0, *gains]) - price_s).argmax())
         if not costs.is_ragged:
             return [min(best, len(row)) for row in chances]
@@ -114,7 +111,7 @@ class Controller:
         if plain and credit_s >= self._probe_s:
             probe = self._best(most, others, must=plain[self._num_plans % len(plain)])
             loss_s = probe.seconds - probe.num_tokens / best.rate
-            self._probe_s = loss_s * (_PROBE_STEPS if self.costs.is_recorded else 1)
+            self._probe_s = loss_s * (self.config.recorded_probe_steps if self.costs.is_recorded else 1)
             if credit_s >= self._probe_s:
                 self._credit_s = 0.0
                 return probe
@@ -136,7 +133,6 @@ class Controller:
         # Where there is no room for a whole block, its tokens are counted as if they were a chain.
         places = np.arange(1, chances.shape[2] + 1)
         chances = chances * ((places < room[:, None]) | (room[:, None] >= blocks))
-        # A recorded step is verified whole, as it comes in few widths.
         widths = (places[-1:] if costs.is_recorded else places)[:, None, None]
         least = np.array(self.config.prices)[:, None, None]
         # [blocks, prices or widths, rows, tokens]

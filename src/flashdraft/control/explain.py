@@ -18,12 +18,11 @@ def explain(controller: Controller | None, metrics: RequestMetrics) -> str:
     if controller:
         costs, model = controller.costs, controller.acceptance
         widths, (offset, slope) = (1, *sorted(model.blocks)), model.weights
-        drafts = [0] + [1] * len(model.blocks)
         lines = [
             "Step costs in milliseconds, measured or, for many tokens, foretold at the start, and corrected since:",
             _line("one request, tokens", widths),
             _line("target", 1e3 * costs.verify(1, widths)),
-            _line("drafter", 1e3 * costs.draft_seconds(drafts, widths)),
+            _line("drafter", 1e3 * costs.draft_seconds([int(width > 1) for width in widths], widths)),
             f"The last steps took {costs.pace:.2f} times as long.",
             "Chance that a draft token and all before it are accepted, over all requests:",
             _line("draft token", range(1, model.max_block)),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flashdraft.cache.paged_kv_cache import power_of_two
-from flashdraft.control.acceptance import Acceptance, Drafted
+from flashdraft.control.acceptance import Drafted
 from flashdraft.control.controller import Controller, Plan
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.engine.kept_costs import kept_or_measured
@@ -68,24 +68,18 @@ class BlockControl:
         if not automatic:
             return
         controller = self.calibrate(num_requests)
-        joined = [request for request in automatic if request.acceptance is None]
-        for request in joined:
-            request.acceptance = Acceptance()
         others = tuple(min(r.block_size, r.most_tokens) for r in decoding if not r.is_automatic)
-        plan = controller.plan({r.acceptance: r.most_tokens for r in automatic if r.acceptance}, others)
-        # Of a plan that stands the others do as they did.
-        last, self._last = self._last, (plan, self.trees.size(len(decoding), plan.block))
-        for request in joined if self._last == last else automatic:
-            self._set(request, plan, controller.costs.is_recorded, len(decoding))
-
-    def _set(self, request: Request, plan: Plan, is_recorded: bool, num_rows: int) -> None:
-        assert request.acceptance is not None
-        request.block_size = request.num_verified = plan.length(request.acceptance)
-        # A grammar cuts a chain before it is verified, but does not thin out a tree. Recorded, every place of a tree
-        # is computed, and in separate steps it costs the host time.
-        branches = self.draws_trees and request.block_size > 1 and not request.answer.chooser.grammar
-        wide = self.trees.size(num_rows, request.block_size) if is_recorded else self.max_block
-        request.tree_size = wide if branches else 0
+        plan = controller.plan({r.acceptance: r.most_tokens for r in automatic}, others)
+        # Recorded, every place of a tree is computed, and in separate steps it costs the host time.
+        wide = self.trees.size(len(decoding), plan.block) if controller.costs.is_recorded else self.max_block
+        last, self._last = self._last, (plan, wide)
+        for request in automatic:
+            if self._last == last and request.acceptance in plan.drafts:
+                continue  # it does as it did
+            request.block_size = request.num_verified = plan.length(request.acceptance)
+            # A grammar cuts a chain before it is verified, but does not thin out a tree.
+            branches = self.draws_trees and request.block_size > 1 and not request.answer.chooser.grammar
+            request.tree_size = wide if branches else 0
 
     def select(
         self, blocks: Sequence[tuple[Request, int]], proposed: Mapping[Request, DraftTree]
@@ -93,8 +87,8 @@ class BlockControl:
         """``blocks`` with as many tokens of each automatic draft as are worth verifying, now that it is there."""
         drafts = {}
         for request, size in blocks:
-            if request in proposed and request.acceptance is not None:
-                draft = self._draft(request.acceptance, request.block_size, proposed[request])
+            if request.is_automatic and request in proposed:
+                draft = self._draft((request, request.block_size, proposed[request], 0, (0,)))
                 drafts[request] = draft._replace(num_tokens=min(size - 1, draft.num_tokens))
         if self.controller is None or not drafts:
             return list(blocks)
@@ -120,14 +114,9 @@ class BlockControl:
             num_tokens = num_rows + sum(counts) if costs.is_ragged else num_rows * width
             costs.learn((num_rows, num_tokens), rest_s, (len(seen), len(seen) * block), draft_s)
             self._drafted = bool(seen)
-        self.controller.observe(
-            [
-                self._draft(request.acceptance, block, draft)._replace(num_verified=count, path=path)
-                for request, block, draft, count, path in seen
-                if request.acceptance
-            ]
-        )
+        self.controller.observe([self._draft(one) for one in seen if one[0].is_automatic])
 
-    def _draft(self, acceptance: Acceptance, block: int, draft: DraftTree) -> Drafted:
+    def _draft(self, seen: Seen) -> Drafted:
+        request, block, draft, num_verified, path = seen
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])
-        return Drafted(acceptance, block, trusted, len(draft))
+        return Drafted(request.acceptance, block, trusted, len(draft), num_verified, path)

@@ -40,7 +40,7 @@ class Request:
     tree_size: int = 0  # tokens of its trees, anchor included; 0: its drafts are chains
     is_automatic: bool = False  # the controller sets block_size and num_verified before each step
     num_verified: int | None = None  # tokens of the next block to verify, anchor included; None: all
-    acceptance: Acceptance | None = None  # what the controller knows of it
+    acceptance: Acceptance = field(default_factory=Acceptance)  # what the controller knows of it
     # Pages and tokens that it needs to start, as they were last looked up.
     to_start: tuple[int, int] | None = None
     error: str | None = None  # why it cannot go on

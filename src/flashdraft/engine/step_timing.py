@@ -1,7 +1,6 @@
 """What steps cost on this machine: target and drafter timed at a few shapes. Nothing is committed to any page."""
 
-from collections.abc import Callable, Sequence
-from math import inf
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from flashdraft.cache.paged_kv_cache import CacheRow, doubling, power_of_two
 from flashdraft.cache.rounds import RoundRow
 from flashdraft.control.controller import drafted_blocks
-from flashdraft.control.step_costs import Curve, ShapeTable, StepCosts, not_falling
+from flashdraft.control.step_costs import Array, Curve, ShapeTable, StepCosts, not_falling
 from flashdraft.engine.model_runner import ModelRunner
 from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.spec_decode.drafter import DraftShape
@@ -19,7 +18,7 @@ _CONTEXTS = 896, 128  # tokens behind recorded steps, of which the mean is taken
 _ROUNDS = 4  # that are timed together, for the host does not wait for one before it starts the next
 _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
 _TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are recorded, so does the second
-_Work = Callable[[int, int], None]  # on so many rows of such a width
+_Shape = tuple[int, int]  # requests, tokens of each
 
 
 @torch.inference_mode()
@@ -45,8 +44,8 @@ def measure_costs(
         else:
             shapes = [(1, width) for width in (1, *blocks)]
             shapes += [(count, max_block) for count in doubling(num_rows)[1:] if is_thorough]
-            verify = _curve(every[0].verify, shapes, (num_rows, 1))
-            draft = _curve(every[0].draft, shapes[1:], (num_rows, min(4, max_block)))
+            verify = _curve(every, "verify", shapes, (num_rows, 1))
+            draft = _curve(every, "draft", shapes[1:], (num_rows, blocks[0]))
             costs = StepCosts(verify, draft, is_ragged=runner.backend.is_ragged)
         for row in [row for steps in every for row in steps.rows]:
             every[0].drafter.leave(row)
@@ -100,17 +99,16 @@ def _table(every: Sequence[_Steps], work: str, widths: Sequence[int]) -> ShapeTa
     """Seconds of ``work``. The largest shapes come first: rows that grow lose recordings."""
     counts = doubling(len(every[0].rows))
     shapes = [(count, width) for count in reversed(counts) for width in reversed(widths)]
-    seconds = np.mean([_fastest(getattr(steps, work), shapes, _RECORDED_TURNS) for steps in every], axis=0)
-    seconds /= _ROUNDS if work == "rounds" else 1
+    seconds = _fastest(every, work, shapes, _RECORDED_TURNS) / (_ROUNDS if work == "rounds" else 1)
     return ShapeTable(counts, widths, np.flip(seconds).reshape(len(counts), -1))
 
 
-def _curve(work: _Work, shapes: Sequence[tuple[int, int]], of_rows: tuple[int, int]) -> Curve:
+def _curve(every: Sequence[_Steps], work: str, shapes: Sequence[_Shape], of_rows: _Shape) -> Curve:
     """Seconds by tokens, with points at doublings for steps to teach what was not measured.
 
     ``of_rows``: the shape that tells what rows cost. The same number of tokens in fewer rows is on the curve.
     """
-    *seconds, rows_s = _fastest(work, [*shapes, of_rows], _TURNS)
+    *seconds, rows_s = _fastest(every, work, [*shapes, of_rows], _TURNS).tolist()
     tokens = [num_rows * width for num_rows, width in shapes]
     curve = Curve(np.array(tokens), not_falling(seconds))
     more_s = max(rows_s - float(curve(1, of_rows[0] * of_rows[1])), 0.0)
@@ -119,12 +117,11 @@ def _curve(work: _Work, shapes: Sequence[tuple[int, int]], of_rows: tuple[int, i
     return Curve(np.array(tokens), curve(1, tokens), more_s / max(of_rows[0] - 1, 1))
 
 
-def _fastest(work: _Work, shapes: Sequence[tuple[int, int]], turns: int) -> list[float]:
-    """The shapes in turns, so that a machine that slows down meanwhile does so for all of them."""
-    seconds = [inf] * len(shapes)
-    for _ in range(turns):
-        for idx, shape in enumerate(shapes):
-            started = perf_counter()
-            work(*shape)
-            seconds[idx] = min(seconds[idx], perf_counter() - started)
-    return seconds
+def _fastest(every: Sequence[_Steps], work: str, shapes: Sequence[_Shape], num_turns: int) -> Array:
+    """Of each shape. They come in turns, so that a machine that slows down meanwhile does so for all of them."""
+    seconds = np.zeros((len(every), num_turns, len(shapes)))
+    for context, turn, idx in np.ndindex(seconds.shape):
+        started = perf_counter()
+        getattr(every[context], work)(*shapes[idx])
+        seconds[context, turn, idx] = perf_counter() - started
+    return np.asarray(seconds.min(axis=1).mean(axis=0))
