@@ -9,6 +9,7 @@ from torch import Tensor
 from flashdraft.detokenizer import Decodes
 from flashdraft.errors import UsageError
 from flashdraft.grammar import GrammarState
+from flashdraft.ops.greedy import greedy_tokens
 from flashdraft.sampler import TokenChooser, TokenLogprobs, token_logprobs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.drafter import DraftSampling
@@ -120,17 +121,23 @@ class Answer:
     ) -> tuple[list[int], int]:
         """Which path of ``draft`` the target itself takes: its places, the anchor's 0 first, and the token after it.
 
-        ``logits`` [1 + len(draft), vocab_size], ``argmax`` theirs if it is at hand; ``accept`` decides on chains.
-        ``is_sampled``: ``argmax`` is what a kernel chose by this answer's own rule, -1 where it found no numbers.
-        Raises UsageError where there is no token to choose.
+        ``logits`` [1 + len(draft), vocab_size], ``argmax`` theirs if it is at hand, -1 where they are no numbers;
+        ``accept`` decides on chains. ``is_sampled``: ``argmax`` is what a kernel chose by this answer's own rule.
+        Raises UsageError where there is no token to choose behind what is accepted.
         """
-        choose, said = self.chooser.choose, self.output.token_ids
-        best = (argmax or logits.argmax(-1).tolist()) if self.chooser.is_argmax or is_sampled else []
-        if is_sampled and min(best) < 0:
+        path, token = self._followed(draft, logits, argmax, accept or verify, is_sampled)
+        if token < 0:
             raise UsageError(NO_TOKEN)
+        return path, token
+
+    def _followed(
+        self, draft: DraftTree, logits: Tensor, argmax: list[int] | None, accept: Accept, is_sampled: bool
+    ) -> tuple[list[int], int]:
+        choose, said = self.chooser.choose, self.output.token_ids
+        best = (argmax or greedy_tokens(logits).tolist()) if self.chooser.is_argmax or is_sampled else []
         if draft.is_chain:
             wanted = best or choose(logits, said, draft.token_ids)
-            num_accepted, token = (accept or verify)(draft.token_ids, wanted)
+            num_accepted, token = accept(draft.token_ids, wanted)
             return list(range(1 + num_accepted)), token
         if best:
             return draft.walk(lambda place, _: best[place])

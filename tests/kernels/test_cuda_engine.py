@@ -256,11 +256,12 @@ def test_sampled_rows_beside_greedy_ones(make, make_drafter):
     assert [found[idx] for idx in range(len(every))] == expected
 
 
-def test_a_round_whose_logits_are_no_numbers_ends_the_answer():
-    """Sampled, as in separate steps: the request is told of it, and nothing of it is delivered."""
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_round_whose_logits_are_no_numbers_ends_the_answer(temperature):
+    """As in separate steps: the request is told of it, and nothing of it is delivered."""
     target = _llama()
     engine = Engine(target, None, EngineConfig(max_running=1, page_size=4, num_pages=8), (), None, 1)
-    params = SamplingParams(temperature=1.0, seed=3, max_tokens=MAX_TOKENS, ignore_eos=True)
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=MAX_TOKENS, ignore_eos=True)
     engine.add_request("one", [5, 6, 7], params)
     while not engine.overlap.in_flight:
         engine.step()

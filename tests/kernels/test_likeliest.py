@@ -38,6 +38,7 @@ def test_what_is_no_number_is_taken():
     token_ids, log_probs = likeliest_of(logits, True)
     assert token_ids.tolist() == [17, logits[1].argmax().item()]
     assert log_probs.isnan().tolist() == [True, False]
+    assert likeliest_of(logits, False)[0].tolist() == [-1, token_ids[1].item()], "a target's choice is none"
 
 
 def test_nothing_is_likely_where_nothing_can_be(monkeypatch):
@@ -47,6 +48,7 @@ def test_nothing_is_likely_where_nothing_can_be(monkeypatch):
     token_ids, log_probs = likeliest_of(logits, True)
     assert token_ids.tolist() == [0]
     assert log_probs.isnan().all()
+    assert likeliest_of(logits, False)[0].tolist() == [-1]
 
 
 @pytest.mark.parametrize("changes", [{}, {"output_multiplier": 0.5, "final_logit_softcapping": 3.0}])

@@ -89,12 +89,13 @@ def test_sampled_first_tokens_are_chosen_together(monkeypatch):
     assert _run(engine)[0] == dict(enumerate(expected))
 
 
-def test_a_sampled_first_token_of_no_numbers_ends_its_answer():
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_first_token_of_no_numbers_ends_its_answer(temperature):
     target = toy_target(num_hidden_layers=1).to(DEVICE)
     with torch.no_grad():
         target.head_weight().fill_(float("nan"))
     engine = Engine(target, None, EngineConfig(page_size=4, num_pages=24, num_scheduler_steps=NUM_STEPS))
-    engine.add_request("0", [5, 6, 7], replace(WHOLE, temperature=0.9))
+    engine.add_request("0", [5, 6, 7], replace(WHOLE, temperature=temperature))
     [output] = list(engine.run())
     assert output.error == NO_TOKEN
     assert output.finish_reason == "abort"

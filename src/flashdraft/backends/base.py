@@ -135,7 +135,7 @@ class Backend(ABC):
         return self.target.logits(hidden)
 
     def argmax(self, hidden: Tensor) -> Tensor:
-        """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]."""
+        """The likeliest tokens [num_tokens] after final hidden states [num_tokens, hidden_size]; -1: of no numbers."""
         return self.target.argmax(hidden)
 
     def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:  # noqa: ARG002

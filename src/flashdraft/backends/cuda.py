@@ -15,6 +15,7 @@ from flashdraft.cuda.rounds import DeviceRounds
 from flashdraft.cuda.rows import DeviceRows
 from flashdraft.cuda.target import CudaTarget, why_not
 from flashdraft.models.base import TargetModel
+from flashdraft.ops.greedy import greedy_tokens
 from flashdraft.ops.triton import runs_on
 
 
@@ -67,7 +68,7 @@ class CudaBackend(Backend):
 
     def argmax(self, hidden: Tensor) -> Tensor:
         """See :class:`Backend`."""
-        return self._layers.logits(hidden).argmax(-1)
+        return greedy_tokens(self._layers.logits(hidden))
 
     def new_rounds(self, drafter: RoundDrafter | None) -> Rounds | None:
         """See :class:`Backend`."""

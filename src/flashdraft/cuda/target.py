@@ -143,7 +143,10 @@ class CudaTarget:
         return product(hidden, Product((self.model.head_weight(),)))
 
     def choices(self, hidden: Tensor) -> Tensor:
-        """The likeliest tokens [num_tokens] of final hidden states [num_tokens, hidden_size]; of equals the first."""
+        """The likeliest tokens [num_tokens] of final hidden states [num_tokens, hidden_size]; of equals the first.
+
+        -1 where logits are no numbers.
+        """
         return likeliest_of(self.logits(hidden), False)[0]
 
     def forward(

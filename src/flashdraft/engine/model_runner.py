@@ -17,6 +17,7 @@ from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
 from flashdraft.ops import sampling_rule
+from flashdraft.ops.greedy import greedy_tokens
 from flashdraft.ops.host_copy import Awaited, HostCopy, told
 from flashdraft.ops.triton import runs_on
 from flashdraft.spec_decode.drafter import Drafter, Drafts
@@ -30,11 +31,9 @@ class Verified:
     """What the target says to one request's tokens."""
 
     logits: Tensor  # [num_wanted, vocab_size], float32, of the last tokens; empty where no request reads them
-    argmax: list[int]
+    argmax: list[int]  # -1: the logits are no numbers
     features: Tensor | None  # [num_tokens, feature_size], padding behind them
-    is_sampled: bool = (
-        False  # ``argmax`` has the request's own choices, by its temperature; -1: of no numbers
-    )
+    is_sampled: bool = False  # ``argmax`` has the request's own choices, by its temperature
 
     def at(self, places: list[int]) -> "Verified":
         """The same with the choices at ``places`` alone, which rise."""
@@ -221,7 +220,7 @@ class ModelRunner:
             argmax = rules.choose(self.backend.logits(step.hidden_at(slots)))
         elif reads_logits:
             logits = self.backend.logits(step.hidden_at(slots))
-            argmax = logits.argmax(-1)
+            argmax = greedy_tokens(logits)
         elif argmax is None:
             argmax = self.backend.argmax(step.hidden_at(slots))
         own = step.features_of(len(requests))

@@ -14,6 +14,7 @@ from flashdraft.batch import ForwardBatch
 from flashdraft.cache.kv_cache import KVCache, KVShape
 from flashdraft.errors import CheckpointError
 from flashdraft.ops.attention import CAUSAL, AttentionSpec, Mask, attention
+from flashdraft.ops.greedy import greedy_tokens
 from flashdraft.ops.sliding import masks_by_window
 
 # model_type of config.json -> where its class is.
@@ -173,8 +174,11 @@ class TargetModel(nn.Module):
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     def argmax(self, hidden: Tensor) -> Tensor:
-        """The likeliest tokens [...] after final hidden states [..., hidden_size]; of equal ones the first."""
-        return self.logits(hidden).argmax(-1)
+        """The likeliest tokens [...] after final hidden states [..., hidden_size]; of equal ones the first.
+
+        -1 where logits are no numbers.
+        """
+        return greedy_tokens(self.logits(hidden))
 
     def greedy(
         self, batch: ForwardBatch, cache: KVSource, feature_layers: Sequence[int] = ()

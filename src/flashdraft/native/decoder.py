@@ -146,7 +146,10 @@ class NativeDecoder:
         return hidden, features
 
     def argmax(self, hidden: Tensor) -> Tensor:
-        """The first largest of the head's outputs, int64 [...], of final hidden states [..., hidden_size] bfloat16."""
+        """The first largest of the head's outputs, int64 [...], of final hidden states [..., hidden_size] bfloat16.
+
+        -1 where it is no finite number.
+        """
         head, rows = self.head, hidden.reshape(-1, hidden.shape[-1]).contiguous()
         best = torch.empty(len(rows), dtype=torch.long)
         self._library.linear_argmax(head, rows.data_ptr(), len(rows), best.data_ptr(), self.num_threads)

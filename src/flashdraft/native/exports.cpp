@@ -142,7 +142,8 @@ void linear(const Linear* w, const uint16_t* input, int64_t rows, float* out, in
     });
 }
 
-// best[rows]: the first largest column of what linear() would give; nothing of it is kept.
+// best[rows]: the first largest column of what linear() would give, -1 where it is no finite number; nothing of it is
+// kept.
 void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t* best, int threads) {
     const Decoder none{};
     const Batch batch = only_rows(rows);
@@ -161,7 +162,7 @@ void linear_argmax(const Linear* w, const uint16_t* input, int64_t rows, int64_t
     });
     for (int64_t row = 0; row < rows; ++row) {
         for (int t = 1; t < threads; ++t) found[row] = std::max(found[row], found[t * rows + row]);
-        best[row] = found[row].place();
+        best[row] = std::isfinite(found[row].value) ? found[row].column : -1;
     }
 }
 

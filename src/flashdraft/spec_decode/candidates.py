@@ -182,7 +182,7 @@ def candidates_of(
 def likeliest_token(model: DrafterNetwork, target: TargetModel, hidden: Tensor) -> Tensor:
     """The first of :func:`likeliest_tokens` [...], without probabilities: fewer passes over a large vocabulary."""
     if model.draft_vocab_size is None:
-        return target.argmax(hidden)
+        return target.argmax(hidden).clamp(min=0)  # of no numbers a draft is any token
     return model.head_tokens(F.linear(hidden, model.head_rows(target.head_weight())).argmax(-1))
 
 

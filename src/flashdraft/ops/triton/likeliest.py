@@ -42,6 +42,8 @@ def _join_kernel(  # type: ignore[no-untyped-def]
     there = number < pieces
     own = tl.load(bests + token * pieces + number, there, float("-inf"))
     best, at = _first_best(own, tl.load(places + token * pieces + number, there, 0x7FFFFFFF))
+    if not has_sums:
+        at = tl.where((best > float("-inf")) & (best < float("inf")), at, -1)
     tl.store(token_ids + token, at.to(tl.int64))
     if has_sums:
         is_less = own < best
@@ -54,8 +56,8 @@ def _join_kernel(  # type: ignore[no-untyped-def]
 def likeliest_of(logits: Tensor, has_log_probs: bool) -> tuple[Tensor, Tensor | None]:
     """Of rows of ``logits`` [num_tokens, vocab_size] the largest one's index, int64 [num_tokens]; the first of equals.
 
-    And the logarithm of its share among all, float32 [num_tokens], or None. Where a logit is no number it is taken.
-    Of a row of -inf alone the share is no number.
+    And the logarithm of its share among all, float32 [num_tokens], no number where the largest logit is none or -inf:
+    a logit that is no number is larger than all. Or None; the index is then -1 where the largest is no finite number.
     """
     num_tokens, vocab_size = logits.shape
     assert logits.stride(1) == 1, "a token's logits lie side by side"
