@@ -1,5 +1,6 @@
 """Training answers from a server: its own process, and one that fails, refuses and tells texts alone."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -122,6 +123,30 @@ def test_a_server_of_web_pages_is_told(pair: list[str], model: str | None, part:
                 [AnswerRequest(0, [1], 0.0)]
             )
         )
+
+
+def test_answers_come_where_an_event_loop_runs_already(pair: list[str], url: str) -> None:
+    """As in a notebook, whose cells run within one."""
+    tokenizer, ends = load_tokenizer(pair[1]), eos_token_ids(pair[1])
+    asked = [AnswerRequest(key, tokenizer.encode(f"Say {key}"), 0.0) for key in range(4)]
+
+    def answers() -> Iterator[list[PromptAnswer]]:
+        return ServerAnswers(url, tokenizer, ends, 8, 2).run(asked)
+
+    def by_key(every: Iterator[list[PromptAnswer]]) -> dict[int, list[int]]:
+        return {one.key: one.token_ids for some in every for one in some}
+
+    async def cell() -> dict[int, list[int]]:
+        found, left = by_key(answers()), answers()
+        next(left)
+        left.close()  # type: ignore[attr-defined]
+        with pytest.raises(DataError, match="mend --rollout-url"):
+            next(ServerAnswers("http://127.0.0.1:9", tokenizer, (), 4, 1, pause_s=0.001).run(asked))
+        return found
+
+    before = threading.active_count()
+    assert asyncio.run(cell()) == by_key(answers())
+    assert threading.active_count() <= before
 
 
 @pytest.fixture

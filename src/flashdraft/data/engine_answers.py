@@ -1,7 +1,5 @@
 """Answers through the batched engine, drafts included: what serves is what makes the data."""
 
-import gc
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +10,7 @@ from flashdraft.data.answerer import AnswerRequest, PromptAnswer
 from flashdraft.engine.engine import Engine
 from flashdraft.engine.scheduler import PROMPT_TOKENS, EngineConfig
 from flashdraft.errors import DataError
+from flashdraft.held_settings import NO_COLLECTION, switch_interval
 from flashdraft.sampling_params import SamplingParams
 
 # Plain steps of a round on a GPU. The host takes about 55 us a row and round; of an answer's last round half is lost.
@@ -20,7 +19,7 @@ from flashdraft.sampling_params import SamplingParams
 _NUM_STEPS = 32
 # Python's usual 5 ms are half of a step of 4,096 rows. These made 249 thousand tokens a second with 5e-5, 228 to 236
 # with 2e-4 and 236 with 1e-3: a prompt's layers are a thousand launches, and before each the thread asks for its turn.
-_SWITCH_S = 5e-5
+_OFTEN = switch_interval(5e-5)
 _ROWS_A_STEP = 32  # a step takes a millisecond at least: of fewer rows the host hears sooner
 
 
@@ -43,15 +42,8 @@ def for_many_rows() -> Iterator[None]:
     It looks for no cycles: among all their tokens that takes longer than a step. And who launches steps beside the host
     gets the interpreter soon: by its usual interval of 5 ms the device would wait for the next launch.
     """
-    was_enabled, interval = gc.isenabled(), sys.getswitchinterval()
-    gc.disable()
-    sys.setswitchinterval(_SWITCH_S)
-    try:
+    with NO_COLLECTION, _OFTEN:
         yield
-    finally:
-        sys.setswitchinterval(interval)
-        if was_enabled:
-            gc.enable()
 
 
 class EngineAnswers:

@@ -6,7 +6,8 @@ give the tokens that were sampled: the facts count how many came which way, and 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -56,8 +57,21 @@ class ServerAnswers:
     def run(self, requests: Iterable[AnswerRequest]) -> Iterator[list[PromptAnswer]]:
         """See :class:`flashdraft.data.answerer.Answerer`. Raises DataError for a server that gives none.
 
-        Whoever leaves takes the answers under way along: the server sees its connections closed.
+        Whoever leaves takes the answers under way along: the server sees its connections closed. Where an event loop
+        runs already, as in a notebook, all of it happens in a thread of its own.
         """
+        answers = self._run(requests)
+        if not _is_in_loop():
+            yield from answers
+            return
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                while ended := thread.submit(next, answers, None).result():
+                    yield ended
+            finally:
+                thread.submit(answers.close).result()
+
+    def _run(self, requests: Iterable[AnswerRequest]) -> Generator[list[PromptAnswer], None, None]:
         waiting, going = iter(requests), set[_Going]()
         limits = httpx2.Limits(max_connections=self.num_rows)
         self._http = httpx2.AsyncClient(headers=self._headers, timeout=_TIMEOUT_S, limits=limits)
@@ -152,3 +166,11 @@ class ServerAnswers:
             f"{self.base}{path} gives no answer ({fault}); expected an OpenAI-compatible server: start it, or mend"
             " --rollout-url. What was answered is kept: run again to go on"
         )
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

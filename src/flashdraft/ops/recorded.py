@@ -4,7 +4,6 @@ Knows neither models nor caches. What the work reads and writes beside its input
 moves it makes a new :class:`Recorded`.
 """
 
-import gc
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from flashdraft.held_settings import NO_COLLECTION
 
 T = TypeVar("T")
 # PyTorch records all graphs on one stream, and waits for the device before each: two threads may not do so at once.
@@ -77,11 +78,5 @@ class Recorded:
 @contextmanager
 def _alone() -> Iterator[None]:
     """No other thread records, and a recording that is garbage, of an engine that was, is not freed: it would fail."""
-    with _ONE_RECORDS:
-        was_on = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if was_on:
-                gc.enable()
+    with _ONE_RECORDS, NO_COLLECTION:
+        yield
