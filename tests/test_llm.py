@@ -13,7 +13,7 @@ from flashdraft.checkpoint import load
 from flashdraft.checkpoint.load import generation_defaults
 from flashdraft.errors import CheckpointError, FlashdraftError
 from flashdraft.generate import generate
-from flashdraft.llm import LLM, exact_dtype
+from flashdraft.llm import LLM, served_dtype
 from flashdraft.native.library import library
 from flashdraft.native.target import NativeTarget
 from flashdraft.ops.block_mask import BlockRule
@@ -171,7 +171,7 @@ def test_without_the_c_plus_plus_layers_it_runs_in_the_type_that_keeps_its_promi
 ) -> None:
     paths = [str(path) for path in save_tiny_pair(tmp_path)]
     monkeypatch.setattr("flashdraft.native.accelerate.library", lambda: None)
-    assert [exact_dtype(paths[0], device) for device in ("cpu", "cuda", "cuda:1")] == [
+    assert [served_dtype(None, paths[0], device) for device in ("cpu", "cuda", "cuda:1")] == [
         "float32",
         "bfloat16",
         "bfloat16",
@@ -186,7 +186,10 @@ def test_so_it_does_where_they_do_not_know_the_target_or_are_not_asked(tmp_path:
     opened = [LLM(*pair), LLM(hybrid), LLM(*pair, attention_backend="eager")]
     assert [isinstance(llm.target, NativeTarget) for llm in opened] == [True, False, False]
     assert [llm.dtype for llm in opened] == ["bfloat16", "float32", "float32"]
-    assert [exact_dtype(hybrid, "cuda"), exact_dtype(pair[0], "cpu", "int8")] == ["bfloat16", "bfloat16"]
+    assert [served_dtype(None, hybrid, "cuda"), served_dtype(None, pair[0], "cpu", "int8")] == [
+        "bfloat16",
+        "bfloat16",
+    ]
 
 
 def test_a_targets_config_is_read_once_before_its_weights(

@@ -106,11 +106,9 @@ class LLM:
         outline: TargetModel | None = None
         if isinstance(draft, str):
             outline = check_pair(model, draft, block_size if isinstance(block_size, int) else 1)
-        self.dtype = dtype = dtype or exact_dtype(model, device, quantization, attention_backend, outline)
-        if quantization and dtype != "bfloat16":
-            raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {dtype}")
+        self.dtype = dtype = served_dtype(dtype, model, device, quantization, attention_backend, outline)
         check_backend(attention_backend)
-        self.keeps_codes = _keeps_codes(model, dtype, device, attention_backend, keep_codes)
+        self.keeps_codes = keeps_codes(model, dtype, device, attention_backend, keep_codes)
         packs = attention_backend in (AUTO_BACKEND, "native")
         self.target = _open_target(model, dtype, device, self.keeps_codes, packs, quantization)
         self.drafter: Drafter | None = None
@@ -126,11 +124,8 @@ class LLM:
                 f"draft is a {type(draft).__name__}; expected a name, or a drafter that is a subclass of"
                 " spec_decode.drafter.Drafter or spec_decode.per_request.PerRequestDrafter"
             )
-        elif draft_window_size is not None:
-            raise UsageError(
-                "draft_window_size is for a loaded DFlash drafter; expected one, or leave it out"
-            )
         else:
+            check_window(None, draft_window_size)
             self.drafter = draft
         # A wrong block or tree size is told now and not at the first request.
         self.draft_tree = draft_tree
@@ -300,19 +295,30 @@ class LLM:
         return [(_completion(news[name]), news[name][-1].metrics) for name in names]
 
 
-def exact_dtype(
+def check_window(draft: str | None, window_size: int | None) -> None:
+    """Raises UsageError for a window without a drafter's name that it is for."""
+    if draft is None and window_size is not None:
+        raise UsageError("draft_window_size is for a loaded DFlash drafter; expected one, or leave it out")
+
+
+def served_dtype(
+    asked: str | None,
     model: str,
     device: str,
     quantization: str | None = None,
     attention_backend: str = AUTO_BACKEND,
     outline: TargetModel | None = None,
 ) -> str:
-    """The fastest type on ``device`` in which drafting does not change an answer's tokens: float32 or bfloat16.
+    """``asked``, or the fastest type on ``device`` in which drafting does not change an answer's tokens.
 
     In PyTorch on a CPU bfloat16 rounds a token otherwise alone than in a block, and near-ties fall either way: float32
     wherever the C++ layers do not run. Quantized weights run in these alone, in bfloat16. ``outline``: the model's, if
-    there is one.
+    there is one. Raises UsageError for quantized weights in another.
     """
+    if quantization and asked not in (None, "bfloat16"):
+        raise UsageError(f"quantization {quantization} runs in bfloat16; expected that, found {asked}")
+    if asked is not None:
+        return asked
     if device != "cpu" or quantization:
         return "bfloat16"
     packs = attention_backend in (AUTO_BACKEND, "native")
@@ -330,7 +336,7 @@ def _open_target(
     return accelerate(target) if packs else target
 
 
-def _keeps_codes(model: str, dtype: str, device: str, attention_backend: str, asked: bool | None) -> bool:
+def keeps_codes(model: str, dtype: str, device: str, attention_backend: str, asked: bool | None) -> bool:
     """Whether weights stay in codes: what was asked, or whether they must. Raises UsageError where they cannot."""
     can = device.startswith("cuda") and attention_backend in (AUTO_BACKEND, "cuda")
     if asked and not can:

@@ -17,6 +17,7 @@ from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.cli.serve_run import allowed_hosts
 from flashdraft.server.hosts import LOOPBACK
 from server_process import server_process
+from tiny_pair import save_tiny_pair
 
 # So much to tell that a stream that is not read does not come to its end.
 ENDLESS = {"prompt": "abc", "max_tokens": 900, "n": 16, "logprobs": 20, "ignore_eos": True, "stream": True}
@@ -79,6 +80,35 @@ def test_what_means_nothing_here_is_refused_by_name(run: Run, argv: tuple[str, .
     result = run("serve", *argv, "--dry-run")
     assert result.exit_code == 2
     assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (("--block-size", "32"), "block_size is 32; expected 1 to 8"),
+        (("--block-size", "0"), "block_size is 0; expected 1 to 8"),
+        (("--draft", "none", "--block-size", "2"), "there is no drafter"),
+        (("--draft-tree", "257"), "draft_tree is 257; expected 2 to 256"),
+        (("--draft", "none", "--draft-tree", "8"), "there is no drafter"),
+        (("--draft-window-size", "4"), "draft_window_size is 4; expected at least a block, 8"),
+        (
+            ("--draft", "none", "--draft-window-size", "64"),
+            "draft_window_size is for a loaded DFlash drafter",
+        ),
+        (("--context-length", "4096"), "--context-length is 4096; expected 2 to 2048"),
+        (("--quantization", "int8", "--dtype", "float32"), "int8 runs in bfloat16"),
+        (("--keep-codes",), "keep_codes is for CUDA's own steps"),
+        (("--chat-template", "nowhere.jinja"), "nowhere.jinja cannot be read"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_start_does(
+    run: Run, tmp_path: Path, argv: tuple[str, ...], part: str
+) -> None:
+    target, draft = save_tiny_pair(tmp_path)
+    given = ("serve", target, *(() if "--draft" in argv else ("--draft", draft)), *argv)
+    for result in (run(*given, "--dry-run"), run(*given, "--port", "0")):
+        assert (result.exit_code, part in result.stderr) == (2, True), result.stderr
+    assert run("serve", target, "--draft", draft, "--block-size", "8", "--dry-run").exit_code == 0
 
 
 def test_a_port_that_cannot_be_had_is_told_before_anything_is_loaded(run: Run) -> None:

@@ -7,21 +7,30 @@ from typing import Any
 
 import typer
 
+from flashdraft.admission import AUTO, check_block_size, check_tree
 from flashdraft.checkpoint.embedded import EMBEDDED
-from flashdraft.checkpoint.load import generation_defaults
+from flashdraft.checkpoint.load import (
+    OWN_MTP,
+    generation_defaults,
+    outline_drafter,
+    outline_own_mtp,
+    outline_target,
+)
 from flashdraft.cli.options import measure_steps, open_llm, parse_block_size
 from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.engine.async_engine import AsyncEngine
 from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import CheckpointError, UsageError
-from flashdraft.llm import exact_dtype
+from flashdraft.llm import check_window, keeps_codes, served_dtype
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.hosts import ANY, LOOPBACK, is_loopback
 from flashdraft.server.logs import configure_logs
 from flashdraft.server.peer_flags import Speculation, from_sglang, from_vllm, merged, refuse_foreign
 from flashdraft.server.run import run_server
 from flashdraft.server.service import Service
+from flashdraft.spec_decode.build import set_window, trained_drafter
+from flashdraft.spec_decode.drafter import Drafter
 
 # By prompts, on a GPU: 3 times a quiet step is what neighbours' p99 may be. A CPU would pay 7 to 13 % of its tokens.
 _SLOWDOWN = 2.5
@@ -77,11 +86,12 @@ def run_serve(options: ServeOptions, listening: socket | None) -> None:
         log_requests=options.log_requests,
     )
     engine_config = _engine_config(options)
+    template = None if options.chat_template is None else _template(options.chat_template)
     if listening is None:
         document = _document(options, config, speculation)
-        typer.echo(document + _memory(options, engine_config, speculation), nl=False)
+        typer.echo(document + _plan(options, engine_config, speculation), nl=False)
     else:
-        _serve(options, config, engine_config, speculation, listening)
+        _serve(options, config, engine_config, speculation, template, listening)
 
 
 def _speculation(options: ServeOptions) -> Speculation:
@@ -166,21 +176,42 @@ def _document(options: ServeOptions, config: ServerConfig, speculation: Speculat
     return note + str(yaml.safe_dump(told, sort_keys=False))
 
 
-def _memory(options: ServeOptions, config: EngineConfig, speculation: Speculation) -> str:
-    """The memory plan as comments; without configs to read, why there is none."""
+def _plan(options: ServeOptions, config: EngineConfig, speculation: Speculation) -> str:
+    """The memory plan as comments; without configs to read, why there is none.
+
+    Raises UsageError for what a start would refuse, as far as configs tell.
+    """
     draft = speculation.draft or (EMBEDDED if options.model_name == EMBEDDED else "none")
     block_size = speculation.block_size if isinstance(speculation.block_size, int) else None
     size = options.draft_tree or block_size  # tokens of one request that a step runs
+    drafter = None if draft == "none" else draft
+    model, device, backend = _model(options), options.device, config.attention_backend
     try:
-        drafter = None if draft == "none" else draft
-        keeps = bool(options.keep_codes)
-        model = _model(options)
-        backend = config.attention_backend
-        dtype = options.dtype or exact_dtype(model, options.device, options.quantization, backend)
+        dtype = served_dtype(options.dtype, model, device, options.quantization, backend)
+        keeps = bool(options.keep_codes) and keeps_codes(model, dtype, device, backend, True)
+        _check_by_configs(options, config, speculation, drafter)
         plan = plan_memory(model, drafter, dtype, config, size, keeps).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())
+
+
+def _check_by_configs(
+    options: ServeOptions, config: EngineConfig, speculation: Speculation, draft: str | None
+) -> None:
+    """Raises UsageError for what LLM or :func:`_serve` would refuse with the weights loaded."""
+    model, window = _model(options), options.draft_window_size
+    target = outline_target(model)
+    drafter: Drafter | None = None
+    if draft is not None:
+        is_own = draft == OWN_MTP
+        network = outline_own_mtp(model, target) if is_own else outline_drafter(draft, target)
+        set_window(network, window)
+        drafter = trained_drafter(network, target)
+    check_window(draft, window)
+    check_tree(drafter, options.draft_tree)
+    check_block_size(drafter, AUTO if speculation.block_size is None else speculation.block_size)
+    _context_len(options.context_length, target.config.max_position_embeddings, config)
 
 
 def _serve(
@@ -188,6 +219,7 @@ def _serve(
     config: ServerConfig,
     engine_config: EngineConfig,
     speculation: Speculation,
+    template: str | None,
     listening: socket,
 ) -> None:
     model = _model(options)
@@ -204,8 +236,8 @@ def _serve(
         keep_codes=options.keep_codes,
     )
     llm.engine_config = engine_config
-    if options.chat_template is not None:
-        llm.tokenizer.chat_template = _template(options.chat_template)
+    if template is not None:
+        llm.tokenizer.chat_template = template
     longest = llm.target.config.max_position_embeddings
     context_len = _context_len(options.context_length, longest, engine_config)
     measure_steps(llm, config.max_running_requests)

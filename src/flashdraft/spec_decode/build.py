@@ -22,12 +22,7 @@ def drafter_of(
     ``window_size``: tokens of the context that it sees; None: what it was trained to see. Raises UsageError for a
     network that has none to set. ``among_all``: it leaves a draft vocabulary whose rows it borrows.
     """
-    if window_size is not None:
-        if not isinstance(network, DFlashModel):
-            raise UsageError(
-                f"draft_window_size is for a DFlash drafter, and this is one of method {network.method}: leave it out"
-            )
-        network.config = network.config.with_window(window_size)
+    set_window(network, window_size)
     if not isinstance(network, DFlashModel):
         return trained_drafter(network, target)
     if among_all:
@@ -36,6 +31,17 @@ def drafter_of(
         network.candidate_selector.freeze(target.head_weight())
     native = accelerate_drafter(network, network.head_rows(target.head_weight()), quantization)
     return DFlashDrafter(network, target, native)
+
+
+def set_window(network: DrafterNetwork, window_size: int | None) -> None:
+    """Have ``network`` see ``window_size`` tokens, if any. Raises UsageError for one that has no window to set."""
+    if window_size is None:
+        return
+    if not isinstance(network, DFlashModel):
+        raise UsageError(
+            f"draft_window_size is for a DFlash drafter, and this is one of method {network.method}: leave it out"
+        )
+    network.config = network.config.with_window(window_size)
 
 
 def trained_drafter(network: DrafterNetwork, target: TargetModel) -> Drafter:
