@@ -219,11 +219,53 @@ def test_prompts_that_do_not_fit_the_device_together_run_in_parts(temperature, m
         engine.add_request(str(idx), *one)
     assert _run(engine)[0] == dict(enumerate(expected))
     assert max(sizes) > 8
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_request_without_memory_for_its_prompt_ends_alone(temperature, prefix_caching, monkeypatch):
+    """Beside rounds, where launches find it out behind the host's back; nobody finds its pages afterwards."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    params = replace(WHOLE, temperature=temperature, seed=1)
+    prompts = [[5, 6, 7], [9, 3, 1, 4, 8, 8, 2, 6, 5], [9, 3, 1, 4], [2, 2]]
+    expected = {idx: generate(target, None, one, params).token_ids for idx, one in enumerate(prompts)}
+    config = EngineConfig(
+        page_size=4,
+        num_pages=48,
+        num_scheduler_steps=NUM_STEPS,
+        max_step_tokens=4,
+        prefix_caching=prefix_caching,
+    )
+    engine = Engine(target, None, config)
     monkeypatch.setattr(model_runner, "_FEWEST_TOKENS", 8)
-    engine.add_request("4", [5, 6, 7, 8, 9], WHOLE)
-    with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        list(engine.run())
-    engine.runner.rounds.settle()
+    forward, refused = engine.runner.forward, []
+
+    def narrow(rows, placed, token_ids, *given, **named):
+        if [8, 8, 2, 6] in token_ids and "4" not in engine.requests:
+            refused.append(len(placed))
+            raise torch.OutOfMemoryError("no room\nfor it")
+        return forward(rows, placed, token_ids, *given, **named)
+
+    engine.add_request("0", prompts[0], params)
+    found = {idx: [] for idx in range(5)}
+    errors = {}
+    for idx in (1, 2, 3, 4):
+        if idx == 1:
+            monkeypatch.setattr(engine.runner, "forward", narrow)
+        for _ in range(3):
+            for output in engine.step():
+                found[int(output.request_id)] += output.token_ids
+                errors[int(output.request_id)] = output.error
+        engine.add_request(str(idx), prompts[1 if idx == 4 else idx], params)
+    for output in engine.run():
+        found[int(output.request_id)] += output.token_ids
+        errors[int(output.request_id)] = output.error
+    assert refused
+    assert errors.pop(1) == "the device has no memory for it: no room"
+    assert set(errors.values()) == {None}
+    assert found.pop(1) == []
+    assert found == {**{idx: expected[idx] for idx in (0, 2, 3)}, 4: expected[1]}
+    engine.check_integrity()
 
 
 def test_the_host_reads_a_round_while_launches_of_the_next_wait(monkeypatch):

@@ -1,6 +1,6 @@
 """Many requests at once. ``step`` is the loop of generate.py for a whole batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, groupby
 from time import perf_counter
@@ -13,7 +13,7 @@ from flashdraft.cache.paged_kv_cache import CacheRow
 from flashdraft.control.step_costs import StepCosts
 from flashdraft.detokenizer import Decodes
 from flashdraft.engine.block_control import BlockControl
-from flashdraft.engine.model_runner import ModelRunner, Verified
+from flashdraft.engine.model_runner import ModelRunner, Verified, no_memory
 from flashdraft.engine.overlap import InFlight, Overlap, PromptRun
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig, Scheduler
@@ -156,9 +156,7 @@ class Engine:
         request = self.requests.get(request_id)
         if request is None:
             return False
-        request.answer.goes_on, request.answer.output.finish_reason = False, "abort"
-        self._finish(request)
-        self._news.append(output_of(request, [], "", 0, 0, "abort"))
+        self._news.append(self._end(request))
         return True
 
     def set_paused(self, request_id: str, is_paused: bool) -> None:
@@ -249,20 +247,21 @@ class Engine:
 
     def _start_or_shorten(self, chunks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
         """Run chunks of prompts; without the memory for them, shorter ones in later steps."""
-        requests, outputs = [request for request, _ in chunks], []
         try:
             self._prompts.append(self._start_chunks(chunks))
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            fits = self.scheduler.pace.shorten(sum(size for _, size in chunks))
-            for request in requests:
-                if fits:  # what ran may have written states
-                    self._leave(self.scheduler.preempt(request))
-                    continue
-                request.error = f"the device has no memory for it: {str(error).splitlines()[0]}"
-                outputs.append(self._deliver(request, [], 0, 0, _NOT_READ))
-                self._finish(request)
-        return outputs
+            if not self.scheduler.pace.shorten(sum(size for _, size in chunks)):
+                return [self._end(request, no_memory(error)) for request, _ in chunks]
+            for request, _ in chunks:  # what ran may have written states
+                self._leave(self.scheduler.preempt(request))
+        return []
+
+    def _end(self, request: Request, error: str | None = None) -> StepOutput:
+        request.error = error or request.error
+        request.answer.goes_on, request.answer.output.finish_reason = False, "abort"
+        self._finish(request)
+        return output_of(request, [], "", 0, 0, "abort")
 
     def _leave(self, row: CacheRow) -> None:
         if self.runner.drafter:
@@ -281,25 +280,25 @@ class Engine:
         ]
         keys, starts = [r.key for r in requests], [r.num_committed for r in requests]
         run = runner.run_prompts(requests, tokens, num_wanted)
-        return PromptRun(run, requests, keys, is_last, starts, sum(sizes), perf_counter() - started)
+        return PromptRun(run, requests, keys, is_last, starts, sizes, perf_counter() - started)
 
     def _read_chunks(self, chunks: PromptRun) -> list[StepOutput]:
         """Deliver what chunks of prompts brought."""
-        asked, outputs, left = perf_counter(), [], []
-        results = chunks.run.results()
-        share = (chunks.seconds + perf_counter() - asked) / len(results)  # what ran between is not its own
-        every = zip(chunks.requests, chunks.keys, results, chunks.is_last, chunks.starts, strict=True)
-        for request, key, result, last, start in every:
-            if request.key != key or not request.answer.goes_on:
+        asked, outputs, read = perf_counter(), [], {}
+        results = chunks.results()
+        share = (chunks.seconds + perf_counter() - asked) / len(chunks.keys)  # not of what ran between
+        for request, result, last, start, size in results:
+            if error := chunks.run.lost.get(request.key):
+                outputs.append(self._end(request, error))
                 continue
-            left.append(request)
+            read[request] = start + size
             request.answer.output.metrics.prefill_s += share
             if request.answer.scores_prompt:
                 request.answer.score_prompt(result.logits, start)
             if last:
                 _, token = self._follow(request, result := result.at([-1]), DraftTree())
                 outputs.append(self._deliver(request, [token], 0, 0, result))
-        self._settle(left)
+        self._settle([*read], read)
         return outputs
 
     def _run_blocks(self, blocks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
@@ -363,8 +362,8 @@ class Engine:
         reason = None if answer.goes_on else answer.output.finish_reason
         return output_of(request, event.token_ids, event.text, num_drafted, event.num_accepted, reason)
 
-    def _settle(self, requests: Sequence[Request]) -> None:
-        """After delivery: full pages can be found from now on, and who is finished leaves."""
+    def _settle(self, requests: Sequence[Request], read: Mapping[Request, int] | None = None) -> None:
+        """After delivery: full pages, of ``read`` tokens where more run, can be found, and who is finished leaves."""
         size, is_found = self.config.page_size, self.config.prefix_caching
         if self.runner.drafter:
             # What was accepted behind a stop text was dropped: it is no part of the tokens, and not worth keeping.
@@ -377,7 +376,8 @@ class Engine:
             self.runner.catch_up(late)
         for request in requests:
             if is_found:
-                self.scheduler.register_pages(request, min(request.num_observed, request.num_tokens))
+                most = min(request.num_observed, request.num_tokens)
+                self.scheduler.register_pages(request, min(most, read[request]) if read else most)
             if not request.answer.goes_on:
                 self._finish(request)
 

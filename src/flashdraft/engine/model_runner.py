@@ -1,7 +1,7 @@
 """Runs target and drafter for the requests of one step: one ForwardBatch for rows of similar width."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class Started:
     features: Sequence[Tensor | None]  # of each request
     logits: Tensor  # of the wanted tokens; empty where no request reads them
     is_sampled: bool = False  # see :class:`Verified`
+    # Requests by the key of their row, and why the device had no memory for them; known with the results.
+    lost: Mapping[Hashable, str] = field(default_factory=dict)
 
     def results(self) -> list[Verified]:
         """What it says to each request; waits for it."""
@@ -246,10 +248,12 @@ class ModelRunner:
         placed = [request.row._replace(pages=tuple(request.pages)) for request in requests]
         is_sampled = any(request.answer.reads_logits for request in requests)
         rules = _Rules.of(requests, token_ids, num_wanted) if is_sampled else None
-        tokens = self.rounds.behind(lambda: self._first_tokens(placed, token_ids, num_wanted, rules))
+        lost: dict[Hashable, str] = {}
+        tokens = self.rounds.behind(lambda: self._first_tokens(placed, token_ids, num_wanted, rules, lost))
         nothing = [None] * len(requests)
         self._committed(requests, paths, nothing)
-        return Started(tokens, range(sum(num_wanted)), list(num_wanted), nothing, self._no_logits, is_sampled)
+        slots = range(sum(num_wanted))
+        return Started(tokens, slots, list(num_wanted), nothing, self._no_logits, is_sampled, lost)
 
     def _first_tokens(
         self,
@@ -257,24 +261,28 @@ class ModelRunner:
         token_ids: Sequence[list[int]],
         num_wanted: Sequence[int],
         rules: "_Rules | None",
+        lost: dict[Hashable, str],
     ) -> Tensor:
         """The tokens behind the wanted ones of prompts' chunks, int64 [sum of num_wanted].
 
-        Where the device has no memory for all it has them in halves. Raises OutOfMemoryError for a few tokens.
+        Where the device has no memory for all it has them in halves, and ``lost`` is told of the request that it has
+        none for a few tokens of: its tokens are -1.
         """
         try:
             step = self.forward(self.chunk_rows, placed, token_ids)
             self.chunk_rows.commit_paths(placed, [range(len(ids)) for ids in token_ids])
             hidden = step.hidden_at(_wanted_slots(step, token_ids, num_wanted))
             return rules.choose(self.backend.logits(hidden)) if rules else self.backend.argmax(hidden)
-        except torch.OutOfMemoryError:
-            if sum(map(len, token_ids)) <= _FEWEST_TOKENS:
-                raise
+        except torch.OutOfMemoryError as error:
+            why = no_memory(error)
         torch.cuda.empty_cache()
+        if len(placed) == 1 and len(token_ids[0]) <= _FEWEST_TOKENS:
+            lost[placed[0].key] = why
+            return torch.full((num_wanted[0],), -1, device=self.target.device)
         found, done = [], 0
         for part in _halves(placed, token_ids, num_wanted):
             end = done + sum(part[2])
-            found.append(self._first_tokens(*part, rules.part(slice(done, end)) if rules else None))
+            found.append(self._first_tokens(*part, rules.part(slice(done, end)) if rules else None, lost))
             done = end
         return torch.cat(found)
 
@@ -331,6 +339,11 @@ class ModelRunner:
                 request.pending.append(given[: len(path)] if is_chain else given[list(path)])
             if self.drafter is None:
                 request.num_observed = request.num_committed
+
+
+def no_memory(error: torch.OutOfMemoryError) -> str:
+    """What a request is told that the device has no memory for."""
+    return f"the device has no memory for it: {str(error).splitlines()[0]}"
 
 
 def _wanted_slots(step: TargetStep, token_ids: Sequence[list[int]], num_wanted: Sequence[int]) -> list[int]:

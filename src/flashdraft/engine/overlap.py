@@ -6,7 +6,7 @@ where the request stands. What a round brings to a request that has ended or los
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 from time import perf_counter
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from flashdraft.answer import NO_TOKEN
 from flashdraft.cache.paged_kv_cache import CacheRow, doubling
 from flashdraft.cache.rounds import Round, RoundRow
 from flashdraft.engine.late_features import RowOf
-from flashdraft.engine.model_runner import ModelRunner, Started
+from flashdraft.engine.model_runner import ModelRunner, Started, Verified
 from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.engine.request import Request
 from flashdraft.ops.sampling_rule import SamplingRule
@@ -59,8 +59,21 @@ class PromptRun:
     keys: Sequence[tuple[int, int]]  # by which they were known then
     is_last: Sequence[bool]  # whether the answer's first token comes of it
     starts: Sequence[int]  # tokens of the prompts before them
-    num_tokens: int  # of all together
+    sizes: Sequence[int]  # tokens of each
     seconds: float  # that the host took to start them
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all together."""
+        return sum(self.sizes)
+
+    def results(self) -> list[tuple[Request, Verified, bool, int, int]]:
+        """What it says to each request that still is: with its result ``is_last``, start and size. Waits for it."""
+        every = zip(self.requests, self.run.results(), self.is_last, self.starts, self.sizes, strict=True)
+        there = (
+            one.key == key and one.answer.goes_on for one, key in zip(self.requests, self.keys, strict=True)
+        )
+        return [*compress(every, there)]
 
     @property
     def keeps_logits(self) -> bool:
