@@ -141,8 +141,9 @@ def main():
         "vLLM's rows of the 27B plain and of its block 8 were each measured on the machine of ours within ten minutes",
         "(its start beside a load test or a trainer, its steps alone), those of the 35B-A3B and of prompts on one of",
         "their own with ours in turn, those of block 16 on another card of the kind, where ours in turn took 16.8,",
-        "22.4, 34.5 and 64.2 ms, and those of the small pair on a third. Of the small pair tree16, all at 32",
-        "requests, and b8, tree32 and b16-sampled at 8 are of an older drafter and of the same prompts in all passes.",
+        "22.4, 34.5 and 64.2 ms. Those of weights in codes and of the small pair ran on the machine of ours, but for",
+        "ours in FP8 at 16 requests and of the small pair at 1 and 8. Of that pair tree16, blocks and trees at 32, and",
+        "b8, tree32 and b16-sampled at 8 are of an older drafter and of the same prompts in all passes.",
         "A floor is the larger of bytes over the copy rate and FLOP over the matrix rate, without caches.",
         "`replay`: the step's recordings alone, back to back; the rest of a step is the host's.",
     ]
