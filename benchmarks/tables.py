@@ -89,6 +89,7 @@ def losses() -> str:
     humaneval = next(row for row in rows("h100/long") if (row.task, row.method) == ("humaneval", "auto"))
     waits = on_card("serving", method="neighbours")
     in_floats = on_card("rows", system="flashdraft", method="plain", pair="35b-a3b", requests=1)
+    in_fp8 = {"pair": "27b", "weights": "fp8", "method": "plain", "requests": 32}
     lines = [
         [
             "H100, 8 requests, answers up to 4,096 tokens, most of which loop",
@@ -110,6 +111,11 @@ def losses() -> str:
             "H200, 35B-A3B's shape, a plain step of 1 request",
             f"FP8 {on_card('codes', pair='35b-a3b', requests=1)['step_ms']} ms",
             f"bfloat16 {in_floats['step_ms']} ms",
+        ],
+        [
+            "H200, 27B in FP8, a plain step of 32 requests",
+            f"{on_card('codes', system='flashdraft', **in_fp8)['step_ms']} ms",
+            f"vLLM {on_card('codes', system='vllm', **in_fp8)['step_ms']:.1f} ms",
         ],
     ]
     return markdown(["where", "flashdraft", "faster"], lines, num_text=3)
