@@ -33,7 +33,7 @@ from flashdraft.bench.roofline import (
     mtp_shape,
     target_shape,
 )
-from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
+from flashdraft.checkpoint.load import outline_draft, outline_target
 from flashdraft.gpus import GPUS, Gpu
 
 Engine = Literal["servers", "flashdraft"]
@@ -226,7 +226,7 @@ def pair_of(model: str, draft: str | None) -> PairShapes:
             target_shape(target.config),
             {"dflash": dflash_shape(usual_drafter(target.config), target.config)},
         )
-    network = outline_own_mtp(model, target) if draft == OWN_MTP else outline_drafter(draft, target)
+    network = outline_draft(draft, model, target)
     shape = drafter_shape(network, target.config)
     return PairShapes("", target_shape(target.config), {cast("Method", network.method): shape})
 

@@ -60,6 +60,7 @@ __all__ = [
     "load_own_mtp",
     "load_target",
     "load_tokenizer",
+    "outline_draft",
     "outline_drafter",
     "outline_own_mtp",
     "outline_target",
@@ -152,6 +153,15 @@ def outline_own_mtp(
     return network
 
 
+def outline_draft(
+    draft: str | Path, target_name: str | Path, target: TargetModel, dtype: str | torch.dtype = "bfloat16"
+) -> DrafterNetwork:
+    """What ``draft`` names, a drafter or ``OWN_MTP``, without weights: shapes on the meta device."""
+    if draft == OWN_MTP:
+        return outline_own_mtp(target_name, target, dtype)
+    return outline_drafter(draft, target, dtype)
+
+
 def check_pair(target: str | Path, draft: str | Path, block_size: int = 1) -> TargetModel | None:
     """Refuse what the configs of a pair tell, before any weight of either is fetched or read.
 
@@ -162,7 +172,7 @@ def check_pair(target: str | Path, draft: str | Path, block_size: int = 1) -> Ta
     if block_size == 1 and (target, draft) in ((EMBEDDED, EMBEDDED), (EMBEDDED, OWN_MTP)):
         return None
     model = outline_target(target)
-    drafter = outline_own_mtp(target, model) if draft == OWN_MTP else outline_drafter(draft, model)
+    drafter = outline_draft(draft, target, model)
     if not 1 <= block_size <= drafter.config.block_size:
         raise UsageError(f"block_size is {block_size}; expected 1 to {drafter.config.block_size}")
     return model

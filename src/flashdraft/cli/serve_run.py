@@ -9,13 +9,7 @@ import typer
 
 from flashdraft.admission import AUTO, check_block_size, check_tree
 from flashdraft.checkpoint.embedded import EMBEDDED
-from flashdraft.checkpoint.load import (
-    OWN_MTP,
-    generation_defaults,
-    outline_drafter,
-    outline_own_mtp,
-    outline_target,
-)
+from flashdraft.checkpoint.load import generation_defaults, outline_draft, outline_target
 from flashdraft.cli.options import measure_steps, open_llm, parse_block_size
 from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.engine.async_engine import AsyncEngine
@@ -204,8 +198,7 @@ def _check_by_configs(
     target = outline_target(model)
     drafter: Drafter | None = None
     if draft is not None:
-        is_own = draft == OWN_MTP
-        network = outline_own_mtp(model, target) if is_own else outline_drafter(draft, target)
+        network = outline_draft(draft, model, target)
         set_window(network, window)
         drafter = trained_drafter(network, target)
     check_window(draft, window)

@@ -37,8 +37,9 @@ class Curve:
         """Seconds of forwards over ``num_tokens`` of ``num_rows`` requests together."""
         tokens = np.asarray(num_tokens, float)
         seconds = np.interp(tokens, self.num_tokens, self.seconds)
-        slope = (np.diff(self.seconds[-2:]) / np.diff(self.num_tokens[-2:])).sum()  # 0 behind a single point
-        seconds += np.maximum(tokens - self.num_tokens[-1], 0.0) * max(slope, 0.0)
+        if len(self.seconds) > 1:
+            slope = (self.seconds[-1] - self.seconds[-2]) / (self.num_tokens[-1] - self.num_tokens[-2])
+            seconds += np.maximum(tokens - self.num_tokens[-1], 0.0) * max(slope, 0.0)
         return np.asarray(seconds + self.row_s * np.maximum(np.asarray(num_rows) - 1, 0))
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.control.acceptance import Drafted
@@ -88,7 +89,7 @@ class BlockControl:
         drafts = {}
         for request, size in blocks:
             if request.is_automatic and request in proposed:
-                draft = self._draft((request, request.block_size, proposed[request], 0, (0,)))
+                draft = self._draft(request, request.block_size, proposed[request])
                 drafts[request] = draft._replace(num_tokens=min(size - 1, draft.num_tokens))
         if self.controller is None or not drafts:
             return list(blocks)
@@ -114,9 +115,9 @@ class BlockControl:
             num_tokens = num_rows + sum(counts) if costs.is_ragged else num_rows * width
             costs.learn((num_rows, num_tokens), rest_s, (len(seen), len(seen) * block), draft_s)
             self._drafted = bool(seen)
-        self.controller.observe([self._draft(one) for one in seen if one[0].is_automatic])
+        self.controller.observe([self._draft(*one) for one in seen if one[0].is_automatic])
 
-    def _draft(self, seen: Seen) -> Drafted:
-        request, block, draft, num_verified, path = seen
+    def _draft(self, request: Request, block: int, draft: DraftTree, *came: Any) -> Drafted:
+        """``came``: of it, once it was verified, the tokens verified and the places accepted."""
         trusted = draft if self.trusts_drafter else replace(draft, log_probs=[])
-        return Drafted(request.acceptance, block, trusted, len(draft), num_verified, path)
+        return Drafted(request.acceptance, block, trusted, len(draft), *came)

@@ -18,7 +18,7 @@ from flashdraft.cache.paged_kv_cache import power_of_two
 from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.embedded import drafts_among_all
-from flashdraft.checkpoint.load import OWN_MTP, outline_drafter, outline_own_mtp, outline_target
+from flashdraft.checkpoint.load import outline_draft, outline_target
 from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS, MOST_STORED_TOKENS
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -175,10 +175,8 @@ def plan_memory(
     """
     model = outline_target(target, dtype, keep_codes)
     drafter: DrafterNetwork | None = None
-    if draft == OWN_MTP:
-        drafter = outline_own_mtp(target, model, dtype)
-    elif draft is not None:
-        drafter = outline_drafter(draft, model, dtype)
+    if draft is not None:
+        drafter = outline_draft(draft, target, model, dtype)
         if isinstance(drafter, DFlashModel) and drafts_among_all(draft, torch.device("cuda")):
             drafter.config = drafter.config.among_all()
     return plan_networks(model, drafter, engine, block_size)
