@@ -335,53 +335,6 @@ def test_nothing_of_a_steps_tokens_is_left_over():
     assert steps == 4
 
 
-def _short_of_memory(engine: Engine, most: int) -> None:
-    """The device holds prompts' steps of ``most`` tokens."""
-    run = engine.runner.backend.prompt_step
-
-    def prompt_step(rows, placed, token_ids):
-        if sum(map(len, token_ids)) > most:
-            raise torch.OutOfMemoryError("out of memory")
-        return run(rows, placed, token_ids)
-
-    engine.runner.backend.prompt_step = prompt_step  # type: ignore[method-assign]
-
-
-def test_prompts_that_do_not_fit_the_device_are_computed_in_shorter_chunks() -> None:
-    target, drafter = pair()
-    engine = Engine(target, drafter, EngineConfig(page_size=4, num_pages=200))
-    _short_of_memory(engine, 100)
-    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-    prompts = [[(i + k) % SMALL_VOCAB for k in range(60 * i + 7)] for i in range(1, 4)]
-    found: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        engine.add_request(str(i), prompt, params, 8)
-    for out in engine.run():
-        assert out.error is None
-        found.setdefault(out.request_id, []).extend(out.token_ids)
-    assert found == {str(i): generate(target, None, one, params).token_ids for i, one in enumerate(prompts)}
-    assert engine.stats().num_preemptions
-    engine.check_integrity()
-
-
-def test_without_memory_for_a_prompt_its_request_ends_and_the_others_go_on() -> None:
-    target, drafter = pair()
-    engine = Engine(target, drafter, EngineConfig(page_size=4))
-    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
-    engine.add_request("runs", [1, 2, 3], params, 8)
-    found = [token for _ in range(2) for out in engine.step() for token in out.token_ids]
-    _short_of_memory(engine, 0)
-    engine.add_request("new", [4, 5, 6], params, 8)
-    last = {}
-    for out in engine.run():
-        last[out.request_id] = out
-        found += out.token_ids if out.request_id == "runs" else []
-    assert last["new"].finish_reason == "abort"
-    assert "no memory" in str(last["new"].error)
-    assert found == generate(target, None, [1, 2, 3], params).token_ids
-    engine.check_integrity()
-
-
 def test_prompts_that_wait_are_looked_up_when_they_come_and_when_they_start() -> None:
     """One starts a step; 20 wait, and none of them is looked for in the pages at every step."""
     target = toy_target()

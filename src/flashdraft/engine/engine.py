@@ -246,12 +246,12 @@ class Engine:
         return outputs
 
     def _start_or_shorten(self, chunks: Sequence[tuple[Request, int]]) -> list[StepOutput]:
-        """Run chunks of prompts; without the memory for them, shorter ones in later steps."""
+        """Run chunks of prompts; without the memory for them, shorter or fewer ones in later steps."""
         try:
             self._prompts.append(self._start_chunks(chunks))
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            if not self.scheduler.pace.shorten(sum(size for _, size in chunks)):
+            if not self.scheduler.pace.shorten(sum(size for _, size in chunks), len(chunks)):
                 return [self._end(request, no_memory(error)) for request, _ in chunks]
             for request, _ in chunks:  # what ran may have written states
                 self._leave(self.scheduler.preempt(request))

@@ -37,6 +37,7 @@ class PromptPace:
         self._num_busy = 0  # steps with prompts since the last without
         self._most_a_second = 0.0  # tokens of prompts in steps of their own
         self._is_firsts_turn = False
+        self.most_prompts: int | None = None  # in any step; None: no limit
 
     @property
     def is_limited(self) -> bool:
@@ -52,15 +53,16 @@ class PromptPace:
             return 0
         return min(self._nearest(self._num_tokens), self.most)
 
-    def shorten(self, num_tokens: int) -> bool:
+    def shorten(self, num_tokens: int, num_prompts: int) -> bool:
         """Prompts of ``num_tokens`` in a step did not fit the device: no more than half from now on.
 
-        False where they were the fewest already.
+        Of the fewest tokens no more than half the prompts, until a step has none. False where it was one.
         """
-        if num_tokens <= _FEWEST_TOKENS:
-            return False
-        self.most = min(self.most, max(num_tokens // 2, _FEWEST_TOKENS))
-        return True
+        if num_tokens > _FEWEST_TOKENS:
+            self.most = min(self.most, max(num_tokens // 2, _FEWEST_TOKENS))
+            return True
+        self.most_prompts = max(num_prompts // 2, 1)
+        return num_prompts > 1
 
     def in_turns(self, lefts: Mapping[Request, int]) -> list[Request]:
         """The order of a step's prompts, of which so many tokens are left: the first come or the shortest others.
@@ -78,6 +80,8 @@ class PromptPace:
         """Of a step: whether prompts were started, how many tokens ended; ``alone_s``: it had nothing but them."""
         self._have_started |= have_started
         self._num_ended += num_ended
+        if not have_started:
+            self.most_prompts = None
         if alone_s:
             self._most_a_second = max(self._most_a_second, num_ended / alone_s)
 

@@ -279,7 +279,8 @@ class Scheduler:
             lefts |= self.prefixes.startable(self.waiting[:places])
         for request in self.pace.in_turns(lefts):
             needs_own_step = lefts[request] > budget and step.blocks and self.pace.is_limited
-            if budget <= 0 or (step.chunks and needs_own_step):
+            is_full = budget <= 0 or len(step.chunks) == self.pace.most_prompts
+            if is_full or (step.chunks and needs_own_step):
                 break
             if not request.pages and not self._start(request, step):
                 continue
