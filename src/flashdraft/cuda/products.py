@@ -41,24 +41,28 @@ def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
 
 
 def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
-    """The fastest measured on an H200, or as good: benchmarks/results/h200/long-sums.jsonl, and one-token.jsonl."""
+    """The fastest measured on an H200, or as good: benchmarks/results/h200/tilings-of-codes.jsonl and older ones."""
     num_outputs, is_packed = len(weight), weight.is_packed
     if has_long_sums(weight):
         if num_tokens == 1 and is_packed:
             return Tiling(16, 1024 if weight.shape[1] > _WIDE else 512, 4, 4, 8)
         if num_tokens <= 8:
             return Tiling(16, 1024, 3, 4, 8) if is_packed else Tiling(16, 512, 4, 4, 8)
-        return Tiling(16 if is_packed or num_tokens <= 16 else 32, 512, 3, 4) if num_tokens <= 32 else _MORE
+        return Tiling(16 if num_tokens <= 16 else 32, 512, 3, 4) if num_tokens <= 32 else _MORE
     if num_tokens <= 8:
         if num_outputs <= (4 * _WIDE if num_tokens == 1 and is_packed else _WIDE):
             return Tiling(16, 256, 4, 1, 8)
+        if num_tokens == 1 and not is_packed and num_outputs > 4 * _WIDE:
+            return Tiling(16, 128, 6, 1, 8)
         stages = 3 if is_packed == (num_outputs > 4 * _WIDE) else 4
         return Tiling(32, 256, stages, 2, 8)
     if num_outputs <= _WIDE:
         return Tiling(32, 256, 4, 2) if num_tokens <= 16 else Tiling(64, 256, 4, 4)
     if num_tokens <= 16:
         return Tiling(64, 256, 4, 4) if is_packed else Tiling(32, 256, 3, 2)
-    return Tiling(64, 256, 3, 4) if is_packed and num_tokens <= 32 else Tiling(64, 128, 4, 4)
+    if num_tokens <= 32:
+        return Tiling(64, 256, 3, 4) if is_packed else Tiling(64, 128, 3 if num_outputs > 4 * _WIDE else 4, 4)
+    return Tiling(64, 128, 4, 4)
 
 
 def _tiling_of_chains(num_tokens: int) -> Tiling:
