@@ -13,6 +13,7 @@ from flashdraft.engine.engine import Engine
 from flashdraft.engine.recorded_trees import NO_TREES
 from flashdraft.engine.request import Request
 from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.engine.step_timing import measure_costs
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from toys import toy_dflash, toy_target
@@ -118,6 +119,17 @@ def test_what_the_drafter_takes_late_and_what_is_recorded_is_no_price_of_a_round
     for width, seconds in heard:
         assert seconds == pytest.approx(SECONDS[width], abs=0.01), width
     assert device.widths.count(1) < len(device.widths) / 4
+
+
+def test_a_round_is_timed_from_end_to_end_as_it_runs_behind_another(
+    made_up: tuple[Engine, _Device, list[tuple[int, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its launch runs meanwhile: counted, long rounds would seem less dear beside short ones than they are."""
+    engine, device, _ = made_up
+    monkeypatch.setattr("flashdraft.engine.step_timing.perf_counter", lambda: device.now)
+    costs = measure_costs(engine.runner, max(SECONDS), ROWS)
+    for seconds in costs.verify.seconds:
+        assert seconds.tolist() == pytest.approx(list(SECONDS.values()))
 
 
 def test_drafting_comes_back_where_a_draft_was_measured_too_dear(

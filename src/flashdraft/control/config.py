@@ -21,7 +21,7 @@ class ControllerConfig:
     plan_steps: int = 4  # that one plan serves: planning takes the host's time
     recorded_plan_steps: int = 12  # the same of recorded steps, which are over sooner
     recorded_probe_steps: int = 2  # of a probe; the first waits for what plain ones left to the drafter
-    learn_steps: int = 16  # in one of so many seconds are learned; each of the first so many teaches
+    learn_steps: int = 16  # in one of so many seconds are learned, unless recorded; each of the first so many
 
 
 DEFAULTS = ControllerConfig()

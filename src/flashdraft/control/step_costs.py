@@ -19,6 +19,9 @@ _FIRST, _NOISE, _DRIFT, _PACE_DRIFT = 0.3, 0.05, 0.003, 0.05
 _KINSHIP = 3.0  # doublings of rows and tokens over which what is learned of a shape fades to a third
 _FAR = 1e3  # doublings: of what no other part tells of
 _MOST_SLOWER = 0.7  # logarithm: a step that something else disturbed teaches no more than a factor of 2
+_TAUGHT_BY = (
+    4  # recorded steps of one shape, whose median teaches: what disturbs some of them teaches nothing
+)
 
 
 @dataclass
@@ -114,6 +117,7 @@ class StepCosts:
     is_ragged: bool = False  # rows are computed without padding
     plain_trials: int = 0  # steps that come soon whatever these costs say, so that they are seen
     draft_trials: int = 0
+    _untaught: dict[tuple[Shape, Shape], list[tuple[float, float]]] = field(default_factory=dict)
     _covariance: Array = field(default_factory=lambda: np.zeros(0))  # [parts, parts]: pace, verify, draft
 
     @property
@@ -127,7 +131,14 @@ class StepCosts:
         return np.where(rows > 0, self.draft(rows, rows * block), 0.0)
 
     def learn(self, verified: Shape, verify_s: float, drafted: Shape, draft_s: float) -> None:
-        """Take a step's seconds; 0 of a part that tells nothing."""
+        """Take a step's seconds; 0 of a part that tells nothing. Recorded steps of a shape teach some at a time."""
+        if self.is_recorded:
+            seen = self._untaught.setdefault((verified, drafted), [])
+            seen.append((verify_s, draft_s))
+            if len(seen) < _TAUGHT_BY:
+                return
+            verify_s, draft_s = np.median(seen, axis=0).tolist()
+            seen.clear()
         if not len(self._covariance):  # nothing is known for sure; shapes of like size were measured alike
             parts = enumerate((self.verify.places, self.draft.places), 1)
             places = np.array([(0.0, 0.0, 0.0), *((idx * _FAR, *one) for idx, part in parts for one in part)])

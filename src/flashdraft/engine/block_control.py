@@ -107,7 +107,7 @@ class BlockControl:
         self._num_steps += rest_s > 0
         costs, every = self.controller.costs, self.controller.config.learn_steps
         is_due = self._num_steps <= every or self._num_steps % every == 0 or bool(seen) != self._drafted
-        if is_due and rest_s:
+        if rest_s and (is_due or costs.is_recorded):
             block = max((block for _, block, *_ in seen), default=1)
             counts = [count for *_, count, _ in seen]
             # A round is as wide as its blocks.

@@ -15,7 +15,7 @@ from flashdraft.engine.recorded_trees import NO_TREES, FewTrees
 from flashdraft.spec_decode.drafter import DraftShape
 
 _CONTEXTS = 896, 128  # tokens behind recorded steps, of which the mean is taken; else the last alone
-_ROUNDS = 4  # that are timed together, for the host does not wait for one before it starts the next
+_ROUNDS = 4  # that are timed together, each launched before the one before it is read, as the engine does
 _MOST_TOKENS = 1024  # of a step that teaches by itself what it costs
 _TURNS, _RECORDED_TURNS = 2, 4  # the first pays for memory, and where steps are recorded, so does the second
 _Shape = tuple[int, int]  # requests, tokens of each
@@ -86,13 +86,18 @@ class _Steps:
         shape = DraftShape(block - 1, tree_size - 1 if tree_size else None)
         self.drafter.propose(self.rows[:num_rows], [0] * num_rows, [shape] * num_rows)
 
-    def rounds(self, num_rows: int, width: int) -> None:
-        """Some rounds of ``num_rows`` requests, each started before the one before has ended."""
+    def rounds(self, num_rows: int, width: int) -> float:
+        """Rounds of ``num_rows`` requests; when the first had ended, for whose launch the device waited."""
         assert self.runner.rounds is not None
         end, tree_size = self.context + width + 1, self.trees.size(num_rows, width)
         rows = [RoundRow(row, -1, 0, 0, width, width, end, tree_size) for row in self.rows[:num_rows]]
-        launched = [self.runner.rounds.launch(rows) for _ in range(_ROUNDS)]
+        launched, ended = [self.runner.rounds.launch(rows)], []
+        for _ in range(_ROUNDS):
+            launched.append(self.runner.rounds.launch(rows))
+            launched[-2].ends()
+            ended.append(perf_counter())
         launched[-1].ends()
+        return ended[0]
 
 
 def _table(every: Sequence[_Steps], work: str, widths: Sequence[int]) -> ShapeTable:
@@ -122,6 +127,6 @@ def _fastest(every: Sequence[_Steps], work: str, shapes: Sequence[_Shape], num_t
     seconds = np.zeros((len(every), num_turns, len(shapes)))
     for context, turn, idx in np.ndindex(seconds.shape):
         started = perf_counter()
-        getattr(every[context], work)(*shapes[idx])
-        seconds[context, turn, idx] = perf_counter() - started
+        began = getattr(every[context], work)(*shapes[idx]) or started
+        seconds[context, turn, idx] = perf_counter() - began
     return np.asarray(seconds.min(axis=1).mean(axis=0))
