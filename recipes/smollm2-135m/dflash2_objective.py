@@ -20,9 +20,17 @@ from torch import Tensor
 
 from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.models.dflash import DFlashModel
+from flashdraft.spec_decode.tree import largest
 from flashdraft.train.anchors import Blocks
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
-from flashdraft.train.loss import CHUNK_ROWS, _candidates, _compiled, dpace_weights, label_log_probs
+from flashdraft.train.loss import (
+    CHUNK_ROWS,
+    _compiled,
+    candidate_scores,
+    dpace_weights,
+    label_log_probs,
+    row_scores,
+)
 from flashdraft.train.trainer import Trainer
 
 OBJECTIVES = ("labels", "soft", "accepted")
@@ -34,27 +42,36 @@ class MixedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, teacher: Tensor, is_soft: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        teacher: Tensor,
+        is_soft: Tensor,
+        candidates: Tensor,
     ) -> Tensor:
-        """Float32 scalar; ``hidden`` and ``teacher`` [n, hidden_size], ``labels`` and bool ``is_soft`` [n]."""
+        """Float32 scalar; ``hidden`` and ``teacher`` [n, hidden_size], ``labels`` and bool ``is_soft`` [n].
+
+        ``candidates`` int64 [n, count] takes the ids of each row's largest logits, best first.
+        """
         gradient, losses = torch.empty_like(hidden), torch.empty(len(labels), 1, device=hidden.device)
         kernel = _compiled(_mixed, hidden.device.type)
         for start in range(0, len(hidden), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             places, share = labels[part].unsqueeze(1), is_soft[part].float().unsqueeze(1)
-            losses[part], made, at_label = kernel(
-                hidden[part] @ head.T, places, teacher[part] @ head.T, share
-            )
+            logits = hidden[part] @ head.T
+            candidates[part] = largest(logits, candidates.shape[1])[0]
+            losses[part], made, at_label = kernel(logits, places, teacher[part] @ head.T, share)
             made.scatter_(1, places, at_label)
             torch.mm(made, head, out=gradient[part])
         ctx.save_for_backward(gradient)
         return losses.mean()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         """Scale the gradient that forward left."""
         (gradient,) = ctx.saved_tensors
-        return (gradient * (grad_output / len(gradient))).to(gradient.dtype), None, None, None, None
+        return (gradient * (grad_output / len(gradient))).to(gradient.dtype), None, None, None, None, None
 
 
 def _mixed(
@@ -72,6 +89,7 @@ def mixed_selector_loss(
     drafter: DFlashModel,
     head: Tensor,
     hidden: Tensor,
+    candidates: Tensor,
     labels: Tensor,
     before: Tensor,
     p: tuple[Tensor, Tensor],
@@ -82,19 +100,15 @@ def mixed_selector_loss(
 
     ``p``: the target's final hidden states [n, hidden_size] and the logarithms [n] of their softmax's sums.
     """
-    selector, count = drafter.candidate_selector, drafter.config.selector_top_k
+    selector, ids, count = drafter.candidate_selector, candidates.clone(), candidates.shape[1]
     assert selector is not None
-    ids = _candidates(hidden.detach(), head, count)
     is_label = ids == labels.unsqueeze(1)
     has_label = is_label.any(1)
     ids[:, -1] = torch.where(has_label | is_soft, ids[:, -1], labels)
     place = torch.where(has_label, is_label.int().argmax(1), count - 1)
-    rows = head[ids]
     with torch.no_grad():
-        theirs = (torch.bmm(rows, p[0].unsqueeze(2)).squeeze(2).float() - p[1].unsqueeze(1)).exp()
-    alone = torch.bmm(rows, hidden.unsqueeze(2)).squeeze(2).float()
-    pairs = selector(hidden, before.unsqueeze(1), ids, head).squeeze(1)
-    log_q = (alone + pairs).log_softmax(-1)
+        theirs = (row_scores(head, ids, p[0].float()) - p[1].unsqueeze(1)).exp()
+    log_q = candidate_scores(selector, head, hidden, ids, before).log_softmax(-1)
     hard = -log_q.gather(1, place.unsqueeze(1)).squeeze(1)
     if is_accepted:
         soft = -torch.minimum(log_q.exp(), theirs).sum(-1).clamp(min=SMALLEST).log()
@@ -150,11 +164,12 @@ class SampledTrainer(Trainer):
         log_p = wanted.log_probs.gather(1, flat.clamp(max=wanted.log_probs.shape[1] - 1)).flatten()[slots]
         chosen, labels = hidden.flatten(0, 2)[slots], blocks.labels.flatten()
         teacher, soft = teacher_hidden(wanted.final, blocks)[slots], is_soft.flatten()[slots]
-        loss: Tensor = MixedHeadLoss.apply(chosen, head, labels[slots], teacher, soft)  # type: ignore[no-untyped-call]
+        candidates = slots.new_empty(len(slots), self.drafter.config.selector_top_k)
+        loss: Tensor = MixedHeadLoss.apply(chosen, head, labels[slots], teacher, soft, candidates)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             at_label = (head[labels[slots]].float() * teacher.float()).sum(-1)
         loss = loss + config.selector_loss * mixed_selector_loss(
-            self.drafter, head, chosen, labels[slots], labels[slots - 1],
+            self.drafter, head, chosen, candidates, labels[slots], labels[slots - 1],
             (teacher, at_label - log_p), soft, self.objective == "accepted",
         )  # fmt: skip
         loss.backward()  # type: ignore[no-untyped-call]

@@ -100,5 +100,6 @@ def test_the_selectors_loss_is_theirs() -> None:
     expected = LOSS["_candidate_cross_entropy"](
         theirs.score_candidates(logits, hidden, before, ids), places
     ).mean()
-    found = selector_loss(drafter, TARGET.head_weight(), hidden, labels, before, None, False)
+    candidates = logits.topk(config.selector_top_k).indices
+    found = selector_loss(drafter, TARGET.head_weight(), hidden, candidates, labels, before, None, False)
     torch.testing.assert_close(found, expected)

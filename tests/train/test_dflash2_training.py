@@ -15,8 +15,9 @@ from flashdraft.errors import UsageError
 from flashdraft.generate import generate
 from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
+from flashdraft.train import loss
 from flashdraft.train.config import TrainConfig
-from flashdraft.train.loss import selector_loss
+from flashdraft.train.loss import HeadLoss, selector_loss
 from flashdraft.train.run import with_dflash2
 from flashdraft.train.simulate import simulate
 from flashdraft.train.trainer import Trainer
@@ -51,11 +52,18 @@ DOCUMENTS = answered(8)
 ROWS = pack(DOCUMENTS, 128)
 
 
+@pytest.mark.parametrize("projects", [False, True])
 @pytest.mark.parametrize("skips", [False, True])
-def test_the_selectors_loss_is_the_one_by_hand(skips: bool) -> None:
-    drafter = toy_dflash2(TARGET, std=0.5)
+def test_the_selectors_loss_is_the_one_by_hand(
+    skips: bool, projects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CPU_ROWS", 16)  # several chunks of rows
+    drafter = toy_dflash2(TARGET, std=0.5, selector_projects_head=projects)
     selector, head = drafter.candidate_selector, TARGET.head_weight()
     assert selector is not None
+    if projects:
+        torch.nn.init.normal_(selector.successor_projection, generator=torch.Generator().manual_seed(3))
+    first, last = selector.codebooks(head)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(40, 48, generator=generator).requires_grad_()
     labels, before = torch.randint(97, (2, 40), generator=generator)
@@ -70,20 +78,16 @@ def test_the_selectors_loss_is_the_one_by_hand(skips: bool) -> None:
             if skips:
                 continue
             ids[-1] = label
-        edges = [
-            (
-                selector.predecessor_codebook[prior]
-                * selector.hidden_projection(h)
-                * selector.successor_codebook[b]
-            ).sum()
-            for b in ids
-        ]
+        edges = [(first[prior] * selector.hidden_projection(h) * last[b]).sum() for b in ids]
         scores = logits[ids] + torch.stack(edges)
         losses.append(count * F.cross_entropy(scores, torch.tensor(ids.index(label))))
         weights.append(count)
     assert 5 < num_missing < 25
     expected = torch.stack(losses).sum() / sum(weights)
-    found = selector_loss(drafter, head, hidden, labels, before, counts, skips)
+    candidates = torch.empty(40, 6, dtype=torch.int64)
+    HeadLoss.apply(hidden, head, labels, None, None, 0.0, False, candidates)
+    assert torch.equal(candidates, (hidden @ head.T).topk(6).indices)
+    found = selector_loss(drafter, head, hidden, candidates, labels, before, counts, skips)
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected, [hidden, *selector.parameters()])
     for gradient, one in zip(

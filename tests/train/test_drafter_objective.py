@@ -53,7 +53,9 @@ def test_a_row_is_trained_for_its_label_or_for_the_targets_distribution(recipe: 
     head, teacher = (torch.randn(n, 16, generator=generator) for n in (50, 37))
     labels = torch.randint(50, (37,), generator=generator)
     is_soft = torch.rand(37, generator=generator) < 0.5
-    loss = recipe.objective.MixedHeadLoss.apply(hidden, head, labels, teacher, is_soft)
+    candidates = torch.empty(37, 6, dtype=torch.int64)
+    loss = recipe.objective.MixedHeadLoss.apply(hidden, head, labels, teacher, is_soft, candidates)
+    assert torch.equal(candidates, (hidden @ head.T).topk(6).indices)
     (gradient,) = torch.autograd.grad(loss, hidden)
     log_q, p = (hidden @ head.T).log_softmax(-1), (teacher @ head.T).softmax(-1)
     wanted = torch.where(is_soft[:, None], p, F.one_hot(labels, 50).float())
@@ -63,8 +65,15 @@ def test_a_row_is_trained_for_its_label_or_for_the_targets_distribution(recipe: 
 
 
 @pytest.mark.parametrize("is_accepted", [False, True])
-def test_the_selectors_loss_of_sampled_slots_is_the_one_by_hand(recipe: Any, is_accepted: bool) -> None:
-    drafter, head = toy_dflash2(TARGET, std=0.5), TARGET.head_weight()
+@pytest.mark.parametrize("projects", [False, True])
+def test_the_selectors_loss_of_sampled_slots_is_the_one_by_hand(
+    recipe: Any, is_accepted: bool, projects: bool
+) -> None:
+    drafter = toy_dflash2(TARGET, std=0.5, selector_projects_head=projects)
+    head = TARGET.head_weight()
+    if projects:
+        selector = drafter.candidate_selector
+        torch.nn.init.normal_(selector.successor_projection, generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(0)
     hidden, teacher = torch.randn(2, 30, 48, generator=generator)
     hidden.requires_grad_()
@@ -90,6 +99,7 @@ def test_the_selectors_loss_of_sampled_slots_is_the_one_by_hand(recipe: Any, is_
         drafter,
         head,
         hidden,
+        (hidden @ head.T).topk(drafter.config.selector_top_k).indices,
         labels,
         before,
         (teacher, (teacher @ head.T).logsumexp(-1)),

@@ -109,6 +109,17 @@ class CandidateSelector(nn.Module):
         scores: Tensor = (predecessors * wanted) @ successors.mT
         return scores.float()
 
+    def on_head(self, hidden: Tensor, before: Tensor, head: Tensor) -> Tensor:
+        """What a candidate's row of ``head`` is multiplied by to its score, [n, hidden_size]: of projections alone.
+
+        ``<A[before] * W h, P row>`` is ``<P^T (A[before] * W h), row>``: no codebook is made of the vocabulary, and
+        none is differentiated. ``hidden`` [n, hidden_size], ``before`` [n].
+        """
+        predecessors = F.embedding(before, head) @ self.predecessor_projection.T
+        wanted = F.linear(hidden.to(predecessors.dtype), self.hidden_projection.weight)
+        by_row: Tensor = (predecessors * wanted) @ self.successor_projection
+        return by_row
+
     def _rows(self, before: Tensor, candidates: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the codebooks. Of projections no others are made where few are asked for."""
         if not self.projects_head:

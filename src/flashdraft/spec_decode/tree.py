@@ -85,20 +85,25 @@ class DraftTree:
 
 def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Ids and log-probabilities of the ``count`` likeliest tokens of ``logits`` [..., vocab_size], best first."""
-    total = logits.logsumexp(-1, keepdim=True)
+    ids, values = largest(logits, count)
+    return ids, values - logits.logsumexp(-1, keepdim=True)
+
+
+def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Ids and values of the ``count`` largest of ``logits`` [..., vocab_size], best first."""
     if count == 1:
         most = logits.max(-1, keepdim=True)
-        return most.indices, most.values - total
+        return most.indices, most.values
     vocab_size = logits.shape[-1]
     if vocab_size % _PIECE or count > vocab_size // _PIECE:
         values, ids = logits.topk(min(count, vocab_size))
-        return ids, values - total
+        return ids, values
     # The best are in the pieces of the best maxima; a CPU finds those in a fifth of the time.
     pieces = logits.view(*logits.shape[:-1], -1, _PIECE)
     chosen = pieces.amax(-1).topk(count).indices
     within = pieces.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, _PIECE)).flatten(-2)
     values, at = within.topk(count)
-    return chosen.gather(-1, at // _PIECE) * _PIECE + at % _PIECE, values - total
+    return chosen.gather(-1, at // _PIECE) * _PIECE + at % _PIECE, values
 
 
 def num_ranks(num_tokens: int) -> int:

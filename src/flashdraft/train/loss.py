@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.spec_decode.tree import likeliest
+from flashdraft.models.dflash2 import CandidateSelector
+from flashdraft.spec_decode.tree import largest
 
 CHUNK_ROWS = 8192
 # On a CPU a float32 value that leaves the cache costs more than its exponential does, and new memory more than both.
@@ -77,13 +78,15 @@ class HeadLoss(torch.autograd.Function):
         teacher: Tensor | None,
         share: float,
         n_varies: bool,
+        candidates: Tensor | None = None,
     ) -> Tensor:
         """Returns a float32 scalar.
 
         ``hidden`` [n, hidden_size], ``head`` [vocab_size, hidden_size], ``labels`` [n]. ``counts`` [n]: how often each
         row is meant; None: once. ``teacher`` [n, hidden_size]: the target's own final hidden states at the same places,
         whose distribution is ``share`` of what is wanted.
-        ``n_varies``: whether n is another one at every call.
+        ``n_varies``: whether n is another one at every call. ``candidates`` int64 [n, count] takes the ids of each
+        row's largest logits, best first.
         """
         counts = labels.new_ones(len(labels)) if counts is None else counts
         shares = (counts / counts.sum()).unsqueeze(1)  # of each row in the mean, float32 [n, 1]
@@ -97,24 +100,28 @@ class HeadLoss(torch.autograd.Function):
             part = slice(start, start + rows)
             places = labels[part].unsqueeze(1)
             theirs = None if teacher is None else teacher[part] @ head.T
-            losses[part], logits_gradient, at_label = kernel(hidden[part] @ head.T, places, theirs, share)
+            logits = hidden[part] @ head.T
+            if candidates is not None:  # before the gradient takes the memory of the logits
+                candidates[part] = largest(logits, candidates.shape[1])[0]
+            losses[part], logits_gradient, at_label = kernel(logits, places, theirs, share)
             logits_gradient.scatter_(1, places, at_label)
             torch.mm(logits_gradient, head, out=gradient[part])
         ctx.save_for_backward(gradient, shares)
         return (losses * shares).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None, None, None]:
         """Scale the gradient that forward left."""
         gradient, shares = ctx.saved_tensors
         scaled: Tensor = (gradient * (shares * grad_output)).to(gradient.dtype)
-        return scaled, None, None, None, None, None, None
+        return scaled, None, None, None, None, None, None, None
 
 
 def selector_loss(
     drafter: DFlashModel,
     head: Tensor,
     hidden: Tensor,
+    candidates: Tensor,
     labels: Tensor,
     before: Tensor,
     counts: Tensor | None,
@@ -124,17 +131,16 @@ def selector_loss(
 
     As served, but that ``before`` are the texts' own. A label that is no candidate takes the place of the last one
     (speculators' trainer), or with ``skips_missing`` its slot is left out (NeMo's). ``hidden`` [n, hidden_size],
-    ``counts`` [n]: how often each row is meant; None: once. Returns a float32 scalar.
+    ``candidates`` [n, count]: the likeliest tokens after it, best first (:class:`HeadLoss` has them), ``counts`` [n]:
+    how often each row is meant; None: once. Returns a float32 scalar.
     """
-    selector, count = drafter.candidate_selector, drafter.config.selector_top_k
+    selector, ids, count = drafter.candidate_selector, candidates.clone(), candidates.shape[1]
     assert selector is not None
-    ids = _candidates(hidden.detach(), head, count)
     is_label = ids == labels.unsqueeze(1)
     has_label = is_label.any(1)
     ids[:, -1] = torch.where(has_label, ids[:, -1], labels)
     place = torch.where(has_label, is_label.int().argmax(1), count - 1)
-    alone = torch.bmm(head[ids], hidden.unsqueeze(2)).squeeze(2).float()
-    scores = alone + selector(hidden, before.unsqueeze(1), ids, head).squeeze(1)
+    scores = candidate_scores(selector, head, hidden, ids, before)
     weights = torch.ones_like(place) if counts is None else counts
     if skips_missing:
         weights = weights * has_label
@@ -142,12 +148,30 @@ def selector_loss(
     return (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
-@torch.no_grad()
-def _candidates(hidden: Tensor, head: Tensor, count: int) -> Tensor:
-    """The ``count`` likeliest tokens [n, count] after ``hidden`` [n, hidden_size], best first."""
-    rows = CHUNK_ROWS if hidden.is_cuda else CPU_ROWS
-    parts = [hidden[start : start + rows] for start in range(0, len(hidden), rows)]
-    return torch.cat([likeliest(part @ head.T, count)[0] for part in parts])
+def candidate_scores(
+    selector: CandidateSelector, head: Tensor, hidden: Tensor, ids: Tensor, before: Tensor
+) -> Tensor:
+    """float32 [n, count]: logits of the tokens ``ids`` [n, count] and what ``selector`` adds behind ``before`` [n].
+
+    ``hidden`` [n, hidden_size].
+    """
+    if selector.projects_head:
+        return row_scores(head, ids, hidden.float() + selector.on_head(hidden, before, head).float())
+    alone = torch.bmm(head[ids], hidden.unsqueeze(2)).squeeze(2).float()
+    pairs: Tensor = selector(hidden, before.unsqueeze(1), ids, head).squeeze(1)
+    return alone + pairs
+
+
+def row_scores(head: Tensor, ids: Tensor, by_row: Tensor) -> Tensor:
+    """float32 [n, count]: rows ``ids`` [n, count] of ``head`` times ``by_row``, float32 [n, hidden_size]."""
+    scores: Tensor = _compiled(_row_scores, head.device.type, None)(head, ids, by_row)
+    return scores
+
+
+def _row_scores(head: Tensor, ids: Tensor, by_row: Tensor) -> Tensor:
+    if not head.is_cuda:
+        return torch.bmm(head[ids].float(), by_row.unsqueeze(2)).squeeze(2)
+    return (head[ids].float() * by_row.unsqueeze(1)).sum(-1)  # compiled, the rows are never written
 
 
 def _loss_and_gradient(

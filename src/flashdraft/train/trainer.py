@@ -263,6 +263,10 @@ class Trainer:
         if not slots.is_cuda:  # there shapes stay the same, and nobody waits for the device to tell them
             slots, counts = torch.unique_consecutive(slots, return_counts=True)
         chosen, labels = hidden.flatten(0, 2)[slots], blocks.labels.flatten()
+        selecting, candidates = None, None
+        if isinstance(self.drafter, DFlashModel) and self.drafter.candidate_selector and config.selector_loss:
+            selecting = self.drafter
+            candidates = slots.new_empty(len(slots), selecting.config.selector_top_k)
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
             chosen,
             self.target.head_weight(),
@@ -271,12 +275,14 @@ class Trainer:
             teacher_hidden(final, blocks)[slots] if config.distill > 0 else None,
             config.distill,
             is_part,  # how many slots fall into it is another number at every step
+            candidates,
         )
-        if isinstance(self.drafter, DFlashModel) and self.drafter.candidate_selector and config.selector_loss:
+        if selecting is not None and candidates is not None:
             loss = loss + config.selector_loss * selector_loss(
-                self.drafter,
+                selecting,
                 self.target.head_weight(),
                 chosen.detach() if config.selector_stops else chosen,
+                candidates,
                 labels[slots],
                 labels[slots - 1],  # a block's slot 0 is never drawn
                 counts,
