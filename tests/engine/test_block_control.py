@@ -208,6 +208,11 @@ def test_acceptance_by_dice_has_the_length_that_was_asked_for() -> None:
         engine.add_request(str(i), [i], SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True))
     list(engine.run())
     assert engine.metrics.acceptance_length == pytest.approx(3.5, rel=0.06)
+    later = [simulated.draw(7) for _ in range(20)]
+    simulated.restart()
+    first = [simulated.draw(7) for _ in range(20)]
+    simulated.restart()
+    assert first == [simulated.draw(7) for _ in range(20)] != later
     for wrong in (0.5, 9):
         with pytest.raises(UsageError, match="expected 1 to 8"):
             SimulatedAcceptance.of_length(wrong, 8)

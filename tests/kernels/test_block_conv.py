@@ -10,8 +10,15 @@ from flashdraft.ops.triton.block_conv import Convolution, Written, norm_conv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-5
-# (hidden_size, taps, group_size, width): groups of a power of two and not, several turns of a loop, three taps, one
-SHAPES = [(48, 2, 12, 4), (576, 2, 32, 3), (48, 3, 8, 4), (1280, 2, 32, 2), (80, 1, 80, 2)]
+# (hidden_size, taps, group_size, width): groups of a power of two and not, several pieces, rests, three taps, one
+SHAPES = [
+    (48, 2, 12, 4),
+    (576, 2, 32, 3),
+    (152, 2, 8, 2),
+    (48, 3, 8, 4),
+    (1280, 2, 32, 2),
+    (80, 1, 80, 2),
+]
 
 
 def parts(hidden_size, taps, group_size, dtype):

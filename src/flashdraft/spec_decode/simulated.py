@@ -19,8 +19,12 @@ class SimulatedAcceptance:
     def __init__(self, rates: Sequence[float], seed: int = 0) -> None:
         if not rates or not all(0 <= rate <= 1 for rate in rates):
             raise UsageError(f"simulated acceptance rates are {list(rates)}; expected some from 0 to 1")
-        self.rates = list(rates)
-        self._random = random.Random(seed)
+        self.rates, self.seed = list(rates), seed
+        self.restart()
+
+    def restart(self) -> None:
+        """Draw from now on what was drawn from the beginning."""
+        self._random = random.Random(self.seed)
 
     @classmethod
     def of_length(cls, length: float, block_size: int, seed: int = 0) -> "SimulatedAcceptance":
