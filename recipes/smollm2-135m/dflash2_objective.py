@@ -20,7 +20,6 @@ from torch import Tensor
 
 from flashdraft.models.base import FINAL_HIDDEN
 from flashdraft.models.dflash import DFlashModel
-from flashdraft.spec_decode.tree import largest
 from flashdraft.train.anchors import Blocks
 from flashdraft.train.forward import block_hidden, target_features, teacher_hidden
 from flashdraft.train.loss import (
@@ -29,6 +28,7 @@ from flashdraft.train.loss import (
     candidate_scores,
     dpace_weights,
     label_log_probs,
+    largest_ids,
     row_scores,
 )
 from flashdraft.train.trainer import Trainer
@@ -60,7 +60,7 @@ class MixedHeadLoss(torch.autograd.Function):
             part = slice(start, start + CHUNK_ROWS)
             places, share = labels[part].unsqueeze(1), is_soft[part].float().unsqueeze(1)
             logits = hidden[part] @ head.T
-            candidates[part] = largest(logits, candidates.shape[1])[0]
+            candidates[part] = largest_ids(logits, candidates.shape[1])
             losses[part], made, at_label = kernel(logits, places, teacher[part] @ head.T, share)
             made.scatter_(1, places, at_label)
             torch.mm(made, head, out=gradient[part])

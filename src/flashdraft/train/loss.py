@@ -102,7 +102,7 @@ class HeadLoss(torch.autograd.Function):
             theirs = None if teacher is None else teacher[part] @ head.T
             logits = hidden[part] @ head.T
             if candidates is not None:  # before the gradient takes the memory of the logits
-                candidates[part] = largest(logits, candidates.shape[1])[0]
+                candidates[part] = largest_ids(logits, candidates.shape[1])
             losses[part], logits_gradient, at_label = kernel(logits, places, theirs, share)
             logits_gradient.scatter_(1, places, at_label)
             torch.mm(logits_gradient, head, out=gradient[part])
@@ -115,6 +115,15 @@ class HeadLoss(torch.autograd.Function):
         gradient, shares = ctx.saved_tensors
         scaled: Tensor = (gradient * (shares * grad_output)).to(gradient.dtype)
         return scaled, None, None, None, None, None, None, None
+
+
+def largest_ids(logits: Tensor, count: int) -> Tensor:
+    """Ids int64 [n, count] of the largest of ``logits`` [n, vocab_size], best first; of equals any."""
+    if not logits.is_cuda:
+        return largest(logits, count)[0]
+    from flashdraft.ops.triton.largest import largest_tokens
+
+    return largest_tokens(logits, count)
 
 
 def selector_loss(
