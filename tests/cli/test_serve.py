@@ -13,8 +13,10 @@ import yaml
 import patient
 from command_line import Run
 from flashdraft.backends.registry import BACKENDS
+from flashdraft.checkpoint import load
 from flashdraft.cli.serve_options import ServeOptions
 from flashdraft.cli.serve_run import allowed_hosts
+from flashdraft.models.base import build_target
 from flashdraft.server.hosts import LOOPBACK
 from server_process import server_process
 from tiny_pair import save_tiny_pair
@@ -109,6 +111,23 @@ def test_a_dry_run_refuses_what_a_start_does(
     for result in (run(*given, "--dry-run"), run(*given, "--port", "0")):
         assert (result.exit_code, part in result.stderr) == (2, True), result.stderr
     assert run("serve", target, "--draft", draft, "--block-size", "8", "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize("argv", [(), ("--dtype", "float32"), ("--device", "cuda")])
+def test_a_dry_run_outlines_the_target_once(
+    run: Run, tmp_path: Path, argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, draft = save_tiny_pair(tmp_path)
+    built = []
+
+    def counted(config: object) -> object:
+        built.append(config)
+        return build_target(config)
+
+    monkeypatch.setattr(load, "build_target", counted)
+    printed = run("serve", target, "--draft", draft, *argv, "--dry-run")
+    assert (printed.exit_code, len(built)) == (0, 1)
+    assert "# weights: target" in printed.stdout
 
 
 def test_a_port_that_cannot_be_had_is_told_before_anything_is_loaded(run: Run) -> None:

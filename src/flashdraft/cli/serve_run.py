@@ -17,6 +17,7 @@ from flashdraft.engine.memory_plan import plan_memory
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.errors import CheckpointError, UsageError
 from flashdraft.llm import check_window, keeps_codes, served_dtype
+from flashdraft.models.base import TargetModel
 from flashdraft.server.config import ServerConfig
 from flashdraft.server.hosts import ANY, LOOPBACK, is_loopback
 from flashdraft.server.logs import configure_logs
@@ -181,21 +182,25 @@ def _plan(options: ServeOptions, config: EngineConfig, speculation: Speculation)
     drafter = None if draft == "none" else draft
     model, device, backend = _model(options), options.device, config.attention_backend
     try:
-        dtype = served_dtype(options.dtype, model, device, options.quantization, backend)
+        outline = outline_target(model)
+        dtype = served_dtype(options.dtype, model, device, options.quantization, backend, outline)
         keeps = bool(options.keep_codes) and keeps_codes(model, dtype, device, backend, True)
-        _check_by_configs(options, config, speculation, drafter)
-        plan = plan_memory(model, drafter, dtype, config, size, keeps).to_text()
+        _check_by_configs(options, config, speculation, drafter, outline)
+        plan = plan_memory(model, drafter, dtype, config, size, keeps, outline).to_text()
     except CheckpointError as error:
         plan = f"memory: not known ({' '.join(str(error).split())})"
     return "".join(f"# {line}\n" for line in plan.splitlines())
 
 
 def _check_by_configs(
-    options: ServeOptions, config: EngineConfig, speculation: Speculation, draft: str | None
+    options: ServeOptions,
+    config: EngineConfig,
+    speculation: Speculation,
+    draft: str | None,
+    target: TargetModel,
 ) -> None:
     """Raises UsageError for what LLM or :func:`_serve` would refuse with the weights loaded."""
     model, window = _model(options), options.draft_window_size
-    target = outline_target(model)
     drafter: Drafter | None = None
     if draft is not None:
         network = outline_draft(draft, model, target)

@@ -19,6 +19,7 @@ from flashdraft.cache.paged_step import grouped
 from flashdraft.cache.window_pages import WindowRoom
 from flashdraft.checkpoint.embedded import drafts_among_all
 from flashdraft.checkpoint.load import outline_draft, outline_target
+from flashdraft.checkpoint.weights import check_dtype
 from flashdraft.cuda.chunk_lengths import CHUNK_LENGTHS, MOST_DELTA_TOKENS, MOST_STORED_TOKENS
 from flashdraft.engine.scheduler import EngineConfig
 from flashdraft.models.base import TargetModel
@@ -168,12 +169,17 @@ def plan_memory(
     engine: EngineConfig,
     block_size: int | None,
     keep_codes: bool = False,
+    outline: TargetModel | None = None,
 ) -> MemoryPlan:
     """The plan of a pair as :func:`load_target` and :func:`load_drafter` take its names.
 
-    Raises CheckpointError for configs that are not there or do not go together.
+    ``outline``: the target's, if there is one; without codes it is taken, and has ``dtype`` from now on. Raises
+    CheckpointError for configs that are not there or do not go together.
     """
-    model = outline_target(target, dtype, keep_codes)
+    if outline is None or keep_codes:
+        model = outline_target(target, dtype, keep_codes)
+    else:
+        model = outline.to(check_dtype(dtype))
     drafter: DrafterNetwork | None = None
     if draft is not None:
         drafter = outline_draft(draft, target, model, dtype)
