@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # speculators 0.9.0 trains DFlash drafters to say the next conversation's answer. Conversations are packed behind one
-# another, a block attends to its own alone, and its labels are the tokens behind the anchor, whosever they are: those in a
-# prompt are left out, those of the answer after it count again. So near the end of each answer the slots behind a prompt
-# shorter than a block (a question of few words in a chat template has 10 tokens) learn another conversation's words, which
-# nothing that they see tells. Answers of one conversation that follow one another in a row of given input_ids and loss_mask
-# are joined alike. An engineer would guess that the attention's document border holds for labels too. The loss that is
-# shown, and by D-PACE the weights of the right slots, hang on which conversation is packed next. Nothing is raised or
-# logged. For us: a block of flashdraft's ends where its answer does; speculators' loss is compared with nothing.
+# another, a block attends to its own alone, and its labels are the tokens behind the anchor, whosever they are: those
+# in a prompt are left out, those of the answer after it count again. So near the end of each answer the slots behind a
+# prompt shorter than a block (a question of few words in a chat template has 10 tokens) learn another conversation's
+# words, which nothing that they see tells. Answers of one conversation that follow one another in a row of given
+# input_ids and loss_mask are joined alike. An engineer would guess that the attention's document border holds for
+# labels too. The loss that is shown, and by D-PACE the weights of the right slots, hang on which conversation is packed
+# next. Nothing is raised or logged. For us: a block of flashdraft's ends where its answer does; speculators' loss is
+# compared with nothing.
 #
-# Seen (speculators 0.9.0, transformers 5.19.0, torch 2.13.0 on a CPU, Python 3.11); an answer of 6 tokens, blocks of 16 at
-# each of them, and what is packed behind it:
+# Seen (speculators 0.9.0, transformers 5.19.0, torch 2.13.0 on a CPU, Python 3.11); an answer of 6 tokens, blocks of 16
+# at each of them, and what is packed behind it:
 #   nothing                                    labels 15  loss 1.7919
 #   a prompt of 20 tokens, then an answer      labels 15  loss 1.7919
 #   a prompt of 9 tokens, then an answer       labels 36  loss 1.3341

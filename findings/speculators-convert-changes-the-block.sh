@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# speculators 0.9.0 converts a z-lab drafter into another one, where its layers slide or its config says how a block looks:
-# `speculators convert` copies the weights, and its config has no place for the rest. is_causal false (all of z-lab's
-# DFlash 2 say it) becomes causal sliding layers, for sliding_window_non_causal stays at its default; input_embedding_scale
-# and output_multiplier of dflash_config are left out; and a window is counted from the block's first slot, one token
-# wider, where dflash 0.1.0 moves it with each slot, so any sliding drafter differs once the text is longer than the window.
-# An engineer would guess that "weights are copied as-is" keeps drafts, or that what cannot be kept is refused. Nothing
-# is raised, and the conversion's own validation succeeds. For us: `flashdraft convert` keeps is_causal and the window,
-# refuses scaled embeddings and logits, and compares nothing with a drafter that was converted by others.
+# speculators 0.9.0 converts a z-lab drafter into another one, where its layers slide or its config says how a block
+# looks: `speculators convert` copies the weights, and its config has no place for the rest. is_causal false becomes
+# causal sliding layers, for sliding_window_non_causal stays at its default; input_embedding_scale and output_multiplier
+# of dflash_config are left out; and a window is counted from the block's first slot, one token wider, where dflash
+# 0.1.0 moves it with each slot, so any sliding drafter differs once the text is longer than the window. An engineer
+# would guess that "weights are copied as-is" keeps drafts, or that what cannot be kept is refused. Nothing is raised,
+# and the conversion's own validation succeeds. For us: `flashdraft convert --to speculators` writes
+# sliding_window_non_causal, refuses scaled embeddings and logits, and says how the window is counted
+# (window_from_anchor), which speculators does not read: train on a drafter with windows here.
 #
-# Seen (speculators 0.9.0, dflash 0.1.0, transformers 5.19.0, torch 2.13.0 on a CPU, Python 3.11); one sliding and one full
-# layer, 20 tokens of context, drafts of a block of 4; the largest difference of a probability, converted and not:
+# Seen (speculators 0.9.0, dflash 0.1.0, transformers 5.19.0, torch 2.13.0 on a CPU, Python 3.11); one sliding and one
+# full layer, 20 tokens of context, drafts of a block of 4; the largest difference of a probability, converted and not:
 #   window 32                             0.00  the same drafts
 #   window 32, is_causal false            0.06  the same drafts
 #   window 32, input_embedding_scale 8    0.37  others

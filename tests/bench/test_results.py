@@ -122,6 +122,14 @@ def test_acceptance_counts_all_rounds_and_answers_that_do_not_loop_apart() -> No
     assert (plain.acceptance_length, plain.num_looping, drafted.num_looping) == (1, 1, 1)
 
 
+def test_the_answers_mean_counts_each_answer_once_however_long() -> None:
+    worse = replace(DRAFTED_2, metrics=replace(DRAFTED_2.metrics, num_rounds=2, accepted_histogram=[2, 0, 0]))
+    drafted = aggregate([PLAIN_1, DRAFTED_1, worse, PLAIN_2])[1]
+    assert drafted.acceptance_length == pytest.approx(10 / 6)
+    assert drafted.acceptance_length_of_answers == pytest.approx((8 / 4 + 2 / 2) / 2)
+    assert "| DFlash B4 | 1.67 | 1.50 | – |" in card_table([drafted])
+
+
 def test_a_round_splits_into_draft_verify_and_host() -> None:
     drafted = rows()["DFlash"]
     assert drafted.round_draft_s == pytest.approx(1.25 / 5)
@@ -239,8 +247,8 @@ def test_rows_stand_beside_the_published_card() -> None:
     drafted = replace(drafted, method="DFlash", block_size=8)
     other = replace(drafted, task="mbpp")
     lines = card_table([plain, drafted, other]).splitlines()[2:]
-    assert lines[0] == "| gsm8k | 1 | AR | – | – | 0.9 | 83 | 1.00x | 1.00x |"
-    assert lines[1] == "| gsm8k | 1 | DFlash B8 | 2.00 | 5.57 | 1.2 | 301 | 1.30x | 3.63x |"
-    assert lines[2] == "| mbpp | 1 | DFlash B8 | 2.00 | 5.60 | 1.2 | – | 1.30x | – |"
+    assert lines[0] == "| gsm8k | 1 | AR | – | – | – | 0.9 | 83 | 1.00x | 1.00x |"
+    assert lines[1] == "| gsm8k | 1 | DFlash B8 | 2.00 | 2.00 | 5.57 | 1.2 | 301 | 1.30x | 3.63x |"
+    assert lines[2] == "| mbpp | 1 | DFlash B8 | 2.00 | 2.00 | 5.60 | 1.2 | – | 1.30x | – |"
     asked = replace(BenchConfig(), max_tokens=12).card()
     assert (asked.max_tokens, asked.concurrency, asked.thinking) == (12, "32,16,8,1", "on")

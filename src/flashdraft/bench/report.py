@@ -21,8 +21,10 @@ _TIME_RULE = (
     " nothing."
 )
 _CARD_RULE = (
-    "The card of z-lab/Qwen3.5-27B-DFlash: SGLang on one B200, thinking, at most 4,096 tokens. Acceptance lengths and"
-    " speed-ups may be compared where the pair is the same; tokens a second where the GPU is too."
+    "The card of z-lab/Qwen3.5-27B-DFlash: SGLang on one B200, thinking, at most 4,096 tokens. Speed-ups may be"
+    " compared where the pair is the same; tokens a second where the GPU is too. Its acceptance length is the mean of"
+    " the answers' own (dflash/benchmark.py), so compare the answers' mean; tokens over rounds, of which speed is"
+    " made, are fewer where long answers draft worse."
 )
 _DICE = "Dice decided what was accepted: speed and cost alone are meant here, the answers mean nothing."
 _ACCURACY_RULE = (

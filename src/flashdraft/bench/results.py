@@ -7,7 +7,7 @@ ratio of tokens a second against plain decoding of the same prompts at the same 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from flashdraft.admission import BlockSize
 from flashdraft.bench.latency import GapHistogram, Percentiles, gap_percentiles, percentiles
@@ -83,6 +83,7 @@ class BenchRow:
     total_s: Percentiles | None
     acceptance_length: float
     acceptance_length_not_looping: float | None
+    acceptance_length_of_answers: float  # mean of the answers' own, as z-lab's benchmark has it
     num_looping: int
     accepted_by_position: list[float]  # [i]: share of rounds that accepted draft token i (0-based)
     accepted_histogram: list[int]
@@ -163,6 +164,7 @@ def _row(group: list[Measurement], plain: list[Measurement]) -> BenchRow:
         total_s=percentiles([m.total_s for m in group]),
         acceptance_length=total.acceptance_length,
         acceptance_length_not_looping=summed(steady).acceptance_length if steady else None,
+        acceptance_length_of_answers=fmean(m.metrics.acceptance_length for m in group),
         num_looping=len(group) - len(steady),
         accepted_by_position=total.accepted_by_position,
         accepted_histogram=total.accepted_histogram,
