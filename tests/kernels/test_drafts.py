@@ -5,6 +5,10 @@ import torch
 
 pytest.importorskip("triton")
 from flashdraft.cache.paged_kv_cache import CacheRow
+from flashdraft.engine.engine import Engine
+from flashdraft.engine.scheduler import EngineConfig
+from flashdraft.generate import generate
+from flashdraft.sampling_params import SamplingParams
 from flashdraft.spec_decode.dflash import DFlashDrafter
 from flashdraft.spec_decode.drafter import DraftShape
 from toys import toy_dflash, toy_dflash2, toy_target
@@ -59,3 +63,18 @@ def test_drafts_are_those_of_the_network_in_pytorch(make, changes, shapes, monke
         )
     assert alone.token_ids == found[1].token_ids
     assert alone.log_probs == pytest.approx(found[1].log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("taps", [4, 5])
+def test_convolutions_of_more_taps_than_compile_in_seconds_run_in_pytorch(taps):
+    """With the same answer as of the target alone."""
+    target = toy_target(num_hidden_layers=1).to(DEVICE)
+    drafter = DFlashDrafter(
+        toy_dflash2(target, num_hidden_layers=1, conv_kernel_size=taps).to(DEVICE), target
+    )
+    engine = Engine(target, drafter, EngineConfig(max_running=1, page_size=4, num_pages=24))
+    assert engine.runner.drafts_in_rounds == (taps == 4)
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+    engine.add_request("0", [5, 6, 7], params, block_size=6)
+    found = [token for output in engine.run() for token in output.token_ids]
+    assert found == generate(target, None, [5, 6, 7], params).token_ids

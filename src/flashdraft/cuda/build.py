@@ -61,7 +61,10 @@ def cuda_drafter(model: nn.Module, num_pages: int, page_size: int, num_rows: int
     """A drafter's network on its GPU with caches for ``num_rows`` requests, or None where it has no fast form."""
     if not isinstance(model, DFlashModel) or not runs_on(model.fc.weight.device):
         return None
+    from flashdraft.cuda.convolved import MOST_TAPS
     from flashdraft.cuda.drafter import CudaDrafter
     from flashdraft.cuda.layers import why_unsupported
 
-    return None if why_unsupported(list(model.layers)) else CudaDrafter(model, num_pages, page_size, num_rows)
+    if why_unsupported(list(model.layers)) or model.config.conv_kernel_size > MOST_TAPS:
+        return None
+    return CudaDrafter(model, num_pages, page_size, num_rows)

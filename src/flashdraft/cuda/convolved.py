@@ -9,6 +9,10 @@ from flashdraft.cuda.layers import Layer, Norm, mixed
 from flashdraft.cuda.step import Source
 from flashdraft.ops.triton.block_conv import Convolution, Written, norm_conv
 
+# Convolutions of more run in PyTorch. On one core Triton 3.9 compiles a kernel with 4 for sm_90 in 3 s, with 6 in 22 s,
+# with 8 in 35 s and with 16 not in 100 s, one for each width of blocks. Published drafters have 2.
+MOST_TAPS = 4
+
 
 def run_convolved(layers: Sequence[Layer], last: Norm, x: Tensor, source: Source) -> Tensor:
     """Final hidden states [num_tokens, hidden_size] of ``x``, blocks of ``source.width`` tokens one after the other."""

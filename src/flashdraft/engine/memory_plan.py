@@ -319,7 +319,10 @@ def _activation_bytes(model: TargetModel, num_slots: int, prompt_tokens: int) ->
 
 
 def _draft_head_bytes(model: TargetModel, drafter: DrafterNetwork, running: int, block_size: int) -> int:
-    """Float32 logits of what is drafted at once, and their exponentials: see spec_decode/tree.likeliest."""
+    """Float32 logits of what is drafted at once, and their exponentials: see spec_decode/tree.likeliest.
+
+    Of steps of sampled drafts and trees, which are the largest: rounds whose kernels find the likeliest hold no floats.
+    """
     num_slots = running * (block_size - 1 if isinstance(drafter, DFlashModel) else 1)
     return num_slots * int(drafter.draft_vocab_size or model.config.vocab_size) * (4 + 4)
 
