@@ -16,6 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
 )
 
 from flashdraft.checkpoint.gguf import ARCHITECTURES
@@ -115,6 +116,11 @@ def _refusals_told(repo: str) -> Iterator[None]:
             f"{repo!r} is gated: {_sentence(error)}; ask for access at {constants.ENDPOINT}/{repo}, then log in"
             " (hf auth login) or set HF_TOKEN"
         ) from error
+    except LocalEntryNotFoundError as error:  # its text is for who calls the library
+        raise CheckpointError(
+            f"{repo!r} is no local path, and no hub could be asked for it ({_sentence(error.__cause__ or error)});"
+            " check the name and the connection, or download the model elsewhere and give its local folder"
+        ) from error
     except (HTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{repo!r} is no local path, and no hub gave a model of that name ({_sentence(error)}); check the name, or"
@@ -122,7 +128,7 @@ def _refusals_told(repo: str) -> Iterator[None]:
         ) from error
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """What the hub says to people, without the line that is for programs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not re.match(r"\d{3} Client Error|.*for url", line)]
