@@ -218,6 +218,18 @@ def test_settings_that_answer_nothing_are_refused(
     assert (result.exit_code, part in result.stderr) == (2, True), result.stderr
 
 
+def test_the_tutorial_trains_a_drafter(run: Run, pair: list[str], tmp_path: Path) -> None:
+    """Its command, with a small target in place of the embedded one, and a step in place of its minutes."""
+    text = (Path(__file__).parents[2] / "docs/tutorial.md").read_text()
+    command = text.partition("flashdraft train ")[2].partition("\n\n")[0].replace("\\\n", " ")
+    given = dict(zip(*[iter(command.split())] * 2, strict=True))
+    folder = tmp_path / given["--out"]
+    given |= {"--model": pair[1], "--out": str(folder), "--total-blocks": "1", "--max-minutes": "0"}
+    result = run("train", *(part for one in given.items() for part in one))
+    assert result.exit_code == 0, result.stderr
+    assert (folder / "drafter" / "config.json").is_file()
+
+
 def test_rows_are_reported_before_the_run_and_bad_ones_stop_it(
     run: Run, pair: list[str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
         greedy.answer_token_ids
         == generate(TARGET, None, greedy.prompt_token_ids, params, eos_token_ids=EOS).token_ids
     )
+
+
+def test_without_a_terminal_lines_tell_how_many_answers_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_policy, "SECONDS_PER_LINE", 0)
+    make(tmp_path, some_prompts(3), max_prompt_len=200)
+    lines = re.findall(r"^(\d) of 6 answers, [\d,]+ tokens/s$", capsys.readouterr().out, re.MULTILINE)
+    assert lines[-1] == "6"
 
 
 def test_a_deleted_shard_is_remade_and_costs_no_other(

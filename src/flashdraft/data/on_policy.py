@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
 )
 ANSWERS_PER_SHARD = 4096
 SECONDS_PER_SHARD = 300  # of a slow server no more is lost
+SECONDS_PER_LINE = 60  # where there is no terminal to show a bar in
 MANIFEST = "manifest.json"
 
 
@@ -115,7 +116,7 @@ def _answer_into(
 ) -> None:
     """Run the requests, and write shards as the answers come, the last one however it ends."""
     pending: list[dict[str, Any]] = []
-    num_tokens, written_at = 0, time.monotonic()
+    num_tokens, written_at, told_at = 0, time.monotonic(), time.monotonic()
     with _progress() as progress:
         bar = progress.add_task("answers", total=len(requests), note="")
         try:
@@ -126,8 +127,14 @@ def _answer_into(
                 if len(pending) >= ANSWERS_PER_SHARD or time.monotonic() - written_at > SECONDS_PER_SHARD:
                     _write_shard(folder, pending)
                     pending, written_at = [], time.monotonic()
-                elapsed = progress.tasks[bar].elapsed or 1.0
-                progress.update(bar, advance=len(answers), note=f"{num_tokens / elapsed:,.0f} tokens/s")
+                rate = f"{num_tokens / (progress.tasks[bar].elapsed or 1.0):,.0f} tokens/s"
+                progress.update(bar, advance=len(answers), note=rate)
+                if not progress.console.is_terminal and time.monotonic() - told_at >= SECONDS_PER_LINE:
+                    told_at, done = (
+                        time.monotonic(),
+                        f"{progress.tasks[bar].completed:,.0f} of {len(requests):,}",
+                    )
+                    progress.console.print(f"{done} answers, {rate}", highlight=False)
         finally:
             if pending:
                 _write_shard(folder, pending)

@@ -301,7 +301,7 @@ def check_validation(prompts: Sequence[Prompt], temperatures: Sequence[float]) -
 def _nothing_held_back(what: str) -> UsageError:
     return UsageError(
         f"none of {what} falls into the validation split ({VALIDATION_SHARE:.0%} of the prompts, chosen by their ids,"
-        " greedy answers that fit a row); give some hundred prompts, and 0 among the temperatures"
+        " greedy answers that fit a row); give some hundred prompts (sample: 200 of ours), and 0 among the temperatures"
     )
 
 
