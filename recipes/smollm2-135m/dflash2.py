@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from dflash2_answers import save_answers, saved_answers
+from dflash2_conversations import saved_conversations
 from dflash2_data import Data, FeaturesOnDevice, Sizes, answered, fitting, rows_of
 from dflash2_objective import OBJECTIVES, SampledTrainer
-from dflash2_prompts import read_prepared
+from dflash2_prompts import GREEDY, read_prepared
 from torch import Tensor
 
 from flashdraft.checkpoint.load import load_drafter, load_target
@@ -110,7 +111,14 @@ def documents_of(target: TargetModel, args: argparse.Namespace) -> list[Document
 
 def sizes_of(args: argparse.Namespace) -> Sizes:
     """Of rows and answers, as the command line has them."""
-    return Sizes(args.seq_len, args.long_share, args.answer_rows, args.answer_seconds, args.max_new_tokens)
+    return Sizes(
+        args.seq_len,
+        args.long_share,
+        args.answer_rows,
+        args.answer_seconds,
+        args.max_new_tokens,
+        args.greedy,
+    )
 
 
 def with_features(trainer: SampledTrainer, rows_per_forward: int) -> dict[str, Any]:
@@ -138,11 +146,14 @@ def train(args: argparse.Namespace) -> None:
     target = load_target("embedded", dtype=args.dtype, device=args.device).requires_grad_(False)
     documents = documents_of(target, args)
     data = rows_of(documents, sizes_of(args), target, args.rows_per_step)
+    conversations = saved_conversations(args.run, args.seq_len)
+    data = data.with_more(*conversations, args.repeats)
     out.row(
         stage="answers",
         num_answers=len(documents),
         num_tokens=sum(len(doc.answer_token_ids) for doc in documents),
         num_rows=len(data.rows),
+        num_conversations=len(conversations[0]),
         sampled_share=round(
             float((data.rows.is_anchor & data.is_sampled).sum() / data.rows.is_anchor.sum()), 4
         ),
@@ -264,6 +275,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/dflash2"), help="prompts, answers, state")
     parser.add_argument("--out", type=Path, required=True, help="rows.jsonl, and what is made")
     parser.add_argument("--answer-seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--greedy", type=float, default=GREEDY, help="share of the prompts that the target makes itself"
+    )
     parser.add_argument("--answer-rows", type=int, default=4096)
     parser.add_argument("--max-new-tokens", type=int, default=272)
     parser.add_argument("--seq-len", type=int, default=8192)
@@ -285,6 +299,9 @@ def main() -> None:
     parser.add_argument("--init", default="embedded", help="the drafter to go on from: it, or a folder")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, all in")
     parser.add_argument("--head", choices=("dflash", "dflash2"), default="dflash2")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="of the conversations that --run keeps, in a pass"
+    )
     parser.add_argument("--objective", choices=OBJECTIVES, default="labels", help="of sampled answers")
     parser.add_argument("--selector-rank", type=int, default=128)
     parser.add_argument("--selector-stops", action="store_true")

@@ -25,6 +25,7 @@ class Rollout:
     request: Callable[[int, Sequence[int], float], Any]
     seconds: float
     window: int  # long prompts come first within so many, so that a prefill pads little
+    greedy: float = GREEDY  # share of the prompts that the target made itself
 
     def run(self, asked: Sequence[Document], closing: Sequence[int]) -> list[Document]:
         """Answers to as many of ``asked`` as time lets begin.
@@ -55,14 +56,14 @@ class Rollout:
                     )
                 elif one.finish_reason == "stop" and SHORTEST <= len(one.token_ids) <= LONGEST:
                     ready.append(len(every))
-                    every.append(_asked(document, one.token_ids[:-1], closing))
+                    every.append(_asked(document, one.token_ids[:-1], closing, self.greedy))
         return made
 
 
-def _asked(beginning: Document, token_ids: Sequence[int], closing: Sequence[int]) -> Document:
-    """The prompt that a ``beginning`` became: two of three greedy, one at 1; held back ones greedy."""
+def _asked(beginning: Document, token_ids: Sequence[int], closing: Sequence[int], greedy: float) -> Document:
+    """The prompt that a ``beginning`` became: a share of ``greedy`` at 0, the others at 1; held back ones greedy."""
     place = zlib.crc32(f"heat {beginning.id}".encode()) / 2**32
-    heat = 0.0 if place < GREEDY or is_held_back(beginning) else 1.0
+    heat = 0.0 if place < greedy or is_held_back(beginning) else 1.0
     return replace(
         beginning, temperature=heat, prompt_token_ids=[*beginning.prompt_token_ids, *token_ids, *closing]
     )

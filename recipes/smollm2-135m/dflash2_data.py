@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 import torch
 from dflash2_answers import Rollout
-from dflash2_prompts import HELD_BACK, kind_of
+from dflash2_prompts import GREEDY, HELD_BACK, kind_of
 from torch import Tensor
 
 from flashdraft.checkpoint.load import eos_token_ids
@@ -43,6 +43,7 @@ class Sizes:
     answer_rows: int
     answer_seconds: float
     max_new_tokens: int
+    greedy: float = GREEDY  # share of the prompts that the target makes itself
 
 
 def answered(
@@ -53,7 +54,7 @@ def answered(
     engine = Engine(target, None, config, eos_token_ids("embedded"))
     answerer = EngineAnswers(engine, sizes.max_new_tokens)
     window = max(sizes.answer_rows, 64)
-    made = Rollout(answerer, AnswerRequest, sizes.answer_seconds, window).run(asked, closing)
+    made = Rollout(answerer, AnswerRequest, sizes.answer_seconds, window, sizes.greedy).run(asked, closing)
     del answerer, engine
     gc.collect()
     if target.device.type == "cuda":
@@ -91,6 +92,14 @@ class Data:
     is_sampled: Tensor  # bool [num_rows, seq_len]
     validation: dict[str, PackedRows]
     sampled: dict[str, PackedRows]  # held-back answers at temperature 1, by kind
+
+    def with_more(self, rows: PackedRows, is_sampled: Tensor, repeats: int) -> "Data":
+        """These and ``repeats`` times ``rows``, of which those that are ``is_sampled`` [num_rows] are sampled."""
+        device = self.rows.token_ids.device
+        flags = is_sampled.to(device).unsqueeze(1).expand(len(rows), rows.token_ids.shape[1])
+        more = [_on(device, rows)] * repeats
+        sampled = torch.cat([self.is_sampled, *[flags] * repeats])
+        return replace(self, rows=_together([self.rows, *more]), is_sampled=sampled)
 
 
 def rows_of(documents: Sequence[Document], sizes: Sizes, target: TargetModel, rows_per_forward: int) -> Data:

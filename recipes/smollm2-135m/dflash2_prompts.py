@@ -144,11 +144,12 @@ def begun(rng: random.Random) -> dict[str, Iterator[Prompt]]:
     return {name: of(name, texts) for name, texts in every.items()}
 
 
-def prepare(prompts: Path, run: Path, limit: int, seed: int) -> None:
+def prepare(prompts: Path, run: Path, limit: int, seed: int, greedy: float = GREEDY) -> None:
     """Write ``run/prompts.npz``: the token ids of ``limit`` prompts in the order in which they are to be answered.
 
     Those that are held back come first, each greedy and at temperature 1. Kinds of text follow each other by their
-    shares. Another ``seed``: other numbers, tasks and beginnings, and other temperatures of the same prompts.
+    shares. Another ``seed``: other numbers, tasks and beginnings, and other temperatures of the same prompts. A
+    share of ``greedy`` is asked at 0 first.
     """
     rng = random.Random(seed)
     found = [
@@ -159,7 +160,7 @@ def prepare(prompts: Path, run: Path, limit: int, seed: int) -> None:
     rng.shuffle(found)
     held_back = [p for name in sorted(set(KINDS.values()) | {"chat"}) for p in _held_back(found, name)]
     queues: dict[str, Iterator[tuple[Prompt, float]]] = {
-        name: _queue([p for p in found if share_of(p.source) == name], AGAIN.get(name, 1), seed)
+        name: _queue([p for p in found if share_of(p.source) == name], AGAIN.get(name, 1), seed, greedy)
         for name in SHARES
     }
     queues |= {name: ((p, BEGUN_TEMPERATURE) for p in prompts) for name, prompts in begun(rng).items()}
@@ -181,13 +182,13 @@ def prepare(prompts: Path, run: Path, limit: int, seed: int) -> None:
     print(f"taken {taken}")
 
 
-def _queue(prompts: Sequence[Prompt], again: int, seed: int) -> Iterator[tuple[Prompt, float]]:
+def _queue(prompts: Sequence[Prompt], again: int, seed: int, greedy: float) -> Iterator[tuple[Prompt, float]]:
     """Prompts that are not held back, at their temperatures."""
     kept = [p for p in prompts if not _is_held_back(p)]
     for number in range(again):
         for prompt in kept:
             place = zlib.crc32(f"{seed} {prompt.source} {prompt.id}".encode()) / 2**32
-            first = (0.0, 0.7, 1.0)[(place >= GREEDY) + (place >= GREEDY + WARM)]
+            first = (0.0, 0.7, 1.0)[(place >= greedy) + (place >= greedy + WARM)]
             yield prompt, (first, 0.0 if first else 1.0, 0.7 if first != 0.7 else 1.0)[number]
 
 
@@ -249,8 +250,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=160_000)
     parser.add_argument("--run", type=Path, default=Path("runs/dflash2"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--greedy", type=float, default=GREEDY, help="share that is asked at temperature 0")
     args = parser.parse_args()
-    prepare(args.prompts, args.run, args.limit, args.seed)
+    prepare(args.prompts, args.run, args.limit, args.seed, args.greedy)
 
 
 if __name__ == "__main__":

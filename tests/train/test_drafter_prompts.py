@@ -22,7 +22,7 @@ def prompts() -> Iterator[Any]:
         yield module
 
 
-def made(prompts: Any, folder: Path, seed: int) -> list[Document]:
+def made(prompts: Any, folder: Path, seed: int, **others: float) -> list[Document]:
     for name, say in (
         ("math-gsm8k-train", "Of {} eggs 7 are sold. How many are left?"),
         ("code-nl2bash", "Show the {} largest files."),
@@ -30,7 +30,7 @@ def made(prompts: Any, folder: Path, seed: int) -> list[Document]:
     ):
         rows = [json.dumps({"prompt": say.format(*range(i, i + 9))}) + "\n" for i in range(100)]
         (folder / f"{name}.jsonl").write_text("".join(rows))
-    prompts.prepare(folder, folder / f"run-{seed}", 700, seed)
+    prompts.prepare(folder, folder / f"run-{seed}", 700, seed, **others)
     documents, closing = prompts.read_prepared(folder / f"run-{seed}")
     assert closing
     found: list[Document] = documents
@@ -69,6 +69,9 @@ def test_kinds_and_temperatures_have_their_shares(prompts: Any, tmp_path: Path) 
     assert {doc.temperature for doc in documents if doc.source.startswith("begun")} == {
         prompts.BEGUN_TEMPERATURE
     }
+    fewer = made(prompts, tmp_path, 3, greedy=0.2)
+    heats = Counter(d.temperature for d in fewer if not d.source.startswith("begun") and not is_held_back(d))
+    assert heats[0.0] < first_turn * prompts.GREEDY * 0.7
 
 
 def test_a_passage_is_asked_about_whole_and_in_part(prompts: Any) -> None:

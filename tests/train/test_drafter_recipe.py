@@ -89,5 +89,8 @@ def test_what_the_target_asks_itself_is_answered(recipe: Any, tmp_path: Path) ->
         ("begun-chat-1", [*question, 2]),
         ("math-1", [8, 2]),
     ]
+    for greedy, heat in ((0.0, 1.0), (1.0, 0.0)):
+        again = recipe[1].Rollout(answerer, AnswerRequest, 60.0, 64, greedy).run(asked, CLOSING)
+        assert {one.temperature for one in again if one.source == "begun-chat"} == {heat}
     recipe[1].save_answers(made, tmp_path)
     assert recipe[1].saved_answers(tmp_path) == made

@@ -53,8 +53,8 @@ def test_a_row_goes_on_from_a_trained_drafter(
 ) -> None:
     args = Namespace(
         run=tmp_path / "run", out=tmp_path / "out", seq_len=256, long_share=0.3, answer_rows=1, answer_seconds=1.0,
-        max_new_tokens=24, rows_per_step=2, blocks_per_row=8, weighting="dpace", dpace_power=1.0, seed=0, device="cpu",
-        dtype="float32", head="dflash2", selector_rank=8, selector_stops=False, lr=1e-3,
+        max_new_tokens=24, greedy=0.5, rows_per_step=2, blocks_per_row=8, weighting="dpace", dpace_power=1.0, seed=0,
+        device="cpu", dtype="float32", head="dflash2", selector_rank=8, selector_stops=False, lr=1e-3,
     )  # fmt: skip
     args.run.mkdir()
     recipe.answers.save_answers(answers(), args.run)
