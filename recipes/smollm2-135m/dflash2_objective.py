@@ -8,7 +8,7 @@ distribution and q the drafter's, so there p itself is what is wanted.
 with less noise. "accepted": the cross-entropy is against p, and the selector's loss is ``-log sum of min(p, q)`` over
 its candidates, whose gradient weighed by D-PACE is that of the log of the expected length. A token's confidence in
 D-PACE is ``min(1, q / p)`` then, by which a draft of it would be accepted.
-Trained on a GPU: "labels" up to run i, "soft" in run j.
+Trained on a GPU: "labels" up to run i, "soft" in runs j and k, "accepted" in run l.
 """
 
 from dataclasses import dataclass
