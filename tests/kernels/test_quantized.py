@@ -28,6 +28,7 @@ from flashdraft.ops.quantized import (
     packed,
     unpacked,
 )
+from flashdraft.ops.triton import long_sums
 from flashdraft.ops.triton.dequantized import dequantize
 from flashdraft.ops.triton.experts import NUM_EXACT, NUM_FEW, ClampedSwiGLU, experts
 from flashdraft.ops.triton.fused import silu_mul
@@ -157,9 +158,10 @@ def test_the_bits_of_the_product_with_floats(kind, tiling):
         assert torch.equal(few_tokens_linear(x[:count], one, tiling), expected[:count])
 
 
-# A warp of a chain, of two and of all; of one tile of outputs and of two; of one round of chunks and of two; and four
-# warps that share all chains.
+# A warp of a chain, of two and of all; of one tile of outputs and of two; of one round of chunks and of two; four warps
+# that share all chains; and programs that have one.
 OF_CHAINS = [Tiling(16, 512, 2, 4, 8), Tiling(32, 512, 2, 2), Tiling(16, 1024, 2, 1), Tiling(64, 512, 2, 4)]
+OF_CHAINS += [Tiling(64, 128, 2, 4), Tiling(32, 256, 2, 2)]
 
 
 def inputs_of_long_sums(num_tokens, num_inputs):
@@ -187,6 +189,16 @@ def test_long_sums_have_the_bits_of_floats(kind, tiling):
     assert error.abs().max() < 1e-2 * expected.abs().max()
     for count, one in ((1, weight.in_tiles()), (20, weight), (20, weight.in_tiles())):
         assert torch.equal(long_sums_linear(x[:count], one, tiling, bias), expected[:count])
+    assert not bool(long_sums.counters(x.device).any())  # as the next launch has to find them
+
+
+@pytest.mark.parametrize("num_tokens", [1, 17, 64, 70])
+def test_chains_in_programs_of_their_own(num_tokens):
+    """Some tiles of tokens and of outputs, twice: whoever arrives last counts from zero again."""
+    weight = quantized("int4", 136, CHUNK * 9).in_tiles()
+    x = inputs_of_long_sums(num_tokens, CHUNK * 9)
+    expected = long_sums_linear(x, weight, Tiling(64, 512, 2, 4))
+    assert all(torch.equal(long_sums_linear(x, weight, Tiling(64, 128, 2, 4)), expected) for _ in "12")
 
 
 def test_chains_have_every_fourth_chunk():

@@ -41,14 +41,16 @@ def tiling_of(num_outputs: int, num_inputs: int, num_tokens: int) -> Tiling:
 
 
 def _tiling_of_codes(num_tokens: int, weight: QuantizedWeight) -> Tiling:
-    """The fastest measured on an H200, or as good: benchmarks/results/h200/tilings-of-codes.jsonl and older ones."""
+    """The fastest measured on an H200, or as good: benchmarks/results/h200/chains.jsonl and older ones."""
     num_outputs, is_packed = len(weight), weight.is_packed
     if has_long_sums(weight):
         if num_tokens == 1 and is_packed:
             return Tiling(16, 1024 if weight.shape[1] > _WIDE else 512, 4, 4, 8)
         if num_tokens <= 8:
             return Tiling(16, 1024, 3, 4, 8) if is_packed else Tiling(16, 512, 4, 4, 8)
-        return Tiling(16 if num_tokens <= 16 else 32, 512, 3, 4) if num_tokens <= 32 else _MORE
+        if num_tokens <= 16:
+            return Tiling(16, 512, 3, 4)
+        return Tiling(64, 128, 4 if weight.shape[1] > _WIDE else 3, 4) if num_tokens <= 32 else _MORE
     if num_tokens <= 8:
         if num_outputs <= (4 * _WIDE if num_tokens == 1 and is_packed else _WIDE):
             return Tiling(16, 256, 4, 1, 8)

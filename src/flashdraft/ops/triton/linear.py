@@ -85,9 +85,9 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
     if gated:  # a warp's first eight rows are gates, the others what these gate
         half: tl.constexpr = outputs // 2
         row = tl.minimum(number * half + place % half, num_outputs - 1) + place // half * num_outputs
-    sums = _sums_of_codes(
-        x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
-        tokens, outputs, chunks, warps, group, chains, precision, even, alone, kind, has_zeros, by_ptx, scale_type,
+    sums = sums_of_codes(
+        x, words, scales, zeros, token, row, 0, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
+        tokens, outputs, chunks, 1, warps, group, chains, precision, even, alone, kind, has_zeros, by_ptx, scale_type,
         out.dtype.element_ty, tiled, paired,
     )  # fmt: skip
     output = first + row_of(place, warps)
@@ -98,34 +98,34 @@ def linear_of_codes(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sums_of_codes(  # type: ignore[no-untyped-def]
-    x, words, scales, zeros, token, row, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
-    tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
-    chains: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr,
-    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr, tiled: tl.constexpr,
-    paired: tl.constexpr,
+def sums_of_codes(  # type: ignore[no-untyped-def]
+    x, words, scales, zeros, token, row, first, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
+    tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, apart: tl.constexpr, warps: tl.constexpr,
+    group: tl.constexpr, chains: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr,
+    kind: tl.constexpr, has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, dtype: tl.constexpr,
+    tiled: tl.constexpr, paired: tl.constexpr,
 ):  # fmt: skip
     """[outputs, tokens] of the weights' rows at ``row`` [outputs], as dequantized.row_of has them.
 
-    Rows' codes come 64 bytes at a time, by which each thread gets what is its own in the product: dequantized.py.
+    Of chunks the ``first`` and each ``apart`` from the one before. Rows' codes come 64 bytes at a time, by which each
+    thread gets what is its own in the product: dequantized.py.
     """
     units: tl.constexpr = 2 if kind == FP8 else 1  # of a chunk
     unit: tl.constexpr = _CHUNK // units
-    column, place, is_token = tl.arange(0, unit), tl.arange(0, outputs), token < num_tokens
-    x_at = x + (column if alone else token[None, :].to(tl.int64) * x_token + column[:, None])
-    codes_at = words_at(words, row, word_row, tiled)
+    column, is_token = tl.arange(0, unit), token < num_tokens
     step: tl.constexpr = 32 * _TILE_ROWS if tiled else 32
+    x_at = x + first * _CHUNK + (column if alone else token[None, :].to(tl.int64) * x_token + column[:, None])
+    codes_at = words_at(words, row, word_row, tiled) + first * (units * step)
     scales_at, zeros_at = scales + row * scale_step, zeros + row * scale_step
     pair = spread_over_lanes(scales_at)
     scale = one_of_pair(pair, 0) if paired else pair
-    zero = scale
-    if has_zeros:
-        zero = spread_over_lanes(zeros_at)
+    zero = spread_over_lanes(zeros_at) if has_zeros else scale
     one = tl.zeros([outputs, tokens], tl.float32)
     two, three, four = one, one, one
-    for at in range(0, num_inputs, chunks * _CHUNK):
+    for at in range(0, num_inputs, chunks * apart * _CHUNK):
         for part in tl.static_range(chunks * units):
-            start = at + part * unit
+            skipped = part // units * apart
+            start = at + (first + skipped) * _CHUNK + part % units * unit
             if group > 0 and part % units == 0:
                 which = start // group
                 if not even:
@@ -135,13 +135,13 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
                 scale = one_of_pair(pair, which % 2 if chunks % 2 else part // units % 2) if paired else pair
                 if has_zeros:
                     zero = spread_over_lanes(zeros_at + which * scale_row)
-            rows = inputs_of(x_at + part * unit, is_token[None, :], start + column < num_inputs, even, alone)
+            x_part = x_at + skipped * _CHUNK + part % units * unit
+            codes_part = codes_at + (skipped * units + part % units) * step
+            rows = inputs_of(x_part, is_token[None, :], start + column < num_inputs, even, alone)
             if alone:
                 rows = rows.broadcast_to(unit, tokens)
-            if even:
-                loaded = tl.load(codes_at + part * step)
-            else:
-                loaded = tl.load(codes_at + part * step, (place * 0 + start < num_inputs)[:, None], 0)
+            there = (row * 0 + start < num_inputs)[:, None]
+            loaded = tl.load(codes_part) if even else tl.load(codes_part, there, 0)
             weights = factor_of(
                 loaded, scale, zero, tokens, outputs, unit, warps, kind, has_zeros, by_ptx, scale_type, dtype
             )
@@ -153,7 +153,7 @@ def _sums_of_codes(  # type: ignore[no-untyped-def]
                 three = tl.dot(weights, rows, three, input_precision=precision)
             else:
                 four = tl.dot(weights, rows, four, input_precision=precision)
-        x_at, codes_at = x_at + chunks * _CHUNK, codes_at + chunks * units * step
+        x_at, codes_at = x_at + chunks * apart * _CHUNK, codes_at + chunks * apart * units * step
     if chains == 4:
         one = one + two + three + four
     return one

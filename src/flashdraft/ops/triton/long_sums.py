@@ -6,6 +6,10 @@ c % CHAINS; the chains' sums are added one after the other. All products with su
 same weights as floats too: a token's bits do not depend on how many tokens there are.
 """
 
+from functools import cache
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,17 +21,26 @@ from flashdraft.ops.triton.dequantized import (
     floats_of,
     own_instruction,
     parts,
+    row_of,
     settings,
     spread_over_lanes,
     words_at,
 )
-from flashdraft.ops.triton.linear import inputs_of, launch_of, linear_of_codes, stands_alone, store_sums
+from flashdraft.ops.triton.linear import (
+    inputs_of,
+    launch_of,
+    linear_of_codes,
+    stands_alone,
+    store_sums,
+    sums_of_codes,
+)
 from flashdraft.ops.triton.tiling import Tiling
 
 CHAINS = 4
 _CHUNK = tl.constexpr(CHUNK)
 _CHAINS = tl.constexpr(CHAINS)
 _TILE_ROWS = tl.constexpr(TILE_ROWS)
+_COUNTERS = 1 << 16  # tiles of a launch at most, whose chains are in programs of their own
 
 
 def has_long_sums(weight: Tensor | QuantizedWeight) -> bool:
@@ -126,6 +139,37 @@ def _factor(  # type: ignore[no-untyped-def]
     return tile
 
 
+@triton.jit(do_not_specialize=["num_tokens", "scale_step"])  # type: ignore[untyped-decorator]
+def _chains_of_codes(  # type: ignore[no-untyped-def]
+    x, words, scales, zeros, bias, out, chain_sums, arrived, num_tokens, num_outputs, num_inputs, x_token, out_token,
+    word_row, scale_row, scale_step,
+    tokens: tl.constexpr, outputs: tl.constexpr, chunks: tl.constexpr, warps: tl.constexpr, group: tl.constexpr,
+    has_bias: tl.constexpr, precision: tl.constexpr, even: tl.constexpr, alone: tl.constexpr, kind: tl.constexpr,
+    has_zeros: tl.constexpr, by_ptx: tl.constexpr, scale_type: tl.constexpr, tiled: tl.constexpr,
+):  # fmt: skip
+    # A program has one chain of its outputs, and reads a quarter of x. The last of a tile's four that arrives adds all.
+    token, place = tl.program_id(0) * tokens + tl.arange(0, tokens), tl.arange(0, outputs)
+    block, chain = tl.program_id(1) // _CHAINS, tl.program_id(1) % _CHAINS
+    row = tl.minimum(block * outputs + place, num_outputs - 1)
+    summed = sums_of_codes(
+        x, words, scales, zeros, token, row, chain, num_tokens, num_inputs, x_token, word_row, scale_row, scale_step,
+        tokens, outputs, chunks, _CHAINS, warps, group, 1, precision, even, alone, kind, has_zeros, by_ptx, scale_type,
+        out.dtype.element_ty, tiled, False,
+    )  # fmt: skip
+    tile = tl.program_id(0) * (tl.num_programs(1) // _CHAINS) + block
+    cell = place[:, None] * tokens + tl.arange(0, tokens)[None, :]
+    sums_at = chain_sums + tile * (_CHAINS * outputs * tokens) + cell
+    tl.store(sums_at + chain * (outputs * tokens), summed)
+    tl.debug_barrier()  # all threads' sums are there before one of them says so
+    if tl.atomic_add(arrived + tile, 1, sem="acq_rel") == _CHAINS - 1:
+        total = tl.load(sums_at, cache_modifier=".cg")
+        for other in tl.static_range(1, _CHAINS):
+            total += tl.load(sums_at + other * (outputs * tokens), cache_modifier=".cg")
+        tl.atomic_xchg(arrived + tile, 0, sem="relaxed")
+        output = block * outputs + row_of(place, warps)
+        store_sums(total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
     x, weights, bias, out, num_tokens, num_outputs, num_inputs, out_token,
@@ -148,6 +192,25 @@ def _linear(  # type: ignore[no-untyped-def]
     store_sums(total, bias, out, token, output, num_tokens, num_outputs, out_token, has_bias)
 
 
+@cache
+def counters(device: torch.device) -> Tensor:
+    """Zeros, int32 [_COUNTERS], which each launch leaves as such. Launches of a device run one after the other.
+
+    Whoever records launches has run them before (ops/recorded.py): a recording would make the zeros its own.
+    """
+    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+    return torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+
+
+def _by_chains(grid: tuple[int, int], **common: Any) -> None:
+    assert common["outputs"] % (16 * common["warps"]) == 0
+    tiles, device = grid[0] * grid[1], common["x"].device
+    assert tiles <= _COUNTERS
+    cells = tiles * CHAINS * common["outputs"] * common["tokens"]
+    sums = torch.empty(cells, dtype=torch.float32, device=device)
+    _chains_of_codes[grid[0], grid[1] * CHAINS](chain_sums=sums, arrived=counters(device), **common)
+
+
 def long_sums_linear(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
@@ -158,8 +221,9 @@ def long_sums_linear(
     """As linear.few_tokens_linear, in chains; the bits of ``weight`` in codes and as floats are the same.
 
     In codes, a tile's inputs are whole chunks of all chains, and its warps have chains of their own, or all together
-    where four have 64 outputs: faster from some 32 tokens on. As floats, its inputs are a part of a chunk, and rows of
-    ``x`` begin at multiples of 16 bytes, or are copied.
+    where four have 64 outputs. Where they are fewer chunks, or no whole ones of all chains, a program has one chain:
+    faster for some 32 tokens. As floats, inputs are a part of a chunk, and rows of ``x`` begin at multiples of 16
+    bytes, or are copied.
     """
     tokens = tiling.tokens if isinstance(weight, Tensor) else tiling.tokens_for(len(x))
     grid, out, common = launch_of(x, weight, tiling, tokens, bias, out)
@@ -170,17 +234,21 @@ def long_sums_linear(
         rows = TensorDescriptor.from_tensor(x, [tokens, tiling.inputs])
         _linear[grid](rows, tiles, inputs=tiling.inputs, **common)
         return out
+    own = tiling.inputs % (CHAINS * CHUNK) != 0  # programs have chains of their own
+    chunks, period = tiling.inputs // CHUNK, tiling.inputs * (CHAINS if own else 1)
     common |= parts(weight) | settings(weight) | {
         "x": x, "x_token": x.stride(0), "warps": tiling.warps, "alone": stands_alone(x, weight),
-        "group": weight.group if len(weight.scales) > 1 else 0, "even": x.shape[1] % tiling.inputs == 0,
+        "group": weight.group if len(weight.scales) > 1 else 0, "even": x.shape[1] % period == 0,
     }  # fmt: skip
-    assert tiling.inputs % (CHAINS * CHUNK) == 0
+    assert tiling.inputs % CHUNK == 0
     assert not weight.is_paired
-    if tiling.outputs % 64 == 0 and tiling.warps == 4:
+    if own:
+        _by_chains(grid, chunks=chunks, **common)
+    elif tiling.outputs % 64 == 0 and tiling.warps == 4:
         only_codes = {"beside": out, "num_beside": 0, "has_beside": False, "gated": False, "paired": False}
-        linear_of_codes[grid](chunks=tiling.inputs // CHUNK, chains=CHAINS, **only_codes, **common)
+        linear_of_codes[grid](chunks=chunks, chains=CHAINS, **only_codes, **common)
     else:
         assert tiling.outputs % 16 == 0
         assert CHAINS % tiling.warps == 0
-        _linear_of_codes[grid](rounds=tiling.inputs // (CHAINS * CHUNK), **common)
+        _linear_of_codes[grid](rounds=chunks // CHAINS, **common)
     return out
