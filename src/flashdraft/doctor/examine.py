@@ -281,6 +281,8 @@ def _no_better(found: Trial, others: list[Trial], num_untried: int) -> str:
     ``num_untried``: readings that there was no time for, of which nothing is said.
     """
     best = max(others, key=lambda trial: trial.acceptance_length, default=found)
+    if num_untried and not others:
+        return "there was no time to read the drafter otherwise (--max-seconds gives more)"
     which = "no other reading of the drafter"
     if num_untried:
         which = f"none of the {len(others)} other readings that were tried ({num_untried} were not: --max-seconds)"
