@@ -19,9 +19,7 @@ _FIRST, _NOISE, _DRIFT, _PACE_DRIFT = 0.3, 0.05, 0.003, 0.05
 _KINSHIP = 3.0  # doublings of rows and tokens over which what is learned of a shape fades to a third
 _FAR = 1e3  # doublings: of what no other part tells of
 _MOST_SLOWER = 0.7  # logarithm: a step that something else disturbed teaches no more than a factor of 2
-_TAUGHT_BY = (
-    4  # recorded steps of one shape, whose median teaches: what disturbs some of them teaches nothing
-)
+_TAUGHT_BY = 4  # recorded steps of a shape, whose median teaches: what disturbs one of them does not
 
 
 @dataclass

@@ -130,11 +130,8 @@ def _answer_into(
                 rate = f"{num_tokens / (progress.tasks[bar].elapsed or 1.0):,.0f} tokens/s"
                 progress.update(bar, advance=len(answers), note=rate)
                 if not progress.console.is_terminal and time.monotonic() - told_at >= SECONDS_PER_LINE:
-                    told_at, done = (
-                        time.monotonic(),
-                        f"{progress.tasks[bar].completed:,.0f} of {len(requests):,}",
-                    )
-                    progress.console.print(f"{done} answers, {rate}", highlight=False)
+                    told_at, done = time.monotonic(), f"{progress.tasks[bar].completed:,.0f}"
+                    progress.console.print(f"{done} of {len(requests):,} answers, {rate}", highlight=False)
         finally:
             if pending:
                 _write_shard(folder, pending)

@@ -17,7 +17,7 @@ _PIECE = 1024  # logits of a program: few rows have enough programs, and no row'
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _keyed(order, place, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
+def keyed(order, place, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
     """Numbers that are larger where ``order`` is, and of equals where ``place`` is less."""
     narrow = (order << 16) | (0xFFFF - place)
     return narrow if is_narrow else (order.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
@@ -29,12 +29,13 @@ def _order_of(key, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _place_of(key, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
+def place_of(key, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The place that :func:`keyed` was given."""
     return 0xFFFF - (key & 0xFFFF) if is_narrow else (0x7FFFFFFF - (key & 0x7FFFFFFF)).to(tl.int32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _ordered(values, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
+def ordered(values, is_narrow: tl.constexpr):  # type: ignore[no-untyped-def]
     """int32 that are larger where ``values`` are, of 16 bits where those have no more; no number is infinite."""
     ranked = tl.where(values != values, float("inf"), values).to(values.dtype)
     if is_narrow:
@@ -58,7 +59,7 @@ def _valued(order, kind: tl.constexpr, is_narrow: tl.constexpr):  # type: ignore
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _largest(keys, least, count, tile: tl.constexpr):  # type: ignore[no-untyped-def]
+def largest_of(keys, least, count, tile: tl.constexpr):  # type: ignore[no-untyped-def]
     """The ``count`` largest of ``keys``, no two alike, in order; ``least`` behind them."""
     number = tl.arange(0, tile)
     kept = tl.zeros([tile], keys.dtype) + least
@@ -78,8 +79,8 @@ def _piece_kernel(  # type: ignore[no-untyped-def]
     place = tl.arange(0, piece)
     there = number * piece + place < vocab_size
     values = tl.load(logits + token * logits_token + number * piece + place, there, float("-inf"))
-    own = tl.where(there, _keyed(_ordered(values, is_narrow), place, is_narrow), least)
-    kept = _largest(own, least, count, tile)
+    own = tl.where(there, keyed(ordered(values, is_narrow), place, is_narrow), least)
+    kept = largest_of(own, least, count, tile)
     tl.store(keys + (token * pieces + number) * tile + tl.arange(0, tile), kept)
     wide = values.to(tl.float32)
     best = tl.max(tl.where(wide != wide, float("inf"), wide), 0)
@@ -97,13 +98,13 @@ def _join_kernel(  # type: ignore[no-untyped-def]
     token, at = tl.program_id(0).to(tl.int64), tl.arange(0, all_pieces * tile)
     keys += token * pieces * tile
     own = tl.load(keys + at, at < pieces * tile, least)
-    kept = _largest(
-        tl.where(own == least, least, _keyed(_order_of(own, is_narrow), at, is_narrow)), least, count, tile
+    kept = largest_of(
+        tl.where(own == least, least, keyed(_order_of(own, is_narrow), at, is_narrow)), least, count, tile
     )
     number = tl.arange(0, tile)
     is_kept = number < count
-    chosen = tl.where(is_kept, _place_of(kept, is_narrow), 0)
-    found = chosen // tile * piece + _place_of(tl.load(keys + chosen), is_narrow)
+    chosen = tl.where(is_kept, place_of(kept, is_narrow), 0)
+    found = chosen // tile * piece + place_of(tl.load(keys + chosen), is_narrow)
     part = tl.arange(0, all_pieces)
     there = part < pieces
     best_of = tl.load(bests + token * pieces + part, there, float("-inf"))

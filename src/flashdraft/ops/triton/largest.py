@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashdraft.ops.triton.chosen_drafts import _keyed, _largest, _ordered, _place_of
+from flashdraft.ops.triton.chosen_drafts import keyed, largest_of, ordered, place_of
 
 _PIECE = 64  # values of a piece: the second pass looks at so many for each id that is wanted
 _TILE = 8192  # values of a program of the first
@@ -32,14 +32,14 @@ def _chosen_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     token, number, rank = tl.program_id(0).to(tl.int64), tl.arange(0, all_pieces), tl.arange(0, tile)
     own = tl.load(most + token * pieces + number, number < pieces, float("-inf"))
-    keys = tl.where(number < pieces, _keyed(_ordered(own, is_narrow), number, is_narrow), least)
-    kept = _largest(keys, least, count, tile)
-    first = tl.where(kept == least, vocab_size, _place_of(kept, is_narrow) * piece)
+    keys = tl.where(number < pieces, keyed(ordered(own, is_narrow), number, is_narrow), least)
+    kept = largest_of(keys, least, count, tile)
+    first = tl.where(kept == least, vocab_size, place_of(kept, is_narrow) * piece)
     at = first[:, None] + tl.arange(0, piece)[None, :]
     values = tl.ravel(tl.load(logits + token * logits_token + at, at < vocab_size, float("-inf")))
     place = tl.arange(0, tile * piece)
-    keys = tl.where(tl.ravel(at) < vocab_size, _keyed(_ordered(values, is_narrow), place, is_narrow), least)
-    chosen = _place_of(_largest(keys, least, count, tile), is_narrow)
+    keys = tl.where(tl.ravel(at) < vocab_size, keyed(ordered(values, is_narrow), place, is_narrow), least)
+    chosen = place_of(largest_of(keys, least, count, tile), is_narrow)
     start = tl.sum(tl.where(rank[None, :] == (chosen // piece)[:, None], first[None, :], 0), 1)
     tl.store(token_ids + token * count + rank, (start + chosen % piece).to(tl.int64), rank < count)
 
